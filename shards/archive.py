@@ -1,0 +1,187 @@
+"""Tars of samples: written deterministically, read in place.
+
+Plain ustar without times or owners, in WebDataset's conventions. A sample's members stand together, its JSON first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import tarfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from shards import codec
+from shards.errors import BadShard
+from shards.format import KEY, META_EXTENSION, FieldName, frame_fields
+from shards.sample import FrameTensors, Sample
+
+BLOCK = tarfile.BLOCKSIZE
+_END = bytes(2 * BLOCK)
+_MAX_META = 64 << 20
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a sample stands in its tar."""
+
+    key: str
+    offset: int
+    """Of its first member's header, in bytes."""
+    size: int
+    """From there to the end of its last member's padding, in bytes."""
+    crc32: int
+    """Of these bytes."""
+
+
+def _encode(frame: FrameTensors, name: FieldName) -> bytes:
+    value = getattr(frame, name)
+    if name == "masks":
+        return codec.encode_masks(value)
+    return codec.encode_prompts(value) if name == "prompt_masks" else codec.encode_picture(value)
+
+
+def encode_sample(sample: Sample) -> list[tuple[str, bytes]]:
+    """A sample's members, (name, bytes), in the tar's order."""
+    if not KEY.fullmatch(sample.key):
+        raise ValueError(f"not a key: {sample.key!r}")
+    fields = frame_fields(len(sample.frames))
+    names = len(fields) // len(sample.frames)
+    blobs = [_encode(sample.frames[i // names], field.name) for i, field in enumerate(fields)]
+    checksums = {str(field): zlib.crc32(blob) for field, blob in zip(fields, blobs, strict=True)}
+    meta = json.dumps({**sample.meta, "crc32": checksums}, ensure_ascii=False, sort_keys=True).encode()
+    members = [(f"{sample.key}.{META_EXTENSION}", meta)]
+    members += [(f"{sample.key}.{f}.{f.extension}", blob) for f, blob in zip(fields, blobs, strict=True)]
+    return members
+
+
+class ShardWriter:
+    """Writes samples into an open binary file; `close` ends the tar."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._sha256 = hashlib.sha256()
+        self.size = 0
+        self.entries: list[Entry] = []
+
+    def _put(self, data: bytes) -> None:
+        self._file.write(data)
+        self._sha256.update(data)
+        self.size += len(data)
+
+    def write(self, sample: Sample) -> None:
+        offset, crc32 = self.size, 0
+        for name, blob in encode_sample(sample):
+            info = tarfile.TarInfo(name)  # its defaults: mode 0644, no owner, time 0
+            info.size = len(blob)
+            for data in (info.tobuf(tarfile.USTAR_FORMAT), blob, bytes(-len(blob) % BLOCK)):
+                crc32 = zlib.crc32(data, crc32)
+                self._put(data)
+        self.entries.append(Entry(sample.key, offset, self.size - offset, crc32))
+
+    def close(self) -> str:
+        """End the tar; return the SHA-256 of all of it, hexadecimal."""
+        self._put(_END)
+        self._put(bytes(-self.size % tarfile.RECORDSIZE))
+        return self._sha256.hexdigest()
+
+
+class MappedTar:
+    """A tar mapped into memory. Members are views of the mapped file: nothing is copied until it is decoded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with open(path, "rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise BadShard("cannot be read", where=str(path), met=str(error), wanted="a tar") from None
+        self.view = memoryview(self._map)
+
+    def __len__(self) -> int:
+        return len(self.view)
+
+    def members(self, offset: int = 0, size: int | None = None) -> Iterator[tuple[int, str, memoryview]]:
+        """Yield (offset of the header, name, bytes) of the members between `offset` and `offset + size`.
+
+        Without `size`, up to the end of the archive, which must be there. Raises `BadShard` on anything but a regular
+        file under a plain name.
+        """
+        end = len(self.view) if size is None else offset + size
+        while offset < end:
+            header = bytes(self.view[offset : offset + BLOCK])
+            if not any(header):
+                rest = self.view[offset:]
+                if size is None and len(_END) <= len(rest) <= tarfile.RECORDSIZE + BLOCK and not any(rest):
+                    return
+                raise BadShard("end of archive in the wrong place", where=self._at(offset))
+            try:
+                info = tarfile.TarInfo.frombuf(header, "ascii", "strict")
+            except (tarfile.HeaderError, UnicodeDecodeError, ValueError) as error:
+                raise BadShard("broken tar header", where=self._at(offset), met=str(error)) from None
+            start = offset + BLOCK
+            stop = start + info.size
+            if not info.isreg() or "/" in info.name or "\\" in info.name or info.name.startswith("."):
+                met = f"{info.name!r}, type {info.type!r}"
+                raise BadShard("not a plain file", where=self._at(offset), met=met, wanted="KEY.FIELD.EXTENSION")
+            if info.size < 0 or stop > end:
+                met = f"{info.size} bytes"
+                raise BadShard("member leaves its place", where=self._at(offset), met=met, wanted=f"<= {end - start}")
+            yield offset, info.name, self.view[start:stop]
+            offset = stop + -info.size % BLOCK
+        if size is None:
+            raise BadShard("no end of archive", where=str(self.path), wanted="two zero blocks", do="write it again")
+
+    def _at(self, offset: int) -> str:
+        return f"{self.path} at byte {offset}"
+
+
+def parse_meta(data: memoryview | bytes) -> dict[str, Any]:
+    """A sample's JSON; raise `BadShard` unless it is an object with frames, objects and checksums."""
+    if len(data) > _MAX_META:
+        raise BadShard("JSON too large", met=f"{len(data)} bytes", wanted=f"<= {_MAX_META}")
+    try:
+        meta = json.loads(bytes(data))
+    except (ValueError, RecursionError) as error:
+        raise BadShard("not JSON", met=str(error)) from None
+    lists = ("frames", "objects")
+    if (
+        not isinstance(meta, dict)
+        or not all(isinstance(meta.get(name), list) and meta[name] for name in lists)
+        or not all(isinstance(item, dict) for name in lists for item in meta[name])
+        or not isinstance(meta.get("crc32"), dict)
+        or len(meta["frames"]) > 99
+    ):
+        raise BadShard("JSON of a sample", met=str(meta)[:80], wanted="an object with frames, objects and crc32")
+    return meta
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """(key, rest) of a member's name."""
+    key, _, rest = name.partition(".")
+    if not KEY.fullmatch(key) or not rest:
+        raise BadShard("member's name", met=name, wanted="KEY.FIELD.EXTENSION")
+    return key, rest
+
+
+def group_members(
+    members: Iterator[tuple[int, str, memoryview]],
+) -> Iterator[tuple[str, int, dict[str, memoryview]]]:
+    """Group neighbouring members into samples: (key, offset, {rest of the name: bytes})."""
+    key, first = "", 0
+    group: dict[str, memoryview] = {}
+    for offset, name, data in members:
+        member_key, rest = split_name(name)
+        if member_key != key:
+            if group:
+                yield key, first, group
+            key, first, group = member_key, offset, {}
+        if rest in group:
+            raise BadShard("member stands twice", where=key, met=rest)
+        group[rest] = data
+    if group:
+        yield key, first, group

@@ -1,0 +1,165 @@
+"""How each format is stored: lossless, deterministic, decoded straight into the caller's buffer.
+
+Pictures: RGB turned into (R - G, G, B - G), each row minus the row above (PNG's "Up" filter), all modulo 256, then one
+zstd frame. Masks: one zstd frame of packed bits an object, so that one is decoded without the others. Prompts: npy.
+The choice among the codecs that were measured is explained in `docs/FORMAT.md`.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+from shards.errors import BadShard
+
+Buffer = bytes | memoryview
+UInt8 = NDArray[np.uint8]
+Bool = NDArray[np.bool_]
+
+_LEVEL = 1  # a higher level costs 4 to 7 times the time for 3 % of the size
+_ROW_BLOCKS = 32  # both picture sizes are multiples of it
+_MAX_OBJECTS = 1 << 16
+_local = threading.local()
+
+
+def _decompressor() -> zstandard.ZstdDecompressor:
+    # A (de)compressor must not be shared by threads.
+    if not hasattr(_local, "decompressor"):
+        _local.decompressor = zstandard.ZstdDecompressor()
+    return _local.decompressor
+
+
+def _compress(data: Any) -> bytes:
+    if not hasattr(_local, "compressor"):
+        _local.compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False, write_content_size=True)
+    return bytes(_local.compressor.compress(data))
+
+
+def _decompress_into(data: Buffer, out: NDArray[Any]) -> None:
+    """Fill the contiguous array `out`; raise `BadShard` unless `data` holds exactly that many bytes."""
+    view = memoryview(out.data).cast("B")
+    try:
+        size = zstandard.get_frame_parameters(data).content_size
+        if size != len(view):
+            raise BadShard("zstd frame of another size", met=f"{size} bytes", wanted=f"{len(view)} bytes")
+        with _decompressor().stream_reader(data, read_across_frames=True) as reader:
+            done = 0
+            while done < len(view):
+                count = reader.readinto(view[done:])
+                if not count:
+                    raise BadShard("zstd frame ends early", met=f"{done} bytes", wanted=f"{len(view)} bytes")
+                done += count
+            if reader.read(1):
+                raise BadShard("bytes after the zstd frame", wanted="one frame")
+    except zstandard.ZstdError as error:
+        raise BadShard("not a zstd frame", met=str(error), do="write the shard again") from None
+
+
+def encode_picture(picture: UInt8) -> bytes:
+    """Encode (3, S, S) uint8 RGB."""
+    decorrelated = picture.copy()
+    decorrelated[0] -= picture[1]
+    decorrelated[2] -= picture[1]
+    filtered = decorrelated.copy()
+    filtered[:, 1:] -= decorrelated[:, :-1]
+    return _compress(filtered)
+
+
+def decode_picture(data: Buffer, size: int, out: UInt8 | None = None) -> UInt8:
+    """Decode to (3, size, size) uint8 RGB, into `out` (contiguous) where it is given."""
+    if out is None:
+        out = np.empty((3, size, size), np.uint8)
+    _decompress_into(data, out)
+    # The prefix sum over rows, in blocks: each addition covers one row of all blocks at once, so that some sixty calls
+    # to numpy do the work of `size`, and the interpreter lock is free during each.
+    blocks = out.reshape(3, _ROW_BLOCKS, size // _ROW_BLOCKS, size)
+    for row in range(1, blocks.shape[2]):
+        blocks[:, :, row] += blocks[:, :, row - 1]
+    for block in range(1, _ROW_BLOCKS):
+        blocks[:, block] += blocks[:, block - 1, -1:]
+    out[0] += out[1]
+    out[2] += out[1]
+    return out
+
+
+def normalise(
+    picture: UInt8, mean: Sequence[float], std: Sequence[float], out: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    """(v / 255 - mean) / std for (3, S, S) uint8, in float32.
+
+    In this order of operations the result is bit-equal to torchvision's ToTensor + Normalize; folding the constants
+    into one multiplication is not.
+    """
+    if out is None:
+        out = np.empty(picture.shape, np.float32)
+    np.divide(picture, np.float32(255), out=out, dtype=np.float32)
+    np.subtract(out, np.asarray(mean, np.float32)[:, None, None], out=out)
+    np.divide(out, np.asarray(std, np.float32)[:, None, None], out=out)
+    return out
+
+
+def encode_masks(masks: Bool) -> bytes:
+    """Encode (N, S, S) bool: N, the N end offsets of the frames that follow (all uint32, little endian), the frames."""
+    frames = [_compress(np.packbits(mask)) for mask in masks]
+    ends = np.cumsum([len(frame) for frame in frames])
+    return np.array([len(frames), *ends], "<u4").tobytes() + b"".join(frames)
+
+
+def count_masks(data: Buffer) -> int:
+    """How many objects an encoded `masks` member holds."""
+    count = int(np.frombuffer(data[:4], "<u4")[0]) if len(data) >= 4 else -1
+    if not 0 <= count <= min(_MAX_OBJECTS, len(data) // 4 - 1):
+        raise BadShard("impossible number of masks", met=str(count), wanted=f"0 to {max(0, len(data) // 4 - 1)}")
+    return count
+
+
+def decode_masks(data: Buffer, size: int, objects: Sequence[int] | None = None, out: Bool | None = None) -> Bool:
+    """Decode the masks of `objects` (positions; all by default) to (len(objects), size, size) bool."""
+    count = count_masks(data)
+    ends = np.frombuffer(data[4 : 4 + 4 * count], "<u4").astype(np.int64)
+    starts = np.concatenate([[0], ends])[:-1] if count else ends
+    payload = memoryview(data)[4 + 4 * count :]
+    if count and (np.any(starts > ends) or ends[-1] != len(payload)):
+        raise BadShard("offsets of masks do not fit", met=str(ends.tolist()[-3:]), wanted=f"rising to {len(payload)}")
+    objects = range(count) if objects is None else objects
+    if out is None:
+        out = np.empty((len(objects), size, size), np.bool_)
+    packed = np.empty(size * size // 8, np.uint8)
+    for row, position in enumerate(objects):
+        if not 0 <= position < count:
+            raise BadShard("no such object", met=str(position), wanted=f"0 to {count - 1}")
+        _decompress_into(payload[starts[position] : ends[position]], packed)
+        out[row] = np.unpackbits(packed).view(np.bool_).reshape(size, size)
+    return out
+
+
+def encode_prompts(prompts: Bool) -> bytes:
+    """Encode (N, G, G) bool as npy, version 1.0."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(prompts), version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def decode_prompts(data: Buffer, grid: int) -> Bool:
+    """Decode to (N, grid, grid) bool."""
+    buffer = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(buffer)
+        if version != (1, 0):
+            raise BadShard("npy version", met=str(version), wanted="(1, 0)")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(buffer)
+    except ValueError as error:
+        raise BadShard("not an npy file", met=str(error)) from None
+    body = buffer.read()
+    if dtype != np.bool_ or fortran or len(shape) != 3 or shape[1:] != (grid, grid) or len(body) != np.prod(shape):
+        raise BadShard("npy", met=f"{dtype} {shape}, {len(body)} bytes", wanted=f"bool (N, {grid}, {grid})")
+    flat = np.frombuffer(body, np.uint8)
+    if flat.size and flat.max() > 1:
+        raise BadShard("prompt masks are not binary", met=str(int(flat.max())), wanted="0 or 1")
+    return flat.view(np.bool_).reshape(shape).copy()

@@ -1,0 +1,85 @@
+"""Names, shapes and ranges of the shard format, version 1. `docs/FORMAT.md` is the specification in words."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Literal
+
+import numpy as np
+
+from shards.errors import BadShard
+from shards.recipe import Recipe
+
+FORMAT = "sa2va-shards"
+VERSION = 1
+MANIFEST, INDEX, LEDGER = "manifest.json", "index.npy", "ledger.jsonl"
+META_EXTENSION = "json"
+
+FieldName = Literal["pixel_values", "g_pixel_values", "prompt_masks", "masks"]
+# In the order in which a frame's members stand in the tar. Extensions name the codec (see `shards.codec`).
+EXTENSIONS: dict[FieldName, str] = {
+    "pixel_values": "up.zst",
+    "g_pixel_values": "up.zst",
+    "prompt_masks": "npy",
+    "masks": "bits.zst",
+}
+_FIELD = re.compile(r"(pixel_values|g_pixel_values|prompt_masks|masks)([1-9][0-9]?)?")
+KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+@dataclass(frozen=True)
+class Field:
+    """One of the four formats, for one frame."""
+
+    name: FieldName
+    frame: int | None
+    """Counted from 1; None in a sample of a single frame."""
+
+    @classmethod
+    def parse(cls, text: str) -> Field:
+        match = _FIELD.fullmatch(text)
+        if match is None:
+            raise BadShard("unknown field", met=text, wanted=" | ".join(EXTENSIONS) + ", then the frame's number")
+        return cls(match[1], int(match[2]) if match[2] else None)  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        return self.name if self.frame is None else f"{self.name}{self.frame}"
+
+    @property
+    def extension(self) -> str:
+        return EXTENSIONS[self.name]
+
+    def shape(self, recipe: Recipe, objects: int) -> tuple[int, ...]:
+        """The shape that the reader returns."""
+        return {
+            "pixel_values": (3, recipe.vision_size, recipe.vision_size),
+            "g_pixel_values": (3, recipe.sam_size, recipe.sam_size),
+            "prompt_masks": (objects, recipe.grid, recipe.grid),
+            "masks": (objects, recipe.sam_size, recipe.sam_size),
+        }[self.name]
+
+    @property
+    def dtype(self) -> np.dtype[np.generic]:
+        """The dtype that the reader returns."""
+        kinds = {"pixel_values": np.float32, "g_pixel_values": np.uint8, "prompt_masks": np.bool_, "masks": np.bool_}
+        return np.dtype(kinds[self.name])
+
+
+def frame_fields(frames: int) -> list[Field]:
+    """The fields of a sample of `frames` frames, in the tar's order."""
+    numbers: list[int | None] = [None] if frames == 1 else [*range(1, frames + 1)]
+    return [Field(name, number) for number in numbers for name in EXTENSIONS]
+
+
+def key_for(path: PurePosixPath | str) -> str:
+    """A key for the raw file at `path` (relative to the source's root): unique, stable, free of dots and slashes.
+
+    The file's stem stays readable; a hash of the whole path keeps equal stems of different folders apart.
+    """
+    path = PurePosixPath(path)
+    readable = re.sub(r"[^A-Za-z0-9_-]+", "_", path.name.split(".")[0])[:40].strip("_")
+    digest = hashlib.sha256(str(path).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return f"{readable or 'sample'}-{digest}"

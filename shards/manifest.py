@@ -1,0 +1,135 @@
+"""What a finished shard set says of itself: manifest, index of samples, ledger of what was left out."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.archive import Entry
+from shards.errors import BadShard, UserError
+from shards.format import FORMAT, INDEX, LEDGER, MANIFEST, VERSION
+from shards.recipe import Recipe
+
+INDEX_DTYPE = np.dtype([("key", "S64"), ("shard", "<u4"), ("offset", "<u8"), ("size", "<u8"), ("crc32", "<u4")])
+"""A row a sample, in the order of the set. `shard` counts the manifest's list of shards from 0."""
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class LedgerLine:
+    """One raw input that did not become a sample."""
+
+    path: str
+    """Relative to the source's root."""
+    reason: str
+    """A short phrase, the same for all inputs with this fault."""
+    detail: str
+    """What was met and what was wanted."""
+    bad: bool
+    """False where the input is sound and the recipe leaves it out."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    source: str
+    recipe: Recipe
+    plan: str
+    """Hash of all that the set was made from: inputs with their sizes, recipe, options."""
+    options: dict[str, Any]
+    """Of the source; whoever derives the samples again needs them."""
+    inputs: int
+    samples: int
+    objects: int
+    left_out: dict[str, int]
+    """Inputs that did not become samples, by reason."""
+    notes: dict[str, int]
+    """What was counted on the way: regions filled, objects dropped, grey pixels in masks, ..."""
+    shards: tuple[ShardInfo, ...]
+    index_sha256: str
+    ledger_sha256: str
+
+    def to_bytes(self) -> bytes:
+        body = {"format": FORMAT, "version": VERSION, "recipe_hash": self.recipe.digest, **asdict(self)}
+        return (json.dumps(body, indent=1, sort_keys=True) + "\n").encode()
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """The manifest in `folder`; raises `BadShard` where it is missing or not what the format says."""
+        path = folder / MANIFEST
+        do = "finish the set with the same `cli.py shard` command"
+        try:
+            body = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            raise BadShard("no manifest: not a finished shard set", where=str(path), do=do) from None
+        except (OSError, ValueError) as error:
+            raise BadShard("not a manifest", where=str(path), met=str(error), do=do) from None
+        if not isinstance(body, dict) or body.pop("format", None) != FORMAT:
+            raise BadShard("not a manifest of ours", where=str(path), wanted=f"format {FORMAT}")
+        version = body.pop("version", None)
+        if version != VERSION:
+            do = "use the release that wrote it, or write it again"
+            raise BadShard("format version", where=str(path), met=str(version), wanted=str(VERSION), do=do)
+        try:
+            recipe = Recipe.from_json(body.pop("recipe", None), where=str(path))
+            digest = body.pop("recipe_hash", None)
+            shards = tuple(ShardInfo(**shard) for shard in body.pop("shards"))
+            manifest = cls(recipe=recipe, shards=shards, **body)
+        except (TypeError, KeyError) as error:
+            raise BadShard("not a manifest of this version", where=str(path), met=str(error)) from None
+        if digest != recipe.digest:
+            raise BadShard("recipe and its hash differ", where=str(path), met=str(digest), wanted=recipe.digest)
+        for name in (shard.name for shard in shards):
+            if Path(name).name != name or not name.endswith(".tar"):
+                raise BadShard("name of a shard", where=str(path), met=name, wanted="a tar in the same folder")
+        return manifest
+
+
+def pack_index(entries: Iterable[Iterable[Entry]]) -> bytes:
+    """The index file of a set: `entries[i]` are the samples of shard i."""
+    rows = [(e.key.encode(), i, e.offset, e.size, e.crc32) for i, shard in enumerate(entries) for e in shard]
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.array(rows, INDEX_DTYPE), version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def read_index(folder: Path) -> NDArray[Any]:
+    """The index of the set in `folder`, mapped: rows of `INDEX_DTYPE`."""
+    path = folder / INDEX
+    try:
+        index = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise BadShard("not an index", where=str(path), met=str(error)) from None
+    if index.dtype != INDEX_DTYPE or index.ndim != 1:
+        raise BadShard("not an index", where=str(path), met=str(index.dtype), wanted=str(INDEX_DTYPE))
+    return index
+
+
+def pack_ledger(lines: Iterable[LedgerLine]) -> bytes:
+    return "".join(json.dumps(asdict(line), ensure_ascii=False) + "\n" for line in lines).encode()
+
+
+def read_ledger(folder: Path) -> list[LedgerLine]:
+    path = folder / LEDGER
+    try:
+        return [LedgerLine(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError("not a ledger", where=str(path), met=str(error)) from None
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
