@@ -15,9 +15,9 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def atomic_write(path: Path, data: bytes) -> None:
-    """Write `data` to a temporary name beside `path`, sync it, rename it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def atomic_write(path: Path, data: bytes, temporary_folder: Path | None = None) -> None:
+    """Write `data` under a temporary name (beside `path`, or in a folder on the same disk), sync it, rename it."""
+    temporary = (temporary_folder or path.parent) / f".{path.name}.{os.getpid()}.tmp"
     try:
         with open(temporary, "wb") as file:
             file.write(data)

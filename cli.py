@@ -1,0 +1,127 @@
+"""The command line. It parses and calls; what the verbs do is in `pipeline/` and `shards/`.
+
+Heavy imports stand inside the verbs, so that help answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Segmentation data for Sa2VA: raw datasets into shards, shards checked and looked at.",
+)
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_size(text: str) -> int:
+    """Bytes from a size such as 1GB, 500MB or 64MiB."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if match is None or match[2].upper() not in _UNITS or float(match[1]) <= 0:
+        raise typer.BadParameter(f"met {text!r}; wanted a size such as 1GB, 500MB or 64MiB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+@app.command()
+def shard(
+    source: Annotated[str, typer.Option(help="Dataset to read; docs/datasets/ lists them.")],
+    out: Annotated[Path, typer.Option(help="Folder that gets a folder named after the source.")],
+    root: Annotated[Path | None, typer.Option(help="Folder of the raw data.  [default: data/SOURCE]")] = None,
+    recipe: Annotated[str, typer.Option(help="How the tensors are made: default or sa2va.")] = "default",
+    prompt_pooling: Annotated[
+        str | None,
+        typer.Option(help="Pool prompt cells otherwise than the recipe: center, corner or area."),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = os.cpu_count() or 1,
+    shard_size: Annotated[str, typer.Option(help="Size that a tar should have, about.")] = "1GB",
+    limit: Annotated[int | None, typer.Option(min=1, help="Take the first N inputs only.")] = None,
+    max_bad: Annotated[float, typer.Option(min=0, max=1, help="Share of bad inputs that stops the run.")] = 0.05,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a set that was made otherwise.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")] = False,
+) -> None:
+    """Decode a raw dataset once into WebDataset shards that hold all four tensors.
+
+    May be stopped at any moment: the same command goes on and ends with the same bytes.
+    """
+    from functools import partial
+
+    from pipeline.plan import make_plan
+    from pipeline.run import run
+    from pipeline.show import show_plan, show_summary
+    from pipeline.sources import source_named
+    from shards.recipe import named_recipe
+
+    dataset, chosen = source_named(source), named_recipe(recipe, prompt_pooling)
+    make = partial(make_plan, dataset, root or Path("data", source), chosen, parse_size(shard_size), limit)
+    if dry_run:
+        show_plan(make(), out / source)
+    else:
+        show_summary(run(lambda known: make(known=known), out / source, workers, max_bad, overwrite))
+
+
+@app.command("verify-shard")
+def verify_shard(
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Tars, folders of shard sets, or globs.")],
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="ROOT", help="Derive every sample again from the raw data in ROOT and compare all bits."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = os.cpu_count() or 1,
+) -> None:
+    """Check shards: structure, shape, dtype, range, checksums, and that the four formats agree.
+
+    Exit status 0 only if all holds; each failure names shard, key, field, the value met and the value wanted.
+    """
+    import json
+    from functools import partial
+
+    from pipeline.derive import derive, same_inputs
+    from shards.verify import verify
+
+    report = verify(
+        paths,
+        derive=partial(derive, against) if against else None,
+        same_inputs=partial(same_inputs, against) if against else None,
+        workers=workers,
+    )
+    print(json.dumps(report.to_json(), indent=1) if as_json else report.table())
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def preview(
+    path: Annotated[Path, typer.Argument(help="Folder of a shard set, or one of its tars.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the page.  [default: runs/preview/NAME]")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Samples to show, spread over the set.")] = 8,
+) -> None:
+    """Draw contact sheets of a shard set and one page that shows them."""
+    from shards.preview import preview as draw
+
+    print(f"preview: {draw(path, out or Path('runs', 'preview', path.stem), samples)}")
+
+
+def main() -> None:
+    """Run the command line. A user's mistake ends in one line and exit status 1, Ctrl-C in 130."""
+    from shards.errors import UserError
+
+    try:
+        app()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

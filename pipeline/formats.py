@@ -1,0 +1,69 @@
+"""Raw sample -> the four formats, under a recipe."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from pipeline import resize
+from pipeline.raw import RawFrame, RawSample
+from pipeline.resize import Bool
+from shards.errors import DroppedInput
+from shards.format import key_for
+from shards.recipe import Recipe
+from shards.sample import FrameTensors, Sample
+
+FILLED = "regions filled up to the least number of prompt cells"
+DROPPED = "objects dropped for too few prompt cells"
+TOO_SMALL = "all regions have too few prompt cells"
+
+
+def make_sample(raw: RawSample, recipe: Recipe) -> tuple[Sample, Counter[str]]:
+    """The stored form of `raw`, and what was counted on the way.
+
+    Raises `DroppedInput` where the recipe leaves no object of it.
+    """
+    notes = Counter(raw.notes)
+    cells = np.array([[_cells(mask, recipe) for mask in frame.masks] for frame in raw.frames])  # (F, N, grid, grid)
+    visible = np.array([frame.masks.any(axis=(1, 2)) for frame in raw.frames])  # (F, N)
+    counts = cells.sum(axis=(2, 3))
+    small = visible & (counts < recipe.min_prompt_cells)
+    kept = list(range(len(raw.objects)))
+    if recipe.small_regions == "drop":
+        kept = [n for n in kept if not small[:, n].any()]
+        notes[DROPPED] += len(raw.objects) - len(kept)
+    else:
+        for f, n in np.argwhere(small):
+            cells[f, n] = resize.fill_small(cells[f, n], raw.frames[f].masks[n], recipe)
+        notes[FILLED] += int(small.sum())
+    if not kept:
+        met, wanted = f"{int(counts.max(initial=0))} cells", f"at least {recipe.min_prompt_cells}"
+        raise DroppedInput(TOO_SMALL, where=raw.path, met=met, wanted=wanted)
+    added = cells.sum(axis=(2, 3)) - counts
+    frames = tuple(_tensors(frame, cells[f], kept, recipe) for f, frame in enumerate(raw.frames))
+    meta: dict[str, Any] = {
+        "source": raw.dataset_type,
+        "dataset_type": raw.dataset_type,
+        "path": raw.path,
+        "has_paired_frame": len(raw.frames) == 2,
+        "frames": [{"name": f.name, "height": f.picture.shape[0], "width": f.picture.shape[1]} for f in raw.frames],
+        "objects": [
+            {"id": raw.objects[n].id, "texts": list(raw.objects[n].texts), "filled": added[:, n].tolist()} for n in kept
+        ],
+    }
+    return Sample(key_for(raw.path), meta, frames), +notes
+
+
+def _cells(mask: Bool, recipe: Recipe) -> Bool:
+    return resize.prompt_cells(mask, recipe.prompt_pooling, recipe)
+
+
+def _tensors(frame: RawFrame, cells: Bool, kept: list[int], recipe: Recipe) -> FrameTensors:
+    return FrameTensors(
+        pixel_values=resize.picture(frame.picture, recipe.vision_size, recipe),
+        g_pixel_values=resize.picture(frame.picture, recipe.sam_size, recipe),
+        prompt_masks=cells[kept],
+        masks=np.stack([resize.mask(frame.masks[n], recipe.sam_size) for n in kept]),
+    )

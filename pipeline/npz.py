@@ -1,0 +1,64 @@
+"""Arrays out of an npz file that may be broken or hostile: bounded, and no pickle is ever read."""
+
+from __future__ import annotations
+
+import lzma
+import struct
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import BadInput
+
+_HEADER = 1 << 16
+_BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, RuntimeError, ValueError)
+
+
+def read_npz(path: Path, names: Sequence[str], max_values: int) -> dict[str, NDArray[Any]]:
+    """The arrays `names` of the npz at `path`, numbers or bools only.
+
+    Args:
+        max_values: the largest number of values that an array may have; a larger one is not decompressed.
+
+    Raises:
+        BadInput: the file is not a whole zip, lacks an array, or holds one of objects, of another kind, or too large.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {name: _read_member(archive, name, max_values) for name in names}
+    except BadInput:
+        raise
+    except _BROKEN as error:  # NotImplementedError, for unknown compression, is a RuntimeError
+        met = f"{type(error).__name__}: {error}"
+        raise BadInput("not a whole npz file", met=met, wanted="what numpy.savez writes") from None
+
+
+def _read_member(archive: zipfile.ZipFile, name: str, max_values: int) -> NDArray[Any]:
+    if f"{name}.npy" not in archive.namelist():
+        met = ", ".join(sorted(item.removesuffix(".npy") for item in archive.namelist()))[:120]
+        raise BadInput("wrong keys", met=met or "none", wanted=name)
+    info = archive.getinfo(f"{name}.npy")
+    if info.file_size > max_values * 8 + _HEADER:
+        raise BadInput("array too large", met=f"{name}: {info.file_size} bytes", wanted=f"<= {max_values} values")
+    with archive.open(info) as file:
+        version = np.lib.format.read_magic(file)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(version)
+        if read_header is None:
+            raise BadInput("not a whole npz file", met=f"{name}: npy version {version}", wanted="1.0 or 2.0")
+        shape, fortran_order, dtype = read_header(file)
+        if dtype.hasobject:
+            raise BadInput("object array", met=f"{name}: {dtype}", wanted="float32", do="it could run code; not read")
+        if dtype.kind not in "fiub":
+            raise BadInput("wrong dtype", met=f"{name}: {dtype}", wanted="float32")
+        body = file.read()  # to the end, so that the zip's CRC is checked
+    if len(body) != int(np.prod(shape, dtype=object)) * dtype.itemsize:
+        raise BadInput("not a whole npz file", met=f"{name}: {len(body)} bytes", wanted=f"{shape} {dtype}")
+    return np.frombuffer(body, dtype).reshape(shape, order="F" if fortran_order else "C")

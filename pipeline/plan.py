@@ -1,0 +1,109 @@
+"""What a sharding run is going to write: which inputs go into which shard.
+
+A pure function of the command and the raw files: neither workers nor interruptions can change the result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.formats import make_sample
+from pipeline.raw import RawInput
+from pipeline.sources import Source
+from shards.archive import encode_sample
+from shards.errors import BadInput, UserError
+from shards.format import FORMAT, VERSION
+from shards.recipe import Recipe
+
+_PROBES = 16
+_FALLBACK_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a worker needs to know besides its part of the inputs."""
+
+    source: Source
+    root: Path
+    recipe: Recipe
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    job: Job
+    inputs: tuple[RawInput, ...]
+    digest: str
+    """Hash of the inputs with their sizes, the recipe, the options and the size of shards."""
+    per_shard: int
+    """Inputs a shard; the last one may have fewer."""
+    sample_bytes: int
+    """Of a sample in a shard, as the probe found it."""
+
+    @property
+    def shards(self) -> range:
+        return range(-(-len(self.inputs) // self.per_shard))
+
+    def name(self, shard: int) -> str:
+        return f"{self.job.source.name}-{shard:06d}"
+
+    def part(self, shard: int) -> tuple[RawInput, ...]:
+        return self.inputs[shard * self.per_shard : (shard + 1) * self.per_shard]
+
+
+def make_plan(
+    source: Source,
+    root: Path,
+    recipe: Recipe,
+    shard_bytes: int,
+    limit: int | None = None,
+    known: Callable[[str], tuple[int, int] | None] = lambda digest: None,
+) -> Plan:
+    """Find the inputs below `root` and spread them over shards of about `shard_bytes`.
+
+    Args:
+        limit: take the first so many inputs only.
+        known: given the plan's digest, its (per_shard, sample_bytes) from an earlier start, so that the probe of
+            encoded sizes is not repeated.
+    """
+    if not root.is_dir():
+        do = f"give --root, or put the data into data/{source.name}"
+        raise UserError("no such folder", where=str(root), do=do)
+    inputs = source.find(root)
+    if not inputs:
+        do = f"see docs/datasets/{source.name}.md for the layout"
+        raise UserError(f"no {source.name} files found", where=str(root), do=do)
+    inputs = inputs[:limit]
+    probe = [inputs[i * len(inputs) // _PROBES] for i in range(min(_PROBES, len(inputs)))]
+    options = {**source.options(root, probe), "limit": limit, "shard_size": shard_bytes}
+    job = Job(source, root, recipe, options)
+    digest = plan_digest(job, inputs)
+    per_shard, sample_bytes = known(digest) or _probe(job, probe, shard_bytes)
+    return Plan(job, tuple(inputs), digest, per_shard, sample_bytes)
+
+
+def plan_digest(job: Job, inputs: Sequence[RawInput]) -> str:
+    """Hash of all that a set is made from."""
+    head = [FORMAT, VERSION, job.source.name, job.recipe.to_json(), job.options]
+    total = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
+    for item in inputs:
+        total.update(f"{item.path}\0{item.bytes}\n".encode("utf-8", "surrogateescape"))
+    return total.hexdigest()[:32]
+
+
+def _probe(job: Job, probe: Sequence[RawInput], shard_bytes: int) -> tuple[int, int]:
+    """(inputs a shard, bytes a sample), from encoding a few inputs spread over the set."""
+    sizes = []
+    for item in probe:
+        try:
+            sample, _ = make_sample(job.source.load(job.root, item.path, job.options), job.recipe)
+        except BadInput:
+            continue  # it goes to the ledger when its turn comes
+        sizes.append(sum(len(blob) + 1024 for _, blob in encode_sample(sample)))  # a header and the padding each
+    mean = sum(sizes) // len(sizes) if sizes else _FALLBACK_BYTES
+    return max(1, shard_bytes // mean), mean

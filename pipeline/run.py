@@ -1,0 +1,238 @@
+"""A sharding run: plan, write the shards on several processes, put down index, ledger and manifest.
+
+It may be killed at any moment; the same call goes on and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import wait as wait_for
+from multiprocessing.sharedctypes import Synchronized
+from pathlib import Path
+
+from tqdm import tqdm
+
+from pipeline.plan import Job, Plan
+from pipeline.raw import RawInput
+from pipeline.task import Done, write_shard
+from pipeline.work import WorkFolder, hold_lock
+from shards.atomic import atomic_write
+from shards.errors import UserError
+from shards.format import INDEX, LEDGER, MANIFEST
+from shards.manifest import LedgerLine, Manifest, pack_index, pack_ledger, sha256
+
+AGAIN = "mend it and give the same command: it goes on where it stopped"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did."""
+
+    manifest: Manifest
+    folder: Path
+    written_now: int
+    """Shards written by this call; the others stood already."""
+    seconds: float
+
+
+def run(
+    make: Callable[[Callable[[str], tuple[int, int] | None]], Plan],
+    folder: Path,
+    workers: int,
+    max_bad: float,
+    overwrite: bool = False,
+) -> Summary:
+    """Write the shard set of a plan into `folder`.
+
+    Args:
+        make: makes the plan, given what is known of an unfinished run (see `make_plan`).
+        max_bad: the share of bad inputs, of all, that stops the run.
+
+    Raises:
+        UserError: too many bad inputs, another set in the folder, a full disk, a dead worker. What is done stays.
+    """
+    started = time.monotonic()
+    work = WorkFolder(folder)
+    try:
+        plan = make(work.known_plan)
+        finished = _finished(folder, plan)
+        if finished is not None and not (overwrite and work.known_plan(plan.digest) is None):
+            work.remove()
+            return Summary(finished, folder, 0, time.monotonic() - started)
+        work.begin(plan, overwrite)
+    except UserError:
+        work.leave_as_found()
+        raise
+    work.share_lock()
+    notes = {shard: note for shard in plan.shards if (note := work.done(plan, shard)) is not None}
+    missing = [shard for shard in plan.shards if shard not in notes]
+    allowed = int(max_bad * len(plan.inputs))
+    bad = sum(note.bad for note in notes.values())
+    stood = sum(len(plan.part(shard)) for shard in notes)
+    try:
+        with (
+            tqdm(total=len(plan.inputs), initial=stood, unit="sample", desc=folder.name, mininterval=0.5) as bar,
+            closing(_write(plan, missing if bad <= allowed else [], folder, work, workers, bar.update)) as shards,
+        ):
+            for shard, done in shards:
+                notes[shard] = done
+                bad += done.bad
+                if bad > allowed:
+                    break
+    except BrokenProcessPool:
+        raise UserError("a worker process died", where=str(folder), met="killed, or out of memory", do=AGAIN) from None
+    except OSError as error:
+        raise UserError(
+            "cannot write", where=str(error.filename or folder), met=str(error.strerror), do=AGAIN
+        ) from None
+    if bad > allowed:
+        ledger = _ledger(notes[shard] for shard in sorted(notes))
+        atomic_write(folder / LEDGER, pack_ledger(ledger), temporary_folder=work.path)
+        raise _too_many_bad(plan, ledger, allowed, folder)
+    manifest = _finish(plan, [notes[shard] for shard in plan.shards], folder, work)
+    return Summary(manifest, folder, len(missing), time.monotonic() - started)
+
+
+def _finished(folder: Path, plan: Plan) -> Manifest | None:
+    """The manifest of `folder`, if it is that of this plan; raises `UserError` if one of its tars is gone."""
+    if not (folder / MANIFEST).exists():
+        return None
+    manifest = Manifest.read(folder)
+    if manifest.plan != plan.digest:
+        return None
+    for shard in manifest.shards:
+        path = folder / shard.name
+        if not path.exists() or path.stat().st_size != shard.bytes:
+            met = "missing" if not path.exists() else f"{path.stat().st_size} bytes"
+            do = f"delete {MANIFEST} and give the same command with --overwrite"
+            raise UserError("shard of a finished set", where=str(path), met=met, wanted=f"{shard.bytes} bytes", do=do)
+    return manifest
+
+
+def _too_many_bad(plan: Plan, ledger: Sequence[LedgerLine], allowed: int, folder: Path) -> UserError:
+    bad = [line for line in ledger if line.bad]
+    shown = " | ".join(f"{line.path}: {line.reason} ({line.detail})" for line in bad[:3])
+    return UserError(
+        f"too many bad inputs, the first: {shown}",
+        where=str(plan.job.root),
+        met=f"{len(bad)} of {len(plan.inputs)}",
+        wanted=f"at most {allowed}",
+        do=f"see {folder / LEDGER}; raise --max-bad to go on",
+    )
+
+
+def _ledger(notes: Iterable[Done]) -> list[LedgerLine]:
+    return [line for note in notes for line in note.ledger]
+
+
+def _finish(plan: Plan, notes: Sequence[Done], folder: Path, work: WorkFolder) -> Manifest:
+    """Put down index, ledger and, last, the manifest: it says that the set is finished."""
+    ledger = _ledger(notes)
+    written = [note for note in notes if note.entries]
+    index_bytes, ledger_bytes = pack_index(note.entries for note in written), pack_ledger(ledger)
+    counts: Counter[str] = Counter()
+    for note in notes:
+        counts.update(note.notes)
+    manifest = Manifest(
+        source=plan.job.source.name,
+        recipe=plan.job.recipe,
+        plan=plan.digest,
+        options=plan.job.options,
+        inputs=len(plan.inputs),
+        samples=sum(len(note.entries) for note in notes),
+        objects=sum(note.objects for note in notes),
+        left_out=dict(sorted(Counter(line.reason for line in ledger).items())),
+        notes=dict(sorted(counts.items())),
+        shards=tuple(note.shard for note in written),
+        index_sha256=sha256(index_bytes),
+        ledger_sha256=sha256(ledger_bytes),
+    )
+    for name, data in ((INDEX, index_bytes), (LEDGER, ledger_bytes), (MANIFEST, manifest.to_bytes())):
+        atomic_write(folder / name, data, temporary_folder=work.path)
+    work.remove()
+    return manifest
+
+
+def _write(
+    plan: Plan, missing: Sequence[int], folder: Path, work: WorkFolder, workers: int, tick: Callable[[int], object]
+) -> Generator[tuple[int, Done], None, None]:
+    """Write the missing shards; yield each as it is done."""
+    if workers == 1 or len(missing) <= 1:
+        for shard in missing:
+            yield shard, write_shard(plan.job, plan.part(shard), plan.name(shard), folder, work.path, tick)
+        return
+    context = mp.get_context("spawn")
+    counter = context.Value("Q", 0)
+    with _pool(min(workers, len(missing)), context, (counter, work.lock_file)) as pool:
+        waiting = iter(missing)
+        running: dict[Future[Done], int] = {}
+        before = 0
+        while True:
+            # A few tasks ahead of the workers, so that the queue does not hold a copy of every input's name.
+            for shard in waiting:
+                task = (plan.job, plan.part(shard), plan.name(shard), folder, work.path)
+                running[pool.submit(_task, *task)] = shard
+                if len(running) >= 2 * workers:
+                    break
+            if not running:
+                break
+            ready, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+            now = counter.value
+            tick(now - before)
+            before = now
+            for future in ready:
+                yield running.pop(future), future.result()
+
+
+@contextmanager
+def _pool(
+    workers: int, context: mp.context.SpawnContext, arguments: tuple[Synchronized[int], Path]
+) -> Iterator[ProcessPoolExecutor]:
+    """A pool whose tasks that have not begun are dropped when it is left by an error."""
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=arguments)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in list((pool._processes or {}).values()):
+            process.terminate()  # a shard in the making is only a temporary file
+        raise
+    pool.shutdown()
+
+
+_counter: Synchronized[int]
+
+
+def _start_worker(counter: Synchronized[int], lock_file: Path) -> None:
+    """Runs first in each worker process."""
+    global _counter
+    _counter = counter
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the leader stops its workers
+    parent = mp.parent_process()
+    assert parent is not None
+
+    def leave_with_parent() -> None:
+        wait_for([parent.sentinel])
+        os._exit(1)  # killed without a word to us: a new run must not find us writing
+
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+    hold_lock(lock_file, exclusive=False)
+
+
+def _task(job: Job, inputs: Sequence[RawInput], name: str, folder: Path, work: Path) -> Done:
+    return write_shard(job, inputs, name, folder, work, _tick)
+
+
+def _tick(count: int) -> None:
+    with _counter.get_lock():
+        _counter.value += count

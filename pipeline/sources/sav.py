@@ -1,0 +1,114 @@
+"""SAV as npz pairs: two frames of one video and the mask of one object in each. `docs/datasets/sav.md`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.npz import read_npz
+from pipeline.raw import RawFrame, RawInput, RawObject, RawSample
+from shards.errors import BadInput
+
+_ARRAYS = ("frame1", "mask1", "frame2", "mask2")
+_MAX_SIDE = 4096
+_TOLERANCE = 1e-3  # interpolated float values may leave their range by a rounding error
+SOFT = "mask pixels strictly between the two levels"
+UNIT_RANGE = "files with values in [0, 1]"
+
+Float = NDArray[np.float32]
+
+
+class Sav:
+    name = "sav"
+
+    def find(self, root: Path) -> list[RawInput]:
+        found = []
+        for folder, _, names in os.walk(root):
+            for name in names:
+                if name.startswith("masklet_data_") and name.endswith(".npz"):
+                    path = Path(folder, name)
+                    found.append(RawInput(path.relative_to(root).as_posix(), os.stat(path).st_size))
+        return sorted(found, key=lambda item: os.fsencode(item.path))
+
+    def options(self, root: Path, probe: Sequence[RawInput]) -> dict[str, Any]:
+        """`value_range`: the maximum of the set's frames, 255 or 1.
+
+        It decides about files that could be either: those whose frames hold nothing but zeros and ones.
+        """
+        for item in probe:
+            try:
+                arrays = _read(root / item.path)
+            except BadInput:
+                continue  # it goes to the ledger when its turn comes
+            if max(arrays["frame1"].max(), arrays["frame2"].max()) > 1 + _TOLERANCE:
+                return {"value_range": 255}
+            if _fractional(arrays):
+                return {"value_range": 1}
+        return {"value_range": 255}
+
+    def load(self, root: Path, path: str, options: dict[str, Any]) -> RawSample:
+        arrays = _read(root / path)
+        top = _value_range(arrays, options["value_range"])
+        notes = {UNIT_RANGE: int(top == 1)}
+        frames = []
+        for number in (1, 2):
+            mask, soft = _binary(arrays[f"mask{number}"])
+            notes[SOFT] = notes.get(SOFT, 0) + soft
+            if not mask.any():
+                raise BadInput("empty mask", met=f"mask{number} has no pixel", wanted="the object in both frames")
+            frames.append(RawFrame(f"frame{number}", _picture(arrays[f"frame{number}"], top), mask[None]))
+        return RawSample(path, self.name, tuple(frames), (RawObject("0"),), notes)
+
+
+def _read(path: Path) -> dict[str, Float]:
+    """The four arrays as float32: frames (H, W, 3), masks (H, W), finite and in [0, 255]."""
+    arrays = read_npz(path, _ARRAYS, max_values=3 * _MAX_SIDE * _MAX_SIDE)
+    checked: dict[str, Float] = {}
+    for name, array in arrays.items():
+        if name.startswith("frame") and array.ndim == 3 and array.shape[2] != 3 and array.shape[0] == 3:
+            array = array.transpose(1, 2, 0)
+        wanted = "(H, W, 3)" if name.startswith("frame") else "(H, W)"
+        fits = array.ndim == 3 and array.shape[2] == 3 if name.startswith("frame") else array.ndim == 2
+        if not fits or not all(1 <= side <= _MAX_SIDE for side in array.shape[:2]):
+            raise BadInput("wrong shape", met=f"{name} {array.shape}", wanted=f"{wanted}, sides 1 to {_MAX_SIDE}")
+        low, high = array.min(), array.max()
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise BadInput("NaN or infinite values", met=f"{name}: {low} to {high}", wanted="finite values")
+        if low < -_TOLERANCE or high > 255 + _TOLERANCE:
+            raise BadInput("values outside the range", met=f"{name}: {low} to {high}", wanted="0 to 255 or 0 to 1")
+        checked[name] = array.astype(np.float32, copy=False)
+    for number in (1, 2):
+        frame, mask = checked[f"frame{number}"], checked[f"mask{number}"]
+        if frame.shape[:2] != mask.shape:
+            met = f"frame{number} {frame.shape[:2]}, mask{number} {mask.shape}"
+            raise BadInput("wrong shape", met=met, wanted="frame and mask of one size")
+    return checked
+
+
+def _fractional(arrays: dict[str, Float]) -> bool:
+    return any(bool(np.any(arrays[name] % 1)) for name in ("frame1", "frame2"))
+
+
+def _value_range(arrays: dict[str, Float], of_the_set: int) -> int:
+    """255 or 1: the maximum of this file's range."""
+    if max(arrays["frame1"].max(), arrays["frame2"].max()) > 1 + _TOLERANCE:
+        return 255
+    # No value above 1. Fractions show a file in [0, 1]; a picture of zeros and ones alone could be either.
+    return 1 if _fractional(arrays) else of_the_set
+
+
+def _picture(frame: Float, top: int) -> NDArray[np.uint8]:
+    scaled = frame if top == 255 else frame * np.float32(255)
+    return np.ascontiguousarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8))
+
+
+def _binary(mask: Float) -> tuple[NDArray[np.bool_], int]:
+    """Thresholded at half of its own range, 0..255 or 0..1, and how many pixels lay strictly between its levels."""
+    top = np.float32(255 if mask.max() > 1 + _TOLERANCE else 1)
+    soft = int(np.count_nonzero((mask > _TOLERANCE) & (mask < top - _TOLERANCE)))
+    return np.ascontiguousarray(mask > top / 2), soft

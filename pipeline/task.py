@@ -1,0 +1,100 @@
+"""One shard, from its raw inputs to a tar under its final name. The unit of work, of parallelism and of resuming."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from pipeline.formats import make_sample
+from pipeline.plan import Job
+from pipeline.raw import RawInput
+from shards.archive import Entry, ShardWriter
+from shards.atomic import atomic_write, sync_folder
+from shards.errors import BadInput, DroppedInput
+from shards.manifest import LedgerLine, ShardInfo
+from shards.sample import Sample
+
+
+@dataclass(frozen=True)
+class Done:
+    """What is noted of a shard that is done. The note is written after the tar: it is the mark that the tar stands."""
+
+    shard: ShardInfo
+    """With 0 samples: no tar was written, every input is in the ledger."""
+    entries: list[Entry] = field(default_factory=list)
+    ledger: list[LedgerLine] = field(default_factory=list)
+    notes: dict[str, int] = field(default_factory=dict)
+    objects: int = 0
+
+    @property
+    def bad(self) -> int:
+        return sum(line.bad for line in self.ledger)
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(asdict(self), sort_keys=True).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Done:
+        body = json.loads(data)
+        return cls(
+            shard=ShardInfo(**body["shard"]),
+            entries=[Entry(**entry) for entry in body["entries"]],
+            ledger=[LedgerLine(**line) for line in body["ledger"]],
+            notes=body["notes"],
+            objects=body["objects"],
+        )
+
+
+def read_sample(job: Job, path: str) -> tuple[Sample, Counter[str]]:
+    """Read one input and make its sample; raises `BadInput`, which names the file."""
+    try:
+        path.encode()
+        return make_sample(job.source.load(job.root, path, job.options), job.recipe)
+    except UnicodeEncodeError:
+        raise BadInput("file name is not UTF-8", where=repr(path), do="rename it") from None
+    except BadInput as error:
+        raise type(error)(error.what, where=path, met=error.met, wanted=error.wanted, do=error.do) from None
+
+
+def write_shard(
+    job: Job, inputs: Sequence[RawInput], name: str, folder: Path, work: Path, tick: Callable[[int], object]
+) -> Done:
+    """Write `folder/name.tar` and then its note `work/name.json`; both appear whole or not at all.
+
+    Args:
+        tick: called with 1 after each input.
+    """
+    tar, temporary = folder / f"{name}.tar", work / f"{name}.{os.getpid()}.tmp"
+    ledger: list[LedgerLine] = []
+    notes: Counter[str] = Counter()
+    objects = 0
+    try:
+        with open(temporary, "wb") as file:
+            writer = ShardWriter(file)
+            for item in inputs:
+                try:
+                    sample, counted = read_sample(job, item.path)
+                except BadInput as error:
+                    detail = f"met {error.met}; wanted {error.wanted}" + (f"; {error.do}" if error.do else "")
+                    ledger.append(LedgerLine(item.path, error.what, detail, not isinstance(error, DroppedInput)))
+                else:
+                    writer.write(sample)
+                    notes += counted
+                    objects += len(sample.meta["objects"])
+                tick(1)
+            sha256 = writer.close()
+            file.flush()
+            os.fsync(file.fileno())
+        info = ShardInfo(tar.name, len(writer.entries), writer.size if writer.entries else 0, sha256)
+        if writer.entries:
+            os.replace(temporary, tar)
+            sync_folder(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
+    done = Done(info, writer.entries, ledger, dict(sorted(notes.items())), objects)
+    atomic_write(work / f"{name}.json", done.to_bytes())
+    return done
