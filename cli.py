@@ -42,7 +42,7 @@ def shard(
         typer.Option(help="Pool prompt cells otherwise than the recipe: center, corner or area."),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = os.cpu_count() or 1,
-    shard_size: Annotated[str, typer.Option(help="Size that a tar should have, about.")] = "1GB",
+    shard_size: Annotated[str, typer.Option(help="Size that a tar should not exceed.")] = "1GB",
     limit: Annotated[int | None, typer.Option(min=1, help="Take the first N inputs only.")] = None,
     max_bad: Annotated[float, typer.Option(min=0, max=1, help="Share of bad inputs that stops the run.")] = 0.05,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a set that was made otherwise.")] = False,

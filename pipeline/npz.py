@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import math
 import struct
 import zipfile
 import zlib
@@ -15,7 +16,6 @@ from numpy.typing import NDArray
 
 from shards.errors import BadInput
 
-_HEADER = 1 << 16
 _BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, RuntimeError, ValueError)
 
 
@@ -43,8 +43,6 @@ def _read_member(archive: zipfile.ZipFile, name: str, max_values: int) -> NDArra
         met = ", ".join(sorted(item.removesuffix(".npy") for item in archive.namelist()))[:120]
         raise BadInput("wrong keys", met=met or "none", wanted=name)
     info = archive.getinfo(f"{name}.npy")
-    if info.file_size > max_values * 8 + _HEADER:
-        raise BadInput("array too large", met=f"{name}: {info.file_size} bytes", wanted=f"<= {max_values} values")
     with archive.open(info) as file:
         version = np.lib.format.read_magic(file)
         read_header = {
@@ -58,7 +56,12 @@ def _read_member(archive: zipfile.ZipFile, name: str, max_values: int) -> NDArra
             raise BadInput("object array", met=f"{name}: {dtype}", wanted="float32", do="it could run code; not read")
         if dtype.kind not in "fiub":
             raise BadInput("wrong dtype", met=f"{name}: {dtype}", wanted="float32")
+        values, left = math.prod(shape), info.file_size - file.tell()
+        if values > max_values:
+            raise BadInput("array too large", met=f"{name} {shape}", wanted=f"at most {max_values} values")
+        if left != values * dtype.itemsize:  # checked before anything of that size is decompressed
+            raise BadInput("not a whole npz file", met=f"{name}: {left} bytes", wanted=f"{shape} {dtype}")
         body = file.read()  # to the end, so that the zip's CRC is checked
-    if len(body) != int(np.prod(shape, dtype=object)) * dtype.itemsize:
-        raise BadInput("not a whole npz file", met=f"{name}: {len(body)} bytes", wanted=f"{shape} {dtype}")
+    if len(body) != left:
+        raise BadInput("not a whole npz file", met=f"{name}: {len(body)} bytes", wanted=f"{left} bytes")
     return np.frombuffer(body, dtype).reshape(shape, order="F" if fortran_order else "C")

@@ -105,5 +105,6 @@ def _probe(job: Job, probe: Sequence[RawInput], shard_bytes: int) -> tuple[int, 
         except BadInput:
             continue  # it goes to the ledger when its turn comes
         sizes.append(sum(len(blob) + 1024 for _, blob in encode_sample(sample)))  # a header and the padding each
-    mean = sum(sizes) // len(sizes) if sizes else _FALLBACK_BYTES
-    return max(1, shard_bytes // mean), mean
+    if not sizes:
+        return max(1, shard_bytes // _FALLBACK_BYTES), _FALLBACK_BYTES
+    return max(1, shard_bytes // max(sizes)), sum(sizes) // len(sizes)  # by the largest: a tar stays below its size

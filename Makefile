@@ -1,0 +1,33 @@
+# make demo: the main job end to end on real photographs. make test: linters, types and tests.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+.PHONY: demo test clean
+.DELETE_ON_ERROR:
+
+$(READY): requirements.lock pyproject.toml Makefile
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	SAM2_BUILD_CUDA=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation sam2==1.1.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: $(READY)
+	$(BIN)/python demo/make_sav.py data/sav --pairs 77
+	$(BIN)/python cli.py shard --source sav --out shards/ --shard-size 32MB --overwrite
+	$(BIN)/python cli.py verify-shard shards/sav
+	$(BIN)/python cli.py preview shards/sav --out runs/demo/preview
+	$(BIN)/accelerate launch --num_processes 1 --cpu trainer/train.py demo/train.yaml
+	@echo "report: runs/demo/report.html"
+
+test: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) data/sav shards/sav runs

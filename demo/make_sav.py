@@ -1,0 +1,200 @@
+"""Write a small SAV set in its real layout from photographs that come inside scikit-image's wheel.
+
+    python demo/make_sav.py data/sav --pairs 72
+
+Each pair shows one object in two views of its photograph (shift, scale, crop), with the object's outline, drawn once by
+hand on the photograph, as the mask in both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+SIZE = 512
+SMALLEST, LARGEST = 0.003, 0.40  # shares of the picture that an object may cover
+
+Point = tuple[float, float]
+Box = tuple[float, float, float, float]
+
+
+def _ellipse(x: float, y: float, radius_x: float, radius_y: float) -> list[Point]:
+    angles = np.linspace(0, 2 * math.pi, 120, endpoint=False)
+    return [(x + radius_x * math.cos(a), y + radius_y * math.sin(a)) for a in angles]
+
+
+_HELMET: list[Point] = [
+    (278, 512),
+    (277, 480),
+    (282, 440),
+    (295, 405),
+    (312, 378),
+    (335, 358),
+    (362, 349),
+    (395, 344),
+    (425, 347),
+]
+_HELMET += [(455, 360), (478, 385), (491, 415), (497, 455), (489, 475), (486, 495), (490, 512)]
+_HEAD: list[Point] = [
+    (153, 75),
+    (155, 55),
+    (172, 40),
+    (190, 35),
+    (205, 22),
+    (228, 16),
+    (252, 20),
+    (275, 32),
+    (292, 50),
+    (300, 70),
+]
+_HEAD += [(301, 90), (295, 112), (285, 125), (278, 133), (268, 137), (262, 150), (256, 166), (240, 176), (222, 180)]
+_HEAD += [(205, 177), (192, 168), (184, 150), (181, 133), (172, 128), (160, 112), (154, 95)]
+_NOSE: list[Point] = [
+    (241, 233),
+    (252, 229),
+    (270, 230),
+    (290, 232),
+    (282, 243),
+    (270, 252),
+    (264, 260),
+    (257, 266),
+    (249, 247),
+]
+_ROCKET: list[Point] = [
+    (322, 127),
+    (329, 135),
+    (333, 147),
+    (333, 176),
+    (331, 181),
+    (331, 407),
+    (311, 407),
+    (311, 147),
+    (315, 135),
+]
+
+# Photograph -> object -> outlines in the photograph's pixels; the object is their union.
+OUTLINES: dict[str, dict[str, list[list[Point]]]] = {
+    "astronaut": {
+        "helmet": [_HELMET],
+        "head": [_HEAD],
+        "mission patch": [_ellipse(170.5, 385.5, 36.5, 36.5)],
+        "name tag": [[(280, 341), (329, 347), (325, 377), (282, 373)]],
+        "window reflected in the visor": [[(356, 424), (372, 428.5), (365.5, 460), (345.5, 456.5)]],
+    },
+    "chelsea": {
+        "left eye": [_ellipse(170, 116, 34, 30)],
+        "right eye": [_ellipse(319, 137, 22.5, 27)],
+        "nose": [_NOSE],
+    },
+    "coffee": {
+        "inside of the cup": [_ellipse(292, 108, 100, 85)],
+        "bowl of the spoon": [_ellipse(366, 284, 40, 41)],
+    },
+    "rocket": {"rocket": [_ROCKET]},
+}
+
+
+@dataclass(frozen=True)
+class View:
+    frame: NDArray[np.float32]
+    """(512, 512, 3), 0..255."""
+    mask: NDArray[np.float32]
+    """(512, 512), 0 or 255."""
+
+
+@cache
+def photograph(name: str) -> Image.Image:
+    from skimage import data
+
+    return Image.fromarray(getattr(data, name)()).convert("RGB")
+
+
+def _draw(outlines: list[list[Point]], box: Box, size: tuple[int, int]) -> Image.Image:
+    """The union of the outlines inside `box` of the photograph, drawn on a canvas of `size`."""
+    left, top, right, bottom = box
+    scale_x, scale_y = size[0] / (right - left), size[1] / (bottom - top)
+    canvas = Image.new("L", size)
+    for outline in outlines:
+        # A pixel's centre has whole coordinates when Pillow draws.
+        points = [((x - left) * scale_x - 0.5, (y - top) * scale_y - 0.5) for x, y in outline]
+        ImageDraw.Draw(canvas).polygon(points, fill=255)
+    return canvas
+
+
+def _view(photo: Image.Image, outlines: list[list[Point]], box: Box) -> View:
+    frame = photo.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=box)
+    mask = _draw(outlines, box, (SIZE, SIZE))
+    return View(np.asarray(frame, np.float32), np.asarray(mask, np.float32))
+
+
+def _boxes(photo: Image.Image, outlines: list[list[Point]], zoom: float, rng: np.random.Generator) -> Iterator[Box]:
+    """Two crops with the photograph's aspect that hold the whole object at a share within the limits.
+
+    `zoom` 0 is the widest first crop, 1 the closest.
+    """
+    width, height = photo.size
+    xs, ys = zip(*[point for outline in outlines for point in outline], strict=True)
+    left, top = max(0.0, min(xs)), max(0.0, min(ys))
+    right, bottom = min(float(width), max(xs)), min(float(height), max(ys))
+    whole = np.asarray(_draw(outlines, (0, 0, width, height), photo.size))
+    area = np.count_nonzero(whole) / (width * height)
+    margin = 1.02
+    most = min(1.0, math.sqrt(area / SMALLEST) / margin)
+    least = min(most, max((right - left) / width, (bottom - top) / height, math.sqrt(area / LARGEST)) * margin)
+    scale = most * (least / most) ** zoom
+    for factor in (1.0, rng.uniform(0.75, 1.3)):
+        side = min(most, max(least, scale * factor))
+        crop_width, crop_height = side * width, side * height
+        x = rng.uniform(max(0.0, right - crop_width), min(left, width - crop_width))
+        y = rng.uniform(max(0.0, bottom - crop_height), min(top, height - crop_height))
+        yield (x, y, x + crop_width, y + crop_height)
+
+
+def pairs(count: int, seed: int = 0) -> Iterator[tuple[str, str, View, View]]:
+    """Yield (photograph, object, first view, second view), going round the objects; the same for the same seed."""
+    rng = np.random.default_rng(seed)
+    objects = [(name, thing, shapes) for name, things in OUTLINES.items() for thing, shapes in things.items()]
+    for i in range(count):
+        name, thing, shapes = objects[i % len(objects)]
+        photo = photograph(name)
+        zoom = float(i // len(objects)) if i < 2 * len(objects) else rng.uniform()  # both ends first
+        first, second = (_view(photo, shapes, box) for box in _boxes(photo, shapes, zoom, rng))
+        yield name, thing, first, second
+
+
+def write(root: Path, count: int, seed: int = 0) -> list[Path]:
+    """Write `count` pairs below `root` as SAV's loaders expect them; file names start anew in each folder."""
+    shutil.rmtree(root, ignore_errors=True)
+    written: list[Path] = []
+    in_folder: dict[str, int] = {}
+    for name, _, first, second in pairs(count, seed):
+        folder = root / f"sav_{name}"
+        folder.mkdir(parents=True, exist_ok=True)
+        number = in_folder[name] = in_folder.get(name, -1) + 1
+        path = folder / f"masklet_data_{number:05d}.npz"
+        np.savez(path, frame1=first.frame, mask1=first.mask, frame2=second.frame, mask2=second.mask)
+        written.append(path)
+    return written
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write a small SAV set from scikit-image's photographs.")
+    parser.add_argument("root", type=Path, help="folder to write, replaced if it is there")
+    parser.add_argument("--pairs", type=int, default=72)
+    arguments = parser.parse_args()
+    written = write(arguments.root, arguments.pairs)
+    size = sum(path.stat().st_size for path in written)
+    print(f"{len(written)} pairs, {size / 1e6:.0f} MB: {arguments.root}")
+
+
+if __name__ == "__main__":
+    main()

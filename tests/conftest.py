@@ -1,0 +1,64 @@
+"""Real data for all tests: pairs of real photographs in SAV's layout, and a shard set made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from demo.make_sav import write
+from pipeline.plan import make_plan
+from pipeline.run import Summary, run
+from pipeline.sources import source_named
+from shards.recipe import named_recipe
+
+ShardIt = Callable[..., Summary]
+
+
+@pytest.fixture(scope="session")
+def sav_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 pairs of 11 objects in 4 photographs, below folders whose file names repeat."""
+    root = tmp_path_factory.mktemp("raw") / "sav"
+    write(root, 12)
+    return root
+
+
+def shard_sav(
+    root: Path,
+    folder: Path,
+    *,
+    recipe: str = "default",
+    prompt_pooling: str | None = None,
+    shard_bytes: int = 10_000_000,
+    limit: int | None = None,
+    workers: int = 1,
+    max_bad: float = 0.05,
+    overwrite: bool = False,
+) -> Summary:
+    """What `cli.py shard` does, in this process."""
+    chosen = named_recipe(recipe, prompt_pooling)  # type: ignore[arg-type]
+    make = partial(make_plan, source_named("sav"), root, chosen, shard_bytes, limit)
+    return run(lambda known: make(known=known), folder, workers, max_bad, overwrite)
+
+
+@pytest.fixture(scope="session")
+def sav_set(sav_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished shard set of `sav_root`, recipe `default`, several tars. Not to be changed."""
+    folder = tmp_path_factory.mktemp("shards") / "sav"
+    shard_sav(sav_root, folder)
+    return folder
+
+
+@pytest.fixture
+def small_pair(sav_root: Path) -> dict[str, np.ndarray]:
+    """One real pair at a quarter of its size: quick to write again with a fault."""
+    with np.load(sav_root / "sav_astronaut" / "masklet_data_00000.npz") as arrays:
+        return {name: arrays[name][::4, ::4].copy() for name in arrays.files}
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Every file below `folder`, hidden ones too."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

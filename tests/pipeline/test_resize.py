@@ -1,0 +1,111 @@
+"""Each of the four formats against torch and torchvision, for any size of the original."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as TF
+
+from pipeline import resize
+from shards.recipe import RECIPES, named_recipe
+
+SIZES = st.tuples(st.integers(1, 700), st.integers(1, 700))
+SEEDS = st.integers(0, 2**32 - 1)
+MODES = {"default": InterpolationMode.BILINEAR, "sa2va": InterpolationMode.BICUBIC}
+
+
+def blob(seed: int, height: int, width: int) -> np.ndarray:
+    """A mask like an annotator's: a rectangle, maybe thin or tiny, with a ragged edge."""
+    rng = np.random.default_rng(seed)
+    rows, columns = (np.sort(rng.integers(0, side + 1, 2)) for side in (height, width))
+    mask = np.zeros((height, width), bool)
+    mask[rows[0] : rows[1] + 1, columns[0] : columns[1] + 1] = True
+    return mask & (rng.random((height, width)) < rng.choice([0.5, 0.9, 1.0]))
+
+
+def as_torch(mask: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(mask)[None, None].float()
+
+
+@settings(max_examples=25, deadline=None)
+@given(SIZES, SEEDS, st.sampled_from(["default", "sa2va"]), st.sampled_from([448, 1024]))
+def test_picture_equals_torchvision(size, seed, recipe, side):
+    original = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
+    wanted = TF.pil_to_tensor(TF.resize(Image.fromarray(original), [side, side], MODES[recipe]))
+    assert np.array_equal(resize.picture(original, side, RECIPES[recipe]), wanted.numpy())
+
+
+@settings(max_examples=40, deadline=None)
+@given(SIZES, SEEDS)
+def test_mask_samples_pixel_centres(size, seed):
+    mask = blob(seed, *size)
+    wanted = F.interpolate(as_torch(mask), (1024, 1024), mode="nearest-exact")[0, 0].bool().numpy()
+    assert np.array_equal(resize.mask(mask, 1024), wanted)
+
+
+@settings(max_examples=100, deadline=None)
+@given(SIZES, SEEDS)
+def test_prompt_cells_of_each_pooling(size, seed):
+    mask = blob(seed, *size)
+    recipe = RECIPES["default"]
+    centre = F.interpolate(as_torch(mask), (16, 16), mode="nearest-exact")[0, 0].bool().numpy()
+    corner = F.interpolate(as_torch(mask), (16, 16), mode="nearest")[0, 0].bool().numpy()
+    at_448 = F.interpolate(as_torch(mask), (448, 448), mode="nearest-exact")
+    area = (F.adaptive_avg_pool2d(at_448, 16) > 0.5)[0, 0].numpy()
+    for pooling, wanted in (("center", centre), ("corner", corner), ("area", area)):
+        assert np.array_equal(resize.prompt_cells(mask, pooling, recipe), wanted), pooling
+
+
+def test_centre_and_corner_differ_where_pillow_and_torch_do():
+    mask = blob(3, 512, 512)
+    centre = resize.prompt_cells(mask, "center", RECIPES["default"])
+    assert not np.array_equal(centre, resize.prompt_cells(mask, "corner", RECIPES["default"]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIZES, SEEDS)
+def test_coverage_equals_adaptive_average_pooling(size, seed):
+    mask = blob(seed, *size)
+    assert np.array_equal(resize.coverage(mask, 16), F.adaptive_avg_pool2d(as_torch(mask), 16)[0, 0].numpy())
+
+
+def fill_one_by_one(cells: torch.Tensor, mask: np.ndarray, least: int) -> np.ndarray:
+    """The rule of the recipe, word for word, on torch's own pooling."""
+    cells = cells.clone()
+    share = F.adaptive_avg_pool2d(as_torch(mask), 16)[0, 0]
+    while cells.sum() < least:
+        best = None
+        for row in range(16):
+            for column in range(16):
+                off = not cells[row, column] and share[row, column] > 0
+                if off and (best is None or share[row, column] > share[best]):
+                    best = (row, column)
+        if best is None:
+            break
+        cells[best] = True
+    return cells.numpy()
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIZES, SEEDS, st.integers(0, 9))
+def test_small_regions_are_filled_in_order_of_coverage(size, seed, least):
+    mask = blob(seed, *size)
+    recipe = RECIPES["default"]
+    cells = resize.prompt_cells(mask, "center", recipe)
+    wanted = fill_one_by_one(torch.from_numpy(cells.copy()), mask, 4)
+    if cells.sum() < 4:
+        assert np.array_equal(resize.fill_small(cells, mask, recipe), wanted)
+    assert wanted.any() == mask.any()
+
+
+def test_an_object_of_one_pixel_has_a_prompt():
+    mask = np.zeros((2000, 1500), bool)
+    mask[1, 1498] = True
+    recipe = named_recipe("default")
+    cells = resize.prompt_cells(mask, "center", recipe)
+    assert not cells.any()
+    filled = resize.fill_small(cells, mask, recipe)
+    assert np.argwhere(filled).tolist() == [[0, 15]]

@@ -1,0 +1,235 @@
+"""Shard folders into batches: threads decode straight into reused batch buffers, no process pickles a tensor.
+
+The order is a pure function of (seed, epoch, manifests); every rank gets the same number of steps.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from shards.errors import BadShard, UserError
+from shards.format import EXTENSIONS, Field
+from shards.reader import ShardSet, decode_field
+from shards.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+Batch = dict[str, Any]
+"""What the loader yields, B samples with M chosen objects in all, as host tensors valid until the next batch but one:
+
+- `pixel_values{k}` (B, 3, 448, 448) float32, `g_pixel_values{k}` (B, 3, 1024, 1024) uint8,
+- `prompt_masks{k}` (M, 16, 16) bool, `masks{k}` (M, 1024, 1024) bool, for the frames k that were asked for,
+- `image_of_object` (M,) int64: the sample (row of the pictures) that each object belongs to,
+- `keys` list[str] (B), `meta` list[dict] (B), `texts` list[list[str]] (M),
+- `position` {"epoch": int, "step": int}: what has been consumed once this batch is trained on.
+
+Frames are numbered 1 and 2; the frame of a single-frame sample serves for both.
+"""
+
+_SHUFFLE_WINDOW = 64  # shards whose samples are mixed; bounds how many tars are read at a time
+
+UInt64 = NDArray[np.uint64]
+
+
+def mix(values: UInt64, salt: int) -> UInt64:
+    """A hash of each value, evenly spread over 64 bits (splitmix64's finaliser); the same everywhere."""
+    with np.errstate(over="ignore"):
+        z = values + np.uint64(salt * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
+
+
+def held_out(keys: NDArray[np.bytes_], share: float) -> NDArray[np.bool_]:
+    """Which samples belong to the held-out part: decided by the key alone, so adding data moves none of them."""
+    words = np.ascontiguousarray(keys).view("<u8").reshape(len(keys), keys.dtype.itemsize // 8)
+    total = np.zeros(len(keys), np.uint64)
+    for column in words.T:
+        total = mix(total ^ column, salt=0)
+    return total.astype(np.float64) < share * 2.0**64
+
+
+def check_recipe(
+    recipe: Recipe, *, vision_size: int, grid: int, sam_size: int, mean: Sequence[float], std: Sequence[float]
+) -> None:
+    """Raise `UserError` where shards of `recipe` do not fit a model that takes these sizes and constants."""
+    wanted = {"vision_size": vision_size, "grid": grid, "sam_size": sam_size, "mean": tuple(mean), "std": tuple(std)}
+    for name, value in wanted.items():
+        met = getattr(recipe, name)
+        if met != value:
+            do = "write the shards with the recipe that this model takes"
+            raise UserError(
+                f"recipe.{name} of the shards does not fit the model", met=str(met), wanted=str(value), do=do
+            )
+
+
+class Loader:
+    """Batches from shard folders.
+
+    Args:
+        paths: folders of finished shard sets, all of one recipe.
+        fields: which tensors, with the frame's number: ("pixel_values1", "prompt_masks1", "masks2", ...).
+        batch_size: samples a batch on this rank.
+        holdout: share of the samples that is held out of training (`part` "holdout").
+        part: "train" is shuffled; "holdout" keeps the order of the shards.
+        objects_per_sample: objects chosen at random from each sample; all of them where it has fewer.
+        threads: decoders.
+        prefetch: batches in the making ahead of the one that is in use.
+        pin: use page-locked memory (with a GPU).
+
+    Raises:
+        UserError: shards of different recipes, or fewer samples than one global batch.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        *,
+        fields: tuple[str, ...],
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        holdout: float = 0.0,
+        part: Literal["train", "holdout"] = "train",
+        objects_per_sample: int = 1,
+        threads: int = 2,
+        prefetch: int = 2,
+        pin: bool = False,
+    ) -> None:
+        if not paths:
+            raise UserError("no shard folder given", where="data.shards", do="for example data.shards=[shards/sav]")
+        self._sets = [ShardSet(path) for path in paths]
+        self.recipe = self._sets[0].recipe
+        for other in self._sets[1:]:
+            if other.recipe.digest != self.recipe.digest:
+                met, wanted = (f"{s.recipe.name} ({s.recipe.digest})" for s in (other, self._sets[0]))
+                raise UserError("shards of different recipes", where=str(other.folder), met=met, wanted=wanted)
+        self._fields = [_frame_field(name) for name in fields]
+        self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
+        self._seed, self._shuffled = seed, part == "train"
+        self._objects, self._threads, self._prefetch, self._pin = objects_per_sample, threads, prefetch, pin
+        # Global positions run through the sets in their order; `_starts[i]` is the first of set i.
+        self._starts = np.cumsum([0, *(len(s) for s in self._sets)])
+        chosen = np.concatenate([held_out(s.index["key"], holdout) == (part == "holdout") for s in self._sets])
+        self._positions = np.flatnonzero(chosen).astype(np.uint64)
+        shards = [len(s.manifest.shards) for s in self._sets]
+        first = np.cumsum([0, *shards])
+        shard_of = np.concatenate([s.index["shard"] + first[i] for i, s in enumerate(self._sets)])
+        self._shards = shard_of[self._positions.astype(np.int64)].astype(np.uint64)
+        self.steps_per_epoch = len(self._positions) // (batch_size * world_size)
+        self.unused = len(self._positions) - self.steps_per_epoch * batch_size * world_size
+        """Samples of an epoch that no batch holds: always less than one global batch."""
+        self.wait_seconds = 0.0
+        """Time that the consumer spent waiting for data so far."""
+        if not self.steps_per_epoch:
+            met, wanted = f"{len(self._positions)} samples", f"{batch_size * world_size} (batch_size x processes)"
+            raise UserError(f"too few samples in the {part} part", where=", ".join(paths), met=met, wanted=wanted)
+        counts = len(self._positions), self.steps_per_epoch, self.unused
+        log.info("%s part: %d samples, %d steps an epoch, %d samples of each epoch unused", part, *counts)
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """The positions of an epoch's samples in the order in which all ranks together consume them."""
+        if not self._shuffled:
+            return self._positions.astype(np.int64)
+        salt = self._seed * 1_000_003 + epoch
+        # Shards are shuffled, then the samples of each run of `_SHUFFLE_WINDOW` shards among one another.
+        ids = np.unique(self._shards)
+        rank = np.argsort(np.argsort(mix(ids, salt + 1), kind="stable"))
+        window = rank[np.searchsorted(ids, self._shards)] // _SHUFFLE_WINDOW
+        return self._positions[np.lexsort((mix(self._positions, salt), window))].astype(np.int64)
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """Yield this rank's batches of `epoch`, from `start_step` on."""
+        order = self.order(epoch)
+        global_batch = self._batch_size * self._world_size
+        buffers = [self._new_buffers() for _ in range(self._prefetch + 2)]
+        pending: deque[tuple[int, list[Future[_Row]]]] = deque()
+        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="shards")
+        try:
+            upcoming = iter(range(start_step, self.steps_per_epoch))
+            for done in range(start_step, self.steps_per_epoch):
+                while len(pending) <= self._prefetch and (step := next(upcoming, None)) is not None:
+                    begin = step * global_batch + self._rank * self._batch_size
+                    part, target = order[begin : begin + self._batch_size], buffers[step % len(buffers)]
+                    rows = [pool.submit(self._fill, target, row, int(p), epoch) for row, p in enumerate(part)]
+                    pending.append((step, rows))
+                step, rows = pending.popleft()
+                assert step == done
+                started = time.perf_counter()
+                ready = [row.result() for row in rows]
+                self.wait_seconds += time.perf_counter() - started
+                yield self._batch(buffers[step % len(buffers)], ready, {"epoch": epoch, "step": step + 1})
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _new_buffers(self) -> dict[str, torch.Tensor]:
+        """One batch's tensors; those of objects are (B, objects_per_sample, ...)."""
+        dtypes = {"pixel_values": torch.float32, "g_pixel_values": torch.uint8}
+        buffers = {}
+        for field in self._fields:
+            shape = field.shape(self.recipe, self._objects)
+            dtype = dtypes.get(field.name, torch.bool)
+            buffers[str(field)] = torch.empty((self._batch_size, *shape), dtype=dtype, pin_memory=self._pin)
+        return buffers
+
+    def _fill(self, buffers: dict[str, torch.Tensor], row: int, position: int, epoch: int) -> _Row:
+        which = int(np.searchsorted(self._starts, position, side="right")) - 1
+        shards, local = self._sets[which], position - int(self._starts[which])
+        meta, members = shards.sample(local)
+        objects = self._choose(len(meta["objects"]), position, epoch)
+        single = len(meta["frames"]) == 1
+        for field in self._fields:
+            stored = Field(field.name, None) if single else field
+            target = buffers[str(field)][row].numpy()
+            try:
+                if field.name in ("masks", "prompt_masks"):
+                    decode_field(stored, members[stored], self.recipe, objects, target[: len(objects)])
+                else:
+                    decode_field(stored, members[stored], self.recipe, out=target)
+            except BadShard as error:
+                where = f"{shards.folder}: {shards.key(local)}.{stored}"
+                raise BadShard(error.what, where=where, met=error.met, wanted=error.wanted, do=error.do) from None
+        return _Row(shards.key(local), meta, objects)
+
+    def _choose(self, count: int, position: int, epoch: int) -> list[int]:
+        if count <= self._objects:
+            return [*range(count)]
+        salt = (self._seed * 1_000_003 + epoch) * 1_000_003 + position
+        return sorted(np.argsort(mix(np.arange(count, dtype=np.uint64), salt))[: self._objects].tolist())
+
+    def _batch(self, buffers: dict[str, torch.Tensor], rows: list[_Row], position: dict[str, int]) -> Batch:
+        full = all(len(row.objects) == self._objects for row in rows)
+        taken = torch.tensor([[k < len(row.objects) for k in range(self._objects)] for row in rows])
+        batch: Batch = {}
+        for field in self._fields:
+            tensor = buffers[str(field)]
+            if field.name in ("masks", "prompt_masks"):
+                tensor = tensor.flatten(0, 1) if full else tensor[taken]
+            batch[str(field)] = tensor
+        batch["image_of_object"] = torch.tensor([i for i, row in enumerate(rows) for _ in row.objects])
+        batch["texts"] = [list(row.meta["objects"][n].get("texts", ())) for row in rows for n in row.objects]
+        return {**batch, "keys": [r.key for r in rows], "meta": [r.meta for r in rows], "position": position}
+
+
+class _Row:
+    """What a decoder says of the row that it filled."""
+
+    def __init__(self, key: str, meta: dict[str, Any], objects: list[int]) -> None:
+        self.key, self.meta, self.objects = key, meta, objects
+
+
+def _frame_field(name: str) -> Field:
+    field = Field.parse(name)
+    if field.frame not in (1, 2):
+        raise UserError("unknown field asked for", met=name, wanted=" or ".join(f"{n}1, {n}2" for n in EXTENSIONS))
+    return field
