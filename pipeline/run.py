@@ -31,6 +31,7 @@ from shards.errors import UserError
 from shards.format import INDEX, LEDGER, MANIFEST
 from shards.manifest import LedgerLine, Manifest, pack_index, pack_ledger, sha256
 
+MakePlan = Callable[[Callable[[str], tuple[int, int] | None]], Plan]
 AGAIN = "mend it and give the same command: it goes on where it stopped"
 
 
@@ -46,7 +47,7 @@ class Summary:
 
 
 def run(
-    make: Callable[[Callable[[str], tuple[int, int] | None]], Plan],
+    make: MakePlan,
     folder: Path,
     workers: int,
     max_bad: float,
@@ -61,8 +62,12 @@ def run(
     Raises:
         UserError: too many bad inputs, another set in the folder, a full disk, a dead worker. What is done stays.
     """
+    with WorkFolder(folder) as work:
+        return _run(make, folder, work, workers, max_bad, overwrite)
+
+
+def _run(make: MakePlan, folder: Path, work: WorkFolder, workers: int, max_bad: float, overwrite: bool) -> Summary:
     started = time.monotonic()
-    work = WorkFolder(folder)
     try:
         plan = make(work.known_plan)
         finished = _finished(folder, plan)

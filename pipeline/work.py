@@ -20,7 +20,7 @@ _PATIENCE = 10.0  # seconds for the workers of a killed run to notice that they 
 
 
 def hold_lock(path: Path, exclusive: bool) -> int:
-    """Hold the lock file at `path` until this process ends, however it ends; returns its descriptor.
+    """Hold the lock file at `path` until the returned descriptor is closed or this process ends, however it ends.
 
     Shared by a run's own processes. Exclusive: none of an earlier run is left.
     """
@@ -53,6 +53,12 @@ class WorkFolder:
         self._lock = hold_lock(self.lock_file, exclusive=True)
         for leftover in self.path.glob("*.tmp"):
             leftover.unlink()
+
+    def __enter__(self) -> WorkFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._lock)
 
     @property
     def lock_file(self) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +14,9 @@ from pipeline.run import Summary, run
 from pipeline.sources import source_named
 from shards.recipe import named_recipe
 
-ShardIt = Callable[..., Summary]
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=5, help="how often the test of killed runs kills")
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,188 @@
+"""A sharding run: the same bytes whatever the workers, the file system's order, and however often it is killed."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shards.errors import UserError
+from shards.manifest import Manifest, read_index, read_ledger
+from shards.reader import ShardSet
+from tests.conftest import files_of, shard_sav
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def command(root: Path, out: Path, *more: str) -> list[str]:
+    cli = str(REPOSITORY / "cli.py")
+    return [sys.executable, cli, "shard", "--source", "sav", "--root", str(root), "--out", str(out), *more]
+
+
+def test_the_result_does_not_depend_on_the_number_of_workers(sav_root, sav_set, tmp_path):
+    shard_sav(sav_root, tmp_path / "sav", workers=3)
+    assert files_of(tmp_path / "sav") == files_of(sav_set)
+    assert len(list(sav_set.glob("*.tar"))) >= 3
+
+
+def test_the_result_does_not_depend_on_the_order_of_listing(sav_root, sav_set, tmp_path):
+    copy = tmp_path / "raw"
+    paths = [path.relative_to(sav_root) for path in sav_root.rglob("*.npz")]
+    random.Random(5).shuffle(paths)
+    for path in paths:
+        (copy / path).parent.mkdir(parents=True, exist_ok=True)
+        os.link(sav_root / path, copy / path)
+    shard_sav(copy, tmp_path / "sav")
+    assert files_of(tmp_path / "sav") == files_of(sav_set)
+
+
+def test_a_tar_stays_below_the_size_that_was_asked_for(sav_root, sav_set):
+    assert all(shard.bytes <= 10_000_000 for shard in Manifest.read(sav_set).shards)
+
+
+def test_killed_at_any_moment_the_same_command_goes_on(sav_root, sav_set, tmp_path, pytestconfig):
+    """kill -9 on the leading process alone: its workers must not outlive it. More kills: pytest --kills 20."""
+    moments = random.Random(11)
+    call = command(sav_root, tmp_path, "--workers", "2", "--shard-size", "10MB")
+    kills = 0
+    for _ in range(pytestconfig.getoption("kills")):
+        process = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(moments.uniform(0.2, 3.0))
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+        for tar in (tmp_path / "sav").glob("*.tar"):
+            assert tar.read_bytes() == (sav_set / tar.name).read_bytes()  # under its final name it is whole
+    assert kills
+    subprocess.run(call, check=True, capture_output=True)
+    assert files_of(tmp_path / "sav") == files_of(sav_set)
+
+
+def test_a_finished_set_is_left_as_it_is(sav_root, sav_set, tmp_path):
+    shutil.copytree(sav_set, tmp_path / "sav")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "sav").iterdir()}
+    assert shard_sav(sav_root, tmp_path / "sav").written_now == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "sav").iterdir()} == before
+
+
+def test_another_set_is_replaced_only_with_overwrite(sav_root, sav_set, tmp_path):
+    shutil.copytree(sav_set, tmp_path / "sav")
+    before = files_of(tmp_path / "sav")
+    with pytest.raises(UserError, match="--overwrite"):
+        shard_sav(sav_root, tmp_path / "sav", recipe="sa2va")
+    assert files_of(tmp_path / "sav") == before
+    manifest = shard_sav(sav_root, tmp_path / "sav", limit=2, overwrite=True).manifest
+    assert sorted(files_of(tmp_path / "sav")) == ["index.npy", "ledger.jsonl", "manifest.json", "sav-000000.tar"]
+    assert manifest.samples == 2
+
+
+def test_a_missing_tar_of_a_finished_set_is_named(sav_root, sav_set, tmp_path):
+    shutil.copytree(sav_set, tmp_path / "sav")
+    (tmp_path / "sav" / "sav-000001.tar").unlink()
+    with pytest.raises(UserError, match=r"sav-000001\.tar.*missing"):
+        shard_sav(sav_root, tmp_path / "sav")
+
+
+def test_two_runs_into_one_folder(sav_root, tmp_path, monkeypatch):
+    import pipeline.work
+
+    monkeypatch.setattr(pipeline.work, "_PATIENCE", 0.2)
+    with pipeline.work.WorkFolder(tmp_path / "sav"), pytest.raises(UserError, match="another run"):
+        shard_sav(sav_root, tmp_path / "sav")
+
+
+@pytest.fixture
+def root_with_faults(sav_root: Path, tmp_path: Path) -> Path:
+    """12 sound pairs and 3 bad ones between them."""
+    root = tmp_path / "raw"
+    shutil.copytree(sav_root, root)
+    (root / "sav_coffee" / "masklet_data_00099.npz").write_bytes(b"PK\x03\x04 cut short")
+    with np.load(sav_root / "sav_rocket" / "masklet_data_00000.npz") as stored:
+        pair = {name: stored[name] for name in stored.files}
+    np.savez(root / "sav_rocket" / "masklet_data_00001.npz", **{**pair, "mask2": np.zeros((512, 512), np.float32)})
+    np.savez(root / "sav_rocket" / "masklet_data_00002.npz", frame1=pair["frame1"])
+    return root
+
+
+def test_bad_inputs_go_to_the_ledger_and_the_run_goes_on(root_with_faults, sav_set, tmp_path):
+    summary = shard_sav(root_with_faults, tmp_path / "sav", workers=2, max_bad=0.25)
+    manifest = summary.manifest
+    assert manifest.inputs == 15 == manifest.samples + sum(manifest.left_out.values())
+    assert manifest.left_out == {"empty mask": 1, "not a whole npz file": 1, "wrong keys": 1}
+    lines = read_ledger(tmp_path / "sav")
+    assert [(line.path, line.reason, line.bad) for line in lines] == [
+        ("sav_coffee/masklet_data_00099.npz", "not a whole npz file", True),
+        ("sav_rocket/masklet_data_00001.npz", "empty mask", True),
+        ("sav_rocket/masklet_data_00002.npz", "wrong keys", True),
+    ]
+    sound = {ShardSet(sav_set).key(i) for i in range(12)}
+    assert {ShardSet(tmp_path / "sav").key(i) for i in range(12)} == sound
+
+
+def test_too_many_bad_inputs_stop_the_run_and_it_can_go_on(root_with_faults, tmp_path):
+    call = command(root_with_faults, tmp_path, "--shard-size", "10MB", "--workers", "1")
+    stopped = subprocess.run(call, capture_output=True, text=True)
+    assert stopped.returncode == 1 and "Traceback" not in stopped.stderr
+    error = stopped.stderr.splitlines()[-1]
+    assert "too many bad inputs" in error and "sav_coffee/masklet_data_00099.npz: not a whole npz file" in error
+    assert read_ledger(tmp_path / "sav")[0].path == "sav_coffee/masklet_data_00099.npz"
+    assert not (tmp_path / "sav" / "manifest.json").exists()
+    gone_on = subprocess.run([*call, "--max-bad", "0.5"], capture_output=True, text=True)
+    assert gone_on.returncode == 0 and "left out: empty mask" in gone_on.stdout
+    shard_sav(root_with_faults, tmp_path / "undisturbed", max_bad=0.5)
+    assert files_of(tmp_path / "sav") == files_of(tmp_path / "undisturbed")
+
+
+def test_a_shard_with_nothing_in_it_is_not_written(tmp_path):
+    root = tmp_path / "raw"
+    root.mkdir()
+    for i in range(3):
+        (root / f"masklet_data_{i:05d}.npz").touch()
+    manifest = shard_sav(root, tmp_path / "sav", max_bad=1.0).manifest
+    assert manifest.samples == 0 and manifest.shards == ()
+    assert sorted(files_of(tmp_path / "sav")) == ["index.npy", "ledger.jsonl", "manifest.json"]
+
+
+def test_a_full_disk_leaves_nothing_torn(sav_root, sav_set, tmp_path, monkeypatch):
+    from shards.archive import ShardWriter
+
+    write, calls = ShardWriter.write, iter(range(100))
+
+    def write_until_full(self, sample):
+        if next(calls) == 5:
+            raise OSError(28, "No space left on device")
+        write(self, sample)
+
+    monkeypatch.setattr(ShardWriter, "write", write_until_full)
+    with pytest.raises(UserError, match=r"No space left.*same command"):
+        shard_sav(sav_root, tmp_path / "sav")
+    assert not list((tmp_path / "sav").rglob("*.tmp"))
+    shard_sav(sav_root, tmp_path / "sav")
+    assert files_of(tmp_path / "sav") == files_of(sav_set)
+
+
+def test_dry_run_writes_nothing(sav_root, tmp_path):
+    dry = subprocess.run(command(sav_root, tmp_path / "out", "--dry-run"), capture_output=True, text=True, check=True)
+    assert "12" in dry.stdout and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("more", [["--root", "nowhere"], ["--recipe", "mine"], ["--source", "imagenet"]])
+def test_a_users_mistake_is_one_line(sav_root, tmp_path, more):
+    wrong = subprocess.run([*command(sav_root, tmp_path / "out"), *more], capture_output=True, text=True)
+    assert wrong.returncode == 1 and len(wrong.stderr.splitlines()) == 1 and wrong.stderr.startswith("error: ")
+    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+
+
+def test_no_clock_and_no_user_in_the_bytes(sav_set):
+    for name, data in files_of(sav_set).items():
+        for word in (os.environ.get("USER", "root-user"), str(Path.home()), str(sav_set)):
+            assert word.encode() not in data or len(word) < 4, name
+    assert json.loads((sav_set / "manifest.json").read_bytes())["version"] == 1
+    keys = read_index(sav_set)["key"]
+    assert len(set(keys.tolist())) == len(keys) == 12

@@ -1,0 +1,35 @@
+"""docs/FORMAT.md holds a reader that a stranger can copy: this runs that very text."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import webdataset
+
+from shards.reader import read_samples
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "FORMAT.md"
+
+
+def test_the_documents_reader_returns_what_ours_does(sav_set):
+    (snippet,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text("utf-8"), re.S)
+    assert len([line for line in snippet.splitlines() if line.strip()]) <= 40
+    stranger: dict = {}
+    exec(compile(snippet, str(DOCUMENT), "exec"), stranger)
+    for tar in sorted(sav_set.glob("*.tar")):
+        for met, wanted in zip(stranger["read_samples"](tar), read_samples(tar), strict=True):
+            assert met.keys() == wanted.keys()
+            for name, value in wanted.items():
+                assert met[name].dtype == value.dtype if isinstance(value, np.ndarray) else True
+                assert np.array_equal(met[name], value) if isinstance(value, np.ndarray) else met[name] == value
+
+
+def test_plain_webdataset_reads_the_tars(sav_set):
+    tar = sorted(sav_set.glob("*.tar"))[0]
+    plain = list(webdataset.WebDataset(str(tar), shardshuffle=False).decode())
+    ours = list(read_samples(tar))
+    assert [sample["__key__"] for sample in plain] == [sample["__key__"] for sample in ours]
+    for met, wanted in zip(plain, ours, strict=True):
+        assert met["json"] == wanted["meta"]
+        assert np.array_equal(met["prompt_masks2.npy"], wanted["prompt_masks2"])
+        assert isinstance(met["g_pixel_values1.up.zst"], bytes)

@@ -1,0 +1,61 @@
+"""The house: who imports whom, and who resizes."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+ROOMS = {"pipeline": {"shards"}, "trainer": {"shards"}, "shards": set()}
+RESIZING = {"resize", "interpolate", "Upsample", "thumbnail", "reduce", "resized_crop", "adaptive_avg_pool2d", "zoom"}
+
+
+def modules(room: str) -> list[Path]:
+    return sorted((REPOSITORY / room).rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return {name.split(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_have_one_door_between_them(room):
+    for path in modules(room):
+        others = imported(path) & {"cli", "demo", "pipeline", "shards", "trainer"} - {room}
+        assert others <= ROOMS[room], path
+
+
+def test_exactly_one_module_resizes():
+    found = set()
+    for room in ROOMS:
+        for path in modules(room):
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+                is_module = isinstance(node, ast.Attribute) and getattr(node.value, "id", "") in ("functools", "Image")
+                if name in RESIZING and not is_module and not (path.stem == "formats" and name == "resize"):
+                    found.add(path.relative_to(REPOSITORY).as_posix())
+    assert found == {"pipeline/resize.py"}
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["shard", "--help"], ["verify-shard", "--help"], ["preview", "--help"]]
+)
+def test_help_imports_nothing_heavy(arguments):
+    code = (
+        "import sys, cli\n"
+        f"sys.argv = ['cli.py', *{arguments!r}]\n"
+        "try:\n    cli.main()\nexcept SystemExit as end:\n    assert not end.code\n"
+        "heavy = {'numpy', 'torch', 'PIL', 'transformers', 'zstandard', 'pipeline', 'trainer', 'tqdm'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout

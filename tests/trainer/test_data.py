@@ -1,0 +1,141 @@
+"""The loader: a pure order, equal steps on all ranks, and exactly what the reader returns."""
+
+import json
+import logging
+import shutil
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+
+from shards.errors import UserError
+from shards.manifest import sha256
+from shards.reader import ShardSet
+from trainer.data import Loader, check_recipe, held_out, mix
+
+FIELDS = ("pixel_values1", "prompt_masks1", "pixel_values2", "g_pixel_values2", "masks2")
+LIGHT = ("prompt_masks1",)
+
+
+def loader(folder, **options) -> Loader:
+    return Loader([str(folder)], **{"fields": LIGHT, "batch_size": 2, "seed": 7, **options})
+
+
+def keys(loader: Loader, epoch: int = 0, start_step: int = 0) -> list[list[str]]:
+    return [batch["keys"] for batch in loader.epoch(epoch, start_step)]
+
+
+def test_batches_hold_what_the_reader_returns(sav_set):
+    by_key = {sample["__key__"]: sample for sample in (ShardSet(sav_set)[i] for i in range(12))}
+    seen = 0
+    for batch in loader(sav_set, fields=FIELDS, batch_size=3, threads=3).epoch(0):
+        assert batch["pixel_values1"].dtype == torch.float32 and batch["g_pixel_values2"].dtype == torch.uint8
+        assert batch["image_of_object"].tolist() == [0, 1, 2] and batch["texts"] == [[], [], []]
+        for row, key in enumerate(batch["keys"]):
+            seen += 1
+            assert batch["meta"][row] == by_key[key]["meta"]
+            for field in FIELDS:
+                stored = by_key[key][field]
+                assert np.array_equal(batch[field][row].numpy(), stored[0] if "mask" in field else stored), field
+    assert seen == 12
+
+
+def test_order_is_a_pure_function_of_seed_and_epoch(sav_set):
+    assert keys(loader(sav_set, threads=1, prefetch=0)) == keys(loader(sav_set, threads=3, prefetch=4))
+    first, second = keys(loader(sav_set)), keys(loader(sav_set), epoch=1)
+    assert sorted(chain(*first)) == sorted(chain(*second)) and first != second
+    assert first != keys(loader(sav_set, seed=8))
+
+
+def test_going_on_in_the_middle_of_an_epoch(sav_set):
+    assert keys(loader(sav_set), start_step=4) == keys(loader(sav_set))[4:]
+
+
+@pytest.mark.parametrize("batch_size, world_size", [(1, 4), (2, 2), (5, 2), (1, 5)])
+def test_ranks_share_the_global_batches(sav_set, batch_size, world_size, caplog):
+    caplog.set_level(logging.INFO)
+    ranks = [loader(sav_set, batch_size=batch_size, rank=r, world_size=world_size) for r in range(world_size)]
+    steps = [keys(rank) for rank in ranks]
+    assert len({len(step) for step in steps}) == 1
+    whole = keys(loader(sav_set, batch_size=batch_size * world_size))
+    assert [[*chain(*parts)] for parts in zip(*steps, strict=True)] == whole
+    assert ranks[0].unused == 12 % (batch_size * world_size) < batch_size * world_size
+    assert f"{ranks[0].unused} samples of each epoch unused" in caplog.text
+
+
+def test_held_out_part(sav_set):
+    train = loader(sav_set, holdout=0.4, batch_size=1)
+    rest = loader(sav_set, holdout=0.4, batch_size=1, part="holdout")
+    a, b = {k for [k] in keys(train)}, {k for [k] in keys(rest)}
+    assert a | b == {ShardSet(sav_set).key(i) for i in range(12)} and not a & b and b
+
+
+def test_a_samples_part_depends_on_its_key_alone():
+    names = np.array([f"masklet_data_{i}".encode() for i in range(20_000)], "S64")
+    chosen = held_out(names, 0.1)
+    assert 0.09 < chosen.mean() < 0.11
+    assert np.array_equal(held_out(names[5:50], 0.1), chosen[5:50])
+    assert not held_out(names, 0.0).any() and held_out(names, 1.0).all()
+
+
+def test_mixing_spreads_evenly():
+    hashed = mix(np.arange(100_000, dtype=np.uint64), salt=3)
+    assert len(np.unique(hashed)) == len(hashed)
+    counts = np.bincount((hashed >> np.uint64(60)).astype(int), minlength=16)
+    assert ((counts - 6250) ** 2 / 6250).sum() < 40  # chi-square, 15 degrees of freedom
+
+
+def test_a_batch_stays_valid_until_the_next_but_one(sav_set):
+    batches = loader(sav_set, batch_size=1, fields=("pixel_values1",)).epoch(0)
+    first = next(batches)
+    copy = first["pixel_values1"].clone()
+    next(batches)
+    assert torch.equal(first["pixel_values1"], copy)
+
+
+def test_buffers_are_reused(sav_set):
+    ready = loader(sav_set, batch_size=1, fields=("pixel_values1",), prefetch=1)
+    assert len({batch["pixel_values1"].data_ptr() for batch in ready.epoch(0)}) == 3
+
+
+def test_too_few_samples_for_one_batch(sav_set):
+    with pytest.raises(UserError, match=r"too few samples.*12 samples.*26"):
+        loader(sav_set, batch_size=13, world_size=2)
+
+
+def test_shards_of_two_recipes_are_refused(sav_set, tmp_path):
+    shutil.copytree(sav_set, tmp_path / "other")
+    manifest = json.loads((tmp_path / "other" / "manifest.json").read_text())
+    manifest["recipe"]["image_filter"] = "bicubic"
+    values = {k: v for k, v in manifest["recipe"].items() if k != "name"}
+    manifest["recipe_hash"] = sha256(json.dumps(values, sort_keys=True).encode())[:16]
+    (tmp_path / "other" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="different recipes"):
+        Loader([str(sav_set), str(tmp_path / "other")], fields=LIGHT, batch_size=2, seed=0)
+
+
+def test_a_recipe_that_does_not_fit_the_model_is_refused(sav_set):
+    recipe = loader(sav_set).recipe
+    fitting = {"vision_size": 448, "grid": 16, "sam_size": 1024, "mean": recipe.mean, "std": recipe.std}
+    check_recipe(recipe, **fitting)
+    for name, other in (("vision_size", 336), ("grid", 32), ("sam_size", 512), ("mean", (0.5, 0.5, 0.5))):
+        with pytest.raises(UserError, match=rf"recipe\.{name}"):
+            check_recipe(recipe, **{**fitting, name: other})
+
+
+def test_a_broken_shard_is_named(sav_set, tmp_path):
+    shutil.copytree(sav_set, tmp_path / "sav")
+    tar = tmp_path / "sav" / "sav-000000.tar"
+    data = bytearray(tar.read_bytes())
+    row = ShardSet(sav_set).index[0]
+    data[int(row["offset"]) + 3000 : int(row["offset"]) + 400_000] = bytes(397_000)
+    tar.write_bytes(data)
+    with pytest.raises(UserError, match=ShardSet(sav_set).key(0)):
+        list(loader(tmp_path / "sav", fields=FIELDS).epoch(0))
+
+
+def test_an_unfinished_set_is_refused(tmp_path):
+    (tmp_path / "sav").mkdir()
+    with pytest.raises(UserError, match="no manifest"):
+        loader(tmp_path / "sav")
