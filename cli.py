@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """The command line. It parses and calls; what the verbs do is in `pipeline/` and `shards/`.
 
 Heavy imports stand inside the verbs, so that help answers at once.
@@ -17,6 +18,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # drawing help with rich takes longer than all the rest
     help="Segmentation data for Sa2VA: raw datasets into shards, shards checked and looked at.",
 )
 

@@ -82,9 +82,14 @@ RECIPES = {
 }
 
 
-def named_recipe(name: str, prompt_pooling: PromptPooling | None = None) -> Recipe:
+def named_recipe(name: str, prompt_pooling: str | None = None) -> Recipe:
     """The recipe `name`, with another pooling of the prompt cells where one is asked for."""
     if name not in RECIPES:
         raise UserError("unknown recipe", met=name, wanted=" or ".join(RECIPES), do="see docs/FORMAT.md")
-    recipe = RECIPES[name]
-    return recipe if prompt_pooling is None else replace(recipe, prompt_pooling=prompt_pooling)
+    if prompt_pooling is None:
+        return RECIPES[name]
+    for pooling in get_args(PromptPooling):
+        if pooling == prompt_pooling:
+            return replace(RECIPES[name], prompt_pooling=pooling)
+    wanted = " or ".join(get_args(PromptPooling))
+    raise UserError("unknown pooling of prompt cells", met=prompt_pooling, wanted=wanted, do="see docs/FORMAT.md")

@@ -40,7 +40,7 @@ def shard_sav(
     overwrite: bool = False,
 ) -> Summary:
     """What `cli.py shard` does, in this process."""
-    chosen = named_recipe(recipe, prompt_pooling)  # type: ignore[arg-type]
+    chosen = named_recipe(recipe, prompt_pooling)
     make = partial(make_plan, source_named("sav"), root, chosen, shard_bytes, limit)
     return run(lambda known: make(known=known), folder, workers, max_bad, overwrite)
 

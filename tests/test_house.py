@@ -59,3 +59,9 @@ def test_help_imports_nothing_heavy(arguments):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
     assert "Usage" in done.stdout
+
+
+def test_git_ignores_data_below_shards_and_nothing_else_there():
+    asked = ["shards/sav/sav-000000.tar", "shards/sav/manifest.json", "shards/reader.py", "data/sav/a.npz", "runs/x"]
+    done = subprocess.run(["git", "check-ignore", *asked], capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.stdout.split() == [path for path in asked if path != "shards/reader.py"]

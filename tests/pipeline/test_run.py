@@ -172,7 +172,9 @@ def test_dry_run_writes_nothing(sav_root, tmp_path):
     assert "12" in dry.stdout and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("more", [["--root", "nowhere"], ["--recipe", "mine"], ["--source", "imagenet"]])
+@pytest.mark.parametrize(
+    "more", [["--root", "nowhere"], ["--recipe", "mine"], ["--source", "imagenet"], ["--prompt-pooling", "max"]]
+)
 def test_a_users_mistake_is_one_line(sav_root, tmp_path, more):
     wrong = subprocess.run([*command(sav_root, tmp_path / "out"), *more], capture_output=True, text=True)
     assert wrong.returncode == 1 and len(wrong.stderr.splitlines()) == 1 and wrong.stderr.startswith("error: ")
