@@ -1,0 +1,148 @@
+"""Contact sheets of a shard set, and one page that shows them: for a person to see whether frame and mask fit.
+
+A row a frame: the frame, its masks, the masks over the frame, the 16 x 16 prompt cells over the 448 picture. Everything
+is drawn from what a reader of the shards gets. Tiles are means of blocks (pictures) or every fourth pixel (masks, which
+so stay black and white): nothing is interpolated.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment
+from numpy.typing import NDArray
+from PIL import Image
+
+from shards import codec
+from shards.codec import Bool, UInt8
+from shards.errors import UserError
+from shards.format import Field
+from shards.reader import ShardSet, decode_field
+from shards.recipe import Recipe
+
+_TILE, _GAP = 256, 4
+_COLOURS = np.array(
+    [(230, 25, 25), (40, 120, 255), (30, 190, 60), (255, 190, 0), (190, 60, 220), (0, 200, 200)], np.float32
+)
+_PAGE = Environment(autoescape=True).from_string("""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<title>{{ name }}</title>
+<style>
+ body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1070px; color: #222; padding: 0 1rem }
+ img { max-width: 100%; display: block; margin: .4rem 0 }
+ h2 { font-size: 1rem; margin: 2rem 0 0; overflow-wrap: anywhere }
+ p, li { margin: .1rem 0; color: #555 }
+ .heads { display: grid; grid-template-columns: repeat(4, 1fr); max-width: 1036px; color: #555; font-size: .85rem }
+</style>
+<h1>{{ name }}</h1>
+<p>{{ shown|length }} of {{ total }} samples, source {{ source }}, recipe {{ recipe }}. A row a frame. In every row the
+coloured region must lie on one object, masks must be black and white, and the cells must cover the region; both rows
+of a pair must show one scene and one object.</p>
+{% for sample in shown %}
+<h2>{{ sample.key }}</h2>
+<p>{{ sample.path }}</p>
+{% for frame in sample.frames %}<p>{{ frame }}</p>{% endfor %}
+<div class="heads">
+ <span>frame (1024)</span><span>mask</span><span>mask over frame</span><span>prompt cells over 448</span>
+</div>
+<img src="{{ sample.sheet }}" alt="contact sheet of {{ sample.key }}">
+{% if sample.texts %}<ul>{% for text in sample.texts %}<li>{{ text }}</li>{% endfor %}</ul>{% endif %}
+{% endfor %}
+</html>
+""")
+
+
+def preview(path: Path | str, out: Path, samples: int = 8) -> Path:
+    """Draw `samples` samples, spread evenly over the set at `path` (its folder, or one of its tars).
+
+    Returns:
+        The page, `out/index.html`. It opens offline, with the sheets beside it.
+    """
+    path = Path(path)
+    shards = ShardSet(path if path.is_dir() else path.parent)
+    positions = np.arange(len(shards))
+    if not path.is_dir():
+        names = [info.name for info in shards.manifest.shards]
+        if path.name not in names:
+            raise UserError("not a tar of this set", where=str(path), wanted="a tar that the manifest lists")
+        positions = positions[shards.index["shard"] == names.index(path.name)]
+    if not len(positions):
+        raise UserError("no samples to show", where=str(path))
+    chosen = positions[np.linspace(0, len(positions) - 1, min(samples, len(positions))).round().astype(int)]
+    out.mkdir(parents=True, exist_ok=True)
+    shown = [_draw(shards, int(position), out) for position in chosen]
+    page = out / "index.html"
+    page.write_text(
+        _PAGE.render(
+            name=str(path),
+            total=len(positions),
+            source=shards.manifest.source,
+            recipe=f"{shards.recipe.name} ({shards.recipe.digest})",
+            shown=shown,
+        ),
+        encoding="utf-8",
+    )
+    return page
+
+
+def _draw(shards: ShardSet, position: int, out: Path) -> dict[str, Any]:
+    """Write the sheet of one sample; return what the page says of it."""
+    meta, members = shards.sample(position)
+    key, recipe = shards.key(position), shards.recipe
+    rows, captions = [], []
+    for i, frame in enumerate(meta["frames"]):
+        number = None if len(meta["frames"]) == 1 else i + 1
+
+        def stored(name: Any, number: int | None = number) -> memoryview:
+            return members[Field(name, number)]
+
+        small = codec.decode_picture(stored("pixel_values"), recipe.vision_size)
+        large = codec.decode_picture(stored("g_pixel_values"), recipe.sam_size)
+        prompts = decode_field(Field("prompt_masks", number), stored("prompt_masks"), recipe)
+        masks = codec.decode_masks(stored("masks"), recipe.sam_size)
+        rows.append(_row(small, large, prompts, masks, recipe))
+        regions = ", ".join(
+            f"object {item['id']}: {100 * mask.mean():.2f} % of the picture, {int(cells.sum())} cells"
+            for item, mask, cells in zip(meta["objects"], masks, prompts, strict=True)
+        )
+        captions.append(f"{frame.get('name', i + 1)}, {frame['width']} x {frame['height']}; {regions}")
+    sheet = f"{key}.png"
+    Image.fromarray(np.concatenate(rows)).save(out / sheet, optimize=True)
+    texts = [f"object {item['id']}: {text}" for item in meta["objects"] for text in item.get("texts", ())]
+    return {"key": key, "path": meta.get("path", ""), "frames": captions, "sheet": sheet, "texts": texts}
+
+
+def _row(small: UInt8, large: UInt8, prompts: Bool, masks: Bool, recipe: Recipe) -> UInt8:
+    """One frame's four tiles side by side: (H, W, 3)."""
+    picture = _block_means(large, recipe.sam_size // _TILE)
+    thin = masks[:, :: recipe.sam_size // _TILE, :: recipe.sam_size // _TILE]
+    black_and_white = np.repeat(np.any(thin, axis=0, keepdims=True), 3, axis=0).transpose(1, 2, 0) * np.uint8(255)
+    tiles = [picture, black_and_white, _tint(picture, thin, 0.55)]
+    view = _block_means(small, 2)
+    cell = len(view) // recipe.grid
+    cells = prompts.repeat(cell, axis=1).repeat(cell, axis=2)
+    over = _tint(view, cells, 0.55)
+    over[::cell], over[:, ::cell] = over[::cell] // 2 + 60, over[:, ::cell] // 2 + 60
+    tiles.append(over)
+    row = np.full((_TILE + _GAP, len(tiles) * (_TILE + _GAP), 3), 255, np.uint8)
+    for i, tile in enumerate(tiles):
+        row[: tile.shape[0], i * (_TILE + _GAP) : i * (_TILE + _GAP) + tile.shape[1]] = tile
+    return row
+
+
+def _block_means(picture: UInt8, side: int) -> NDArray[np.uint8]:
+    """(3, S, S) -> (S / side, S / side, 3)."""
+    count = picture.shape[1] // side
+    means = picture.reshape(3, count, side, count, side).mean(axis=(2, 4))
+    return means.round().astype(np.uint8).transpose(1, 2, 0).copy()
+
+
+def _tint(picture: UInt8, masks: Bool, strength: float) -> UInt8:
+    """Colour each object's mask (N, h, w) over the picture (h, w, 3): the first one red."""
+    tinted = picture.astype(np.float32)
+    for n, mask in enumerate(masks):
+        tinted[mask] = (1 - strength) * tinted[mask] + strength * _COLOURS[n % len(_COLOURS)]
+    return tinted.astype(np.uint8)

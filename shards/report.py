@@ -1,0 +1,105 @@
+"""What verification found: a table of fields, and every failure with shard, key, field, value met and value wanted."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+_KEPT = 50  # failures kept of a shard; all are counted
+_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Failure:
+    shard: str
+    key: str
+    field: str
+    what: str
+    met: str
+    wanted: str
+
+    def __str__(self) -> str:
+        place = " ".join(part for part in (self.shard, self.key, self.field) if part)
+        return f"{place}: {self.what}; met {self.met or 'nothing'}; wanted {self.wanted or 'a sound one'}"
+
+
+@dataclass
+class FieldRow:
+    """One field over all samples."""
+
+    name: str
+    shape: str
+    dtype: str
+    min: float = float("inf")
+    max: float = float("-inf")
+    samples: int = 0
+    failures: int = 0
+
+    def merge(self, other: FieldRow) -> None:
+        self.min, self.max = min(self.min, other.min), max(self.max, other.max)
+        self.samples += other.samples
+        self.failures += other.failures
+
+
+@dataclass
+class Report:
+    """Of one shard, or of all."""
+
+    samples: int = 0
+    objects: int = 0
+    fields: dict[str, FieldRow] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+    failure_count: int = 0
+    """More than there are `failures` where a shard has too many of them to keep."""
+
+    @property
+    def ok(self) -> bool:
+        return self.failure_count == 0
+
+    def fail(self, failure: Failure) -> None:
+        self.failure_count += 1
+        if len(self.failures) < _KEPT:
+            self.failures.append(failure)
+        if failure.field in self.fields:
+            self.fields[failure.field].failures += 1
+
+    def merge(self, other: Report) -> None:
+        self.samples += other.samples
+        self.objects += other.objects
+        self.failures += other.failures
+        self.failure_count += other.failure_count
+        for name, row in other.fields.items():
+            if name in self.fields:
+                self.fields[name].merge(row)
+            else:
+                self.fields[name] = row
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "ok": self.ok,
+            "samples": self.samples,
+            "objects": self.objects,
+            "fields": [asdict(row) for row in self.fields.values()],
+            "failure_count": self.failure_count,
+            "failures": [asdict(failure) for failure in self.failures],
+        }
+
+    def table(self) -> str:
+        """The report as text."""
+        table = Table(title=f"{self.samples:,} samples, {self.objects:,} objects", title_justify="left")
+        for name in ("field", "shape", "dtype", "min", "max", "samples", "failures"):
+            table.add_column(name, justify="left" if name in ("field", "shape", "dtype") else "right")
+        for row in self.fields.values():
+            limits = [f"{v:.4f}" if row.dtype == "float32" else f"{v:.0f}" for v in (row.min, row.max)]
+            table.add_row(row.name, row.shape, row.dtype, *limits, f"{row.samples:,}", f"{row.failures:,}")
+        text = io.StringIO()
+        Console(file=text, width=100).print(table)
+        lines = [text.getvalue().rstrip(), *(f"FAILED {failure}" for failure in self.failures[:_SHOWN])]
+        if self.failure_count > _SHOWN:
+            lines.append(f"... and {self.failure_count - min(_SHOWN, len(self.failures)):,} more (see --json)")
+        lines.append("all checks hold" if self.ok else f"{self.failure_count:,} checks failed")
+        return "\n".join(lines)

@@ -1,0 +1,311 @@
+"""Is a shard set what `docs/FORMAT.md` says? Checked from the bytes of the tars up to the agreement of the formats."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import multiprocessing as mp
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from shards import codec
+from shards.agree import pictures_agree, regions_agree
+from shards.archive import BLOCK, MappedTar, group_members, parse_meta
+from shards.errors import BadShard, UserError
+from shards.format import INDEX, KEY, LEDGER, MANIFEST, META_EXTENSION, Field
+from shards.manifest import Manifest, ShardInfo, read_index, read_ledger, sha256
+from shards.reader import decode_field, stored_fields
+from shards.recipe import Recipe
+from shards.report import Failure, FieldRow, Report
+from shards.sample import Sample
+
+Derive = Callable[[dict[str, Any], Manifest], Sample]
+Array = NDArray[Any]
+_CHUNK = 1 << 24
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """One shard's work, as a worker process gets it."""
+
+    folder: Path
+    manifest: Manifest
+    info: ShardInfo
+    rows: Array
+    derive: Derive | None
+
+
+def verify(
+    paths: Sequence[str | Path],
+    derive: Derive | None = None,
+    same_inputs: Callable[[Manifest], bool] | None = None,
+    workers: int = 1,
+) -> Report:
+    """Check tars, folders of shard sets, or globs of either.
+
+    Args:
+        derive: makes a sample again from the raw files, given its JSON and the manifest; every bit must be equal.
+            Raises `UserError` where it cannot. Picklable, if there are several workers.
+        same_inputs: whether the raw files are those that a set was made from.
+        workers: processes; each takes one shard at a time.
+
+    Raises:
+        UserError: a path that leads nowhere.
+    """
+    report, work = Report(), []
+    for folder, names in _sets(paths).items():
+        work += _check_set(folder, names, derive, same_inputs, report)
+    total = sum(shard.info.samples for shard in work)
+    with tqdm(total=total, unit="sample", desc="verify", mininterval=0.5) as bar:
+        for done in _check_all(work, workers):
+            report.merge(done)
+            bar.update(done.samples)
+    report.fields = dict(sorted(report.fields.items(), key=lambda item: _order(item[0])))
+    return report
+
+
+def _order(name: str) -> tuple[int, str]:
+    field = Field.parse(name)
+    return field.frame or 0, {"pixel_values": "0", "g_pixel_values": "1", "prompt_masks": "2"}.get(field.name, "3")
+
+
+def _check_all(work: list[_Shard], workers: int) -> Iterator[Report]:
+    if workers == 1 or len(work) <= 1:
+        yield from map(_check_shard, work)
+        return
+    with ProcessPoolExecutor(min(workers, len(work)), mp_context=mp.get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(_check_shard, shard) for shard in work]):
+            yield future.result()
+
+
+def _sets(paths: Sequence[str | Path]) -> dict[Path, set[str] | None]:
+    """The folders to check; for each the tars asked for, or None for all of it."""
+    sets: dict[Path, set[str] | None] = {}
+    for path in paths:
+        matches = sorted(glob.glob(str(path))) if glob.has_magic(str(path)) else [str(path)]
+        if not matches:
+            raise UserError("nothing matches", where=str(path), wanted="tars or folders of shard sets")
+        for match in map(Path, matches):
+            if match.is_dir():
+                sets[match] = None
+            elif match.is_file() and match.suffix == ".tar":
+                names = sets.setdefault(match.parent, set())
+                if names is not None:
+                    names.add(match.name)
+            elif glob.has_magic(str(path)):
+                continue  # a glob such as shards/sav/* also finds the manifest
+            else:
+                raise UserError("no such tar or folder", where=str(match), wanted="a tar or the folder of a shard set")
+    return sets
+
+
+def _check_set(
+    folder: Path,
+    names: set[str] | None,
+    derive: Derive | None,
+    same_inputs: Callable[[Manifest], bool] | None,
+    report: Report,
+) -> list[_Shard]:
+    """Check what the set says of itself; return the shards that are there to be checked."""
+
+    def fail(file: str, what: str, met: object = "", wanted: object = "") -> None:
+        report.fail(Failure(str(folder / file), "", "", what, str(met), str(wanted)))
+
+    try:
+        manifest, index = Manifest.read(folder), read_index(folder)
+    except UserError as error:
+        report.fail(Failure(error.where, "", "", error.what, error.met, error.wanted or error.do))
+        return []
+    for file, wanted in ((INDEX, manifest.index_sha256), (LEDGER, manifest.ledger_sha256)):
+        path = folder / file
+        if not path.is_file() or (met := sha256(path.read_bytes())) != wanted:
+            fail(file, "SHA-256", met if path.is_file() else "no such file", wanted)
+    try:
+        lines = len(read_ledger(folder))
+        if lines != sum(manifest.left_out.values()):
+            fail(LEDGER, "inputs left out", f"{lines} lines", sum(manifest.left_out.values()))
+    except UserError as error:
+        fail(LEDGER, error.what, error.met)
+    counted = sum(shard.samples for shard in manifest.shards)
+    if not counted == len(index) == manifest.samples:
+        fail(MANIFEST, "samples", f"{counted} in shards, {len(index)} in the index", manifest.samples)
+    if manifest.samples + sum(manifest.left_out.values()) != manifest.inputs:
+        fail(MANIFEST, "samples + left out", manifest.samples + sum(manifest.left_out.values()), manifest.inputs)
+    keys, counts = np.unique(index["key"], return_counts=True)
+    for key in keys[counts > 1]:
+        fail(INDEX, "key stands twice", key.decode("ascii", "replace"))
+    known = {shard.name for shard in manifest.shards}
+    there = {path.name for path in folder.glob("*.tar")}
+    for name in sorted(there - known if names is None else names - known):
+        fail(name, "tar that the manifest does not list")
+    if same_inputs is not None and not same_inputs(manifest):
+        fail(MANIFEST, "the raw files are not those of this set", "other names or sizes", f"{manifest.inputs} inputs")
+    work = []
+    for i, info in enumerate(manifest.shards):
+        if names is not None and info.name not in names:
+            continue
+        if info.name in there:
+            work.append(_Shard(folder, manifest, info, np.array(index[index["shard"] == i]), derive))
+        else:
+            fail(info.name, "missing", "no such file", f"{info.bytes} bytes")
+    return work
+
+
+def _check_shard(shard: _Shard) -> Report:
+    """Check one tar. Everything that can still be read is checked even where its checksum fails."""
+    report, path, info = Report(), shard.folder / shard.info.name, shard.info
+
+    def fail(key: str, field: str, what: str, met: object = "", wanted: object = "") -> None:
+        report.fail(Failure(str(path), key, field, what, str(met), str(wanted)))
+
+    try:
+        tar = MappedTar(path)
+    except BadShard as error:
+        fail("", "", error.what, error.met, error.wanted)
+        return report
+    if len(tar) != info.bytes:
+        fail("", "", "size of the tar", f"{len(tar)} bytes", f"{info.bytes} bytes")
+    digest = hashlib.sha256()
+    for start in range(0, len(tar), _CHUNK):
+        digest.update(tar.view[start : start + _CHUNK])
+    if digest.hexdigest() != info.sha256:
+        fail("", "", "SHA-256", digest.hexdigest(), info.sha256)
+    end = 0
+    for row in shard.rows:
+        key, offset, size = row["key"].decode("ascii", "replace"), int(row["offset"]), int(row["size"])
+        if offset != end:
+            fail(key, "", "place in the tar", f"byte {offset}", f"byte {end}, where the sample before ends")
+        end = offset + size
+        if end > len(tar):
+            fail(key, "", "place in the tar", f"up to byte {end}", f"up to byte {len(tar)}")
+            continue
+        if (crc32 := zlib.crc32(tar.view[offset:end])) != row["crc32"]:
+            fail(key, "", "CRC-32 of the sample", crc32, row["crc32"])
+        _Checker(report, str(path), key, shard).check(tar, offset, size)
+        report.samples += 1
+    rest = tar.view[end:]
+    if any(rest) or len(rest) < 2 * BLOCK:
+        fail("", "", "end of archive", f"{len(rest)} bytes after the last sample", "zeros, two blocks at least")
+    if report.samples != info.samples:
+        fail("", "", "samples", report.samples, info.samples)
+    return report
+
+
+class _Checker:
+    """Checks one sample."""
+
+    def __init__(self, report: Report, path: str, key: str, shard: _Shard) -> None:
+        self.report, self.path, self.key, self.shard = report, path, key, shard
+        self.recipe: Recipe = shard.manifest.recipe
+
+    def fail(self, field: object, what: str, met: object = "", wanted: object = "") -> None:
+        self.report.fail(Failure(self.path, self.key, str(field), what, str(met), str(wanted)))
+
+    def check(self, tar: MappedTar, offset: int, size: int) -> None:
+        try:
+            groups = list(group_members(tar.members(offset, size)))
+            if len(groups) != 1 or groups[0][0] != self.key or not KEY.fullmatch(self.key):
+                self.fail("", "members of one sample", [group[0] for group in groups], f"key {self.key}")
+                return
+            members = groups[0][2]
+            if META_EXTENSION not in members:
+                self.fail(META_EXTENSION, "sample without JSON", sorted(members), f"{self.key}.{META_EXTENSION}")
+                return
+            meta = parse_meta(members[META_EXTENSION])
+            fields = stored_fields(meta, members)
+        except BadShard as error:
+            self.fail("", error.what, error.met, error.wanted)
+            return
+        self._check_meta(meta)
+        arrays: dict[Field, Array] = {}
+        for field, data in fields.items():
+            self._begin(field, len(meta["objects"]))
+            if (crc32 := zlib.crc32(data)) != meta["crc32"].get(str(field)):
+                self.fail(field, "CRC-32", crc32, meta["crc32"].get(str(field)))
+            try:
+                arrays[field] = self._decode(field, data, len(meta["objects"]))
+            except BadShard as error:
+                self.fail(field, error.what, error.met, error.wanted)
+        self.report.objects += len(meta["objects"])
+        if len(arrays) == len(fields):
+            self._check_agreement(meta, arrays)
+            if self.shard.derive is not None:
+                self._check_against(meta, arrays, self.shard.derive)
+
+    def _begin(self, field: Field, objects: int) -> None:
+        shape = field.shape(self.recipe, objects)
+        text = ("(N, " if field.name in ("masks", "prompt_masks") else f"({shape[0]}, ") + f"{shape[1]}, {shape[2]})"
+        row = self.report.fields.setdefault(str(field), FieldRow(str(field), text, str(field.dtype)))
+        row.samples += 1
+
+    def _check_meta(self, meta: dict[str, Any]) -> None:
+        for name, kind in (("source", str), ("dataset_type", str), ("path", str), ("has_paired_frame", bool)):
+            if not isinstance(meta.get(name), kind):
+                self.fail(META_EXTENSION, name, repr(meta.get(name)), kind.__name__)
+        for frame in meta["frames"]:
+            for side in ("height", "width"):
+                if not isinstance(frame.get(side), int) or frame[side] < 1:
+                    self.fail(META_EXTENSION, side, repr(frame.get(side)), "pixels of the original, at least 1")
+                    frame[side] = 1
+        for item in meta["objects"]:
+            if not isinstance(item.get("id"), str) or not isinstance(item.get("texts"), list):
+                self.fail(META_EXTENSION, "object", str(item)[:80], "id and texts")
+
+    def _decode(self, field: Field, data: memoryview, objects: int) -> Array:
+        """What is stored of `field` (pictures before normalisation), with its shape, dtype and range noted."""
+        wanted = field.shape(self.recipe, objects)
+        stored: Array
+        if field.name in ("masks", "prompt_masks"):
+            stored = value = decode_field(field, data, self.recipe)
+        else:
+            stored = value = codec.decode_picture(data, wanted[1])
+        if field.name == "pixel_values":
+            value = codec.normalise(stored, self.recipe.mean, self.recipe.std)
+        if value.shape != wanted or value.dtype != field.dtype:
+            raise BadShard("shape and dtype", met=f"{value.shape} {value.dtype}", wanted=f"{wanted} {field.dtype}")
+        row = self.report.fields[str(field)]
+        row.min, row.max = min(row.min, float(value.min())), max(row.max, float(value.max()))
+        if field.name == "masks" and not value.any():
+            self.fail(field, "all masks are empty", "0 pixels", "an object")
+        return stored
+
+    def _check_agreement(self, meta: dict[str, Any], arrays: dict[Field, Array]) -> None:
+        pictures, names = [], []
+        for i, frame in enumerate(meta["frames"]):
+            number = None if len(meta["frames"]) == 1 else i + 1
+            pictures.append((arrays[Field("pixel_values", number)], arrays[Field("g_pixel_values", number)]))
+            names.append(str(Field("g_pixel_values", number)))
+            field = Field("prompt_masks", number)
+            prompts, masks = arrays[field], arrays[Field("masks", number)]
+            for found in regions_agree(prompts, masks, frame["height"], frame["width"], self.recipe, field):
+                self.fail(found.field, found.what, found.met, found.wanted)
+        for found in pictures_agree(pictures, names):
+            self.fail(found.field, found.what, found.met, found.wanted)
+
+    def _check_against(self, meta: dict[str, Any], arrays: dict[Field, Array], derive: Derive) -> None:
+        try:
+            again = derive(meta, self.shard.manifest)
+        except UserError as error:
+            self.fail("", f"cannot be derived again: {error.what}", error.met, error.wanted)
+            return
+        if again.key != self.key:
+            self.fail("", "key", self.key, again.key)
+        for name in again.meta.keys() | (meta.keys() - {"crc32"}):
+            if meta.get(name) != again.meta.get(name):
+                self.fail(META_EXTENSION, name, str(meta.get(name))[:200], str(again.meta.get(name))[:200])
+        if len(again.frames) != len(meta["frames"]):
+            return
+        for field, met in arrays.items():
+            wanted = getattr(again.frames[(field.frame or 1) - 1], field.name)
+            if met.shape != wanted.shape:
+                self.fail(field, "not what the raw file gives", met.shape, wanted.shape)
+            elif differing := int(np.count_nonzero(met != wanted)):
+                self.fail(field, "not what the raw file gives", f"{differing} other values", "every bit equal")
