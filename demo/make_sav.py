@@ -151,8 +151,9 @@ def _boxes(photo: Image.Image, outlines: list[list[Point]], zoom: float, rng: np
     most = min(1.0, math.sqrt(area / SMALLEST) / margin)
     least = min(most, max((right - left) / width, (bottom - top) / height, math.sqrt(area / LARGEST)) * margin)
     scale = most * (least / most) ** zoom
-    for factor in (1.0, rng.uniform(0.75, 1.3)):
-        side = min(most, max(least, scale * factor))
+    factor = rng.uniform(1.1, 1.3)
+    other = next((s for s in (scale * factor, scale / factor) if least <= s <= most), least)
+    for side in (scale, other):
         crop_width, crop_height = side * width, side * height
         x = rng.uniform(max(0.0, right - crop_width), min(left, width - crop_width))
         y = rng.uniform(max(0.0, bottom - crop_height), min(top, height - crop_height))

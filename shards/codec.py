@@ -41,24 +41,15 @@ def _compress(data: Any) -> bytes:
     return bytes(_local.compressor.compress(data))
 
 
-def _decompress_into(data: Buffer, out: NDArray[Any]) -> None:
-    """Fill the contiguous array `out`; raise `BadShard` unless `data` holds exactly that many bytes."""
-    view = memoryview(out.data).cast("B")
+def _decompress(data: Buffer, size: int) -> UInt8:
+    """The `size` bytes that `data` holds; raises `BadShard` unless it is one frame of exactly that many."""
     try:
-        size = zstandard.get_frame_parameters(data).content_size
-        if size != len(view):
-            raise BadShard("zstd frame of another size", met=f"{size} bytes", wanted=f"{len(view)} bytes")
-        with _decompressor().stream_reader(data, read_across_frames=True) as reader:
-            done = 0
-            while done < len(view):
-                count = reader.readinto(view[done:])
-                if not count:
-                    raise BadShard("zstd frame ends early", met=f"{done} bytes", wanted=f"{len(view)} bytes")
-                done += count
-            if reader.read(1):
-                raise BadShard("bytes after the zstd frame", wanted="one frame")
+        met = zstandard.get_frame_parameters(data).content_size
+        if met != size:  # checked before anything is decompressed
+            raise BadShard("zstd frame of another size", met=f"{met} bytes", wanted=f"{size} bytes")
+        return np.frombuffer(_decompressor().decompress(data, allow_extra_data=False), np.uint8)
     except zstandard.ZstdError as error:
-        raise BadShard("not a zstd frame", met=str(error), do="write the shard again") from None
+        raise BadShard("not a zstd frame", met=str(error), wanted=f"one frame of {size} bytes") from None
 
 
 def encode_picture(picture: UInt8) -> bytes:
@@ -75,7 +66,7 @@ def decode_picture(data: Buffer, size: int, out: UInt8 | None = None) -> UInt8:
     """Decode to (3, size, size) uint8 RGB, into `out` (contiguous) where it is given."""
     if out is None:
         out = np.empty((3, size, size), np.uint8)
-    _decompress_into(data, out)
+    out[...] = _decompress(data, out.size).reshape(out.shape)
     # The prefix sum over rows, in blocks: each addition covers one row of all blocks at once, so that some sixty calls
     # to numpy do the work of `size`, and the interpreter lock is free during each.
     blocks = out.reshape(3, _ROW_BLOCKS, size // _ROW_BLOCKS, size)
@@ -130,11 +121,10 @@ def decode_masks(data: Buffer, size: int, objects: Sequence[int] | None = None, 
     objects = range(count) if objects is None else objects
     if out is None:
         out = np.empty((len(objects), size, size), np.bool_)
-    packed = np.empty(size * size // 8, np.uint8)
     for row, position in enumerate(objects):
         if not 0 <= position < count:
             raise BadShard("no such object", met=str(position), wanted=f"0 to {count - 1}")
-        _decompress_into(payload[starts[position] : ends[position]], packed)
+        packed = _decompress(payload[starts[position] : ends[position]], size * size // 8)
         out[row] = np.unpackbits(packed).view(np.bool_).reshape(size, size)
     return out
 

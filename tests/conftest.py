@@ -16,6 +16,7 @@ from shards.recipe import named_recipe
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--flips", type=int, default=40, help="how often the test of damaged tars flips a bit")
     parser.addoption("--kills", type=int, default=5, help="how often the test of killed runs kills")
 
 

@@ -1,0 +1,79 @@
+"""Writing a finished shard set again with a fault, all checksums right: only looking at the data can find it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from shards import codec
+from shards.archive import ShardWriter
+from shards.format import INDEX, LEDGER, MANIFEST
+from shards.manifest import Manifest, ShardInfo, pack_index, sha256
+from shards.reader import ShardSet, decode_field
+from shards.sample import FrameTensors, Sample
+
+Change = Callable[[list[Sample]], list[Sample]]
+
+
+def stored_samples(folder: Path) -> list[Sample]:
+    """Every sample of a set, as it was handed to the writer."""
+    shards = ShardSet(folder)
+    samples = []
+    for i in range(len(shards)):
+        meta, members = shards.sample(i)
+        meta.pop("crc32")
+        frames: list[dict] = [{} for _ in meta["frames"]]
+        for field, data in members.items():
+            if field.name in ("masks", "prompt_masks"):
+                value = decode_field(field, data, shards.recipe)
+            else:
+                value = codec.decode_picture(data, field.shape(shards.recipe, 1)[1])
+            frames[(field.frame or 1) - 1][field.name] = value
+        samples.append(Sample(shards.key(i), meta, tuple(FrameTensors(**frame) for frame in frames)))
+    return samples
+
+
+def write_set(folder: Path, manifest: Manifest, samples: list[Sample]) -> None:
+    """A set of one tar with a right index and manifest."""
+    folder.mkdir()
+    with open(folder / "sav-000000.tar", "wb") as file:
+        writer = ShardWriter(file)
+        for sample in samples:
+            writer.write(sample)
+        digest = writer.close()
+    index = pack_index([writer.entries])
+    info = ShardInfo("sav-000000.tar", len(samples), writer.size, digest)
+    objects = sum(len(sample.meta["objects"]) for sample in samples)
+    changed = replace(manifest, shards=(info,), samples=len(samples), inputs=len(samples), objects=objects)
+    changed = replace(changed, index_sha256=sha256(index), ledger_sha256=sha256(b""), left_out={})
+    (folder / INDEX).write_bytes(index)
+    (folder / LEDGER).write_bytes(b"")
+    (folder / MANIFEST).write_bytes(changed.to_bytes())
+
+
+def change_frame(sample: Sample, number: int, **values: object) -> Sample:
+    """`sample` with other tensors in frame `number` (from 1)."""
+    frames = list(sample.frames)
+    frames[number - 1] = replace(frames[number - 1], **values)  # type: ignore[arg-type]
+    return replace(sample, frames=tuple(frames))
+
+
+@pytest.fixture
+def faulty(sav_set: Path, tmp_path: Path) -> Callable[[Change], Path]:
+    """Write `sav_set` again with what `change` makes of its samples."""
+
+    def write(change: Change) -> Path:
+        write_set(tmp_path / "faulty", Manifest.read(sav_set), change(stored_samples(sav_set)))
+        return tmp_path / "faulty"
+
+    return write
+
+
+@pytest.fixture
+def copied(sav_set: Path, tmp_path: Path) -> Path:
+    """A copy of `sav_set` to damage."""
+    return Path(shutil.copytree(sav_set, tmp_path / "copied"))

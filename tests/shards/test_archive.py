@@ -1,0 +1,104 @@
+"""Tars of samples: deterministic, plain, and read without trust."""
+
+import io
+import tarfile
+
+import numpy as np
+import pytest
+
+from shards.archive import MappedTar, ShardWriter, group_members, parse_meta
+from shards.errors import BadShard
+from shards.format import key_for
+from shards.manifest import Manifest
+from shards.reader import ShardSet, read_samples
+from tests.shards.conftest import stored_samples
+
+
+def test_the_same_samples_give_the_same_bytes(sav_set):
+    tars = []
+    for _ in range(2):
+        buffer = io.BytesIO()
+        writer = ShardWriter(buffer)
+        for sample in stored_samples(sav_set)[:3]:
+            writer.write(sample)
+        writer.close()
+        tars.append(buffer.getvalue())
+    assert tars[0] == tars[1]
+
+
+def test_plain_tar_tools_read_it(sav_set):
+    tar = sorted(sav_set.glob("*.tar"))[0]
+    with tarfile.open(tar) as archive:
+        members = archive.getmembers()
+    assert {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode, m.isreg()) for m in members} == {
+        (0, 0, 0, "", "", 0o644, True)
+    }
+    fields = ("pixel_values", "g_pixel_values", "prompt_masks", "masks")
+    wanted = ["json", *(f"{field}{k}" for k in (1, 2) for field in fields)]
+    assert [m.name.split(".")[1] for m in members[:9]] == wanted
+
+
+def test_any_sample_by_position_equals_reading_in_order(sav_set):
+    shards = ShardSet(sav_set)
+    in_order = [s for info in shards.manifest.shards for s in read_samples(sav_set / info.name)]
+    assert len(in_order) == len(shards)
+    for i in (len(shards) - 1, 0, 5):
+        for name, value in in_order[i].items():
+            assert np.array_equal(shards[i][name], value), name
+
+
+def add(tar: tarfile.TarFile, name: str, data: bytes = b"{}", **header: object) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    for field, value in header.items():
+        setattr(info, field, value)
+    tar.addfile(info, io.BytesIO(data))
+
+
+@pytest.mark.parametrize(
+    "name, header",
+    [
+        ("../escape.json", {}),
+        ("/etc/passwd.json", {}),
+        ("folder/a.json", {}),
+        ("a.json", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}),
+        ("a.json", {"type": tarfile.LNKTYPE, "linkname": "b"}),
+        (".hidden.json", {}),
+        ("no extension", {}),
+    ],
+)
+def test_members_that_are_not_plain_files_are_refused(tmp_path, name, header):
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        add(tar, name, **header)
+    with pytest.raises(BadShard):
+        list(group_members(MappedTar(tmp_path / "a.tar").members()))
+
+
+def test_a_member_that_stands_twice(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        add(tar, "a.json")
+        add(tar, "a.json")
+    with pytest.raises(BadShard, match="twice"):
+        list(group_members(MappedTar(tmp_path / "a.tar").members()))
+
+
+def test_a_tar_cut_short(sav_set, tmp_path):
+    whole = sorted(sav_set.glob("*.tar"))[0].read_bytes()
+    for size in (0, 100, 512, len(whole) // 2, len(whole) - 10240):
+        (tmp_path / "cut.tar").write_bytes(whole[:size])
+        with pytest.raises(BadShard):
+            list(read_samples(tmp_path / "cut.tar", Manifest.read(sav_set).recipe))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"frames": []}', "[" * 100_000, '{"frames": [1], "objects": [{}]}'])
+def test_json_that_is_no_samples(text):
+    with pytest.raises(BadShard):
+        parse_meta(text.encode())
+
+
+def test_keys_are_stable_unique_and_free_of_dots_and_slashes():
+    assert key_for("a/masklet_data_00000.npz") == key_for("a/masklet_data_00000.npz")
+    names = ["a/m.npz", "b/m.npz", "a.b/m.npz", "a/b/m.npz", "ü/m.npz", "a/m.x.npz", "m.npz", "x/" + "n" * 300 + ".npz"]
+    keys = [key_for(name) for name in names]
+    assert len(set(keys)) == len(names)
+    assert all(len(key) <= 64 and key.replace("-", "").replace("_", "").isalnum() and key.isascii() for key in keys)

@@ -1,0 +1,116 @@
+"""Every codec gives back each bit, and takes nothing but what it wrote."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision import transforms as T
+
+from shards import codec
+from shards.errors import BadShard
+
+SEEDS = st.integers(0, 2**32 - 1)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def random_masks(seed: int, count: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    masks = np.zeros((count, 1024, 1024), bool)
+    for mask in masks:
+        (a, b), (c, d) = np.sort(rng.integers(0, 1025, (2, 2)), axis=1)
+        mask[a:b, c:d] = True
+    return masks
+
+
+@settings(max_examples=15, deadline=None)
+@given(SEEDS, st.sampled_from([448, 1024]), st.booleans())
+def test_pictures_come_back(seed, size, smooth):
+    rng = np.random.default_rng(seed)
+    picture = rng.integers(0, 256, (3, size, size), np.uint8)
+    if smooth:
+        picture = np.cumsum(picture % 3, axis=2, dtype=np.uint8)
+    encoded = codec.encode_picture(picture)
+    assert np.array_equal(codec.decode_picture(encoded, size), picture)
+    out = np.empty((2, 3, size, size), np.uint8)
+    codec.decode_picture(memoryview(encoded), size, out[1])
+    assert np.array_equal(out[1], picture)
+
+
+@settings(max_examples=10, deadline=None)
+@given(SEEDS, st.integers(0, 5))
+def test_masks_come_back_all_or_some(seed, count):
+    masks = random_masks(seed, count)
+    encoded = codec.encode_masks(masks)
+    assert codec.count_masks(encoded) == count
+    assert np.array_equal(codec.decode_masks(encoded, 1024), masks)
+    chosen = [*range(count)][::-2]
+    assert np.array_equal(codec.decode_masks(encoded, 1024, chosen), masks[chosen])
+
+
+def test_one_mask_is_decoded_without_the_others():
+    masks = random_masks(4, 3)
+    encoded = bytearray(codec.encode_masks(masks))
+    ends = np.frombuffer(bytes(encoded[4:16]), "<u4")
+    encoded[16 : 16 + ends[0]] = bytes(ends[0])  # the first one's frame is destroyed
+    assert np.array_equal(codec.decode_masks(bytes(encoded), 1024, [1, 2]), masks[1:])
+    with pytest.raises(BadShard):
+        codec.decode_masks(bytes(encoded), 1024)
+
+
+@given(SEEDS, st.integers(0, 40))
+def test_prompts_come_back_and_are_plain_npy(seed, count):
+    prompts = np.random.default_rng(seed).random((count, 16, 16)) < 0.5
+    encoded = codec.encode_prompts(prompts)
+    assert np.array_equal(codec.decode_prompts(encoded, 16), prompts)
+    assert np.array_equal(np.load(io.BytesIO(encoded), allow_pickle=False), prompts)
+
+
+def test_normalise_equals_torchvision_for_all_values():
+    values = np.arange(256, dtype=np.uint8).repeat(3).reshape(256, 1, 3)
+    wanted = T.Compose([T.ToTensor(), T.Normalize(MEAN, STD)])(values)
+    met = codec.normalise(values.transpose(2, 0, 1).copy(), MEAN, STD)
+    assert torch.equal(torch.from_numpy(met), wanted)
+    assert round(float(met.min()), 4) == -2.1179 and round(float(met.max()), 4) == 2.64
+
+
+DECODERS = {
+    "picture": (lambda data: codec.decode_picture(data, 448), codec.encode_picture(np.zeros((3, 448, 448), np.uint8))),
+    "masks": (lambda data: codec.decode_masks(data, 1024), codec.encode_masks(random_masks(0, 2))),
+    "prompts": (lambda data: codec.decode_prompts(data, 16), codec.encode_prompts(np.ones((2, 16, 16), bool))),
+}
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_damage_is_a_bad_shard_and_nothing_else(kind, data):
+    decode, good = DECODERS[kind]
+    damage = data.draw(st.sampled_from(["cut", "garbage", "flip", "longer"]))
+    bad = bytearray(good)
+    if damage == "cut":
+        bad = bad[: data.draw(st.integers(0, len(good) - 1))]
+    elif damage == "garbage":
+        bad = bytearray(data.draw(st.binary(max_size=400)))
+    elif damage == "longer":
+        bad += data.draw(st.binary(min_size=1, max_size=9))
+    else:
+        bit = data.draw(st.integers(0, 8 * len(good) - 1))
+        bad[bit // 8] ^= 1 << bit % 8
+    try:
+        value = decode(bytes(bad))
+    except BadShard:
+        return
+    assert damage == "flip" and value.shape == decode(good).shape  # a flip inside the data is for the checksums
+
+
+@pytest.mark.parametrize("size", [3 * 448 * 448 + 1, 1 << 40])
+def test_a_frame_of_another_size_is_not_decompressed(size):
+    frame = zstandard.ZstdCompressor().compress(bytes(3 * 448 * 448 + 1))
+    if size > 1 << 30:  # a frame that promises a terabyte
+        frame = b"\x28\xb5\x2f\xfd\xe0" + size.to_bytes(8, "little") + frame[9:]
+    with pytest.raises(BadShard, match="another size"):
+        codec.decode_picture(frame, 448)
