@@ -116,7 +116,7 @@ def decode_masks(data: Buffer, size: int, objects: Sequence[int] | None = None, 
     ends = np.frombuffer(data[4 : 4 + 4 * count], "<u4").astype(np.int64)
     starts = np.concatenate([[0], ends])[:-1] if count else ends
     payload = memoryview(data)[4 + 4 * count :]
-    if count and (np.any(starts > ends) or ends[-1] != len(payload)):
+    if np.any(starts > ends) or (ends[-1] if count else 0) != len(payload):
         raise BadShard("offsets of masks do not fit", met=str(ends.tolist()[-3:]), wanted=f"rising to {len(payload)}")
     objects = range(count) if objects is None else objects
     if out is None:

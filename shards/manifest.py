@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from shards.errors import BadShard, UserError
 from shards.format import FORMAT, INDEX, LEDGER, MANIFEST, VERSION
 from shards.recipe import Recipe
 
+_Record = TypeVar("_Record", "ShardInfo", "Manifest")
 INDEX_DTYPE = np.dtype([("key", "S64"), ("shard", "<u4"), ("offset", "<u8"), ("size", "<u8"), ("crc32", "<u4")])
 """A row a sample, in the order of the set. `shard` counts the manifest's list of shards from 0."""
 
@@ -84,11 +85,11 @@ class Manifest:
         if version != VERSION:
             do = "use the release that wrote it, or write it again"
             raise BadShard("format version", where=str(path), met=str(version), wanted=str(VERSION), do=do)
+        recipe = Recipe.from_json(body.pop("recipe", None), where=str(path))
+        digest = body.pop("recipe_hash", None)
         try:
-            recipe = Recipe.from_json(body.pop("recipe", None), where=str(path))
-            digest = body.pop("recipe_hash", None)
-            shards = tuple(ShardInfo(**shard) for shard in body.pop("shards"))
-            manifest = cls(recipe=recipe, shards=shards, **body)
+            shards = tuple(_check_types(ShardInfo(**shard)) for shard in body.pop("shards"))
+            manifest = _check_types(cls(recipe=recipe, shards=shards, **body))
         except (TypeError, KeyError) as error:
             raise BadShard("not a manifest of this version", where=str(path), met=str(error)) from None
         if digest != recipe.digest:
@@ -97,6 +98,20 @@ class Manifest:
             if Path(name).name != name or not name.endswith(".tar"):
                 raise BadShard("name of a shard", where=str(path), met=name, wanted="a tar in the same folder")
         return manifest
+
+
+def _check_types(value: _Record) -> _Record:
+    """Raise `TypeError` unless counts are counts, texts are texts and tables are tables."""
+    for name, met in vars(value).items():
+        kind = {"int": int, "str": str}.get(type(value).__annotations__[name], object)
+        if name in ("options", "left_out", "notes"):
+            kind = dict
+        counts = (
+            met.values() if name in ("left_out", "notes") and isinstance(met, dict) else [met] if kind is int else []
+        )
+        if not isinstance(met, kind) or any(type(count) is not int or count < 0 for count in counts):
+            raise TypeError(f"{name}: {str(met)[:60]!r}")
+    return value
 
 
 def pack_index(entries: Iterable[Iterable[Entry]]) -> bytes:

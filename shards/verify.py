@@ -6,8 +6,10 @@ import glob
 import hashlib
 import multiprocessing as mp
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,12 @@ def verify(
         for done in _check_all(work, workers):
             report.merge(done)
             bar.update(done.samples)
+    sets = {shard.folder: shard.manifest for shard in work}
+    wanted = sum(manifest.objects for manifest in sets.values())
+    whole = len(work) == sum(len(manifest.shards) for manifest in sets.values())
+    if whole and report.ok and report.objects != wanted:
+        place = ", ".join(str(folder / MANIFEST) for folder in sets)
+        report.fail(Failure(place, "", "", "objects", str(report.objects), str(wanted)))
     report.fields = dict(sorted(report.fields.items(), key=lambda item: _order(item[0])))
     return report
 
@@ -82,8 +90,15 @@ def _check_all(work: list[_Shard], workers: int) -> Iterator[Report]:
         yield from map(_check_shard, work)
         return
     with ProcessPoolExecutor(min(workers, len(work)), mp_context=mp.get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(_check_shard, shard) for shard in work]):
-            yield future.result()
+        try:
+            for future in as_completed([pool.submit(_check_shard, shard) for shard in work]):
+                yield future.result()
+        except BrokenProcessPool:
+            raise UserError(
+                "a worker process died", met="killed, or out of memory", do="give fewer --workers"
+            ) from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _sets(paths: Sequence[str | Path]) -> dict[Path, set[str] | None]:
@@ -129,9 +144,9 @@ def _check_set(
         if not path.is_file() or (met := sha256(path.read_bytes())) != wanted:
             fail(file, "SHA-256", met if path.is_file() else "no such file", wanted)
     try:
-        lines = len(read_ledger(folder))
-        if lines != sum(manifest.left_out.values()):
-            fail(LEDGER, "inputs left out", f"{lines} lines", sum(manifest.left_out.values()))
+        reasons = Counter(str(line.reason) for line in read_ledger(folder))
+        if reasons != manifest.left_out:
+            fail(LEDGER, "inputs left out", dict(reasons), manifest.left_out)
     except UserError as error:
         fail(LEDGER, error.what, error.met)
     counted = sum(shard.samples for shard in manifest.shards)
@@ -262,6 +277,8 @@ class _Checker:
     def _decode(self, field: Field, data: memoryview, objects: int) -> Array:
         """What is stored of `field` (pictures before normalisation), with its shape, dtype and range noted."""
         wanted = field.shape(self.recipe, objects)
+        if field.name == "masks" and (count := codec.count_masks(data)) != objects:
+            raise BadShard("number of masks", met=str(count), wanted=f"{objects}, as in the JSON")
         stored: Array
         if field.name in ("masks", "prompt_masks"):
             stored = value = decode_field(field, data, self.recipe)

@@ -169,3 +169,32 @@ def test_paths_tars_and_globs(sav_set):
     assert verify([sav_set / first.name]).samples == first.samples
     with pytest.raises(UserError):
         verify([sav_set / "no.tar"])
+
+
+@pytest.mark.parametrize("value", [None, -1, "x", {}, True, [[1]]], ids=repr)
+def test_a_manifest_of_other_types_is_an_error_and_no_traceback(copied, value):
+    manifest = json.loads((copied / "manifest.json").read_text())
+    shard = manifest["shards"][0]
+    for name in ("inputs", "samples", "objects", "index_sha256", "shards"):
+        (copied / "manifest.json").write_text(json.dumps({**manifest, name: value}))
+        assert not verify([copied]).ok, name
+    for name in shard:
+        (copied / "manifest.json").write_text(json.dumps({**manifest, "shards": [{**shard, name: value}]}))
+        assert not verify([copied]).ok, name
+    (copied / "manifest.json").write_text(json.dumps({**manifest, "left_out": {"empty mask": value}}))
+    assert not verify([copied]).ok
+
+
+def test_objects_are_counted(copied):
+    manifest = json.loads((copied / "manifest.json").read_text())
+    (copied / "manifest.json").write_text(json.dumps({**manifest, "objects": 13}))
+    assert [(f.what, f.met, f.wanted) for f in verify([copied]).failures] == [("objects", "12", "13")]
+
+
+def test_more_masks_than_objects_are_not_decoded(faulty):
+    def more(samples):
+        masks = samples[2].frames[0].masks.repeat(3, axis=0)
+        return [*samples[:2], change_frame(samples[2], 1, masks=masks), *samples[3:]]
+
+    (failure,) = verify([faulty(more)]).failures
+    assert (failure.field, failure.what, failure.met) == ("masks1", "number of masks", "3")

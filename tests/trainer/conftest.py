@@ -1,0 +1,62 @@
+"""A tiny model and batches of real shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainer.config import Config
+from trainer.data import Batch, Loader
+from trainer.dual_loop import DualLoop
+from trainer.model.sa2va import Sa2VA, build
+from trainer.model.trainable import set_trainable
+
+FIELDS = tuple(f"{name}{k}" for k in (1, 2) for name in ("pixel_values", "g_pixel_values", "prompt_masks", "masks"))
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def batch(sav_set: Path) -> Batch:
+    """Two pairs of real photographs; every object has a text. Not to be changed."""
+    loader = Loader([str(sav_set)], fields=FIELDS, batch_size=2, seed=0)
+    steps: Iterator[Batch] = loader.epoch(0)
+    first = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in next(steps).items()}
+    steps.close()  # type: ignore[attr-defined]
+    return {**first, "texts": [["The Left eye."], ["a helmet", "the white helmet"]]}
+
+
+@pytest.fixture
+def config() -> Config:
+    config = Config(max_caption_tokens=5, num_points=512, gumbel_top_k=32, corrupt_ratio=0.5)
+    config.lora.r, config.lora.alpha, config.lora.dropout = 4, 8, 0.0
+    return config
+
+
+@pytest.fixture
+def make_loop(config: Config) -> Callable[..., DualLoop]:
+    """A tiny loop in training mode whose adapters are not at their start, where they do nothing."""
+
+    def make(config: Config = config) -> DualLoop:
+        torch.manual_seed(0)
+        model = build(config.model.preset)
+        set_trainable(model, config.trainable, r=config.lora.r, alpha=config.lora.alpha, dropout=config.lora.dropout)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.05)
+        return DualLoop(model, config).train()
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def model() -> Sa2VA:
+    """A tiny model in evaluation mode, without adapters. Not to be changed."""
+    torch.manual_seed(0)
+    return build("tiny").eval().requires_grad_(False)

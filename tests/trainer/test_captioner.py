@@ -1,0 +1,112 @@
+"""Generation: the cache, the padding and the end token change nothing that they should not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from trainer.model.captioner import Captioner, Captions, choose
+from trainer.model.sa2va import Sa2VA
+
+
+@pytest.fixture
+def question(model: Sa2VA):
+    """Two regions of unequal size, so that one row is padded."""
+    torch.manual_seed(0)
+    regions = torch.zeros(2, 1, 16, 16, dtype=torch.bool)
+    regions[0, 0, 2:12, 2:12] = regions[1, 0, 5, 5] = True
+    seen = torch.randn(2, 256, model.mlp1[0].normalized_shape[0])
+    names = [model.prompts.describe("a", [100]), model.prompts.describe("b", [1])]
+    return model.prompts.pack(names, model.device, left=True), seen, torch.tensor([0, 1]), regions
+
+
+def by_hand(model: Sa2VA, seen: torch.Tensor, regions: torch.Tensor, i: int, steps: int) -> list[int]:
+    """Greedy generation of one row alone, without cache or padding."""
+    prompts, said = model.prompts, []
+    for _ in range(steps):
+        rows = prompts.pack([prompts.describe("x", [int(regions[i].sum())], said)], model.device)
+        states = model.read(
+            model.embed(rows, seen, torch.tensor([i]), regions[i : i + 1]), rows.attention, rows.positions
+        )
+        logits = model.language_model.lm_head(states[0, -1]).clone()
+        allowed = prompts.ordinary.clone()
+        allowed[prompts.end] = bool(said)
+        logits[~allowed] = -torch.inf
+        said.append(int(logits.argmax()))
+        if said[-1] == prompts.end:
+            break
+    return said
+
+
+def test_greedy_generation_equals_one_row_at_a_time_without_a_cache(model: Sa2VA, question):
+    _, seen, _, regions = question
+    captions = Captioner(model)(*question, 6).tokens()
+    assert captions == [by_hand(model, seen, regions, i, 6) for i in range(2)]
+
+
+@pytest.fixture
+def ends_soon(model: Sa2VA):
+    """The head likes the end token of row states; put back afterwards."""
+    weight = model.language_model.lm_head.weight
+    before = weight.clone()
+    yield weight
+    with torch.no_grad():
+        weight.copy_(before)
+
+
+def test_it_stops_at_the_end_token_and_never_at_once(model: Sa2VA, question, ends_soon):
+    captioner, end = Captioner(model), model.prompts.end
+    with torch.no_grad():
+        ends_soon[end] = 0
+        ends_soon[model.prompts.ordinary] *= 1e-6  # all text is equally likely, the end is last among equals
+        ends_soon[end] = model.read(*_states(model, question))[:, -1].sum(0) * 1e3
+    captions = captioner(*question, 20)
+    for tokens in captions.tokens():
+        assert len(tokens) >= 2  # one word at least
+        assert tokens.index(end) == len(tokens) - 1
+    assert captions.ids.shape[1] < 20
+    assert (captions.ids[~captions.valid] == model.prompts.pad).all()
+
+
+def _states(model: Sa2VA, question):
+    rows, seen, image_of_row, regions = question
+    return model.embed(rows, seen, image_of_row, regions), rows.attention, rows.positions
+
+
+def test_marks_are_never_said(model: Sa2VA, question, ends_soon):
+    marks = (~model.prompts.ordinary).nonzero()[:, 0]
+    with torch.no_grad():
+        ends_soon[marks] *= 1e3
+    for tokens in Captioner(model)(*question, 8).tokens():
+        assert all(model.prompts.ordinary[t] or t == model.prompts.end for t in tokens)
+
+
+def test_sampled_tokens_follow_the_softmax():
+    torch.manual_seed(1)
+    logits, count = torch.randn(12) * 2, 100_000
+    logits[[0, 5, 11]] = -torch.inf
+    tokens = choose(logits.expand(count, -1), 0.8, torch.rand(count))
+    shares = torch.softmax(logits / 0.8, 0)
+    met = torch.bincount(tokens, minlength=12) / count
+    assert not met[shares == 0].any()
+    assert ((met - shares).abs() < 4.5 * (shares * (1 - shares) / count).sqrt() + 1e-9).all()
+
+
+@pytest.mark.parametrize("draw", [0.0, 1 - 2**-24, 1.0])
+def test_a_draw_at_the_edge_is_still_an_allowed_token(draw: float):
+    logits = torch.randn(50, 300)
+    logits[:, :7] = logits[:, 290:] = -torch.inf
+    tokens = choose(logits, 1.3, torch.full((50,), draw))
+    assert (tokens >= 7).all() and (tokens < 290).all()
+
+
+def test_sampling_is_part_of_generation(model: Sa2VA, question):
+    captioner, draws = Captioner(model), torch.rand(2, 6)
+    sampled = captioner(*question, 6, 2.0, draws).tokens()
+    assert captioner(*question, 6, 2.0, draws).tokens() == sampled
+    assert captioner(*question, 6, 2.0, torch.rand(2, 6)).tokens() != sampled
+
+
+def test_what_follows_the_end_does_not_count():
+    captions = Captions(torch.tensor([[5, 9, 7, 7]]), torch.tensor([[True, True, False, False]]))
+    assert captions.tokens() == [[5, 9]]

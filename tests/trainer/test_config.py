@@ -1,0 +1,74 @@
+"""The configuration: a file, then the command line; a mistake is one clear line."""
+
+from pathlib import Path
+
+import pytest
+
+from shards.errors import UserError
+from trainer.config import Config, flat, load_config, save_config
+
+
+def test_defaults_are_the_published_recipe():
+    config = load_config([])
+    assert config == Config()
+    assert (config.lambda_mask, config.lambda_dice, config.lambda_lang) == (1.0, 1.0, 0.5)
+    assert (config.num_points, config.oversample_ratio, config.importance_sample_ratio) == (12544, 3.0, 0.75)
+    assert (config.lora.r, config.lora.alpha, config.lora.dropout) == (128, 256, 0.05)
+    assert (config.lr, config.betas, config.eps, config.weight_decay) == (2e-5, [0.9, 0.999], 1e-8, 0.05)
+    assert (config.warmup_steps, config.warmup_from, config.steps) == (366, 0.5, 12192)
+    assert (config.accumulation, config.clip, config.mixed_precision) == (2, 1.0, "bf16")
+    assert (config.corrupt_ratio, config.gumbel_tau, config.ema_decay) == (0.25, 0.7, 0.999)
+    assert 128 <= config.gumbel_top_k <= 512
+
+
+def test_command_line_wins_over_file(tmp_path: Path):
+    file = tmp_path / "run.yaml"
+    file.write_text("lr: 1e-3\nlora: {r: 8}\ndata: {shards: [a, b]}\n")
+    config = load_config(["steps=700", str(file), "lora.r=16", "trainable=[mlp1]"])
+    assert (config.lr, config.lora.r, config.steps) == (1e-3, 16, 700)
+    assert (config.data.shards, config.trainable) == (["a", "b"], ["mlp1"])
+
+
+def test_a_bare_no_is_no(tmp_path: Path):
+    file = tmp_path / "run.yaml"
+    file.write_text("mixed_precision: no\n")
+    assert load_config([str(file)]).mixed_precision == load_config(["mixed_precision=no"]).mixed_precision == "no"
+
+
+def test_what_is_saved_is_what_was_in_effect(tmp_path: Path):
+    config = load_config(["lr=0.001", "data.shards=[x]", "objective=segment", "steps=500"])
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config([str(tmp_path / "config.yaml")]) == config
+    assert flat(config)["data.shards"] == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("lerning_rate=1", "unknown key; met lerning_rate"),
+        ("lora.rank=4", "met lora.rank"),
+        ("holdout=0.1", "did you mean data.holdout?"),
+        ("steps=many", "steps"),
+        ("lora=3", "lora"),
+        ("objective=both", "met 'both'; wanted dual or segment"),
+        ("mixed_precision=fp16", "wanted bf16 or no"),
+        ("batch_size=0", "batch_size: out of range; met 0; wanted > 0"),
+        ("corrupt_ratio=1.5", "corrupt_ratio: out of range"),
+        ("warmup_steps=20000", "warmup_steps: out of range"),
+        ("betas=[0.9]", "betas"),
+        ("missing.yaml", "missing.yaml: no such file"),
+        ("steps=[1", "steps=[1"),
+    ],
+)
+def test_a_mistake_is_one_line(argument: str, said: str):
+    with pytest.raises(UserError) as raised:
+        load_config([argument])
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ["- 1\n", "a: [", "\x00"])
+def test_a_file_that_is_no_mapping_is_one_line(tmp_path: Path, text: str):
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"run\.yaml"):
+        load_config([str(tmp_path / "run.yaml")])

@@ -1,0 +1,262 @@
+"""The step: what reaches what, and what must not."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from torch.func import functional_call
+
+from shards.errors import UserError
+from trainer.config import Config
+from trainer.data import Batch
+from trainer.dual_loop import DualLoop, _mean_by_row
+from trainer.losses import point_losses, uncertain_points
+from trainer.noise import object_generators
+
+
+def mask_loss(loop: DualLoop, batch: Batch, given: torch.Tensor, words: list[list[int]]) -> torch.Tensor:
+    """BCE + Dice of pass B for these words, on frame 2."""
+    rows = [loop.model.prompts.segment(key, said) for key, said in zip(batch["keys"], words, strict=True)]
+    logits, _ = loop.pass_b(batch, rows, frame=2, given=given)
+    points = uncertain_points(logits.detach(), 512, 3.0, 0.75, object_generators(batch, 0))
+    bce, dice = point_losses(logits, batch["masks2"], points)
+    return (bce + dice).mean()
+
+
+def first(batch: Batch) -> Batch:
+    """The first sample alone."""
+    alone = {k: v[:1] if isinstance(v, torch.Tensor | list) else v for k, v in batch.items()}
+    return {**alone, "image_of_object": torch.tensor([0])}
+
+
+def speak(loop: DualLoop, batch: Batch, captions: list[list[int]]):
+    return loop.pass_a(batch, loop.model.see(batch["pixel_values1"]), captions, object_generators(batch, 0))
+
+
+@pytest.fixture
+def captions(model) -> list[list[int]]:
+    """The first ends with the end token, the second was cut by the limit; unequal lengths."""
+    return [[*model.prompts.encode("cat"), model.prompts.end], model.prompts.encode("helmet")]
+
+
+@pytest.mark.parametrize("objective", ["dual", "segment"])
+def test_a_step_has_finite_losses_that_add_up_and_reaches_all_that_trains(make_loop, config, batch: Batch, objective):
+    config.lambda_mask, config.lambda_dice, config.lambda_lang, config.lambda_anchor = 0.7, 1.3, 0.5, 0.2
+    loop = make_loop(config)
+    result = loop(batch, objective)
+    weights = {"bce": 0.7, "dice": 1.3, "lang": 0.5} | ({"anchor": 0.2} if objective == "dual" else {})
+    total = sum(weight * result[name].item() for name, weight in weights.items())
+    assert result["loss"].item() == pytest.approx(total, rel=1e-5)
+    result["loss"].backward()
+    for name, parameter in loop.named_parameters():
+        # DDP waits for every trainable parameter, so none may be left out; and nothing frozen may get a gradient.
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+        assert parameter.grad is None or parameter.grad.isfinite().all(), name
+
+
+def test_every_trainable_parameter_is_moved_by_some_loss(make_loop, batch: Batch):
+    """Weight decay alone would shrink what no loss reaches. Of the decoder's three masks only the chosen one learns."""
+    loop = make_loop()
+    loop(batch, "dual")["loss"].backward()
+    still = [n for n, p in loop.named_parameters() if p.requires_grad and not p.grad.any()]
+    masks = {int(re.search(r"output_hypernetworks_mlps\.(\d)", name)[1]) for name in still}
+    assert masks < {1, 2, 3}
+
+
+def test_mask_loss_reaches_the_adapters_through_pass_a_alone(make_loop, batch: Batch, captions):
+    loop = make_loop()
+    spoken = speak(loop, batch, captions)
+    # Pass B runs with detached weights: its own path to them is cut.
+    frozen = {name: p.detach() for name, p in loop.named_parameters()}
+
+    class PassB(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.loop = loop
+
+        def forward(self) -> torch.Tensor:
+            return mask_loss(self.loop, batch, spoken.embeddings, spoken.words)
+
+    loss = functional_call(PassB(), {f"loop.{name}": p for name, p in frozen.items()}, ())
+    loss.backward()
+    gradients = {n: p.grad for n, p in loop.named_parameters() if "lora_" in n}
+    assert all(g is not None and g.isfinite().all() for g in gradients.values())
+    assert sum(g.abs().sum() for g in gradients.values()) > 0
+    # Nothing but pass A is on this way: the mask decoder and the [SEG] MLP belong to pass B.
+    assert all(p.grad is None for n, p in loop.named_parameters() if "sam_mask_decoder" in n or "text_hidden" in n)
+
+
+def test_mask_loss_gives_the_end_token_and_what_follows_no_gradient(make_loop, batch: Batch, captions, model):
+    loop = make_loop()
+    spoken = speak(loop, batch, captions)
+    (gradient,) = torch.autograd.grad(mask_loss(loop, batch, spoken.embeddings, spoken.words), spoken.logits)
+    end = spoken.targets == model.prompts.end
+    assert spoken.targets.tolist() == [*captions[0], *captions[1]]
+    assert end.sum() == 1
+    assert not gradient[end].any()
+    assert (gradient[~end].abs().sum(1) > 0).all()
+
+
+def test_only_words_get_on_to_pass_b(make_loop, batch: Batch, captions, monkeypatch: pytest.MonkeyPatch):
+    """Attention of pass B is the question's length plus the words: the end token's place and padding have none."""
+    loop = make_loop()
+    monkeypatch.setattr(loop.teacher, "describe", lambda *a, **k: type("C", (), {"tokens": lambda self: captions})())
+    seen_rows = []
+    original = type(loop.model).embed
+    monkeypatch.setattr(
+        type(loop.model), "embed", lambda self, rows, *a, **k: seen_rows.append(rows) or original(self, rows, *a, **k)
+    )
+    loop(batch, "dual")
+    rows = seen_rows[-1]
+    assert rows.given.sum(1).tolist() == [3, 6]
+    prompts = loop.model.prompts
+    written = [prompts.decode(ids[mask.bool()].tolist()) for ids, mask in zip(rows.ids, rows.attention, strict=True)]
+    for text in written:
+        assert re.search(r"</img>\n(Can you|Please|What is).*<\|im_end\|>\n<\|im_start\|>assistant\n", text, re.DOTALL)
+    lengths = rows.attention.sum(1)
+    for i, text in enumerate(written):
+        assert lengths[i] == len(prompts.encode(text)) if text.isascii() else True
+        assert rows.given[i].nonzero().max() < lengths[i]
+    # No word is a mark, whatever the student's logits are.
+    assert prompts.ordinary[rows.ids[rows.given]].all()
+
+
+def test_frame_1_is_described_and_frame_2_segmented(make_loop, batch: Batch):
+    loop, batch = make_loop(), first(batch)
+    plain = loop(batch, "dual")
+    changed = {
+        "masks1": ~batch["masks1"],
+        "g_pixel_values1": 255 - batch["g_pixel_values1"],
+        "masks2": ~batch["masks2"],
+    }
+    other = loop({**batch, **changed}, "dual")
+    for part in ("anchor", "lang"):  # frame 1's large picture and mask are not looked at
+        assert torch.equal(other[part], plain[part])
+    assert not torch.equal(other["bce"], plain["bce"])
+    negative = loop({**batch, "pixel_values1": -batch["pixel_values1"]}, "dual")
+    assert not torch.equal(negative["anchor"], plain["anchor"])
+
+
+def test_the_anchor_is_the_cross_entropy_against_the_uncorrupted_caption(make_loop, config: Config, batch, captions):
+    config.corrupt_ratio = 1.0
+    loop = make_loop(config)
+    spoken = speak(loop, batch, captions)
+    each = torch.nn.functional.cross_entropy(spoken.logits, spoken.targets, reduction="none")
+    assert spoken.targets.tolist() == [*captions[0], *captions[1]]
+    assert spoken.anchor.item() == pytest.approx((each[:4].mean() + each[4:].mean()).item() / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.25, 1.0])
+def test_corruption_takes_its_share_of_words_and_spares_the_end(make_loop, config: Config, model, ratio: float):
+    config.corrupt_ratio = ratio
+    loop = make_loop(config)
+    caption = [7] * 4000 + [model.prompts.end]
+    fed = loop._corrupt(caption, torch.Generator().manual_seed(0))
+    assert len(fed) == len(caption) and fed[-1] == model.prompts.end
+    changed = sum(a != 7 for a in fed[:-1]) / 4000
+    assert changed == pytest.approx(ratio * 255 / 256, abs=0.03)  # a random word may be the same word
+    assert all(model.prompts.ordinary[t] for t in fed[:-1])
+
+
+def test_the_student_reads_the_corrupted_caption(make_loop, config: Config, batch: Batch, captions):
+    config.corrupt_ratio = 0.0
+    clean = speak(make_loop(config), batch, captions)
+    config.corrupt_ratio = 1.0
+    corrupted = speak(make_loop(config), batch, captions)
+    assert torch.equal(clean.targets, corrupted.targets)
+    assert torch.equal(clean.logits[0], corrupted.logits[0])  # the first word follows the question alone
+    assert not torch.allclose(clean.logits[1], corrupted.logits[1])
+
+
+def test_words_are_embedded_to_the_bit(make_loop, batch: Batch, captions):
+    loop = make_loop()
+    spoken = speak(loop, batch, captions)
+    flat = [word for words in spoken.words for word in words]
+    assert torch.equal(spoken.embeddings, loop.model.embedding.weight[flat])
+    assert spoken.embeddings.dtype == torch.float32
+
+
+def test_a_step_depends_on_samples_not_on_their_company(make_loop, batch: Batch):
+    """Two processes with one sample each see what one process with both sees."""
+    loop = make_loop()
+    both = loop(batch, "dual")
+    loop.zero_grad()
+    both["loss"].backward()
+    wanted = {n: p.grad.clone() for n, p in loop.named_parameters() if p.grad is not None}
+    loop.zero_grad()
+    losses = []
+    for i in (0, 1):
+        alone = {k: v[i : i + 1] if isinstance(v, torch.Tensor | list) else v for k, v in batch.items()}
+        result = loop({**alone, "image_of_object": torch.tensor([0])}, "dual")
+        (result["loss"] / 2).backward()
+        losses.append(result["loss"].item())
+    assert sum(losses) / 2 == pytest.approx(both["loss"].item(), rel=1e-5)
+    for name, parameter in loop.named_parameters():
+        if parameter.grad is not None:
+            assert torch.allclose(parameter.grad, wanted[name], rtol=1e-3, atol=1e-5), name
+
+
+def test_several_objects_of_one_picture(make_loop, batch: Batch):
+    fields = ("masks1", "masks2", "prompt_masks1", "prompt_masks2")
+    two = {
+        **first(batch),
+        **{k: batch[k] for k in fields},
+        "texts": batch["texts"],
+        "image_of_object": torch.tensor([0, 0]),
+    }
+    loop = make_loop()
+    for objective in ("dual", "segment"):
+        assert loop(two, objective)["loss"].isfinite()
+    assert loop.evaluate(two, "segment")["captions"] == ["The Left eye.", "a helmet"]
+
+
+def test_bfloat16_autocast_trains_all_of_it_too(make_loop, batch: Batch):
+    """Weights used under no_grad first must not be left in autocast's cache without their gradient."""
+    loop = make_loop()
+    with torch.autocast("cpu", torch.bfloat16):
+        result = loop(first(batch), "dual")
+    assert all(value.dtype == torch.float32 for value in result.values())
+    result["loss"].backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in loop.parameters() if p.requires_grad)
+    assert any(p.grad.any() for n, p in loop.named_parameters() if "lora_A" in n)
+
+
+def test_gradient_checkpointing_changes_no_gradient(make_loop, batch: Batch):
+    gradients = []
+    for checkpointing in (False, True):
+        loop = make_loop()
+        if checkpointing:
+            loop.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        loop(first(batch), "dual")["loss"].backward()
+        gradients.append([p.grad for p in loop.parameters() if p.requires_grad])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
+
+
+def test_evaluation_leaves_no_trace(make_loop, batch: Batch):
+    loop = make_loop()
+    state = torch.get_rng_state()
+    result = loop.evaluate(batch, "dual")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert loop.training and loop.model.training
+    assert all(not p.requires_grad or p.grad is None for p in loop.parameters())
+    assert result["logits"].shape == (2, 256, 256) and not result["logits"].requires_grad
+    assert all(0 <= value <= 1 for name in ("iou", "dice") for value in result[name].tolist())
+    assert len(result["captions"]) == 2
+    assert loop.evaluate(batch, "segment")["captions"] == ["The Left eye.", "a helmet"]
+
+
+def test_objects_that_cannot_be_asked_about_are_named(make_loop, batch: Batch):
+    loop = make_loop()
+    with pytest.raises(UserError, match=rf"sample {batch['keys'][1]}: an object has no text"):
+        loop({**batch, "texts": [["a"], []]}, "segment")
+    empty = batch["prompt_masks1"].clone()
+    empty[0] = False
+    with pytest.raises(UserError, match=rf"sample {batch['keys'][0]}, prompt_masks1: a region has no prompt cell"):
+        loop({**batch, "prompt_masks1": empty}, "dual")
+
+
+def test_mean_by_row_weighs_rows_alike():
+    values = torch.tensor([1.0, 2.0, 3.0, 10.0])
+    assert _mean_by_row(values, torch.tensor([0, 0, 0, 1]), 2).item() == 6.0

@@ -1,0 +1,26 @@
+"""What is drawn for an object depends on seed, epoch, sample and object, and on nothing else."""
+
+import torch
+
+from trainer.noise import object_generators, uniform
+
+
+def batch(keys: list[str], image_of_object: list[int], epoch: int = 0, step: int = 0) -> dict[str, object]:
+    position = {"epoch": epoch, "step": step}
+    return {"keys": keys, "image_of_object": torch.tensor(image_of_object), "position": position}
+
+
+def draw(given: dict[str, object], seed: int = 0) -> torch.Tensor:
+    return uniform(object_generators(given, seed), 4)
+
+
+def test_draws_follow_the_sample_wherever_it_stands():
+    together = draw(batch(["a", "b"], [0, 0, 1]))
+    elsewhere = draw(batch(["b"], [0], step=7))
+    assert torch.equal(together[2:], elsewhere)
+    assert torch.equal(draw(batch(["b", "a"], [0, 1, 1])), together[[2, 0, 1]])
+
+
+def test_draws_differ_between_objects_epochs_and_seeds():
+    draws = [draw(batch(["a"], [0, 0])), draw(batch(["a"], [0, 0], epoch=1)), draw(batch(["a"], [0, 0]), seed=1)]
+    assert len({tuple(row.tolist()) for rows in draws for row in rows}) == 6

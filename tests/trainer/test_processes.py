@@ -1,0 +1,50 @@
+"""Finding out how many processes Accelerate was asked for where it starts one only."""
+
+import os
+
+import pytest
+
+from trainer import processes
+from trainer.processes import asked_processes, missing_processes
+
+
+@pytest.mark.parametrize(
+    ("command", "asked"),
+    [
+        (["python", "/bin/accelerate", "launch", "--num_processes", "2", "trainer/train.py", "steps=3"], 2),
+        (["python", "/bin/accelerate", "launch", "--cpu", "--num-processes=3", "trainer/train.py"], 3),
+        (["python", "/bin/accelerate", "launch", "trainer/train.py", "--num_processes", "9"], None),
+        (["python", "-m", "accelerate.commands.launch", "trainer/train.py"], None),
+        (["bash"], None),
+    ],
+)
+def test_the_number_is_the_launchers_argument(command: list[str], asked: int | None):
+    assert asked_processes(command) == asked
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The environment that Accelerate 1.15 leaves to the one process it starts for --num_processes 2 on a CPU."""
+    for name in ("LOCAL_RANK", "WORLD_SIZE", "RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    parent = type("Parent", (), {"cmdline": lambda self: ["accelerate", "launch", "--num_processes", "2", "t.py"]})
+    monkeypatch.setattr(processes.psutil, "Process", lambda pid: parent() if pid == os.getppid() else None)
+    return monkeypatch
+
+
+def test_a_lone_process_of_two_knows(launched: pytest.MonkeyPatch):
+    assert missing_processes() == 2
+
+
+@pytest.mark.parametrize("name", ["LOCAL_RANK", "OMPI_COMM_WORLD_SIZE"])
+def test_a_process_with_a_rank_starts_no_others(launched: pytest.MonkeyPatch, name: str):
+    launched.setenv(name, "0")
+    assert missing_processes() == 0
+
+
+@pytest.mark.parametrize("name", ["MASTER_PORT", "ACCELERATE_MIXED_PRECISION"])
+def test_one_process_that_was_asked_for_is_all(launched: pytest.MonkeyPatch, name: str):
+    launched.delenv(name)
+    assert missing_processes() == 0

@@ -1,0 +1,106 @@
+"""Questions and answers as Sa2VA writes them, and the byte-level tokenizer."""
+
+import pytest
+import torch
+
+from shards.errors import UserError
+from trainer.model.prompts import IGNORE, SEGMENT, SEGMENT_ANSWERS, Prompts, normalise_phrase
+from trainer.model.tokenizer import ADDED, byte_tokenizer
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def prompts() -> Prompts:
+    return Prompts(byte_tokenizer(), "qwen_chat", vocabulary=272)
+
+
+def text(prompts: Prompts, ids: list[int]) -> str:
+    return prompts.decode(ids)
+
+
+@pytest.mark.parametrize("written", ["a dog", "naïve café\n\t", "犬 🐕", "  two  spaces ", "<|im_sta"])
+def test_any_text_survives_the_byte_tokenizer(prompts: Prompts, written: str):
+    ids = prompts.encode(written)
+    assert len(ids) == len(written.encode())
+    assert prompts.decode(ids) == written
+
+
+def test_marks_are_one_token_each_and_not_ordinary(prompts: Prompts):
+    marks = [*ADDED, "<img>", "</img>", "<IMG_CONTEXT>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"]
+    ids = [prompts.encode(mark) for mark in marks]
+    assert all(len(i) == 1 for i in ids) and len({i[0] for i in ids}) == len(marks)
+    assert not prompts.ordinary[[i[0] for i in ids]].any()
+    assert prompts.ordinary.sum() == 256
+    added = [prompts.encode(mark)[0] for mark in ADDED]
+    assert added == list(range(added[0], added[0] + 5))  # in this order
+
+
+def test_a_description_question(prompts: Prompts):
+    row = prompts.describe("k", [3], answer=[5, 6], targets=[7, 8])
+    picture, cells = "<img>" + "<IMG_CONTEXT>" * 256 + "</img>", "<IMG_CONTEXT>" * 3
+    asked = (
+        f"<|im_start|>user\n{picture}\nThere are 1 part regions in the picture: region1<vp>{cells}</vp>.\n"
+        "Please generate a detailed description for the given image region.<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert text(prompts, row.ids[:-2]) == asked
+    assert row.ids[-2:] == [5, 6] and row.labels[-2:] == [7, 8]
+    assert set(row.labels[:-2]) == {IGNORE}
+
+
+def test_several_regions_are_named(prompts: Prompts):
+    asked = text(prompts, prompts.describe("k", [1, 2]).ids)
+    one, two = "<IMG_CONTEXT>", "<IMG_CONTEXT>" * 2
+    assert f"There are 2 part regions in the picture: region1<vp>{one}</vp>, region2<vp>{two}</vp>.\n" in asked
+    assert "region1, region2" in asked
+
+
+@pytest.mark.parametrize("question", range(len(SEGMENT)))
+@pytest.mark.parametrize("answer", range(len(SEGMENT_ANSWERS)))
+def test_a_segmentation_question_and_its_answer(prompts: Prompts, question: int, answer: int):
+    row = prompts.segment("k", " The Dog on the LEFT. ", question, answer)
+    written = text(prompts, row.ids)
+    assert SEGMENT[question].format(phrase="the dog on the left") + "<|im_end|>\n<|im_start|>assistant\n" in written
+    assert written.endswith(SEGMENT_ANSWERS[answer] + "<|im_end|>")
+    trained = [token for token in row.labels if token != IGNORE]
+    assert text(prompts, trained) == SEGMENT_ANSWERS[answer] + "<|im_end|>"
+    assert row.ids.count(prompts.seg) == 1 and not any(row.given)
+
+
+def test_a_phrase_that_is_a_question_is_asked_as_it_is(prompts: Prompts):
+    written = text(prompts, prompts.segment("k", "Which cat is Asleep?").ids)
+    assert "</img>\nWhich cat is Asleep?<|im_end|>" in written
+
+
+def test_a_phrase_of_tokens_stands_where_its_text_would(prompts: Prompts):
+    words = prompts.encode("a cup")
+    row = prompts.segment("k", words, question=1)
+    assert row.ids == prompts.segment("k", "a cup", question=1).ids
+    assert [i for i, given in zip(row.ids, row.given, strict=True) if given] == words
+
+
+def test_a_phrase_loses_one_full_stop():
+    assert [normalise_phrase(p) for p in ("A.", "a..", " b ")] == ["a", "a.", "b"]
+
+
+def test_padding_has_no_attention_and_no_place(prompts: Prompts):
+    rows = [prompts.segment("k", "a"), prompts.segment("l", "a long phrase")]
+    length = len(rows[1].ids)
+    right, left = prompts.pack(rows, CPU), prompts.pack(rows, CPU, left=True)
+    assert right.ids.shape == left.ids.shape == (2, length)
+    short = len(rows[0].ids)
+    assert right.attention[0].tolist() == [1] * short + [0] * (length - short)
+    assert left.attention[0].tolist() == [0] * (length - short) + [1] * short
+    assert right.positions[0, :short].tolist() == left.positions[0, -short:].tolist() == list(range(short))
+    assert (right.labels[0, short:] == IGNORE).all() and (left.labels[0, : length - short] == IGNORE).all()
+
+
+def test_a_tokenizer_without_the_tokens_is_refused():
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocab={"a": 0}, merges=[])))
+    with pytest.raises(UserError, match=r"lacks a token.*\[SEG\]"):
+        Prompts(bare, "qwen_chat", 10)
+    with pytest.raises(UserError, match="unknown chat template"):
+        Prompts(byte_tokenizer(), "vicuna", 272)

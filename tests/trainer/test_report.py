@@ -1,0 +1,112 @@
+"""The report and the journal: one file, offline, escaped; a line and a record a step."""
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+
+from trainer.journal import Journal
+from trainer.report import Panel, tinted, write_report
+
+
+class Tags(HTMLParser):
+    """Collects tags with their attributes, and text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def records() -> list[dict]:
+    steps = [
+        {"step": i, "loss": 3 / i, "bce": 1 / i, "lr": 1e-3, "data_wait": 0.1, "samples_per_second": 2.0}
+        for i in (1, 2)
+    ]
+    return [{"step": 0, "held_out/mask_loss": 1.5, "held_out/iou": 0.1, "held_out/dice": 0.2}, *steps]
+
+
+def panel(caption: str, prompt: bool = True) -> Panel:
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    mask = np.zeros((32, 32), bool)
+    mask[4:9, 20:30] = True
+    return Panel("pair_1", image if prompt else None, image, mask, ~mask, caption, 0.25)
+
+
+def test_it_is_one_file_that_loads_nothing(tmp_path: Path):
+    write_report(tmp_path / "report.html", "dual: demo", {"time": "3 s"}, records(), [panel("a cat")], "lr: 1\n")
+    html = (tmp_path / "report.html").read_text("utf-8")
+    tags = Tags()
+    tags.feed(html)
+    names = [tag for tag, _ in tags.found]
+    assert names.count("img") == 4 and names.count("svg") == 6
+    assert not {"script", "link", "iframe"} & set(names)
+    for _, attributes in tags.found:
+        for name in ("src", "href", "xlink:href"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("data:image/png;base64,", "#")), value
+    assert not re.search(r"url\((?!#)|@import", html)
+    for shown in ("a cat", "pair_1", "IoU 0.250", "3 s", "lr: 1", "learning rate", "held-out mask loss"):
+        assert shown in tags.text, shown
+
+
+def test_captions_are_text_not_html(tmp_path: Path):
+    write_report(tmp_path / "r.html", "<b>t", {}, records(), [panel("<script>alert(1)</script>\x00\ud800é")], "<i>")
+    html = (tmp_path / "r.html").read_text("utf-8")
+    assert "<script>" not in html and "<b>t" not in html and "<i>" not in html
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html and "é" in html
+
+
+def test_pictures_are_the_samples_own(tmp_path: Path):
+    shown = panel("x", prompt=False)
+    write_report(tmp_path / "r.html", "t", {}, records(), [shown], "")
+    sources = re.findall(r'src="data:image/png;base64,([^"]+)"', (tmp_path / "r.html").read_text("utf-8"))
+    pictures = [np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(source)))) for source in sources]
+    wanted = [shown.image, tinted(shown.image, shown.truth), tinted(shown.image, shown.prediction)]
+    assert all(np.array_equal(met, want) for met, want in zip(pictures, wanted, strict=True))
+
+
+def test_tinting_changes_the_mask_alone():
+    shown = panel("x")
+    out = tinted(shown.image, shown.truth)
+    assert np.array_equal(out[~shown.truth], shown.image[~shown.truth])
+    assert (out[shown.truth][:, 0].astype(int) >= 0.55 * 220 - 1).all()
+
+
+def test_a_run_without_held_out_samples_has_a_report_too(tmp_path: Path):
+    write_report(tmp_path / "r.html", "t", {}, records()[1:], [], "")
+    assert "Held-out samples" not in (tmp_path / "r.html").read_text("utf-8")
+
+
+def test_the_journal_writes_a_line_and_a_record_a_step(tmp_path: Path):
+    lines: list[str] = []
+    tracked: list[tuple[dict[str, float], int]] = []
+    journal = Journal(tmp_path, 200, lambda values, step: tracked.append((values, step)), lines.append)
+    for step in range(1, 6):
+        journal.step(step, {"loss": 2.0, "bce": 0.5}, rate=1e-3, seconds=2.0, waited=0.5, samples=8)
+    journal.held_out(5, {"mask_loss": 1.25, "iou": 0.5})
+    journal.close()
+    assert lines[0] == (
+        "step 00001/00200 (0.5%) | loss 2.0000 bce 0.5000 | lr 1.00e-03 | 4.00 samples/s | data wait 25.0% | --:-- left"
+    )
+    assert re.search(r"\| \d\d:\d\d left$", lines[4])  # the first steps are left out of the timing
+    assert lines[5] == "step 00005/00200 held out | mask_loss 1.2500 iou 0.5000"
+    written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert written == journal.records and len(written) == 6
+    assert written[0]["data_wait"] == 0.25 and written[-1] == {
+        "step": 5,
+        "held_out/mask_loss": 1.25,
+        "held_out/iou": 0.5,
+    }
+    assert tracked[0][0]["train/loss"] == 2.0 and tracked[0][1] == 1

@@ -1,0 +1,222 @@
+"""The points at which an implementation of Sa2VA goes wrong, each against an independent computation."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from shards.errors import UserError
+from trainer.data import Batch
+from trainer.model.presets import preset_named
+from trainer.model.sa2va import Sa2VA, build, pixel_shuffle
+
+ONE = torch.tensor([0])
+
+
+def places(model: Sa2VA, ids: list[int], token: int) -> list[int]:
+    return [place for place, i in enumerate(ids) if i == token]
+
+
+def test_pixel_shuffle_by_loops():
+    side, width = 32, 3
+    tokens = torch.randn(2, side * side, width)
+    folded = pixel_shuffle(tokens)
+    assert folded.shape == (2, 256, 4 * width)
+    for picture in range(2):
+        for row in range(16):
+            for column in range(16):
+                wanted = []
+                for down in (0, 1):
+                    for right in (0, 1):
+                        wanted += tokens[picture, (2 * row + down) * side + 2 * column + right].tolist()
+                assert folded[picture, row * 16 + column].tolist() == wanted
+
+
+def test_seeing_drops_the_class_token_and_keeps_reading_order(model: Sa2VA, batch: Batch):
+    pictures = batch["pixel_values1"]
+    states = model.vision_model(pixel_values=pictures).last_hidden_state
+    assert states.shape[1] == 1 + 32 * 32
+    seen = model.see(pictures)
+    width = states.shape[2]
+    assert torch.equal(seen[0, 0, :width], states[0, 1])  # the first patch, not the class token
+    assert torch.equal(seen[0, 1, :width], states[0, 3])  # two patches to the right
+    assert torch.equal(seen[0, 16, :width], states[0, 1 + 64])  # two rows down
+
+
+def test_region_tokens_are_the_regions_cells_row_by_row(model: Sa2VA):
+    seen = torch.randn(2, 256, model.mlp1[0].normalized_shape[0])
+    regions = torch.zeros(2, 1, 16, 16, dtype=torch.bool)
+    regions[0, 0, 3:5, 7:9] = True
+    regions[1, 0, 0, 15] = regions[1, 0, 15, 0] = regions[1, 0, 2, 2] = True
+    prompts = model.prompts
+    rows = prompts.pack([prompts.describe("a", [4]), prompts.describe("b", [3])], model.device)
+    image_of_row = torch.tensor([1, 0])
+    embeddings = model.embed(rows, seen, image_of_row, regions)
+    visual = model.mlp1(seen)
+    for row, image in enumerate(image_of_row.tolist()):
+        wanted = [visual[image, cell] for cell in range(256)]
+        for y in range(16):
+            for x in range(16):
+                if regions[row, 0, y, x]:
+                    wanted.append(visual[image, 16 * y + x])
+        found = places(model, rows.ids[row].tolist(), prompts.context)
+        assert torch.equal(embeddings[row, found], torch.stack(wanted))
+        text = [p for p in range(rows.ids.shape[1]) if p not in found]
+        assert torch.equal(embeddings[row, text], model.embedding(rows.ids[row, text]))
+
+
+def test_several_regions_follow_one_another(model: Sa2VA):
+    seen = torch.randn(1, 256, model.mlp1[0].normalized_shape[0])
+    regions = torch.zeros(1, 2, 16, 16, dtype=torch.bool)
+    regions[0, 0, 9, 9] = regions[0, 1, 1, 1] = True
+    rows = model.prompts.pack([model.prompts.describe("a", [1, 1])], model.device)
+    embeddings = model.embed(rows, seen, ONE, regions)
+    last = places(model, rows.ids[0].tolist(), model.prompts.context)[-2:]
+    visual = model.mlp1(seen)[0]
+    assert torch.equal(embeddings[0, last], visual[[9 * 16 + 9, 17]])
+
+
+@pytest.mark.parametrize("cells", [3, 5])
+def test_a_wrong_count_of_image_places_names_the_sample(model: Sa2VA, cells: int):
+    seen = torch.zeros(1, 256, model.mlp1[0].normalized_shape[0])
+    regions = torch.zeros(1, 1, 16, 16, dtype=torch.bool)
+    regions[0, 0, 0, :4] = True
+    rows = model.prompts.pack([model.prompts.describe("pair_17", [cells])], model.device)
+    with pytest.raises(UserError, match=rf"sample pair_17.*met {256 + cells} places.*wanted 260"):
+        model.embed(rows, seen, ONE, regions)
+
+
+def test_a_black_picture_is_a_picture(model: Sa2VA):
+    pictures = torch.stack([torch.zeros(3, 448, 448), torch.full((3, 448, 448), -2.0)])
+    assert model.see(pictures).isfinite().all()
+    looked = model.look(torch.zeros(1, 3, 1024, 1024, dtype=torch.uint8))
+    assert model.grounding_encoder.decode(looked, ONE, torch.randn(1, model.grounding_encoder.width)).isfinite().all()
+
+
+def test_seg_state_is_taken_after_the_final_norm_at_its_own_place(model: Sa2VA, batch: Batch):
+    prompts = model.prompts
+    # Rows of unequal length: a shift by padding or by one token would show.
+    written = [prompts.segment("a", "cat", answer=0), prompts.segment("b", "the long thing", answer=3)]
+    rows = prompts.pack(written, model.device)
+    embeddings = model.embed(rows, model.see(batch["pixel_values1"]), torch.tensor([0, 1]))
+    normed, taken = [], []
+    hooks = [
+        model.language_model.model.norm.register_forward_hook(lambda m, given, out: normed.append(out)),
+        model.text_hidden_fcs.register_forward_hook(lambda m, given, out: taken.append(given[0])),
+    ]
+    states = model.read(embeddings, rows.attention, rows.positions)
+    looked = model.look(batch["g_pixel_values1"])
+    model.point_out(states, rows, looked, torch.tensor([0, 1]))
+    for hook in hooks:
+        hook.remove()
+    for i, row in enumerate(written):
+        (place,) = places(model, row.ids, prompts.seg)
+        assert torch.equal(taken[0][i], normed[0][i, place])
+
+
+def test_logits_are_computed_where_a_label_follows(model: Sa2VA):
+    states = torch.randn(2, 6, model.embedding.embedding_dim)
+    labels = torch.full((2, 6), -100)
+    labels[0, 4:], labels[1, 2] = torch.tensor([7, 8]), 9
+    logits, targets, row_of = model.answer_logits(states, labels)
+    assert targets.tolist() == [7, 8, 9] and row_of.tolist() == [0, 0, 1]
+    everything = model.language_model.lm_head(states)
+    assert torch.allclose(logits, torch.stack([everything[0, 3], everything[0, 4], everything[1, 1]]), atol=1e-6)
+
+
+def test_given_embeddings_replace_those_of_the_table(model: Sa2VA):
+    prompts = model.prompts
+    rows = prompts.pack([prompts.segment("a", [1, 2]), prompts.segment("b", [3])], model.device)
+    given = torch.randn(3, model.embedding.embedding_dim)
+    seen = torch.zeros(1, 256, model.mlp1[0].normalized_shape[0])
+    embeddings = model.embed(rows, seen, torch.tensor([0, 0]), given=given)
+    assert torch.equal(embeddings[rows.given], given)
+    assert torch.equal(embeddings[0, rows.given[0]], given[:2])
+
+
+def test_sam_gets_the_exact_normalisation_of_uint8(model: Sa2VA):
+    values = torch.arange(256, dtype=torch.uint8)
+    pictures = values.repeat(3 * 1024 * 4).view(1, 3, 1024, 1024)
+    met = model.grounding_encoder.normalise(pictures)
+    for channel, (mean, std) in enumerate([(0.485, 0.229), (0.456, 0.224), (0.406, 0.225)]):
+        wanted = (values.double() / 255 - mean) / std
+        assert torch.allclose(met[0, channel, 0, :256].double(), wanted, atol=1e-6)
+    assert pictures.dtype == torch.uint8 and torch.equal(pictures[0, 0, 0, :256], values)  # not changed in place
+    with pytest.raises(TypeError, match="uint8"):
+        model.grounding_encoder.normalise(met)
+
+
+def test_features_are_those_of_sam2s_own_forward(model: Sa2VA, batch: Batch):
+    encoder = model.grounding_encoder
+    pictures = batch["g_pixel_values2"]
+    looked = encoder.encode(pictures)
+    sam = encoder.sam2_model
+    out = sam.forward_image(encoder.normalise(pictures))
+    *high, last = out["backbone_fpn"]
+    assert torch.equal(looked.embedding, last + sam.no_mem_embed[0, 0][None, :, None, None])
+    assert all(torch.equal(met, wanted) for met, wanted in zip(looked.high, high, strict=True))
+    assert [tuple(level.shape[2:]) for level in (*high, last)] == [(256, 256), (128, 128), (64, 64)]
+
+
+def test_prompt_tokens_are_two_padding_points_and_the_language_embedding(model: Sa2VA, batch: Batch):
+    encoder, decoder = model.grounding_encoder, model.grounding_encoder.sam2_model.sam_mask_decoder
+    caught: dict[str, torch.Tensor] = {}
+    hook = decoder.register_forward_pre_hook(lambda m, a, kwargs: caught.update(kwargs), with_kwargs=True)
+    embeddings = torch.randn(3, encoder.width)
+    logits = encoder.decode(encoder.encode(batch["g_pixel_values1"]), torch.tensor([1, 0, 1]), embeddings)
+    hook.remove()
+    assert logits.shape == (3, 256, 256) and logits.dtype == torch.float32
+    sparse = caught["sparse_prompt_embeddings"]
+    padding = encoder.sam2_model.sam_prompt_encoder.not_a_point_embed.weight[0]
+    assert sparse.shape == (3, 3, encoder.width)
+    assert torch.equal(sparse[:, 0], padding.expand(3, -1)) and torch.equal(sparse[:, 1], padding.expand(3, -1))
+    assert torch.equal(sparse[:, 2], embeddings)
+
+
+def test_the_mask_of_highest_predicted_iou_is_taken_and_none_is_blanked(model: Sa2VA, batch: Batch):
+    encoder, decoder = model.grounding_encoder, model.grounding_encoder.sam2_model.sam_mask_decoder
+    looked, embeddings = encoder.encode(batch["g_pixel_values1"]), torch.randn(2, encoder.width)
+    pictures = torch.tensor([0, 1])
+    outputs = []
+    hook = decoder.register_forward_hook(lambda m, given, out: outputs.append(out))
+    logits = encoder.decode(looked, pictures, embeddings)
+    hook.remove()
+    masks, ious, _, _ = outputs[0]
+    assert masks.shape == (2, 3, 256, 256)
+    for i in range(2):
+        best = max(range(3), key=lambda k: ious[i, k].item())
+        assert torch.equal(logits[i], masks[i, best])
+    bias = decoder.pred_obj_score_head.layers[-1].bias
+    before = bias.clone()
+    with torch.no_grad():
+        bias.fill_(-1e4)  # "no object here", as sure as can be
+        assert torch.equal(encoder.decode(looked, pictures, embeddings), logits)
+        bias.copy_(before)
+
+
+def test_objects_of_one_picture_are_decoded_as_if_alone(model: Sa2VA, batch: Batch):
+    encoder = model.grounding_encoder
+    looked, embeddings = encoder.encode(batch["g_pixel_values1"]), torch.randn(3, encoder.width)
+    together = encoder.decode(looked, torch.tensor([1, 1, 0]), embeddings)
+    for i, picture in enumerate([1, 1, 0]):
+        alone = encoder.decode(looked, torch.tensor([picture]), embeddings[i : i + 1])
+        assert torch.allclose(together[i], alone[0], atol=1e-4)
+
+
+def test_tiny_is_tiny_and_takes_the_real_sizes(model: Sa2VA):
+    assert sum(p.numel() for p in model.parameters()) < 4_000_000
+    assert model.grounding_encoder.sam2_model.image_size == 1024
+    assert tuple(model.vision_model.config.image_size) == (448, 448)
+    assert {name for name, _ in model.named_children()} == {
+        "vision_model",
+        "language_model",
+        "grounding_encoder",
+        "mlp1",
+        "text_hidden_fcs",
+    }
+
+
+def test_presets_are_values(model: Sa2VA):
+    with pytest.raises(UserError, match=r"unknown preset.*met huge.*wanted tiny"):
+        build("huge")
+    assert dataclasses.replace(preset_named("tiny")) == preset_named("tiny")

@@ -1,0 +1,80 @@
+"""The teacher: follows its closed form in float32, holds trainable tensors only, describes with its own weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from trainer.data import Batch
+from trainer.model.captioner import Captioner
+from trainer.noise import object_generators
+from trainer.teacher import Teacher
+
+
+def gap(teacher: Teacher) -> torch.Tensor:
+    pairs = [(teacher.shadow[name], p) for name, p in teacher._student.items()]
+    return torch.cat([(s - p.detach().float()).flatten() for s, p in pairs])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_distance_to_a_fixed_student_is_decay_to_the_n(make_loop, dtype):
+    """With a shadow in bfloat16 almost all of the gap would be left for ever."""
+    model = make_loop().model.to(dtype)
+    teacher = Teacher(model, decay=0.999)
+    with torch.no_grad():
+        for parameter in teacher._student.values():
+            parameter.add_(torch.randn_like(parameter) * 0.02)
+    before = gap(teacher)
+    for _ in range(400):
+        teacher.update()
+    assert teacher.shadow[next(iter(teacher.shadow))].dtype == torch.float32
+    assert (gap(teacher).norm() / before.norm()).item() == pytest.approx(0.999**400, rel=1e-3)
+
+
+def test_it_holds_trainable_tensors_only(make_loop):
+    loop = make_loop()
+    trainable = {name for name, p in loop.model.named_parameters() if p.requires_grad}
+    assert {name.removeprefix("model.") for name in loop.teacher.shadow} == trainable
+    shared = {p.data_ptr() for p in loop.model.parameters()}
+    assert not shared & {s.data_ptr() for s in loop.teacher.shadow.values()}
+    assert not any("teacher" in name for name, _ in loop.named_parameters())
+    assert not any(s.requires_grad for s in loop.teacher.shadow.values())
+
+
+def test_a_step_does_not_move_it_and_an_update_does(make_loop, batch: Batch):
+    loop = make_loop()
+    before = {name: s.clone() for name, s in loop.teacher.shadow.items()}
+    optimizer = torch.optim.SGD([p for p in loop.parameters() if p.requires_grad], lr=0.1)
+    loop(batch, "dual")["loss"].backward()
+    optimizer.step()
+    assert all(torch.equal(before[name], s) for name, s in loop.teacher.shadow.items())
+    loop.teacher.update()
+    assert not all(torch.equal(before[name], s) for name, s in loop.teacher.shadow.items())
+
+
+def test_it_describes_with_its_own_weights_and_leaves_the_student_as_it_is(make_loop, batch: Batch):
+    loop = make_loop()
+    model = loop.model
+    seen = model.see(batch["pixel_values1"])
+    question = loop._description_question(batch, seen)
+    with torch.no_grad():
+        model.eval()
+        at_first = Captioner(model)(*question, 5).tokens()
+        model.train()
+        for parameter in loop.teacher._student.values():
+            parameter.add_(torch.randn_like(parameter))
+        changed = {name: p.clone() for name, p in model.named_parameters()}
+    assert loop.teacher.describe(*question, 5).tokens() == at_first
+    assert model.training
+    assert all(torch.equal(changed[name], p) for name, p in model.named_parameters())
+    model.eval()
+    assert Captioner(model)(*question, 5).tokens() != at_first
+
+
+def test_captions_are_without_dropout(make_loop, config, batch: Batch):
+    config.lora.dropout = 0.9
+    loop = make_loop(config)
+    draws = object_generators(batch, 0)
+    seen = loop.model.see(batch["pixel_values1"])
+    first = loop.pseudo_captions(batch, seen, draws)
+    assert all(loop.pseudo_captions(batch, seen, draws) == first for _ in range(3))

@@ -1,0 +1,149 @@
+"""Whole runs: what they leave, what stops them, and that two processes do what one does."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from safetensors.torch import load_file
+
+from shards.errors import UserError
+from trainer.config import load_config
+from trainer.model.sa2va import build
+from trainer.model.trainable import set_trainable
+from trainer.train import main
+
+REPOSITORY = Path(__file__).parents[2]
+SMALL = [
+    *("mixed_precision=no", "max_caption_tokens=3", "num_points=256", "gumbel_top_k=16", "warmup_steps=0"),
+    *("lora.r=4", "lora.alpha=8", "lora.dropout=0", "lr=1e-3", "data.threads=1"),
+]
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    yield
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+def launch(arguments: list[str], processes: int) -> subprocess.CompletedProcess[str]:
+    """`accelerate launch --num_processes N trainer/train.py ...`, as a user types it."""
+    started = {"LOCAL_RANK", "WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"}
+    environment = {k: v for k, v in os.environ.items() if k not in started} | {"PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", str(processes)]
+    return subprocess.run(
+        [*command, "trainer/train.py", *arguments],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_a_run_leaves_its_configuration_weights_metrics_and_report(sav_set: Path, tmp_path: Path, capsys):
+    out = tmp_path / "run"
+    given = [f"data.shards=[{sav_set}]", f"output_dir={out}", "steps=2", "batch_size=1", "accumulation=2"]
+    given += ["data.holdout=0.3", "eval.every=1", "eval.samples=1", "eval.show=1", *SMALL]
+    main(given)
+    said = capsys.readouterr().out
+    assert (
+        "step 00001/00002 (50.0%) | loss " in said and "data wait" in said and f"report: {out / 'report.html'}" in said
+    )
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["step"], "loss" in r) for r in records] == [(0, False), (1, True), (1, False), (2, True), (2, False)]
+    assert all(math.isfinite(value) for r in records for value in r.values())
+    assert [r["lr"] for r in records if "lr" in r] == pytest.approx([1e-3, 5e-4])  # the schedule steps once a step
+    assert "held_out/mask_loss" in records[0] and "held_out/iou" in records[0]
+    assert load_config([str(out / "config.yaml")]) == load_config(given)
+    assert list((out / "tensorboard").rglob("events.out.tfevents*"))
+    assert (out / "report.html").stat().st_size > 20_000
+    assert sorted(p.name for p in out.iterdir()) == [
+        "config.yaml",
+        "metrics.jsonl",
+        "report.html",
+        "tensorboard",
+        "trainable.safetensors",
+    ]
+    model = build("tiny")
+    set_trainable(model, load_config([]).trainable, r=4, alpha=8, dropout=0.0)
+    wanted = {name: p.shape for name, p in model.named_parameters() if p.requires_grad}
+    assert {name: t.shape for name, t in load_file(out / "trainable.safetensors").items()} == wanted
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_optimiser_steps(
+    sav_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The rate is absurd: the first update ruins the weights, the second must not happen."""
+    updates = []
+    original = torch.optim.AdamW.step
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a: updates.append(1) or original(self, *a))
+    given = [f"data.shards=[{sav_set}]", f"output_dir={tmp_path}", "steps=5", "batch_size=1", "accumulation=1"]
+    with pytest.raises(UserError, match="loss or gradient is not finite") as raised:
+        main([*given, "data.holdout=0", *SMALL, "lr=1e30"])
+    assert len(updates) == 1
+    assert "step 2, objective dual, samples masklet_data_0" in str(raised.value)
+    assert "nan" in str(raised.value)
+    assert not (tmp_path / "trainable.safetensors").exists()
+
+
+def test_two_processes_end_with_the_weights_of_one(sav_set: Path, tmp_path: Path):
+    """The same global batches: gradients are averaged, both processes draw what one would draw for each sample.
+
+    With a larger eps than usual: Adam would otherwise blow up rounding where a gradient is all but 0.
+    """
+    given = [f"data.shards=[{sav_set}]", "data.holdout=0", "steps=2", "accumulation=2", *SMALL, "eps=1e-3"]
+    two = launch([*given, "batch_size=1", f"output_dir={tmp_path / 'two'}"], processes=2)
+    assert two.returncode == 0, two.stderr[-3000:]
+    assert "2 process(es) on cpu" in two.stdout
+    assert two.stdout.count("step 00001/00002") == 1  # one process speaks
+    main([*given, "batch_size=2", f"output_dir={tmp_path / 'one'}"])
+    first, second = (load_file(tmp_path / name / "trainable.safetensors") for name in ("one", "two"))
+    assert first.keys() == second.keys()
+    torch.manual_seed(0)
+    model = build("tiny")
+    set_trainable(model, load_config([]).trainable, r=4, alpha=8, dropout=0.0)
+    moved = {n: (first[n] - p).abs().max().item() for n, p in model.named_parameters() if n.startswith("mlp1")}
+    gaps = {name: (first[name] - second[name]).abs().max().item() for name in first}
+    assert max(gaps.values()) < 1e-5, max(gaps, key=gaps.__getitem__)
+    assert max(moved.values()) > 5e-4, "nothing was trained"
+    losses = [
+        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def run_as_script(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> SystemExit:
+    monkeypatch.setattr(sys, "argv", ["trainer/train.py", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(REPOSITORY / "trainer" / "train.py"), run_name="__main__")
+    return ended.value
+
+
+def test_a_users_mistake_is_one_line_and_exit_status_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    ended = run_as_script(["data.shards=[/nowhere]", f"output_dir={tmp_path}", "mixed_precision=no"], monkeypatch)
+    # Python prints a string that a program exits with to stderr, and the exit status is 1.
+    assert isinstance(ended.code, str) and ended.code.startswith("error: /nowhere/manifest.json: ")
+    assert "\n" not in ended.code
+
+
+def test_help_is_the_manual(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    assert not run_as_script(["--help"], monkeypatch).code
+    assert "accelerate launch trainer/train.py [config.yaml] [key=value ...]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("argument", ["steps=0", "model.preset=huge", "data.shards=[]", "trainable=[all]"])
+def test_mistakes_are_found_before_the_first_step(sav_set: Path, tmp_path: Path, argument: str):
+    given = [f"data.shards=[{sav_set}]", "batch_size=1", "data.holdout=0", f"output_dir={tmp_path}", *SMALL]
+    with pytest.raises(UserError, match=argument.split("=")[0]):
+        main([*given, argument])

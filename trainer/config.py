@@ -1,0 +1,209 @@
+"""The configuration of a run: a YAML file, then `key=value` from the command line; unknown keys are refused.
+
+Defaults are those of the published recipe. Names are the literature's.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from shards.errors import UserError
+
+
+@dataclass
+class ModelConfig:
+    preset: str = "tiny"
+    """Sizes of the model, see `trainer/model/presets.py`; its weights are random."""
+
+
+@dataclass
+class LoraConfig:
+    r: int = 128
+    alpha: int = 256
+    dropout: float = 0.05
+
+
+@dataclass
+class DataConfig:
+    shards: list[str] = field(default_factory=list)
+    """Folders of shard sets, all of one recipe."""
+    holdout: float = 0.05
+    """Share of the samples that is never trained on; 0 for none (and no evaluation)."""
+    objects_per_sample: int = 1
+    threads: int = 2
+    prefetch: int = 2
+    """Batches in the making ahead of the one in use."""
+
+
+@dataclass
+class EvalConfig:
+    every: int = 500
+    """Optimiser steps between two evaluations; there is one before the first step and one after the last, too."""
+    samples: int = 64
+    """Held-out samples in an evaluation, at most; always the same ones."""
+    show: int = 8
+    """Held-out samples that the report shows."""
+
+
+@dataclass
+class Config:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: str = "dual"
+    """dual: mask -> caption -> mask, needs no text. segment: text -> mask, supervised."""
+    trainable: list[str] = field(default_factory=lambda: ["lora", "mlp1", "text_hidden_fcs", "sam_mask_decoder"])
+    """Parts that train, see `trainer/model/trainable.py`; all others are frozen."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    gradient_checkpointing: bool = False
+
+    lambda_mask: float = 1.0
+    lambda_dice: float = 1.0
+    lambda_lang: float = 0.5
+    lambda_anchor: float = 0.5
+    num_points: int = 12544
+    """Points a mask at which BCE and Dice compare prediction and truth."""
+    oversample_ratio: float = 3.0
+    importance_sample_ratio: float = 0.75
+
+    ema_decay: float = 0.999
+    """Of the teacher, an optimiser step."""
+    max_caption_tokens: int = 64
+    caption_temperature: float = 0.0
+    """Of the teacher's pseudo captions; 0 is greedy."""
+    corrupt_ratio: float = 0.25
+    gumbel_tau: float = 0.7
+    gumbel_top_k: int = 256
+
+    lr: float = 2e-5
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+    warmup_steps: int = 366
+    warmup_from: float = 0.5
+    """Share of `lr` that the linear warm-up starts from; after it a cosine falls to 0 at the last step."""
+    steps: int = 12192
+    """Optimiser steps of the run."""
+    accumulation: int = 2
+    """Batches an optimiser step."""
+    batch_size: int = 4
+    """Samples a batch and process."""
+    clip: float = 1.0
+    mixed_precision: str = "bf16"
+    """bf16 (autocast, float32 weights) or no."""
+    seed: int = 0
+
+    data: DataConfig = field(default_factory=DataConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    output_dir: str = "runs/train"
+
+
+CHOICES = {"objective": ("dual", "segment"), "mixed_precision": ("bf16", "no")}
+POSITIVE = (
+    *("steps", "batch_size", "accumulation", "max_caption_tokens", "num_points", "gumbel_top_k", "gumbel_tau", "lr"),
+    *("clip", "lora.r", "data.threads", "data.objects_per_sample", "eval.every", "eval.samples"),
+)
+NOT_NEGATIVE = (
+    *("lambda_mask", "lambda_dice", "lambda_lang", "lambda_anchor", "weight_decay", "warmup_steps", "eps"),
+    *("caption_temperature", "data.prefetch", "eval.show"),
+)
+SHARES = ("importance_sample_ratio", "corrupt_ratio", "warmup_from", "ema_decay", "lora.dropout", "data.holdout")
+
+
+def load_config(arguments: Sequence[str]) -> Config:
+    """The configuration that `[config.yaml] [key=value ...]` asks for.
+
+    Raises:
+        UserError: a file that cannot be read, a key that does not exist, a value of the wrong type or out of range.
+    """
+    config = OmegaConf.structured(Config)
+    files = [a for a in arguments if "=" not in a]
+    if len(files) > 1:
+        raise UserError("more than one configuration file", met=", ".join(files), wanted="[config.yaml] key=value ...")
+    for file in files:
+        config = _merge(config, _read(Path(file)), file)
+    for argument in arguments:
+        if "=" in argument:
+            config = _merge(config, _parse(argument), argument)
+    checked = OmegaConf.to_object(config)
+    assert isinstance(checked, Config)
+    _check(config)
+    return checked
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write the effective configuration as YAML that `load_config` reads back."""
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """The configuration as dotted keys."""
+    out: dict[str, Any] = {}
+
+    def walk(node: Any, prefix: str) -> None:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                walk(value, f"{prefix}.{key}" if prefix else str(key))
+        else:
+            out[prefix] = node
+
+    walk(OmegaConf.to_container(OmegaConf.structured(config)), "")
+    return out
+
+
+def _read(path: Path) -> DictConfig:
+    try:
+        loaded = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise UserError("no such file", where=str(path), wanted="[config.yaml] key=value ...") from None
+    except Exception as error:  # a YAML parser has many ways to fail, and none of them deserves a traceback
+        raise UserError("cannot be read as YAML", where=str(path), met=str(error)) from None
+    if not isinstance(loaded, DictConfig):
+        raise UserError("not a mapping", where=str(path), met=type(loaded).__name__, wanted="key: value")
+    return loaded
+
+
+def _parse(argument: str) -> DictConfig:
+    try:
+        return OmegaConf.from_dotlist([argument])
+    except Exception as error:
+        raise UserError("cannot be read", where=argument, met=str(error), wanted="key=value") from None
+
+
+def _merge(config: Any, update: DictConfig, where: str) -> Any:
+    if update.get("mixed_precision") is False:
+        update.mixed_precision = "no"  # YAML reads a bare no as false
+    try:
+        return OmegaConf.merge(config, update)
+    except ConfigKeyError as error:
+        key = str(error.full_key)
+        known = flat(Config())
+        close = difflib.get_close_matches(key, known, n=1) or difflib.get_close_matches(key.split(".")[-1], known, n=1)
+        do = f"did you mean {close[0]}?" if close else "docs/TRAINING.md lists the keys"
+        raise UserError("unknown key", where=where, met=key, do=do) from None
+    except OmegaConfBaseException as error:
+        met = str(error).splitlines()[0]
+        raise UserError(
+            "wrong type", where=f"{where}, {error.full_key}" if error.full_key else where, met=met
+        ) from None
+
+
+def _check(config: Any) -> None:
+    for key, allowed in CHOICES.items():
+        if (value := OmegaConf.select(config, key)) not in allowed:
+            raise UserError("no such choice", where=key, met=repr(value), wanted=" or ".join(allowed))
+    ranges = [(POSITIVE, "> 0", lambda v: v > 0), (NOT_NEGATIVE, ">= 0", lambda v: v >= 0)]
+    ranges += [(SHARES, "0 to 1", lambda v: 0 <= v <= 1), (("oversample_ratio",), ">= 1", lambda v: v >= 1)]
+    for keys, wanted, holds in ranges:
+        for key in keys:
+            if not holds(value := OmegaConf.select(config, key)):
+                raise UserError("out of range", where=key, met=str(value), wanted=wanted)
+    if config.warmup_steps >= config.steps and config.warmup_steps:
+        raise UserError("out of range", where="warmup_steps", met=str(config.warmup_steps), wanted=f"< {config.steps}")
+    if len(config.betas) != 2:
+        raise UserError("not two numbers", where="betas", met=str(config.betas), wanted="[0.9, 0.999]")

@@ -1,0 +1,89 @@
+"""Mask losses and metrics at sampled points: prediction and truth are compared without resizing either.
+
+Predicted logits are (N, 256, 256), ground truth is (N, 1024, 1024) bool. Both are looked up at the same points of the
+unit square: the logits bilinearly, the truth at the pixel that holds the point.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trainer.noise import uniform
+
+
+def logits_at(logits: Tensor, points: Tensor) -> Tensor:
+    """Logits (N, h, w) at points (N, P, 2), x and y in [0, 1]: (N, P).
+
+    Pixel centres lie at (i + 0.5) / size; outside of the outermost centres the border value holds, as in a bilinear
+    enlargement.
+    """
+    grid = 2 * points[:, :, None] - 1
+    values = F.grid_sample(logits[:, None], grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return values[:, 0, :, 0]
+
+
+def truth_at(masks: Tensor, points: Tensor) -> Tensor:
+    """Masks (N, H, W) bool at points (N, P, 2), x and y in [0, 1]: (N, P) bool."""
+    height, width = masks.shape[1:]
+    x = (points[..., 0] * width).long().clamp_(0, width - 1)
+    y = (points[..., 1] * height).long().clamp_(0, height - 1)
+    return masks.flatten(1).gather(1, y * width + x)
+
+
+def regular_points(count: int, side: int, device: torch.device) -> Tensor:
+    """The centres of a side x side grid, for `count` masks: (count, side * side, 2)."""
+    centres = (torch.arange(side, device=device) + 0.5) / side
+    y, x = torch.meshgrid(centres, centres, indexing="ij")
+    return torch.stack([x, y], -1).reshape(1, -1, 2).expand(count, -1, -1)
+
+
+@torch.no_grad()
+def uncertain_points(
+    logits: Tensor, num_points: int, oversample: float, importance: float, generators: list[torch.Generator]
+) -> Tensor:
+    """Points (N, num_points, 2), most of them where the logits are closest to 0 (PointRend, Kirillov et al. 2020).
+
+    Of `oversample * num_points` uniform candidates the `importance * num_points` most uncertain are taken; the rest
+    is uniform.
+    """
+    uncertain = int(num_points * importance)
+    candidates = uniform(generators, int(num_points * oversample), 2).to(logits.device)
+    uncertainty = -logits_at(logits, candidates).abs()
+    best = uncertainty.topk(uncertain, dim=1).indices
+    chosen = candidates.gather(1, best[..., None].expand(-1, -1, 2))
+    return torch.cat([chosen, uniform(generators, num_points - uncertain, 2).to(logits.device)], 1)
+
+
+def point_losses(logits: Tensor, masks: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Binary cross-entropy and Dice loss (smoothing 1; Milletari et al. 2016) a mask: two times (N,), float32.
+
+    Args:
+        logits: (N, h, w).
+        masks: (N, H, W) bool.
+        points: (N, P, 2) in [0, 1].
+    """
+    values = logits_at(logits.float(), points)
+    truth = truth_at(masks, points).float()
+    bce = F.binary_cross_entropy_with_logits(values, truth, reduction="none").mean(1)
+    probabilities = values.sigmoid()
+    overlap = (probabilities * truth).sum(1)
+    dice = 1 - (2 * overlap + 1) / (probabilities.sum(1) + truth.sum(1) + 1)
+    return bce, dice
+
+
+@torch.no_grad()
+def mask_metrics(logits: Tensor, masks: Tensor, side: int = 256) -> dict[str, Tensor]:
+    """IoU and Dice a mask, (N,) float32, counted on a regular grid of side x side points.
+
+    Both masks empty: 1. Only one empty: 0.
+    """
+    points = regular_points(len(logits), side, logits.device)
+    predicted, truth = logits_at(logits.float(), points) > 0, truth_at(masks, points)
+    overlap = (predicted & truth).sum(1).float()
+    union = (predicted | truth).sum(1).float()
+    empty = union == 0
+    iou = torch.where(empty, 1.0, overlap / union.clamp_min(1))
+    dice = torch.where(empty, 1.0, 2 * overlap / (overlap + union).clamp_min(1))
+    return {"iou": iou, "dice": dice}

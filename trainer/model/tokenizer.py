@@ -1,0 +1,26 @@
+"""The tokens that Sa2VA adds, and a small byte-level tokenizer that has them all."""
+
+from __future__ import annotations
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+PAD = "<|endoftext|>"
+CHAT = ["<|im_start|>", "<|im_end|>"]
+IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
+SEG = "[SEG]"
+PHRASE_START, PHRASE_END = "<p>", "</p>"
+REGION_START, REGION_END = "<vp>", "</vp>"
+ADDED = [SEG, PHRASE_START, PHRASE_END, REGION_START, REGION_END]
+"""In the order in which Sa2VA adds them to InternVL's tokenizer."""
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer whose ordinary tokens are the 256 bytes: any text, no merges, nothing to download."""
+    vocabulary = {symbol: i for i, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=CHAT[1])
+    fast.add_tokens([*CHAT, IMAGE_START, IMAGE_END, IMAGE_CONTEXT, *ADDED], special_tokens=True)
+    return fast

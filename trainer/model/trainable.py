@@ -1,0 +1,69 @@
+"""Which parts of the model train. Everything else is frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from peft import LoraConfig, inject_adapter_in_model
+from torch import nn
+
+from shards.errors import UserError
+from trainer.model.sa2va import Sa2VA
+
+PARTS = {
+    "lora": "adapters in all seven linear layers of each block of the language model",
+    "mlp1": "the projector",
+    "text_hidden_fcs": "from the state of [SEG] to SAM 2's prompt token",
+    "sam_mask_decoder": "SAM 2's mask decoder",
+    "language_model": "the language model's own weights, embeddings and head too",
+    "vision_model": "the vision tower",
+    "sam_image_encoder": "SAM 2's image encoder",
+}
+_LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+# No loss of ours reaches these parts of the mask decoder: only masks 1 to 3 are used, and both scores only choose.
+# Left trainable they would stop DDP, and weight decay would shrink them to nothing.
+_UNREACHED = ("iou_prediction_head", "pred_obj_score_head", "output_hypernetworks_mlps.0")
+
+
+def set_trainable(model: Sa2VA, parts: Sequence[str], *, r: int, alpha: int, dropout: float) -> dict[str, int]:
+    """Freeze all but `parts` of `model`, with LoRA of rank `r` put in where asked for.
+
+    Returns:
+        How many parameters train, by part.
+
+    Raises:
+        UserError: a part that does not exist, or none.
+    """
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown or not parts:
+        met = ", ".join(unknown) or "no part at all"
+        raise UserError("unknown part", where="trainable", met=met, wanted=", ".join(PARTS))
+    model.requires_grad_(False)
+    sam = model.grounding_encoder.sam2_model
+    modules: dict[str, nn.Module] = {
+        "mlp1": model.mlp1,
+        "text_hidden_fcs": model.text_hidden_fcs,
+        "sam_mask_decoder": sam.sam_mask_decoder,
+        "language_model": model.language_model,
+        "vision_model": model.vision_model,
+        "sam_image_encoder": sam.image_encoder,
+    }
+    for part in parts:
+        if part != "lora":
+            modules[part].requires_grad_(True)
+    for name in _UNREACHED:
+        sam.sam_mask_decoder.get_submodule(name).requires_grad_(False)
+    counts = {part: _trainable(modules[part]) for part in parts if part != "lora"}
+    if "lora" in parts:
+        config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=_LINEAR_LAYERS)
+        before = {name for name, p in model.language_model.named_parameters() if p.requires_grad}
+        inject_adapter_in_model(config, model.language_model)
+        for name, parameter in model.language_model.named_parameters():
+            parameter.requires_grad_("lora_" in name or name.replace(".base_layer", "") in before)
+        counts["lora"] = sum(p.numel() for n, p in model.language_model.named_parameters() if "lora_" in n)
+    model.train(model.training)  # which encoders stay in evaluation mode depends on what is frozen
+    return counts
+
+
+def _trainable(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)

@@ -1,0 +1,66 @@
+"""As many processes as `accelerate launch --num_processes N` asks for, on machines without a GPU too.
+
+Accelerate's launcher starts a single process there, whatever N is, and says nothing. What it leaves is a MASTER_PORT,
+which it sets for N > 1 only, and its own command line.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import psutil  # type: ignore[import-untyped]
+import torch
+from accelerate.commands.launch import launch_command_parser
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from shards.errors import UserError
+
+_STARTED = ("LOCAL_RANK", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
+
+def missing_processes() -> int:
+    """How many processes should run where this is the only one; 0 where all is as asked for."""
+    if "ACCELERATE_MIXED_PRECISION" not in os.environ or "MASTER_PORT" not in os.environ:
+        return 0  # not started by Accelerate, or for one process
+    if any(name in os.environ for name in _STARTED):
+        return 0
+    asked = asked_processes(psutil.Process(os.getppid()).cmdline())
+    if asked is None:
+        raise UserError("cannot tell how many processes to start", do="pass --num_processes to accelerate launch")
+    return asked
+
+
+def asked_processes(command: Sequence[str]) -> int | None:
+    """N of the command line `... accelerate launch --num_processes N ...`; None where it has none."""
+    if "launch" not in command:
+        return None
+    arguments = command[command.index("launch") + 1 :]
+    number: int | None = launch_command_parser().parse_known_args(list(arguments))[0].num_processes
+    return number
+
+
+def start(count: int) -> None:
+    """Run this script with these arguments in `count` processes joined through gloo, and wait for them.
+
+    One that fails ends them all, and this one with exit status 1: each has said itself what was wrong.
+    """
+    if torch.accelerator.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() != "true":
+        met = f"{count} processes, {torch.accelerator.device_count()} device(s)"
+        raise UserError("more processes than devices", met=met, do="lower --num_processes, or pass --cpu")
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",  # any free port
+        run_id=str(os.getpid()),
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(config, sys.executable)(*sys.argv)
+    except ChildFailedError:
+        sys.exit(1)

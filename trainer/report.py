@@ -1,0 +1,136 @@
+"""A run as one HTML file that opens offline: curves, and held-out samples with what the model made of them."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment
+from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+from shards.atomic import atomic_write
+
+Picture = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+
+RED = np.array([220, 30, 30])
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title><style>
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 1150px; margin: 2rem auto; padding: 0 1rem; color: #222 }
+figure { margin: 0 } img { width: 100%; display: block } svg { max-width: 100%; height: auto }
+.facts td { padding: .1rem 1.2rem .1rem 0 } .samples { border-collapse: collapse; table-layout: fixed; width: 100% }
+.samples th, .samples td { padding: .3rem; text-align: left; vertical-align: top; overflow-wrap: anywhere }
+code { background: #f2f2f2; padding: .1rem .3rem } pre { background: #f7f7f7; padding: .8rem; overflow-x: auto }
+</style></head><body>
+<h1>{{ title }}</h1>
+<table class="facts">{% for name, value in facts.items() %}<tr><td>{{ name }}</td><td>{{ value }}</td></tr>
+{% endfor %}</table>
+<h2>Curves</h2>
+{% for name, svg in curves %}<figure aria-label="{{ name }}">{{ svg }}</figure>
+{% endfor %}
+{% if panels %}<h2>Held-out samples</h2>
+<table class="samples">
+<tr><th>prompt</th><th>image</th><th>ground truth</th><th>prediction</th><th>caption</th></tr>
+{% for panel in panels %}<tr>
+{% for source in panel.pictures %}<td>{% if source %}<img alt="" src="{{ source }}">{% endif %}</td>{% endfor %}
+<td><code>{{ panel.caption }}</code><br>IoU {{ "%.3f" | format(panel.iou) }}<br>{{ panel.name }}</td></tr>
+{% endfor %}</table>{% endif %}
+<h2>Configuration</h2><pre>{{ config }}</pre>
+</body></html>
+"""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A held-out object."""
+
+    name: str
+    prompt: Picture | None
+    """(h, w, 3): the frame that was described, its region tinted; None where there was no region."""
+    image: Picture
+    """(h, w, 3): the frame to segment."""
+    truth: Mask
+    """(h, w)."""
+    prediction: Mask
+    """(h, w)."""
+    caption: str
+    iou: float
+
+
+def write_report(
+    path: Path, title: str, facts: dict[str, str], records: list[dict[str, Any]], panels: list[Panel], config: str
+) -> None:
+    """Write the report. `records` is what `Journal.records` holds; text is escaped."""
+    held_out = [r for r in records if any(key.startswith("held_out/") for key in r)]
+    steps = [r for r in records if r not in held_out]
+    losses = [key for key in ("loss", "bce", "dice", "lang", "anchor") if steps and key in steps[0]]
+    curves = [("training losses", _curve("training losses", steps, losses))]
+    if held_out:
+        curves.append(
+            ("held-out mask loss", _curve("held-out mask loss (BCE + Dice)", held_out, ["held_out/mask_loss"]))
+        )
+        curves.append(("held-out IoU", _curve("held-out IoU and Dice", held_out, ["held_out/iou", "held_out/dice"])))
+    curves.append(("rate", _curve("learning rate", steps, ["lr"])))
+    curves.append(("speed", _curve("samples a second", steps, ["samples_per_second"])))
+    curves.append(("data wait", _curve("share of time spent waiting for data", steps, ["data_wait"])))
+    page = Environment(autoescape=True).from_string(_PAGE)
+    rows = [
+        {
+            "name": panel.name,
+            "caption": _printable(panel.caption),
+            "iou": panel.iou,
+            "pictures": [
+                panel.prompt is not None and _data_uri(panel.prompt),
+                _data_uri(panel.image),
+                _data_uri(tinted(panel.image, panel.truth)),
+                _data_uri(tinted(panel.image, panel.prediction)),
+            ],
+        }
+        for panel in panels
+    ]
+    html = page.render(title=title, facts=facts, curves=curves, panels=rows, config=config)
+    atomic_write(path, html.encode("utf-8", "replace"))
+
+
+def tinted(image: Picture, mask: Mask) -> Picture:
+    """`image` (h, w, 3) with `mask` (h, w) over it in red."""
+    out = image.copy()
+    out[mask] = (0.45 * image[mask] + 0.55 * RED).astype(np.uint8)
+    return out
+
+
+def _curve(title: str, records: list[dict[str, Any]], keys: Sequence[str]) -> Markup:
+    with rc_context({"svg.hashsalt": title, "svg.fonttype": "none"}):
+        figure = Figure(figsize=(9, 2.6), layout="constrained")
+        axes = figure.subplots()
+        for key in keys:
+            axes.plot([r["step"] for r in records], [r[key] for r in records], label=key.removeprefix("held_out/"))
+        axes.set_title(title, loc="left")
+        axes.set_xlabel("optimiser step")
+        axes.grid(alpha=0.3)
+        if len(keys) > 1:
+            axes.legend(frameon=False)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    svg = file.getvalue()
+    return Markup(svg[svg.index("<svg") :])  # without the XML header, which has no place inside HTML
+
+
+def _data_uri(picture: Picture) -> str:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "\N{MIDDLE DOT}" for c in text)
