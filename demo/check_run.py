@@ -1,6 +1,6 @@
 """Fail unless a run's held-out mask loss fell clearly and its report stands by itself.
 
-    python demo/check_run.py runs/demo
+python demo/check_run.py runs/demo
 """
 
 from __future__ import annotations
