@@ -125,7 +125,7 @@ class MappedTar:
                 raise BadShard("broken tar header", where=self._at(offset), met=str(error)) from None
             start = offset + BLOCK
             stop = start + info.size
-            if not info.isreg() or "/" in info.name or "\\" in info.name or info.name.startswith("."):
+            if info.type != tarfile.REGTYPE or "/" in info.name or "\\" in info.name or info.name.startswith("."):
                 met = f"{info.name!r}, type {info.type!r}"
                 raise BadShard("not a plain file", where=self._at(offset), met=met, wanted="KEY.FIELD.EXTENSION")
             if info.size < 0 or stop > end:

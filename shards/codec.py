@@ -24,7 +24,7 @@ Bool = NDArray[np.bool_]
 
 _LEVEL = 1  # a higher level costs 4 to 7 times the time for 3 % of the size
 _ROW_BLOCKS = 32  # both picture sizes are multiples of it
-_MAX_OBJECTS = 1 << 16
+_MAX_OBJECTS = 1 << 12  # each is a megabyte when it is decoded; the fullest pictures of SA-1B hold some hundred
 _local = threading.local()
 
 

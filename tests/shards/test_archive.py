@@ -63,6 +63,8 @@ def add(tar: tarfile.TarFile, name: str, data: bytes = b"{}", **header: object) 
         ("folder/a.json", {}),
         ("a.json", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}),
         ("a.json", {"type": tarfile.LNKTYPE, "linkname": "b"}),
+        ("a.json", {"type": tarfile.GNUTYPE_SPARSE}),
+        ("a.json", {"type": tarfile.CONTTYPE}),
         (".hidden.json", {}),
         ("no extension", {}),
     ],
