@@ -20,7 +20,7 @@ demo: $(READY)
 	$(BIN)/python cli.py shard --source sav --out shards/ --shard-size 32MB --overwrite
 	$(BIN)/python cli.py verify-shard shards/sav
 	$(BIN)/python cli.py preview shards/sav --out runs/demo/preview
-	$(BIN)/accelerate launch --num_processes 1 --num_cpu_threads_per_process 2 trainer/train.py demo/train.yaml
+	$(BIN)/accelerate launch --quiet --num_processes 1 --num_cpu_threads_per_process 2 trainer/train.py demo/train.yaml
 	$(BIN)/python demo/check_run.py runs/demo
 
 test: $(READY)

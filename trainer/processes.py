@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 import torch
 from accelerate.commands.launch import launch_command_parser
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
