@@ -114,7 +114,10 @@ class Prompts:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(list(ids)))
+        text = str(self.tokenizer.decode(list(ids)))
+        if "\N{REPLACEMENT CHARACTER}" in text:  # bytes that are no text: a model with random weights says such things
+            return "".join(self.tokenizer.convert_ids_to_tokens(list(ids)))
+        return text
 
     def describe(
         self, name: str, cells: Sequence[int], answer: Sequence[int] = (), targets: Sequence[int] | None = None
