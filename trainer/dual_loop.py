@@ -171,7 +171,7 @@ class DualLoop(nn.Module):
                 written = Captioner(model)(*question, self.config.max_caption_tokens).tokens()
                 words = [[t for t in caption if t != prompts.end] for caption in written]
                 rows = [prompts.segment(n, w) for n, w in zip(names, words, strict=True)]
-                captions = [prompts.decode(w) for w in words]
+                captions = [prompts.readable(w) for w in words]
             else:
                 captions = [texts[0] for texts in _texts(batch)]
                 rows = [prompts.segment(n, text) for n, text in zip(names, captions, strict=True)]

@@ -114,10 +114,12 @@ class Prompts:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        text = str(self.tokenizer.decode(list(ids)))
-        if "\N{REPLACEMENT CHARACTER}" in text:  # bytes that are no text: a model with random weights says such things
-            return "".join(self.tokenizer.convert_ids_to_tokens(list(ids)))
-        return text
+        return str(self.tokenizer.decode(list(ids)))
+
+    def readable(self, ids: Sequence[int]) -> str:
+        """The text; or, where its bytes make no text (random weights write so), the tokens' names."""
+        text = self.decode(ids)
+        return "".join(self.tokenizer.convert_ids_to_tokens(list(ids))) if "\N{REPLACEMENT CHARACTER}" in text else text
 
     def describe(
         self, name: str, cells: Sequence[int], answer: Sequence[int] = (), targets: Sequence[int] | None = None
