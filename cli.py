@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -21,6 +21,8 @@ app = typer.Typer(
     rich_markup_mode=None,  # drawing help with rich takes longer than all the rest
     help="Segmentation data for Sa2VA: raw datasets into shards, shards checked and looked at.",
 )
+
+Dtype = Literal["float32", "bfloat16"]
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -111,6 +113,22 @@ def preview(
     from shards.preview import preview as draw
 
     print(f"preview: {draw(path, out or Path('runs', 'preview', path.stem), samples)}")
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Option(help="Folder of a run, or a released model folder.")],
+    out: Annotated[Path, typer.Option(help="A new folder.")],
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Of all weights.  [default: as in the files that the run started from]")
+    ] = None,
+) -> None:
+    """Write a trained model in the released layout, adapters merged: safetensors, config.json, tokenizer, card."""
+    import torch
+
+    from trainer.export import export as write
+
+    print(write(checkpoint, out, None if dtype is None else getattr(torch, dtype)))
 
 
 def main() -> None:

@@ -19,8 +19,18 @@ from shards.errors import UserError
 
 @dataclass
 class ModelConfig:
+    """One of: `path`; `internvl` with `sam2`; else `preset`."""
+
+    path: str | None = None
+    """A released Sa2VA: its folder, or OWNER/NAME on the hub."""
+    internvl: str | None = None
+    """For a first training: InternVL 2.5 or 3, its folder, or OWNER/NAME on the hub."""
+    sam2: str | None = None
+    """For a first training: a checkpoint (.pt) of SAM 2 or 2.1."""
     preset: str = "tiny"
-    """Sizes of the model, see `trainer/model/presets.py`; its weights are random."""
+    """Sizes with random weights, see `trainer/model/architecture.py`."""
+    dtype: str = "float32"
+    """Of the weights that do not train: float32 or bfloat16. Those that train are float32."""
 
 
 @dataclass
@@ -103,7 +113,11 @@ class Config:
     output_dir: str = "runs/train"
 
 
-CHOICES = {"objective": ("dual", "segment"), "mixed_precision": ("bf16", "no")}
+CHOICES = {
+    "objective": ("dual", "segment"),
+    "mixed_precision": ("bf16", "no"),
+    "model.dtype": ("float32", "bfloat16"),
+}
 POSITIVE = (
     *("steps", "batch_size", "accumulation", "max_caption_tokens", "num_points", "gumbel_top_k", "gumbel_tau", "lr"),
     *("clip", "lora.r", "data.threads", "data.objects_per_sample", "eval.every", "eval.samples"),
@@ -205,5 +219,12 @@ def _check(config: Any) -> None:
                 raise UserError("out of range", where=key, met=str(value), wanted=wanted)
     if config.warmup_steps >= config.steps and config.warmup_steps:
         raise UserError("out of range", where="warmup_steps", met=str(config.warmup_steps), wanted=f"< {config.steps}")
+    if config.model.path and (config.model.internvl or config.model.sam2):
+        raise UserError("two models to start from", where="model", wanted="path, or internvl with sam2")
+    if bool(config.model.internvl) != bool(config.model.sam2):
+        raise UserError("half a model", where="model", wanted="both internvl and sam2")
+    if config.model.dtype == "bfloat16" and config.mixed_precision == "no":
+        where, do = "model.dtype", "set mixed_precision=bf16"
+        raise UserError("float32 adapters on bfloat16 weights need autocast", where=where, met="bfloat16", do=do)
     if len(config.betas) != 2:
         raise UserError("not two numbers", where="betas", met=str(config.betas), wanted="[0.9, 0.999]")

@@ -110,6 +110,8 @@ class Loader:
             raise UserError("no shard folder given", where="data.shards", do="for example data.shards=[shards/sav]")
         self._sets = [ShardSet(path) for path in paths]
         self.recipe = self._sets[0].recipe
+        self.described = [f"{s.manifest.source}: {len(s)} samples, plan {s.manifest.plan[:12]}" for s in self._sets]
+        """A line a set: what is read."""
         for other in self._sets[1:]:
             if other.recipe.digest != self.recipe.digest:
                 met, wanted = (f"{s.recipe.name} ({s.recipe.digest})" for s in (other, self._sets[0]))

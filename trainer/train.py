@@ -9,7 +9,7 @@ On a machine with GPUs this takes all of them; on a CPU, name the processes and 
 
 The configuration is the defaults of trainer/config.py, then the YAML file, then the command line; an unknown key is an
 error. docs/TRAINING.md explains the keys. The run leaves in `output_dir`: config.yaml (as it was in effect),
-metrics.jsonl, tensorboard/, trainable.safetensors and report.html.
+metrics.jsonl, tensorboard/, checkpoint/ (what was trained; `cli.py export` makes a released folder of it), report.html.
 """
 
 from __future__ import annotations
@@ -26,22 +26,21 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from safetensors.torch import save as to_safetensors
 from torch.optim.lr_scheduler import LambdaLR
 
-from shards.atomic import atomic_write
 from shards.errors import UserError
 from trainer.config import flat, load_config, save_config
 from trainer.data import Batch, Loader, check_recipe
 from trainer.dual_loop import FIELDS, DualLoop
 from trainer.evaluation import SHOWN, evaluate, panels
 from trainer.journal import Journal
+from trainer.model.architecture import GRID, VISION_SIZE
 from trainer.model.grounding import IMAGE_SIZE, MEAN, STD
-from trainer.model.sa2va import GRID, VISION_SIZE, build
 from trainer.model.trainable import set_trainable
 from trainer.processes import missing_processes, start
 from trainer.report import write_report
 from trainer.schedule import rate_factor
+from trainer.trained import Origin, base_model, save_trained
 
 
 def main(arguments: list[str]) -> None:
@@ -84,7 +83,7 @@ def main(arguments: list[str]) -> None:
     check_recipe(loader.recipe, vision_size=VISION_SIZE, grid=GRID, sam_size=IMAGE_SIZE, mean=MEAN, std=STD)
 
     set_seed(config.seed)  # the same for all processes, so that they build the same model
-    model = build(config.model.preset)
+    model, new = base_model(config.model, accelerator.device)
     sizes = set_trainable(model, config.trainable, **vars(config.lora))
     if config.gradient_checkpointing:
         model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -145,8 +144,8 @@ def main(arguments: list[str]) -> None:
 
     seconds = time.perf_counter() - began
     if journal:
-        weights = {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}
-        atomic_write(folder / "trainable.safetensors", to_safetensors(weights, {"preset": config.model.preset}))
+        origin = Origin.of(config, config.steps, loader.recipe.name, loader.described)
+        save_trained(folder / "checkpoint", model, new, origin)
         shown = (
             panels(accelerator, loop, load(fields=SHOWN[config.objective], part="holdout"), config) if held_out else []
         )
@@ -159,7 +158,7 @@ def main(arguments: list[str]) -> None:
         text = (folder / "config.yaml").read_text(encoding="utf-8")
         write_report(folder / "report.html", f"{config.objective}: {folder.name}", facts, journal.records, shown, text)
         journal.close()
-        show(f"weights: {folder / 'trainable.safetensors'}\nreport: {folder / 'report.html'}")
+        show(f"weights: {folder / 'checkpoint'}\nreport: {folder / 'report.html'}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
 

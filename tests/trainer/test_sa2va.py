@@ -7,7 +7,7 @@ import torch
 
 from shards.errors import UserError
 from trainer.data import Batch
-from trainer.model.presets import preset_named
+from trainer.model.architecture import preset_named
 from trainer.model.sa2va import Sa2VA, build, pixel_shuffle
 
 ONE = torch.tensor([0])

@@ -20,6 +20,7 @@ from trainer.config import load_config
 from trainer.model.sa2va import build
 from trainer.model.trainable import set_trainable
 from trainer.train import main
+from trainer.trained import load_trained
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL = [
@@ -68,16 +69,18 @@ def test_a_run_leaves_its_configuration_weights_metrics_and_report(sav_set: Path
     assert list((out / "tensorboard").rglob("events.out.tfevents*"))
     assert (out / "report.html").stat().st_size > 20_000
     assert sorted(p.name for p in out.iterdir()) == [
+        "checkpoint",
         "config.yaml",
         "metrics.jsonl",
         "report.html",
         "tensorboard",
-        "trainable.safetensors",
     ]
-    model = build("tiny")
-    set_trainable(model, load_config([]).trainable, r=4, alpha=8, dropout=0.0)
-    wanted = {name: p.shape for name, p in model.named_parameters() if p.requires_grad}
-    assert {name: t.shape for name, t in load_file(out / "trainable.safetensors").items()} == wanted
+    model, origin = load_trained(out / "checkpoint")
+    assert (origin.step, origin.batch, origin.recipe, origin.objective) == (2, 2, "default", "dual")
+    saved = load_file(out / "checkpoint" / "trained.safetensors")
+    assert saved.keys() == model.state_dict().keys()  # of a random model no file holds anything
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in model.state_dict().items())
+    assert any(tensor.abs().max() > 0 for name, tensor in saved.items() if "lora_B" in name)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_optimiser_steps(
@@ -93,7 +96,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimiser_steps(
     assert len(updates) == 1
     assert "step 2, objective dual, samples masklet_data_0" in str(raised.value)
     assert "nan" in str(raised.value)
-    assert not (tmp_path / "trainable.safetensors").exists()
+    assert not (tmp_path / "checkpoint/trained.safetensors").exists()
 
 
 def test_two_processes_end_with_the_weights_of_one(sav_set: Path, tmp_path: Path):
@@ -107,7 +110,7 @@ def test_two_processes_end_with_the_weights_of_one(sav_set: Path, tmp_path: Path
     assert "2 process(es) on cpu" in two.stdout
     assert two.stdout.count("step 00001/00002") == 1  # one process speaks
     main([*given, "batch_size=2", f"output_dir={tmp_path / 'one'}"])
-    first, second = (load_file(tmp_path / name / "trainable.safetensors") for name in ("one", "two"))
+    first, second = (load_file(tmp_path / name / "checkpoint/trained.safetensors") for name in ("one", "two"))
     assert first.keys() == second.keys()
     torch.manual_seed(0)
     model = build("tiny")

@@ -8,7 +8,7 @@ import torch
 from sam2.build_sam import build_sam2
 from torch import Tensor, nn
 
-from trainer.model.presets import Preset
+from trainer.model.architecture import Sam
 
 IMAGE_SIZE = 1024
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -37,10 +37,10 @@ class GroundingEncoder(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, preset: Preset) -> None:
+    def __init__(self, sam: Sam) -> None:
         super().__init__()
         self.sam2_model = build_sam2(
-            preset.sam_config, device="cpu", mode="train", hydra_overrides_extra=[*preset.sam_overrides]
+            sam.sam_config, device="cpu", mode="train", hydra_overrides_extra=[*sam.sam_overrides]
         )
         self.sam2_model.image_encoder.neck.position_encoding = _NoPositions()
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)

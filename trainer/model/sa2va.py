@@ -1,4 +1,4 @@
-"""Sa2VA, assembled from transformers' InternVL vision tower and Qwen2 and from the `sam2` package.
+"""Sa2VA, assembled from transformers' InternVL vision tower and language models and from the `sam2` package.
 
 Parts carry the names of the released checkpoints. Shapes below: B pictures, M rows of L tokens, D the language model's
 width, C the vision tower's.
@@ -7,25 +7,20 @@ width, C the vision tower's.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
 
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import (
-    InternVLVisionConfig,
-    InternVLVisionModel,
-    PreTrainedTokenizerBase,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+from transformers import AutoModelForCausalLM, InternVLVisionModel
 from transformers.cache_utils import Cache
 
 from shards.errors import UserError
+from trainer.model.architecture import Architecture, preset_named
 from trainer.model.grounding import GroundingEncoder, SamFeatures
-from trainer.model.presets import Preset, preset_named
 from trainer.model.prompts import IGNORE, IMAGE_TOKENS, Prompts, Rows
 from trainer.model.tokenizer import byte_tokenizer
-
-VISION_SIZE, GRID = 448, 16
 
 
 def pixel_shuffle(tokens: Tensor) -> Tensor:
@@ -42,14 +37,23 @@ def pixel_shuffle(tokens: Tensor) -> Tensor:
 class Sa2VA(nn.Module):
     """The model. It is called through its methods; `trainer.dual_loop` composes them into one `forward`."""
 
-    def __init__(self, preset: Preset, prompts: Prompts) -> None:
+    def __init__(self, architecture: Architecture, prompts: Prompts, *, hollow: bool = False) -> None:
+        """Build with random weights; `hollow`: without memory for the two large parts, whose weights will be loaded."""
         super().__init__()
-        self.prompts = prompts
-        vision, language = InternVLVisionConfig(**preset.vision), Qwen2Config(**preset.language)
+        architecture.check()
+        self.architecture, self.prompts = architecture, prompts
+        self.source: Path | None = None
+        """The folder that the weights came from."""
+        self.stored_dtype: torch.dtype | None = None
+        """That of the token table in the file."""
+        self.tied = False
+        """Whether the language model's head is its token table."""
+        vision, language = architecture.vision, architecture.language
         width = language.hidden_size
-        self.vision_model = InternVLVisionModel(vision)
-        self.language_model = Qwen2ForCausalLM(language)
-        self.grounding_encoder = GroundingEncoder(preset)
+        with init_empty_weights(include_buffers=False) if hollow else nullcontext():
+            self.vision_model = InternVLVisionModel(vision)
+            self.language_model = AutoModelForCausalLM.from_config(language)
+        self.grounding_encoder = GroundingEncoder(architecture.sam)
         self.mlp1 = nn.Sequential(
             nn.LayerNorm(4 * vision.hidden_size),
             nn.Linear(4 * vision.hidden_size, width),
@@ -162,11 +166,11 @@ class Sa2VA(nn.Module):
         return self.grounding_encoder.decode(looked, image_of_row, embeddings)
 
 
-def build(preset_name: str) -> Sa2VA:
+def build(preset: str) -> Sa2VA:
     """A model with random weights, float32, on the CPU."""
-    preset = preset_named(preset_name)
-    tokenizer: PreTrainedTokenizerBase = byte_tokenizer()
-    model = Sa2VA(preset, Prompts(tokenizer, preset.template, preset.language["vocab_size"]))
+    architecture = preset_named(preset)
+    prompts = Prompts(byte_tokenizer(), architecture.template, architecture.language.vocab_size)
+    model = Sa2VA(architecture, prompts)
     for part in (model.grounding_encoder, model.mlp1, model.text_hidden_fcs):
         part.apply(_keep_variance)
     # No loss trains the predicted IoU. At random it would choose among the three masks at random; constant, it always

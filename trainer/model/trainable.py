@@ -15,6 +15,7 @@ PARTS = {
     "mlp1": "the projector",
     "text_hidden_fcs": "from the state of [SEG] to SAM 2's prompt token",
     "sam_mask_decoder": "SAM 2's mask decoder",
+    "token_embeddings": "the token table and the output head: needed where [SEG] is new to the language model",
     "language_model": "the language model's own weights, embeddings and head too",
     "vision_model": "the vision tower",
     "sam_image_encoder": "SAM 2's image encoder",
@@ -27,6 +28,8 @@ _UNREACHED = ("iou_prediction_head", "pred_obj_score_head", "output_hypernetwork
 
 def set_trainable(model: Sa2VA, parts: Sequence[str], *, r: int, alpha: int, dropout: float) -> dict[str, int]:
     """Freeze all but `parts` of `model`, with LoRA of rank `r` put in where asked for.
+
+    What trains becomes float32, whatever it was: a step of the optimiser is often smaller than bfloat16's last bit.
 
     Returns:
         How many parameters train, by part.
@@ -44,6 +47,7 @@ def set_trainable(model: Sa2VA, parts: Sequence[str], *, r: int, alpha: int, dro
         "mlp1": model.mlp1,
         "text_hidden_fcs": model.text_hidden_fcs,
         "sam_mask_decoder": sam.sam_mask_decoder,
+        "token_embeddings": nn.ModuleList([model.embedding, model.language_model.lm_head]),
         "language_model": model.language_model,
         "vision_model": model.vision_model,
         "sam_image_encoder": sam.image_encoder,
@@ -61,6 +65,9 @@ def set_trainable(model: Sa2VA, parts: Sequence[str], *, r: int, alpha: int, dro
         for name, parameter in model.language_model.named_parameters():
             parameter.requires_grad_("lora_" in name or name.replace(".base_layer", "") in before)
         counts["lora"] = sum(p.numel() for n, p in model.language_model.named_parameters() if "lora_" in n)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
     model.train(model.training)  # which encoders stay in evaluation mode depends on what is frozen
     return counts
 

@@ -1,0 +1,179 @@
+"""Checkpoints of runs: what they hold, that they load strictly, and that what was trained gets into exports."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from shards.errors import UserError
+from trainer.config import Config, ModelConfig
+from trainer.export import export, load_any
+from trainer.model.checkpoint import load_model, save_model
+from trainer.model.sa2va import Sa2VA, build
+from trainer.model.trainable import set_trainable
+from trainer.trained import Origin, base_model, load_trained, save_trained
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A released folder in bfloat16. Not to be changed."""
+    torch.manual_seed(0)
+    model = build("tiny")
+    for parameter in model.parameters():
+        parameter.data = parameter.data.bfloat16()
+    out = tmp_path_factory.mktemp("released") / "model"
+    save_model(model, out)
+    return out
+
+
+def config_of(released: Path, trainable: list[str]) -> Config:
+    config = Config(model=ModelConfig(path=str(released)), trainable=trainable)
+    config.lora.r, config.lora.alpha = 4, 8
+    return config
+
+
+def train_a_little(config: Config, folder: Path, seed: int) -> Sa2VA:
+    """All that trains moves."""
+    model, new = base_model(config.model, "cpu")
+    set_trainable(model, config.trainable, **asdict(config.lora))
+    torch.manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    save_trained(folder, model, new, Origin.of(config, 3, "default", ["sav: 7 samples"]))
+    return model.eval()
+
+
+def same(one: Sa2VA, two: Sa2VA) -> bool:
+    a, b = one.state_dict(), two.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_adapters_alone_are_saved_and_loaded(released, tmp_path):
+    config = config_of(released, ["lora"])
+    model = train_a_little(config, tmp_path / "run" / "checkpoint", 1)
+    saved = load_file(tmp_path / "run" / "checkpoint" / "trained.safetensors")
+    assert len(saved) == 2 * 7 * 2 and all("lora_" in name for name in saved)
+    loaded, origin = load_trained(tmp_path / "run" / "checkpoint")
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True)
+    )
+    assert origin.model == config.model and origin.data == ["sav: 7 samples"]
+    assert not any(p.requires_grad for p in loaded.parameters()) and not loaded.training
+
+
+def test_what_no_file_holds_is_kept_though_it_did_not_train(tmp_path):
+    config = Config(trainable=["mlp1"])
+    torch.manual_seed(4)
+    model = train_a_little(config, tmp_path, 1)
+    torch.manual_seed(5)  # a random model would come out otherwise now
+    loaded, _ = load_trained(tmp_path)
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True)
+    )
+
+
+def test_two_checkpoints_give_two_exports_in_the_type_of_their_base(released, tmp_path):
+    base = load_file(released / "model.safetensors")
+    exports = []
+    for seed in (1, 2):
+        run = tmp_path / f"run{seed}"
+        train_a_little(
+            config_of(released, ["lora", "mlp1", "text_hidden_fcs", "sam_mask_decoder"]), run / "checkpoint", seed
+        )
+        command = [sys.executable, "cli.py", "export", "--checkpoint", run, "--out", tmp_path / f"out{seed}"]
+        done = subprocess.run([*map(str, command)], cwd=REPOSITORY, capture_output=True, text=True)
+        assert done.returncode == 0 and "bytes of weights in 1 file(s)" in done.stdout, done.stderr
+        exports.append(load_file(tmp_path / f"out{seed}" / "model.safetensors"))
+    one, two = exports
+    assert {n: (t.dtype, t.shape) for n, t in one.items()} == {n: (t.dtype, t.shape) for n, t in base.items()}
+    changed = {name for name in base if not torch.equal(base[name], one[name])}
+    assert {name for name in base if not torch.equal(one[name], two[name])} == changed
+    assert {name.split(".")[0] for name in changed} == {
+        "language_model",
+        "mlp1",
+        "text_hidden_fcs",
+        "grounding_encoder",
+    }
+    assert not [n for n in changed if "embed_tokens" in n or "lm_head" in n or "image_encoder" in n or "memory" in n]
+    card = (tmp_path / "out1" / "README.md").read_text()
+    for fact in (
+        "started from | path `model`",
+        "lora, mlp1",
+        "r 4, alpha 8",
+        "3 steps",
+        "sav: 7 samples",
+        "objective dual",
+    ):
+        assert fact in card
+
+
+def test_an_export_computes_what_the_run_did(released, tmp_path):
+    config = config_of(released, ["lora", "token_embeddings"])
+    model = train_a_little(config, tmp_path / "run" / "checkpoint", 3)
+    export(tmp_path / "run", tmp_path / "out", torch.float32)
+    ids = torch.arange(9)[None]
+    wanted = model.language_model(input_ids=ids).logits
+    loaded = load_model(tmp_path / "out", dtype=torch.float32)
+    torch.testing.assert_close(loaded.language_model(input_ids=ids).logits, wanted, rtol=1e-4, atol=1e-4)
+    table = model.language_model.model.embed_tokens.weight
+    assert torch.equal(loaded.language_model.model.embed_tokens.weight, table)
+    assert not torch.equal(table, load_model(released, dtype=torch.float32).language_model.model.embed_tokens.weight)
+
+
+def test_a_released_folder_can_be_exported_in_another_type(released, tmp_path):
+    export(released, tmp_path / "out", torch.float32)
+    assert {t.dtype for t in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.float32}
+
+
+def test_trained_weights_are_float32_over_a_bfloat16_base(released, tmp_path):
+    config = config_of(released, ["lora", "mlp1"])
+    config.model = replace(config.model, dtype="bfloat16")
+    model, _ = base_model(config.model, "cpu")
+    set_trainable(model, config.trainable, **asdict(config.lora))
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
+    train_a_little(config, tmp_path, 1)
+    assert {t.dtype for t in load_file(tmp_path / "trained.safetensors").values()} == {torch.float32}
+    assert {p.dtype for p in load_any(tmp_path)[0].parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t.pop("mlp1.0.weight"), r"1 missing: mlp1\.0\.weight"),
+        (lambda t: t.update({"mlp1.9.weight": torch.zeros(1)}), r"1 unexpected: mlp1\.9\.weight"),
+        (lambda t: t.update({"mlp1.0.weight": torch.zeros(3)}), "1 of another shape"),
+    ],
+)
+def test_a_checkpoint_of_another_training_is_refused(released, tmp_path, change, said):
+    train_a_little(config_of(released, ["mlp1"]), tmp_path, 1)
+    weights = load_file(tmp_path / "trained.safetensors")
+    change(weights)
+    save_file(weights, tmp_path / "trained.safetensors")
+    with pytest.raises(UserError, match=said):
+        load_trained(tmp_path)
+
+
+def test_what_is_no_checkpoint_is_one_line(released, tmp_path):
+    with pytest.raises(UserError, match="no model here"):
+        load_any(tmp_path)
+    train_a_little(config_of(released, ["mlp1"]), tmp_path, 1)
+    body = json.loads((tmp_path / "origin.json").read_text())
+    for changed, said in (({**body, "version": 99}, "another version"), ({**body, "extra": 1}, "not the origin")):
+        (tmp_path / "origin.json").write_text(json.dumps(changed))
+        with pytest.raises(UserError, match=said):
+            load_any(tmp_path)
+    (tmp_path / "origin.json").write_text(json.dumps(body))
+    (tmp_path / "trained.safetensors").write_bytes(b"\x00" * 20)
+    with pytest.raises(UserError, match="not a whole safetensors file"):
+        load_any(tmp_path)

@@ -1,0 +1,92 @@
+"""A run, or a released folder, written as a released folder."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from shards.errors import UserError
+from trainer.config import ModelConfig
+from trainer.model.adapters import merge_adapters
+from trainer.model.checkpoint import cast, load_model, save_model
+from trainer.model.sa2va import Sa2VA
+from trainer.trained import ORIGIN, Origin, load_trained
+
+RELEASED, CHECKPOINT = "config.json", "checkpoint"
+
+
+def load_any(path: Path, dtype: torch.dtype | None = None) -> tuple[Sa2VA, Origin | None]:
+    """The model of a run's folder, of a checkpoint in it, or of a released folder; adapters are merged.
+
+    Args:
+        path: the folder.
+        dtype: of all floating point weights; None keeps that of the files, as the base of a run had it.
+
+    Raises:
+        UserError: it is none of these, or cannot be loaded.
+    """
+    for folder in (path, path / CHECKPOINT):
+        if (folder / ORIGIN).exists():
+            model, origin = load_trained(folder)
+            merge_adapters(model)
+            return cast(model, dtype or model.stored_dtype), origin
+    if not (path / RELEASED).exists():
+        wanted = f"a run's folder (it holds {CHECKPOINT}/{ORIGIN}) or a released folder ({RELEASED})"
+        raise UserError("no model here", where=str(path), wanted=wanted)
+    return load_model(path, dtype=dtype), None
+
+
+def export(checkpoint: Path, out: Path, dtype: torch.dtype | None = None) -> str:
+    """Write `out` in the released layout; what there is to say about it, for the user.
+
+    Args:
+        checkpoint: a run's folder, or a released one.
+        out: a new folder.
+        dtype: of all floating point weights; None keeps that of the files, as the base of a run had it.
+
+    Raises:
+        UserError: `checkpoint` cannot be loaded, or there is something at `out`.
+    """
+    model, origin = load_any(checkpoint, dtype)
+    left_out = save_model(model, out, card=model_card(model, origin))
+    files = sorted(out.glob("*.safetensors"))
+    said = f"{out}: {sum(f.stat().st_size for f in files):,} bytes of weights in {len(files)} file(s)"
+    if left_out:
+        said += f"\nleft out, because the layout has no place for what SAM 2.1 alone holds: {', '.join(left_out)}"
+    return said
+
+
+def model_card(model: Sa2VA, origin: Origin | None) -> str:
+    """What the model is and what it was trained on, as Markdown."""
+    architecture = model.architecture
+    vision, language = architecture.vision, architecture.config["llm_config"]
+    lines = [
+        "# Sa2VA",
+        "",
+        "Segments what a text names, describes what a mask marks: InternVL joined with SAM 2 through `[SEG]`.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| vision tower | InternViT, {vision.num_hidden_layers} layers, width {vision.hidden_size} |",
+        f"| language model | {language['architectures'][0]}, {language['num_hidden_layers']} layers, "
+        f"width {language['hidden_size']} |",
+        f"| SAM 2 | `{architecture.sam.sam_config}` |",
+        f"| parameters | {sum(p.numel() for p in model.parameters()):,} |",
+    ]
+    if origin:
+        lora = f" (r {origin.lora.r}, alpha {origin.lora.alpha})" if "lora" in origin.trainable else ""
+        lines += [
+            f"| started from | {_started_from(origin.model)} |",
+            f"| trained parts | {', '.join(origin.trainable)}{lora} |",
+            f"| training | objective {origin.objective}, {origin.step} steps of {origin.batch} samples a process |",
+            f"| recipe of the tensors | {origin.recipe} |",
+            *(f"| data | {line} |" for line in origin.data),
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _started_from(model: ModelConfig) -> str:
+    given = {k: Path(v).name for k, v in asdict(model).items() if k in ("path", "internvl", "sam2") and v}
+    return ", ".join(f"{k} `{v}`" for k, v in given.items()) or f"random weights of the size `{model.preset}`"

@@ -1,0 +1,109 @@
+"""The names of tensors in released folders, and how some of them are fused there.
+
+The plan is made from the model's own tensors: each belongs to one tensor of the file, alone or as one of its parts.
+So what a file lacks, what it holds beside, and what has another shape can be said before a value is read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_VISION = (
+    (r"embeddings\.cls_token$", "embeddings.class_embedding"),
+    (r"embeddings\.position_embeddings$", "embeddings.position_embedding"),
+    (r"embeddings\.patch_embeddings\.projection\.", "embeddings.patch_embedding."),
+    (r"encoder\.layer\.", "encoder.layers."),
+    (r"\.attention\.[qkv]_proj\.", ".attn.qkv."),
+    (r"\.attention\.projection_layer\.", ".attn.proj."),
+    (r"\.attention\.([qk])_norm\.", r".attn.\1_norm."),
+    (r"\.lambda_([12])$", r".ls\1"),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+)
+_INTERNLM2 = (
+    (r"^lm_head\.", "output."),
+    (r"^model\.embed_tokens\.", "model.tok_embeddings."),
+    (r"\.input_layernorm\.", ".attention_norm."),
+    (r"\.post_attention_layernorm\.", ".ffn_norm."),
+    (r"\.self_attn\.[qkv]_proj\.", ".attention.wqkv."),
+    (r"\.self_attn\.o_proj\.", ".attention.wo."),
+    (r"\.mlp\.gate_proj\.", ".feed_forward.w1."),
+    (r"\.mlp\.up_proj\.", ".feed_forward.w3."),
+    (r"\.mlp\.down_proj\.", ".feed_forward.w2."),
+)
+_SAM = (
+    (
+        r"^sam2_model\.memory_encoder\.fuser\.layers\.(\d+)\.gamma$",
+        r"sam2_model.memory_encoder.fuser.layers.\1.g_weight",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor of a file and the model's tensors that it holds."""
+
+    name: str
+    parts: tuple[str, ...]
+    """The model's names: one, or q, k and v."""
+    shapes: tuple[tuple[int, ...], ...]
+    groups: int
+    """1: parts follow one another along dimension 0. n: they are interleaved in n blocks, one a head of k and v."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (sum(shape[0] for shape in self.shapes), *self.shapes[0][1:]) if len(self.parts) > 1 else self.shapes[0]
+
+    def split(self, tensor: Tensor) -> dict[str, Tensor]:
+        """Of the file's tensor, the model's: copies where they are parts."""
+        if len(self.parts) == 1:
+            return {self.parts[0]: tensor}
+        sizes = [shape[0] // self.groups for shape in self.shapes]
+        blocks = tensor.view(self.groups, sum(sizes), *tensor.shape[1:]).split(sizes, 1)
+        pieces = zip(self.parts, blocks, self.shapes, strict=True)
+        return {part: block.reshape(shape).contiguous() for part, block, shape in pieces}
+
+    def join(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Of the model's tensors, the file's."""
+        if len(self.parts) == 1:
+            return tensors[self.parts[0]]
+        blocks = [tensors[part].view(self.groups, -1, *tensors[part].shape[1:]) for part in self.parts]
+        return torch.cat(blocks, 1).reshape(self.shape)
+
+
+def plan(shapes: Mapping[str, Sequence[int]], *, internlm2: bool, kv_heads: int) -> list[Stored]:
+    """What a released folder holds for a model whose tensors, by their own names, have these shapes."""
+    stored: dict[str, list[str]] = {}
+    for name in shapes:
+        stored.setdefault(released_name(name, internlm2=internlm2), []).append(name)
+    for parts in stored.values():
+        parts.sort(key=_place)
+    return [
+        Stored(
+            name,
+            tuple(parts),
+            tuple(tuple(shapes[part]) for part in parts),
+            groups=kv_heads if len(parts) > 1 and name.startswith("language_model.") else 1,
+        )
+        for name, parts in stored.items()
+    ]
+
+
+def _place(name: str) -> int:
+    """Fused tensors hold q, k and v in this order."""
+    match = re.search(r"\.([qkv])_proj\.", name)
+    return "qkv".index(match[1]) if match else 0
+
+
+def released_name(name: str, *, internlm2: bool = False) -> str:
+    """The name in a released folder of the tensor that holds the model's tensor `name`."""
+    part, _, rest = name.partition(".")
+    rules = {"vision_model": _VISION, "grounding_encoder": _SAM, "language_model": _INTERNLM2 if internlm2 else ()}
+    for pattern, new in rules.get(part, ()):
+        rest = re.sub(pattern, new, rest)
+    return f"{part}.{rest}"

@@ -1,0 +1,127 @@
+"""What a training changed, and the model that it started from.
+
+A checkpoint is a folder: `trained.safetensors` holds the tensors that trained, and those that no file held at the
+start; `origin.json` says what the rest comes from. Where only adapters train, it holds the adapters alone.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as from_safetensors
+from safetensors.torch import save as to_safetensors
+
+from shards.atomic import atomic_write
+from shards.errors import UserError
+from trainer.config import Config, LoraConfig, ModelConfig
+from trainer.model.checkpoint import cast, load_model, load_parts
+from trainer.model.folder import check_fit, read_json
+from trainer.model.sa2va import Sa2VA, build
+from trainer.model.trainable import set_trainable
+
+WEIGHTS, ORIGIN = "trained.safetensors", "origin.json"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a checkpoint comes from."""
+
+    model: ModelConfig
+    trainable: list[str]
+    lora: LoraConfig
+    objective: str
+    step: int
+    """Optimiser steps."""
+    batch: int
+    """Samples an optimiser step and process."""
+    recipe: str
+    data: list[str]
+    """A line a shard set."""
+
+    @classmethod
+    def of(cls, config: Config, step: int, recipe: str, data: list[str]) -> Origin:
+        """Of a run; folders of the model are made absolute, so that the checkpoint can move."""
+        given = config.model
+        places = {k: v and _absolute(v) for k, v in asdict(given).items() if k in ("path", "internvl", "sam2")}
+        batch = config.batch_size * config.accumulation
+        model = replace(given, **places)
+        return cls(model, config.trainable, config.lora, config.objective, step, batch, recipe, data)
+
+
+def base_model(config: ModelConfig, device: torch.device | str) -> tuple[Sa2VA, set[str]]:
+    """The model that a run starts from, on `device`, and the names of its tensors that no file holds."""
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
+    if config.path:
+        return load_model(config.path, dtype=dtype, device=device), set()
+    if config.internvl and config.sam2:
+        return load_parts(config.internvl, Path(config.sam2), dtype=dtype, device=device)
+    model = cast(build(config.preset), dtype).to(device)
+    return model, set(model.state_dict())
+
+
+def save_trained(folder: Path, model: Sa2VA, new: set[str], origin: Origin) -> None:
+    """Write a checkpoint.
+
+    Args:
+        folder: is made where it does not exist.
+        model: after its training, adapters in place.
+        new: what `base_model` returned.
+        origin: of the run.
+    """
+    names = _kept(model, new)
+    weights = {n: t.detach().cpu().contiguous() for n, t in model.state_dict().items() if n in names}
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_write(folder / WEIGHTS, to_safetensors(weights))
+    body = {"version": _VERSION, **asdict(origin)}
+    atomic_write(folder / ORIGIN, (json.dumps(body, indent=1) + "\n").encode())
+
+
+def load_trained(folder: Path, device: torch.device | str = "cpu") -> tuple[Sa2VA, Origin]:
+    """The trained model, adapters in place, frozen, in evaluation mode.
+
+    Raises:
+        UserError: no such checkpoint, or one whose tensors are not those that its training must have left.
+    """
+    origin = _read_origin(folder / ORIGIN)
+    model, new = base_model(origin.model, device)
+    set_trainable(model, origin.trainable, **asdict(origin.lora))
+    path = folder / WEIGHTS
+    try:
+        weights = from_safetensors(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError("no such file", where=str(path)) from None
+    except (OSError, SafetensorError) as error:
+        raise UserError("not a whole safetensors file", where=str(path), met=str(error)) from None
+    state, names = model.state_dict(), _kept(model, new)
+    wanted = {name: tuple(state[name].shape) for name in state if name in names}
+    check_fit(wanted, {name: tuple(tensor.shape) for name, tensor in weights.items()}, str(path))
+    model.load_state_dict(weights, strict=False)  # that nothing is missing is known; the rest is the base's
+    return model.requires_grad_(False).eval(), origin
+
+
+def _kept(model: Sa2VA, new: set[str]) -> set[str]:
+    """The names in `state_dict` of what trained and of what is new; LoRA renames the layers it wraps."""
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    kept = trained | {name for name in model.state_dict() if name.replace(".base_layer", "") in new}
+    return kept - ({"language_model.lm_head.weight"} if model.tied else set())
+
+
+def _read_origin(path: Path) -> Origin:
+    body = read_json(path)
+    try:
+        if body.pop("version") != _VERSION:
+            raise UserError("another version of checkpoint", where=str(path), wanted=str(_VERSION))
+        model, lora = ModelConfig(**body.pop("model")), LoraConfig(**body.pop("lora"))
+        return Origin(model=model, lora=lora, **body)
+    except (KeyError, TypeError) as error:
+        raise UserError("not the origin of a checkpoint", where=str(path), met=str(error)) from None
+
+
+def _absolute(name: str) -> str:
+    path = Path(name)
+    return str(path.resolve()) if path.exists() else name
