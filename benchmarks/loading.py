@@ -1,6 +1,6 @@
 """How fast batches come: the loader against decoding on the fly, and against the bound that memory sets.
 
-    python benchmarks/loading.py [--pairs 48] [--threads 2] [--rounds 3]
+    python -m benchmarks.loading [--pairs 48] [--threads 2] [--rounds 3]
 
 One sample is one frame with one object, all four tensors ready in a batch of 8.
   loader      shards through trainer.data.Loader, threads

@@ -1,6 +1,6 @@
 """What sharding costs beyond the bare work on the same files, in one process.
 
-    python benchmarks/sharding.py [--pairs 24] [--rounds 5]
+    python -m benchmarks.sharding [--pairs 24] [--rounds 5]
 
 Bare work: read the npz, round, resize to 448 and 1024, resize the masks. Ours: the same files through `pipeline` into a
 tar. The two take turns; the ratio of each turn is what counts on a shared machine.
