@@ -1,0 +1,31 @@
+"""A tiny model that says `[SEG]` now and then, and photographs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+
+from inference.predictor import Predictor
+from trainer.model.sa2va import Sa2VA, build
+
+
+@pytest.fixture(scope="session")
+def talker() -> Sa2VA:
+    """A tiny model in evaluation mode with random weights; `[SEG]` is likely at every step. Not to be changed."""
+    torch.manual_seed(0)
+    model = build("tiny").eval().requires_grad_(False)
+    model.language_model.lm_head.weight[model.prompts.seg] *= 3
+    return model
+
+
+@pytest.fixture(scope="session")
+def predictor(talker: Sa2VA) -> Predictor:
+    return Predictor(talker, max_new_tokens=6)
+
+
+@pytest.fixture(scope="session")
+def photos() -> list[np.ndarray]:
+    """Real photographs of three sizes, (H, W, 3) uint8."""
+    return [skimage.data.chelsea(), skimage.data.astronaut()[:, 100:400].copy(), skimage.data.coffee()[:200].copy()]
