@@ -137,7 +137,8 @@ def export(
 @app.command()
 def predict(
     model: Annotated[
-        str, typer.Option(metavar="DIR", help="Folder of a Sa2VA model, released or exported; or OWNER/NAME on the hub.")
+        str,
+        typer.Option(metavar="DIR", help="Folder of a Sa2VA, released or exported; or OWNER/NAME on the hub."),
     ],
     image: Annotated[Path | None, typer.Option(metavar="FILE", help="A picture; asked about with --text.")] = None,
     text: Annotated[

