@@ -27,7 +27,7 @@ def talker() -> Sa2VA:
 
 @pytest.fixture(scope="session")
 def predictor(talker: Sa2VA) -> Predictor:
-    return Predictor(talker, max_new_tokens=6)
+    return Predictor(talker, max_new_tokens=4)
 
 
 @pytest.fixture(scope="session")

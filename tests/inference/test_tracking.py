@@ -37,6 +37,16 @@ def video() -> torch.Tensor:
     return frames
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(1)
+
+
+def apart(met: torch.Tensor, wanted: torch.Tensor) -> float:
+    """The length of the difference, relative. Memories are rounded to bfloat16: single values may go either way."""
+    return float((met - wanted).norm() / wanted.norm())
+
+
 def sam_alone(encoder: GroundingEncoder, video: torch.Tensor, embedding: torch.Tensor, prompted: int):
     """One object with SAM 2's own methods and positions from a new module: masks (F, 256, 256), pointers (F, C)."""
     from sam2.modeling.position_encoding import PositionEmbeddingSine
@@ -76,22 +86,19 @@ def test_it_is_sam2s_own_tracking(encoder, video):
     embeddings = 3 * torch.randn(1, encoder.width)
     met, pointers = tracked(encoder, video, embeddings, PROMPTED)
     wanted, wanted_pointers = sam_alone(encoder, video, embeddings[0], PROMPTED)
-    scale = wanted.abs().max()
-    assert torch.allclose(met[:, 0], wanted, atol=1e-3 * scale)
-    assert torch.allclose(pointers[:, 0], wanted_pointers, atol=1e-2)
-    assert all((wanted[i] - wanted[i - 1]).abs().max() > 0.05 * scale for i in range(1, FRAMES))
+    for i in range(FRAMES):
+        assert apart(met[i, 0], wanted[i]) < 1e-3 and apart(pointers[i, 0], wanted_pointers[i]) < 1e-3, i
+        assert i == 0 or apart(wanted[i], wanted[i - 1]) > 0.02
 
 
 def test_objects_are_tracked_as_if_alone(encoder, video):
     embeddings = 3 * torch.randn(2, encoder.width)
     together, pointers = tracked(encoder, video[:4], embeddings, PROMPTED)
     alone, own = tracked(encoder, video[:4], embeddings[1:], PROMPTED)
-    scale = alone.abs().max()
-    assert torch.allclose(together[:, 1], alone[:, 0], atol=1e-3 * scale)
-    assert torch.allclose(pointers[:, 1], own[:, 0], atol=1e-2)
-    # What was prompted decides about the frames that are not.
-    assert all((together[i, 0] - together[i, 1]).abs().max() > 0.01 * scale for i in range(4))
-    assert (pointers[:, 0] - pointers[:, 1]).abs().amax(1).min() > 1e-2
+    for i in range(4):
+        assert apart(together[i, 1], alone[i, 0]) < 1e-3 and apart(pointers[i, 1], own[i, 0]) < 1e-3, i
+        # What was prompted decides about the frames that are not.
+        assert apart(together[i, 0], together[i, 1]) > 1e-2 and apart(pointers[i, 0], pointers[i, 1]) > 1e-2, i
 
 
 def test_an_object_that_is_not_there_moves_the_pointer_and_blanks_nothing(encoder, video):
