@@ -36,7 +36,7 @@ def differing(met: np.ndarray, wanted: np.ndarray) -> float:
 
 @pytest.mark.parametrize("most_tiles", [1, 6])
 def test_a_batch_gives_what_its_pictures_give_one_by_one(talker: Sa2VA, photos, most_tiles):
-    predictor = Predictor(talker, max_new_tokens=6, most_tiles=most_tiles)
+    predictor = Predictor(talker, max_new_tokens=3, most_tiles=most_tiles)
     together = predictor.segment(photos, TEXTS)
     assert sum(len(answer.masks) for answer in together) > 3
     for photo, text, met in zip(photos, TEXTS, together, strict=True):

@@ -33,7 +33,7 @@ def folder(talker, tmp_path_factory) -> Path:
 def files(tmp_path, photos) -> Path:
     """Photographs a.png, b.png, c.png, and half of one, broken.png."""
     for name, photo in zip("abc", photos, strict=True):
-        Image.fromarray(photo).save(tmp_path / f"{name}.png")
+        Image.fromarray(photo).save(tmp_path / f"{name}.png", compress_level=1)
     whole = (tmp_path / "a.png").read_bytes()
     (tmp_path / "broken.png").write_bytes(whole[: len(whole) // 2])
     return tmp_path
