@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The command line. It parses and calls; what the verbs do is in `pipeline/` and `shards/`.
+"""The command line. It parses and calls; what the verbs do is in the folders beside it.
 
 Heavy imports stand inside the verbs, so that help answers at once.
 """
@@ -10,9 +10,12 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from inference.predictor import Predictor
 
 app = typer.Typer(
     add_completion=False,
@@ -129,6 +132,84 @@ def export(
     from trainer.export import export as write
 
     print(write(checkpoint, out, None if dtype is None else getattr(torch, dtype)))
+
+
+@app.command()
+def predict(
+    model: Annotated[
+        str,
+        typer.Option(metavar="DIR", help="Folder of a Sa2VA, released or exported; or OWNER/NAME on the hub."),
+    ],
+    image: Annotated[Path | None, typer.Option(metavar="FILE", help="A picture; asked about with --text.")] = None,
+    text: Annotated[
+        str | None, typer.Option(help='The question, such as "Please segment the dog." <image> is put in front.')
+    ] = None,
+    region: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="MASK",
+            help="Describe this region: a mask of the picture's size. Several are region1, region2, ... for --text.",
+        ),
+    ] = None,
+    video: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Frames of a video, in the order of their names.")
+    ] = None,
+    images: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Many pictures; needs --texts.")] = None,
+    texts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Lines of: file name in --images, a tab, a question about it (UTF-8)."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for masks, overlays and answers.")] = Path("runs/predict"),
+    tiles: Annotated[
+        int, typer.Option(min=1, max=12, help="1: the whole picture at 448 x 448. 12: as the official inference.")
+    ] = 1,
+    recipe: Annotated[
+        str, typer.Option(help="How tensors are made: sa2va, as released models were trained, or default.")
+    ] = "sa2va",
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 8,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 2048,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Of the weights.  [default: bfloat16 on a GPU, float32 on a CPU]")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...  [default: a GPU if there is one]")] = None,
+    official_normalisation: Annotated[
+        bool,
+        typer.Option("--official-normalisation", help="SAM 2's mean and std rounded to bfloat16, as in official code."),
+    ] = False,
+) -> None:
+    """Segment pictures and videos, or describe regions, with a Sa2VA model.
+
+    Writes masks (PNG, the picture's size), an overlay and the answer (JSON) into --out.
+    """
+    from inference.run import predict as run
+    from shards.recipe import named_recipe
+
+    chosen = named_recipe(recipe)
+
+    def load() -> Predictor:
+        from inference.loading import load as load_model
+        from inference.predictor import Predictor
+
+        return Predictor(
+            load_model(model, device, dtype),
+            recipe=chosen,
+            most_tiles=tiles,
+            max_new_tokens=max_new_tokens,
+            official_normalisation=official_normalisation,
+        )
+
+    for line in run(
+        load,
+        out,
+        image=image,
+        text=text,
+        regions=region or (),
+        video=video,
+        images=images,
+        texts=texts,
+        batch_size=batch_size,
+    ):
+        print(line)
 
 
 def main() -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from shards.recipe import PromptPooling, Recipe
+
+if TYPE_CHECKING:  # torch is imported by the functions that need it: processes that shard do without
+    from torch import Tensor
 
 UInt8 = NDArray[np.uint8]
 Bool = NDArray[np.bool_]
@@ -18,6 +23,38 @@ def picture(original: UInt8, size: int, recipe: Recipe) -> UInt8:
     """(H, W, 3) uint8 RGB -> (3, size, size) uint8, with Pillow's antialiased filter; aspect ratio not kept."""
     resized = Image.fromarray(original).resize((size, size), _FILTERS[recipe.image_filter])
     return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
+
+
+def tiles(original: UInt8, columns: int, rows: int, size: int, recipe: Recipe) -> UInt8:
+    """(H, W, 3) uint8 RGB -> (rows * columns, 3, size, size) uint8, row by row.
+
+    The original is resized once, to the size of all tiles together, and cut.
+    """
+    resized = Image.fromarray(original).resize((columns * size, rows * size), _FILTERS[recipe.image_filter])
+    cut = np.asarray(resized).reshape(rows, size, columns, size, 3).transpose(0, 2, 4, 1, 3)
+    return np.ascontiguousarray(cut.reshape(rows * columns, 3, size, size))
+
+
+def sam_logits(logits: Tensor, size: int) -> Tensor:
+    """Mask logits (N, 256, 256) float32 -> (N, size, size), bilinear, as SAM 2 enlarges what its decoder gives."""
+    from torch.nn.functional import interpolate
+
+    return interpolate(logits[:, None], (size, size), mode="bilinear", align_corners=False)[:, 0]
+
+
+def predicted_masks(logits: Tensor, height: int, width: int, recipe: Recipe) -> Bool:
+    """Mask logits (N, 256, 256) float32 -> (N, height, width) bool, where the probability is above 0.5.
+
+    In two bilinear steps, by way of SAM 2's size, as Sa2VA does. One mask at a time: originals may be large.
+    """
+    from torch.nn.functional import interpolate
+
+    masks = np.empty((len(logits), height, width), np.bool_)
+    for n in range(len(logits)):
+        enlarged = sam_logits(logits[n : n + 1], recipe.sam_size)[:, None]
+        full = interpolate(enlarged, (height, width), mode="bilinear", align_corners=False)
+        masks[n] = (full[0, 0].sigmoid() > 0.5).cpu().numpy()
+    return masks
 
 
 def _nearest(original: Bool, size: int) -> Bool:

@@ -120,11 +120,11 @@ def _row(small: UInt8, large: UInt8, prompts: Bool, masks: Bool, recipe: Recipe)
     picture = _block_means(large, recipe.sam_size // _TILE)
     thin = masks[:, :: recipe.sam_size // _TILE, :: recipe.sam_size // _TILE]
     black_and_white = np.repeat(np.any(thin, axis=0, keepdims=True), 3, axis=0).transpose(1, 2, 0) * np.uint8(255)
-    tiles = [picture, black_and_white, _tint(picture, thin, 0.55)]
+    tiles = [picture, black_and_white, tint(picture, thin, 0.55)]
     view = _block_means(small, 2)
     cell = len(view) // recipe.grid
     cells = prompts.repeat(cell, axis=1).repeat(cell, axis=2)
-    over = _tint(view, cells, 0.55)
+    over = tint(view, cells, 0.55)
     over[::cell], over[:, ::cell] = over[::cell] // 2 + 60, over[:, ::cell] // 2 + 60
     tiles.append(over)
     row = np.full((_TILE + _GAP, len(tiles) * (_TILE + _GAP), 3), 255, np.uint8)
@@ -140,7 +140,7 @@ def _block_means(picture: UInt8, side: int) -> NDArray[np.uint8]:
     return means.round().astype(np.uint8).transpose(1, 2, 0).copy()
 
 
-def _tint(picture: UInt8, masks: Bool, strength: float) -> UInt8:
+def tint(picture: UInt8, masks: Bool, strength: float) -> UInt8:
     """Colour each object's mask (N, h, w) over the picture (h, w, 3): the first one red."""
     tinted = picture.astype(np.float32)
     for n, mask in enumerate(masks):

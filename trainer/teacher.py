@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch.func import functional_call
 
-from trainer.model.captioner import Captioner, Captions
+from trainer.model.captioner import Captioner
+from trainer.model.generation import Answers
 from trainer.model.sa2va import Sa2VA
 from trainer.modes import evaluating
 
@@ -34,9 +35,9 @@ class Teacher:
             self.shadow[name].lerp_(parameter.float(), 1 - self.decay)
 
     @torch.no_grad()
-    def describe(self, *args: Any, **kwargs: Any) -> Captions:
+    def describe(self, *args: Any, **kwargs: Any) -> Answers:
         """`Captioner.forward` with the teacher's weights, without dropout."""
         weights = {n: self.shadow[n].to(p.dtype) for n, p in self._student.items()}
         with evaluating(self._captioner.model):
-            captions: Captions = functional_call(self._captioner, weights, args, kwargs)
+            captions: Answers = functional_call(self._captioner, weights, args, kwargs)
         return captions

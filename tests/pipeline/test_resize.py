@@ -109,3 +109,21 @@ def test_an_object_of_one_pixel_has_a_prompt():
     assert not cells.any()
     filled = resize.fill_small(cells, mask, recipe)
     assert np.argwhere(filled).tolist() == [[0, 15]]
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.tuples(st.integers(1, 300), st.integers(1, 300)), SEEDS)
+def test_predicted_masks_are_enlarged_in_two_steps(size, seed):
+    logits = 5 * torch.randn(2, 16, 16, generator=torch.Generator().manual_seed(seed))
+    recipe = RECIPES["sa2va"]
+    large = F.interpolate(logits[None], (1024, 1024), mode="bilinear", align_corners=False)
+    assert torch.equal(resize.sam_logits(logits, 1024), large[0])
+    wanted = F.interpolate(large, size, mode="bilinear", align_corners=False)[0].sigmoid() > 0.5
+    assert np.array_equal(resize.predicted_masks(logits, *size, recipe), wanted.numpy())
+
+
+def test_two_steps_are_not_one():
+    logits = 5 * torch.randn(1, 256, 256, generator=torch.Generator().manual_seed(0))
+    direct = F.interpolate(logits[None], (333, 500), mode="bilinear", align_corners=False)[0] > 0
+    assert (resize.predicted_masks(logits, 333, 500, RECIPES["sa2va"]) != direct.numpy()).any()
+    assert resize.predicted_masks(logits[:0], 333, 500, RECIPES["sa2va"]).shape == (0, 333, 500)

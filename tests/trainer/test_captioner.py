@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainer.model.captioner import Captioner, Captions, choose
+from trainer.model.captioner import Captioner, choose
+from trainer.model.generation import Answers
 from trainer.model.sa2va import Sa2VA
 
 
@@ -108,5 +109,6 @@ def test_sampling_is_part_of_generation(model: Sa2VA, question):
 
 
 def test_what_follows_the_end_does_not_count():
-    captions = Captions(torch.tensor([[5, 9, 7, 7]]), torch.tensor([[True, True, False, False]]))
+    ids, valid = torch.tensor([[5, 9, 7, 7]]), torch.tensor([[True, True, False, False]])
+    captions = Answers(ids, valid, torch.zeros(0, 8), torch.zeros(0, dtype=torch.int64))
     assert captions.tokens() == [[5, 9]]

@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from shards.errors import UserError
-from trainer.model.prompts import IGNORE, SEGMENT, SEGMENT_ANSWERS, Prompts, normalise_phrase
+from trainer.model.prompts import (
+    IGNORE,
+    SEGMENT,
+    SEGMENT_ANSWERS,
+    Prompts,
+    description_question,
+    normalise_phrase,
+)
 from trainer.model.tokenizer import ADDED, byte_tokenizer
 
 CPU = torch.device("cpu")
@@ -104,3 +111,52 @@ def test_a_tokenizer_without_the_tokens_is_refused():
         Prompts(bare, "qwen_chat", 10)
     with pytest.raises(UserError, match="unknown chat template"):
         Prompts(byte_tokenizer(), "vicuna", 272)
+
+
+def test_a_question_in_a_users_words(prompts: Prompts):
+    picture = "<img>" + "<IMG_CONTEXT>" * 256 + "</img>"
+    before, after = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
+    assert text(prompts, prompts.ask("k", "Where is it?").ids) == f"{before}{picture}\nWhere is it?{after}"
+    assert text(prompts, prompts.ask("k", "<image>Where?").ids) == f"{before}{picture}Where?{after}"
+    assert text(prompts, prompts.ask("k", "In <image> where?").ids) == f"{before}In {picture} where?{after}"
+    tiles = "<img>" + "<IMG_CONTEXT>" * (256 * 13) + "</img>"
+    assert text(prompts, prompts.ask("k", "Where?", tiles=13).ids) == f"{before}{tiles}\nWhere?{after}"
+    frames = f"{picture}\n{picture}\n{picture}"
+    assert text(prompts, prompts.ask("k", "Where?", frames=3).ids) == f"{before}{frames}\nWhere?{after}"
+    with pytest.raises(UserError, match=r"sample k: a question has one picture.*met 2 <image>"):
+        prompts.ask("k", "<image> and <image>")
+
+
+@pytest.mark.parametrize("cells", [[3], [1, 5]])
+def test_asking_about_regions_in_the_training_s_words_is_describing(prompts: Prompts, cells: list[int]):
+    assert prompts.ask("k", description_question(len(cells)), cells=cells).ids == prompts.describe("k", cells).ids
+
+
+def test_what_the_tokenizer_puts_in_front_stands_in_front_of_every_row():
+    from tokenizers import processors
+
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    bos = tokenizer.convert_tokens_to_ids("<s>")
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", bos)]
+    )
+    prompts, bare = Prompts(tokenizer, "internlm2_chat", 300), Prompts(byte_tokenizer(), "internlm2_chat", 300)
+    assert prompts.start == [bos] and bare.start == []
+    for ask in (
+        lambda p: p.ask("k", "Where?"),
+        lambda p: p.describe("k", [2], [65]),
+        lambda p: p.segment("k", "a dog"),
+        lambda p: p.segment("k", [65, 66]),
+    ):
+        row, plain = ask(prompts), ask(bare)
+        assert row.ids == [bos, *plain.ids]
+        assert row.labels == [IGNORE, *plain.labels] and row.given == [False, *plain.given]
+
+
+def test_phi3s_template():
+    prompts = Prompts(byte_tokenizer(), "phi3_chat", vocabulary=272)
+    asked = text(prompts, prompts.ask("k", "<image>?").ids)
+    assert asked.startswith("<|user|>\n<img>") and asked.endswith("</img>?<|end|>\n<|assistant|>\n")
+    with pytest.raises(UserError, match=r"lacks a token.*<\|end\|>"):
+        _ = prompts.end

@@ -76,6 +76,30 @@ def test_several_regions_follow_one_another(model: Sa2VA):
     assert torch.equal(embeddings[0, last], visual[[9 * 16 + 9, 17]])
 
 
+def test_rows_of_several_pictures_get_them_in_order_and_regions_of_the_last(model: Sa2VA):
+    """Tiles and frames: 256 tokens a picture; rows may have unequal numbers of them, and share them."""
+    seen = torch.randn(4, 256, model.mlp1[0].normalized_shape[0])
+    prompts, visual = model.prompts, model.mlp1(seen)
+    regions = torch.zeros(3, 2, 16, 16, dtype=torch.bool)
+    regions[0, 0, 2, 3] = regions[0, 1, 0, :2] = regions[1, 0, 15, 15] = True
+    asked = [
+        prompts.ask("a", "x", tiles=3, cells=[1, 2]),
+        prompts.ask("b", "a longer question", cells=[1]),
+        prompts.ask("c", "?", frames=2),
+    ]
+    rows = prompts.pack(asked, model.device, left=True)
+    embeddings = model.embed(rows, seen, torch.tensor([[2, 0, 1], [3, -1, -1], [1, 3, -1]]), regions)
+    wanted = [
+        torch.cat([visual[2], visual[0], visual[1], visual[1, [35, 0, 1]]]),
+        torch.cat([visual[3], visual[3, [255]]]),
+        torch.cat([visual[1], visual[3]]),
+    ]
+    for row, tokens in enumerate(wanted):
+        assert torch.equal(embeddings[row, places(model, rows.ids[row].tolist(), prompts.context)], tokens)
+    with pytest.raises(UserError, match=r"sample a.*met 771 places.*wanted 515"):
+        model.embed(rows, seen, torch.tensor([[2, 0, -1], [3, -1, -1], [1, 3, -1]]), regions)
+
+
 @pytest.mark.parametrize("cells", [3, 5])
 def test_a_wrong_count_of_image_places_names_the_sample(model: Sa2VA, cells: int):
     seen = torch.zeros(1, 256, model.mlp1[0].normalized_shape[0])
@@ -144,6 +168,10 @@ def test_sam_gets_the_exact_normalisation_of_uint8(model: Sa2VA):
     assert pictures.dtype == torch.uint8 and torch.equal(pictures[0, 0, 0, :256], values)  # not changed in place
     with pytest.raises(TypeError, match="uint8"):
         model.grounding_encoder.normalise(met)
+    rounded = model.grounding_encoder.normalise(pictures, rounded=True)
+    mean, std = 0.484375, 0.22851562  # the nearest bfloat16
+    assert torch.allclose(rounded[0, 0, 0, :256].double(), (values.double() / 255 - mean) / std, atol=1e-6)
+    assert 1e-3 < (rounded - met).abs().max() < 1e-2
 
 
 def test_features_are_those_of_sam2s_own_forward(model: Sa2VA, batch: Batch):
@@ -153,7 +181,7 @@ def test_features_are_those_of_sam2s_own_forward(model: Sa2VA, batch: Batch):
     sam = encoder.sam2_model
     out = sam.forward_image(encoder.normalise(pictures))
     *high, last = out["backbone_fpn"]
-    assert torch.equal(looked.embedding, last + sam.no_mem_embed[0, 0][None, :, None, None])
+    assert torch.equal(looked.embedding, last)
     assert all(torch.equal(met, wanted) for met, wanted in zip(looked.high, high, strict=True))
     assert [tuple(level.shape[2:]) for level in (*high, last)] == [(256, 256), (128, 128), (64, 64)]
 
@@ -171,6 +199,8 @@ def test_prompt_tokens_are_two_padding_points_and_the_language_embedding(model: 
     assert sparse.shape == (3, 3, encoder.width)
     assert torch.equal(sparse[:, 0], padding.expand(3, -1)) and torch.equal(sparse[:, 1], padding.expand(3, -1))
     assert torch.equal(sparse[:, 2], embeddings)
+    plain = encoder.encode(batch["g_pixel_values1"]).embedding[[1, 0, 1]]
+    assert torch.equal(caught["image_embeddings"], plain + encoder.sam2_model.no_mem_embed[0, 0][None, :, None, None])
 
 
 def test_the_mask_of_highest_predicted_iou_is_taken_and_none_is_blanked(model: Sa2VA, batch: Batch):

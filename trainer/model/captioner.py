@@ -1,29 +1,13 @@
-"""Descriptions of regions, generated with a cache of keys and values."""
+"""Descriptions of regions, as training generates them: of text alone, likeliest or sampled."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
+from trainer.model.generation import Answers, generate
 from trainer.model.prompts import Rows
 from trainer.model.sa2va import Sa2VA
-
-
-@dataclass(frozen=True)
-class Captions:
-    """M generated captions of at most T tokens."""
-
-    ids: Tensor
-    """(M, T) int64; the end token is one of them. What follows it is padding."""
-    valid: Tensor
-    """(M, T) bool: the tokens that count, up to and with the end token."""
-
-    def tokens(self) -> list[list[int]]:
-        """The valid tokens of each caption, with the end token where it was reached."""
-        return [row[mask].tolist() for row, mask in zip(self.ids.cpu(), self.valid.cpu(), strict=True)]
 
 
 class Captioner(nn.Module):
@@ -43,7 +27,7 @@ class Captioner(nn.Module):
         max_tokens: int,
         temperature: float = 0.0,
         uniform: Tensor | None = None,
-    ) -> Captions:
+    ) -> Answers:
         """Answer rows that end with a question. Only text and the end token are generated, and at least one token.
 
         Args:
@@ -60,25 +44,13 @@ class Captioner(nn.Module):
         text = model.prompts.ordinary.to(seen.device)
         text_or_end = text.clone()
         text_or_end[end] = True
-        cache = DynamicCache(config=model.language_model.config)
+
+        def pick(logits: Tensor, step: int) -> Tensor:
+            logits = logits.masked_fill(~(text if step == 0 else text_or_end), -torch.inf)
+            return choose(logits, temperature, None if uniform is None else uniform[:, step].to(logits.device))
+
         embeddings = model.embed(rows, seen, image_of_row, regions)
-        attention, positions = rows.attention, rows.positions
-        running = torch.ones(len(rows.names), dtype=torch.bool, device=seen.device)
-        ids, valid = [], []
-        for t in range(max_tokens):
-            state = model.read(embeddings, attention, positions, cache)[:, -1]
-            logits = model.language_model.lm_head(state).float()
-            logits = logits.masked_fill(~(text if t == 0 else text_or_end), -torch.inf)
-            token = choose(logits, temperature, None if uniform is None else uniform[:, t].to(logits.device))
-            ids.append(torch.where(running, token, model.prompts.pad))
-            valid.append(running)
-            running = running & (token != end)
-            if t + 1 == max_tokens or not running.any():
-                break
-            embeddings = model.embedding(ids[-1])[:, None]
-            attention = torch.cat([attention, attention.new_ones(len(attention), 1)], 1)
-            positions = positions[:, -1:] + 1
-        return Captions(torch.stack(ids, 1), torch.stack(valid, 1))
+        return generate(model, rows, embeddings, max_tokens, pick, lambda ids: ids[:, -1] == end)
 
 
 def choose(logits: Tensor, temperature: float, uniform: Tensor | None) -> Tensor:

@@ -99,13 +99,13 @@ class Sa2VA(nn.Module):
     ) -> Tensor:
         """Embeddings of rows: (M, L, D).
 
-        In reading order the `<IMG_CONTEXT>` places of a row get the 256 visual tokens of its picture, then for each
-        region the visual tokens where the region is set, row by row.
+        In reading order the `<IMG_CONTEXT>` places of a row get the 256 visual tokens of each of its pictures, then for
+        each region the visual tokens of the last picture where the region is set, row by row.
 
         Args:
             rows: M rows.
             seen: (B, 256, 4C), what `see` returns.
-            image_of_row: (M,) int64.
+            image_of_row: (M,) int64; or (M, P) where rows have several pictures (tiles, frames), -1 after the last.
             regions: (M, R, 16, 16) bool.
             given: (G, D), the embeddings of the G places that `rows.given` marks, in reading order.
 
@@ -113,14 +113,18 @@ class Sa2VA(nn.Module):
             UserError: a row's `<IMG_CONTEXT>` places are not as many as its visual tokens.
         """
         embeddings = self.embedding(rows.ids)
-        visual = self.mlp1(seen)[image_of_row]
-        chosen = torch.ones(visual.shape[:2], dtype=torch.bool, device=visual.device)
+        images = image_of_row if image_of_row.ndim == 2 else image_of_row[:, None]
+        has = images >= 0
+        chosen = has[:, :, None].expand(-1, -1, IMAGE_TOKENS)
         if regions is not None:
-            visual = visual.repeat(1, 1 + regions.shape[1], 1)
-            chosen = torch.cat([chosen, regions.flatten(1)], 1)
+            last = images.gather(1, has.sum(1, keepdim=True) - 1)
+            images = torch.cat([images, last.expand(-1, regions.shape[1])], 1)
+            chosen = torch.cat([chosen, regions.flatten(2)], 1)
         places = rows.ids == self.prompts.context
-        _check_counts(rows.names, places.sum(1).tolist(), chosen.sum(1).tolist())
-        embeddings = embeddings.index_put((places,), visual[chosen].to(embeddings.dtype))
+        _check_counts(rows.names, places.sum(1).tolist(), chosen.sum((1, 2)).tolist())
+        row, slot, cell = chosen.nonzero(as_tuple=True)
+        visual = self.mlp1(seen)[images[row, slot], cell]
+        embeddings = embeddings.index_put((places,), visual.to(embeddings.dtype))
         if given is not None:
             embeddings = embeddings.index_put((rows.given,), given.to(embeddings.dtype))
         return embeddings
@@ -200,5 +204,5 @@ def _check_counts(names: Sequence[str], places: Sequence[int], tokens: Sequence[
                 "image places in the text and visual tokens differ",
                 where=f"sample {name}",
                 met=f"{met} places",
-                wanted=f"{wanted} ({IMAGE_TOKENS} of the picture, the rest of its regions)",
+                wanted=f"{wanted} ({IMAGE_TOKENS} a picture, the rest of its regions)",
             )

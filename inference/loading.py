@@ -1,0 +1,44 @@
+"""The one place that decides on device and precision of a model that predicts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from shards.errors import UserError
+from trainer.model.checkpoint import load_model
+from trainer.model.sa2va import Sa2VA
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def load(folder: str | Path, device: str | None = None, dtype: str | None = None) -> Sa2VA:
+    """The model in `folder`, in the layout of the released ones, ready for `inference.predictor.Predictor`.
+
+    Args:
+        folder: of the model.
+        device: as PyTorch names it; a GPU where None and there is one.
+        dtype: "float32" or "bfloat16"; where None bfloat16 on a GPU that has it, else float32.
+
+    Raises:
+        UserError: no such device or dtype, or no such model in `folder`.
+    """
+    place = _device(device)
+    if dtype is None:
+        fast = place.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        dtype = "bfloat16" if fast else "float32"
+    if dtype not in _DTYPES:
+        raise UserError("unknown dtype", met=dtype, wanted=" or ".join(_DTYPES))
+    return load_model(folder, dtype=_DTYPES[dtype], device=place)
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError("no such device", met=name, wanted="cpu or cuda", do=str(error).splitlines()[0]) from None
+    return device

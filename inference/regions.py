@@ -1,0 +1,35 @@
+"""A region of a picture as cells of the vision tower's 16 x 16 token grid."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipeline import resize
+from pipeline.resize import Bool, UInt8
+from shards.errors import UserError
+from shards.recipe import Recipe
+
+
+def cells_of(picture: UInt8, regions: Bool, recipe: Recipe, name: str) -> Bool:
+    """(R, H, W) bool -> (R, 16, 16) bool. Every region has a cell at least.
+
+    Small regions are filled where the recipe fills them. Where it drops them they are taken as they are, since here
+    someone asks for this one.
+
+    Raises:
+        UserError: regions of another size than `picture` (H, W, 3), or one without a cell; it names `name`.
+    """
+    if regions.dtype != np.bool_ or regions.ndim != 3 or not len(regions) or regions.shape[1:] != picture.shape[:2]:
+        met, wanted = f"{regions.dtype} {regions.shape}", f"bool (regions, {picture.shape[0]}, {picture.shape[1]})"
+        raise UserError("regions that do not fit the picture", where=name, met=met, wanted=wanted)
+    grids = []
+    for n, region in enumerate(regions, 1):
+        grid = resize.prompt_cells(region, recipe.prompt_pooling, recipe)
+        if recipe.small_regions == "fill":
+            grid = resize.fill_small(grid, region, recipe)
+        if not grid.any():
+            what = f"region{n} has no cell of the {recipe.grid} x {recipe.grid} grid"
+            do = "the recipe default fills small regions" if region.any() else ""
+            raise UserError(what, where=name, met=f"{int(region.sum())} pixels", do=do)
+        grids.append(grid)
+    return np.stack(grids)

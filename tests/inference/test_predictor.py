@@ -1,0 +1,206 @@
+"""The three ways to ask: in batches and one by one, with tiles, regions and frames."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from inference.predictor import PROMPTED_FRAMES, Predictor
+from pipeline import resize
+from shards.errors import UserError
+from shards.recipe import RECIPES
+from trainer.model.sa2va import Sa2VA
+
+TEXTS = [
+    "Please segment the cat in this image.",
+    "Where?",
+    "What is the cup in this image? Please respond with a mask.",
+]
+
+
+def spy(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> list[tuple]:
+    """The arguments of every call of a method."""
+    calls, original = [], getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *args, **kwargs: (calls.append(args), original(*args, **kwargs))[1])
+    return calls
+
+
+def differing(met: np.ndarray, wanted: np.ndarray) -> float:
+    """The share of pixels that differ. Those whose logit is 0 but for rounding may."""
+    assert met.shape == wanted.shape
+    return np.count_nonzero(met != wanted) / max(met.size, 1)
+
+
+@pytest.mark.parametrize("most_tiles", [1, 6])
+def test_a_batch_gives_what_its_pictures_give_one_by_one(talker: Sa2VA, photos, most_tiles):
+    predictor = Predictor(talker, max_new_tokens=3, most_tiles=most_tiles)
+    together = predictor.segment(photos, TEXTS)
+    assert sum(len(answer.masks) for answer in together) > 3
+    for photo, text, met in zip(photos, TEXTS, together, strict=True):
+        (alone,) = predictor.segment([photo], [text])
+        assert met.text == alone.text and met.text.count("[SEG]") == len(met.masks)
+        assert met.masks.dtype == bool and met.masks.shape == alone.masks.shape == (len(met.masks), *photo.shape[:2])
+        assert differing(met.masks, alone.masks) < 1e-4
+        assert all(0.01 < mask.mean() < 0.99 for mask in met.masks)
+
+
+def test_masks_are_the_model_s_own_composed_by_hand(talker: Sa2VA, photos):
+    """One picture, from the tensors of its formats to masks: nothing of the predictor but the wording."""
+    photo, recipe, prompts = photos[1], RECIPES["sa2va"], talker.prompts
+    values = torch.from_numpy(resize.picture(photo, 448, recipe)).double() / 255
+    mean, std = (torch.tensor(v).double().view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    seen, ids = talker.see(((values - mean) / std).float()[None]), []
+    asked = prompts.ask("x", TEXTS[0]).ids
+    states = None
+    for _ in range(7):
+        row = prompts.pack([prompts.ask("x", TEXTS[0])], talker.device)
+        question = talker.embed(row, seen, torch.tensor([0]))
+        said = talker.embedding(torch.tensor([ids], dtype=torch.int64))
+        length = len(asked) + len(ids)
+        states = talker.read(
+            torch.cat([question, said], 1), torch.ones(1, length, dtype=torch.int64), torch.arange(length)[None]
+        )
+        if len(ids) < 6:
+            ids.append(int(talker.language_model.lm_head(states[0, -1]).argmax()))
+    places = [len(asked) + i for i, token in enumerate(ids) if token == prompts.seg]
+    looked = talker.look(torch.from_numpy(resize.picture(photo, 1024, recipe))[None])
+    logits = talker.grounding_encoder.decode(
+        looked, torch.zeros(len(places), dtype=torch.int64), talker.text_hidden_fcs(states[0, places])
+    )
+    (met,) = Predictor(talker, max_new_tokens=6).segment([photo], [TEXTS[0]])
+    assert met.text == prompts.answer(ids) and len(places) > 0
+    assert differing(met.masks, resize.predicted_masks(logits, *photo.shape[:2], recipe)) < 1e-4
+
+
+def test_a_picture_asked_about_twice_is_looked_at_once(predictor: Predictor, photos, monkeypatch):
+    seen = spy(monkeypatch, predictor.model, "see")
+    looked = spy(monkeypatch, predictor.model.grounding_encoder, "encode")
+    decoded = spy(monkeypatch, predictor.model.grounding_encoder, "decode")
+    answers = predictor.segment([photos[0]] * 2, TEXTS[:2])
+    assert all(len(answer.masks) > 1 for answer in answers)
+    assert [len(args[0]) for args in seen] == [1]
+    assert len(looked) == 1
+    assert [len(args[2]) for args in decoded] == [len(answer.masks) for answer in answers]
+
+
+def test_an_answer_without_seg_has_no_mask_and_sam_is_left_alone(talker: Sa2VA, photos, monkeypatch):
+    silent = Predictor(talker, max_new_tokens=3)
+    monkeypatch.setattr(talker.prompts, "seg", 0)  # no token that is said
+    looked = spy(monkeypatch, talker.grounding_encoder, "encode")
+    (answer,) = silent.segment([photos[0]], ["Who?"])
+    assert answer.masks.shape == (0, *photos[0].shape[:2]) and not looked
+
+
+def test_a_black_picture_is_a_picture(predictor: Predictor, photos):
+    black = np.zeros((40, 50, 3), np.uint8)
+    alone = predictor.segment([black], [TEXTS[0]])[0]
+    together = predictor.segment([photos[0], black], TEXTS[:1] * 2)
+    assert len(alone.masks) and alone.masks.shape[1:] == (40, 50)
+    assert alone.text == together[1].text
+    other = predictor.segment([np.full_like(black, 255)], [TEXTS[0]])[0]
+    assert alone.text != other.text or (alone.masks != other.masks).any()
+
+
+def test_a_wrong_count_of_image_places_names_the_picture(predictor: Predictor, photos):
+    with pytest.raises(UserError, match=r"sample b\.jpg.*met 257 places.*wanted 256"):
+        predictor.segment(photos[:2], ["a", "b <IMG_CONTEXT>"], ["a.jpg", "b.jpg"])
+
+
+@pytest.mark.parametrize("most_tiles", [1, 4])
+def test_regions_are_described_by_their_cells(talker: Sa2VA, photos, most_tiles, monkeypatch):
+    predictor = Predictor(talker, max_new_tokens=4, most_tiles=most_tiles)
+    photo, recipe = photos[0], RECIPES["sa2va"]
+    regions = np.zeros((2, *photo.shape[:2]), bool)
+    regions[0, 50:200, 90:300], regions[1, :40] = True, True
+    embedded = spy(monkeypatch, talker, "embed")
+    (caption,) = predictor.describe([photo], [regions])
+    assert caption
+    rows, _, images, cells = embedded[0]
+    wanted = [resize.prompt_cells(region, "corner", recipe) for region in regions]
+    assert np.array_equal(cells[0].numpy(), wanted)
+    assert "region1, region2" in talker.prompts.decode(rows.ids[0].tolist())
+    places = 256 * images.shape[1] + int(np.sum(wanted))
+    assert int((rows.ids == talker.prompts.context).sum()) == places
+    batch = predictor.describe(photos[:2], [regions, np.ones((1, *photos[1].shape[:2]), bool)], ["region2?", "What?"])
+    assert batch[0] == predictor.describe([photo], [regions], ["region2?"])[0]
+
+
+def test_regions_that_cannot_be_described(talker: Sa2VA, photos):
+    height, width = photos[0].shape[:2]
+    official, filling = Predictor(talker, max_new_tokens=1), Predictor(talker, max_new_tokens=1, recipe="default")
+    tiny = np.zeros((1, height, width), bool)
+    tiny[0, 3, 3] = True
+    with pytest.raises(UserError, match=r"cat\.jpg: region1 has no cell.*met 1 pixels.*default fills"):
+        official.describe(photos[:1], [tiny], names=["cat.jpg"])
+    assert len(filling.describe(photos[:1], [tiny])) == 1
+    for predictor in (official, filling):
+        with pytest.raises(UserError, match="no cell"):
+            predictor.describe(photos[:1], [np.zeros_like(tiny)])
+        for wrong in (tiny[:, :-1], tiny[0], tiny[:0], tiny.astype(np.uint8)):
+            with pytest.raises(UserError, match="do not fit"):
+                predictor.describe(photos[:1], [wrong])
+
+
+def test_a_video_is_prompted_in_its_first_frames_and_followed(talker: Sa2VA, photos, monkeypatch):
+    predictor = Predictor(talker, max_new_tokens=2)
+    frames = [np.roll(photos[0][:200], 5 * i, 1) for i in range(PROMPTED_FRAMES + 2)]
+    frames[-1] = frames[-1][:100].copy()
+    embedded = spy(monkeypatch, predictor.model, "embed")
+    decoded = spy(monkeypatch, predictor.model.grounding_encoder, "decode_maps")
+    track = predictor.track(frames, TEXTS[0])
+    rows, seen, images, _ = embedded[0]
+    assert len(seen) == PROMPTED_FRAMES and images.tolist() == [[0, 1, 2, 3, 4]]
+    assert predictor.model.prompts.decode(rows.ids[0].tolist()).count("</img>\n<img>") == PROMPTED_FRAMES - 1
+    assert not decoded  # masks are made when they are asked for
+    masks = list(track.masks)
+    assert track.objects == track.text.count("[SEG]") > 0
+    assert [m.shape for m in masks] == [(track.objects, *frame.shape[:2]) for frame in frames]
+    assert [args[2] is not None for args in decoded] == [True] * PROMPTED_FRAMES + [False] * 2
+    assert torch.is_grad_enabled()
+
+
+def test_a_prompted_frame_is_segmented_as_a_picture_is(talker: Sa2VA, photos):
+    predictor = Predictor(talker, max_new_tokens=4)
+    track = predictor.track(photos[:1], TEXTS[0])
+    (answer,) = predictor.segment(photos[:1], TEXTS[:1])
+    assert track.text == answer.text
+    (masks,) = track.masks
+    assert differing(masks, answer.masks) < 1e-4
+
+
+def test_a_video_without_frames_or_objects(predictor: Predictor, photos, monkeypatch):
+    with pytest.raises(UserError, match="no frames"):
+        predictor.track([], "x")
+    monkeypatch.setattr(predictor.model.prompts, "seg", 0)
+    track = predictor.track(photos[:2], "x")
+    assert track.objects == 0 and [m.shape for m in track.masks] == [(0, *p.shape[:2]) for p in photos[:2]]
+
+
+def test_bfloat16_runs_and_says_about_the_same(talker: Sa2VA, photos):
+    half = Predictor(copy.deepcopy(talker).to(torch.bfloat16), max_new_tokens=1)
+    (met,) = half.segment(photos[:1], TEXTS[:1])
+    (wanted,) = Predictor(talker, max_new_tokens=1).segment(photos[:1], TEXTS[:1])
+    assert len(met.masks) and (met.masks[0] != wanted.masks[0]).mean() < 0.05
+    track = half.track([photos[0][:200]] * (PROMPTED_FRAMES + 1), TEXTS[0])
+    assert len(list(track.masks)) == PROMPTED_FRAMES + 1
+
+
+def test_the_official_normalisation_is_asked_for(talker: Sa2VA, photos, monkeypatch):
+    for official in (False, True):
+        calls = spy(monkeypatch, talker.grounding_encoder, "encode")
+        Predictor(talker, max_new_tokens=2, official_normalisation=official).segment(photos[:1], TEXTS[:1])
+        assert [args[1] for args in calls] == [official]
+
+
+def test_settings_and_pictures_are_checked(talker: Sa2VA, predictor: Predictor):
+    for most_tiles in (0, 13):
+        with pytest.raises(UserError, match="1 to 12"):
+            Predictor(talker, most_tiles=most_tiles)
+    with pytest.raises(UserError, match="unknown recipe"):
+        Predictor(talker, recipe="best")
+    for wrong in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)):
+        with pytest.raises(UserError, match="x: no picture"):
+            predictor.segment([wrong], ["a"], ["x"])

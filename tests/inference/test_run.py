@@ -1,0 +1,181 @@
+"""From files to files: `cli.py predict` on a tiny model in the released layout."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import cli
+from inference.loading import load
+from inference.predictor import Predictor
+from inference.run import predict
+from shards.errors import UserError
+from trainer.model.checkpoint import save_model
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(talker, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    save_model(talker, folder)
+    return folder
+
+
+@pytest.fixture
+def files(tmp_path, photos) -> Path:
+    """Photographs a.png, b.png, c.png, and half of one, broken.png."""
+    for name, photo in zip("abc", photos, strict=True):
+        Image.fromarray(photo).save(tmp_path / f"{name}.png", compress_level=1)
+    whole = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "broken.png").write_bytes(whole[: len(whole) // 2])
+    return tmp_path
+
+
+def read(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def never() -> Predictor:
+    raise AssertionError("the model is loaded before the files are known to be good")
+
+
+def test_the_command_line_writes_masks_overlay_and_answer(folder, files, photos, talker):
+    options = ["--max-new-tokens", "3", "--tiles", "12", "--device", "cpu"]
+    asked = ["--image", str(files / "b.png"), "--text", "Where?", "--out", str(files / "out")]
+    command = [sys.executable, str(REPOSITORY / "cli.py"), "predict", "--model", str(folder), *asked, *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (wanted,) = Predictor(talker, max_new_tokens=3, most_tiles=12).segment([photos[1]], ["Where?"])
+    assert done.stdout.strip() == f"b.png: {wanted.text}".strip()
+    noted = json.loads((files / "out" / "b.json").read_text())
+    assert noted["answer"] == wanted.text and noted["question"] == "Where?"
+    assert noted["masks"] == [f"b.mask{n}.png" for n in range(1, len(wanted.masks) + 1)] != []
+    for name, mask in zip(noted["masks"], wanted.masks, strict=True):
+        met = read(files / "out" / name)
+        assert set(np.unique(met)) <= {0, 255} and ((met > 0) != mask).mean() < 1e-4
+    overlay = read(files / "out" / "b.overlay.png")
+    outside = ~wanted.masks.any(0)
+    assert overlay.shape == photos[1].shape and (overlay[outside] != photos[1][outside]).mean() < 1e-3
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ("--image none.png --text x", r"none\.png: no such file"),
+        ("--image broken.png --text x", r"broken\.png: cannot be read as a picture"),
+        ("--text x", "one thing to predict from; met nothing"),
+        ("--image a.png --video . --text x", "met --image and --video"),
+        ("--image a.png", "nothing is asked"),
+        ("--images .", "--images FOLDER with --texts FILE"),
+        ("--images . --texts t.txt --text x", "--images FOLDER with --texts FILE"),
+        ("--images . --texts none.txt", r"none\.txt: cannot be read as text"),
+        ("--video . --text x --region a.png", "--region needs --image"),
+        ("--image a.png --region b.png", r"b\.png: a region of another size.*met 300 x 512; wanted 451 x 300"),
+        ("--video none --text x", "no folder of frames"),
+        ("--image a.png --text x --recipe best", "unknown recipe"),
+        ("--image a.png --text x --model none", "none"),
+        ("--image a.png --text x --device gpu", "no such device"),
+        ("--image a.png --text <IMG_CONTEXT>", r"sample a\.png: image places.*met 257 places; wanted 256"),
+    ],
+)
+def test_a_user_s_mistake_is_one_line(folder, files, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(files)
+    words = [*options.split(), *([] if "--model" in options else ["--model", str(folder)]), "--max-new-tokens", "1"]
+    monkeypatch.setattr(sys, "argv", ["cli.py", "predict", *words])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    line = str(stopped.value.code)
+    assert line.startswith("error: ") and "\n" not in line
+    assert re.search(message, line), line
+    assert not (files / "runs").exists()
+
+
+def test_many_questions_in_batches_are_as_one_by_one(talker, files, photos):
+    predictor = Predictor(talker, max_new_tokens=2)
+    asked = "a.png\tPlease segment the cat.\n\nb.png\tWhere?\nbroken.png\tWhat?\na.png\tWhere?\nc.png\tThe cup?\n"
+    (files / "texts.tsv").write_text(asked)
+    said = []
+    with pytest.raises(UserError, match=r"1 of 5 questions are not answered.*broken\.png"):
+        for line in predict(lambda: predictor, files / "out", images=files, texts=files / "texts.tsv", batch_size=3):
+            said.append(line)
+    wanted = {"00001-a": (0, "Please segment the cat."), "00003-b": (1, "Where?"), "00005-a": (0, "Where?")}
+    wanted |= {"00006-c": (2, "The cup?")}
+    assert [line.split(":")[0] for line in said] == list(wanted)
+    assert not list(files.glob("out/00004*"))
+    for name, (photo, text) in wanted.items():
+        (answer,) = predictor.segment([photos[photo]], [text])
+        noted = json.loads((files / "out" / f"{name}.json").read_text())
+        assert noted["answer"] == answer.text and len(noted["masks"]) == len(answer.masks)
+        for file, mask in zip(noted["masks"], answer.masks, strict=True):
+            assert ((read(files / "out" / file) > 0) != mask).mean() < 1e-4
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("a.png Where?", "not a question"),
+        ("a.png\t", "not a question"),
+        ("a.png\t<image> <image>", "not a question"),
+        ("d.png\tWhere?", r"line 2: no such picture; met d\.png"),
+        ("../a.png\tWhere?", "no such picture"),
+        ("/etc/hostname\tWhere?", "no such picture"),
+        ("", "no questions"),
+    ],
+)
+def test_lines_that_are_no_questions(files, line, message):
+    (files / "t.tsv").write_text(f"\n{line}\n")
+    with pytest.raises(UserError, match=message):
+        list(predict(never, files / "out", images=files, texts=files / "t.tsv"))
+
+
+def test_a_region_is_described(predictor, files, photos):
+    region = np.zeros(photos[0].shape[:2], bool)
+    region[20:200, 100:300] = True
+    Image.fromarray(region).save(files / "region.png")
+    (line,) = predict(lambda: predictor, files / "out", image=files / "a.png", regions=[files / "region.png"])
+    (caption,) = predictor.describe([photos[0]], [region[None]])
+    assert line == f"a.png: {caption}"
+    assert json.loads((files / "out" / "a.json").read_text())["answer"] == caption
+
+
+def test_the_frames_of_a_video(talker, photos, tmp_path):
+    (tmp_path / "clip").mkdir()
+    frames = [np.roll(photos[0][:100], 9 * i, 1) for i in range(4)]
+    for i, frame in enumerate(frames):
+        Image.fromarray(frame).save(tmp_path / "clip" / f"{i + 8}.png")
+    predictor = Predictor(talker, max_new_tokens=1)
+    (line,) = predict(lambda: predictor, tmp_path / "out", video=tmp_path / "clip", text="Where?")
+    track = predictor.track(frames, "Where?")
+    assert line == f"clip: {track.text}"
+    noted = json.loads((tmp_path / "out" / "clip.json").read_text())
+    assert noted["objects"] == track.objects == 1
+    assert [f["frame"] for f in noted["frames"]] == [f"{i}.png" for i in range(8, 12)]
+    for frame, masks in zip(noted["frames"], track.masks, strict=True):
+        (file,) = frame["masks"]
+        assert ((read(tmp_path / "out" / file) > 0) != masks[0]).mean() < 1e-3
+
+
+def test_out_that_is_a_file(predictor, files):
+    with pytest.raises(UserError, match="cannot be written"):
+        list(predict(lambda: predictor, files / "b.png", image=files / "a.png", text="x"))
+
+
+def test_precision_and_device_are_decided_in_one_place(folder):
+    half = load(folder, dtype="bfloat16", device="cpu")
+    assert half.embedding.weight.dtype.itemsize == 2 and half.device.type == "cpu"
+    assert load(folder, device="cpu").embedding.weight.dtype.itemsize == 4
+    with pytest.raises(UserError, match="unknown dtype"):
+        load(folder, dtype="int8")
+
+
+def test_no_part_of_prediction_names_a_device():
+    for path in [*REPOSITORY.glob("inference/*.py"), *REPOSITORY.glob("trainer/model/*.py")]:
+        assert ".cuda()" not in path.read_text("utf-8"), path

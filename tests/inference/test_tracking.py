@@ -1,0 +1,125 @@
+"""Tracking against SAM 2's own `track_step`, which knows no language embeddings: they are put in from outside."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from inference.tracking import Tracker
+from trainer.model.grounding import GroundingEncoder
+from trainer.model.sa2va import build
+
+PROMPTED, FRAMES = 2, 10
+
+
+@pytest.fixture(scope="module")
+def encoder() -> GroundingEncoder:
+    """SAM 2 with random weights that always finds its object, chooses among all three masks, and heeds its memory."""
+    torch.manual_seed(0)
+    encoder = build("tiny").grounding_encoder.eval().requires_grad_(False)
+    decoder = encoder.sam2_model.sam_mask_decoder
+    torch.nn.init.normal_(decoder.iou_prediction_head.layers[-1].weight)
+    decoder.pred_obj_score_head.layers[-1].bias.fill_(1e4)
+    torch.nn.init.normal_(encoder.sam2_model.maskmem_tpos_enc)
+    torch.nn.init.normal_(encoder.sam2_model.no_obj_ptr, std=20)  # hard to overlook among 4096 cells
+    for layer in encoder.sam2_model.memory_attention.layers:
+        for part in (layer.cross_attn_image.q_proj, layer.cross_attn_image.k_proj, layer.cross_attn_image.out_proj):
+            part.weight *= 3
+    return encoder
+
+
+@pytest.fixture(scope="module")
+def video() -> torch.Tensor:
+    """(F, 1, 3, 1024, 1024) uint8: a bright square that moves over noise."""
+    frames = torch.randint(0, 90, (FRAMES, 1, 3, 1024, 1024), dtype=torch.uint8)
+    for i, frame in enumerate(frames):
+        frame[..., 100 + 60 * i : 400 + 60 * i, 300:600] = 250
+    return frames
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(1)
+
+
+def apart(met: torch.Tensor, wanted: torch.Tensor) -> float:
+    """The length of the difference, relative. Memories are rounded to bfloat16: single values may go either way."""
+    return float((met - wanted).norm() / wanted.norm())
+
+
+def sam_alone(encoder: GroundingEncoder, video: torch.Tensor, embedding: torch.Tensor, prompted: int):
+    """One object with SAM 2's own methods and positions from a new module: masks (F, 256, 256), pointers (F, C)."""
+    from sam2.modeling.position_encoding import PositionEmbeddingSine
+
+    sam, outputs = encoder.sam2_model, {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
+    where, logits, pointers = PositionEmbeddingSine(sam.hidden_dim, normalize=True), [], []
+    for i, frame in enumerate(video):
+        out = sam.forward_image(encoder.normalise(frame))
+        out["vision_pos_enc"] = [where(level) for level in out["backbone_fpn"]]
+        _, features, positions, sizes = sam._prepare_backbone_features(out)
+        is_prompted = i < prompted
+
+        def with_language(module, given, result, on=is_prompted):
+            return (torch.cat([result[0], embedding[None, None]], 1), result[1]) if on else None
+
+        hook = sam.sam_prompt_encoder.register_forward_hook(with_language)
+        step = sam.track_step(i, is_prompted, features, positions, sizes, None, None, outputs, len(video))
+        hook.remove()
+        step["maskmem_features"] = step["maskmem_features"].bfloat16()
+        outputs["cond_frame_outputs" if is_prompted else "non_cond_frame_outputs"][i] = step
+        logits.append(step["pred_masks"][0, 0])
+        pointers.append(step["obj_ptr"][0])
+    return torch.stack(logits), torch.stack(pointers)
+
+
+def tracked(encoder: GroundingEncoder, video: torch.Tensor, embeddings: torch.Tensor, prompted: int):
+    """Masks (F, N, 256, 256), pointers (F, N, C)."""
+    tracker, logits = Tracker(encoder, len(video)), []
+    for i, frame in enumerate(video):
+        looked = encoder.encode(frame)
+        logits.append(tracker.prompt(i, looked, embeddings) if i < prompted else tracker.follow(i, looked))
+    outputs = {**tracker._memory["cond_frame_outputs"], **tracker._memory["non_cond_frame_outputs"]}
+    return torch.stack(logits), torch.stack([outputs[i]["obj_ptr"] for i in range(len(video))])
+
+
+def test_it_is_sam2s_own_tracking(encoder, video):
+    embeddings = 3 * torch.randn(1, encoder.width)
+    met, pointers = tracked(encoder, video, embeddings, PROMPTED)
+    wanted, wanted_pointers = sam_alone(encoder, video, embeddings[0], PROMPTED)
+    for i in range(FRAMES):
+        assert apart(met[i, 0], wanted[i]) < 1e-3 and apart(pointers[i, 0], wanted_pointers[i]) < 1e-3, i
+        assert i == 0 or apart(wanted[i], wanted[i - 1]) > 0.02
+
+
+def test_objects_are_tracked_as_if_alone(encoder, video):
+    embeddings = 3 * torch.randn(2, encoder.width)
+    together, pointers = tracked(encoder, video[:4], embeddings, PROMPTED)
+    alone, own = tracked(encoder, video[:4], embeddings[1:], PROMPTED)
+    for i in range(4):
+        assert apart(together[i, 1], alone[i, 0]) < 1e-3 and apart(pointers[i, 1], own[i, 0]) < 1e-3, i
+        # What was prompted decides about the frames that are not.
+        assert apart(together[i, 0], together[i, 1]) > 1e-2 and apart(pointers[i, 0], pointers[i, 1]) > 1e-2, i
+
+
+def test_an_object_that_is_not_there_moves_the_pointer_and_blanks_nothing(encoder, video):
+    bias = encoder.sam2_model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias
+    embeddings = torch.randn(1, encoder.width)
+    there, _ = tracked(encoder, video[:2], embeddings, 1)
+    bias.fill_(-1e4)
+    gone, pointers = tracked(encoder, video[:2], embeddings, 1)
+    bias.fill_(1e4)
+    assert torch.equal(gone[0], there[0])
+    assert torch.equal(pointers, encoder.sam2_model.no_obj_ptr.expand(2, 1, -1))
+    assert gone.min() > -1000 and not torch.equal(gone[1], there[1])  # another pointer, another mask
+
+
+def test_memory_is_bfloat16_and_bounded(encoder, monkeypatch):
+    monkeypatch.setattr(encoder.sam2_model, "max_obj_ptrs_in_encoder", 4)  # 16 in truth; spatial memory reaches 6 back
+    tracker = Tracker(encoder, 40)
+    looked = encoder.encode(torch.zeros(1, 3, 1024, 1024, dtype=torch.uint8))
+    tracker.prompt(0, looked, torch.randn(1, encoder.width))
+    for i in range(1, 11):
+        tracker.follow(i, looked)
+    kept = tracker._memory["non_cond_frame_outputs"]
+    assert list(kept) == list(range(4, 11))
+    assert all(step["maskmem_features"].dtype == torch.bfloat16 for step in kept.values())

@@ -1,0 +1,106 @@
+"""The states at `[SEG]`, and where answers end."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from trainer.model.generation import Answers, generate
+from trainer.model.prompts import Prompts
+from trainer.model.sa2va import Sa2VA
+from trainer.model.tokenizer import byte_tokenizer
+
+QUESTIONS = ("Please segment the dog.", "Where?")
+
+
+def answer(model: Sa2VA, said: list[list[int]], count: int, seen: Tensor, names=QUESTIONS, **kwargs) -> Answers:
+    """Generate; row i says `said[i]`, whatever its logits are."""
+    prompts = model.prompts
+    rows = prompts.pack([prompts.ask("x", text) for text in names], model.device, left=True)
+    embeddings = model.embed(rows, seen, torch.zeros(len(names), dtype=torch.int64))
+    script = torch.tensor(said)
+    return generate(model, rows, embeddings, count, lambda logits, t: script[:, t], prompts.ended, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def seen(model: Sa2VA) -> Tensor:
+    return torch.randn(1, 256, model.mlp1[0].normalized_shape[0])
+
+
+def whole(model: Sa2VA, seen: Tensor, text: str, said: list[int]) -> Tensor:
+    """States of question and answer read at once, alone, without cache or padding: those of the answer (T, D)."""
+    prompts = model.prompts
+    asked = prompts.ask("x", text).ids
+    row = prompts.pack([prompts.ask("x", text)], model.device)
+    question = model.embed(row, seen, torch.tensor([0]))
+    embeddings = torch.cat([question, model.embedding(torch.tensor([said]))], 1)
+    length = embeddings.shape[1]
+    return model.read(embeddings, torch.ones(1, length, dtype=torch.int64), torch.arange(length)[None])[0, len(asked) :]
+
+
+def test_the_state_of_seg_is_that_of_the_step_that_reads_it(model: Sa2VA, seen: Tensor):
+    seg, end = model.prompts.seg, model.prompts.end
+    said = [[65, seg, 66, seg, end], [seg, 66, 67, 68, seg]]
+    met = answer(model, said, 5, seen, keep_seg=True)
+    assert met.row_of_seg.tolist() == [0, 0, 1, 1]  # row by row, though they were not written so
+    wanted = torch.cat(
+        [
+            whole(model, seen, QUESTIONS[0], said[0])[[1, 3]],
+            whole(model, seen, QUESTIONS[1], said[1])[[0, 4]],  # the last one was never read while writing
+        ]
+    )
+    assert torch.allclose(met.seg_states, wanted, atol=1e-4)
+    assert met.tokens() == said
+
+
+def test_reading_a_last_seg_is_the_only_step_more(model: Sa2VA, seen: Tensor):
+    seg, steps = model.prompts.seg, []
+    hook = model.language_model.model.register_forward_hook(lambda *_: steps.append(1))
+    met = answer(model, [[65, 66], [65, seg]], 2, seen, keep_seg=True)
+    assert len(steps) == 3 and met.row_of_seg.tolist() == [1]
+    steps.clear()
+    answer(model, [[65, seg], [65, seg]], 2, seen)
+    assert len(steps) == 2
+    steps.clear()
+    answer(model, [[seg, model.prompts.end, 65]] * 2, 3, seen, keep_seg=True)
+    assert len(steps) == 2
+    hook.remove()
+
+
+def test_padding_on_the_left_changes_no_state(model: Sa2VA, seen: Tensor):
+    seg = model.prompts.seg
+    long, short = "Please segment " + "the long thing, " * 20, "Cat?"
+    together = answer(model, [[seg, 65, seg]] * 2, 3, seen, (long, short), keep_seg=True)
+    alone = answer(model, [[seg, 65, seg]], 3, seen, (short,), keep_seg=True)
+    assert torch.allclose(together.seg_states[together.row_of_seg == 1], alone.seg_states, atol=1e-4)
+    assert not torch.allclose(together.seg_states[:2], alone.seg_states, atol=1e-2)
+
+
+def test_what_a_finished_row_says_does_not_count(model: Sa2VA, seen: Tensor):
+    seg, end = model.prompts.seg, model.prompts.end
+    met = answer(model, [[end, seg, seg], [65, 66, 67]], 3, seen, keep_seg=True)
+    assert met.tokens() == [[end], [65, 66, 67]] and not len(met.seg_states)
+
+
+def test_endoftext_ends_an_answer_too(model: Sa2VA, seen: Tensor):
+    (stop,) = model.prompts.encode("<|endoftext|>")
+    met = answer(model, [[65, stop, 66], [65, 66, 67]], 3, seen)
+    assert [model.prompts.answer(ids) for ids in met.tokens()] == [
+        model.prompts.decode([65]),
+        model.prompts.decode([65, 66, 67]),
+    ]
+
+
+def test_an_end_mark_in_letters_ends_an_answer():
+    prompts = Prompts(byte_tokenizer(), "phi3_chat", vocabulary=272)
+    assert prompts.end_texts == ["<|end|>"]
+    text = "Sure, it is [SEG].<|end|>"
+    ids = prompts.encode(text)
+    assert len(ids) > 20  # the mark is seven tokens of text
+    ended = [bool(prompts.ended(torch.tensor([ids[:n]]))) for n in range(1, len(ids) + 1)]
+    assert ended == [False] * (len(ids) - 1) + [True]
+    assert bool(prompts.ended(torch.tensor([prompts.encode("x<|end\n|>")])))
+    assert prompts.answer(ids) == "Sure, it is [SEG]."
+    both = torch.tensor([ids[-9:], prompts.encode("<|endless")])
+    assert prompts.ended(both).tolist() == [True, False]
