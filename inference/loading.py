@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from shards.errors import UserError
-from trainer.model.checkpoint import load_model
 from trainer.model.sa2va import Sa2VA
+from trainer.released.folder import load_model
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

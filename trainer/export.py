@@ -10,8 +10,8 @@ import torch
 from shards.errors import UserError
 from trainer.config import ModelConfig
 from trainer.model.adapters import merge_adapters
-from trainer.model.checkpoint import cast, load_model, save_model
 from trainer.model.sa2va import Sa2VA
+from trainer.released.folder import cast, load_model, save_model
 from trainer.trained import ORIGIN, Origin, load_trained
 
 RELEASED, CHECKPOINT = "config.json", "checkpoint"

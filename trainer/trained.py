@@ -18,10 +18,10 @@ from safetensors.torch import save as to_safetensors
 from shards.atomic import atomic_write
 from shards.errors import UserError
 from trainer.config import Config, LoraConfig, ModelConfig
-from trainer.model.checkpoint import cast, load_model, load_parts
-from trainer.model.folder import check_fit, read_json
 from trainer.model.sa2va import Sa2VA, build
 from trainer.model.trainable import set_trainable
+from trainer.released.files import check_fit, read_json
+from trainer.released.folder import cast, load_model, load_parts
 
 WEIGHTS, ORIGIN = "trained.safetensors", "origin.json"
 _VERSION = 1

@@ -17,7 +17,7 @@ from inference.loading import load
 from inference.predictor import Predictor
 from inference.run import predict
 from shards.errors import UserError
-from trainer.model.checkpoint import save_model
+from trainer.released.folder import save_model
 
 REPOSITORY = Path(__file__).parents[2]
 

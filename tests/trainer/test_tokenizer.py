@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.errors import UserError
-from trainer.model.tokenizer import ADDED, byte_tokenizer, load_tokenizer, save_tokenizer
+from trainer.model.tokenizer import ADDED, byte_tokenizer
+from trainer.released.tokenizer import load_tokenizer, save_tokenizer
 
 TEXT = """Please segment the dog on the left. Sure, the segmentation result is shown in this image of a picture.
 Can you segment the white helmet in this image? What is the region near the astronaut? It is a red cup of coffee.

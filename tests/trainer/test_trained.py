@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from shards.errors import UserError
 from trainer.config import Config, ModelConfig
 from trainer.export import export, load_any
-from trainer.model.checkpoint import load_model, save_model
 from trainer.model.sa2va import Sa2VA, build
 from trainer.model.trainable import set_trainable
+from trainer.released.folder import load_model, save_model
 from trainer.trained import Origin, base_model, load_trained, save_trained
 
 REPOSITORY = Path(__file__).parents[2]

@@ -132,7 +132,7 @@ class Architecture:
         """Of transformers' Qwen2, Qwen3 or (for InternLM2) Llama."""
         given = {k: v for k, v in self._section("llm_config").items() if "attn_implementation" not in k}
         kind = (given.pop("architectures", None) or ["?"])[0]
-        given["tie_word_embeddings"] = False  # the file decides, see `trainer.model.checkpoint`
+        given["tie_word_embeddings"] = False  # the file decides, see `trainer.released.folder`
         for key in ("auto_map", "model_type", "_name_or_path", "torch_dtype", "dtype", "transformers_version"):
             given.pop(key, None)
         if kind == "InternLM2ForCausalLM":

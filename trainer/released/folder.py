@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from shards.errors import UserError
 from trainer.model.architecture import SAM_21_ONLY, Architecture, sa2va_config, sam_of
-from trainer.model.folder import TensorFolder, check_fit, floating, read_json, resolve, write_folder
 from trainer.model.prompts import Prompts
-from trainer.model.released import Stored, plan, released_name
 from trainer.model.sa2va import Sa2VA
-from trainer.model.tokenizer import ADDED, load_tokenizer, save_tokenizer
+from trainer.model.tokenizer import ADDED
+from trainer.released.files import TensorFolder, check_fit, floating, read_json, resolve, write_folder
+from trainer.released.names import Stored, plan, released_name
+from trainer.released.tokenizer import load_tokenizer, save_tokenizer
 
 _SAM = "grounding_encoder.sam2_model."
 _TABLE, _HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"

@@ -16,11 +16,11 @@ from sam2.build_sam import build_sam2
 from shards.errors import UserError
 from trainer.model.adapters import merge_adapters
 from trainer.model.architecture import Architecture, preset_named, sa2va_config
-from trainer.model.checkpoint import load_model, load_parts, save_model
 from trainer.model.prompts import Prompts
 from trainer.model.sa2va import Sa2VA, build
 from trainer.model.tokenizer import ADDED, byte_tokenizer
 from trainer.model.trainable import set_trainable
+from trainer.released.folder import load_model, load_parts, save_model
 
 KINDS = {
     "Qwen2ForCausalLM": {"model_type": "qwen2"},

@@ -1,0 +1,1 @@
+"""Released folders: models as people have them on disk, read strictly and written whole."""
