@@ -84,7 +84,11 @@ class Predictor:
 
     @torch.no_grad()
     def segment(
-        self, pictures: Sequence[UInt8], texts: Sequence[str], names: Sequence[str] | None = None
+        self,
+        pictures: Sequence[UInt8],
+        texts: Sequence[str],
+        names: Sequence[str] | None = None,
+        regions: Sequence[Bool | None] | None = None,
     ) -> list[Answer]:
         """Answer one question about each picture, all in one batch, with a mask for each `[SEG]` of the answer.
 
@@ -92,12 +96,14 @@ class Predictor:
             pictures: M of them. An array that stands here several times is looked at once.
             texts: M questions such as "Please segment the dog." The picture goes in front, or where it says `<image>`.
             names: of the pictures, for messages.
+            regions: for each picture None or (R, H, W) bool, regions that its text calls region1, region2, ...
 
         Raises:
-            UserError: a picture or a text that cannot be asked about; it names the picture.
+            UserError: a picture, a text or a region that cannot be asked about; it names the picture.
         """
         with self._precision():
-            answers = self._ask(pictures, texts, [None] * len(pictures), _names(pictures, names))
+            given = [None] * len(pictures) if regions is None else regions
+            answers = self._ask(pictures, texts, given, _names(pictures, names))
             looked: dict[int, SamFeatures] = {}
             found = []
             for i, (picture, ids) in enumerate(zip(pictures, answers.tokens(), strict=True)):

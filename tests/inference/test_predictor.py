@@ -128,6 +128,15 @@ def test_regions_are_described_by_their_cells(talker: Sa2VA, photos, most_tiles,
     assert batch[0] == predictor.describe([photo], [regions], ["region2?"])[0]
 
 
+def test_a_region_may_be_asked_about_with_a_mask_for_an_answer(predictor: Predictor, photos):
+    regions = np.zeros((2, 1, *photos[0].shape[:2]), bool)
+    regions[0, 0, :150], regions[1, 0, 150:] = True, True
+    one, other, none = predictor.segment([photos[0]] * 3, ["<image>region1?"] * 3, regions=[*regions, None])
+    assert predictor.describe([photos[0]], [regions[0]], ["<image>region1?"]) == [one.text]
+    assert len(one.masks) and (one.text != other.text or differing(one.masks, other.masks) > 0)
+    assert one.text != none.text or differing(one.masks, none.masks) > 0
+
+
 def test_regions_that_cannot_be_described(talker: Sa2VA, photos):
     height, width = photos[0].shape[:2]
     official, filling = Predictor(talker, max_new_tokens=1), Predictor(talker, max_new_tokens=1, recipe="default")
