@@ -48,6 +48,9 @@ def shard(
         str | None,
         typer.Option(help="Pool prompt cells otherwise than the recipe: center, corner or area."),
     ] = None,
+    split: Annotated[str | None, typer.Option(help="Part of the dataset, where it has several.")] = None,
+    split_by: Annotated[str | None, typer.Option(help="Who split it: unc, google or umd (refcoco).")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames a sample, where the source is a video.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = os.cpu_count() or 1,
     shard_size: Annotated[str, typer.Option(help="Size that a tar should not exceed.")] = "1GB",
     limit: Annotated[int | None, typer.Option(min=1, help="Take the first N inputs only.")] = None,
@@ -59,20 +62,27 @@ def shard(
 
     May be stopped at any moment: the same command goes on and ends with the same bytes.
     """
-    from functools import partial
+    from collections.abc import Callable
+    from tempfile import TemporaryDirectory
 
-    from pipeline.plan import make_plan
+    from pipeline.plan import Plan, make_plan
     from pipeline.run import run
     from pipeline.show import show_plan, show_summary
-    from pipeline.sources import source_named
+    from pipeline.sources import choices_of, source_named
     from shards.recipe import named_recipe
 
     dataset, chosen = source_named(source), named_recipe(recipe, prompt_pooling)
-    make = partial(make_plan, dataset, root or Path("data", source), chosen, parse_size(shard_size), limit)
+    choices = choices_of(dataset, {"split": split, "split_by": split_by, "frames": frames})
+    where, most = root or Path("data", source), parse_size(shard_size)
+
+    def make(known: Callable[[str], tuple[int, int] | None], records: Path) -> Plan:
+        return make_plan(dataset, where, chosen, most, records, choices, limit, known)
+
     if dry_run:
-        show_plan(make(), out / source)
+        with TemporaryDirectory() as folder:
+            show_plan(make(lambda digest: None, Path(folder, "records")), out / source)
     else:
-        show_summary(run(lambda known: make(known=known), out / source, workers, max_bad, overwrite))
+        show_summary(run(make, out / source, workers, max_bad, overwrite))
 
 
 @app.command("verify-shard")
@@ -90,17 +100,19 @@ def verify_shard(
     Exit status 0 only if all holds; each failure names shard, key, field, the value met and the value wanted.
     """
     import json
-    from functools import partial
+    from tempfile import TemporaryDirectory
 
-    from pipeline.derive import derive, same_inputs
+    from pipeline.derive import Against
     from shards.verify import verify
 
-    report = verify(
-        paths,
-        derive=partial(derive, against) if against else None,
-        same_inputs=partial(same_inputs, against) if against else None,
-        workers=workers,
-    )
+    with TemporaryDirectory() as work:
+        raw = Against(against, Path(work)) if against else None
+        report = verify(
+            paths,
+            derive=raw.derive if raw else None,
+            same_inputs=raw.same_inputs if raw else None,
+            workers=workers,
+        )
     print(json.dumps(report.to_json(), indent=1) if as_json else report.table())
     if not report.ok:
         raise typer.Exit(1)

@@ -68,7 +68,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         paths = write(Path(folder, "sav"), arguments.pairs)
         source, out = source_named("sav"), Path(folder, "shards")
-        run(lambda known: make_plan(source, Path(folder, "sav"), RECIPES["default"], 10**9), out, 1, 0.0)
+        raw = Path(folder, "sav")
+        run(lambda known, records: make_plan(source, raw, RECIPES["default"], 10**9, records, {}), out, 1, 0.0)
         loader = Loader([str(out)], fields=FIELDS, batch_size=BATCH, seed=0, threads=arguments.threads)
         plain = DataLoader(OnTheFly(paths), BATCH, drop_last=True, num_workers=arguments.threads)
         ready = {name: value for name, value in next(loader.epoch(0)).items() if name in FIELDS}

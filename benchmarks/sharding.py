@@ -45,7 +45,7 @@ def main() -> None:
         root, out = Path(folder, "sav"), Path(folder, "out")
         out.mkdir()
         paths = write(root, arguments.pairs)
-        plan = make_plan(source_named("sav"), root, RECIPES["default"], 10**12)
+        plan = make_plan(source_named("sav"), root, RECIPES["default"], 10**12, Path(folder, "records"), {})
 
         def ours() -> None:
             write_shard(plan.job, plan.inputs, "sav-000000", out, out, lambda count: None)

@@ -5,73 +5,31 @@ from __future__ import annotations
 import glob
 import io
 import re
-import warnings
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from pipeline.pictures import open_image
 from pipeline.resize import Bool, UInt8
 from shards.atomic import atomic_write
-from shards.errors import BadInput, UserError
+from shards.errors import UserError
 from shards.preview import tint
 
-MAX_PIXELS = 100_000_000
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-
-
-def read_picture(path: Path) -> UInt8:
-    """The picture at `path`, upright: (H, W, 3) uint8 RGB. An alpha channel is left out.
-
-    Raises:
-        BadInput: no file, no picture, a truncated or an enormous one.
-    """
-    image = _open(path)
-    if image.mode.startswith("I"):  # 16 bits a pixel
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 0xFFFF:
-            raise BadInput("grey values", where=str(path), met=f"{values.min()} to {values.max()}", wanted="16 bits")
-        grey = ((values * 255 + 0x7FFF) // 0xFFFF).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    try:
-        return np.array(image.convert("RGB"))
-    except ValueError:
-        raise BadInput("no way to RGB", where=str(path), met=f"a picture of mode {image.mode}") from None
 
 
 def read_region(path: Path) -> Bool:
     """The region at `path`: (H, W) bool, true where a palette's index is not 0, or grey is above half its largest.
 
     Raises:
-        BadInput: as `read_picture`.
+        BadInput: as `pipeline.pictures.read_picture`.
     """
-    image = _open(path)
+    image = ImageOps.exif_transpose(open_image(path))
     if image.mode == "P":
         return np.asarray(image) > 0
     values = np.asarray(image if image.mode.startswith("I") else image.convert("L"))
     return values > values.max() / 2
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # checked below, by a limit of our own
-            with Image.open(path) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    met, wanted = f"{image.width} x {image.height}", f"at most {MAX_PIXELS} pixels"
-                    raise BadInput("too large a picture", where=str(path), met=met, wanted=wanted)
-                if image.mode == "F":
-                    raise BadInput("a picture of floating point", where=str(path), wanted="8 or 16 bits a channel")
-                return ImageOps.exif_transpose(image)
-    except BadInput:
-        raise
-    except FileNotFoundError:
-        raise BadInput("no such file", where=str(path)) from None
-    except Image.DecompressionBombError as error:
-        raise BadInput("too large a picture", where=str(path), met=str(error)) from None
-    except Exception as error:  # Pillow's decoders raise many kinds on broken files
-        met = (str(error).splitlines() or [type(error).__name__])[0].replace(str(path), "it")
-        raise BadInput("cannot be read as a picture", where=str(path), met=met) from None
 
 
 def files_of_frames(folder: Path) -> list[Path]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipeline.plan import Job, plan_digest
+from pipeline.plan import Job, find_inputs, plan_digest
+from pipeline.records import open_records
 from pipeline.sources import source_named
 from pipeline.task import read_sample
 from shards.errors import UserError
@@ -13,20 +16,35 @@ from shards.manifest import Manifest
 from shards.sample import Sample
 
 
-def derive(root: Path, meta: dict[str, Any], manifest: Manifest) -> Sample:
-    """Derive the sample whose JSON is `meta` from the files below `root`, as `manifest` says.
+@dataclass(frozen=True)
+class Against:
+    """The raw files of shard sets."""
 
-    Raises `UserError` where the raw file is not there, is bad, or would lie outside `root`.
-    """
-    path = meta.get("path")
-    if not isinstance(path, str) or PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-        raise UserError("path of the raw file", where="meta.path", met=repr(path), wanted="a path inside the root")
-    job = Job(source_named(manifest.source), root, manifest.recipe, manifest.options)
-    return read_sample(job, path)[0]
+    root: Path
+    """Of the dataset."""
+    work: Path
+    """A folder for what the source finds; it outlives this object's use."""
 
+    def same_inputs(self, manifest: Manifest) -> bool:
+        """Whether the raw files and annotations are those that the set was made from. To be asked before `derive`."""
+        job = self._job(manifest)
+        source = job.source
+        choices = {name: manifest.options.get(name, default) for name, default in source.choices.items()}
+        find_inputs(source, self.root, choices, job.records)
+        inputs = open_records(job.records).inputs()[: manifest.options.get("limit")]
+        return plan_digest(job, inputs) == manifest.plan
 
-def same_inputs(root: Path, manifest: Manifest) -> bool:
-    """Whether the raw files below `root`, by name and size, are those that the set was made from."""
-    source = source_named(manifest.source)
-    inputs = source.find(root)[: manifest.options.get("limit")]
-    return plan_digest(Job(source, root, manifest.recipe, manifest.options), inputs) == manifest.plan
+    def derive(self, meta: dict[str, Any], manifest: Manifest) -> Sample:
+        """Derive the sample whose JSON is `meta` from the raw files, as `manifest` says.
+
+        Raises `UserError` where the raw file is not there, is bad, or would lie outside the root.
+        """
+        path = meta.get("path")
+        if not isinstance(path, str) or PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+            raise UserError("path of the raw file", where="meta.path", met=repr(path), wanted="a path inside the root")
+        return read_sample(self._job(manifest), path)[0]
+
+    def _job(self, manifest: Manifest) -> Job:
+        name = hashlib.sha256(f"{manifest.source} {manifest.plan}".encode()).hexdigest()  # a manifest may say anything
+        records = self.work / f"{name}.sqlite"
+        return Job(source_named(manifest.source), self.root, manifest.recipe, manifest.options, records)

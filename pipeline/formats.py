@@ -27,7 +27,7 @@ def make_sample(raw: RawSample, recipe: Recipe) -> tuple[Sample, Counter[str]]:
     """
     notes = Counter(raw.notes)
     cells = np.array([[_cells(mask, recipe) for mask in frame.masks] for frame in raw.frames])  # (F, N, grid, grid)
-    visible = np.array([frame.masks.any(axis=(1, 2)) for frame in raw.frames])  # (F, N)
+    visible = np.array([[mask.any() for mask in frame.masks] for frame in raw.frames])  # (F, N)
     counts = cells.sum(axis=(2, 3))
     small = visible & (counts < recipe.min_prompt_cells)
     kept = list(range(len(raw.objects)))
@@ -49,11 +49,19 @@ def make_sample(raw: RawSample, recipe: Recipe) -> tuple[Sample, Counter[str]]:
         "path": raw.path,
         "has_paired_frame": len(raw.frames) == 2,
         "frames": [{"name": f.name, "height": f.picture.shape[0], "width": f.picture.shape[1]} for f in raw.frames],
-        "objects": [
-            {"id": raw.objects[n].id, "texts": list(raw.objects[n].texts), "filled": added[:, n].tolist()} for n in kept
-        ],
+        "objects": [_described(raw, n, added[:, n].tolist()) for n in kept],
+        **raw.more,
     }
     return Sample(key_for(raw.path), meta, frames), +notes
+
+
+def _described(raw: RawSample, n: int, filled: list[int]) -> dict[str, Any]:
+    """What the sample's JSON says of object `n`."""
+    own = raw.objects[n]
+    sizes = [list(frame.masks[n].shape) for frame in raw.frames]
+    differ = any(size != list(frame.picture.shape[:2]) for size, frame in zip(sizes, raw.frames, strict=True))
+    more = {"mask_sizes": sizes} if differ else {}
+    return {"id": own.id, "texts": list(own.texts), "filled": filled, **more, **own.more}
 
 
 def _cells(mask: Bool, recipe: Recipe) -> Bool:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.formats import make_sample
 from pipeline.raw import RawInput
+from pipeline.records import RecordsWriter, open_records
 from pipeline.sources import Source
 from shards.archive import encode_sample
 from shards.errors import BadInput, UserError
@@ -32,6 +33,8 @@ class Job:
     root: Path
     recipe: Recipe
     options: dict[str, Any]
+    records: Path
+    """What the source found, see `pipeline.records`."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +64,16 @@ def make_plan(
     root: Path,
     recipe: Recipe,
     shard_bytes: int,
+    records: Path,
+    choices: Mapping[str, Any],
     limit: int | None = None,
     known: Callable[[str], tuple[int, int] | None] = lambda digest: None,
 ) -> Plan:
     """Find the inputs below `root` and spread them over shards of about `shard_bytes`.
 
     Args:
+        records: a file that is written with what the source finds.
+        choices: of the source.
         limit: take the first so many inputs only.
         known: given the plan's digest, its (per_shard, sample_bytes) from an earlier start, so that the probe of
             encoded sizes is not repeated.
@@ -74,25 +81,36 @@ def make_plan(
     if not root.is_dir():
         do = f"give --root, or put the data into data/{source.name}"
         raise UserError("no such folder", where=str(root), do=do)
-    inputs = source.find(root)
+    found = find_inputs(source, root, choices, records)
+    inputs = open_records(records).inputs()[:limit]
     if not inputs:
-        do = f"see docs/datasets/{source.name}.md for the layout"
-        raise UserError(f"no {source.name} files found", where=str(root), do=do)
-    inputs = inputs[:limit]
+        raise UserError(f"no {source.name} files found", where=str(root), do="see docs/datasets/ for the layout")
     probe = [inputs[i * len(inputs) // _PROBES] for i in range(min(_PROBES, len(inputs)))]
-    options = {**source.options(root, probe), "limit": limit, "shard_size": shard_bytes}
-    job = Job(source, root, recipe, options)
+    options = {**choices, **source.options(root, probe), "limit": limit, "shard_size": shard_bytes}
+    if found:
+        options["found"] = found
+    job = Job(source, root, recipe, options, records)
     digest = plan_digest(job, inputs)
     per_shard, sample_bytes = known(digest) or _probe(job, probe, shard_bytes)
     return Plan(job, tuple(inputs), digest, per_shard, sample_bytes)
+
+
+def find_inputs(source: Source, root: Path, choices: Mapping[str, Any], records: Path) -> dict[str, int]:
+    """Write `records`; what was counted on the way."""
+    open_records.cache_clear()
+    with RecordsWriter(records) as writer:
+        return source.find(root, choices, writer)
 
 
 def plan_digest(job: Job, inputs: Sequence[RawInput]) -> str:
     """Hash of all that a set is made from."""
     head = [FORMAT, VERSION, job.source.name, job.recipe.to_json(), job.options]
     total = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
+    records = open_records(job.records)
     for item in inputs:
         total.update(f"{item.path}\0{item.bytes}\n".encode("utf-8", "surrogateescape"))
+        for body in records.bodies(item.path):
+            total.update(body.encode())
     return total.hexdigest()[:32]
 
 
@@ -101,7 +119,8 @@ def _probe(job: Job, probe: Sequence[RawInput], shard_bytes: int) -> tuple[int, 
     sizes = []
     for item in probe:
         try:
-            sample, _ = make_sample(job.source.load(job.root, item.path, job.options), job.recipe)
+            parts = open_records(job.records).parts(item.path)
+            sample, _ = make_sample(job.source.load(job.root, item.path, job.options, parts), job.recipe)
         except BadInput:
             continue  # it goes to the ledger when its turn comes
         sizes.append(sum(len(blob) + 1024 for _, blob in encode_sample(sample)))  # a header and the padding each

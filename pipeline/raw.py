@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +25,9 @@ class RawFrame:
     """As the source calls it."""
     picture: NDArray[np.uint8]
     """(H, W, 3) RGB, 0..255, at the original size."""
-    masks: NDArray[np.bool_]
-    """(N, H, W), one an object, in the order of the sample's objects."""
+    masks: Sequence[NDArray[np.bool_]]
+    """(H', W') each, one an object, in the order of the sample's objects. H' and W' are the picture's but for datasets
+    that draw masks at a size of their own; all zero where the object is not in this frame."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class RawObject:
     id: str
     texts: tuple[str, ...] = ()
     """As they stand in the source."""
+    more: Mapping[str, Any] = field(default_factory=dict)
+    """What else the source says of it, as JSON: category, references, scores, ..."""
 
 
 @dataclass(frozen=True)
@@ -42,5 +46,7 @@ class RawSample:
     dataset_type: str
     frames: tuple[RawFrame, ...]
     objects: tuple[RawObject, ...]
+    more: Mapping[str, Any] = field(default_factory=dict)
+    """What else the source says of the whole, as JSON: captions, conversations, split, ..."""
     notes: Mapping[str, int] = field(default_factory=dict)
     """What the reader counted on the way and a user should know of."""

@@ -25,13 +25,13 @@ from tqdm import tqdm
 from pipeline.plan import Job, Plan
 from pipeline.raw import RawInput
 from pipeline.task import Done, write_shard
-from pipeline.work import WorkFolder, hold_lock
+from pipeline.work import RECORDS, WorkFolder, hold_lock
 from shards.atomic import atomic_write
 from shards.errors import UserError
 from shards.format import INDEX, LEDGER, MANIFEST
 from shards.manifest import LedgerLine, Manifest, pack_index, pack_ledger, sha256
 
-MakePlan = Callable[[Callable[[str], tuple[int, int] | None]], Plan]
+MakePlan = Callable[[Callable[[str], tuple[int, int] | None], Path], Plan]
 AGAIN = "mend it and give the same command: it goes on where it stopped"
 
 
@@ -56,7 +56,8 @@ def run(
     """Write the shard set of a plan into `folder`.
 
     Args:
-        make: makes the plan, given what is known of an unfinished run (see `make_plan`).
+        make: makes the plan, given what is known of an unfinished run and a file for what the source finds (see
+            `make_plan`).
         max_bad: the share of bad inputs, of all, that stops the run.
 
     Raises:
@@ -69,7 +70,7 @@ def run(
 def _run(make: MakePlan, folder: Path, work: WorkFolder, workers: int, max_bad: float, overwrite: bool) -> Summary:
     started = time.monotonic()
     try:
-        plan = make(work.known_plan)
+        plan = make(work.known_plan, work.path / RECORDS)
         finished = _finished(folder, plan)
         if finished is not None and not (overwrite and work.known_plan(plan.digest) is None):
             work.remove()

@@ -12,6 +12,7 @@ from pathlib import Path
 from pipeline.formats import make_sample
 from pipeline.plan import Job
 from pipeline.raw import RawInput
+from pipeline.records import open_records
 from shards.archive import Entry, ShardWriter
 from shards.atomic import atomic_write, sync_folder
 from shards.errors import BadInput, DroppedInput
@@ -53,7 +54,8 @@ def read_sample(job: Job, path: str) -> tuple[Sample, Counter[str]]:
     """Read one input and make its sample; raises `BadInput`, which names the file."""
     try:
         path.encode()
-        return make_sample(job.source.load(job.root, path, job.options), job.recipe)
+        parts = open_records(job.records).parts(path)
+        return make_sample(job.source.load(job.root, path, job.options, parts), job.recipe)
     except UnicodeEncodeError:
         raise BadInput("file name is not UTF-8", where=repr(path), do="rename it") from None
     except BadInput as error:

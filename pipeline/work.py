@@ -15,7 +15,7 @@ from shards.atomic import atomic_write
 from shards.errors import UserError
 from shards.format import MANIFEST
 
-WORK = ".work"
+WORK, RECORDS = ".work", "records.sqlite"
 _PATIENCE = 10.0  # seconds for the workers of a killed run to notice that they are orphans
 
 

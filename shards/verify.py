@@ -80,6 +80,17 @@ def verify(
     return report
 
 
+def _mask_size(item: dict[str, Any], frame: int, meta: dict[str, Any]) -> tuple[int, int]:
+    """(H, W) of an object's original mask in frame number `frame`: the picture's, unless the JSON says otherwise."""
+    try:
+        height, width = item["mask_sizes"][frame]
+        if min(int(height), int(width)) >= 1:
+            return int(height), int(width)
+    except (KeyError, IndexError, TypeError, ValueError):
+        pass
+    return int(meta["height"]), int(meta["width"])
+
+
 def _order(name: str) -> tuple[int, str]:
     field = Field.parse(name)
     return field.frame or 0, {"pixel_values": "0", "g_pixel_values": "1", "prompt_masks": "2"}.get(field.name, "3")
@@ -250,6 +261,7 @@ class _Checker:
             except BadShard as error:
                 self.fail(field, error.what, error.met, error.wanted)
         self.report.objects += len(meta["objects"])
+        self._check_emptiness(meta, arrays)
         if len(arrays) == len(fields):
             self._check_agreement(meta, arrays)
             if self.shard.derive is not None:
@@ -290,9 +302,14 @@ class _Checker:
             raise BadShard("shape and dtype", met=f"{value.shape} {value.dtype}", wanted=f"{wanted} {field.dtype}")
         row = self.report.fields[str(field)]
         row.min, row.max = min(row.min, float(value.min())), max(row.max, float(value.max()))
-        if field.name == "masks" and not value.any():
-            self.fail(field, "all masks are empty", "0 pixels", "an object")
         return stored
+
+    def _check_emptiness(self, meta: dict[str, Any], arrays: dict[Field, Array]) -> None:
+        """Both frames of a pair show the object; of other samples at least one frame."""
+        empty = [field for field, array in arrays.items() if field.name == "masks" and not array.any()]
+        if meta.get("has_paired_frame") is True or len(empty) == len(meta["frames"]):
+            for field in empty:
+                self.fail(field, "all masks are empty", "0 pixels", "an object")
 
     def _check_agreement(self, meta: dict[str, Any], arrays: dict[Field, Array]) -> None:
         pictures, names = [], []
@@ -302,8 +319,11 @@ class _Checker:
             names.append(str(Field("g_pixel_values", number)))
             field = Field("prompt_masks", number)
             prompts, masks = arrays[field], arrays[Field("masks", number)]
-            for found in regions_agree(prompts, masks, frame["height"], frame["width"], self.recipe, field):
-                self.fail(found.field, found.what, found.met, found.wanted)
+            sizes = [_mask_size(item, i, frame) for item in meta["objects"]]
+            for height, width in sorted(set(sizes)):
+                own = np.array([size == (height, width) for size in sizes])
+                for found in regions_agree(prompts[own], masks[own], height, width, self.recipe, field):
+                    self.fail(found.field, found.what, found.met, found.wanted)
         for found in pictures_agree(pictures, names):
             self.fail(found.field, found.what, found.met, found.wanted)
 

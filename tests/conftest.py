@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from demo.make_sav import write
-from pipeline.plan import make_plan
+from pipeline.plan import Plan, make_plan
 from pipeline.run import Summary, run
 from pipeline.sources import source_named
 from shards.recipe import named_recipe
@@ -40,10 +40,13 @@ def shard_sav(
     max_bad: float = 0.05,
     overwrite: bool = False,
 ) -> Summary:
-    """What `cli.py shard` does, in this process."""
+    """What `cli.py shard --source sav` does, in this process."""
     chosen = named_recipe(recipe, prompt_pooling)
-    make = partial(make_plan, source_named("sav"), root, chosen, shard_bytes, limit)
-    return run(lambda known: make(known=known), folder, workers, max_bad, overwrite)
+
+    def make(known: Callable[[str], tuple[int, int] | None], records: Path) -> Plan:
+        return make_plan(source_named("sav"), root, chosen, shard_bytes, records, {}, limit, known)
+
+    return run(make, folder, workers, max_bad, overwrite)
 
 
 @pytest.fixture(scope="session")

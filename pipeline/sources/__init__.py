@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.raw import RawInput, RawSample
+from pipeline.records import RecordsWriter
 from pipeline.sources.sav import Sav
 from shards.errors import UserError
 
 
 class Source(Protocol):
     name: str
+    choices: Mapping[str, Any]
+    """What a user may choose (`--split`, `--frames`, ...), with defaults."""
 
-    def find(self, root: Path) -> list[RawInput]:
-        """All inputs below `root`, in an order that depends on their paths alone."""
+    def find(self, root: Path, choices: Mapping[str, Any], records: RecordsWriter) -> dict[str, int]:
+        """Put down all inputs below `root`, and what annotation files say of each; what was counted on the way.
+
+        Raises `UserError` where the layout is not the dataset's.
+        """
         ...
 
     def options(self, root: Path, probe: Sequence[RawInput]) -> dict[str, Any]:
         """What holds for the dataset as a whole and a single file cannot tell, found from some of its files."""
         ...
 
-    def load(self, root: Path, path: str, options: dict[str, Any]) -> RawSample:
-        """Read one input; raises `BadInput` where it cannot become a sample."""
+    def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any]) -> RawSample:
+        """Read one input; raises `BadInput` where it cannot become a sample.
+
+        Args:
+            root: the dataset's folder.
+            path: of the input, as `find` put it down.
+            options: `choices`, and what `options` returned.
+            parts: what `find` attached to the input.
+        """
         ...
 
 
@@ -31,6 +44,18 @@ SOURCES: dict[str, Source] = {source.name: source for source in (Sav(),)}
 
 
 def source_named(name: str) -> Source:
+    """Raise `UserError` where there is no such source."""
     if name not in SOURCES:
         raise UserError("unknown source", met=name, wanted=" or ".join(SOURCES), do="see docs/datasets/")
     return SOURCES[name]
+
+
+def choices_of(source: Source, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The source's choices with what was given (None: not given); raises `UserError` for one that it does not have."""
+    chosen = {name: value for name, value in given.items() if value is not None}
+    for name in chosen:
+        if name not in source.choices:
+            flag = "--" + name.replace("_", "-")
+            has = ", ".join("--" + own.replace("_", "-") for own in source.choices) or "no such option"
+            raise UserError("not an option of this source", where=source.name, met=flag, wanted=has)
+    return {**source.choices, **chosen}

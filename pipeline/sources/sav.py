@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.npz import read_npz
 from pipeline.raw import RawFrame, RawInput, RawObject, RawSample
+from pipeline.records import RecordsWriter
 from shards.errors import BadInput
 
 _ARRAYS = ("frame1", "mask1", "frame2", "mask2")
@@ -25,15 +26,15 @@ Float = NDArray[np.float32]
 
 class Sav:
     name = "sav"
+    choices: Mapping[str, Any] = {}
 
-    def find(self, root: Path) -> list[RawInput]:
-        found = []
+    def find(self, root: Path, choices: Mapping[str, Any], records: RecordsWriter) -> dict[str, int]:
         for folder, _, names in os.walk(root):
             for name in names:
                 if name.startswith("masklet_data_") and name.endswith(".npz"):
                     path = Path(folder, name)
-                    found.append(RawInput(path.relative_to(root).as_posix(), os.stat(path).st_size))
-        return sorted(found, key=lambda item: os.fsencode(item.path))
+                    records.add(path.relative_to(root).as_posix(), os.stat(path).st_size)
+        return {}
 
     def options(self, root: Path, probe: Sequence[RawInput]) -> dict[str, Any]:
         """`value_range`: the maximum of the set's frames, 255 or 1.
@@ -51,7 +52,7 @@ class Sav:
                 return {"value_range": 1}
         return {"value_range": 255}
 
-    def load(self, root: Path, path: str, options: dict[str, Any]) -> RawSample:
+    def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any] = ()) -> RawSample:
         arrays = _read(root / path)
         top = _value_range(arrays, options["value_range"])
         notes = {UNIT_RANGE: int(top == 1)}
@@ -61,8 +62,8 @@ class Sav:
             notes[SOFT] = notes.get(SOFT, 0) + soft
             if not mask.any():
                 raise BadInput("empty mask", met=f"mask{number} has no pixel", wanted="the object in both frames")
-            frames.append(RawFrame(f"frame{number}", _picture(arrays[f"frame{number}"], top), mask[None]))
-        return RawSample(path, self.name, tuple(frames), (RawObject("0"),), notes)
+            frames.append(RawFrame(f"frame{number}", _picture(arrays[f"frame{number}"], top), (mask,)))
+        return RawSample(path, self.name, tuple(frames), (RawObject("0"),), notes=notes)
 
 
 def _read(path: Path) -> dict[str, Float]:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inference.pictures import MAX_PIXELS, files_of_frames, read_picture, read_region, write_masks
+from inference.pictures import files_of_frames, read_region, write_masks
+from pipeline.pictures import MAX_PIXELS, read_picture
 from shards.errors import UserError
 
 

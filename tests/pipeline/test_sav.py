@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.plan import find_inputs
+from pipeline.raw import RawInput
+from pipeline.records import open_records
 from pipeline.sources.sav import SOFT, Sav
 from shards.errors import BadInput
 
@@ -164,12 +167,17 @@ def test_zeros_and_ones_are_read_as_the_set_is(tmp_path, small_pair):
         assert picture.max() == (255 if top == 1 else 1)
 
 
+def found(root: Path, records: Path) -> list[RawInput]:
+    find_inputs(Sav(), root, {}, records)
+    return open_records(records).inputs()
+
+
 def test_the_sets_range_is_found_by_probing(tmp_path, small_pair):
     for top in (1, 255):
         folder = tmp_path / str(top)
         folder.mkdir()
         save(folder, {name: array * np.float32(top / 255) for name, array in small_pair.items()})
-        assert Sav().options(folder, Sav().find(folder))["value_range"] == top
+        assert Sav().options(folder, found(folder, tmp_path / f"{top}.sqlite"))["value_range"] == top
 
 
 def test_files_are_found_below_the_root_in_the_order_of_their_paths(tmp_path):
@@ -177,4 +185,4 @@ def test_files_are_found_below_the_root_in_the_order_of_their_paths(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     wanted = ["a/c/masklet_data_00000.npz", "a/masklet_data_00001.npz", "b/masklet_data_00000.npz"]
-    assert [item.path for item in Sav().find(tmp_path)] == wanted
+    assert [item.path for item in found(tmp_path, tmp_path / "records.sqlite")] == wanted

@@ -1,0 +1,127 @@
+"""One door for masks: polygons, run lengths plain or compressed, PNG, arrays. Out comes (H, W) bool."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools import mask as coco
+
+from pipeline.resize import Bool
+from shards.errors import BadInput
+
+_MIN_NUMBERS = 6  # of a polygon: three corners
+
+
+def from_coco(segmentation: Any, height: int, width: int) -> Bool:
+    """A mask in one of COCO's three encodings, for a picture of `height` x `width`: (height, width) bool.
+
+    A list of polygons is their union; polygons of fewer than three corners have no area and are left out. Run lengths
+    are counted: they must fill the picture exactly.
+
+    Raises:
+        BadInput: none of these encodings, run lengths for another size, or broken ones.
+    """
+    if isinstance(segmentation, list):
+        polygons = [polygon for polygon in segmentation if len(_numbers(polygon)) >= _MIN_NUMBERS]
+        if not polygons:
+            return np.zeros((height, width), np.bool_)
+        return _decode(coco.merge(coco.frPyObjects(polygons, height, width)))
+    if not isinstance(segmentation, dict) or "counts" not in segmentation or "size" not in segmentation:
+        raise BadInput(
+            "no mask", met=f"{type(segmentation).__name__}", wanted="polygons, or run lengths with their size"
+        )
+    size, counts = segmentation["size"], segmentation["counts"]
+    if not isinstance(size, list | tuple) or [*size] != [height, width]:
+        raise BadInput("mask and picture differ in size", met=f"size {size}", wanted=f"[{height}, {width}]")
+    if isinstance(counts, list):
+        if not all(isinstance(n, int) and n >= 0 for n in counts):
+            raise BadInput("broken run lengths", met="counts that are no whole numbers >= 0")
+        total, lengths = sum(counts), counts
+    elif isinstance(counts, str | bytes):
+        total, lengths = _total(counts), None
+    else:
+        raise BadInput("no mask", met=f"counts of type {type(counts).__name__}", wanted="a list or a string")
+    if total != height * width:
+        raise BadInput("broken run lengths", met=f"{total} pixels", wanted=f"{height * width}")
+    given = {"size": [height, width], "counts": counts}
+    return _decode(coco.frPyObjects(given, height, width) if lengths is not None else given)
+
+
+def from_image(image: Image.Image, value: int | None = None) -> Bool:
+    """A mask stored as a picture: (H, W) bool.
+
+    Args:
+        image: mode 1: its set pixels. Mode P or L, with `value`: the pixels of this value. Otherwise the pixels above
+            half of the full range; of a palette those whose index is not 0; of a picture with no value above 1 those
+            that are 1.
+        value: an object's id.
+
+    Raises:
+        BadInput: a picture with several channels.
+    """
+    if image.mode == "1":
+        return np.asarray(image)
+    if image.mode not in ("L", "P") and not image.mode.startswith("I"):
+        raise BadInput("no mask", met=f"a picture of mode {image.mode}", wanted="one channel: mode 1, L, P or I")
+    values = np.asarray(image)
+    if value is not None:
+        return values == value
+    if image.mode == "P":
+        return values != 0
+    return from_array(values)
+
+
+def from_array(values: NDArray[Any]) -> Bool:
+    """A mask of numbers (H, W), in 0..1, 0..255 or 0..65535, or of bools: those above half of the range."""
+    if values.dtype == np.bool_:
+        return values
+    if values.ndim != 2 or not np.isfinite(values).all() or values.min(initial=0) < 0:
+        raise BadInput("no mask", met=f"{values.dtype} {values.shape}", wanted="finite values >= 0, (H, W)")
+    most = values.max(initial=0)
+    top = next((top for top in (1, 255, 65535) if most <= top), None)
+    if top is None:
+        raise BadInput("no mask", met=f"values up to {most}", wanted="at most 1, 255 or 65535")
+    return np.asarray(values > top / 2)
+
+
+def _numbers(polygon: Any) -> list[float]:
+    fits = isinstance(polygon, list) and len(polygon) % 2 == 0
+    if not fits or not all(isinstance(n, int | float) and math.isfinite(n) for n in polygon):
+        raise BadInput("broken polygon", met=str(polygon)[:60], wanted="a list of finite numbers: x, y, x, y, ...")
+    return list(polygon)
+
+
+def _total(counts: str | bytes) -> int:
+    """The pixels that compressed run lengths cover; `BadInput` where they are no such text.
+
+    Each length is written in groups of five bits, the lowest first, as characters from "0" on; bit 5 says that more
+    follow. From the fourth on a length is written as the difference to the one before the last (COCO's maskApi.c).
+    """
+    text = counts.encode("latin-1", "replace") if isinstance(counts, str) else counts
+    codes = np.frombuffer(text, np.uint8).astype(np.int64) - 48
+    if len(codes) == 0 or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
+        raise BadInput("broken run lengths", met=repr(counts[:40]), wanted="COCO's compressed run lengths")
+    last = (codes & 32) == 0
+    starts = np.concatenate([[0], np.flatnonzero(last)[:-1] + 1])
+    place = np.arange(len(codes)) - np.repeat(starts, np.diff([*starts, len(codes)]))
+    if place.max() > 7:
+        raise BadInput("broken run lengths", met=repr(counts[:40]), wanted="lengths of at most 40 bits")
+    values = np.add.reduceat((codes & 31) << (5 * place), starts)
+    ends = np.flatnonzero(last)
+    values -= np.where(codes[ends] & 16, np.int64(1) << (5 * (place[ends] + 1)), 0)
+    for first in (1, 2):  # lengths 1, 3, 5, ... and 2, 4, 6, ...: each but the first a difference
+        values[first::2] = np.cumsum(values[first::2])
+    if values.min() < 0:
+        raise BadInput("broken run lengths", met=f"a length of {values.min()}")
+    return int(values.sum())
+
+
+def _decode(encoded: Any) -> Bool:
+    try:
+        return np.asarray(coco.decode(encoded)).view(np.bool_)
+    except (ValueError, TypeError) as error:
+        raise BadInput("broken run lengths", met=str(error)) from None

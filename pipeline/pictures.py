@@ -1,0 +1,94 @@
+"""Pictures out of files that may be anything: decoded whole, to RGB, or refused."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from pipeline.resize import UInt8
+from shards.errors import BadInput
+
+MAX_PIXELS = 100_000_000
+MAX_BYTES = 1 << 30
+_POINTERS = (b"version https://git-lfs", b"/annex/objects/", b"../.git/annex/")
+
+
+def read_picture(source: Path | bytes, size: tuple[int, int] | None = None) -> UInt8:
+    """A picture as (H, W, 3) uint8 RGB. An alpha channel is left out, 16 bits are scaled to 8, CMYK is converted.
+
+    Args:
+        source: a file, or its bytes.
+        size: (H, W) that annotations were made for. The bitmap is taken as it is stored where it has this size, else
+            upright by its EXIF orientation where it has it then. Without a size it is taken upright.
+
+    Raises:
+        BadInput: no file, no picture, a truncated or an enormous one, or one of another size.
+    """
+    where = _place(source)
+    image = open_image(source)
+    upright = ImageOps.exif_transpose(image)
+    if size is None or image.size[::-1] != size:
+        image = upright
+    if size is not None and image.size[::-1] != size:
+        met = f"{image.height} x {image.width}"
+        raise BadInput("picture and annotation differ in size", where=where, met=met, wanted=f"{size[0]} x {size[1]}")
+    if image.mode.startswith("I"):  # 16 bits a pixel
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 0xFFFF:
+            raise BadInput("grey values", where=where, met=f"{values.min()} to {values.max()}", wanted="16 bits")
+        grey = ((values * 255 + 0x7FFF) // 0xFFFF).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    try:
+        return np.array(image.convert("RGB"))
+    except ValueError:
+        raise BadInput("no way to RGB", where=where, met=f"a picture of mode {image.mode}") from None
+
+
+def open_image(source: Path | bytes) -> Image.Image:
+    """A picture decoded whole, in its own mode and as it is stored; raises `BadInput` as `read_picture` does."""
+    where = _place(source)
+    data = source if isinstance(source, bytes) else read_bytes(source)
+    if data.startswith(_POINTERS):
+        raise BadInput(
+            "a pointer, not the file", where=where, met="a Git LFS or git-annex pointer", do="fetch the file itself"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # checked below, by a limit of our own
+            with Image.open(io.BytesIO(data)) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    met, wanted = f"{image.width} x {image.height}", f"at most {MAX_PIXELS} pixels"
+                    raise BadInput("too large a picture", where=where, met=met, wanted=wanted)
+                if image.mode == "F":
+                    raise BadInput("a picture of floating point", where=where, wanted="8 or 16 bits a channel")
+                image.load()
+                return image
+    except BadInput:
+        raise
+    except Image.DecompressionBombError as error:
+        raise BadInput("too large a picture", where=where, met=str(error)) from None
+    except Exception as error:  # Pillow's decoders raise many kinds on broken files
+        met = type(error).__name__ if "BytesIO" in str(error) else (str(error).splitlines() or [""])[0]
+        raise BadInput("cannot be read as a picture", where=where, met=met) from None
+
+
+def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
+    """A file's bytes; raises `BadInput` where there is none or it is larger than `most`."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(most + 1)
+    except FileNotFoundError:
+        raise BadInput("no such file", where=str(path)) from None
+    except OSError as error:
+        raise BadInput("cannot be read", where=str(path), met=str(error.strerror)) from None
+    if len(data) > most:
+        raise BadInput("too large a file", where=str(path), met=f"more than {most} bytes")
+    return data
+
+
+def _place(source: Path | bytes) -> str:
+    return "" if isinstance(source, bytes) else str(source)

@@ -1,0 +1,81 @@
+"""What a source finds before the first picture is decoded: its inputs, and what annotation files say of each.
+
+Kept in one SQLite file, so that annotations of gigabytes are streamed once and no worker holds a copy of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pipeline.raw import RawInput
+
+_TABLES = """
+PRAGMA journal_mode = OFF;
+PRAGMA synchronous = OFF;
+CREATE TABLE inputs (path BLOB PRIMARY KEY, bytes INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE parts (path BLOB NOT NULL, body TEXT NOT NULL);
+"""
+
+
+class RecordsWriter:
+    """Collects the inputs of a source. To be used in a `with` statement; nothing of it needs to survive a crash."""
+
+    def __init__(self, file: Path) -> None:
+        file.unlink(missing_ok=True)
+        self._file, self._base = file, sqlite3.connect(file, isolation_level=None)
+        self._base.executescript(_TABLES)
+        self._base.execute("BEGIN")
+
+    def __enter__(self) -> RecordsWriter:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self._base.execute("CREATE INDEX part_of ON parts (path)")
+            self._base.execute("COMMIT")
+        self._base.close()
+
+    def add(self, path: str, size: int) -> None:
+        """Put down an input: its path relative to the source's root, and its bytes. Once more does no harm."""
+        self._base.execute("INSERT OR IGNORE INTO inputs VALUES (?, ?)", (os.fsencode(path), size))
+
+    def attach(self, path: str, part: Any) -> None:
+        """Put down something that an annotation file says of an input, as JSON; parts keep their order."""
+        body = json.dumps(part, separators=(",", ":"), sort_keys=True)
+        self._base.execute("INSERT INTO parts VALUES (?, ?)", (os.fsencode(path), body))
+
+
+class Records:
+    """Reads what a `RecordsWriter` collected; any number of processes at a time."""
+
+    def __init__(self, file: Path) -> None:
+        self._base = sqlite3.connect(
+            f"{file.resolve().as_uri()}?mode=ro&immutable=1", uri=True, check_same_thread=False
+        )
+
+    def inputs(self) -> list[RawInput]:
+        """All inputs, in the order of their paths' bytes."""
+        rows = self._base.execute("SELECT path, bytes FROM inputs ORDER BY path")
+        return [RawInput(os.fsdecode(path), size) for path, size in rows]
+
+    def parts(self, path: str) -> list[Any]:
+        """What was attached to an input, in that order."""
+        return [json.loads(body) for body in self.bodies(path)]
+
+    def bodies(self, path: str) -> Iterator[str]:
+        """The same as JSON texts."""
+        rows = self._base.execute("SELECT body FROM parts WHERE path = ? ORDER BY rowid", (os.fsencode(path),))
+        for (body,) in rows:
+            yield body
+
+
+@lru_cache(maxsize=4)
+def open_records(file: Path) -> Records:
+    """The records in `file`, opened once a process."""
+    return Records(file)
