@@ -38,7 +38,9 @@ def show_plan(plan: Plan, folder: Path) -> None:
         ("bytes, about", _size(len(plan.inputs) * plan.sample_bytes)),
         ("recipe", f"{plan.job.recipe.name} ({plan.job.recipe.digest})"),
     ]
-    rows += [(name, str(value)) for name, value in plan.job.options.items() if name not in ("limit", "shard_size")]
+    options = plan.job.options
+    rows += [(name, str(value)) for name, value in options.items() if name not in ("limit", "shard_size", "found")]
+    rows += [(f"found: {name}", f"{count:,}") for name, count in options.get("found", {}).items()]
     _print(f"{folder}: nothing written (dry run)", rows)
 
 

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 from pipeline.raw import RawInput, RawSample
 from pipeline.records import RecordsWriter
+from pipeline.sources.coco import Coco
+from pipeline.sources.refer import Refer
 from pipeline.sources.sav import Sav
 from shards.errors import UserError
 
@@ -40,7 +42,15 @@ class Source(Protocol):
         ...
 
 
-SOURCES: dict[str, Source] = {source.name: source for source in (Sav(),)}
+_ALL: tuple[Source, ...] = (
+    Sav(),
+    Coco("coco", "instances_{split}*.json"),
+    Coco("lvis", "lvis_v1_{split}*.json"),
+    Refer("refcoco", "unc"),
+    Refer("refcoco+", "unc"),
+    Refer("refcocog", "umd"),
+)
+SOURCES = {source.name: source for source in _ALL}
 
 
 def source_named(name: str) -> Source:

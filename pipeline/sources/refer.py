@@ -1,0 +1,108 @@
+"""RefCOCO, RefCOCO+, RefCOCOg: all referred objects of an image, all sentences of each. `docs/datasets/refcoco.md`."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pipeline import masks
+from pipeline.pickles import read_pickle
+from pipeline.pictures import read_picture
+from pipeline.raw import RawInput, RawObject, RawSample
+from pipeline.records import RecordsWriter
+from pipeline.sources.coco import ImageFolders, stream
+from pipeline.sources.objects import Candidate, inside, sample_of
+from shards.errors import UserError
+
+_IMAGES = ("images/mscoco/images/train2014", "coco2014/train2014", "images/train2014")
+
+
+class Refer:
+    """One sample an image.
+
+    Args:
+        name: of the source.
+        split_by: who split it, by default.
+    """
+
+    def __init__(self, name: str, split_by: str) -> None:
+        self.name = name
+        self.choices: Mapping[str, Any] = {"split": "train", "split_by": split_by}
+
+    def find(self, root: Path, choices: Mapping[str, Any], records: RecordsWriter) -> dict[str, int]:
+        folder = root / self.name if (root / self.name).is_dir() else root
+        refs = _read_refs(folder / f"refs({choices['split_by']}).p", str(choices["split"]))
+        file, counts = folder / "instances.json", Counter[str]()
+        of_object: dict[int, list[Any]] = defaultdict(list)
+        for ref in refs:
+            of_object[ref["ann_id"]].append(ref)
+        images = {ref["image_id"] for ref in refs}
+        names = {item["id"]: item["name"] for item in stream(file, "categories.item")}
+        folders, paths = ImageFolders(root, _IMAGES), dict[int, str]()
+        for image in stream(file, "images.item"):
+            if image["id"] in images and image["id"] not in paths:
+                path, size = folders.find(image["file_name"])  # a ref's own file_name ends with an object's number
+                paths[image["id"]] = path
+                records.add(path, size)
+                records.attach(path, image)
+                counts["images"] += 1
+                counts["images without a file"] += size == 0
+        for annotation in stream(file, "annotations.item"):
+            own = of_object.get(annotation["id"])
+            if not own or annotation["image_id"] not in paths:
+                continue
+            del of_object[annotation["id"]]
+            annotation["category"] = names.get(annotation["category_id"])
+            records.attach(paths[annotation["image_id"]], {**annotation, "refs": own})
+            counts["objects"] += 1
+            counts["refs"] += len(own)
+            counts["sentences"] += sum(len(ref["sentences"]) for ref in own)
+        counts["refs without an annotation or image"] = sum(map(len, of_object.values()))
+        return dict(counts)
+
+    def options(self, root: Path, probe: Sequence[RawInput]) -> dict[str, Any]:
+        return {}
+
+    def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any]) -> RawSample:
+        image, *annotations = parts
+        size = (image["height"], image["width"])
+        picture = read_picture(inside(root, path), size)
+        candidates = [_candidate(annotation, size) for annotation in annotations]
+        more = {"image": image, "split": options["split"], "split_by": options["split_by"]}
+        return sample_of(path, self.name, [(PurePosixPath(path).name, picture)], candidates, more)
+
+
+def _candidate(annotation: dict[str, Any], size: tuple[int, int]) -> Candidate:
+    texts = tuple(sentence["raw"] for ref in annotation["refs"] for sentence in ref["sentences"])
+    more = {key: value for key, value in annotation.items() if key not in ("segmentation", "id", "image_id")}
+    read = partial(masks.from_coco, annotation.get("segmentation"), *size)
+    return Candidate(RawObject(str(annotation["id"]), texts, more), (read,))
+
+
+def _read_refs(file: Path, split: str) -> list[dict[str, Any]]:
+    """The refs of a split ("all": of every split), each with what is needed of it and no more."""
+    if not file.exists():
+        met = ", ".join(sorted(path.name for path in file.parent.glob("refs(*).p"))) or "none"
+        raise UserError("no such file", where=str(file), met=met, do="say which with --split-by, or give --root")
+    loaded = read_pickle(file)
+    try:
+        refs = [ref for ref in loaded if split in ("all", ref["split"])]
+        chosen = [
+            {
+                **{key: ref[key] for key in ("ref_id", "ann_id", "image_id", "category_id", "split")},
+                "sentences": [{key: s[key] for key in ("sent_id", "raw", "sent")} for s in ref["sentences"]],
+            }
+            for ref in refs
+        ]
+    except (TypeError, KeyError) as error:
+        wanted = "a list of refs with ref_id, ann_id, image_id, category_id, split, sentences"
+        raise UserError(
+            "not refer's pickle", where=str(file), met=f"{type(error).__name__} {error}", wanted=wanted
+        ) from None
+    if not chosen:
+        met = ", ".join(sorted({str(ref["split"]) for ref in loaded})) or "no ref at all"
+        raise UserError("no ref of this split", where=str(file), met=met, wanted=split, do="give --split")
+    return chosen
