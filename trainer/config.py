@@ -44,6 +44,8 @@ class LoraConfig:
 class DataConfig:
     shards: list[str] = field(default_factory=list)
     """Folders of shard sets, all of one recipe."""
+    sources: dict[str, int] = field(default_factory=dict)
+    """How often the samples of a source stand in an epoch, such as {sav: 2, refcoco: 4}; once where it is not named."""
     holdout: float = 0.05
     """Share of the samples that is never trained on; 0 for none (and no evaluation)."""
     objects_per_sample: int = 1
@@ -226,5 +228,8 @@ def _check(config: Any) -> None:
     if config.model.dtype == "bfloat16" and config.mixed_precision == "no":
         where, do = "model.dtype", "set mixed_precision=bf16"
         raise UserError("float32 adapters on bfloat16 weights need autocast", where=where, met="bfloat16", do=do)
+    for name, count in config.data.sources.items():
+        if count < 1:
+            raise UserError("out of range", where=f"data.sources.{name}", met=str(count), wanted=">= 1")
     if len(config.betas) != 2:
         raise UserError("not two numbers", where="betas", met=str(config.betas), wanted="[0.9, 0.999]")

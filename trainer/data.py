@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ Batch = dict[str, Any]
 - `prompt_masks{k}` (M, 16, 16) bool, `masks{k}` (M, 1024, 1024) bool, for the frames k that were asked for,
 - `image_of_object` (M,) int64: the sample (row of the pictures) that each object belongs to,
 - `keys` list[str] (B), `meta` list[dict] (B), `texts` list[list[str]] (M),
+- `copies` list[int] (B): how often the sample stood in this epoch before, where sources are repeated,
 - `position` {"epoch": int, "step": int}: what has been consumed once this batch is trained on.
 
 Frames are numbered 1 and 2; the frame of a single-frame sample serves for both.
@@ -81,6 +82,7 @@ class Loader:
         batch_size: samples a batch on this rank.
         holdout: share of the samples that is held out of training (`part` "holdout").
         part: "train" is shuffled; "holdout" keeps the order of the shards.
+        repeats: how often the training samples of a source stand in an epoch, by its name; once where it is not named.
         objects_per_sample: objects chosen at random from each sample; all of them where it has fewer.
         threads: decoders.
         prefetch: batches in the making ahead of the one that is in use.
@@ -101,6 +103,7 @@ class Loader:
         world_size: int = 1,
         holdout: float = 0.0,
         part: Literal["train", "holdout"] = "train",
+        repeats: Mapping[str, int] | None = None,
         objects_per_sample: int = 1,
         threads: int = 2,
         prefetch: int = 2,
@@ -109,6 +112,10 @@ class Loader:
         if not paths:
             raise UserError("no shard folder given", where="data.shards", do="for example data.shards=[shards/sav]")
         self._sets = [ShardSet(path) for path in paths]
+        names = {s.manifest.source for s in self._sets}
+        if unknown := sorted(set(repeats or {}) - names):
+            wanted = ", ".join(sorted(names))
+            raise UserError("no shards of this source", where="data.sources", met=", ".join(unknown), wanted=wanted)
         self.recipe = self._sets[0].recipe
         self.described = [f"{s.manifest.source}: {len(s)} samples, plan {s.manifest.plan[:12]}" for s in self._sets]
         """A line a set: what is read."""
@@ -120,6 +127,12 @@ class Loader:
         self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
         self._seed, self._shuffled = seed, part == "train"
         self._objects, self._threads, self._prefetch, self._pin = objects_per_sample, threads, prefetch, pin
+        if repeats and self._shuffled:
+            # A set that counts several times stands there several times: each copy has positions of its own.
+            copies = [(s, copy) for s in self._sets for copy in range(repeats.get(s.manifest.source, 1))]
+            self._sets, self._copies = [s for s, _ in copies], [copy for _, copy in copies]
+        else:
+            self._copies = [0] * len(self._sets)
         # Global positions run through the sets in their order; `_starts[i]` is the first of set i.
         self._starts = np.cumsum([0, *(len(s) for s in self._sets)])
         chosen = np.concatenate([held_out(s.index["key"], holdout) == (part == "holdout") for s in self._sets])
@@ -201,7 +214,7 @@ class Loader:
             except BadShard as error:
                 where = f"{shards.folder}: {shards.key(local)}.{stored}"
                 raise BadShard(error.what, where=where, met=error.met, wanted=error.wanted, do=error.do) from None
-        return _Row(shards.key(local), meta, objects)
+        return _Row(shards.key(local), meta, objects, self._copies[which])
 
     def _choose(self, count: int, position: int, epoch: int) -> list[int]:
         if count <= self._objects:
@@ -220,14 +233,15 @@ class Loader:
             batch[str(field)] = tensor
         batch["image_of_object"] = torch.tensor([i for i, row in enumerate(rows) for _ in row.objects])
         batch["texts"] = [list(row.meta["objects"][n].get("texts", ())) for row in rows for n in row.objects]
-        return {**batch, "keys": [r.key for r in rows], "meta": [r.meta for r in rows], "position": position}
+        batch |= {"keys": [r.key for r in rows], "meta": [r.meta for r in rows], "copies": [r.copy for r in rows]}
+        return {**batch, "position": position}
 
 
 class _Row:
     """What a decoder says of the row that it filled."""
 
-    def __init__(self, key: str, meta: dict[str, Any], objects: list[int]) -> None:
-        self.key, self.meta, self.objects = key, meta, objects
+    def __init__(self, key: str, meta: dict[str, Any], objects: list[int], copy: int) -> None:
+        self.key, self.meta, self.objects, self.copy = key, meta, objects, copy
 
 
 def _frame_field(name: str) -> Field:

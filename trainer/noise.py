@@ -1,7 +1,8 @@
 """Randomness that belongs to a sample, not to a process.
 
 Whatever a step draws for an object (corruption, Gumbel noise, points) follows from seed, epoch, sample and object
-alone. So it does not depend on how many processes share a batch, nor on what was drawn before a restart.
+alone (and from which copy it is, where a source is repeated). So it does not depend on how many processes share a
+batch, nor on what was drawn before a restart.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ def object_generators(batch: dict[str, Any], seed: int) -> list[torch.Generator]
     for sample in batch["image_of_object"].tolist():
         name = f"{seed}/{batch['position']['epoch']}/{batch['keys'][sample]}/{seen[sample]}"
         seen[sample] += 1
+        if copy := batch["copies"][sample]:  # a sample that stands several times in an epoch is drawn for anew
+            name += f"/copy {copy}"
         digest = hashlib.sha256(name.encode()).digest()
         generators.append(torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1))
     return generators

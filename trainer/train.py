@@ -73,6 +73,7 @@ def main(arguments: list[str]) -> None:
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         holdout=config.data.holdout,
+        repeats=config.data.sources,
         objects_per_sample=config.data.objects_per_sample,
         threads=config.data.threads,
         prefetch=config.data.prefetch,

@@ -3,16 +3,25 @@
 import json
 import logging
 import shutil
+from collections import Counter
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from skimage import data as photographs
 
+from pipeline.plan import make_plan
+from pipeline.run import run
+from pipeline.sources import choices_of, source_named
 from shards.errors import UserError
 from shards.manifest import sha256
 from shards.reader import ShardSet
+from shards.recipe import named_recipe
 from trainer.data import Loader, check_recipe, held_out, mix
+from trainer.noise import object_generators
 
 FIELDS = ("pixel_values1", "prompt_masks1", "pixel_values2", "g_pixel_values2", "masks2")
 LIGHT = ("prompt_masks1",)
@@ -46,6 +55,54 @@ def test_order_is_a_pure_function_of_seed_and_epoch(sav_set):
     first, second = keys(loader(sav_set)), keys(loader(sav_set), epoch=1)
     assert sorted(chain(*first)) == sorted(chain(*second)) and first != second
     assert first != keys(loader(sav_set, seed=8))
+
+
+@pytest.fixture(scope="module")
+def coco_set(tmp_path_factory) -> Path:
+    """A shard set of another source: 5 photographs of one frame and two objects each."""
+    root = tmp_path_factory.mktemp("coco")
+    images = [{"id": n, "file_name": f"{n:012d}.jpg", "height": 60, "width": 80} for n in range(5)]
+    corners = [[5, 5, 60, 5, 60, 50, 5, 50]], [[30, 20, 79, 20, 79, 59]]
+    objects = [
+        {"id": 2 * image["id"] + k, "image_id": image["id"], "category_id": 1, "segmentation": polygon}
+        for image in images
+        for k, polygon in enumerate(corners)
+    ]
+    body = {"images": images, "annotations": objects, "categories": [{"id": 1, "name": "cup"}]}
+    (root / "instances_train2017.json").write_text(json.dumps(body))
+    (root / "train2017").mkdir()
+    for image in images:
+        Image.fromarray(photographs.coffee()).resize((80, 60)).save(root / "train2017" / image["file_name"])
+    source, recipe, out = source_named("coco"), named_recipe("default", None), root / "shards" / "coco"
+    choices = choices_of(source, {})
+    run(lambda known, records: make_plan(source, root, recipe, 10**7, records, choices), out, 1, 0.0)
+    return out
+
+
+def test_sources_train_together_and_are_repeated(sav_set, coco_set):
+    def mixed(**options) -> Loader:
+        return Loader([str(sav_set), str(coco_set)], fields=FIELDS, batch_size=1, seed=7, **options)
+
+    both = mixed(repeats={"coco": 3})
+    seen = Counter(
+        (key, copy) for batch in both.epoch(0) for key, copy in zip(batch["keys"], batch["copies"], strict=True)
+    )
+    assert set(seen.values()) == {1}
+    times = Counter(key for key, _ in seen)
+    assert Counter(times.values()) == {1: 12, 3: 5}
+    names = [batch["meta"][0]["source"] for batch in both.epoch(0)]
+    assert names.index("sav") < 12 and "coco" in names[:12]  # shuffled among one another
+    assert [len(batch["texts"][0]) for batch in both.epoch(0)] == [int(name == "coco") for name in names]
+    held = [key for batch in mixed(repeats={"coco": 3}, holdout=0.4, part="holdout").epoch(0) for key in batch["keys"]]
+    assert len(held) == len(set(held)) > 0
+    with pytest.raises(UserError, match=r"data.sources: no shards of this source; met refcoco; wanted coco, sav"):
+        mixed(repeats={"refcoco": 2})
+
+
+def test_copies_of_a_sample_are_drawn_for_anew(coco_set):
+    one = Loader([str(coco_set)], fields=LIGHT, batch_size=1, seed=7, repeats={"coco": 2})
+    draws = [object_generators(batch, 7)[0].initial_seed() for batch in one.epoch(0)]
+    assert len(set(draws)) == 10
 
 
 def test_going_on_in_the_middle_of_an_epoch(sav_set):
