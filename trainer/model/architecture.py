@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,7 +131,8 @@ class Architecture:
     @property
     def language(self) -> PretrainedConfig:
         """Of transformers' Qwen2, Qwen3 or (for InternLM2) Llama."""
-        given = {k: v for k, v in self._section("llm_config").items() if "attn_implementation" not in k}
+        # A copy of all levels: transformers writes into the rope scaling that it is given.
+        given = {k: v for k, v in deepcopy(self._section("llm_config")).items() if "attn_implementation" not in k}
         kind = (given.pop("architectures", None) or ["?"])[0]
         given["tie_word_embeddings"] = False  # the file decides, see `trainer.released.folder`
         for key in ("auto_map", "model_type", "_name_or_path", "torch_dtype", "dtype", "transformers_version"):
