@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from pipeline.raw import RawInput, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.sources.coco import Coco
+from pipeline.sources.folder import Folder
 from pipeline.sources.refer import Refer
 from pipeline.sources.sav import Sav
 from shards.errors import UserError
@@ -49,6 +50,7 @@ _ALL: tuple[Source, ...] = (
     Refer("refcoco", "unc"),
     Refer("refcoco+", "unc"),
     Refer("refcocog", "umd"),
+    Folder(),
 )
 SOURCES = {source.name: source for source in _ALL}
 

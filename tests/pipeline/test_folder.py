@@ -1,0 +1,142 @@
+"""A user's own data, in both forms, with what users get wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data as photographs
+
+from pipeline.derive import Against
+from pipeline.plan import find_inputs, make_plan
+from pipeline.records import open_records
+from pipeline.run import run
+from pipeline.sources import source_named
+from shards.errors import BadInput, UserError
+from shards.recipe import named_recipe
+from shards.verify import verify
+
+HEIGHT, WIDTH = 60, 80
+MASK = np.zeros((HEIGHT, WIDTH), np.uint8)
+MASK[10:50, 20:70] = 255
+FOLDER = source_named("folder")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    photo = Image.fromarray(photographs.coffee()).resize((WIDTH, HEIGHT))
+    for name in ("a.jpg", "b.png"):
+        photo.save(tmp_path / name)
+    Image.fromarray(MASK).save(tmp_path / "m.png")
+    ids = Image.fromarray((MASK > 0).astype(np.uint8) * 7).convert("P")
+    ids.putdata(((MASK > 0) * 7).ravel().tolist())
+    ids.save(tmp_path / "ids.png")
+    return tmp_path
+
+
+def write(root: Path, *lines: Any) -> None:
+    text = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    (root / "samples.jsonl").write_text("\n".join(text) + "\n")
+
+
+def load_all(root: Path) -> dict[str, Any]:
+    file, out = root / "records.sqlite", {}
+    find_inputs(FOLDER, root, {}, file)
+    for item in open_records(file).inputs():
+        try:
+            out[item.path] = FOLDER.load(root, item.path, {}, open_records(file).parts(item.path))
+        except BadInput as error:
+            out[item.path] = error
+    return out
+
+
+def test_lines_with_every_form_of_mask(root):
+    objects = [
+        {"id": "png", "mask": "m.png", "texts": ["The cup.", "a cup"], "colour": "red"},
+        {"mask": "ids.png", "value": 7},
+        {"mask": [[20, 10, 70, 10, 70, 50, 20, 50]]},
+        {"mask": {"size": [HEIGHT, WIDTH], "counts": [0, HEIGHT * WIDTH]}},
+    ]
+    write(root, {"image": "a.jpg", "objects": objects, "licence": "mine"})
+    (sample,) = load_all(root).values()
+    assert [item.id for item in sample.objects] == ["png", "1", "2", "3"]
+    assert sample.objects[0].texts == ("The cup.", "a cup") and sample.objects[0].more == {"colour": "red"}
+    assert sample.more["source_json"] == {"licence": "mine"}
+    for mask in sample.frames[0].masks[:3]:
+        assert np.array_equal(mask, MASK > 0)
+    assert sample.frames[0].masks[3].all()
+
+
+def test_frames_and_an_object_that_leaves(root):
+    write(root, {"frames": ["a.jpg", "b.png"], "objects": [{"masks": ["m.png", None]}]})
+    (sample,) = load_all(root).values()
+    assert [mask.any() for frame in sample.frames for mask in frame.masks] == [True, False]
+
+
+def test_images_and_masks_beside_one_another(root):
+    for place in ("images/x", "masks/x/two"):
+        (root / place).mkdir(parents=True)
+    for name in ("one", "two", "three"):
+        (root / "a.jpg").rename(root / "images/x" / f"{name}.jpg") if name == "one" else Image.open(
+            root / "b.png"
+        ).save(root / "images/x" / f"{name}.jpg")
+    both = MASK // 255 * 3
+    both[:5] = 200
+    Image.fromarray(both).save(root / "masks/x/one.png")
+    Image.fromarray(MASK).save(root / "masks/x/two/cup.png")
+    samples = load_all(root)
+    one, three, two = samples.values()
+    assert [item.id for item in one.objects] == ["3", "200"] and [item.id for item in two.objects] == ["cup"]
+    assert np.array_equal(one.frames[0].masks[0], MASK > 0) and "no annotated object" in str(three)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "not a sample"),
+        ("[1]", "not a sample"),
+        ({"objects": []}, "not a sample"),
+        ({"image": "none.jpg", "objects": []}, "no such file"),
+        ({"image": "../a.jpg", "objects": []}, "path leaves the dataset"),
+        ({"image": "/etc/passwd", "objects": []}, "path leaves the dataset"),
+        ({"image": "a.jpg"}, "no annotated object"),
+        ({"image": "a.jpg", "objects": {}}, "no list of objects"),
+        ({"image": "a.jpg", "objects": [{"mask": "../m.png"}]}, "path leaves the dataset"),
+        ({"image": "a.jpg", "objects": [{"masks": ["m.png", "m.png"]}]}, "masks of an object"),
+        ({"image": "a.jpg", "objects": [{"mask": "m.png", "texts": "one"}]}, "texts of an object"),
+        ({"image": "a.jpg", "objects": [{"mask": {"size": [3, 3], "counts": [9]}}]}, "differ in size"),
+    ],
+)
+def test_what_users_get_wrong_is_said(root, line, said):
+    write(root, line)
+    (error,) = load_all(root).values()
+    assert isinstance(error, BadInput) and said in str(error)
+
+
+def test_lines_with_one_picture_need_ids(root):
+    line = {"image": "a.jpg", "objects": [{"mask": "m.png"}]}
+    write(root, line, line)
+    (error,) = load_all(root).values()
+    assert "described more than once; met 2 lines" in str(error)
+    write(root, {**line, "id": 1}, {**line, "id": 2})
+    assert [*load_all(root)] == ["a.jpg#1", "a.jpg#2"]
+
+
+def test_a_folder_of_another_kind(tmp_path):
+    with pytest.raises(UserError, match=r"not a folder of this kind; wanted samples.jsonl, or images/ and masks/"):
+        load_all(tmp_path)
+
+
+def test_from_raw_to_verified(root):
+    pair = {"frames": ["a.jpg", "b.png"], "objects": [{"masks": ["m.png", "ids.png"], "texts": ["cup"]}], "id": "p"}
+    write(root, pair, {"image": "b.png", "objects": [{"mask": "m.png"}, {"mask": "ids.png", "value": 7}]}, "broken")
+    recipe, out = named_recipe("sa2va", None), root / "shards" / "folder"
+    done = run(lambda known, records: make_plan(FOLDER, root, recipe, 10**7, records, {}), out, 1, 1.0)
+    assert (done.manifest.inputs, done.manifest.samples, done.manifest.objects) == (3, 2, 3)
+    raw = Against(root, root)
+    report = verify([out], derive=raw.derive, same_inputs=raw.same_inputs)
+    assert report.ok, report.table()
