@@ -81,7 +81,9 @@ def load_parts(
         raise UserError("not an InternVL", where=where, met=met, wanted="internvl_chat", do=do)
     language = dict(given.get("llm_config") or {})
     kind = (language.get("architectures") or ["?"])[0]
-    config = sa2va_config(dict(given.get("vision_config") or {}), language, _TEMPLATES.get(kind, "qwen_chat"))
+    # Without its architecture, the official code takes a vision configuration for another model's.
+    vision = {"architectures": ["InternVisionModel"], **(given.get("vision_config") or {})}
+    config = sa2va_config(vision, language, _TEMPLATES.get(kind, "qwen_chat"))
     config |= {
         k: given[k] for k in ("force_image_size", "downsample_ratio", "ps_version", "select_layer") if k in given
     }
