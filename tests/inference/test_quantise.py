@@ -1,9 +1,9 @@
 """int8 weights against numpy, their storage, and what they change."""
 
+import copy
 import json
 import shutil
-import sys
-from importlib.machinery import PathFinder
+from functools import cache
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from safetensors import safe_open
 from skimage import data
 from torch import nn
 
+import inference.packages
 from inference.compare_masks import Example, compare, iou, masks_of
 from inference.quantise import (
     export_int8,
@@ -35,9 +36,14 @@ EXAMPLES = [
 ]
 
 
-def make(dtype: torch.dtype = torch.float32) -> Sa2VA:
+@cache
+def built() -> Sa2VA:
     torch.manual_seed(0)
-    return cast(build("tiny").eval().requires_grad_(False), dtype)
+    return build("tiny").eval().requires_grad_(False)
+
+
+def make(dtype: torch.dtype = torch.float32) -> Sa2VA:
+    return cast(copy.deepcopy(built()), dtype)
 
 
 def by_numpy(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -197,7 +203,6 @@ def test_mistakes_end_in_one_line(tmp_path, monkeypatch):
     set_trainable(adapted, ["lora"], r=2, alpha=4, dropout=0.0)
     with pytest.raises(UserError, match="adapters in the language model; merge them"):
         quantise_language_model(adapted)
-    monkeypatch.delitem(sys.modules, "torchao", raising=False)
-    monkeypatch.setattr(PathFinder, "find_spec", lambda *given, **more: None)
+    monkeypatch.setattr(inference.packages, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"packages are missing; met torchao; .*pip install '\.\[deploy\]'"):
         quantise_language_model(make())
