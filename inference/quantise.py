@@ -4,9 +4,9 @@ Weight-only, symmetric, one scale a row (output channel), through torchao. The f
 names; a weight `NAME` that became int8 is there as `NAME_int8` (N, K) int8 and `NAME_scale` (N, 1) float32, whose
 product it is. torchao's own storage in safetensors is a prototype that names torchao's classes; this needs none.
 
-All linear layers are taken, the head too (in the 1B model it is a fifth of the language model, and at int8 the likeliest
-token stays the same as with the other layers alone), unless it is tied to the token table: then it costs nothing, and
-in int8 it would be a second copy. The table stays as it is: torchao restores all of it to look up one token.
+All linear layers are taken, the head too (a fifth of the language model in the 1B size; at random weights it moves the
+logits by a sixth of what the other layers do), unless it is tied to the token table: then it costs nothing, and in int8
+it would be a second copy. The table stays as it is: torchao restores all of it to look up one token.
 """
 
 from __future__ import annotations
