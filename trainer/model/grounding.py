@@ -110,7 +110,7 @@ class GroundingEncoder(nn.Module):
             high: (N, C / 8, 256, 256) and (N, C / 4, 128, 128).
             embeddings: (N, C), one prompt token an object; None where memory alone says what to segment.
         """
-        sam, count, device = self.sam2_model, len(maps), maps.device
+        sam, count, device = self.sam2_model, maps.shape[0], maps.device  # not len(), which torch.export would fix
         # One padding point: the prompt encoder was trained with one, without it the logits are far off.
         points = torch.zeros(count, 1, 2, device=device), torch.full((count, 1), -1, dtype=torch.int32, device=device)
         sparse, dense = sam.sam_prompt_encoder(points=points, boxes=None, masks=None)

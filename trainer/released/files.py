@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,26 @@ def _some(names: list[str], shown: int = 8) -> str:
     return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `out` at the end; where an exception ends it, nothing remains.
+
+    Raises:
+        UserError: `out` is neither missing nor an empty folder.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError("there is something already", where=str(out), wanted="a new folder", do="choose another --out")
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if out.exists():
+            out.rmdir()
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def write_folder(
     out: Path, tensors: Mapping[str, Tensor], files: Callable[[Path], None], shard_bytes: int = 5 * 10**9
 ) -> None:
@@ -131,19 +151,10 @@ def write_folder(
     Raises:
         UserError: `out` holds something already.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError("there is something already", where=str(out), wanted="a new folder", do="choose another --out")
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
-    try:
+    with new_folder(out) as folder:
         contiguous = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-        save_torch_state_dict(contiguous, partial, max_shard_size=shard_bytes, safe_serialization=True)
-        files(partial)
-        if out.exists():
-            out.rmdir()
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        save_torch_state_dict(contiguous, folder, max_shard_size=shard_bytes, safe_serialization=True)
+        files(folder)
 
 
 def floating(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

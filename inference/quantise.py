@@ -1,0 +1,201 @@
+"""int8 weights for the language model: in memory, and as a folder of safetensors.
+
+Weight-only, symmetric, one scale a row (output channel), through torchao. The folder holds the model's own tensor
+names; a weight `NAME` that became int8 is there as `NAME_int8` (N, K) int8 and `NAME_scale` (N, 1) float32, whose
+product it is. torchao's own storage in safetensors is a prototype that names torchao's classes; this needs none.
+
+All linear layers are taken, the head too (a fifth of the language model in the 1B size; at random weights it moves the
+logits by a sixth of what the other layers do), unless it is tied to the token table: then it costs nothing, and in int8
+it would be a second copy. The table stays as it is: torchao restores all of it to look up one token.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from inference.compare_masks import Example, compare, masks_of
+from inference.packages import need
+from shards.errors import UserError
+from trainer.model.architecture import Architecture, sam_of
+from trainer.model.prompts import Prompts
+from trainer.model.sa2va import Sa2VA
+from trainer.released.files import TensorFolder, check_fit, read_json, write_folder
+from trainer.released.tokenizer import load_tokenizer, save_tokenizer
+
+MODEL_TYPE = "sa2va_chat_int8"
+"""`model_type` in the folder's `config.json`, so that nothing takes it for a released one."""
+INT8, SCALE = "_int8", "_scale"
+_PART, _HEAD, _TABLE = "language_model.", "lm_head", "model.embed_tokens.weight"
+_SAM = "grounding_encoder.sam2_model."
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of weights before and after."""
+
+    language_model: tuple[int, int]
+    whole_model: tuple[int, int]
+
+    def table(self) -> str:
+        lines = [f"{'bytes':<16} {'before':>16} {'int8':>16} {'share':>7}"]
+        for name, (before, after) in vars(self).items():
+            lines.append(f"{name.replace('_', ' '):<16} {before:>16,} {after:>16,} {after / before:>7.1%}")
+        return "\n".join(lines)
+
+
+def quantise_language_model(model: Sa2VA) -> Sizes:
+    """Replace the weights of the language model's linear layers by int8 ones, in place, layer by layer.
+
+    It then runs as before, in the precision of its input. A weight's row w becomes round(w / s) with
+    s = max |w| / 127.5, within -128..127; s is rounded to the weight's precision, in which torchao multiplies by it.
+
+    Raises:
+        UserError: torchao is missing, adapters are not merged, or the weights are int8 already.
+    """
+    need("torchao")
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    if any(isinstance(module, LoraLayer) for module in model.language_model.modules()):
+        raise UserError("adapters in the language model", do="merge them first")
+    if is_quantised(model):
+        raise UserError("the language model's weights are int8 already", do="start from the original model")
+    before = _bytes(model)
+    with torch.no_grad():
+        chosen = _linears(model)
+        quantize_(
+            model.language_model,
+            Int8WeightOnlyConfig(set_inductor_config=False),  # the settings of a compiler that is not used here
+            filter_fn=lambda module, name: name in chosen,
+        )
+    after = _bytes(model)
+    return Sizes(*zip(before, after, strict=True))
+
+
+def export_int8(model: Sa2VA, out: Path, examples: Sequence[Example] = (), card: str = "") -> str:
+    """Quantise `model` in place, write it to `out`, and say what that changed: sizes, and the masks of `examples`.
+
+    Raises:
+        UserError: as `quantise_language_model` and `save_quantised`.
+    """
+    before = masks_of(model, examples)
+    said = [quantise_language_model(model).table()]
+    if examples:
+        said.append(compare(examples, before, masks_of(model, examples)).table())
+    save_quantised(model, out, card)
+    return "\n\n".join(said)
+
+
+def is_quantised(model: Sa2VA) -> bool:
+    """Whether `quantise_language_model` or `load_quantised` made its weights."""
+    return any(hasattr(layer.weight, "qdata") for layer in _linears(model).values())
+
+
+def tensors_of(model: Sa2VA) -> dict[str, Tensor]:
+    """All of the model's tensors as a folder stores them: plain, and without the second of tied ones."""
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        if model.tied and name == f"{_PART}{_HEAD}.weight":
+            continue
+        if hasattr(tensor, "qdata"):
+            tensors |= {name + INT8: tensor.qdata, name + SCALE: tensor.scale}
+        else:
+            tensors[name] = tensor
+    return tensors
+
+
+def save_quantised(model: Sa2VA, out: Path, card: str = "") -> None:
+    """Write a folder for `load_quantised`: config.json, safetensors, tokenizer, README.md.
+
+    Args:
+        model: after `quantise_language_model`.
+        out: a new folder. It stands under its name only when it is whole.
+        card: the text of README.md.
+
+    Raises:
+        UserError: the weights are not int8, or there is something at `out` already.
+    """
+    if not is_quantised(model):
+        raise UserError("the language model's weights are not int8", do="call quantise_language_model first")
+
+    def files(folder: Path) -> None:
+        config = model.architecture.config | {"model_type": MODEL_TYPE, "tie_word_embeddings": model.tied}
+        (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        save_tokenizer(model.prompts.tokenizer, model.source, folder)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+    write_folder(out, tensors_of(model), files)
+
+
+def load_quantised(folder: Path, device: torch.device | str = "cpu") -> Sa2VA:
+    """The model of a folder that `save_quantised` wrote: frozen, in evaluation mode, bit-equal to what was saved.
+
+    Raises:
+        UserError: torchao is missing, or the folder is not such a one, whole.
+    """
+    need("torchao")
+    where = folder / "config.json"
+    config = read_json(where)
+    if config.get("model_type") != MODEL_TYPE:
+        raise UserError(
+            "not an int8 Sa2VA", where=f"{where}, model_type", met=repr(config.get("model_type")), wanted=MODEL_TYPE
+        )
+    config["model_type"] = "sa2va_chat"
+    with TensorFolder(folder) as files:
+        shapes = files.shapes
+        sam = sam_of({n.removeprefix(_SAM): s for n, s in shapes.items() if n.startswith(_SAM)}, str(folder))
+        architecture = Architecture(config, sam, str(where))
+        prompts = Prompts(load_tokenizer(folder), architecture.template, architecture.language.vocab_size)
+        model = Sa2VA(architecture, prompts, hollow=True).requires_grad_(False).eval()
+        model.source, model.tied = folder, bool(config.get("tie_word_embeddings"))
+        check_fit(_shapes(model), shapes, str(folder))
+        tensors = {name: files[name].to(device) for name in shapes}
+    model.stored_dtype = tensors[_PART + _TABLE].dtype
+    linears = _linears(model)
+    for name, layer in linears.items():
+        full = f"{_PART}{name}.weight"
+        layer.weight = _int8(tensors.pop(full + INT8), tensors.pop(full + SCALE), model.stored_dtype)
+    kept = {f"{_PART}{name}.weight" for name in linears} | ({f"{_PART}{_HEAD}.weight"} if model.tied else set())
+    missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
+    assert set(missing) == kept and not unexpected, (missing, unexpected)
+    if model.tied:
+        model.language_model.lm_head.weight = model.embedding.weight
+    return model.to(device)  # the buffers that no file holds
+
+
+def _linears(model: Sa2VA) -> dict[str, nn.Linear]:
+    """The layers that become int8, by their names in the language model."""
+    modules = model.language_model.named_modules()
+    return {n: m for n, m in modules if isinstance(m, nn.Linear) and not (model.tied and n == _HEAD)}
+
+
+def _int8(qdata: Tensor, scale: Tensor, dtype: torch.dtype) -> nn.Parameter:
+    from torchao.quantization import Int8Tensor
+
+    zero = torch.zeros_like(scale, dtype=torch.int8)
+    return nn.Parameter(Int8Tensor(qdata, scale, [1, qdata.shape[1]], dtype, zero_point=zero), requires_grad=False)
+
+
+def _shapes(model: Sa2VA) -> dict[str, tuple[int, ...]]:
+    """Of the tensors that a folder must hold for `model`, whose own need not hold anything yet."""
+    int8 = {f"{_PART}{name}.weight" for name in _linears(model)}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, tensor in model.state_dict().items():
+        shape = tuple(tensor.shape)
+        if name in int8:
+            shapes |= {name + INT8: shape, name + SCALE: (shape[0], 1)}
+        elif not (model.tied and name == f"{_PART}{_HEAD}.weight"):
+            shapes[name] = shape
+    return shapes
+
+
+def _bytes(model: Sa2VA) -> tuple[int, int]:
+    """Of the language model, and of all."""
+    sizes = {name: tensor.nbytes for name, tensor in tensors_of(model).items()}
+    return sum(size for name, size in sizes.items() if name.startswith(_PART)), sum(sizes.values())
