@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 
 Dtype = Literal["float32", "bfloat16"]
+Form = Literal["sa2va", "onnx", "int8"]
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -134,16 +135,39 @@ def preview(
 def export(
     checkpoint: Annotated[Path, typer.Option(help="Folder of a run, or a released model folder.")],
     out: Annotated[Path, typer.Option(help="A new folder.")],
+    form: Annotated[
+        Form,
+        typer.Option(
+            "--format",
+            help="sa2va: the released layout. onnx: SAM 2's image encoder and mask decoder. int8: the released names, "
+            "with int8 weights in the language model.",
+        ),
+    ] = "sa2va",
     dtype: Annotated[
         Dtype | None, typer.Option(help="Of all weights.  [default: as in the files that the run started from]")
     ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of pictures to compare on: needed by onnx, of use to int8.")
+    ] = None,
+    texts: Annotated[
+        Path | None, typer.Option(help="Questions to compare int8 on: lines of FILE, a tab, a question.")
+    ] = None,
 ) -> None:
-    """Write a trained model in the released layout, adapters merged: safetensors, config.json, tokenizer, card."""
+    """Write a trained model, adapters merged, for others to use: safetensors, config.json, tokenizer, card; or ONNX."""
     import torch
 
-    from trainer.export import export as write
+    chosen = None if dtype is None else getattr(torch, dtype)
+    if form == "sa2va":
+        from trainer.export import export as write
 
-    print(write(checkpoint, out, None if dtype is None else getattr(torch, dtype)))
+        print(write(checkpoint, out, chosen))
+    else:
+        from inference.deploy import export_graphs, export_quantised
+
+        if form == "onnx":
+            print(export_graphs(checkpoint, out, images))
+        else:
+            print(export_quantised(checkpoint, out, images, texts, chosen))
 
 
 @app.command()

@@ -110,7 +110,9 @@ def track(load: Load, folder: Path, text: str, out: Path) -> Iterator[str]:
 
 
 @dataclass(frozen=True)
-class _Question:
+class Question:
+    """What is asked of a picture."""
+
     name: str
     """Of its outputs."""
     path: Path
@@ -122,7 +124,7 @@ def segment_many(load: Load, images: Path, texts: Path, out: Path, batch_size: i
 
     A picture that cannot be read is named and left out, and the run ends with an error.
     """
-    questions = _questions(images, texts)
+    questions = read_questions(images, texts)
     predictor = load()
     bad = []
     for start in tqdm(range(0, len(questions), batch_size), unit="batch", leave=False):
@@ -149,8 +151,14 @@ def segment_many(load: Load, images: Path, texts: Path, out: Path, batch_size: i
         raise UserError(f"{len(bad)} of {len(questions)} questions are not answered", met=met)
 
 
-def _questions(images: Path, texts: Path) -> list[_Question]:
-    """Lines `FILE<TAB>question`; empty ones are skipped."""
+def read_questions(images: Path, texts: Path) -> list[Question]:
+    """The questions in the file `texts`, about pictures in the folder `images`.
+
+    Lines are `FILE<TAB>question`; empty ones are skipped.
+
+    Raises:
+        UserError: a line that is no question, or names no picture.
+    """
     try:
         lines = texts.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -167,7 +175,7 @@ def _questions(images: Path, texts: Path) -> list[_Question]:
         if path.is_absolute() or ".." in path.parts or not (images / path).is_file():
             raise UserError("no such picture", where=where, met=name, wanted=f"a file in {images}")
         # The line's number keeps several questions about a picture apart.
-        questions.append(_Question(f"{number:05d}-{path.stem}", images / path, text))
+        questions.append(Question(f"{number:05d}-{path.stem}", images / path, text))
     if not questions:
         raise UserError("no questions", where=str(texts), wanted="lines of FILE, a tab, a question")
     return questions

@@ -1,0 +1,52 @@
+"""A trained model in the forms that deployment takes: the mask branch as ONNX, the language model with int8 weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from inference.compare_masks import Example
+from inference.onnx_export import export_onnx
+from inference.pictures import files_of_frames
+from inference.quantise import export_int8
+from inference.run import read_questions
+from pipeline.pictures import read_picture
+from shards.errors import UserError
+from trainer.export import load_any, model_card
+
+
+def export_graphs(checkpoint: Path, out: Path, images: Path | None) -> str:
+    """Write the mask branch as ONNX, checked with onnxruntime on the pictures in `images`; what was found.
+
+    Raises:
+        UserError: no pictures, or the graphs do not agree with PyTorch.
+    """
+    if images is None:
+        do = "give --images: the graphs are compared with PyTorch on real pictures"
+        raise UserError("no pictures to compare on", wanted="a folder", do=do)
+    pictures = [read_picture(path) for path in files_of_frames(images)]
+    return export_onnx(load_any(checkpoint)[0], out, pictures).table()
+
+
+def export_quantised(
+    checkpoint: Path, out: Path, images: Path | None, texts: Path | None, dtype: torch.dtype | None
+) -> str:
+    """Write the model with int8 weights in its language model; sizes before and after, and how masks changed.
+
+    Args:
+        checkpoint: folder of a run, or a released one.
+        out: a new folder.
+        images: pictures that `texts` asks about; masks are compared only where both are given.
+        texts: lines of FILE, a tab, a question, as in prediction.
+        dtype: of all other weights; None keeps that of the files.
+
+    Raises:
+        UserError: half of the two, or as `export_int8`.
+    """
+    if (images is None) != (texts is None):
+        raise UserError("half of what masks are compared on", wanted="both --images and --texts")
+    questions = read_questions(images, texts) if images and texts else []
+    examples = [Example(q.name, read_picture(q.path), q.text) for q in questions]
+    model, origin = load_any(checkpoint, dtype)
+    return export_int8(model, out, examples, model_card(model, origin))
