@@ -84,7 +84,7 @@ class GroundingEncoder(nn.Module):
         Returns:
             (N, 256, 256) float32.
         """
-        sam, count = self.sam2_model, embeddings.shape[0]  # not len(), which torch.export would fix
+        sam, count = self.sam2_model, embeddings.shape[0]  # len() would be a constant in an ONNX trace
         # One padding point: the prompt encoder was trained with one, without it the logits are far off.
         points = torch.zeros(count, 1, 2, device=embeddings.device)
         labels = torch.full((count, 1), -1, dtype=torch.int32, device=embeddings.device)
