@@ -10,6 +10,7 @@ from pipeline.raw import RawInput, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.sources.coco import Coco
 from pipeline.sources.folder import Folder
+from pipeline.sources.osprey import Osprey
 from pipeline.sources.refer import Refer
 from pipeline.sources.sav import Sav
 from shards.errors import UserError
@@ -50,6 +51,7 @@ _ALL: tuple[Source, ...] = (
     Refer("refcoco", "unc"),
     Refer("refcoco+", "unc"),
     Refer("refcocog", "umd"),
+    Osprey(),
     Folder(),
 )
 SOURCES = {source.name: source for source in _ALL}

@@ -1,0 +1,74 @@
+"""What annotation files of every family need: JSON of any size as a stream, and the pictures that it names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import ijson
+
+from shards.errors import BadInput, UserError
+
+OUTSIDE = "path leaves the root"
+_POINTERS = (b"version https://git-lfs", b"/annex/objects/", b"../.git/annex/")
+
+
+def read_items(path: Path, prefix: str = "item") -> Iterator[Any]:
+    """The values at `prefix` of a JSON file (ijson's notation), one at a time; raises `UserError` on a broken file."""
+    return _stream(path, prefix, ijson.items)
+
+
+def read_pairs(path: Path, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Name and value of each member of the object at `prefix`, one at a time; `UserError` on a broken file."""
+    return _stream(path, prefix, ijson.kvitems)
+
+
+def inside(name: Any) -> bool:
+    """Whether `name` is a relative path that cannot leave the folder it is joined to."""
+    if not isinstance(name, str) or not name or "\0" in name:
+        return False
+    return not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
+
+
+def below(root: Path, path: str) -> Path:
+    """`path` below `root`; raises `BadInput` where it would leave it."""
+    if not inside(path):
+        raise BadInput(OUTSIDE, met=repr(path), wanted="a relative path without ..")
+    return root / path
+
+
+class PictureFinder:
+    """Finds pictures that annotations name, in those of some folders that exist, in their order."""
+
+    def __init__(self, root: Path, folders: Iterable[str]) -> None:
+        self._folders = [(folder, root / folder) for folder in folders if (root / folder).is_dir()]
+        self.find = lru_cache(maxsize=1 << 16)(self._find)
+
+    def _find(self, *names: str) -> tuple[str, int] | None:
+        """The first picture of one of these names: its path relative to the root, and its bytes."""
+        for folder, where in self._folders:
+            for name in names:
+                try:
+                    size = os.stat(where / name).st_size
+                except OSError:
+                    continue
+                return (PurePosixPath(folder) / name).as_posix(), size
+        return None
+
+
+def _stream(path: Path, prefix: str, read: Any) -> Iterator[Any]:
+    try:
+        with open(path, "rb") as file:
+            if file.read(64).startswith(_POINTERS):
+                met = "a Git LFS or git-annex pointer"
+                raise UserError("a pointer, not the file", where=str(path), met=met, do="fetch the file itself")
+            file.seek(0)
+            yield from read(file, prefix, use_float=True)
+    except OSError as error:
+        raise UserError("cannot be read", where=str(path), met=str(error.strerror)) from None
+    except (ijson.JSONError, UnicodeDecodeError) as error:
+        met = (str(error).splitlines() or [""])[0]
+        raise UserError("not whole JSON", where=str(path), met=met, do="download it again") from None
