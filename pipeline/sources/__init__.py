@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from pipeline.raw import RawInput, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.sources.coco import Coco
+from pipeline.sources.dam import Dam
 from pipeline.sources.folder import Folder
 from pipeline.sources.osprey import Osprey
 from pipeline.sources.refer import Refer
@@ -52,6 +53,7 @@ _ALL: tuple[Source, ...] = (
     Refer("refcoco+", "unc"),
     Refer("refcocog", "umd"),
     Osprey(),
+    Dam(),
     Folder(),
 )
 SOURCES = {source.name: source for source in _ALL}
