@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -12,6 +13,7 @@ import ijson
 
 from shards.errors import BadInput, UserError
 
+_COCO_NAME = re.compile(r"(?:.*_)?(\d{12}\.jpg)")
 OUTSIDE = "path leaves the root"
 _POINTERS = (b"version https://git-lfs", b"/annex/objects/", b"../.git/annex/")
 
@@ -38,6 +40,21 @@ def below(root: Path, path: str) -> Path:
     if not inside(path):
         raise BadInput(OUTSIDE, met=repr(path), wanted="a relative path without ..")
     return root / path
+
+
+def coco_names(name: str) -> list[str]:
+    """What the picture that annotations call `name` may be called on disk.
+
+    COCO's pictures with and without the prefix of 2014, in one order whatever the name, so that all names of a picture
+    find one file.
+    """
+    last = name.rsplit("/", 1)[-1]
+    match = _COCO_NAME.fullmatch(last)
+    if match is None:
+        return list(dict.fromkeys((name, last)))
+    plain = match[1]
+    folders = [name.removesuffix(last) + plain] if last != name else []
+    return [*folders, plain, f"COCO_train2014_{plain}", f"COCO_val2014_{plain}"]
 
 
 class PictureFinder:

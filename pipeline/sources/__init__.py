@@ -11,6 +11,7 @@ from pipeline.records import RecordsWriter
 from pipeline.sources.coco import Coco
 from pipeline.sources.dam import Dam
 from pipeline.sources.folder import Folder
+from pipeline.sources.gcg import Gcg
 from pipeline.sources.osprey import Osprey
 from pipeline.sources.refer import Refer
 from pipeline.sources.sav import Sav
@@ -54,6 +55,7 @@ _ALL: tuple[Source, ...] = (
     Refer("refcocog", "umd"),
     Osprey(),
     Dam(),
+    Gcg(),
     Folder(),
 )
 SOURCES = {source.name: source for source in _ALL}

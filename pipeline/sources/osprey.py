@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.annotations import PictureFinder, below, inside, read_items
+from pipeline.annotations import PictureFinder, below, coco_names, inside, read_items
 from pipeline.raw import RawInput, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.regions import Regions, picture_for, rle_size, size_of
@@ -30,7 +30,6 @@ _FOLDERS = (
     *(f"PartImageNet/images/{folder}" for folder in ("train", "val", "test")),
     *("coco", "images", "."),
 )
-_COCO_NAME = re.compile(r"(?:.*_)?(\d{12}\.jpg)")
 _DESCRIPTION = re.compile(r"\s*<region(\d+)>\s*:\s*(.*)", re.DOTALL)
 _REGION = re.compile(r"<region(\d+)>")
 _SPEAKERS = ("human", "gpt")
@@ -58,7 +57,7 @@ class Osprey:
                 if not isinstance(name, str):
                     found["records of another shape"] += 1
                     continue
-                place = pictures.find(*_names(name)) if inside(name) else (name, 0)
+                place = pictures.find(*coco_names(name)) if inside(name) else (name, 0)
                 if place is None:
                     found["records without a picture"] += 1
                     continue
@@ -88,14 +87,6 @@ class Osprey:
         regions = Regions((picture.shape[0], picture.shape[1]), notes)
         told = [_tell(part["file"], part["record"], regions) for part in kept]
         return regions.sample(path, self.name, picture, {"records": told})
-
-
-def _names(name: str) -> list[str]:
-    """What a picture may be called on disk: COCO's with and without the prefix of 2014, so that both find one file."""
-    match = _COCO_NAME.fullmatch(name.rsplit("/", 1)[-1])
-    if match is None:
-        return list(dict.fromkeys((name, name.rsplit("/", 1)[-1])))
-    return [match[1], *(f"COCO_{folder}_{match[1]}" for folder in _COCO[:2])]
 
 
 def _sizes(record: dict[str, Any]) -> list[tuple[int, int] | None]:
