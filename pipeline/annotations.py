@@ -11,11 +11,11 @@ from typing import Any
 
 import ijson
 
+from pipeline.pictures import POINTERS
 from shards.errors import BadInput, UserError
 
 _COCO_NAME = re.compile(r"(?:.*_)?(\d{12}\.jpg)")
 OUTSIDE = "path leaves the root"
-_POINTERS = (b"version https://git-lfs", b"/annex/objects/", b"../.git/annex/")
 
 
 def read_items(path: Path, prefix: str = "item") -> Iterator[Any]:
@@ -61,25 +61,30 @@ class PictureFinder:
     """Finds pictures that annotations name, in those of some folders that exist, in their order."""
 
     def __init__(self, root: Path, folders: Iterable[str]) -> None:
-        self._folders = [(folder, root / folder) for folder in folders if (root / folder).is_dir()]
+        wanted = [*folders]
+        self._folders = [folder for folder in wanted if (root / folder).is_dir()] or wanted[:1]
+        self._root = root
         self.find = lru_cache(maxsize=1 << 16)(self._find)
 
-    def _find(self, *names: str) -> tuple[str, int] | None:
-        """The first picture of one of these names: its path relative to the root, and its bytes."""
-        for folder, where in self._folders:
+    def _find(self, *names: str) -> tuple[str, int]:
+        """The first picture of one of these names: its path relative to the root, and its bytes.
+
+        Where there is none, the path where it might have been, and 0: an input for the ledger.
+        """
+        for folder in self._folders:
             for name in names:
                 try:
-                    size = os.stat(where / name).st_size
+                    size = os.stat(self._root / folder / name).st_size
                 except OSError:
                     continue
                 return (PurePosixPath(folder) / name).as_posix(), size
-        return None
+        return (PurePosixPath(self._folders[0]) / names[0]).as_posix(), 0
 
 
 def _stream(path: Path, prefix: str, read: Any) -> Iterator[Any]:
     try:
         with open(path, "rb") as file:
-            if file.read(64).startswith(_POINTERS):
+            if file.read(64).startswith(POINTERS):
                 met = "a Git LFS or git-annex pointer"
                 raise UserError("a pointer, not the file", where=str(path), met=met, do="fetch the file itself")
             file.seek(0)

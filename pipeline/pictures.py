@@ -14,7 +14,7 @@ from shards.errors import BadInput
 
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 1 << 30
-_POINTERS = (b"version https://git-lfs", b"/annex/objects/", b"../.git/annex/")
+POINTERS = (b"version https://git-lfs", b"/annex/objects/", b"../.git/annex/")
 
 
 def read_picture(source: Path | bytes, size: tuple[int, int] | None = None, *, stored: bool = False) -> UInt8:
@@ -52,7 +52,7 @@ def open_image(source: Path | bytes) -> Image.Image:
     """A picture decoded whole, in its own mode and as it is stored; raises `BadInput` as `read_picture` does."""
     where = _place(source)
     data = source if isinstance(source, bytes) else read_bytes(source)
-    if data.startswith(_POINTERS):
+    if data.startswith(POINTERS):
         raise BadInput(
             "a pointer, not the file", where=where, met="a Git LFS or git-annex pointer", do="fetch the file itself"
         )

@@ -120,7 +120,7 @@ class Regions:
             raise BadInput("parts of one mask differ in size", met=str([mask.shape for mask in masks])[:60])
         if not masks or not any(mask.any() for mask in masks):
             raise BadInput("empty mask")
-        mask: Bool = np.logical_or.reduce(masks)
+        mask: Bool = np.any(masks, axis=0)
         if mask.shape != self._size:
             (height, width), (high, wide) = mask.shape, self._size
             if abs(height * wide - width * high) > _TOLERANCE * height * wide:

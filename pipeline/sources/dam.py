@@ -12,7 +12,7 @@ from pipeline.raw import RawInput, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.regions import Regions, picture_for, rle_size
 from pipeline.tars import Place, index_tar, read_member
-from shards.errors import UserError
+from shards.errors import BadInput, UserError
 
 _ANNOTATIONS = "annotations.json"
 _PICTURES = {".jpg", ".jpeg", ".png", ".webp"}
@@ -40,11 +40,8 @@ class Dam:
                 if not isinstance(image, str) or not isinstance(tar, str | None):
                     found["regions of another shape"] += 1
                     continue
-                place = subset.place(image, tar)
-                if place is None:
-                    found["regions without a picture"] += 1
-                    continue
-                path, size, where = place
+                path, size, where = subset.place(image, tar)
+                found["regions without a picture"] += size == 0
                 named.add(path)
                 records.add(path, size)
                 records.attach(path, {"subset": file.parent.name, "region": region, **where})
@@ -59,6 +56,8 @@ class Dam:
     def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any]) -> RawSample:
         notes: Counter[str] = Counter()
         source: Path | bytes = below(root, path)
+        if "missing" in parts[0]:
+            raise BadInput("no such picture in its tar", met=f"no {parts[0]['missing']}", wanted="one of this name")
         if "tar" in parts[0]:
             source = read_member(below(root, parts[0]["tar"]), parts[0]["offset"], parts[0]["size"])
         picture = picture_for(source, (rle_size(part["region"].get("mask_rle")) for part in parts))
@@ -80,18 +79,20 @@ class _Subset:
         self._tars: dict[str, tuple[str, _Members]] = {}
         self._files = PictureFinder(root, [(self._folder / name).as_posix() for name in ("images", ".")])
 
-    def place(self, image: str, tar: str | None) -> tuple[str, int, dict[str, Any]] | None:
-        """Input path, bytes, and where in which tar the picture lies; None where it is not there."""
+    def place(self, image: str, tar: str | None) -> tuple[str, int, dict[str, Any]]:
+        """Input path, bytes (0: not there), and where in which tar the picture lies."""
         for name in (image, tar or "."):
             if not inside(name):
                 return name, 0, {}
         if tar is None or not self._open(tar):
-            file = self._files.find(image, PurePosixPath(image).name)
-            return None if file is None else (*file, {})
+            path, size = self._files.find(image, PurePosixPath(image).name)
+            if tar is None or size:
+                return path, size, {}
+            return (self._folder / "images" / tar / image).as_posix(), 0, {"missing": tar}
         path, members = self._tars[tar]
         member = members.named(image)
         if member is None:
-            return None
+            return f"{path}/{image}", 0, {"missing": image}
         offset, size = members.places[member]
         return f"{path}/{member}", size, {"tar": path, "offset": offset, "size": size}
 

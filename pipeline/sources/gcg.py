@@ -66,7 +66,7 @@ class Gcg:
         )  # a caption may be of one split and its picture in the folder of another
         folders = (folder.format(part) for part in parts for folder in _FOLDERS[kind])
         pictures = PictureFinder(root, dict.fromkeys(top + folder for folder in folders for top in _BELOW))
-        named: dict[Any, str | None] = {}
+        named: dict[str, str] = {}
         for record in _captions(kind, file):
             name = record.get("img_file_name", record.get("file_name")) if isinstance(record, dict) else None
             if not isinstance(name, str) or not isinstance(record.get("caption"), str):
@@ -74,21 +74,19 @@ class Gcg:
                 continue
             where = pictures.find(*coco_names(name)) if inside(name) else (name, 0)
             if kind == _FLICKR:
-                named[str(record.get("id"))] = where[0] if where else None
-            if where is None:
-                found["captions without a picture"] += 1
-                continue
+                named[str(record.get("id"))] = where[0]
+            found["captions without a picture"] += where[1] == 0
             records.add(*where)
             records.attach(where[0], {"file": file.name, "kind": kind, "caption": record})
             found[f"captions of {file.name}"] += 1
         if kind != _FLICKR:
             return
         for annotation in read_items(file, "annotations.item"):
-            path = named.get(str(annotation.get("image_id")), "") if isinstance(annotation, dict) else ""
-            if path:
-                records.attach(path, {"file": file.name, "kind": kind, "region": annotation})
+            path = named.get(str(annotation.get("image_id"))) if isinstance(annotation, dict) else None
+            if path is None:
+                found["regions of no caption"] += 1
             else:
-                found["regions of no caption" if path == "" else "regions without a picture"] += 1
+                records.attach(path, {"file": file.name, "kind": kind, "region": annotation})
 
     def options(self, root: Path, probe: Sequence[RawInput]) -> dict[str, Any]:
         return {}

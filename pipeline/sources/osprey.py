@@ -58,9 +58,7 @@ class Osprey:
                     found["records of another shape"] += 1
                     continue
                 place = pictures.find(*coco_names(name)) if inside(name) else (name, 0)
-                if place is None:
-                    found["records without a picture"] += 1
-                    continue
+                found["records without a picture"] += place[1] == 0
                 records.add(*place)
                 records.attach(place[0], {"file": file, "record": record})
                 found[f"records of {file}"] += 1

@@ -96,8 +96,10 @@ def decoded():
 def test_the_exact_name_wins_and_an_ambiguous_one_is_not_guessed(tmp_path):
     members = {f"a/{NAME}": jpeg(), f"b/{NAME}": jpeg("coffee")}
     sets = found(tmp_path, region(image=f"b/{NAME}"), region(image=NAME), members=members)
-    assert sets.paths == [f"COCOStuff/images/000.tar/b/{NAME}"]
+    assert sets.paths == [f"COCOStuff/images/000.tar/{name}" for name in (NAME, f"b/{NAME}")]
     assert sets.counts["regions without a picture"] == 1
+    with pytest.raises(BadInput, match="no such picture in its tar"):
+        sets.load(sets.paths[0])
 
 
 def test_the_order_of_members_changes_nothing_but_where_they_lie(tmp_path):
@@ -191,8 +193,12 @@ def test_a_truncated_picture_in_a_sound_tar(tmp_path):
 
 def test_regions_that_have_no_picture_are_counted(tmp_path):
     sets = found(tmp_path, region(), region(image="8.jpg"), region(tar_file="001.tar"), region(image=5), "text")
-    assert sets.paths == [f"COCOStuff/images/000.tar/{NAME}"]
-    assert sets.counts["regions"] == 1
+    missing = [f"COCOStuff/images/{name}" for name in (f"001.tar/{NAME}", "000.tar/8.jpg")]
+    assert sets.paths == sorted([f"COCOStuff/images/000.tar/{NAME}", *missing])
+    for path in missing:
+        with pytest.raises(BadInput, match="no such picture in its tar"):
+            sets.load(path)
+    assert sets.counts["regions"] == 3
     assert sets.counts["regions without a picture"] == 2 and sets.counts["regions of another shape"] == 2
 
 

@@ -253,8 +253,11 @@ def test_what_is_missing_or_of_another_shape_is_counted(tmp_path):
     write(root, FLICKR, content)
     found = Found("gcg", root, tmp_path)
     assert found.counts["captions without a picture"] == 2 and found.counts["captions of another shape"] == 3
-    assert found.counts["regions without a picture"] == 1
-    assert found.counts[f"captions of {GRAND}_train.json"] == 1
+    assert found.counts[f"captions of {GRAND}_train.json"] == 2
+    assert found.paths == [f"{PLACES[FLICKR]}/none.jpg", f"{PLACES[GRAND]}/{NAME}", f"{PLACES[GRAND]}/000000000010.jpg"]
+    for path in (found.paths[0], found.paths[2]):
+        with pytest.raises(BadInput, match="no such file"):
+            found.load(path)
 
 
 def test_splits(tmp_path):

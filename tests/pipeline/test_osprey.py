@@ -134,7 +134,9 @@ def test_part_pictures(tmp_path):
 def test_records_without_a_picture_and_of_another_shape_are_counted(tmp_path):
     root = write(tmp_path / "raw", described(), described(file_name="000000000010.jpg"), {"file_name": 5}, [1])
     found = Found("osprey", root, tmp_path)
-    assert found.paths == [PLACE]
+    assert found.paths == [PLACE, "coco/train2017/000000000010.jpg"]
+    with pytest.raises(BadInput, match="no such file"):
+        found.load(found.paths[1])
     assert found.counts["records without a picture"] == 1 and found.counts["records of another shape"] == 2
 
 
