@@ -174,8 +174,7 @@ def _told(part: dict[str, Any], grounded: Iterable[Grounded], regions: Regions) 
 
 
 def _same_caption(region: dict[str, Any], part: dict[str, Any]) -> bool:
-    own = str(region["region"].get("image_id")) == str(part["caption"].get("id"))
-    return own and region["file"] == part["file"]
+    return str(region["region"].get("image_id")) == str(part["caption"].get("id"))
 
 
 def _but(record: dict[str, Any], *names: str) -> dict[str, Any]:

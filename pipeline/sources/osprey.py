@@ -115,7 +115,7 @@ def _fault(record: dict[str, Any]) -> str:
         if not isinstance(said, list) or not all(isinstance(turn, dict) for turn in said):
             return "a conversation is not a list of turns"
         speakers = [turn.get("from") for turn in said]
-        if len(said) % 2 or speakers != [*_SPEAKERS] * (len(said) // 2):
+        if speakers != [*_SPEAKERS] * (len(said) // 2):
             return "a conversation is not human and gpt in turn"
         values = [turn.get("value") for turn in said]
         if not all(isinstance(value, str) for value in values):
