@@ -14,6 +14,7 @@ from pipeline.resize import Bool
 from shards.errors import BadInput
 
 _MIN_NUMBERS = 6  # of a polygon: three corners
+_MAX_OUTLINE = 1 << 20  # pixels: COCO's code takes memory for each of an outline, inside the picture or not
 
 
 def from_coco(segmentation: Any, height: int, width: int) -> Bool:
@@ -92,6 +93,10 @@ def _numbers(polygon: Any) -> list[float]:
     fits = isinstance(polygon, list) and len(polygon) % 2 == 0
     if not fits or not all(isinstance(n, int | float) and math.isfinite(n) for n in polygon):
         raise BadInput("broken polygon", met=str(polygon)[:60], wanted="a list of finite numbers: x, y, x, y, ...")
+    ends = np.array(polygon, np.float64).reshape(-1, 2)
+    outline = np.abs(ends - np.roll(ends, 1, axis=0)).max(axis=1, initial=0).sum()
+    if outline > _MAX_OUTLINE or np.abs(ends).max(initial=0) > _MAX_OUTLINE:
+        raise BadInput("broken polygon", met=f"{outline:.0f} pixels around", wanted=f"at most {_MAX_OUTLINE}")
     return list(polygon)
 
 

@@ -9,7 +9,10 @@ from typing import Any, Protocol
 from pipeline.raw import RawInput, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.sources.coco import Coco
+from pipeline.sources.dam import Dam
 from pipeline.sources.folder import Folder
+from pipeline.sources.gcg import Gcg
+from pipeline.sources.osprey import Osprey
 from pipeline.sources.refer import Refer
 from pipeline.sources.sav import Sav
 from shards.errors import UserError
@@ -50,6 +53,9 @@ _ALL: tuple[Source, ...] = (
     Refer("refcoco", "unc"),
     Refer("refcoco+", "unc"),
     Refer("refcocog", "umd"),
+    Osprey(),
+    Dam(),
+    Gcg(),
     Folder(),
 )
 SOURCES = {source.name: source for source in _ALL}

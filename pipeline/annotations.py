@@ -1,0 +1,96 @@
+"""What annotation files of every family need: JSON of any size as a stream, and the pictures that it names."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import ijson
+
+from pipeline.pictures import POINTERS
+from shards.errors import BadInput, UserError
+
+_COCO_NAME = re.compile(r"(?:.*_)?(\d{12}\.jpg)")
+OUTSIDE = "path leaves the root"
+
+
+def read_items(path: Path, prefix: str = "item") -> Iterator[Any]:
+    """The values at `prefix` of a JSON file (ijson's notation), one at a time; raises `UserError` on a broken file."""
+    return _stream(path, prefix, ijson.items)
+
+
+def read_pairs(path: Path, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Name and value of each member of the object at `prefix`, one at a time; `UserError` on a broken file."""
+    return _stream(path, prefix, ijson.kvitems)
+
+
+def inside(name: Any) -> bool:
+    """Whether `name` is a relative path that cannot leave the folder it is joined to."""
+    if not isinstance(name, str) or not name or "\0" in name:
+        return False
+    return not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
+
+
+def below(root: Path, path: str) -> Path:
+    """`path` below `root`; raises `BadInput` where it would leave it."""
+    if not inside(path):
+        raise BadInput(OUTSIDE, met=repr(path), wanted="a relative path without ..")
+    return root / path
+
+
+def coco_names(name: str) -> list[str]:
+    """What the picture that annotations call `name` may be called on disk.
+
+    COCO's pictures with and without the prefix of 2014, in one order whatever the name, so that all names of a picture
+    find one file.
+    """
+    last = name.rsplit("/", 1)[-1]
+    match = _COCO_NAME.fullmatch(last)
+    if match is None:
+        return list(dict.fromkeys((name, last)))
+    plain = match[1]
+    folders = [name.removesuffix(last) + plain] if last != name else []
+    return [*folders, plain, f"COCO_train2014_{plain}", f"COCO_val2014_{plain}"]
+
+
+class PictureFinder:
+    """Finds pictures that annotations name, in those of some folders that exist, in their order."""
+
+    def __init__(self, root: Path, folders: Iterable[str]) -> None:
+        wanted = [*folders]
+        self._folders = [folder for folder in wanted if (root / folder).is_dir()] or wanted[:1]
+        self._root = root
+        self.find = lru_cache(maxsize=1 << 16)(self._find)
+
+    def _find(self, *names: str) -> tuple[str, int]:
+        """The first picture of one of these names: its path relative to the root, and its bytes.
+
+        Where there is none, the path where it might have been, and 0: an input for the ledger.
+        """
+        for folder in self._folders:
+            for name in names:
+                try:
+                    size = os.stat(self._root / folder / name).st_size
+                except OSError:
+                    continue
+                return (PurePosixPath(folder) / name).as_posix(), size
+        return (PurePosixPath(self._folders[0]) / names[0]).as_posix(), 0
+
+
+def _stream(path: Path, prefix: str, read: Any) -> Iterator[Any]:
+    try:
+        with open(path, "rb") as file:
+            if file.read(64).startswith(POINTERS):
+                met = "a Git LFS or git-annex pointer"
+                raise UserError("a pointer, not the file", where=str(path), met=met, do="fetch the file itself")
+            file.seek(0)
+            yield from read(file, prefix, use_float=True)
+    except OSError as error:
+        raise UserError("cannot be read", where=str(path), met=str(error.strerror)) from None
+    except (ijson.JSONError, UnicodeDecodeError) as error:
+        met = (str(error).splitlines() or [""])[0]
+        raise UserError("not whole JSON", where=str(path), met=met, do="download it again") from None

@@ -1,0 +1,136 @@
+"""The regions of one picture: masks that can be used, each kept once, with all that is said of it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.masks import from_coco
+from pipeline.pictures import MAX_PIXELS, read_picture
+from pipeline.raw import RawFrame, RawObject, RawSample
+from pipeline.resize import Bool, UInt8
+from shards.errors import BadInput
+
+LEFT_OUT = "regions left out: "
+SCALED = "regions drawn at another size than their picture"
+_TOLERANCE = 0.01  # of the aspect ratio, for sizes that were rounded
+
+Size = tuple[int, int]
+
+
+def size_of(record: Any, height: str = "height", width: str = "width") -> Size | None:
+    """(H, W) as a record states it; None where it does not."""
+    stated = (record.get(height), record.get(width)) if isinstance(record, dict) else (None, None)
+    return _size(stated)
+
+
+def rle_size(segmentation: Any) -> Size | None:
+    """(H, W) of run lengths; None of polygons, and where it is not stated."""
+    return _size(segmentation.get("size")) if isinstance(segmentation, dict) else None
+
+
+def picture_for(source: Path | bytes, sizes: Iterable[Size | None]) -> UInt8:
+    """The picture that annotations of these sizes were made for, (H, W, 3).
+
+    In the orientation that the most frequent size fits; upright where it fits neither; as it is stored where no
+    annotation states a size. Raises `BadInput` as `read_picture` does.
+    """
+    stated = Counter(size for size in sizes if size is not None)
+    if not stated:
+        return read_picture(source, stored=True)
+    try:
+        return read_picture(source, stated.most_common(1)[0][0])
+    except BadInput:
+        return read_picture(source)
+
+
+class Regions:
+    """Collects the regions of a picture of (height, width). Equal masks are one object, with the texts of all."""
+
+    def __init__(self, size: Size, notes: Counter[str]) -> None:
+        self.notes = notes
+        self._size = size
+        self._ids: dict[str, str] = {}
+        self._masks: dict[str, Bool] = {}
+        self._texts: dict[str, list[str]] = {}
+        self._more: dict[str, list[Any]] = {}
+        self._used: Counter[str] = Counter()
+
+    def add(
+        self,
+        segmentations: Sequence[Any],
+        texts: Iterable[str],
+        annotation: Any,
+        size: Size | None = None,
+        id: Any = None,
+    ) -> str:
+        """Take a region, the union of `segmentations`; the id of its object, whether or not its mask can be used.
+
+        Args:
+            texts: what is said of it.
+            annotation: what else the source says, as JSON.
+            size: (H, W) that polygons were drawn for; the picture's where it is not given.
+            id: the source's; without one, and where it names another mask already, the regions are counted.
+        """
+        keys = sorted({json.dumps(one, sort_keys=True) for one in segmentations})
+        key = json.dumps([id, size, keys])
+        if key not in self._ids:
+            name = self._ids[key] = self._name(id)
+            try:
+                self._masks[name] = self._mask(segmentations, size or self._size)
+            except BadInput as error:
+                self.notes[LEFT_OUT + error.what] += 1
+            self._texts[name], self._more[name] = [], []
+        name = self._ids[key]
+        self._texts[name] += [text for text in texts if text not in self._texts[name]]
+        self._more[name].append(annotation)
+        return name
+
+    def sample(self, path: str, source: str, picture: UInt8, more: dict[str, Any]) -> RawSample:
+        """The sample of all regions that can be used; raises `BadInput` where there is none."""
+        if not self._masks:
+            reasons = [note.removeprefix(LEFT_OUT) for note in sorted(self.notes) if note.startswith(LEFT_OUT)]
+            raise BadInput("no region that can be used", met=", ".join(reasons) or "none", wanted="at least one")
+        objects = tuple(
+            RawObject(name, tuple(self._texts[name]), {"annotations": self._more[name]}) for name in self._masks
+        )
+        frame = RawFrame(path.rsplit("/", 1)[-1], picture, tuple(self._masks.values()))
+        return RawSample(path, source, (frame,), objects, more, +self.notes)
+
+    def _name(self, given: Any) -> str:
+        name = str(len(self._ids)) if given is None else str(given)
+        self._used[name] += 1
+        while self._used[name] > 1:
+            name = f"{name}-{self._used[name]}"
+            self._used[name] += 1
+        return name
+
+    def _mask(self, segmentations: Sequence[Any], size: Size) -> Bool:
+        sizes = [rle_size(one) or size for one in segmentations]
+        for height, width in sizes:
+            if height * width > MAX_PIXELS:
+                raise BadInput("too large a mask", met=f"{height} x {width}", wanted=f"at most {MAX_PIXELS} pixels")
+        masks = [from_coco(one, *own) for one, own in zip(segmentations, sizes, strict=True)]
+        if len({mask.shape for mask in masks}) > 1:
+            raise BadInput("parts of one mask differ in size", met=str([mask.shape for mask in masks])[:60])
+        if not masks or not any(mask.any() for mask in masks):
+            raise BadInput("empty mask")
+        mask: Bool = np.any(masks, axis=0)
+        if mask.shape != self._size:
+            (height, width), (high, wide) = mask.shape, self._size
+            if abs(height * wide - width * high) > _TOLERANCE * height * wide:
+                raise BadInput("mask and picture differ in shape", met=f"{mask.shape}", wanted=f"{self._size}")
+            self.notes[SCALED] += 1
+        return mask
+
+
+def _size(stated: Any) -> Size | None:
+    if not isinstance(stated, list | tuple) or len(stated) != 2:
+        return None
+    fits = all(isinstance(side, int | float) and side == int(side) and 0 < side < 1 << 16 for side in stated)
+    return (int(stated[0]), int(stated[1])) if fits else None

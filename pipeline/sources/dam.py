@@ -1,0 +1,142 @@
+"""Describe Anything's training data: captions of regions, pictures in tars. `docs/datasets/dam.md`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pipeline.annotations import PictureFinder, below, inside, read_pairs
+from pipeline.raw import RawInput, RawSample
+from pipeline.records import RecordsWriter
+from pipeline.regions import Regions, picture_for, rle_size
+from pipeline.tars import Place, index_tar, read_member
+from shards.errors import BadInput, UserError
+
+_ANNOTATIONS = "annotations.json"
+_PICTURES = {".jpg", ".jpeg", ".png", ".webp"}
+NO_CAPTION = "regions without a caption"
+
+
+class Dam:
+    name = "dam"
+    choices: Mapping[str, Any] = {}
+
+    def find(self, root: Path, choices: Mapping[str, Any], records: RecordsWriter) -> dict[str, int]:
+        """Every picture that a region names: `SUBSET/images/TAR/MEMBER`, or a file where tars were unpacked.
+
+        A region with an unsafe name becomes an input that `load` refuses.
+        """
+        files = sorted(file for pattern in (_ANNOTATIONS, f"*/{_ANNOTATIONS}") for file in root.glob(pattern))
+        if not files:
+            raise UserError("no annotations of Describe Anything", where=str(root), wanted=f"SUBSET/{_ANNOTATIONS}")
+        found = Counter(dict.fromkeys(("regions", "regions without a picture", "regions of another shape"), 0))
+        for file in files:
+            folder = file.parent.relative_to(root).as_posix()
+            subset, named = _Subset(root, folder), set[str]()
+            for region in _regions(file):
+                image, tar = (region.get("image"), region.get("tar_file")) if isinstance(region, dict) else (None, None)
+                if not isinstance(image, str) or not isinstance(tar, str | None):
+                    found["regions of another shape"] += 1
+                    continue
+                path, size, where = subset.place(image, tar)
+                found["regions without a picture"] += size == 0
+                named.add(path)
+                records.add(path, size)
+                records.attach(path, {"subset": file.parent.name, "region": region, **where})
+                found["regions"] += 1
+            found[f"pictures of {file.parent.name}"] = len(named)
+            found["pictures without a region"] += subset.pictures_but(named)
+        return dict(found)
+
+    def options(self, root: Path, probe: Sequence[RawInput]) -> dict[str, Any]:
+        return {}
+
+    def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any]) -> RawSample:
+        notes: Counter[str] = Counter()
+        source: Path | bytes = below(root, path)
+        if "missing" in parts[0]:
+            raise BadInput("no such picture in its tar", met=f"no {parts[0]['missing']}", wanted="one of this name")
+        if "tar" in parts[0]:
+            source = read_member(below(root, parts[0]["tar"]), parts[0]["offset"], parts[0]["size"])
+        picture = picture_for(source, (rle_size(part["region"].get("mask_rle")) for part in parts))
+        regions = Regions((picture.shape[0], picture.shape[1]), notes)
+        for part in parts:
+            region = dict(part["region"])
+            mask, caption = region.pop("mask_rle", None), region.pop("caption", None)
+            texts = [text for text in (caption if isinstance(caption, list) else [caption]) if _is_text(text)]
+            notes[NO_CAPTION] += not texts
+            regions.add([mask], texts, region, id=region.get("ann_id"))
+        return regions.sample(path, self.name, picture, {"subset": parts[0]["subset"]})
+
+
+class _Subset:
+    """The pictures of one subset: members of tars, or files."""
+
+    def __init__(self, root: Path, folder: str) -> None:
+        self._root, self._folder = root, PurePosixPath(folder)
+        self._tars: dict[str, tuple[str, _Members]] = {}
+        self._files = PictureFinder(root, [(self._folder / name).as_posix() for name in ("images", ".")])
+
+    def place(self, image: str, tar: str | None) -> tuple[str, int, dict[str, Any]]:
+        """Input path, bytes (0: not there), and where in which tar the picture lies."""
+        for name in (image, tar or "."):
+            if not inside(name):
+                return name, 0, {}
+        if tar is None or not self._open(tar):
+            path, size = self._files.find(image, PurePosixPath(image).name)
+            if tar is None or size:
+                return path, size, {}
+            return (self._folder / "images" / tar / image).as_posix(), 0, {"missing": tar}
+        path, members = self._tars[tar]
+        member = members.named(image)
+        if member is None:
+            return f"{path}/{image}", 0, {"missing": image}
+        offset, size = members.places[member]
+        return f"{path}/{member}", size, {"tar": path, "offset": offset, "size": size}
+
+    def pictures_but(self, named: set[str]) -> int:
+        """How many pictures of the tars that were asked for are not among these input paths."""
+        return sum(f"{tar}/{name}" not in named for tar, members in self._tars.values() for name in members.pictures)
+
+    def _open(self, tar: str) -> bool:
+        """Whether there is this tar; its members are known then."""
+        for path in (self._folder / "images" / tar, self._folder / tar):
+            if tar not in self._tars and (self._root / path).is_file():
+                self._tars[tar] = path.as_posix(), _Members(index_tar(self._root / path))
+        return tar in self._tars
+
+
+class _Members:
+    """A tar's pictures, by the names that annotations give them."""
+
+    def __init__(self, places: dict[str, Place]) -> None:
+        self.places = places
+        self.pictures = [name for name in places if PurePosixPath(name).suffix.lower() in _PICTURES]
+        self._short: dict[str, str | None] = {}
+        for name in self.pictures:
+            for key in _keys(name):
+                self._short[key] = name if key not in self._short else None  # two of them: neither
+
+    def named(self, image: str) -> str | None:
+        """The member that `image` means: of this name, or else the only one with its last part, or with its number."""
+        if image in self.places:
+            return image
+        return next((name for key in _keys(image) if (name := self._short.get(key)) is not None), None)
+
+
+def _keys(name: str) -> list[str]:
+    """The last part of a name, and its number without padding."""
+    last = PurePosixPath(name)
+    number = [f"number {last.stem.lstrip('0')}"] if last.stem.isascii() and last.stem.isdecimal() else []
+    return [last.name, *number]
+
+
+def _regions(file: Path) -> Iterator[Any]:
+    for _, regions in read_pairs(file):
+        yield from regions if isinstance(regions, list) else [regions]
+
+
+def _is_text(text: Any) -> bool:
+    return isinstance(text, str) and bool(text.strip())

@@ -1,0 +1,191 @@
+"""Grounded captions (GCG): GranDf, OpenPSG, RefCOCOg and Flickr30k in GLaMM's files. `docs/datasets/gcg.md`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.annotations import PictureFinder, below, coco_names, inside, read_items
+from pipeline.captions import Span, phrases, place, rebased, unquoted
+from pipeline.raw import RawInput, RawSample
+from pipeline.records import RecordsWriter
+from pipeline.regions import Regions, picture_for, rle_size, size_of
+from shards.errors import UserError
+
+_SPLITS = ("train", "val", "test")
+_PARTS = ("train", "val", "val_test", "test")
+_BELOW = ("", "images/", "glamm_data/images/")
+_FOLDERS = {
+    "GranDf_HA_GCG": ("grandf/{}", "GranDf_HA_images/{}", "GranDf/GranDf_HA_images/{}", "grandf"),
+    "OpenPsgGCG": (
+        *("coco2017", "coco_2017", "coco", "."),  # the names carry train2017/ or val2017/, or do not
+        *(f"{folder}{part}2017" for part in ("train", "val") for folder in ("coco2017/", "coco_2017/", "coco/", "")),
+    ),
+    "RefCOCOg_GCG": ("coco2014/train2014", "coco_2014/train2014", "coco/train2014", "train2014"),
+    "flickr_mergedGT_GCG": (
+        *("flickr30k/Flickr30K", "flickr30k/flickr30k-images", "flikcr_30k/{}", "flickr_30k/{}"),
+        *("flikcr_30k", "flickr_30k", "flickr30k"),
+    ),
+}
+_FLICKR = "flickr_mergedGT_GCG"
+_FEW_WORDS = 3
+SHORT = f"captions of fewer than {_FEW_WORDS} words"
+BARE = "captions without a phrase that has a region"
+IGNORED = "regions left out: marked to be ignored"
+NO_SPAN = "regions without a place in their caption"
+
+
+class Gcg:
+    name = "gcg"
+    choices: Mapping[str, Any] = {"split": "train"}
+
+    def find(self, root: Path, choices: Mapping[str, Any], records: RecordsWriter) -> dict[str, int]:
+        """Every picture that a caption names. A caption with an unsafe name becomes an input that `load` refuses."""
+        split = choices["split"]
+        if split not in _SPLITS:
+            raise UserError("no such split", met=str(split), wanted=" or ".join(_SPLITS))
+        folders = ("annotations", ".", "glamm_data/annotations", f"GranDf/annotations/{split}")
+        files = [
+            (kind, next((root / f / name for f in folders if (root / f / name).is_file()), None))
+            for kind, name in ((kind, f"{kind}_{split}.json") for kind in _FOLDERS)
+        ]
+        if not any(file for _, file in files):
+            wanted = f"annotations/{files[0][0]}_{split}.json or another of the four"
+            raise UserError("no annotations of grounded captions", where=str(root), wanted=wanted)
+        found = Counter(dict.fromkeys(("captions without a picture", "captions of another shape"), 0))
+        for kind, file in files:
+            if file is not None:
+                self._find(root, kind, split, file, records, found)
+        return dict(found)
+
+    def _find(self, root: Path, kind: str, split: str, file: Path, records: RecordsWriter, found: Counter[str]) -> None:
+        parts = dict.fromkeys(
+            (split, *_PARTS)
+        )  # a caption may be of one split and its picture in the folder of another
+        folders = (folder.format(part) for part in parts for folder in _FOLDERS[kind])
+        pictures = PictureFinder(root, dict.fromkeys(top + folder for folder in folders for top in _BELOW))
+        named: dict[str, str] = {}
+        for record in _captions(kind, file):
+            name = record.get("img_file_name", record.get("file_name")) if isinstance(record, dict) else None
+            if not isinstance(name, str) or not isinstance(record.get("caption"), str):
+                found["captions of another shape"] += 1
+                continue
+            where = pictures.find(*coco_names(name)) if inside(name) else (name, 0)
+            if kind == _FLICKR:
+                named[str(record.get("id"))] = where[0]
+            found["captions without a picture"] += where[1] == 0
+            records.add(*where)
+            records.attach(where[0], {"file": file.name, "kind": kind, "caption": record})
+            found[f"captions of {file.name}"] += 1
+        if kind != _FLICKR:
+            return
+        for annotation in read_items(file, "annotations.item"):
+            path = named.get(str(annotation.get("image_id"))) if isinstance(annotation, dict) else None
+            if path is None:
+                found["regions of no caption"] += 1
+            else:
+                records.attach(path, {"file": file.name, "kind": kind, "region": annotation})
+
+    def options(self, root: Path, probe: Sequence[RawInput]) -> dict[str, Any]:
+        return {}
+
+    def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any]) -> RawSample:
+        notes: Counter[str] = Counter()
+        source = below(root, path)
+        grounded = [(part, [*_grounded(part, parts, notes)]) for part in parts if "caption" in part]
+        sizes = [size_of(part["caption"]) for part, _ in grounded]
+        sizes += [rle_size(mask) for _, found in grounded for one in found for mask in one[2]]
+        picture = picture_for(source, sizes)
+        regions = Regions((picture.shape[0], picture.shape[1]), notes)
+        captions = [_told(part, found, regions) for part, found in grounded]
+        return regions.sample(path, self.name, picture, {"captions": captions})
+
+
+Grounded = tuple[str | None, list[Span], list[Any], Any]
+"""Words, stated places, masks, what else the source says."""
+
+
+def _captions(kind: str, file: Path) -> Iterator[Any]:
+    """The records of captions in a file of this kind."""
+    if kind == _FLICKR:
+        yield from read_items(file, "images.item")
+    elif kind == "RefCOCOg_GCG":
+        for record in read_items(file):  # one key each: the picture's id
+            for number, inner in record.items() if isinstance(record, dict) else [("", None)]:
+                yield {**inner, "id": number} if isinstance(inner, dict) else inner
+    else:
+        for record in read_items(file):
+            if isinstance(record, dict):  # as pairs, which keep their order
+                groundings = record.get("groundings")
+                record["groundings"] = [*groundings.items()] if isinstance(groundings, dict) else []
+            yield record
+
+
+def _grounded(part: dict[str, Any], parts: Sequence[Any], notes: Counter[str]) -> Iterator[Grounded]:
+    """The phrases that a caption has masks for."""
+    record = part["caption"]
+    if part["kind"] == _FLICKR:
+        own = [one["region"] for one in parts if "region" in one and _same_caption(one, part)]
+        together: dict[tuple[Span, ...], list[Any]] = {}
+        for region in own:
+            if region.get("ignore"):
+                notes[IGNORED] += 1
+            else:
+                together.setdefault(tuple(_spans(region.get("tokens_positive"))), []).append(region)
+        for spans, found in together.items():
+            rest = [_but(region, "sam_mask") for region in found]
+            notes[NO_SPAN] += 0 if spans else len(found)
+            yield None, list(spans), [region.get("sam_mask") for region in found], rest
+    elif part["kind"] == "RefCOCOg_GCG":
+        for ref in _listed(record.get("refs")):
+            if isinstance(ref, dict):
+                words = ref.get("sentence")
+                yield words if isinstance(words, str) else "", [], [ref.get("segmentation")], _but(ref, "segmentation")
+    else:
+        for words, one in record["groundings"]:
+            inner = one if isinstance(one, dict) else {}
+            yield words, _spans(inner.get("token_positives")), _listed(inner.get("rle_masks")), _but(inner, "rle_masks")
+
+
+def _told(part: dict[str, Any], grounded: Iterable[Grounded], regions: Regions) -> dict[str, Any]:
+    """Put a caption's regions down; the caption with its phrases, as the sample's JSON has it."""
+    record, notes = part["caption"], regions.notes
+    text, lead = unquoted(record["caption"])
+    notes[SHORT] += len(text.split()) < _FEW_WORDS
+    placed: list[tuple[Span | None, str, str]] = []
+    before: Counter[str] = Counter()
+    for words, spans, masks, rest in grounded:
+        if words is None:
+            places = [rebased(text, lead, span, notes) for span in spans]
+            said = [text[slice(*where)] for where in places if where]
+        else:
+            stated: list[Span | None] = [*spans] or [None]
+            places = [place(words, text, lead, span, before[words.lower()], notes) for span in stated]
+            said = [words]
+        before[(words or "").lower()] += 1
+        name = regions.add(masks, said, {"file": part["file"], "says": rest})
+        placed += [(where, said[0] if said else "", name) for where in places or [None]]
+    notes[BARE] += not placed
+    told = {"file": part["file"], "text": text, "phrases": phrases(text, placed, notes)}
+    inner = _but(record, "caption", "groundings", "refs")
+    return {**told, "record": {**inner, "caption": record["caption"]}}
+
+
+def _same_caption(region: dict[str, Any], part: dict[str, Any]) -> bool:
+    return str(region["region"].get("image_id")) == str(part["caption"].get("id"))
+
+
+def _but(record: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name not in names}
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _spans(stated: Any) -> list[Span]:
+    """[[start, end], ...] of either form in use, one pair or a list of pairs."""
+    pairs = [stated] if isinstance(stated, list) and stated and not isinstance(stated[0], list) else _listed(stated)
+    return [(p[0], p[1]) for p in pairs if isinstance(p, list) and len(p) == 2 and all(isinstance(n, int) for n in p)]

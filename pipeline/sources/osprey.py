@@ -1,0 +1,149 @@
+"""Osprey-724K: regions of COCO and part pictures with conversations or descriptions. `docs/datasets/osprey.md`."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.annotations import PictureFinder, below, coco_names, inside, read_items
+from pipeline.raw import RawInput, RawSample
+from pipeline.records import RecordsWriter
+from pipeline.regions import Regions, picture_for, rle_size, size_of
+from shards.errors import BadInput, UserError
+
+_FILES = tuple(
+    f"osprey_{name}.json"
+    for name in ("conversation", "detail_description", "short_form", "part_level", "lvis_positive_negative")
+)
+_ANNOTATIONS = ("Osprey-724K", ".", "osprey-724k/Osprey-724K")
+_COCO = ("train2014", "val2014", "train2017", "val2017")
+_FOLDERS = (
+    *(f"coco/{folder}" for folder in _COCO),
+    *(f"coco2014/{folder}" for folder in _COCO[:2]),
+    *(f"coco2017/{folder}" for folder in _COCO[2:]),
+    *_COCO,
+    *("pascal_part/VOCdevkit/VOC2010/JPEGImages", "VOCdevkit/VOC2010/JPEGImages", "pascal_part", "JPEGImages"),
+    *(f"partImagenet/{folder}" for folder in ("train", "val", "test")),
+    *(f"PartImageNet/images/{folder}" for folder in ("train", "val", "test")),
+    *("coco", "images", "."),
+)
+_DESCRIPTION = re.compile(r"\s*<region(\d+)>\s*:\s*(.*)", re.DOTALL)
+_REGION = re.compile(r"<region(\d+)>")
+_SPEAKERS = ("human", "gpt")
+RECORDS = "records left out: "
+OTHER_SHAPE = "descriptions without <regionN>: in front"
+
+
+class Osprey:
+    name = "osprey"
+    choices: Mapping[str, Any] = {}
+
+    def find(self, root: Path, choices: Mapping[str, Any], records: RecordsWriter) -> dict[str, int]:
+        """Every picture that a record names. A record of an unsafe name becomes an input that `load` refuses."""
+        folder = next((root / name for name in _ANNOTATIONS if any((root / name / f).is_file() for f in _FILES)), None)
+        if folder is None:
+            wanted = f"{_ANNOTATIONS[0]}/{_FILES[0]} or another of the five"
+            raise UserError("no annotations of Osprey-724K", where=str(root), wanted=wanted)
+        pictures = PictureFinder(root, _FOLDERS)
+        found: Counter[str] = Counter({"records without a picture": 0, "records of another shape": 0})
+        for file in _FILES:
+            if not (folder / file).is_file():
+                continue
+            for record in read_items(folder / file):
+                name = record.get("file_name") if isinstance(record, dict) else None
+                if not isinstance(name, str):
+                    found["records of another shape"] += 1
+                    continue
+                place = pictures.find(*coco_names(name)) if inside(name) else (name, 0)
+                found["records without a picture"] += place[1] == 0
+                records.add(*place)
+                records.attach(place[0], {"file": file, "record": record})
+                found[f"records of {file}"] += 1
+                annotation = record.get("annotation")
+                found["regions"] += len(annotation) if isinstance(annotation, list) else 0
+        return dict(found)
+
+    def options(self, root: Path, probe: Sequence[RawInput]) -> dict[str, Any]:
+        return {}
+
+    def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any]) -> RawSample:
+        notes: Counter[str] = Counter()
+        source, kept = below(root, path), []
+        for part in parts:
+            reason = _fault(part["record"])
+            if reason:
+                notes[RECORDS + reason] += 1
+            else:
+                kept.append(part)
+        if not kept:
+            reasons = ", ".join(note.removeprefix(RECORDS) for note in sorted(notes))
+            raise BadInput("no record that can be used", met=reasons, wanted="regions with a text")
+        picture = picture_for(source, (size for part in kept for size in _sizes(part["record"])))
+        regions = Regions((picture.shape[0], picture.shape[1]), notes)
+        told = [_tell(part["file"], part["record"], regions) for part in kept]
+        return regions.sample(path, self.name, picture, {"records": told})
+
+
+def _sizes(record: dict[str, Any]) -> list[tuple[int, int] | None]:
+    stated = size_of(record)
+    return [stated] if stated else [rle_size(item.get("segmentation")) for item in record["annotation"]]
+
+
+def _descriptions(record: dict[str, Any]) -> Any:
+    return record.get("description", record.get("descriptions"))
+
+
+def _fault(record: dict[str, Any]) -> str:
+    """Why a record cannot be used; empty where it can."""
+    annotation, said, described = record.get("annotation"), record.get("conversations"), _descriptions(record)
+    if not isinstance(annotation, list) or not all(isinstance(item, dict) for item in annotation) or not annotation:
+        return "no regions"
+    if not said and not described:
+        return "no text"
+    if described:
+        if not isinstance(described, list) or not all(isinstance(text, str) for text in described):
+            return "descriptions are not texts"
+        if len(described) != len(annotation):
+            return "as many descriptions as regions are wanted"
+        matches = [_DESCRIPTION.match(text) for text in described]
+        if all(matches) and sorted(int(m[1]) for m in matches if m) != [*range(1, len(annotation) + 1)]:
+            return "descriptions of other regions than are there"
+    if said:
+        if not isinstance(said, list) or not all(isinstance(turn, dict) for turn in said):
+            return "a conversation is not a list of turns"
+        speakers = [turn.get("from") for turn in said]
+        if speakers != [*_SPEAKERS] * (len(said) // 2):
+            return "a conversation is not human and gpt in turn"
+        values = [turn.get("value") for turn in said]
+        if not all(isinstance(value, str) for value in values):
+            return "a conversation is not a list of turns"
+        numbers = [int(number) for value in values for number in _REGION.findall(value)]
+        if not all(1 <= number <= len(annotation) for number in numbers):
+            return "a conversation names a region that is not there"
+    return ""
+
+
+def _tell(file: str, record: dict[str, Any], regions: Regions) -> dict[str, Any]:
+    """Put the record's regions down; the record as it stands, with the ids of their objects for their outlines."""
+    annotation, described = record["annotation"], _descriptions(record) or []
+    matches = [_DESCRIPTION.match(text) for text in described]
+    if all(matches):
+        texts = {int(match[1]) - 1: match[2] for match in matches if match}
+    else:  # the order is all that there is to go by
+        texts = {n: match[2] if match else described[n] for n, match in enumerate(matches)}
+        regions.notes[OTHER_SHAPE] += matches.count(None)
+    size = size_of(record)
+    ids = [
+        regions.add(
+            [item.get("segmentation")],
+            [texts[n]] if n in texts else [],
+            {**{name: value for name, value in item.items() if name != "segmentation"}, "file": file},
+            size,
+        )
+        for n, item in enumerate(annotation)
+    ]
+    rest = {name: value for name, value in record.items() if name != "annotation"}
+    return {**rest, "file": file, "regions": ids}
