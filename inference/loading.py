@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from inference.quantise import is_int8_folder, load_quantised
 from shards.errors import UserError
 from trainer.model.sa2va import Sa2VA
 from trainer.released.folder import load_model
@@ -30,6 +31,8 @@ def load(folder: str | Path, device: str | None = None, dtype: str | None = None
         dtype = "bfloat16" if fast else "float32"
     if dtype not in _DTYPES:
         raise UserError("unknown dtype", met=dtype, wanted=" or ".join(_DTYPES))
+    if (Path(folder) / "config.json").exists() and is_int8_folder(Path(folder)):
+        return load_quantised(Path(folder), place)  # its other weights are as the folder has them
     return load_model(folder, dtype=_DTYPES[dtype], device=place)
 
 

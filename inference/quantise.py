@@ -133,6 +133,11 @@ def save_quantised(model: Sa2VA, out: Path, card: str = "") -> None:
     write_folder(out, tensors_of(model), files)
 
 
+def is_int8_folder(folder: Path) -> bool:
+    """Whether `save_quantised` wrote `folder`."""
+    return read_json(folder / "config.json").get("model_type") == MODEL_TYPE
+
+
 def load_quantised(folder: Path, device: torch.device | str = "cpu") -> Sa2VA:
     """The model of a folder that `save_quantised` wrote: frozen, in evaluation mode, bit-equal to what was saved.
 
