@@ -17,22 +17,22 @@ MAX_BYTES = 1 << 30
 _POINTERS = (b"version https://git-lfs", b"/annex/objects/", b"../.git/annex/")
 
 
-def read_picture(source: Path | bytes, size: tuple[int, int] | None = None) -> UInt8:
+def read_picture(source: Path | bytes, size: tuple[int, int] | None = None, *, stored: bool = False) -> UInt8:
     """A picture as (H, W, 3) uint8 RGB. An alpha channel is left out, 16 bits are scaled to 8, CMYK is converted.
 
     Args:
         source: a file, or its bytes.
         size: (H, W) that annotations were made for. The bitmap is taken as it is stored where it has this size, else
             upright by its EXIF orientation where it has it then. Without a size it is taken upright.
+        stored: without a size, take the bitmap as it is stored.
 
     Raises:
         BadInput: no file, no picture, a truncated or an enormous one, or one of another size.
     """
     where = _place(source)
     image = open_image(source)
-    upright = ImageOps.exif_transpose(image)
-    if size is None or image.size[::-1] != size:
-        image = upright
+    if image.size[::-1] != size and not (stored and size is None):
+        image = ImageOps.exif_transpose(image)
     if size is not None and image.size[::-1] != size:
         met = f"{image.height} x {image.width}"
         raise BadInput("picture and annotation differ in size", where=where, met=met, wanted=f"{size[0]} x {size[1]}")
@@ -52,7 +52,7 @@ def open_image(source: Path | bytes) -> Image.Image:
     """A picture decoded whole, in its own mode and as it is stored; raises `BadInput` as `read_picture` does."""
     where = _place(source)
     data = source if isinstance(source, bytes) else read_bytes(source)
-    if data.startswith(_POINTERS):
+    if is_pointer(data):
         raise BadInput(
             "a pointer, not the file", where=where, met="a Git LFS or git-annex pointer", do="fetch the file itself"
         )
@@ -88,6 +88,11 @@ def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
     if len(data) > most:
         raise BadInput("too large a file", where=str(path), met=f"more than {most} bytes")
     return data
+
+
+def is_pointer(data: bytes) -> bool:
+    """Whether a file that begins with `data` is a Git LFS or git-annex pointer to the file that was meant."""
+    return data.startswith(_POINTERS)
 
 
 def _place(source: Path | bytes) -> str:

@@ -11,6 +11,7 @@ from pipeline.records import RecordsWriter
 from pipeline.sources.coco import Coco
 from pipeline.sources.folder import Folder
 from pipeline.sources.refer import Refer
+from pipeline.sources.sa1b import Sa1b
 from pipeline.sources.sav import Sav
 from shards.errors import UserError
 
@@ -45,6 +46,7 @@ class Source(Protocol):
 
 _ALL: tuple[Source, ...] = (
     Sav(),
+    Sa1b(),
     Coco("coco", "instances_{split}*.json"),
     Coco("lvis", "lvis_v1_{split}*.json"),
     Refer("refcoco", "unc"),
