@@ -10,6 +10,7 @@ from pipeline.raw import RawInput, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.sources.coco import Coco
 from pipeline.sources.folder import Folder
+from pipeline.sources.openimages import OpenImages
 from pipeline.sources.refer import Refer
 from pipeline.sources.sa1b import Sa1b
 from pipeline.sources.sav import Sav
@@ -47,6 +48,7 @@ class Source(Protocol):
 _ALL: tuple[Source, ...] = (
     Sav(),
     Sa1b(),
+    OpenImages(),
     Coco("coco", "instances_{split}*.json"),
     Coco("lvis", "lvis_v1_{split}*.json"),
     Refer("refcoco", "unc"),
