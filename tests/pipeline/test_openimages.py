@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,9 @@ from PIL import Image
 
 from pipeline.archives import read_member, zip_members
 from pipeline.derive import Against
+from pipeline.plan import find_inputs
+from pipeline.records import open_records
+from pipeline.sources import source_named
 from shards.errors import BadInput, DroppedInput, UserError
 from shards.preview import preview
 from shards.reader import ShardSet
@@ -128,6 +132,17 @@ def test_masks_in_the_released_zips_are_read_in_place(write, method):
     first, second = samples.values()
     assert [mask.sum() for mask in first.frames[0].masks] == [shape().sum(), shape(left=0.4).sum()]
     assert np.array_equal(second.frames[0].masks[0], shape())
+
+
+def test_what_is_found_does_not_depend_on_the_order_of_a_listing(write, tmp_path, monkeypatch):
+    masks = {mask_name(FIRST, f"{n:08x}"): png(shape()) for n in range(4)}
+    root = write([row(FIRST, f"{n:08x}") for n in range(4)], masks)
+    listdir, seen = os.listdir, []
+    for turned in (False, True):
+        monkeypatch.setattr(os, "listdir", lambda path, turned=turned: sorted(listdir(path), reverse=turned))
+        find_inputs(source_named("openimages"), root, {"split": "train"}, tmp_path / f"{turned}.sqlite")
+        seen.append(open_records(tmp_path / f"{turned}.sqlite").parts(f"images/train/{FIRST}.jpg"))
+    assert seen[0] == seen[1] and len(seen[0]) == 8
 
 
 @pytest.mark.parametrize("size", [(160, 120), (120, 90), (40, 30), (161, 120), (1600, 1201)])
