@@ -189,7 +189,7 @@ def test_all_columns_are_kept_the_box_in_the_tables_own_names(write):
 
 
 @pytest.mark.parametrize(
-    "text", [CLASSES, CLASSES.split("\n", 1)[1], "\ufeff" + CLASSES, CLASSES.replace("\n", "\r\n")]
+    "text", [CLASSES, CLASSES.split("\n", 1)[1], "\ufeff" + CLASSES.split("\n", 1)[1], CLASSES.replace("\n", "\r\n")]
 )
 def test_class_names_with_and_without_a_header(write, text):
     root = write([row(FIRST, label="/m/0663v"), row(FIRST)], {**ONE, mask_name(FIRST, mid="m0663v"): png(shape())})
