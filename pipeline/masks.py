@@ -65,7 +65,7 @@ def from_image(image: Image.Image, value: int | None = None) -> Bool:
         BadInput: a picture with several channels.
     """
     if image.mode == "1":
-        return np.asarray(image)
+        return from_array(np.asarray(image))
     if image.mode not in ("L", "P") and not image.mode.startswith("I"):
         raise BadInput("no mask", met=f"a picture of mode {image.mode}", wanted="one channel: mode 1, L, P or I")
     values = np.asarray(image)
@@ -79,7 +79,7 @@ def from_image(image: Image.Image, value: int | None = None) -> Bool:
 def from_array(values: NDArray[Any]) -> Bool:
     """A mask of numbers (H, W), in 0..1, 0..255 or 0..65535, or of bools: those above half of the range."""
     if values.dtype == np.bool_:
-        return values
+        return values.view(np.uint8) != 0  # a True may be stored as any byte: Pillow's is 255
     if values.ndim != 2 or not np.isfinite(values).all() or values.min(initial=0) < 0:
         raise BadInput("no mask", met=f"{values.dtype} {values.shape}", wanted="finite values >= 0, (H, W)")
     most = values.max(initial=0)

@@ -52,7 +52,7 @@ def open_image(source: Path | bytes) -> Image.Image:
     """A picture decoded whole, in its own mode and as it is stored; raises `BadInput` as `read_picture` does."""
     where = _place(source)
     data = source if isinstance(source, bytes) else read_bytes(source)
-    if data.startswith(POINTERS):
+    if is_pointer(data):
         raise BadInput(
             "a pointer, not the file", where=where, met="a Git LFS or git-annex pointer", do="fetch the file itself"
         )
@@ -88,6 +88,11 @@ def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
     if len(data) > most:
         raise BadInput("too large a file", where=str(path), met=f"more than {most} bytes")
     return data
+
+
+def is_pointer(data: bytes) -> bool:
+    """Whether a file that begins with `data` is a Git LFS or git-annex pointer to the file that was meant."""
+    return data.startswith(_POINTERS)
 
 
 def _place(source: Path | bytes) -> str:

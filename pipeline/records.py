@@ -41,9 +41,13 @@ class RecordsWriter:
             self._base.execute("COMMIT")
         self._base.close()
 
-    def add(self, path: str, size: int) -> None:
-        """Put down an input: its path relative to the source's root, and its bytes. Once more does no harm."""
-        self._base.execute("INSERT OR IGNORE INTO inputs VALUES (?, ?)", (os.fsencode(path), size))
+    def add(self, path: str, size: int) -> bool:
+        """Put down an input: its path relative to the source's root, and its bytes. Once more does no harm.
+
+        Returns whether it was new.
+        """
+        done = self._base.execute("INSERT OR IGNORE INTO inputs VALUES (?, ?)", (os.fsencode(path), size))
+        return done.rowcount == 1
 
     def attach(self, path: str, part: Any) -> None:
         """Put down something that an annotation file says of an input, as JSON; parts keep their order."""

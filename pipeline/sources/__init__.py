@@ -12,8 +12,10 @@ from pipeline.sources.coco import Coco
 from pipeline.sources.dam import Dam
 from pipeline.sources.folder import Folder
 from pipeline.sources.gcg import Gcg
+from pipeline.sources.openimages import OpenImages
 from pipeline.sources.osprey import Osprey
 from pipeline.sources.refer import Refer
+from pipeline.sources.sa1b import Sa1b
 from pipeline.sources.sav import Sav
 from shards.errors import UserError
 
@@ -48,6 +50,8 @@ class Source(Protocol):
 
 _ALL: tuple[Source, ...] = (
     Sav(),
+    Sa1b(),
+    OpenImages(),
     Coco("coco", "instances_{split}*.json"),
     Coco("lvis", "lvis_v1_{split}*.json"),
     Refer("refcoco", "unc"),

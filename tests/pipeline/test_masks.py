@@ -128,6 +128,7 @@ def test_masks_stored_as_pictures():
     assert from_image(Image.fromarray(ids), 1).tolist() == (ids == 1).tolist()
     one_bit = Image.fromarray((ids > 0).astype(np.uint8) * 255).convert("1")
     assert from_image(one_bit).dtype == np.bool_ and from_image(one_bit).tolist() == (ids > 0).tolist()
+    assert from_image(one_bit).view(np.uint8).max() == 1  # what the formats are made of: Pillow's True is 255
     with pytest.raises(BadInput, match="mode RGB"):
         from_image(palette.convert("RGB"))
 

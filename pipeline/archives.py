@@ -1,0 +1,116 @@
+"""Files inside tar and zip files, read in place: where each lies is found once, then a member is one seek away.
+
+A member is described as JSON, so that `pipeline.records` can keep it: `at` (its place in the archive) and `bytes` (its
+size); of a zip also `packed` (its compressed size), `method` and `crc`.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+
+from pipeline.pictures import MAX_BYTES, is_pointer
+from shards.errors import BadInput
+
+Member = dict[str, int]
+_BLOCK = 512  # of a tar
+_LOCAL_HEADER = 30  # bytes of a zip member's own header, before its name and extra field
+
+
+def tar_members(path: Path) -> Iterator[tuple[str, Member]]:
+    """Name and place of each regular file in an uncompressed tar, in its order.
+
+    Raises:
+        BadInput: after the last whole member, where the tar is damaged or cut short.
+    """
+    try:
+        _refuse_pointer(path)
+        size = path.stat().st_size
+        with tarfile.open(path, "r:") as tar:
+            for info in tar:
+                if info.offset_data + info.size > size:
+                    break
+                if info.isreg() and not info.issparse():
+                    yield info.name, {"at": info.offset_data, "bytes": info.size}
+            end = tar.offset  # where the headers stopped; tarfile takes a damaged header for the end
+        with open(path, "rb") as file:
+            file.seek(end)
+            whole = file.read(_BLOCK) == bytes(_BLOCK)
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        raise BadInput("not a whole tar file", where=str(path), met=str(error), do="fetch it again") from None
+    if not whole:
+        met = f"no header and no end at byte {end} of {size}"
+        raise BadInput("not a whole tar file", where=str(path), met=met, do="fetch it again")
+
+
+def zip_members(path: Path) -> Iterator[tuple[str, Member]]:
+    """Name and place of each file in a zip; raises `BadInput` where the zip is damaged or cut short."""
+    try:
+        _refuse_pointer(path)
+        with zipfile.ZipFile(path) as opened:
+            for info in opened.infolist():
+                if not info.is_dir():
+                    method = info.compress_type if not info.flag_bits & 1 else -1  # encrypted
+                    place = {"at": info.header_offset, "packed": info.compress_size, "method": method}
+                    yield info.filename, {**place, "bytes": info.file_size, "crc": info.CRC}
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
+        raise BadInput("not a whole zip file", where=str(path), met=str(error), do="fetch it again") from None
+
+
+def read_member(path: Path, member: Mapping[str, int]) -> bytes:
+    """A member's bytes.
+
+    Raises:
+        BadInput: the archive is not there or was changed, the member is damaged, encrypted or larger than `MAX_BYTES`.
+    """
+    if max(member["bytes"], member.get("packed", 0)) > MAX_BYTES:
+        raise BadInput("too large a file", where=str(path), met=f"{member['bytes']} bytes")
+    try:
+        with open(path, "rb") as file:
+            file.seek(member["at"])
+            if "crc" not in member:
+                data = file.read(member["bytes"])
+            else:
+                head = file.read(_LOCAL_HEADER)
+                if len(head) != _LOCAL_HEADER or not head.startswith(b"PK\3\4"):
+                    raise BadInput("damaged member of a zip", where=str(path), met=f"no header at {member['at']}")
+                skipped = int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
+                file.seek(skipped, os.SEEK_CUR)
+                data = _unpack(file.read(member["packed"]), member, path)
+    except OSError as error:
+        raise BadInput("cannot be read", where=str(path), met=str(error.strerror)) from None
+    if len(data) != member["bytes"] or zlib.crc32(data) != member.get("crc", zlib.crc32(data)):
+        met = f"{len(data)} bytes of {member['bytes']}, or a wrong checksum"
+        raise BadInput("damaged member of an archive", where=str(path), met=met, do="fetch the archive again")
+    return data
+
+
+def member_path(name: str) -> str:
+    """A member's name as a relative path; raises `BadInput` where it would leave the folder it is unpacked to."""
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts or "\0" in name or not pure.parts:
+        raise BadInput("path leaves the archive", met=name, wanted="a relative path without ..")
+    return pure.as_posix()
+
+
+def _unpack(packed: bytes, member: Mapping[str, int], path: Path) -> bytes:
+    if member["method"] == zipfile.ZIP_STORED:
+        return packed
+    if member["method"] != zipfile.ZIP_DEFLATED:
+        met = "encryption" if member["method"] < 0 else f"method {member['method']}"
+        raise BadInput("a zip that cannot be read", where=str(path), met=met, wanted="stored or deflated members")
+    try:
+        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, member["bytes"] + 1)
+    except zlib.error as error:
+        raise BadInput("damaged member of an archive", where=str(path), met=str(error)) from None
+
+
+def _refuse_pointer(path: Path) -> None:
+    with open(path, "rb") as file:
+        if is_pointer(file.read(64)):
+            met = "a Git LFS or git-annex pointer"
+            raise BadInput("a pointer, not the file", where=str(path), met=met, do="fetch the file itself")

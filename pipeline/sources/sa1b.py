@@ -1,0 +1,171 @@
+"""SA-1B: a photo and its json, in folders or in the released tars. `docs/datasets/sa1b.md`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pipeline import masks
+from pipeline.archives import member_path, read_member, tar_members
+from pipeline.pictures import is_pointer, read_bytes, read_picture
+from pipeline.raw import RawInput, RawObject, RawSample
+from pipeline.records import RecordsWriter
+from pipeline.sources.objects import Candidate, inside, sample_of
+from shards.errors import BadInput
+
+_DEPTH = 3  # folders below the root: root / a folder a tar / img or js
+_MAX_JSON = 1 << 28
+Found = tuple[str, dict[str, Any]]  # a path below the root, and where its bytes lie
+
+
+class Sa1b:
+    """One sample a photo, with all its masks. A tar beside its unpacked files gives only what is not unpacked."""
+
+    name = "sa1b"
+    choices: Mapping[str, Any] = {}
+
+    def find(self, root: Path, choices: Mapping[str, Any], records: RecordsWriter) -> dict[str, int]:
+        counts = Counter({"images": 0, "images without a json": 0, "jsons without an image": 0, "paired": 0})
+        # Photos first: a json then shows whether it has one.
+        for path, where in _files(root, ".jpg"):
+            records.add(path, where["bytes"])
+            counts["images"] += 1
+        _annotate(_files(root, ".json"), records, counts)
+        for path, where in _files(root, ".tar"):
+            self._find_in_tar(root, path, where["bytes"], records, counts)
+        counts["images without a json"] = counts["images"] - counts.pop("paired")
+        return dict(counts)
+
+    def _find_in_tar(self, root: Path, tar: str, size: int, records: RecordsWriter, counts: Counter[str]) -> None:
+        beside = [folder for folder in (root / tar).parent.glob(f"{PurePosixPath(tar).stem}/") if folder.is_dir()]
+        beside.append((root / tar).parent)
+        jsons: list[Found] = []
+        try:
+            for name, member in tar_members(root / tar):
+                if not _is_named(PurePosixPath(name).name, (".jpg", ".json")):
+                    counts["tar members that are neither"] += 1
+                    continue
+                if any((folder / PurePosixPath(name).name).exists() for folder in beside):
+                    counts["tar members left for their unpacked files"] += 1
+                    continue
+                try:
+                    path = f"{tar}/{member_path(name)}"
+                except BadInput as error:
+                    _refuse(f"{tar}/{name}", member["bytes"], error, records, counts)
+                    continue
+                where = {"file": tar, **member}
+                if path.endswith(".json"):
+                    jsons.append((path, where))
+                elif records.add(path, member["bytes"]):
+                    records.attach(path, {"picture": where})
+                    counts["images"] += 1
+                else:
+                    counts["images twice in a tar"] += 1
+        except BadInput as error:  # what came before the damage is taken
+            _refuse(tar, size, error, records, counts)
+        _annotate(jsons, records, counts)
+
+    def options(self, root: Path, probe: Sequence[RawInput]) -> dict[str, Any]:
+        return {}
+
+    def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any]) -> RawSample:
+        if refused := next((part["refused"] for part in parts if "refused" in part), None):
+            raise BadInput(refused["what"], met=refused["met"], wanted=refused["wanted"], do=refused["do"])
+        annotations = [part for part in parts if "annotation" in part]
+        if len(annotations) != 1:
+            what = "more than one json for an image" if annotations else "an image without its json"
+            met = ", ".join(part["annotation"]["file"] for part in annotations) or "a picture alone"
+            raise BadInput(what, met=met, wanted=f"one {PurePosixPath(path).stem}.json")
+        if annotations[0].get("alone"):
+            met = annotations[0]["annotation"]["file"]
+            raise BadInput("a json without its image", met=met, wanted=PurePosixPath(path).name)
+        said = _read_json(root, annotations[0]["annotation"], PurePosixPath(path).stem)
+        size = (said["image"]["height"], said["image"]["width"])
+        packed = next((part["picture"] for part in parts if "picture" in part), None)
+        picture = read_picture(_read(root, packed) if packed else inside(root, path), size)
+        candidates = [_candidate(annotation, size) for annotation in said["annotations"]]
+        more = {"image": said["image"]}
+        return sample_of(path, self.name, [(PurePosixPath(path).name, picture)], candidates, more)
+
+
+def _candidate(annotation: Any, size: tuple[int, int]) -> Candidate:
+    if not isinstance(annotation, dict) or "id" not in annotation:
+        raise BadInput("not SA-1B's json", met=str(annotation)[:60], wanted="annotations with an id")
+    more = {key: value for key, value in annotation.items() if key not in ("segmentation", "id")}
+    read = partial(masks.from_coco, annotation.get("segmentation"), *size)
+    return Candidate(RawObject(str(annotation["id"]), (), more), (read,))
+
+
+def _read_json(root: Path, where: Mapping[str, Any], stem: str) -> dict[str, Any]:
+    """The annotation of the image called `stem`, its outer layers checked."""
+    data = _read(root, where)
+    if is_pointer(data):
+        raise BadInput("a pointer, not the file", met=f"{where['file']}", do="fetch the file itself")
+    try:
+        said = json.loads(data)
+        image, size = said["image"], (said["image"]["height"], said["image"]["width"])
+        fits = all(isinstance(side, int) and side > 0 for side in size) and isinstance(said["annotations"], list)
+    except (ValueError, RecursionError) as error:
+        met = (str(error).splitlines() or [""])[0]
+        raise BadInput("not whole JSON", met=f"{where['file']}: {met}", wanted="a json of SA-1B") from None
+    except (KeyError, TypeError, IndexError):
+        fits = False
+    if not fits:
+        raise BadInput("not SA-1B's json", met=where["file"], wanted="image with height and width, annotations")
+    named = PurePosixPath(str(image.get("file_name", stem))).stem
+    if named != stem:
+        raise BadInput("json of another image", met=named, wanted=stem)
+    return dict(said)
+
+
+def _read(root: Path, where: Mapping[str, Any]) -> bytes:
+    file = inside(root, where["file"])
+    return read_member(file, where) if "at" in where else read_bytes(file, _MAX_JSON)
+
+
+def _annotate(jsons: Iterable[Found], records: RecordsWriter, counts: Counter[str]) -> None:
+    for path, where in jsons:
+        image = _image_of(path)
+        alone = records.add(image, 0)
+        records.attach(image, {"annotation": where, **({"alone": True} if alone else {})})
+        counts["jsons without an image" if alone else "paired"] += 1
+
+
+def _image_of(json_path: str) -> str:
+    path = PurePosixPath(json_path).with_suffix(".jpg")
+    return str(path.parent.with_name("img") / path.name if path.parent.name == "js" else path)
+
+
+def _refuse(path: str, size: int, error: BadInput, records: RecordsWriter, counts: Counter[str]) -> None:
+    """Make it an input of its own, so that it comes to the ledger."""
+    records.add(path, size)
+    said = {"what": error.what, "met": error.met, "wanted": error.wanted, "do": error.do}
+    records.attach(path, {"refused": said})
+    counts[error.what] += 1
+
+
+def _files(folder: Path, suffix: str, prefix: str = "", depth: int = _DEPTH) -> Iterator[Found]:
+    """SA-1B's files of one kind below `folder`, one by one: a folder may hold millions."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                if depth:
+                    yield from _files(folder / entry.name, suffix, f"{prefix}{entry.name}/", depth - 1)
+            elif _is_named(entry.name, suffix):
+                yield prefix + entry.name, {"file": prefix + entry.name, "bytes": _size(entry)}
+
+
+def _size(entry: os.DirEntry[str]) -> int:
+    try:
+        return entry.stat().st_size
+    except OSError:  # a link to nowhere: reading it will say so
+        return 0
+
+
+def _is_named(name: str, suffix: str | tuple[str, ...]) -> bool:
+    return name.startswith("sa_") and name.endswith(suffix)
