@@ -11,6 +11,8 @@ from pipeline.records import RecordsWriter
 from pipeline.sources.coco import Coco
 from pipeline.sources.folder import Folder
 from pipeline.sources.refer import Refer
+from pipeline.sources.refvos import RefVos
+from pipeline.sources.refvos_layouts import davis, mevis, revos, youtube_vos
 from pipeline.sources.sav import Sav
 from shards.errors import UserError
 
@@ -51,6 +53,10 @@ _ALL: tuple[Source, ...] = (
     Refer("refcoco+", "unc"),
     Refer("refcocog", "umd"),
     Folder(),
+    RefVos("ref-youtube-vos", youtube_vos, "obj_id"),
+    RefVos("mevis", mevis, "anno_id"),
+    RefVos("revos", revos, "anno_id"),
+    RefVos("ref-davis", davis, "obj_id"),
 )
 SOURCES = {source.name: source for source in _ALL}
 

@@ -1,0 +1,279 @@
+"""Referring video segmentation: some frames of a video, its objects, all its expressions. `docs/datasets/refvos.md`."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import masks
+from pipeline.pickles import read_pickle
+from pipeline.pictures import open_image, read_picture
+from pipeline.raw import RawInput, RawObject, RawSample
+from pipeline.records import RecordsWriter
+from pipeline.resize import Bool
+from pipeline.sources.clips import Shown, choose_frames, stream_pairs
+from pipeline.sources.objects import Candidate, inside, sample_of
+from shards.errors import BadInput, DroppedInput, UserError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a dataset has what, as found below its root."""
+
+    where: Path
+    """The file of expressions, for messages."""
+    videos: Iterable[tuple[str, Any]]
+    """Each video's name, and its entry in the file of expressions."""
+    pictures: str
+    """Folder of the videos' folders of frames, relative to the root; so is the next one."""
+    annotations: str = ""
+    """Folder of the videos' folders of palette PNGs; empty: masks are in a file."""
+    masks: Path | None = None
+    """JSON: lists of masks by annotation id. Pickle: the same by the count of expressions."""
+    categories: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Video -> object -> category."""
+    without: frozenset[str] = frozenset()
+    """Videos that the file lists and that belong to another split."""
+
+
+class RefVos:
+    """One sample a video.
+
+    Args:
+        name: of the source.
+        layout: finds the files of a split below the root; raises `UserError` where they are not there.
+        ids: the key by which an expression names its objects.
+    """
+
+    choices: Mapping[str, Any] = {"split": "train", "frames": 5}
+
+    def __init__(self, name: str, layout: Callable[[Path, str], Layout], ids: str) -> None:
+        self.name, self._layout, self._ids = name, layout, ids
+
+    def find(self, root: Path, choices: Mapping[str, Any], records: RecordsWriter) -> dict[str, int]:
+        layout = self._layout(root, str(choices["split"]))
+        pickled = _Pickled(layout.masks) if layout.masks and layout.masks.suffix == ".pkl" else None
+        counts: Counter[str] = Counter()
+        paths: dict[str, list[str]] = {}
+        known: set[str] = set()
+        for name, body in layout.videos:
+            known.add(name)
+            if name in layout.without:
+                counts["videos of another split"] += 1
+                continue
+            try:
+                described = _described(name, body, layout, self._ids)
+                of_pickle = pickled.of_video(described) if pickled else {}
+            except (KeyError, TypeError, AttributeError) as error:
+                met = f"video {name!r}: {type(error).__name__} {error}"
+                raise UserError("not the entry of a video", where=str(layout.where), met=met) from None
+            path, objects = described["path"], _objects(described)
+            size, pictures = _folder_size(root, path)
+            records.add(path, size)
+            records.attach(path, {**described, "bytes_of_masks": _folder_size(root, described["annotations"])[0]})
+            for number, lists in of_pickle.items():
+                records.attach(path, {"object": number, "masks": lists})
+            for number in objects:
+                paths.setdefault(number, []).append(path)
+            counts["videos"] += 1
+            counts["videos without frames"] += pictures == 0
+            counts["expressions"] += len(described["expressions"])
+            counts["expressions without an object"] += sum(not item["objects"] for item in described["expressions"])
+            counts["objects"] += len(objects)
+        if pickled:
+            pickled.check_all_taken()
+        elif layout.masks:
+            for number, lists in stream_pairs(layout.masks, ""):
+                for path in dict.fromkeys(paths.get(number, ())):
+                    records.attach(path, {"object": number, "masks": lists})
+                counts["masks that no expression of this split refers to"] += number not in paths
+        if layout.pictures and (root / layout.pictures).is_dir() and not any("/" in name for name in known):
+            counts["folders of frames without expressions"] = len({*os.listdir(root / layout.pictures)} - known)
+        return dict(counts)
+
+    def options(self, root: Path, probe: Sequence[RawInput]) -> dict[str, Any]:
+        return {}
+
+    def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any]) -> RawSample:
+        video, *given = parts
+        folder, objects = inside(root, path), _objects(video)
+        for name in video["frames"]:
+            inside(root, name)
+        if not objects and not any(item.keys() & {"obj_id", "anno_id", "type_id"} for item in video["expressions"]):
+            raise BadInput("expressions without objects", met="texts alone", wanted="a split with masks")
+        if not objects:
+            raise DroppedInput("no expression refers to an object", met=f"{len(video['expressions'])} without one")
+        read: _Pngs | _Lists
+        if video["annotations"]:
+            read = _Pngs(inside(root, video["annotations"]), video["frames"])
+        else:
+            read = _Lists(given, video["frames"], objects)
+        there = [n for n, name in enumerate(video["frames"]) if read.has(n) and (folder / f"{name}.jpg").is_file()]
+        if not there:
+            met = f"none of {len(video['frames'])} listed frames has both"
+            raise BadInput("no frames", where=path, met=met, wanted="pictures with masks")
+        shown: Shown = lambda i: read.shown(there[i]) & {*objects}  # noqa: E731
+        chosen = [there[i] for i in choose_frames(len(there), options["frames"], shown, {*objects})]
+        pictures = [
+            (name, read_picture(folder / f"{name}.jpg", read.size(n))) for n in chosen for name in [video["frames"][n]]
+        ]
+        sizes = [picture.shape[:2] for _, picture in pictures]
+        candidates = [
+            Candidate(
+                _object(number, video),
+                [partial(read.mask, n, number, *size) for n, size in zip(chosen, sizes, strict=True)],
+            )
+            for number in objects
+        ]
+        more = {"split": options["split"], "video": video["video"], "expressions": video["expressions"]}
+        raw = sample_of(path, self.name, pictures, candidates, more)
+        notes = {**raw.notes, "frames without a picture or mask": len(video["frames"]) - len(there)}
+        return RawSample(path, self.name, raw.frames, raw.objects, raw.more, notes)
+
+
+def _described(name: str, body: Any, layout: Layout, ids: str) -> dict[str, Any]:
+    """What is put down of a video. Expressions are in the order of their ids as texts."""
+    expressions = []
+    for number, item in sorted(body["expressions"].items()):
+        refers = item.get(ids)
+        objects = refers if isinstance(refers, list) else [] if refers is None else [refers]
+        rest = {key: value for key, value in item.items() if key != "exp"}
+        objects = [*dict.fromkeys(str(number) for number in objects)]
+        expressions.append({**rest, "id": number, "text": item["exp"], "objects": objects})
+    return {
+        "path": f"{layout.pictures}/{name}".lstrip("/"),
+        "annotations": f"{layout.annotations}/{name}" if layout.annotations else "",
+        "frames": sorted(map(str, body["frames"])),
+        "expressions": expressions,
+        "categories": layout.categories.get(name, {}),
+        "video": {"id": name, **{key: body[key] for key in body if key not in ("expressions", "frames")}},
+    }
+
+
+def _objects(video: Mapping[str, Any]) -> list[str]:
+    return [*dict.fromkeys(number for item in video["expressions"] for number in item["objects"])]
+
+
+def _object(number: str, video: Mapping[str, Any]) -> RawObject:
+    """Its texts are the expressions that mean this object and no other."""
+    texts = tuple(item["text"] for item in video["expressions"] if item["objects"] == [number])
+    category = video["categories"].get(number)
+    return RawObject(number, texts, {"category": category} if category else {})
+
+
+def _folder_size(root: Path, path: str) -> tuple[int, int]:
+    """(bytes, files) of a folder; zeros where there is none inside the root."""
+    try:
+        with os.scandir(inside(root, path)) as found:
+            sizes = [entry.stat().st_size for entry in found if entry.is_file()] if path else []
+    except (OSError, BadInput):
+        return 0, 0
+    return sum(sizes), len(sizes)
+
+
+class _Pngs:
+    """Palette PNGs, a frame each: a pixel's value is the id of the object there."""
+
+    def __init__(self, folder: Path, frames: Sequence[str]) -> None:
+        self._files = [folder / f"{name}.png" for name in frames]
+        self._open = lru_cache(maxsize=8)(open_image)
+
+    def has(self, n: int) -> bool:
+        return self._files[n].is_file()
+
+    def size(self, n: int) -> tuple[int, int]:
+        image = self._open(self._files[n])
+        return image.height, image.width
+
+    def shown(self, n: int) -> set[str]:
+        image = self._open(self._files[n])
+        if image.mode not in ("P", "L", "1"):
+            met = f"a picture of mode {image.mode}"
+            raise BadInput("no mask", where=self._files[n].name, met=met, wanted="a palette PNG of object ids")
+        return {str(int(value)) for value in np.unique(np.asarray(image)) if value}
+
+    def mask(self, n: int, number: str, height: int, width: int) -> Bool:
+        if not number.isdecimal():
+            raise BadInput("object id", met=number, wanted="a number")
+        return masks.from_image(self._open(self._files[n]), int(number))
+
+
+class _Lists:
+    """Run lengths: of each object a list with one for each frame, None or {} where it is not seen."""
+
+    def __init__(self, given: Sequence[Any], frames: Sequence[str], objects: Sequence[str]) -> None:
+        self._lists: dict[str, Sequence[Any]] = {}
+        for part in given:
+            if part["object"] in self._lists and self._lists[part["object"]] != part["masks"]:
+                raise BadInput("two lists of masks for one object", met=part["object"], wanted="one")
+            self._lists[part["object"]] = part["masks"]
+        self._frames, self._objects = len(frames), objects
+        self._fit = {number for number in objects if len(self._lists.get(number) or ()) == len(frames)}
+
+    def has(self, n: int) -> bool:
+        return True
+
+    def shown(self, n: int) -> set[str]:
+        return {number for number in self._fit if masks.has_pixels(self._lists[number][n])}
+
+    def size(self, n: int) -> tuple[int, int]:
+        sizes = {str(self._lists[number][n].get("size")) for number in self._fit if self._lists[number][n]}
+        if len(sizes) != 1:
+            raise BadInput("masks of several sizes", met=", ".join(sorted(sizes)), wanted="one size a frame")
+        size = next(self._lists[number][n]["size"] for number in self._fit if self._lists[number][n])
+        if not (isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) for side in size)):
+            raise BadInput("broken run lengths", met=f"size {size}", wanted="[height, width]")
+        return size[0], size[1]
+
+    def mask(self, n: int, number: str, height: int, width: int) -> Bool:
+        if number not in self._lists:
+            raise BadInput("no masks", met="no list", wanted=f"a list of {self._frames}")
+        if number not in self._fit:
+            met = f"{len(self._lists[number] or ())} masks"
+            raise BadInput("masks do not fit the frames", met=met, wanted=f"{self._frames}")
+        given = self._lists[number][n]
+        return masks.from_coco(given, height, width) if given else np.zeros((height, width), np.bool_)
+
+
+class _Pickled:
+    """Sa2VA's `mask_dict.pkl`: keys count expressions, videos in the file's order and ids in that of texts."""
+
+    def __init__(self, file: Path) -> None:
+        self._file, self._next = file, 0
+        self._lists = read_pickle(file)
+        if not isinstance(self._lists, dict):
+            raise UserError("not a dict of masks", where=str(file), met=type(self._lists).__name__)
+
+    def of_video(self, video: Mapping[str, Any]) -> dict[str, Any]:
+        """Object -> list of masks; an object whose expressions disagree shows that the order is another."""
+        taken: dict[str, Any] = {}
+        for item in video["expressions"]:
+            key, self._next = str(self._next), self._next + 1
+            if key not in self._lists:
+                met = f"expression {item['id']} of {video['video']['id']}"
+                raise UserError("fewer masks than expressions", where=f"{self._file} {key}", met=met, wanted="masks")
+            lists = [_plain(mask) for mask in self._lists.pop(key)]
+            for number in item["objects"]:
+                if taken.setdefault(number, lists) != lists:
+                    met = f"expression {item['id']} of {video['video']['id']}: other masks than object {number} has"
+                    do = "take the file of expressions that the pickle was made from"
+                    raise UserError("masks of another order", where=f"{self._file} {key}", met=met, do=do)
+        return taken
+
+    def check_all_taken(self) -> None:
+        """Raise `UserError` where there were more lists of masks than expressions."""
+        if self._lists:
+            raise UserError("more masks than expressions", where=str(self._file), met=f"{len(self._lists)} more")
+
+
+def _plain(mask: Any) -> Any:
+    """Run lengths as JSON can hold them."""
+    counts = mask.get("counts") if isinstance(mask, dict) else None
+    return {**mask, "counts": counts.decode("latin-1")} if isinstance(counts, bytes) else mask
