@@ -14,6 +14,7 @@ from pipeline.sources.refer import Refer
 from pipeline.sources.refvos import RefVos
 from pipeline.sources.refvos_layouts import davis, mevis, revos, youtube_vos
 from pipeline.sources.sav import Sav
+from pipeline.sources.sav_video import SavVideo
 from shards.errors import UserError
 
 
@@ -57,6 +58,7 @@ _ALL: tuple[Source, ...] = (
     RefVos("mevis", mevis, "anno_id"),
     RefVos("revos", revos, "anno_id"),
     RefVos("ref-davis", davis, "obj_id"),
+    SavVideo(),
 )
 SOURCES = {source.name: source for source in _ALL}
 
