@@ -10,6 +10,7 @@ from pipeline.raw import RawInput, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.sources.coco import Coco
 from pipeline.sources.folder import Folder
+from pipeline.sources.ref_sav import RefSav
 from pipeline.sources.refer import Refer
 from pipeline.sources.refvos import RefVos
 from pipeline.sources.refvos_layouts import davis, mevis, revos, youtube_vos
@@ -59,6 +60,7 @@ _ALL: tuple[Source, ...] = (
     RefVos("revos", revos, "anno_id"),
     RefVos("ref-davis", davis, "obj_id"),
     SavVideo(),
+    RefSav(),
 )
 SOURCES = {source.name: source for source in _ALL}
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import ijson
 
+from pipeline.pictures import refuse_pointer
 from shards.errors import BadInput, UserError
 
 Shown = Callable[[int], Set[str]]
-_LFS = b"version https://git-lfs"
 
 
 def choose_frames(count: int, k: int, shown: Shown, objects: Set[str]) -> list[int]:
@@ -66,8 +66,7 @@ def stream_pairs(file: Path, prefix: str) -> Iterator[tuple[str, Any]]:
     """
     try:
         with open(file, "rb") as opened:
-            if opened.read(len(_LFS)) == _LFS:
-                raise UserError("a Git LFS pointer, not the file", where=str(file), do="fetch the file itself")
+            refuse_pointer(opened.read(64), str(file))
             opened.seek(0)
             yield from ijson.kvitems(opened, prefix, use_float=True)
     except OSError as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import masks
-from pipeline.pictures import read_bytes
+from pipeline.pictures import read_bytes, refuse_pointer
 from pipeline.raw import RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.resize import Bool
@@ -109,7 +109,9 @@ class Annotation:
 
     def __init__(self, file: Path) -> None:
         try:
-            body = json.loads(read_bytes(file))
+            data = read_bytes(file)
+            refuse_pointer(data, str(file))
+            body = json.loads(data)
             self._masklet: list[list[Any]] = body["masklet"]
             self.objects = int(body["masklet_num"])
             lengths = {len(row) for row in self._masklet}
@@ -179,7 +181,7 @@ def annotated_sample(
     annotation: Annotation,
     chosen: Sequence[int],
     items: Mapping[int, RawObject],
-    more: dict[str, object],
+    more: Mapping[str, Any],
 ) -> RawSample:
     """A sample of the annotated frames `chosen` with the masklets at the places that `items` names."""
     size = annotation.size(chosen[0], next(iter(items)))
@@ -190,4 +192,4 @@ def annotated_sample(
         return masks.from_coco(annotation.at(n, place), *size)
 
     candidates = [Candidate(item, [partial(mask, n, place) for n in chosen]) for place, item in items.items()]
-    return sample_of(path, kind, [*pictures], candidates, more)
+    return sample_of(path, kind, [*pictures], candidates, {**more})

@@ -12,9 +12,12 @@ from typing import Any
 import av
 import numpy as np
 
-from pipeline.pictures import MAX_PIXELS
+from pipeline.pictures import MAX_PIXELS, refuse_pointer
 from pipeline.resize import UInt8
 from shards.errors import BadInput
+
+
+_KEPT = 6  # pictures of a video: its masklets, which follow each other, often take the same frames
 
 
 class VideoFile:
@@ -22,6 +25,9 @@ class VideoFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._decoded: dict[tuple[int, tuple[int, int]], UInt8] = {}
+        with open(path, "rb") as file:
+            refuse_pointer(file.read(64), str(path))
         with self._opened() as (container, stream):
             times = [packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard]
         self._times = None if None in times or len({*times}) != len(times) else sorted(times)
@@ -29,18 +35,25 @@ class VideoFile:
         """Frames, as the container lists them; nothing is decoded for it."""
 
     def pictures(self, numbers: Sequence[int], size: tuple[int, int]) -> list[UInt8]:
-        """The frames of these numbers (rising, from 0), each (H, W, 3) uint8 RGB.
+        """The frames of these numbers (rising, from 0), each (H, W, 3) uint8 RGB, read-only.
 
         Args:
             size: (H, W) that annotations were made for. Frames are turned upright by the rotation that the file
                 states, unless only the stored frame has this size.
         """
-        with self._opened() as (container, stream):
-            found = self._sought(container, stream, numbers)
-        if found is None:  # a file that cannot be sought in: decode it from its start
+        missing = [number for number in numbers if (number, size) not in self._decoded]
+        if missing:
             with self._opened() as (container, stream):
-                found = _counted(container, stream, numbers)
-        return [self._picture(frame, size) for frame in found]
+                found = self._sought(container, stream, missing)
+            if found is None:  # a file that cannot be sought in: decode it from its start
+                with self._opened() as (container, stream):
+                    found = _counted(container, stream, missing)
+            for number, frame in zip(missing, found, strict=True):
+                self._decoded[number, size] = self._picture(frame, size)
+        pictures = [self._decoded[number, size] for number in numbers]
+        for key in [*self._decoded][:-_KEPT]:
+            del self._decoded[key]
+        return pictures
 
     def _sought(self, container: Any, stream: Any, numbers: Sequence[int]) -> list[Any] | None:
         if self._times is None:
@@ -70,7 +83,9 @@ class VideoFile:
                 met=met,
                 wanted=f"{size[0]} x {size[1]}",
             )
-        return np.ascontiguousarray(picture)
+        picture = np.ascontiguousarray(picture)
+        picture.flags.writeable = False  # it may be handed out again
+        return picture
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[Any, Any]]:

@@ -277,7 +277,7 @@ def test_broken_files_of_mevis(mevis, records):
     with pytest.raises(UserError, match="not whole JSON"):
         v.find("mevis", mevis, records)
     file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-    with pytest.raises(UserError, match="Git LFS"):
+    with pytest.raises(UserError, match="a pointer, not the file"):
         v.find("mevis", mevis, records)
     write_json(mevis / "train/meta_expressions.json", {"videos": {"x": {"frames": []}}})
     with pytest.raises(UserError, match="not the entry of a video"):

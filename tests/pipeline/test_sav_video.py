@@ -80,8 +80,10 @@ def test_every_frame_is_the_one_of_its_number(video):
 def test_seeking_and_counting_give_the_same(video):
     file = VideoFile(video)
     sought = file.pictures([3, 44, 95], (120, 160))
-    file._times = None
-    assert all(map(np.array_equal, file.pictures([3, 44, 95], (120, 160)), sought))
+    other = VideoFile(video)
+    other._times = None
+    assert all(map(np.array_equal, other.pictures([3, 44, 95], (120, 160)), sought))
+    assert len(other._decoded) == 3 and len(file.pictures(range(20), (120, 160))) == 20 and len(file._decoded) <= 6
 
 
 def test_a_pair_of_each_masklet(root, records):
@@ -157,6 +159,7 @@ def test_masks_of_another_size(root, records):
     [
         ({"masklet": [[None] * 3] * ANNOTATED}, "masklets of several lengths"),
         ({"masklet": None}, "not SA-V's annotation"),
+        ({"masklet": [[None] * 4] * ANNOTATED}, "visible in too few frames"),
         ({"masklet": [[{"size": [120, 160], "counts": "~"}] * 4] * ANNOTATED}, "visible in too few frames"),
         ({"masklet": [[{"size": [120, 160], "counts": [5, 6]}] * 4] * ANNOTATED}, "no object that can be used"),
     ],
@@ -183,6 +186,13 @@ def test_truncated_files(root, records):
             v.load("sav-video", root, records, which=2)
 
 
+@pytest.mark.parametrize("name", ["sav_000001.mp4", "sav_000001_manual.json"])
+def test_pointers_are_named(root, records, name):
+    (root / "sav_000" / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(BadInput, match="a pointer, not the file"):
+        v.load("sav-video", root, records, which=2)
+
+
 def test_run_lengths_tell_whether_there_is_a_pixel():
     assert masks.has_pixels(v.run_lengths(v.disc(3, 3, 0.5))) and not masks.has_pixels(v.run_lengths(NOTHING))
     assert masks.has_pixels({"size": [2, 2], "counts": [0, 4]}) and not masks.has_pixels({"counts": [4]})
@@ -197,3 +207,54 @@ def test_through_shards(root, tmp_path, recipe, k):
     assert len({shards.key(i) for i in range(4)}) == 4
     meta = shards[0]["meta"]
     assert meta["has_paired_frame"] is (k == 2) and len(meta["frames"]) == k and meta["dataset_type"] == "sav-video"
+
+
+# --- Ref-SAV
+
+
+@pytest.fixture
+def ref_sav(root: Path) -> Path:
+    folder = "sav_000/sav_train/sav_000/sav_000001"  # as the file has it, a folder repeated
+    body = {
+        "video_path": f"{folder}.mp4",
+        "anno_path": f"{folder}_manual.json",
+        "objects": {"1": {"formated": "The disc that comes late.", "long": "x"}, "0": {"formated": "A disc."}},
+    }
+    (root.parent / "Ref-SAV.json").write_text(json.dumps({"sav_000001": body}))
+    return root.parent
+
+
+def test_ref_sav(ref_sav, records):
+    counts, found = v.find("ref-sav", ref_sav, records)
+    assert (counts["videos"], counts["expressions"], counts["videos without a file"]) == (1, 2, 0)
+    assert [item.path for item in found.inputs()] == ["sav_train/sav_000/sav_000001.mp4"]
+    sample = v.load("ref-sav", ref_sav, records)
+    assert [item.id for item in sample.objects] == ["1", "0"] and sample.objects[1].texts == ("A disc.",)
+    assert sample.objects[0].more["masklet_id"] == 12 and sample.objects[0].more["long"] == "x"
+    assert [frame.name for frame in sample.frames] == ["00008", "00028", "00048", "00068", "00088"]
+    for frame in sample.frames:
+        assert v.number_of(frame.picture, range(FRAMES)) == int(frame.name)
+        for place, mask in zip((1, 0), frame.masks, strict=True):
+            assert np.array_equal(mask, seen(int(frame.name) // 4, place))
+
+
+@pytest.mark.parametrize(
+    "key, value, reason",
+    [
+        ("objects", {"4": {"formated": "x"}}, "no such masklet"),
+        ("video_path", "../../x.mp4", "path leaves the dataset"),
+        ("anno_path", "sav_train/sav_000/none.json", "no such file"),
+    ],
+)
+def test_bad_entries_of_ref_sav(ref_sav, records, key, value, reason):
+    file = ref_sav / "Ref-SAV.json"
+    body = json.loads(file.read_text())
+    body["sav_000001"][key] = value
+    file.write_text(json.dumps(body))
+    with pytest.raises(BadInput, match=reason):
+        v.load("ref-sav", ref_sav, records)
+
+
+def test_ref_sav_through_shards(ref_sav, tmp_path):
+    v.through("ref-sav", ref_sav, tmp_path / "out", frames=2)
+    assert ShardSet(tmp_path / "out/set")[0]["meta"]["objects"][1]["texts"] == ["A disc."]

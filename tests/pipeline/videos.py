@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from shards.verify import verify
 HEIGHT, WIDTH = 120, 160
 
 
+@cache
 def picture(n: int) -> np.ndarray:
     """Frame n: a window that wanders over the photograph. (120, 160, 3) uint8."""
     rows, columns = (2 * n + 3 * np.arange(HEIGHT)) % 512, (3 * n + 3 * np.arange(WIDTH)) % 512
