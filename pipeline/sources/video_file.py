@@ -16,7 +16,6 @@ from pipeline.pictures import MAX_PIXELS, refuse_pointer
 from pipeline.resize import UInt8
 from shards.errors import BadInput
 
-
 _KEPT = 6  # pictures of a video: its masklets, which follow each other, often take the same frames
 
 
@@ -93,6 +92,7 @@ class VideoFile:
             with av.open(str(self._path), mode="r") as container:
                 stream = container.streams.video[0]
                 stream.codec_context.thread_count = 1  # workers are processes
+                stream.codec_context.options = {"err_detect": "explode"}  # else damaged pictures are patched up
                 yield container, stream
         except FileNotFoundError:
             raise BadInput("no such file", where=str(self._path)) from None
@@ -106,6 +106,8 @@ def _counted(container: Any, stream: Any, numbers: Sequence[int]) -> list[Any]:
     for number, frame in enumerate(container.decode(stream)):
         if number in wanted:
             found.append(frame)
+            if frame.is_corrupt:
+                raise BadInput("broken picture in a video", met=f"frame {number}", wanted="a whole video")
         if len(found) == len(wanted):
             return found
     raise BadInput("video ends early", met=f"{number + 1} frames", wanted=f"frame {max(wanted)}")

@@ -186,6 +186,16 @@ def test_truncated_files(root, records):
             v.load("sav-video", root, records, which=2)
 
 
+def test_damaged_pictures_are_not_patched_up(root, records):
+    video = root / "sav_000/sav_000001.mp4"
+    data = bytearray(video.read_bytes())
+    first, end = len(data) // 3, data.rindex(b"moov") - 4  # pictures; the tables after them stay
+    data[first:end] = np.random.default_rng(0).bytes(end - first)
+    video.write_bytes(data)
+    with pytest.raises(BadInput, match="cannot be read as a video"):
+        v.load("sav-video", root, records, which=2)
+
+
 @pytest.mark.parametrize("name", ["sav_000001.mp4", "sav_000001_manual.json"])
 def test_pointers_are_named(root, records, name):
     (root / "sav_000" / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
