@@ -35,7 +35,9 @@ class Pngs:
         if image.mode not in ("P", "L", "1"):
             met = f"a picture of mode {image.mode}"
             raise BadInput("no mask", where=self._files[n].name, met=met, wanted="a palette PNG of object ids")
-        return {str(int(value)) for value in np.unique(np.asarray(image)) if value}
+        if image.mode == "1":
+            return {"1"} if image.getbbox() else set()
+        return {str(value) for value, pixels in enumerate(image.histogram()) if value and pixels}
 
     def mask(self, n: int, number: str, height: int, width: int) -> Bool:
         if not number.isdecimal():
