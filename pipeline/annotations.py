@@ -11,7 +11,7 @@ from typing import Any
 
 import ijson
 
-from pipeline.pictures import POINTERS
+from pipeline.pictures import is_pointer
 from shards.errors import BadInput, UserError
 
 _COCO_NAME = re.compile(r"(?:.*_)?(\d{12}\.jpg)")
@@ -84,7 +84,7 @@ class PictureFinder:
 def _stream(path: Path, prefix: str, read: Any) -> Iterator[Any]:
     try:
         with open(path, "rb") as file:
-            if file.read(64).startswith(POINTERS):
+            if is_pointer(file.read(64)):
                 met = "a Git LFS or git-annex pointer"
                 raise UserError("a pointer, not the file", where=str(path), met=met, do="fetch the file itself")
             file.seek(0)

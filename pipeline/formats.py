@@ -47,7 +47,7 @@ def make_sample(raw: RawSample, recipe: Recipe) -> tuple[Sample, Counter[str]]:
         "source": raw.dataset_type,
         "dataset_type": raw.dataset_type,
         "path": raw.path,
-        "has_paired_frame": len(raw.frames) == 2,
+        "has_paired_frame": len(raw.frames) == 2 and bool(visible[:, kept].all(axis=0).any()),
         "frames": [{"name": f.name, "height": f.picture.shape[0], "width": f.picture.shape[1]} for f in raw.frames],
         "objects": [_described(raw, n, added[:, n].tolist()) for n in kept],
         **raw.more,

@@ -52,6 +52,17 @@ def from_coco(segmentation: Any, height: int, width: int) -> Bool:
     return _decode(coco.frPyObjects(given, height, width) if lengths is not None else given)
 
 
+def has_pixels(segmentation: Any) -> bool:
+    """Whether run lengths, plain or compressed, hold a pixel: told without decoding; False where they are broken."""
+    counts = segmentation.get("counts") if isinstance(segmentation, dict) else None
+    if isinstance(counts, list):
+        return any(isinstance(n, int) and n > 0 for n in counts[1::2])
+    try:
+        return isinstance(counts, str | bytes) and bool(_lengths(counts)[1::2].any())
+    except BadInput:
+        return False
+
+
 def from_image(image: Image.Image, value: int | None = None) -> Bool:
     """A mask stored as a picture: (H, W) bool.
 
@@ -101,7 +112,12 @@ def _numbers(polygon: Any) -> list[float]:
 
 
 def _total(counts: str | bytes) -> int:
-    """The pixels that compressed run lengths cover; `BadInput` where they are no such text.
+    """The pixels that compressed run lengths cover; `BadInput` where they are no such text."""
+    return int(_lengths(counts).sum())
+
+
+def _lengths(counts: str | bytes) -> NDArray[np.int64]:
+    """Compressed run lengths: off, on, off, ...; `BadInput` where they are no such text.
 
     Each length is written in groups of five bits, the lowest first, as characters from "0" on; bit 5 says that more
     follow. From the fourth on a length is written as the difference to the one before the last (COCO's maskApi.c).
@@ -122,7 +138,7 @@ def _total(counts: str | bytes) -> int:
         values[first::2] = np.cumsum(values[first::2])
     if values.min() < 0:
         raise BadInput("broken run lengths", met=f"a length of {values.min()}")
-    return int(values.sum())
+    return values
 
 
 def _decode(encoded: Any) -> Bool:

@@ -14,7 +14,7 @@ from shards.errors import BadInput
 
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 1 << 30
-POINTERS = (b"version https://git-lfs", b"/annex/objects/", b"../.git/annex/")
+_POINTERS = (b"version https://git-lfs", b"/annex/objects/", b"../.git/annex/")
 
 
 def read_picture(source: Path | bytes, size: tuple[int, int] | None = None, *, stored: bool = False) -> UInt8:
@@ -52,10 +52,7 @@ def open_image(source: Path | bytes) -> Image.Image:
     """A picture decoded whole, in its own mode and as it is stored; raises `BadInput` as `read_picture` does."""
     where = _place(source)
     data = source if isinstance(source, bytes) else read_bytes(source)
-    if is_pointer(data):
-        raise BadInput(
-            "a pointer, not the file", where=where, met="a Git LFS or git-annex pointer", do="fetch the file itself"
-        )
+    refuse_pointer(data, where)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # checked below, by a limit of our own
@@ -74,6 +71,13 @@ def open_image(source: Path | bytes) -> Image.Image:
     except Exception as error:  # Pillow's decoders raise many kinds on broken files
         met = type(error).__name__ if "BytesIO" in str(error) else (str(error).splitlines() or [""])[0]
         raise BadInput("cannot be read as a picture", where=where, met=met) from None
+
+
+def refuse_pointer(data: bytes, where: str) -> None:
+    """Raise `BadInput` where a file's first bytes are those of a pointer to it."""
+    if is_pointer(data):
+        met, do = "a Git LFS or git-annex pointer", "fetch the file itself"
+        raise BadInput("a pointer, not the file", where=where, met=met, do=do)
 
 
 def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:

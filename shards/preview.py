@@ -112,6 +112,11 @@ def _draw(shards: ShardSet, position: int, out: Path) -> dict[str, Any]:
     sheet = f"{key}.png"
     Image.fromarray(np.concatenate(rows)).save(out / sheet, optimize=True)
     texts = [f"object {item['id']}: {text}" for item in meta["objects"] for text in item.get("texts", ())]
+    for item in meta.get("expressions", ()):  # those of one object are that object's texts
+        if len(item["objects"]) != 1:
+            texts.append(
+                f"{'objects ' + ', '.join(item['objects']) if item['objects'] else 'no object'}: {item['text']}"
+            )
     return {"key": key, "path": meta.get("path", ""), "frames": captions, "sheet": sheet, "texts": texts}
 
 

@@ -14,9 +14,13 @@ from pipeline.sources.folder import Folder
 from pipeline.sources.gcg import Gcg
 from pipeline.sources.openimages import OpenImages
 from pipeline.sources.osprey import Osprey
+from pipeline.sources.ref_sav import RefSav
 from pipeline.sources.refer import Refer
+from pipeline.sources.refvos import RefVos
+from pipeline.sources.refvos_layouts import davis, mevis, revos, youtube_vos
 from pipeline.sources.sa1b import Sa1b
 from pipeline.sources.sav import Sav
+from pipeline.sources.sav_video import SavVideo
 from shards.errors import UserError
 
 
@@ -61,6 +65,12 @@ _ALL: tuple[Source, ...] = (
     Dam(),
     Gcg(),
     Folder(),
+    RefVos("ref-youtube-vos", youtube_vos, "obj_id"),
+    RefVos("mevis", mevis, "anno_id"),
+    RefVos("revos", revos, "anno_id"),
+    RefVos("ref-davis", davis, "obj_id"),
+    SavVideo(),
+    RefSav(),
 )
 SOURCES = {source.name: source for source in _ALL}
 

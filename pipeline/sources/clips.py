@@ -1,0 +1,76 @@
+"""Which frames of a video become a sample, and files with one entry a video or an object."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence, Set
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import ijson
+
+from pipeline.pictures import refuse_pointer
+from shards.errors import BadInput, UserError
+
+Shown = Callable[[int], Set[str]]
+
+
+def choose_frames(count: int, k: int, shown: Shown, objects: Set[str]) -> list[int]:
+    """At most `k` of `count` frames, in order, each showing at least one object, spread evenly.
+
+    The video is cut into k equal stretches. Each gives the frame nearest to its middle that shows all objects; where
+    none does, the one that shows most objects not yet seen, then most objects, then the nearest. Where a stretch shows
+    no object, the frames that show one are cut into k stretches instead.
+
+    Args:
+        shown: the objects that frame n shows. It is asked of as few frames as the rule allows.
+
+    Raises:
+        BadInput: no frame shows an object.
+    """
+    shown = cache(shown)
+    chosen = _spread(range(count), k, shown, objects)
+    if None in chosen:
+        showing = [n for n in range(count) if shown(n)]
+        if not showing:
+            raise BadInput("no visible object", met=f"{count} frames without one", wanted="an object in a frame")
+        chosen = _spread(showing, k, shown, objects)
+    return [n for n in chosen if n is not None]
+
+
+def _spread(frames: Sequence[int], k: int, shown: Shown, objects: Set[str]) -> list[int | None]:
+    k = min(k, len(frames))
+    chosen: list[int | None] = []
+    seen: set[str] = set()
+    for i in range(k):
+        stretch = range(i * len(frames) // k, (i + 1) * len(frames) // k)
+        middle = (2 * i + 1) * len(frames) // (2 * k)
+        best, best_score = None, (0, 0)
+        for place in sorted(stretch, key=lambda place: (abs(place - middle), place)):
+            here = shown(frames[place])
+            if (score := (len(here - seen), len(here))) > best_score:
+                best, best_score = frames[place], score
+            if here >= objects:
+                best = frames[place]
+                break
+        if best is not None:
+            seen |= shown(best)
+        chosen.append(best)
+    return chosen or [None]
+
+
+def stream_pairs(file: Path, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Keys and values of the object at `prefix` of a JSON file of any size, one by one, in the file's order.
+
+    Raises `UserError` where there is no such file or it is broken.
+    """
+    try:
+        with open(file, "rb") as opened:
+            refuse_pointer(opened.read(64), str(file))
+            opened.seek(0)
+            yield from ijson.kvitems(opened, prefix, use_float=True)
+    except OSError as error:
+        raise UserError("cannot be read", where=str(file), met=str(error.strerror)) from None
+    except (ijson.JSONError, UnicodeDecodeError) as error:
+        met = str(error).splitlines()[0]
+        raise UserError("not whole JSON", where=str(file), met=met, do="fetch it again") from None

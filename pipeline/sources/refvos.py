@@ -1,0 +1,174 @@
+"""Referring video segmentation: some frames of a video, its objects, all its expressions. `docs/datasets/refvos.md`."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipeline.pictures import read_picture
+from pipeline.raw import RawInput, RawObject, RawSample
+from pipeline.records import RecordsWriter
+from pipeline.sources.clips import Shown, choose_frames, stream_pairs
+from pipeline.sources.objects import Candidate, inside, sample_of
+from pipeline.sources.refvos_masks import Lists, Pickled, Pngs
+from shards.errors import BadInput, DroppedInput, UserError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a dataset has what, as found below its root."""
+
+    where: Path
+    """The file of expressions, for messages."""
+    videos: Iterable[tuple[str, Any]]
+    """Each video's name, and its entry in the file of expressions."""
+    pictures: str
+    """Folder of the videos' folders of frames, relative to the root; so is the next one."""
+    annotations: str = ""
+    """Folder of the videos' folders of palette PNGs; empty: masks are in a file."""
+    masks: Path | None = None
+    """JSON: lists of masks by annotation id. Pickle: the same by the count of expressions."""
+    categories: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Video -> object -> category."""
+    without: frozenset[str] = frozenset()
+    """Videos that the file lists and that belong to another split."""
+
+
+class RefVos:
+    """One sample a video.
+
+    Args:
+        name: of the source.
+        layout: finds the files of a split below the root; raises `UserError` where they are not there.
+        ids: the key by which an expression names its objects.
+    """
+
+    choices: Mapping[str, Any] = {"split": "train", "frames": 5}
+
+    def __init__(self, name: str, layout: Callable[[Path, str], Layout], ids: str) -> None:
+        self.name, self._layout, self._ids = name, layout, ids
+
+    def find(self, root: Path, choices: Mapping[str, Any], records: RecordsWriter) -> dict[str, int]:
+        layout = self._layout(root, str(choices["split"]))
+        pickled = Pickled(layout.masks) if layout.masks and layout.masks.suffix == ".pkl" else None
+        counts: Counter[str] = Counter()
+        paths: dict[str, list[str]] = {}
+        known: set[str] = set()
+        for name, body in layout.videos:
+            known.add(name)
+            if name in layout.without:
+                counts["videos of another split"] += 1
+                continue
+            try:
+                described = _described(name, body, layout, self._ids)
+                of_pickle = pickled.of_video(described) if pickled else {}
+            except (KeyError, TypeError, AttributeError) as error:
+                met = f"video {name!r}: {type(error).__name__} {error}"
+                raise UserError("not the entry of a video", where=str(layout.where), met=met) from None
+            path, objects = described["path"], _objects(described)
+            size, pictures = _folder_size(root, path)
+            records.add(path, size)
+            records.attach(path, {**described, "bytes_of_masks": _folder_size(root, described["annotations"])[0]})
+            for number, lists in of_pickle.items():
+                records.attach(path, {"object": number, "masks": lists})
+            for number in objects:
+                paths.setdefault(number, []).append(path)
+            counts["videos"] += 1
+            counts["videos without frames"] += pictures == 0
+            counts["expressions"] += len(described["expressions"])
+            counts["expressions without an object"] += sum(not item["objects"] for item in described["expressions"])
+            counts["objects"] += len(objects)
+        if pickled:
+            pickled.check_all_taken()
+        elif layout.masks:
+            for number, lists in stream_pairs(layout.masks, ""):
+                for path in dict.fromkeys(paths.get(number, ())):
+                    records.attach(path, {"object": number, "masks": lists})
+                counts["masks that no expression of this split refers to"] += number not in paths
+        if layout.pictures and (root / layout.pictures).is_dir() and not any("/" in name for name in known):
+            counts["folders of frames without expressions"] = len({*os.listdir(root / layout.pictures)} - known)
+        return dict(counts)
+
+    def options(self, root: Path, probe: Sequence[RawInput]) -> dict[str, Any]:
+        return {}
+
+    def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any]) -> RawSample:
+        video, *given = parts
+        folder, objects = inside(root, path), _objects(video)
+        for name in video["frames"]:
+            inside(root, name)
+        if not objects and not any(item.keys() & {"obj_id", "anno_id", "type_id"} for item in video["expressions"]):
+            raise BadInput("expressions without objects", met="texts alone", wanted="a split with masks")
+        if not objects:
+            raise DroppedInput("no expression refers to an object", met=f"{len(video['expressions'])} without one")
+        read: Pngs | Lists
+        if video["annotations"]:
+            read = Pngs(inside(root, video["annotations"]), video["frames"])
+        else:
+            read = Lists(given, video["frames"], objects)
+        there = [n for n, name in enumerate(video["frames"]) if read.has(n) and (folder / f"{name}.jpg").is_file()]
+        if not there:
+            met = f"none of {len(video['frames'])} listed frames has both"
+            raise BadInput("no frames", where=path, met=met, wanted="pictures with masks")
+        shown: Shown = lambda i: read.shown(there[i]) & {*objects}  # noqa: E731
+        chosen = [there[i] for i in choose_frames(len(there), options["frames"], shown, {*objects})]
+        pictures = [
+            (name, read_picture(folder / f"{name}.jpg", read.size(n))) for n in chosen for name in [video["frames"][n]]
+        ]
+        sizes = [picture.shape[:2] for _, picture in pictures]
+        candidates = [
+            Candidate(
+                _object(number, video),
+                [partial(read.mask, n, number, *size) for n, size in zip(chosen, sizes, strict=True)],
+            )
+            for number in objects
+        ]
+        more = {"split": options["split"], "video": video["video"], "expressions": video["expressions"]}
+        raw = sample_of(path, self.name, pictures, candidates, more)
+        notes = {**raw.notes, "frames without a picture or mask": len(video["frames"]) - len(there)}
+        return RawSample(path, self.name, raw.frames, raw.objects, raw.more, notes)
+
+
+def _described(name: str, body: Any, layout: Layout, ids: str) -> dict[str, Any]:
+    """What is put down of a video. Expressions are in the order of their ids as texts."""
+    expressions = []
+    for number, item in sorted(body["expressions"].items()):
+        refers = item.get(ids)
+        objects = refers if isinstance(refers, list) else [] if refers is None else [refers]
+        rest = {key: value for key, value in item.items() if key != "exp"}
+        objects = [*dict.fromkeys(str(number) for number in objects)]
+        expressions.append({**rest, "id": number, "text": item["exp"], "objects": objects})
+    return {
+        "path": f"{layout.pictures}/{name}".lstrip("/"),
+        "annotations": f"{layout.annotations}/{name}" if layout.annotations else "",
+        "frames": sorted(map(str, body["frames"])),
+        "expressions": expressions,
+        "categories": layout.categories.get(name, {}),
+        "video": {"id": name, **{key: body[key] for key in body if key not in ("expressions", "frames")}},
+    }
+
+
+def _objects(video: Mapping[str, Any]) -> list[str]:
+    return [*dict.fromkeys(number for item in video["expressions"] for number in item["objects"])]
+
+
+def _object(number: str, video: Mapping[str, Any]) -> RawObject:
+    """Its texts are the expressions that mean this object and no other."""
+    texts = tuple(item["text"] for item in video["expressions"] if item["objects"] == [number])
+    category = video["categories"].get(number)
+    return RawObject(number, texts, {"category": category} if category else {})
+
+
+def _folder_size(root: Path, path: str) -> tuple[int, int]:
+    """(bytes, files) of a folder; zeros where there is none inside the root."""
+    try:
+        with os.scandir(inside(root, path)) as found:
+            sizes = [entry.stat().st_size for entry in found if entry.is_file()] if path else []
+    except (OSError, BadInput):
+        return 0, 0
+    return sum(sizes), len(sizes)

@@ -1,0 +1,124 @@
+"""Where the datasets of referring video segmentation keep their files. `docs/datasets/refvos.md`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.sources.clips import stream_pairs
+from pipeline.sources.refvos import Layout
+from shards.errors import UserError
+
+_LINE = re.compile(r'\s*(\S+)\s+(\d+)\s+"?(.*?)"?\s*')
+_TEXTS = ("annot1", "annot1_full_video", "annot2", "annot2_full_video")  # expressions of an object are interleaved so
+_MISSPELT = {"clasic-car": "classic-car", "dog-scale": "dogs-scale", "motor-bike": "motorbike"}
+
+
+def youtube_vos(root: Path, split: str) -> Layout:
+    """Masks are palette PNGs; where there are none, the pickle that Sa2VA derived from those of `train`."""
+    file = _expressions(root / "meta_expressions" / split / "meta_expressions.json")
+    annotations, pickle, test = f"{split}/Annotations", root / "mask_dict.pkl", file.parents[1] / "test" / file.name
+    has_pngs, without = (root / annotations).is_dir(), frozenset[str]()
+    if split == "valid" and test.exists():  # the file of `valid` holds the videos of `test` too
+        without = frozenset(name for name, _ in stream_pairs(test, "videos"))
+    return Layout(
+        where=file,
+        videos=stream_pairs(file, "videos"),
+        pictures=f"{split}/JPEGImages",
+        annotations=annotations if has_pngs else "",
+        masks=pickle if pickle.exists() and not has_pngs and split == "train" else None,
+        categories=_categories(root / split / "meta.json"),
+        without=without,
+    )
+
+
+def mevis(root: Path, split: str) -> Layout:
+    """Splits `train` and `valid_u`; `valid` has no masks."""
+    file, masks = _expressions(root / split / "meta_expressions.json"), root / split / "mask_dict.json"
+    videos = stream_pairs(file, "videos")
+    return Layout(file, videos, f"{split}/JPEGImages", masks=masks if masks.exists() else None)
+
+
+def revos(root: Path, split: str) -> Layout:
+    """Frames below `JPEGImages`, or as in Sa2VA's copy beside the files; one file of masks for all splits."""
+    name = f"meta_expressions_{split}_.json"
+    base = next((base for base in ("", "ReVOS/", "revos/") if (root / base / name).exists()), "")
+    file = _expressions(root / base / name)
+    official = (root / base / "JPEGImages").is_dir()
+    pictures = f"{base}JPEGImages" if official else base.rstrip("/")
+    return Layout(file, stream_pairs(file, "videos"), pictures, masks=_file(root / base / "mask_dict.json"))
+
+
+def davis(root: Path, split: str) -> Layout:
+    """ReferFormer's conversion, which has the layout of Ref-YouTube-VOS, or DAVIS and the texts as released."""
+    if (root / "meta_expressions").is_dir():
+        return youtube_vos(root, split)
+    texts = root / "davis_text_annotations"
+    base = next((base for base in ("", "DAVIS/") if (root / base / "JPEGImages" / "480p").is_dir()), None)
+    if not texts.is_dir() or base is None:
+        wanted = "meta_expressions/, or davis_text_annotations/ and DAVIS/"
+        raise UserError("no expressions", where=str(root), wanted=wanted, do="see docs/datasets/refvos.md")
+    names = _file(root / base / "ImageSets" / "2017" / f"{'val' if split == 'valid' else split}.txt")
+    pictures, annotations = f"{base}JPEGImages/480p", f"{base}Annotations_unsupervised/480p"
+    if not (root / annotations).is_dir():  # the semi-supervised ones number objects otherwise
+        raise UserError("no such folder", where=str(root / annotations), do="fetch DAVIS 2017 Unsupervised trainval")
+    videos = _davis_videos(texts, names.read_text().split(), root / pictures)
+    return Layout(texts, videos, pictures, annotations)
+
+
+def _davis_videos(texts: Path, names: list[str], pictures: Path) -> Iterator[tuple[str, Any]]:
+    """Entries as in `meta_expressions.json`: of each object, its expressions from the four files in turn."""
+    found: dict[str, dict[str, list[list[str]]]] = {}
+    for place, kind in enumerate(_TEXTS):
+        encoding = "utf-8" if kind.startswith("annot1") else "latin-1"
+        file = _file(texts / f"Davis17_{kind}.txt")
+        try:
+            lines = file.read_text(encoding).split("\n")
+        except UnicodeDecodeError as error:
+            raise UserError("not its encoding", where=str(file), met=str(error), wanted=encoding) from None
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            match = _LINE.fullmatch(line)
+            if match is None:
+                wanted = 'video, object, "expression"'
+                raise UserError("broken line", where=f"{file}:{number}", met=line[:60], wanted=wanted)
+            name = _MISSPELT.get(match[1], match[1])
+            found.setdefault(name, {}).setdefault(match[2], [[] for _ in _TEXTS])[place].append(match[3])
+    for name in names:
+        expressions = [
+            {"exp": text, "obj_id": number}
+            for number, own in sorted(found.get(name, {}).items())
+            for texts_of_kind in own
+            for text in texts_of_kind
+        ]
+        frames = sorted(path.stem for path in (pictures / name).glob("*.jpg"))
+        yield name, {"expressions": {str(n): item for n, item in enumerate(expressions)}, "frames": frames}
+
+
+def _categories(file: Path) -> dict[str, dict[str, str]]:
+    """Video -> object -> category, where the dataset has such a file."""
+    if not file.exists():
+        return {}
+    try:
+        return {
+            name: {number: str(item["category"]) for number, item in body["objects"].items() if "category" in item}
+            for name, body in stream_pairs(file, "videos")
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError("not a file of objects", where=str(file), met=f"{type(error).__name__} {error}") from None
+
+
+def _expressions(file: Path) -> Path:
+    if not file.exists():
+        do = "give --split, or --root; see docs/datasets/refvos.md for the layout"
+        raise UserError("no expressions of this split", where=str(file), met="no such file", do=do)
+    return file
+
+
+def _file(file: Path) -> Path:
+    if not file.exists():
+        raise UserError("no such file", where=str(file), do="see docs/datasets/refvos.md for the layout")
+    return file

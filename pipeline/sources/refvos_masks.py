@@ -1,0 +1,119 @@
+"""The masks of a video: palette PNGs, lists of run lengths, and Sa2VA's pickle of such lists."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import masks
+from pipeline.pickles import read_pickle
+from pipeline.pictures import open_image
+from pipeline.resize import Bool
+from shards.errors import BadInput, UserError
+
+
+class Pngs:
+    """Palette PNGs, a frame each: a pixel's value is the id of the object there."""
+
+    def __init__(self, folder: Path, frames: Sequence[str]) -> None:
+        self._files = [folder / f"{name}.png" for name in frames]
+        self._open = lru_cache(maxsize=8)(open_image)
+
+    def has(self, n: int) -> bool:
+        return self._files[n].is_file()
+
+    def size(self, n: int) -> tuple[int, int]:
+        image = self._open(self._files[n])
+        return image.height, image.width
+
+    def shown(self, n: int) -> set[str]:
+        image = self._open(self._files[n])
+        if image.mode not in ("P", "L", "1"):
+            met = f"a picture of mode {image.mode}"
+            raise BadInput("no mask", where=self._files[n].name, met=met, wanted="a palette PNG of object ids")
+        if image.mode == "1":
+            return {"1"} if image.getbbox() else set()
+        return {str(value) for value, pixels in enumerate(image.histogram()) if value and pixels}
+
+    def mask(self, n: int, number: str, height: int, width: int) -> Bool:
+        if not number.isdecimal():
+            raise BadInput("object id", met=number, wanted="a number")
+        return masks.from_image(self._open(self._files[n]), int(number))
+
+
+class Lists:
+    """Run lengths: of each object a list with one for each frame, None or {} where it is not seen."""
+
+    def __init__(self, given: Sequence[Any], frames: Sequence[str], objects: Sequence[str]) -> None:
+        self._lists: dict[str, Sequence[Any]] = {}
+        for part in given:
+            if part["object"] in self._lists and self._lists[part["object"]] != part["masks"]:
+                raise BadInput("two lists of masks for one object", met=part["object"], wanted="one")
+            self._lists[part["object"]] = part["masks"]
+        self._frames, self._objects = len(frames), objects
+        self._fit = {number for number in objects if len(self._lists.get(number) or ()) == len(frames)}
+
+    def has(self, n: int) -> bool:
+        return True
+
+    def shown(self, n: int) -> set[str]:
+        return {number for number in self._fit if masks.has_pixels(self._lists[number][n])}
+
+    def size(self, n: int) -> tuple[int, int]:
+        sizes = {str(self._lists[number][n].get("size")) for number in self._fit if self._lists[number][n]}
+        if len(sizes) != 1:
+            raise BadInput("masks of several sizes", met=", ".join(sorted(sizes)), wanted="one size a frame")
+        size = next(self._lists[number][n]["size"] for number in self._fit if self._lists[number][n])
+        if not (isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) for side in size)):
+            raise BadInput("broken run lengths", met=f"size {size}", wanted="[height, width]")
+        return size[0], size[1]
+
+    def mask(self, n: int, number: str, height: int, width: int) -> Bool:
+        if number not in self._lists:
+            raise BadInput("no masks", met="no list", wanted=f"a list of {self._frames}")
+        if number not in self._fit:
+            met = f"{len(self._lists[number] or ())} masks"
+            raise BadInput("masks do not fit the frames", met=met, wanted=f"{self._frames}")
+        given = self._lists[number][n]
+        return masks.from_coco(given, height, width) if given else np.zeros((height, width), np.bool_)
+
+
+class Pickled:
+    """Sa2VA's `mask_dict.pkl`: keys count expressions, videos in the file's order and ids in that of texts."""
+
+    def __init__(self, file: Path) -> None:
+        self._file, self._next = file, 0
+        self._lists = read_pickle(file)
+        if not isinstance(self._lists, dict):
+            raise UserError("not a dict of masks", where=str(file), met=type(self._lists).__name__)
+
+    def of_video(self, video: Mapping[str, Any]) -> dict[str, Any]:
+        """Object -> list of masks; an object whose expressions disagree shows that the order is another."""
+        taken: dict[str, Any] = {}
+        for item in video["expressions"]:
+            key, self._next = str(self._next), self._next + 1
+            if key not in self._lists:
+                met = f"expression {item['id']} of {video['video']['id']}"
+                raise UserError("fewer masks than expressions", where=f"{self._file} {key}", met=met, wanted="masks")
+            lists = [_plain(mask) for mask in self._lists.pop(key)]
+            for number in item["objects"]:
+                if taken.setdefault(number, lists) != lists:
+                    met = f"expression {item['id']} of {video['video']['id']}: other masks than object {number} has"
+                    do = "take the file of expressions that the pickle was made from"
+                    raise UserError("masks of another order", where=f"{self._file} {key}", met=met, do=do)
+        return taken
+
+    def check_all_taken(self) -> None:
+        """Raise `UserError` where there were more lists of masks than expressions."""
+        if self._lists:
+            raise UserError("more masks than expressions", where=str(self._file), met=f"{len(self._lists)} more")
+
+
+def _plain(mask: Any) -> Any:
+    """Run lengths as JSON can hold them."""
+    counts = mask.get("counts") if isinstance(mask, dict) else None
+    return {**mask, "counts": counts.decode("latin-1")} if isinstance(counts, bytes) else mask

@@ -1,0 +1,195 @@
+"""SA-V as released: frames of a video, and one masklet's masks in them. `docs/datasets/sav-video.md`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from pipeline import masks
+from pipeline.pictures import read_bytes, refuse_pointer
+from pipeline.raw import RawInput, RawObject, RawSample
+from pipeline.records import RecordsWriter
+from pipeline.resize import Bool
+from pipeline.sources.clips import choose_frames
+from pipeline.sources.objects import Candidate, inside, sample_of
+from pipeline.sources.video_file import VideoFile, open_video
+from shards.errors import BadInput, DroppedInput, UserError
+
+STEP = 4  # frames of the video from one annotated frame to the next
+FRAMES_A_SECOND = 24
+CLOSE = "pairs of frames less than a second apart"
+TRUNCATED = "videos and annotations that differ by one annotated frame"
+KINDS = ("manual", "auto")
+_NUMBER = re.compile(rb'"masklet_num"\s*:\s*(\d+)')
+_INPUT = re.compile(r"(.+)\.mp4#(manual|auto)-(\d+)")
+_TAIL = 1 << 12
+
+
+class SavVideo:
+    """One sample a masklet of a video. The input's path is that of the video, `#`, kind and place of the masklet."""
+
+    name = "sav-video"
+    choices: Mapping[str, Any] = {"split": "all", "frames": 2}
+
+    def find(self, root: Path, choices: Mapping[str, Any], records: RecordsWriter) -> dict[str, int]:
+        """`split`: manual, auto, or all for both."""
+        if choices["split"] not in ("all", *KINDS):
+            raise UserError("unknown split", met=str(choices["split"]), wanted="manual, auto or all")
+        kinds = KINDS if choices["split"] == "all" else (choices["split"],)
+        counts: Counter[str] = Counter()
+        for folder, _, names in os.walk(root):
+            known = {*names}
+            stems = {name.removesuffix(".mp4") for name in names if name.endswith(".mp4")}
+            counts["videos"] += len(stems)
+            for name in known:
+                orphan = re.fullmatch(r"(.+)_(manual|auto)\.json", name)
+                counts["annotation files without a video"] += orphan is not None and orphan[1] not in stems
+            for stem in stems:
+                for kind in kinds:
+                    if f"{stem}_{kind}.json" not in known:
+                        counts[f"videos without {kind} annotation"] += 1
+                        continue
+                    masklets = _put_down(root, Path(folder), stem, kind, records)
+                    counts[f"{kind} masklets"] += masklets
+                    counts["annotation files without a masklet"] += masklets == 0
+        return dict(counts)
+
+    def options(self, root: Path, probe: Sequence[RawInput]) -> dict[str, Any]:
+        return {}
+
+    def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any]) -> RawSample:
+        match = _INPUT.fullmatch(path)
+        if match is None:
+            raise BadInput("no masklet", met=path, wanted="VIDEO.mp4#manual-N or VIDEO.mp4#auto-N")
+        annotation = open_annotation(inside(root, f"{match[1]}_{match[2]}.json"))
+        video, place, k = open_video(inside(root, f"{match[1]}.mp4")), int(match[3]), options["frames"]
+        if place >= annotation.objects:
+            raise BadInput("no such masklet", met=f"{annotation.objects} masklets", wanted=f"number {place}")
+        usable = annotation.usable(video)
+        shown = [n for n in range(usable) if masks.has_pixels(annotation.at(n, place))]
+        if len(shown) < min(k, 2):
+            met = f"visible in {len(shown)} of {usable} annotated frames"
+            raise DroppedInput("visible in too few frames", met=met, wanted=f"at least {min(k, 2)}")
+        number, in_sight = str(place), {*shown}
+        chosen = choose_frames(usable, k, lambda n: {number} if n in in_sight else set(), {number})
+        item = RawObject(number, (), annotation.about(place, chosen))
+        more = {"video": annotation.video, "kind": match[2]}
+        raw = annotated_sample(path, self.name, video, annotation, chosen, {place: item}, more)
+        close = len(chosen) == 2 and (chosen[1] - chosen[0]) * STEP < FRAMES_A_SECOND
+        notes = {**raw.notes, CLOSE: int(close), TRUNCATED: int(annotation.differs(video))}
+        return RawSample(path, self.name, raw.frames, raw.objects, raw.more, notes)
+
+
+def _put_down(root: Path, folder: Path, stem: str, kind: str, records: RecordsWriter) -> int:
+    """Put down the masklets of one annotation file as inputs; how many."""
+    video, file = folder / f"{stem}.mp4", folder / f"{stem}_{kind}.json"
+    sizes = [video.stat().st_size, file.stat().st_size]
+    with open(file, "rb") as opened:
+        opened.seek(max(0, sizes[1] - _TAIL))
+        match = _NUMBER.search(opened.read())  # the last key: the file need not be parsed for it
+    try:
+        count = int(match[1]) if match else open_annotation(file).objects
+    except BadInput:
+        count = 1  # it goes to the ledger when its turn comes
+    for place in range(count):
+        path = f"{video.relative_to(root).as_posix()}#{kind}-{place}"
+        records.add(path, sum(sizes) // count)
+        records.attach(path, {"bytes": sizes})
+    return count
+
+
+class Annotation:
+    """One `_manual.json` or `_auto.json`."""
+
+    def __init__(self, file: Path) -> None:
+        try:
+            data = read_bytes(file)
+            refuse_pointer(data, str(file))
+            body = json.loads(data)
+            self._masklet: list[list[Any]] = body["masklet"]
+            self.objects = int(body["masklet_num"])
+            lengths = {len(row) for row in self._masklet}
+        except (ValueError, RecursionError) as error:
+            met = str(error).splitlines()[0]
+            raise BadInput("not whole JSON", where=str(file), met=met, do="fetch it again") from None
+        except (KeyError, TypeError) as error:
+            met = f"{type(error).__name__} {error}"
+            raise BadInput("not SA-V's annotation", where=str(file), met=met, wanted="masklet, masklet_num") from None
+        if lengths - {self.objects}:
+            met = f"{sorted(lengths)} masks a frame"
+            raise BadInput("masklets of several lengths", where=str(file), met=met, wanted=f"{self.objects}")
+        self._lists = {key: value for key, value in body.items() if key.startswith("masklet_") and key != "masklet_num"}
+        self.video = {key: value for key, value in body.items() if not key.startswith("masklet")}
+
+    def at(self, n: int, place: int) -> Any:
+        """The run lengths of the masklet at `place` in annotated frame `n`."""
+        return self._masklet[n][place]
+
+    def size(self, n: int, place: int) -> tuple[int, int]:
+        given = self.at(n, place)
+        size = given.get("size") if isinstance(given, dict) else None
+        if not (isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) for side in size)):
+            raise BadInput("broken run lengths", met=str(given)[:60], wanted="size and counts")
+        return size[0], size[1]
+
+    def usable(self, video: VideoFile) -> int:
+        """How many annotated frames there are in both; raises `BadInput` where they differ by more than one."""
+        wanted = -(-video.count // STEP)
+        if abs(wanted - len(self._masklet)) > 1:
+            met = f"{len(self._masklet)} annotated frames, {video.count} frames"
+            raise BadInput("video and annotation differ in length", met=met, wanted=f"{wanted} annotated frames")
+        return min(wanted, len(self._masklet))
+
+    def differs(self, video: VideoFile) -> bool:
+        return -(-video.count // STEP) != len(self._masklet)
+
+    def about(self, place: int, chosen: Sequence[int]) -> dict[str, Any]:
+        """What the file says of one masklet; of values a frame those of the chosen ones."""
+        said: dict[str, Any] = {}
+        for key, values in self._lists.items():
+            if isinstance(values, list) and values and isinstance(values[0], list):  # frames x objects
+                said[key] = [values[n][place] for n in chosen if n < len(values) and place < len(values[n])]
+            elif isinstance(values, list) and place < len(values):
+                said[key] = values[place]
+        return said
+
+
+@lru_cache(maxsize=2)
+def _kept(file: Path, changed: int, size: int) -> Annotation:
+    return Annotation(file)
+
+
+def open_annotation(file: Path) -> Annotation:
+    """The annotation in `file`; the last ones are kept, as videos are."""
+    try:
+        state = os.stat(file)
+    except OSError as error:
+        raise BadInput("no such file", where=str(file), met=str(error.strerror)) from None
+    return _kept(file, state.st_mtime_ns, state.st_size)
+
+
+def annotated_sample(
+    path: str,
+    kind: str,
+    video: VideoFile,
+    annotation: Annotation,
+    chosen: Sequence[int],
+    items: Mapping[int, RawObject],
+    more: Mapping[str, Any],
+) -> RawSample:
+    """A sample of the annotated frames `chosen` with the masklets at the places that `items` names."""
+    size = annotation.size(chosen[0], next(iter(items)))
+    numbers = [n * STEP for n in chosen]
+    pictures = zip([f"{number:05d}" for number in numbers], video.pictures(numbers, size), strict=True)
+
+    def mask(n: int, place: int) -> Bool:
+        return masks.from_coco(annotation.at(n, place), *size)
+
+    candidates = [Candidate(item, [partial(mask, n, place) for n in chosen]) for place, item in items.items()]
+    return sample_of(path, kind, [*pictures], candidates, {**more})

@@ -1,0 +1,127 @@
+"""Pictures out of a video file, by their number."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from pipeline.pictures import MAX_PIXELS, refuse_pointer
+from pipeline.resize import UInt8
+from shards.errors import BadInput
+
+_KEPT = 6  # pictures of a video: its masklets, which follow each other, often take the same frames
+
+
+class VideoFile:
+    """One video file. Opens it anew for each call, so that it can be kept; raises `BadInput` where it is broken."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._decoded: dict[tuple[int, tuple[int, int]], UInt8] = {}
+        with open(path, "rb") as file:
+            refuse_pointer(file.read(64), str(path))
+        with self._opened() as (container, stream):
+            times = [packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard]
+        self._times = None if None in times or len({*times}) != len(times) else sorted(times)
+        self.count = len(times)
+        """Frames, as the container lists them; nothing is decoded for it."""
+
+    def pictures(self, numbers: Sequence[int], size: tuple[int, int]) -> list[UInt8]:
+        """The frames of these numbers (rising, from 0), each (H, W, 3) uint8 RGB, read-only.
+
+        Args:
+            size: (H, W) that annotations were made for. Frames are turned upright by the rotation that the file
+                states, unless only the stored frame has this size.
+        """
+        missing = [number for number in numbers if (number, size) not in self._decoded]
+        if missing:
+            with self._opened() as (container, stream):
+                found = self._sought(container, stream, missing)
+            if found is None:  # a file that cannot be sought in: decode it from its start
+                with self._opened() as (container, stream):
+                    found = _counted(container, stream, missing)
+            for number, frame in zip(missing, found, strict=True):
+                self._decoded[number, size] = self._picture(frame, size)
+        pictures = [self._decoded[number, size] for number in numbers]
+        for key in [*self._decoded][:-_KEPT]:
+            del self._decoded[key]
+        return pictures
+
+    def _sought(self, container: Any, stream: Any, numbers: Sequence[int]) -> list[Any] | None:
+        if self._times is None:
+            return None
+        found = []
+        for number in numbers:
+            time = self._times[number]
+            container.seek(time, stream=stream, backward=True)
+            frame = next((f for f in container.decode(stream) if f.pts is None or f.pts >= time), None)
+            if frame is None or frame.pts != time or frame.is_corrupt:
+                return None
+            found.append(frame)
+        return found
+
+    def _picture(self, frame: Any, size: tuple[int, int]) -> UInt8:
+        if frame.width * frame.height > MAX_PIXELS:
+            met, wanted = f"{frame.width} x {frame.height}", f"at most {MAX_PIXELS} pixels"
+            raise BadInput("too large a picture", where=str(self._path), met=met, wanted=wanted)
+        stored: UInt8 = frame.to_ndarray(format="rgb24")
+        upright = np.rot90(stored, round(frame.rotation / 90))
+        picture = stored if stored.shape[:2] == size != upright.shape[:2] else upright
+        if picture.shape[:2] != size:
+            met = f"{picture.shape[0]} x {picture.shape[1]}"
+            raise BadInput(
+                "picture and annotation differ in size",
+                where=str(self._path),
+                met=met,
+                wanted=f"{size[0]} x {size[1]}",
+            )
+        picture = np.ascontiguousarray(picture)
+        picture.flags.writeable = False  # it may be handed out again
+        return picture
+
+    @contextmanager
+    def _opened(self) -> Iterator[tuple[Any, Any]]:
+        try:
+            with av.open(str(self._path), mode="r") as container:
+                stream = container.streams.video[0]
+                stream.codec_context.thread_count = 1  # workers are processes
+                stream.codec_context.options = {"err_detect": "explode"}  # else damaged pictures are patched up
+                yield container, stream
+        except FileNotFoundError:
+            raise BadInput("no such file", where=str(self._path)) from None
+        except (av.FFmpegError, IndexError, ValueError) as error:
+            met = "no picture in it" if isinstance(error, IndexError) else str(error).splitlines()[0]
+            raise BadInput("cannot be read as a video", where=str(self._path), met=met) from None
+
+
+def _counted(container: Any, stream: Any, numbers: Sequence[int]) -> list[Any]:
+    wanted, found, number = {*numbers}, [], -1
+    for number, frame in enumerate(container.decode(stream)):
+        if number in wanted:
+            found.append(frame)
+            if frame.is_corrupt:
+                raise BadInput("broken picture in a video", met=f"frame {number}", wanted="a whole video")
+        if len(found) == len(wanted):
+            return found
+    raise BadInput("video ends early", met=f"{number + 1} frames", wanted=f"frame {max(wanted)}")
+
+
+@lru_cache(maxsize=2)
+def _kept(path: Path, changed: int, size: int) -> VideoFile:
+    return VideoFile(path)
+
+
+def open_video(path: Path) -> VideoFile:
+    """The video at `path`; neighbours in a plan share videos, so the last ones are kept."""
+    try:
+        state = os.stat(path)
+    except OSError as error:
+        raise BadInput("no such file", where=str(path), met=str(error.strerror)) from None
+    return _kept(path, state.st_mtime_ns, state.st_size)

@@ -1,0 +1,393 @@
+"""Referring video segmentation in each dataset's own layout, with the traps that were seen in them."""
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.sources.clips import choose_frames
+from shards.errors import BadInput, DroppedInput, UserError
+from shards.reader import ShardSet
+from tests.pipeline import videos as v
+
+LEFT = [v.disc(40 + 2 * n, 40, 18) for n in range(12)]
+RIGHT = [v.disc(120 - 2 * n, 80, 15) for n in range(12)]
+NOTHING = np.zeros((v.HEIGHT, v.WIDTH), bool)
+FRAMES = ["00010", "00015", "00020", "00030", "00035", "00040", "00045", "00050", "00055", "00060"]
+
+
+def write_json(file: Path, body: object) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(body))
+
+
+def expression(text: str, **more: object) -> dict[str, object]:
+    return {"exp": text, **more}
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Path:
+    return tmp_path / "records.sqlite"
+
+
+# --- which frames
+
+
+def test_frames_are_spread_evenly_where_all_is_seen():
+    def chosen(count, k):
+        return choose_frames(count, k, lambda n: {"a"}, {"a"})
+
+    assert chosen(25, 5) == [2, 7, 12, 17, 22]
+    assert chosen(10, 1) == [5] and chosen(3, 5) == [0, 1, 2] and chosen(1, 5) == [0]
+
+
+def test_frames_that_show_objects_are_preferred():
+    asked = []
+
+    def shown(n):
+        asked.append(n)
+        return {"a", "b"} if n in (1, 3, 9) else {"a"} if n in (2, 7) else set()
+
+    assert choose_frames(10, 2, shown, {"a", "b"}) == [1, 9]
+    assert len(asked) == len(set(asked))
+    assert choose_frames(100, 4, lambda n: {"a"} if n >= 92 else set(), {"a"}) == [93, 95, 97, 99]
+
+
+def test_an_object_not_seen_yet_goes_before_more_objects_seen_again():
+    def shown(n):
+        return {0: {"a", "b"}, 4: {"a", "b"}, 6: {"c"}}.get(n, set())
+
+    assert choose_frames(8, 2, shown, {"a", "b", "c"}) == [0, 6]
+
+
+def test_no_frame_shows_anything():
+    with pytest.raises(BadInput, match="no visible object"):
+        choose_frames(10, 3, lambda n: set(), {"a"})
+
+
+# --- Ref-YouTube-VOS
+
+
+@pytest.fixture
+def youtube(tmp_path: Path) -> Path:
+    """Two videos; frames begin late and have a gap; object 2 is absent at first; object 7 nobody speaks of."""
+    root = tmp_path / "rvos"
+    entries = {}
+    for name in ("b0", "a1"):  # not sorted
+        for n, frame in enumerate(FRAMES):
+            v.write_frame(root / f"train/JPEGImages/{name}/{frame}.jpg", n)
+            ids = {1: LEFT[n], 7: v.disc(80, 110, 6)} | ({2: RIGHT[n]} if n > 3 else {})
+            v.write_ids(root / f"train/Annotations/{name}/{frame}.png", ids)
+        said = {str(n): expression(f"{name} says {n}", obj_id="1" if n in (0, 10) else "2") for n in range(11)}
+        entries[name] = {"expressions": said, "frames": FRAMES[::-1]}
+    write_json(root / "meta_expressions/train/meta_expressions.json", {"videos": entries})
+    objects = {"1": {"category": "person", "frames": FRAMES}, "2": {"category": "dog", "frames": FRAMES[4:]}}
+    write_json(root / "train/meta.json", {"videos": {"a1": {"objects": objects}}})
+    return root
+
+
+def test_youtube_vos(youtube, records):
+    counts, _ = v.find("ref-youtube-vos", youtube, records)
+    assert (counts["videos"], counts["expressions"], counts["objects"]) == (2, 22, 4)
+    sample = v.load("ref-youtube-vos", youtube, records)
+    assert [frame.name for frame in sample.frames] == ["00015", "00030", "00040", "00050", "00060"]
+    for frame in sample.frames:
+        n = FRAMES.index(frame.name)
+        assert np.abs(frame.picture.astype(int) - v.picture(n)).mean() < 3
+        assert np.array_equal(frame.masks[0], LEFT[n] & ~RIGHT[n] if n > 3 else LEFT[n])
+        assert np.array_equal(frame.masks[1], RIGHT[n] if n > 3 else NOTHING)
+    assert [item.id for item in sample.objects] == ["1", "2"]
+    assert sample.objects[0].texts == ("a1 says 0", "a1 says 10") and sample.objects[0].more == {"category": "person"}
+    assert len(sample.objects[1].texts) == 9 and len(sample.more["expressions"]) == 11
+    assert v.load("ref-youtube-vos", youtube, records, frames=1).frames[0].name == "00040"
+    assert len(v.load("ref-youtube-vos", youtube, records, frames=50).frames) == 10
+
+
+def to_pickle(root: Path, order=("b0", "a1"), key=str) -> None:
+    """Sa2VA's pickle: a count over expressions, in the order of the file and of ids as texts."""
+    lists, number = {}, 0
+    for _ in order:
+        for n in sorted((str(n) for n in range(11)), key=key):
+            one = n in ("0", "10")
+            own = LEFT if one else RIGHT
+            seen = [v.run_lengths(own[i], text=False) if one or i > 3 else None for i in range(len(FRAMES))]
+            lists[str(number)] = seen
+            number += 1
+    for folder in ("b0", "a1"):
+        for file in (root / "train/Annotations" / folder).glob("*"):
+            file.unlink()
+        (root / "train/Annotations" / folder).rmdir()
+    (root / "train/Annotations").rmdir()
+    (root / "mask_dict.pkl").write_bytes(pickle.dumps(lists, 2))
+
+
+def test_youtube_vos_from_the_pickle(youtube, records):
+    to_pickle(youtube)
+    sample = v.load("ref-youtube-vos", youtube, records)
+    assert [frame.name for frame in sample.frames] == ["00015", "00030", "00040", "00050", "00060"]
+    for frame in sample.frames:
+        n = FRAMES.index(frame.name)
+        assert np.array_equal(frame.masks[0], LEFT[n])
+        assert np.array_equal(frame.masks[1], RIGHT[n] if n > 3 else NOTHING)
+
+
+def test_a_pickle_in_another_order_is_noticed(youtube, records):
+    to_pickle(youtube, key=int)  # "10" after "9", not after "1"
+    with pytest.raises(UserError, match="masks of another order"):
+        v.find("ref-youtube-vos", youtube, records)
+
+
+@pytest.mark.parametrize("count, message", [(21, "fewer masks"), (23, "more masks")])
+def test_a_pickle_of_another_file_is_noticed(youtube, records, count, message):
+    to_pickle(youtube)
+    lists = pickle.loads((youtube / "mask_dict.pkl").read_bytes())
+    lists["22"] = lists["21"]
+    kept = {str(n): lists[str(n)] for n in range(count)}
+    (youtube / "mask_dict.pkl").write_bytes(pickle.dumps(kept))
+    with pytest.raises(UserError, match=message):
+        v.find("ref-youtube-vos", youtube, records)
+
+
+def test_valid_holds_the_videos_of_test_too_and_no_masks(youtube, records):
+    said = {"0": {"exp": "a dog"}}
+    entries = {name: {"expressions": said, "frames": ["00000"]} for name in ("x", "y", "z")}
+    write_json(youtube / "meta_expressions/valid/meta_expressions.json", {"videos": entries})
+    write_json(youtube / "meta_expressions/test/meta_expressions.json", {"videos": {"y": entries["y"]}})
+    counts, _ = v.find("ref-youtube-vos", youtube, records, split="valid")
+    assert (counts["videos"], counts["expressions"], counts["videos of another split"]) == (2, 2, 1)
+    with pytest.raises(BadInput, match="expressions without objects"):
+        v.load("ref-youtube-vos", youtube, records, split="valid")
+    with pytest.raises(UserError, match="no expressions of this split"):
+        v.find("ref-youtube-vos", youtube, records, split="val")
+
+
+def test_masks_saved_in_colour(youtube, records):
+    from PIL import Image
+
+    for file in (youtube / "train/Annotations/a1").glob("*.png"):
+        Image.open(file).convert("RGB").save(file)
+    with pytest.raises(BadInput, match="mode RGB"):
+        v.load("ref-youtube-vos", youtube, records)
+
+
+def test_frames_without_a_file_are_passed_over_and_counted(youtube, records):
+    (youtube / "train/JPEGImages/a1/00040.jpg").unlink()
+    (youtube / "train/Annotations/a1/00050.png").unlink()
+    sample = v.load("ref-youtube-vos", youtube, records)
+    assert not {frame.name for frame in sample.frames} & {"00040", "00050"} and len(sample.frames) == 5
+    assert sample.notes["frames without a picture or mask"] == 2
+    for frame in sample.frames:
+        assert np.array_equal(frame.masks[1].any(), FRAMES.index(frame.name) > 3)
+    for file in (youtube / "train/JPEGImages/a1").glob("*.jpg"):
+        file.unlink()
+    with pytest.raises(BadInput, match="no frames"):
+        v.load("ref-youtube-vos", youtube, records)
+
+
+def test_a_truncated_frame(youtube, records):
+    file = youtube / "train/JPEGImages/a1/00040.jpg"
+    file.write_bytes(file.read_bytes()[:1500])
+    with pytest.raises(BadInput, match="cannot be read as a picture"):
+        v.load("ref-youtube-vos", youtube, records)
+
+
+def test_an_object_in_no_chosen_frame_is_left_out_and_named(youtube, records):
+    sample = v.load("ref-youtube-vos", youtube, records, frames=1)
+    assert len(sample.objects) == 2
+    for file in (youtube / "train/Annotations/a1").glob("*.png"):
+        v.write_ids(file, {2: RIGHT[0]})
+    sample = v.load("ref-youtube-vos", youtube, records)
+    assert [item.id for item in sample.objects] == ["2"] and sample.more["left_out"][0]["id"] == "1"
+    assert sample.notes["objects left out: empty mask"] == 1 and len(sample.more["expressions"]) == 11
+
+
+# --- MeViS
+
+
+@pytest.fixture
+def mevis(tmp_path: Path) -> Path:
+    """One expression for both objects, one for one; null and {} where an object is not seen."""
+    root = tmp_path / "mevis"
+    frames = [f"{n:05d}" for n in range(8)]
+    for n, frame in enumerate(frames):
+        v.write_frame(root / f"train/JPEGImages/cafe01/{frame}.jpg", n)
+    said = {
+        "0": expression("the left one", obj_id=[0], anno_id=[12]),
+        "1": expression("both of them", obj_id=[0, 1], anno_id=[12, 3]),
+        "2": expression("all three", obj_id=[0, 1, 5], anno_id=[12, 3, 99]),
+    }
+    body = {"videos": {"cafe01": {"expressions": said, "vid_id": 4, "frames": frames}}}
+    write_json(root / "train/meta_expressions.json", body)
+    lists = {
+        "3": [{} if n < 2 else v.run_lengths(RIGHT[n]) for n in range(8)],
+        "12": [None if n in (2, 3, 4) else v.run_lengths(LEFT[n]) for n in range(8)],
+        "500": [None] * 8,
+    }
+    write_json(root / "train/mask_dict.json", lists)
+    return root
+
+
+def test_mevis(mevis, records):
+    counts, _ = v.find("mevis", mevis, records)
+    assert counts["masks that no expression of this split refers to"] == 1 and counts["objects"] == 3
+    sample = v.load("mevis", mevis, records, frames=3)
+    assert [item.id for item in sample.objects] == ["12", "3"]
+    assert [item.texts for item in sample.objects] == [("the left one",), ()]
+    assert [item["objects"] for item in sample.more["expressions"]] == [["12"], ["12", "3"], ["12", "3", "99"]]
+    assert sample.more["expressions"][1]["text"] == "both of them" and sample.more["video"]["vid_id"] == 4
+    assert sample.more["left_out"] == [{"id": "99", "reason": "no masks", "detail": "met no list"}]
+    for frame in sample.frames:
+        n = int(frame.name)
+        assert np.array_equal(frame.masks[0], NOTHING if n in (2, 3, 4) else LEFT[n])
+        assert np.array_equal(frame.masks[1], NOTHING if n < 2 else RIGHT[n])
+
+
+@pytest.mark.parametrize(
+    "lists, reason",
+    [
+        ([v.run_lengths(RIGHT[n]) for n in range(7)], "masks do not fit the frames"),
+        ([{"size": [120, 160], "counts": v.run_lengths(RIGHT[n])["counts"][:-2]} for n in range(8)], "broken run"),
+        ([None] * 8, "empty mask"),
+    ],
+)
+def test_an_object_with_bad_masks_is_left_out(mevis, records, lists, reason):
+    file = mevis / "train/mask_dict.json"
+    write_json(file, {**json.loads(file.read_text()), "3": lists})
+    sample = v.load("mevis", mevis, records)
+    assert [item.id for item in sample.objects] == ["12"]
+    assert sample.more["left_out"][0]["id"] == "3" and sample.more["left_out"][0]["reason"].startswith(reason)
+
+
+def test_masks_of_another_size_than_the_frames(mevis, records):
+    lists = {number: [v.run_lengths(v.disc(20, 20, 9, 60, 80))] * 8 for number in ("3", "12")}
+    write_json(mevis / "train/mask_dict.json", lists)
+    with pytest.raises(BadInput, match="differ in size"):
+        v.load("mevis", mevis, records)
+    write_json(mevis / "train/mask_dict.json", {**lists, "3": [v.run_lengths(LEFT[0])] * 8})
+    with pytest.raises(BadInput, match="masks of several sizes"):
+        v.load("mevis", mevis, records)
+
+
+def test_broken_files_of_mevis(mevis, records):
+    file = mevis / "train/mask_dict.json"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="not whole JSON"):
+        v.find("mevis", mevis, records)
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(UserError, match="a pointer, not the file"):
+        v.find("mevis", mevis, records)
+    write_json(mevis / "train/meta_expressions.json", {"videos": {"x": {"frames": []}}})
+    with pytest.raises(UserError, match="not the entry of a video"):
+        v.find("mevis", mevis, records)
+
+
+@pytest.mark.parametrize("name, frame", [("../../out", "00000"), ("cafe01", "../../../out/00000")])
+def test_nothing_is_read_outside_the_root(mevis, records, name, frame):
+    v.write_frame(mevis.parent / "out" / "00000.jpg", 0)
+    said = {"0": expression("x", obj_id=[0], anno_id=[12])}
+    body = {"videos": {name: {"expressions": said, "frames": [frame]}}}
+    write_json(mevis / "train/meta_expressions.json", body)
+    write_json(mevis / "train/mask_dict.json", {"12": [v.run_lengths(LEFT[0])]})
+    with pytest.raises(BadInput, match="path leaves the dataset"):
+        v.load("mevis", mevis, records)
+
+
+def test_two_frames_with_different_objects_are_no_pair(mevis, tmp_path):
+    seen = {"12": LEFT, "3": RIGHT}
+    lists = {
+        k: [v.run_lengths(own[n]) if (n < 4) == (k == "12") else None for n in range(8)] for k, own in seen.items()
+    }
+    write_json(mevis / "train/mask_dict.json", lists)
+    v.through("mevis", mevis, tmp_path / "out", frames=2)
+    meta = ShardSet(tmp_path / "out/set")[0]["meta"]
+    assert meta["has_paired_frame"] is False and len(meta["frames"]) == 2
+
+
+# --- ReVOS
+
+
+@pytest.mark.parametrize(
+    "base, pictures", [("ReVOS/", "ReVOS/JPEGImages/"), ("", "JPEGImages/"), ("", ""), ("revos/", "revos/")]
+)
+def test_revos_in_both_layouts(tmp_path, records, base, pictures):
+    root, name = tmp_path / "data", "MOSE/c0.ffee/v1"
+    for n in range(4):
+        v.write_frame(root / pictures / name / f"{n:05d}.jpg", n)
+    said = {
+        "0": expression("which one may fly?", obj_id=[1], anno_id=[7], type_id=1),
+        "1": expression("the elephant", obj_id=[], anno_id=[], type_id=2),
+        "2": expression("the giraffe", type_id=2),
+    }
+    frames = [f"{n:05d}" for n in range(4)]
+    entry = {"expressions": said, "frames": frames, "height": 120, "width": 160, "vid_id": 0}
+    none = {"expressions": {"0": said["1"]}, "frames": frames}
+    write_json(root / base / "meta_expressions_train_.json", {"videos": {name: entry, "MOSE/none": none}})
+    lists = {"7": [v.run_lengths(LEFT[n]) for n in range(4)], "8": [None] * 30}  # 8: of the other split
+    write_json(root / base / "mask_dict.json", lists)
+    counts, found = v.find("revos", root, records)
+    assert counts["expressions without an object"] == 3 and counts["videos without frames"] == 1
+    assert [item.path for item in found.inputs()] == [f"{pictures}{name}", f"{pictures}MOSE/none"]
+    sample = v.load("revos", root, records)
+    assert len(sample.frames) == 4 and sample.objects[0].texts == ("which one may fly?",)
+    assert [item["type_id"] for item in sample.more["expressions"]] == [1, 2, 2]
+    assert sample.more["expressions"][2]["objects"] == []
+    with pytest.raises(DroppedInput, match="no expression refers to an object"):
+        v.load("revos", root, records, which=1)
+
+
+# --- Ref-DAVIS17
+
+
+def test_davis_as_released(tmp_path, records):
+    """Ids not contiguous, names misspelt, two encodings, masks of every frame."""
+    root = tmp_path / "davis"
+    for n in range(6):
+        v.write_frame(root / f"DAVIS/JPEGImages/480p/classic-car/{n:05d}.jpg", n)
+        v.write_ids(root / f"DAVIS/Annotations_unsupervised/480p/classic-car/{n:05d}.png", {4: RIGHT[n], 2: LEFT[n]})
+    texts = root / "davis_text_annotations"
+    texts.mkdir()
+    (root / "DAVIS/ImageSets/2017").mkdir(parents=True)
+    (root / "DAVIS/ImageSets/2017/train.txt").write_text("classic-car\n")
+    for kind in ("annot1", "annot1_full_video", "annot2", "annot2_full_video"):
+        lines = "".join(f'clasic-car {n} "{kind} café {n}"\n' for n in (4, 2))
+        (texts / f"Davis17_{kind}.txt").write_bytes(lines.encode("utf-8" if "annot1" in kind else "latin-1"))
+    counts, _ = v.find("ref-davis", root, records)
+    assert (counts["videos"], counts["expressions"], counts["objects"]) == (1, 8, 2)
+    sample = v.load("ref-davis", root, records, frames=2)
+    assert [frame.name for frame in sample.frames] == ["00001", "00004"]
+    assert [item.id for item in sample.objects] == ["2", "4"]
+    wanted = [f"{kind} café 2" for kind in ("annot1", "annot1_full_video", "annot2", "annot2_full_video")]
+    assert list(sample.objects[0].texts) == wanted
+    assert np.array_equal(sample.frames[0].masks[1], RIGHT[1] & ~LEFT[1])
+    (root / "DAVIS/Annotations_unsupervised").rename(root / "DAVIS/Annotations")
+    with pytest.raises(UserError, match="Annotations_unsupervised"):
+        v.find("ref-davis", root, records)
+
+
+def test_davis_as_converted(youtube, records):
+    assert len(v.load("ref-davis", youtube, records).objects) == 2
+
+
+def test_masks_of_davis_2016_hold_no_ids(youtube, records):
+    from PIL import Image
+
+    for file in (youtube / "train/Annotations/a1").glob("*.png"):
+        Image.fromarray(LEFT[0].astype(np.uint8) * 255).save(file)
+    with pytest.raises(BadInput, match="no visible object"):
+        v.load("ref-davis", youtube, records)
+
+
+# --- all the way
+
+
+@pytest.mark.parametrize("recipe", ["default", "sa2va"])
+def test_through_shards(youtube, tmp_path, recipe):
+    summary = v.through("ref-youtube-vos", youtube, tmp_path / "out", recipe=recipe, frames=3)
+    assert summary.manifest.samples == 2 and summary.manifest.options["found"]["expressions"] == 22
+    sample = ShardSet(tmp_path / "out/set")[0]
+    assert sample["meta"]["has_paired_frame"] is False and len(sample["meta"]["frames"]) == 3
+    assert sample["masks3"].shape[1:] == (1024, 1024) and "pixel_values3" in sample and "pixel_values" not in sample
+    assert len(sample["meta"]["expressions"]) == 11
