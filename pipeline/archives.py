@@ -91,6 +91,8 @@ def read_member(path: Path, member: Mapping[str, int]) -> bytes:
 
 def member_path(name: str) -> str:
     """A member's name as a relative path; raises `BadInput` where it would leave the folder it is unpacked to."""
+    if "/" not in name and name not in ("", ".", "..") and "\0" not in name:
+        return name
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or "\0" in name or not pure.parts:
         raise BadInput("path leaves the archive", met=name, wanted="a relative path without ..")

@@ -74,7 +74,7 @@ class OpenImages:
             missing += records.add(path, 0)
             texts = [names[row["LabelName"]]] if row.get("LabelName") in names else []
             records.attach(path, {"row": row, "texts": texts, **({} if whole else {"broken": True})})
-            wanted.append(hash(PurePosixPath(row.get("MaskPath", "")).name))
+            wanted.append(hash(row.get("MaskPath", "").rpartition("/")[2]))
             described.append(hash(row["ImageID"]))
             counts["objects"] += 1
             counts["objects of a class without a name"] += not texts
@@ -143,6 +143,8 @@ def _number(text: str) -> float | str | None:
 
 
 def _photo(folder: str, image: str) -> str:
+    if "/" not in image:  # as it should be; millions of them
+        return f"{folder}/{image}.jpg"
     return (PurePosixPath(folder) / f"{image}.jpg").as_posix()
 
 
@@ -172,15 +174,16 @@ def _stored_masks(root: Path, split: str, counts: Counter[str]) -> Iterator[tupl
                 yield name, {"file": f"{place}/{name}"}
     for pattern in _ZIPS:
         for file in sorted(root.glob(pattern.format(split=split))):
+            path = file.relative_to(root).as_posix()
             for name, member in zip_members(file):
                 if not name.endswith(".png"):
                     continue
                 try:
-                    inner = PurePosixPath(member_path(name)).name
+                    inner = member_path(name).rpartition("/")[2]
                 except BadInput:
                     counts["zip members that would leave their folder"] += 1
                     continue
-                yield inner, {"file": file.relative_to(root).as_posix(), **member}
+                yield inner, {"file": path, **member}
 
 
 def _class_names(file: Path) -> dict[str, str]:
