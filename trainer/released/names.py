@@ -66,7 +66,9 @@ class Stored:
         sizes = [shape[0] // self.groups for shape in self.shapes]
         blocks = tensor.view(self.groups, sum(sizes), *tensor.shape[1:]).split(sizes, 1)
         pieces = zip(self.parts, blocks, self.shapes, strict=True)
-        return {part: block.reshape(shape).contiguous() for part, block, shape in pieces}
+        # Copies, so that no part keeps the memory of all, and each can be saved alone.
+        copies = torch.contiguous_format
+        return {part: block.clone(memory_format=copies).reshape(shape) for part, block, shape in pieces}
 
     def join(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Of the model's tensors, the file's."""

@@ -1,0 +1,60 @@
+"""The command line's other forms of export, and prediction from what they leave."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from skimage import data as photographs
+
+from inference.deploy import export_graphs, export_quantised
+from shards.errors import UserError
+from trainer.model.sa2va import build
+from trainer.released.folder import save_model
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `model`, `photos` and `questions.tsv`. Not to be changed."""
+    folder = tmp_path_factory.mktemp("deploy")
+    torch.manual_seed(0)
+    save_model(build("tiny"), folder / "model")
+    (folder / "photos").mkdir()
+    Image.fromarray(photographs.chelsea()).save(folder / "photos" / "cat.png")
+    (folder / "questions.tsv").write_text("cat.png\tPlease segment the cat.\ncat.png\tthe left eye\n")
+    return folder
+
+
+def test_int8_says_sizes_and_masks_and_predicts(given, tmp_path):
+    out = tmp_path / "int8"
+    said = export_quantised(given / "model", out, given / "photos", given / "questions.tsv", None)
+    assert "language model" in said and "00001-cat" in said and "mean" in said
+    before, after = ((given / "model"), out)
+    sizes = [sum(f.stat().st_size for f in folder.glob("*.safetensors")) for folder in (before, after)]
+    assert sizes[1] < sizes[0] - 900_000  # the language model has 1.4 MB of linear layers
+    command = [sys.executable, "cli.py", "predict", "--model", str(out), "--image", str(given / "photos" / "cat.png")]
+    command += ["--text", "Please segment the cat.", "--max-new-tokens", "3", "--out", str(tmp_path / "found")]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "found" / "cat.json").read_text())["question"] == "Please segment the cat."
+
+
+def test_onnx_of_a_folder_of_photographs(given, tmp_path):
+    said = export_graphs(given / "model", tmp_path / "onnx", given / "photos")
+    assert {path.name for path in (tmp_path / "onnx").iterdir()} == {"image_encoder.onnx", "mask_decoder.onnx"}
+    assert "mask_logits" in said
+
+
+def test_what_is_missing_is_said(given, tmp_path):
+    with pytest.raises(UserError, match=r"no pictures to compare on.*--images"):
+        export_graphs(given / "model", tmp_path / "out", None)
+    with pytest.raises(UserError, match="both --images and --texts"):
+        export_quantised(given / "model", tmp_path / "out", given / "photos", None, None)
+    assert not (tmp_path / "out").exists()
