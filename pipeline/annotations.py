@@ -15,7 +15,7 @@ from pipeline.pictures import is_pointer
 from shards.errors import BadInput, UserError
 
 _COCO_NAME = re.compile(r"(?:.*_)?(\d{12}\.jpg)")
-OUTSIDE = "path leaves the root"
+OUTSIDE = "path leaves the dataset"
 
 
 def read_items(path: Path, prefix: str = "item") -> Iterator[Any]:

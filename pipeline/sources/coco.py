@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import ijson
-
 from pipeline import masks
+from pipeline.annotations import PictureFinder, below, coco_names, inside, read_items
 from pipeline.pictures import read_picture
 from pipeline.raw import RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter
-from pipeline.sources.objects import Candidate, inside, sample_of
-from shards.errors import BadInput, UserError
+from pipeline.sources.objects import Candidate, sample_of
+from shards.errors import UserError
+
+TextsOf = Callable[[dict[str, Any]], tuple[str, ...]]
 
 
 class Coco:
@@ -33,25 +34,18 @@ class Coco:
 
     def find(self, root: Path, choices: Mapping[str, Any], records: RecordsWriter) -> dict[str, int]:
         file = annotation_file(root, self._pattern.format(split=choices["split"]))
-        names = {item["id"]: item["name"] for item in stream(file, "categories.item")}
+        names = {item["id"]: item["name"] for item in read_items(file, "categories.item")}
         return index_instances(root, file, names, records)
 
     def options(self, root: Path, probe: Sequence[RawInput]) -> dict[str, Any]:
         return {}
 
     def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any]) -> RawSample:
-        image, *annotations = parts
-        size = (image["height"], image["width"])
-        picture = read_picture(inside(root, path), size)
-        candidates = [_candidate(annotation, size) for annotation in annotations]
-        return sample_of(path, self.name, [(PurePosixPath(path).name, picture)], candidates, {"image": image})
+        return image_sample(root, path, self.name, parts, _category, {})
 
 
-def _candidate(annotation: dict[str, Any], size: tuple[int, int]) -> Candidate:
-    texts = (annotation["category"],) if annotation.get("category") else ()
-    more = {key: value for key, value in annotation.items() if key not in ("segmentation", "id", "image_id")}
-    read = partial(masks.from_coco, annotation.get("segmentation"), *size)
-    return Candidate(RawObject(str(annotation["id"]), texts, more), (read,))
+def _category(annotation: dict[str, Any]) -> tuple[str, ...]:
+    return (annotation["category"],) if annotation.get("category") else ()
 
 
 def annotation_file(root: Path, pattern: str) -> Path:
@@ -64,26 +58,14 @@ def annotation_file(root: Path, pattern: str) -> Path:
     return found[0]
 
 
-def stream(file: Path, prefix: str) -> Iterator[Any]:
-    """The items at `prefix` of a JSON file of any size, one by one; raises `UserError` where it is broken."""
-    try:
-        with open(file, "rb") as opened:
-            yield from ijson.items(opened, prefix, use_float=True)
-    except OSError as error:
-        raise UserError("cannot be read", where=str(file), met=str(error.strerror)) from None
-    except (ijson.JSONError, UnicodeDecodeError) as error:
-        met = str(error).splitlines()[0]
-        raise UserError("not whole JSON", where=str(file), met=met, do="fetch it again") from None
-
-
 def index_instances(root: Path, file: Path, names: Mapping[int, str], records: RecordsWriter) -> dict[str, int]:
     """Put down the images of an instances file, each with what it says of the image and then of each object."""
     paths: dict[int, str] = {}
-    folders = ImageFolders(root)
+    finder = image_finder(root)
     counts: Counter[str] = Counter()
-    for image in stream(file, "images.item"):
+    for image in read_items(file, "images.item"):
         name = _file_name(image)
-        path, size = folders.find(name)
+        path, size = place_of(finder, name)
         if image["id"] in paths:
             counts["images listed twice"] += 1
             continue
@@ -92,7 +74,7 @@ def index_instances(root: Path, file: Path, names: Mapping[int, str], records: R
         records.attach(path, {**image, "file_name": name})
         counts["images"] += 1
         counts["images without a file"] += size == 0
-    for annotation in stream(file, "annotations.item"):
+    for annotation in read_items(file, "annotations.item"):
         if annotation.get("image_id") not in paths:
             counts["objects of no listed image"] += 1
             continue
@@ -108,25 +90,29 @@ def _file_name(image: dict[str, Any]) -> str:
     return "/".join(str(image.get("coco_url", "")).split("/")[-2:])
 
 
-class ImageFolders:
-    """Where the images of a COCO-like dataset lie: probed once for each folder, not for each image."""
+def image_finder(root: Path, folders: Sequence[str] = ()) -> PictureFinder:
+    """Finds the images of a COCO-like dataset: in `folders`, or where they usually lie."""
+    years = [f"{part}{year}" for year in (2017, 2014) for part in ("train", "val", "test")]
+    return PictureFinder(root, [*folders, "", "images", *years, *(f"images/{year}" for year in years)])
 
-    def __init__(self, root: Path, folders: Sequence[str] = ()) -> None:
-        years = [f"{part}{year}" for year in (2017, 2014) for part in ("train", "val", "test")]
-        usual = ["", "images", *years, *(f"images/{year}" for year in years)]
-        self._root = root
-        self._folders = [folder for folder in [*folders, *usual] if (root / folder).is_dir()]
 
-    def find(self, name: str) -> tuple[str, int]:
-        """The path of the image called `name`, relative to the root, and its bytes: 0 where there is none."""
-        short = PurePosixPath(name).name.rsplit("_", 1)[-1]  # COCO 2017 dropped "COCO_train2014_"
-        for i, folder in enumerate(self._folders):
-            for form in dict.fromkeys((name, PurePosixPath(name).name, short)):
-                path = (PurePosixPath(folder) / form).as_posix()
-                try:
-                    size = inside(self._root, path).stat().st_size
-                except (OSError, BadInput):
-                    continue
-                self._folders.insert(0, self._folders.pop(i))  # the next one is likely beside it
-                return path, size
-        return name.replace("..", "_").lstrip("/") or "unnamed", 0
+def place_of(finder: PictureFinder, name: str) -> tuple[str, int]:
+    """Path and bytes of the image called `name`; 0 bytes where there is none, or where it would lie elsewhere."""
+    return finder.find(*coco_names(name)) if inside(name) else (name, 0)
+
+
+def image_sample(
+    root: Path, path: str, kind: str, parts: Sequence[Any], texts_of: TextsOf, more: Mapping[str, Any]
+) -> RawSample:
+    """A sample of an image and its objects, as `find` attached them; `texts_of` gives the texts of an object."""
+    image, *annotations = parts
+    size = (image["height"], image["width"])
+    picture = read_picture(below(root, path), size)
+    candidates = [_candidate(annotation, size, texts_of(annotation)) for annotation in annotations]
+    return sample_of(path, kind, [(PurePosixPath(path).name, picture)], candidates, {"image": image, **more})
+
+
+def _candidate(annotation: dict[str, Any], size: tuple[int, int], texts: tuple[str, ...]) -> Candidate:
+    more = {key: value for key, value in annotation.items() if key not in ("segmentation", "id", "image_id")}
+    read = partial(masks.from_coco, annotation.get("segmentation"), *size)
+    return Candidate(RawObject(str(annotation["id"]), texts, more), (read,))

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from pipeline import masks
+from pipeline.annotations import below
 from pipeline.pictures import open_image, read_picture
 from pipeline.raw import RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.resize import Bool
-from pipeline.sources.objects import Candidate, inside, sample_of
+from pipeline.sources.objects import Candidate, sample_of
 from shards.errors import BadInput, UserError
 
 LINES = "samples.jsonl"
@@ -51,7 +52,7 @@ class Folder:
         frames = [line["image"]] if "image" in line else line.get("frames")
         if not isinstance(frames, list) or not frames or not all(isinstance(name, str) for name in frames):
             raise BadInput("no picture named", met=str(frames)[:80], wanted='"image": PATH or "frames": [PATH, ...]')
-        pictures = [(name, read_picture(inside(root, name))) for name in frames]
+        pictures = [(name, read_picture(below(root, name))) for name in frames]
         sizes = [(picture.shape[0], picture.shape[1]) for _, picture in pictures]
         described = line.get("objects", [])
         if not isinstance(described, list) or not all(isinstance(item, dict) for item in described):
@@ -139,7 +140,7 @@ def _read_mask(root: Path, mask: Any, value: int | None, size: tuple[int, int]) 
         return np.zeros(size, np.bool_)
     if not isinstance(mask, str):
         return masks.from_coco(mask, *size)
-    image = open_image(inside(root, mask))
+    image = open_image(below(root, mask))
     decoded = masks.from_image(image, None if image.mode == "1" else value)
     if decoded.shape != size:
         met, wanted = f"{decoded.shape[0]} x {decoded.shape[1]}", f"{size[0]} x {size[1]}"
@@ -149,6 +150,6 @@ def _read_mask(root: Path, mask: Any, value: int | None, size: tuple[int, int]) 
 
 def _size(root: Path, path: str) -> int:
     try:
-        return inside(root, path).stat().st_size
+        return below(root, path).stat().st_size
     except (OSError, BadInput):
         return 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
 
 from pipeline.raw import RawFrame, RawObject, RawSample
 from pipeline.resize import Bool, UInt8
@@ -69,11 +68,3 @@ def sample_of(
     notes = Counter(f"objects left out: {item['reason']}" for item in left_out)
     extra = {**(more or {}), **({"left_out": left_out} if left_out else {})}
     return RawSample(path, kind, frames, tuple(kept), extra, notes)
-
-
-def inside(root: Path, path: str) -> Path:
-    """The file at `path` below `root`; raises `BadInput` where it would lie elsewhere."""
-    pure = PurePosixPath(path)
-    if pure.is_absolute() or ".." in pure.parts or "\0" in path:
-        raise BadInput("path leaves the dataset", met=path, wanted="a path below the root")
-    return root / pure

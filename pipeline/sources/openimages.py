@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from pipeline import masks
+from pipeline.annotations import below
 from pipeline.archives import member_path, read_member, zip_members
 from pipeline.pictures import open_image, read_picture
 from pipeline.raw import RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.resize import Bool
-from pipeline.sources.objects import NO_OBJECT, Candidate, inside, sample_of
+from pipeline.sources.objects import NO_OBJECT, Candidate, sample_of
 from pipeline.tables import read_table
 from shards.errors import BadInput, DroppedInput, UserError
 
@@ -96,7 +97,7 @@ class OpenImages:
         for part in parts:
             if "mask" in part:
                 places.setdefault(part["mask"], part)
-        picture = read_picture(inside(root, path), stored=True)  # masks are drawn on the stored bitmap
+        picture = read_picture(below(root, path), stored=True)  # masks are drawn on the stored bitmap
         candidates = [
             Candidate(
                 RawObject(
@@ -115,11 +116,11 @@ def _mask(root: Path, part: Mapping[str, Any], places: Mapping[str, Any], size: 
     """The mask of a row, at its own size: (H', W'), of the shape of a photo of `size` (H, W)."""
     if part.get("broken"):
         raise BadInput("broken row", met=str(part["row"])[:80], wanted="as many values as the table has columns")
-    inside(root, part["row"]["MaskPath"])
+    below(root, part["row"]["MaskPath"])
     place = places.get(PurePosixPath(part["row"]["MaskPath"]).name)
     if place is None:
         raise BadInput("no mask file", met=part["row"]["MaskPath"], wanted="a file of this name")
-    file = inside(root, place["file"])
+    file = below(root, place["file"])
     mask = masks.from_image(open_image(read_member(file, place) if "at" in place else file))
     (height, width), (high, wide) = size, mask.shape
     # One picture resized to two sizes whose sides were rounded: each side may be off by a pixel.

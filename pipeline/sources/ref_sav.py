@@ -8,10 +8,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline import masks
+from pipeline.annotations import below
 from pipeline.raw import RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.sources.clips import choose_frames, stream_pairs
-from pipeline.sources.objects import inside
 from pipeline.sources.sav_video import TRUNCATED, annotated_sample, open_annotation
 from pipeline.sources.video_file import open_video
 from shards.errors import BadInput, UserError
@@ -59,8 +59,8 @@ class RefSav:
         if len(parts) != 1:
             raise BadInput("a video listed twice", met=f"{len(parts)} entries", wanted="one")
         body = parts[0]
-        annotation = open_annotation(inside(root, body["annotation"]))
-        video = open_video(inside(root, path))
+        annotation = open_annotation(below(root, body["annotation"]))
+        video = open_video(below(root, path))
         items = {}
         for item in body["objects"]:
             if not item["id"].isdecimal() or int(item["id"]) >= annotation.objects:
@@ -96,6 +96,6 @@ def _mended(path: str) -> str:
 
 def _size(root: Path, path: str) -> int:
     try:
-        return inside(root, path).stat().st_size
+        return below(root, path).stat().st_size
     except (OSError, BadInput):
         return 0

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from pipeline import masks
+from pipeline.annotations import read_items
 from pipeline.pickles import read_pickle
-from pipeline.pictures import read_picture
-from pipeline.raw import RawInput, RawObject, RawSample
+from pipeline.raw import RawInput, RawSample
 from pipeline.records import RecordsWriter
-from pipeline.sources.coco import ImageFolders, stream
-from pipeline.sources.objects import Candidate, inside, sample_of
+from pipeline.sources.coco import image_finder, image_sample, place_of
 from shards.errors import UserError
 
 _IMAGES = ("images/mscoco/images/train2014", "coco2014/train2014", "images/train2014")
@@ -40,17 +37,17 @@ class Refer:
         for ref in refs:
             of_object[ref["ann_id"]].append(ref)
         images = {ref["image_id"] for ref in refs}
-        names = {item["id"]: item["name"] for item in stream(file, "categories.item")}
-        folders, paths = ImageFolders(root, _IMAGES), dict[int, str]()
-        for image in stream(file, "images.item"):
+        names = {item["id"]: item["name"] for item in read_items(file, "categories.item")}
+        finder, paths = image_finder(root, _IMAGES), dict[int, str]()
+        for image in read_items(file, "images.item"):
             if image["id"] in images and image["id"] not in paths:
-                path, size = folders.find(image["file_name"])  # a ref's own file_name ends with an object's number
+                path, size = place_of(finder, image["file_name"])  # a ref's own file_name ends with an object's number
                 paths[image["id"]] = path
                 records.add(path, size)
                 records.attach(path, image)
                 counts["images"] += 1
                 counts["images without a file"] += size == 0
-        for annotation in stream(file, "annotations.item"):
+        for annotation in read_items(file, "annotations.item"):
             own = of_object.get(annotation["id"])
             if not own or annotation["image_id"] not in paths:
                 continue
@@ -67,19 +64,12 @@ class Refer:
         return {}
 
     def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any]) -> RawSample:
-        image, *annotations = parts
-        size = (image["height"], image["width"])
-        picture = read_picture(inside(root, path), size)
-        candidates = [_candidate(annotation, size) for annotation in annotations]
-        more = {"image": image, "split": options["split"], "split_by": options["split_by"]}
-        return sample_of(path, self.name, [(PurePosixPath(path).name, picture)], candidates, more)
+        more = {"split": options["split"], "split_by": options["split_by"]}
+        return image_sample(root, path, self.name, parts, _sentences, more)
 
 
-def _candidate(annotation: dict[str, Any], size: tuple[int, int]) -> Candidate:
-    texts = tuple(sentence["raw"] for ref in annotation["refs"] for sentence in ref["sentences"])
-    more = {key: value for key, value in annotation.items() if key not in ("segmentation", "id", "image_id")}
-    read = partial(masks.from_coco, annotation.get("segmentation"), *size)
-    return Candidate(RawObject(str(annotation["id"]), texts, more), (read,))
+def _sentences(annotation: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(sentence["raw"] for ref in annotation["refs"] for sentence in ref["sentences"])
 
 
 def _read_refs(file: Path, split: str) -> list[dict[str, Any]]:

@@ -10,11 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipeline.annotations import below
 from pipeline.pictures import read_picture
 from pipeline.raw import RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.sources.clips import Shown, choose_frames, stream_pairs
-from pipeline.sources.objects import Candidate, inside, sample_of
+from pipeline.sources.objects import Candidate, sample_of
 from pipeline.sources.refvos_masks import Lists, Pickled, Pngs
 from shards.errors import BadInput, DroppedInput, UserError
 
@@ -99,16 +100,16 @@ class RefVos:
 
     def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any]) -> RawSample:
         video, *given = parts
-        folder, objects = inside(root, path), _objects(video)
+        folder, objects = below(root, path), _objects(video)
         for name in video["frames"]:
-            inside(root, name)
+            below(root, name)
         if not objects and not any(item.keys() & {"obj_id", "anno_id", "type_id"} for item in video["expressions"]):
             raise BadInput("expressions without objects", met="texts alone", wanted="a split with masks")
         if not objects:
             raise DroppedInput("no expression refers to an object", met=f"{len(video['expressions'])} without one")
         read: Pngs | Lists
         if video["annotations"]:
-            read = Pngs(inside(root, video["annotations"]), video["frames"])
+            read = Pngs(below(root, video["annotations"]), video["frames"])
         else:
             read = Lists(given, video["frames"], objects)
         there = [n for n, name in enumerate(video["frames"]) if read.has(n) and (folder / f"{name}.jpg").is_file()]
@@ -167,7 +168,7 @@ def _object(number: str, video: Mapping[str, Any]) -> RawObject:
 def _folder_size(root: Path, path: str) -> tuple[int, int]:
     """(bytes, files) of a folder; zeros where there is none inside the root."""
     try:
-        with os.scandir(inside(root, path)) as found:
+        with os.scandir(below(root, path)) as found:
             sizes = [entry.stat().st_size for entry in found if entry.is_file()] if path else []
     except (OSError, BadInput):
         return 0, 0

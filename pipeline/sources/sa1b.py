@@ -11,11 +11,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline import masks
+from pipeline.annotations import below
 from pipeline.archives import member_path, read_member, tar_members
 from pipeline.pictures import is_pointer, read_bytes, read_picture
 from pipeline.raw import RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter
-from pipeline.sources.objects import Candidate, inside, sample_of
+from pipeline.sources.objects import Candidate, sample_of
 from shards.errors import BadInput
 
 _DEPTH = 3  # folders below the root: root / a folder a tar / img or js
@@ -87,7 +88,7 @@ class Sa1b:
         said = _read_json(root, annotations[0]["annotation"], PurePosixPath(path).stem)
         size = (said["image"]["height"], said["image"]["width"])
         packed = next((part["picture"] for part in parts if "picture" in part), None)
-        picture = read_picture(_read(root, packed) if packed else inside(root, path), size)
+        picture = read_picture(_read(root, packed) if packed else below(root, path), size)
         candidates = [_candidate(annotation, size) for annotation in said["annotations"]]
         more = {"image": said["image"]}
         return sample_of(path, self.name, [(PurePosixPath(path).name, picture)], candidates, more)
@@ -124,7 +125,7 @@ def _read_json(root: Path, where: Mapping[str, Any], stem: str) -> dict[str, Any
 
 
 def _read(root: Path, where: Mapping[str, Any]) -> bytes:
-    file = inside(root, where["file"])
+    file = below(root, where["file"])
     return read_member(file, where) if "at" in where else read_bytes(file, _MAX_JSON)
 
 

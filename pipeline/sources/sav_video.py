@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import masks
+from pipeline.annotations import below
 from pipeline.pictures import read_bytes, refuse_pointer
 from pipeline.raw import RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.resize import Bool
 from pipeline.sources.clips import choose_frames
-from pipeline.sources.objects import Candidate, inside, sample_of
+from pipeline.sources.objects import Candidate, sample_of
 from pipeline.sources.video_file import VideoFile, open_video
 from shards.errors import BadInput, DroppedInput, UserError
 
@@ -67,8 +68,8 @@ class SavVideo:
         match = _INPUT.fullmatch(path)
         if match is None:
             raise BadInput("no masklet", met=path, wanted="VIDEO.mp4#manual-N or VIDEO.mp4#auto-N")
-        annotation = open_annotation(inside(root, f"{match[1]}_{match[2]}.json"))
-        video, place, k = open_video(inside(root, f"{match[1]}.mp4")), int(match[3]), options["frames"]
+        annotation = open_annotation(below(root, f"{match[1]}_{match[2]}.json"))
+        video, place, k = open_video(below(root, f"{match[1]}.mp4")), int(match[3]), options["frames"]
         if place >= annotation.objects:
             raise BadInput("no such masklet", met=f"{annotation.objects} masklets", wanted=f"number {place}")
         usable = annotation.usable(video)
