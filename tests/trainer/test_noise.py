@@ -5,9 +5,15 @@ import torch
 from trainer.noise import object_generators, uniform
 
 
-def batch(keys: list[str], image_of_object: list[int], epoch: int = 0, step: int = 0) -> dict[str, object]:
-    position = {"epoch": epoch, "step": step}
-    return {"keys": keys, "image_of_object": torch.tensor(image_of_object), "position": position}
+def batch(
+    keys: list[str], image_of_object: list[int], copies: list[int] | None = None, epoch: int = 0, step: int = 0
+) -> dict[str, object]:
+    return {
+        "keys": keys,
+        "copies": copies or [0] * len(keys),
+        "image_of_object": torch.tensor(image_of_object),
+        "position": {"epoch": epoch, "step": step},
+    }
 
 
 def draw(given: dict[str, object], seed: int = 0) -> torch.Tensor:
@@ -21,6 +27,10 @@ def test_draws_follow_the_sample_wherever_it_stands():
     assert torch.equal(draw(batch(["b", "a"], [0, 1, 1])), together[[2, 0, 1]])
 
 
-def test_draws_differ_between_objects_epochs_and_seeds():
-    draws = [draw(batch(["a"], [0, 0])), draw(batch(["a"], [0, 0], epoch=1)), draw(batch(["a"], [0, 0]), seed=1)]
-    assert len({tuple(row.tolist()) for rows in draws for row in rows}) == 6
+def test_draws_differ_between_objects_copies_epochs_and_seeds():
+    draws = [
+        draw(batch(["a", "a"], [0, 0, 1], copies=[0, 1])),
+        draw(batch(["a"], [0, 0], epoch=1)),
+        draw(batch(["a"], [0, 0]), seed=1),
+    ]
+    assert len({tuple(row.tolist()) for rows in draws for row in rows}) == 7
