@@ -12,9 +12,9 @@ from accelerate import Accelerator
 
 from trainer.config import Config
 from trainer.data import Batch, Loader
-from trainer.dual_loop import TARGET_FRAME, DualLoop
 from trainer.losses import logits_at, regular_points, truth_at
 from trainer.report import Panel, tinted
+from trainer.step import TARGET_FRAME, Step
 
 SHOWN = {
     "dual": (
@@ -32,7 +32,7 @@ SHOWN = {
 _SIDE = 256
 
 
-def evaluate(accelerator: Accelerator, loop: DualLoop, loader: Loader, config: Config) -> dict[str, float]:
+def evaluate(accelerator: Accelerator, loop: Step, loader: Loader, config: Config) -> dict[str, float]:
     """Means over the held-out objects of all processes: mask_loss (BCE + Dice), bce, dice_loss, iou, dice."""
     sums: dict[str, torch.Tensor] = {}
     objects = 0
@@ -49,7 +49,7 @@ def evaluate(accelerator: Accelerator, loop: DualLoop, loader: Loader, config: C
     return {"mask_loss": means["bce"] + means["dice_loss"], **means}
 
 
-def panels(accelerator: Accelerator, loop: DualLoop, loader: Loader, config: Config) -> list[Panel]:
+def panels(accelerator: Accelerator, loop: Step, loader: Loader, config: Config) -> list[Panel]:
     """The first `eval.show` held-out objects of this process. `loader` yields the fields `SHOWN`."""
     shown: list[Panel] = []
     for batch in _first(loader, -(-config.eval.show // config.batch_size)):

@@ -31,7 +31,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from shards.errors import UserError
 from trainer.config import flat, load_config, save_config
 from trainer.data import Batch, Loader, check_recipe
-from trainer.dual_loop import FIELDS, DualLoop
 from trainer.evaluation import SHOWN, evaluate, panels
 from trainer.journal import Journal
 from trainer.model.architecture import GRID, VISION_SIZE
@@ -40,6 +39,7 @@ from trainer.model.trainable import set_trainable
 from trainer.processes import missing_processes, start
 from trainer.report import write_report
 from trainer.schedule import rate_factor
+from trainer.step import FIELDS, Step
 from trainer.trained import Origin, base_model, save_trained
 
 
@@ -88,7 +88,7 @@ def main(arguments: list[str]) -> None:
     sizes = set_trainable(model, config.trainable, **vars(config.lora))
     if config.gradient_checkpointing:
         model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
-    loop = DualLoop(model.to(accelerator.device), config)
+    loop = Step(model.to(accelerator.device), config)
     trainable = [p for p in loop.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         trainable,
