@@ -114,8 +114,15 @@ class Passes:
 
 def cross_entropy(logits: Tensor, targets: Tensor, row_of: Tensor, rows: int) -> Tensor:
     """Mean over rows of each row's mean cross-entropy, (): long answers weigh no more than short ones."""
+    return by_row(logits, targets, row_of, rows).mean()
+
+
+def by_row(logits: Tensor, targets: Tensor, row_of: Tensor, rows: int) -> Tensor:
+    """Each row's mean cross-entropy, (rows,) float32, of logits (K, V) against targets (K,); `row_of` (K,)."""
     with full_precision(logits):
-        return mean_by_row(F.cross_entropy(logits.float(), targets, reduction="none"), row_of, rows)
+        each = F.cross_entropy(logits.float(), targets, reduction="none")
+        sums = torch.zeros(rows, device=each.device).index_add(0, row_of, each)
+        return sums / torch.bincount(row_of, minlength=rows).clamp_min(1)
 
 
 def full_precision(tensor: Tensor) -> torch.autocast:
@@ -144,9 +151,3 @@ def cells_of(batch: Batch, regions: Tensor) -> list[list[int]]:
         if 0 in cells:
             raise UserError("a region has no prompt cell", where=f"sample {name}, prompt_masks1", wanted="at least 1")
     return counts
-
-
-def mean_by_row(values: Tensor, row_of: Tensor, rows: int) -> Tensor:
-    """Mean over rows of the mean over each row's values (K,): ()."""
-    sums = torch.zeros(rows, device=values.device).index_add(0, row_of, values)
-    return (sums / torch.bincount(row_of, minlength=rows).clamp_min(1)).mean()

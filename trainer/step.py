@@ -6,19 +6,16 @@ nothing.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from trainer.config import Config
 from trainer.dual_loop import dual_loop
-from trainer.losses import mask_metrics, point_losses, regular_points
-from trainer.model.captioner import Captioner, captions_of
+from trainer.judge import Judged, judge
 from trainer.model.sa2va import Sa2VA
 from trainer.modes import evaluating
 from trainer.noise import object_generators
-from trainer.passes import Batch, Passes, cross_entropy, full_precision, texts_of
+from trainer.passes import Batch, Passes, cross_entropy
 from trainer.reverse_loop import reverse_loop
 from trainer.teacher import Teacher
 
@@ -31,10 +28,7 @@ FIELDS = {
 """What each objective reads of a batch."""
 UNREACHED = {"describe": ("text_hidden_fcs", "sam_mask_decoder", "sam_image_encoder")}
 """Parts of the model that no loss of an objective reaches."""
-TARGET_FRAME = {"dual": 2, "segment": 1}
-"""The frame whose masks each objective predicts."""
 _WEIGHTS = {"bce": "lambda_mask", "dice": "lambda_dice", "lang": "lambda_lang", "anchor": "lambda_anchor"}
-_EVALUATION_GRID = 256  # points a side: as many as the decoder's logits have
 
 
 class Step(nn.Module):
@@ -91,33 +85,10 @@ class Step(nn.Module):
         logits, targets, row_of = self.passes.describe(batch, seen, batch["prompt_masks1"], answers, answers)
         return {"caption": cross_entropy(logits, targets, row_of, len(answers))}
 
-    @torch.no_grad()
-    def evaluate(self, batch: Batch, objective: str) -> dict[str, Any]:
-        """Predict as a user would: the student's own caption (dual) or the first text (segment), then the mask.
-
-        Returns:
-            (M,) float32 each: `bce`, `dice_loss`, `iou`, `dice`, on a regular grid; `logits` (M, 256, 256);
-            `captions`, M texts.
-        """
-        batch = self._to_device(batch)
-        model, frame, prompts = self.model, TARGET_FRAME[objective], self.model.prompts
+    def judge(self, batch: Batch, objective: str) -> Judged:
+        """What the student makes of a batch, with the fields `trainer.judge.JUDGED[objective]`."""
         with evaluating(self):
-            if objective == "dual":
-                question = self.passes.description_question(batch, model.see(batch["pixel_values1"]))
-                written = captions_of(Captioner(model)(*question, self.config.max_caption_tokens), prompts)
-                rows = self.passes.question(batch, [caption.words for caption in written], None)
-                captions = [prompts.readable(caption.words) for caption in written]
-            else:
-                captions = [texts[0] for texts in texts_of(batch)]
-                rows = self.passes.question(batch, captions, None)
-            seen, looked = model.see(batch[f"pixel_values{frame}"]), model.look(batch[f"g_pixel_values{frame}"])
-            logits, _ = self.passes.segment(batch, rows, seen, looked)
-        masks = batch[f"masks{frame}"]
-        with full_precision(logits):
-            points = regular_points(len(masks), _EVALUATION_GRID, logits.device)
-            bce, dice_loss = point_losses(logits, masks, points)
-            metrics = mask_metrics(logits, masks, _EVALUATION_GRID)
-        return {"bce": bce, "dice_loss": dice_loss, **metrics, "logits": logits, "captions": captions}
+            return judge(self.passes, self._to_device(batch), objective)
 
     def _total(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
         """`parts` with their weighted sum; `caption` weighs 1, and what has no weight is a statistic."""
