@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -101,10 +100,14 @@ def from_array(values: NDArray[Any]) -> Bool:
 
 
 def _numbers(polygon: Any) -> list[float]:
-    fits = isinstance(polygon, list) and len(polygon) % 2 == 0
-    if not fits or not all(isinstance(n, int | float) and math.isfinite(n) for n in polygon):
+    try:
+        numbers = np.array(polygon or [0.0, 0.0])
+    except (ValueError, OverflowError):  # lists of unequal lengths, numbers beyond all bounds
+        numbers = np.array("")
+    flat = isinstance(polygon, list) and numbers.ndim == 1 and len(numbers) % 2 == 0
+    if not flat or numbers.dtype.kind not in "iuf" or not np.isfinite(numbers).all():
         raise BadInput("broken polygon", met=str(polygon)[:60], wanted="a list of finite numbers: x, y, x, y, ...")
-    ends = np.array(polygon, np.float64).reshape(-1, 2)
+    ends = numbers.astype(np.float64).reshape(-1, 2)
     outline = np.abs(ends - np.roll(ends, 1, axis=0)).max(axis=1, initial=0).sum()
     if outline > _MAX_OUTLINE or np.abs(ends).max(initial=0) > _MAX_OUTLINE:
         raise BadInput("broken polygon", met=f"{outline:.0f} pixels around", wanted=f"at most {_MAX_OUTLINE}")
