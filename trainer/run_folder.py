@@ -89,8 +89,6 @@ class RunFolder:
             partial.mkdir()
             write(partial)
             sync_folder(partial)
-            if target.exists():
-                self._discard(target)
             os.replace(partial, target)
             sync_folder(self.checkpoints)
             _link(self.checkpoints / LATEST, target.name)

@@ -72,9 +72,8 @@ def main(arguments: list[str]) -> None:
     )
     with closing(RunFolder(Path(config.output_dir), config.checkpoint.keep)) as run:
         if stopped := train(config, accelerator, run):
-            command = shlex.join(["trainer/train.py", *arguments])
-            again = f"accelerate launch --num_processes {accelerator.num_processes} {command}"
-            accelerator.print(f"stopped by {Signals(stopped).name}; to go on: {again}", flush=True)
+            again = shlex.join(["trainer/train.py", *arguments])
+            accelerator.print(f"to go on: accelerate launch --num_processes {accelerator.num_processes} {again}")
             sys.exit(128 + stopped)
 
 
@@ -193,6 +192,7 @@ def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
             if stopped or step % config.checkpoint.every == 0 or step == config.steps:
                 save(step, mask_loss)
             if stopped:
+                show(f"stopped by {Signals(stopped).name} after step {step}, saved")
                 accelerator.end_training()
                 return stopped
 
