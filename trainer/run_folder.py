@@ -23,6 +23,7 @@ from trainer.checkpoint import STATE, read_state
 CHECKPOINTS, LATEST, BEST = "checkpoints", "latest", "best"
 _FINAL = "checkpoint"
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""Errors of a disk, a quota or a limit that is full."""
 
 
 class RunFolder:

@@ -29,9 +29,9 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from torch.optim.lr_scheduler import LambdaLR
 
-from shards.errors import UserError
 from trainer.agreement import decided_by_main, over_processes, stop_unless_finite
 from trainer.checkpoint import Parts, State
+from trainer.command import run_command
 from trainer.config import Config, flat, load_config, save_config
 from trainer.data import Loader, check_recipe
 from trainer.dual_loop import FIELDS, DualLoop
@@ -216,12 +216,4 @@ def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
 
 
 if __name__ == "__main__":
-    if {"-h", "--help"} & {*sys.argv[1:]}:
-        print(__doc__)
-        sys.exit()
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_command(main, __doc__)
