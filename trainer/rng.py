@@ -37,7 +37,7 @@ def set_random_state(states: Sequence[dict[str, Any]], rank: int, device: torch.
         device: of this process.
         seed: for a rank without a state.
     """
-    set_seed(seed, device_specific=True)
+    set_seed(seed + rank)
     if rank >= len(states):
         return
     state = states[rank]

@@ -21,8 +21,9 @@ def make(make_loop, config):
         loop = make_loop()
         trainable = [p for p in loop.parameters() if p.requires_grad]
         half = len(trainable) // 2
+        new = {name.replace(".base_layer", "") for name in loop.model.state_dict()}
         optimizer = torch.optim.AdamW([{"params": trainable[half:]}, {"params": trainable[:half], "lr": 1e-2}], lr=1e-3)
-        parts = Parts(loop, set(loop.model.state_dict()), optimizer, LambdaLR(optimizer, lambda step: 1 / (1 + step)))
+        parts = Parts(loop, new, optimizer, LambdaLR(optimizer, lambda step: 1 / (1 + step)))
         generator = torch.Generator().manual_seed(1)
         for _ in range(steps):
             for parameter in trainable:

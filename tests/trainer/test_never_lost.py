@@ -19,9 +19,9 @@ from shards.errors import UserError
 from tests.conftest import files_of
 from tests.trainer.conftest import given_to_two
 from tests.trainer.runs import SMALL, begin_run, launch, losses, records, wait_for
-from trainer.journal import Journal
 from trainer.preemption import SIGNALS
 from trainer.run_folder import RunFolder
+from trainer.stream import Stream
 from trainer.train import main
 from trainer.trained import load_trained
 
@@ -88,16 +88,17 @@ def test_a_signal_saves_and_leaves(
     given: list[str], undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
     """SIGTERM arrives in step 3, after which an evaluation is due: that one is made up for. SIGINT in the last step."""
-    original = Journal.step
+    original = Stream.step
 
-    def step(journal: Journal, step: int, *args) -> None:
-        if step in signals:  # is seen in the step after it
-            os.kill(os.getpid(), signals.pop(step))
-        original(journal, step, *args)
+    def step(stream: Stream):
+        nonlocal left
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), number)
+        return original(stream)
 
-    monkeypatch.setattr(Journal, "step", step)
-    for stopped_at, number in ((3, signal.SIGTERM), (4, signal.SIGINT)):
-        signals = {stopped_at - 1: number}
+    monkeypatch.setattr(Stream, "step", step)
+    for stopped_at, left, number in ((3, 3, signal.SIGTERM), (4, 1, signal.SIGINT)):  # noqa: B007 (`step` counts down)
         with pytest.raises(SystemExit) as ended:
             main([*given, f"output_dir={tmp_path}"])
         assert ended.value.code == 128 + number

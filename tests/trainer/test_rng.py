@@ -6,16 +6,10 @@ import random
 import numpy as np
 import pytest
 import torch
-from accelerate import PartialState
 
 from trainer.rng import random_state, set_random_state
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def processes():
-    PartialState(cpu=True)
 
 
 def draws() -> list[float]:
