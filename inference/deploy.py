@@ -8,10 +8,9 @@ import torch
 
 from inference.compare_masks import Example
 from inference.onnx_export import export_onnx
-from inference.pictures import files_of_frames
+from inference.pictures import files_of_frames, read_picture
 from inference.quantise import export_int8
 from inference.run import read_questions
-from pipeline.pictures import read_picture
 from shards.errors import UserError
 from trainer.export import load_any, model_card
 

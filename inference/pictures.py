@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from pipeline import pictures
 from pipeline.pictures import open_image
 from pipeline.resize import Bool, UInt8
 from shards.atomic import atomic_write
@@ -19,11 +20,16 @@ from shards.preview import tint
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
+def read_picture(path: Path) -> UInt8:
+    """A picture as (H, W, 3) uint8 RGB, upright; raises `BadInput` as `pipeline.pictures.read_picture` does."""
+    return np.asarray(pictures.read_picture(path))
+
+
 def read_region(path: Path) -> Bool:
     """The region at `path`: (H, W) bool, true where a palette's index is not 0, or grey is above half its largest.
 
     Raises:
-        BadInput: as `pipeline.pictures.read_picture`.
+        BadInput: as `read_picture`.
     """
     image = ImageOps.exif_transpose(open_image(path))
     if image.mode == "P":

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from inference.pictures import files_of_frames, read_region, write, write_masks
+from inference.pictures import files_of_frames, read_picture, read_region, write, write_masks
 from inference.predictor import Predictor
-from pipeline.pictures import read_picture
 from pipeline.resize import UInt8
 from shards.errors import BadInput, UserError
 from trainer.model.prompts import IMAGE

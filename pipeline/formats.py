@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from pipeline import resize
+from pipeline.cropped import Bool, Mask
 from pipeline.raw import RawFrame, RawSample
-from pipeline.resize import Bool
 from shards.errors import DroppedInput
 from shards.format import key_for
 from shards.recipe import Recipe
@@ -48,7 +48,7 @@ def make_sample(raw: RawSample, recipe: Recipe) -> tuple[Sample, Counter[str]]:
         "dataset_type": raw.dataset_type,
         "path": raw.path,
         "has_paired_frame": len(raw.frames) == 2 and bool(visible[:, kept].all(axis=0).any()),
-        "frames": [{"name": f.name, "height": f.picture.shape[0], "width": f.picture.shape[1]} for f in raw.frames],
+        "frames": [{"name": f.name, "height": f.picture.height, "width": f.picture.width} for f in raw.frames],
         "objects": [_described(raw, n, added[:, n].tolist()) for n in kept],
         **raw.more,
     }
@@ -59,19 +59,26 @@ def _described(raw: RawSample, n: int, filled: list[int]) -> dict[str, Any]:
     """What the sample's JSON says of object `n`."""
     own = raw.objects[n]
     sizes = [list(frame.masks[n].shape) for frame in raw.frames]
-    differ = any(size != list(frame.picture.shape[:2]) for size, frame in zip(sizes, raw.frames, strict=True))
+    differ = any(
+        size != [frame.picture.height, frame.picture.width] for size, frame in zip(sizes, raw.frames, strict=True)
+    )
     more = {"mask_sizes": sizes} if differ else {}
     return {"id": own.id, "texts": list(own.texts), "filled": filled, **more, **own.more}
 
 
-def _cells(mask: Bool, recipe: Recipe) -> Bool:
+def _cells(mask: Mask, recipe: Recipe) -> Bool:
     return resize.prompt_cells(mask, recipe.prompt_pooling, recipe)
 
 
 def _tensors(frame: RawFrame, cells: Bool, kept: list[int], recipe: Recipe) -> FrameTensors:
+    masks = np.zeros(
+        (len(kept), recipe.sam_size, recipe.sam_size), np.bool_
+    )  # pages that no object touches cost nothing
+    for out, n in zip(masks, kept, strict=True):
+        resize.mask(frame.masks[n], recipe.sam_size, out)
     return FrameTensors(
         pixel_values=resize.picture(frame.picture, recipe.vision_size, recipe),
         g_pixel_values=resize.picture(frame.picture, recipe.sam_size, recipe),
         prompt_masks=cells[kept],
-        masks=np.stack([resize.mask(frame.masks[n], recipe.sam_size) for n in kept]),
+        masks=masks,
     )

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco
 
-from pipeline.resize import Bool
+from pipeline.cropped import Bool
 from shards.errors import BadInput
 
 _MIN_NUMBERS = 6  # of a polygon: three corners

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from pipeline.resize import UInt8
 from shards.errors import BadInput
 
 MAX_PIXELS = 100_000_000
@@ -17,8 +16,8 @@ MAX_BYTES = 1 << 30
 _POINTERS = (b"version https://git-lfs", b"/annex/objects/", b"../.git/annex/")
 
 
-def read_picture(source: Path | bytes, size: tuple[int, int] | None = None, *, stored: bool = False) -> UInt8:
-    """A picture as (H, W, 3) uint8 RGB. An alpha channel is left out, 16 bits are scaled to 8, CMYK is converted.
+def read_picture(source: Path | bytes, size: tuple[int, int] | None = None, *, stored: bool = False) -> Image.Image:
+    """A picture of mode RGB. An alpha channel is left out, 16 bits are scaled to 8, CMYK is converted.
 
     Args:
         source: a file, or its bytes.
@@ -32,7 +31,7 @@ def read_picture(source: Path | bytes, size: tuple[int, int] | None = None, *, s
     where = _place(source)
     image = open_image(source)
     if image.size[::-1] != size and not (stored and size is None):
-        image = ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)
     if size is not None and image.size[::-1] != size:
         met = f"{image.height} x {image.width}"
         raise BadInput("picture and annotation differ in size", where=where, met=met, wanted=f"{size[0]} x {size[1]}")
@@ -41,9 +40,9 @@ def read_picture(source: Path | bytes, size: tuple[int, int] | None = None, *, s
         if values.min() < 0 or values.max() > 0xFFFF:
             raise BadInput("grey values", where=where, met=f"{values.min()} to {values.max()}", wanted="16 bits")
         grey = ((values * 255 + 0x7FFF) // 0xFFFF).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
+        return Image.fromarray(grey).convert("RGB")
     try:
-        return np.array(image.convert("RGB"))
+        return image if image.mode == "RGB" else image.convert("RGB")
     except ValueError:
         raise BadInput("no way to RGB", where=where, met=f"a picture of mode {image.mode}") from None
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.cropped import Mask
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,11 @@ class RawInput:
 class RawFrame:
     name: str
     """As the source calls it."""
-    picture: NDArray[np.uint8]
-    """(H, W, 3) RGB, 0..255, at the original size."""
-    masks: Sequence[NDArray[np.bool_]]
+    picture: Image.Image
+    """Of mode RGB, at the original size, H x W."""
+    masks: Sequence[Mask]
     """(H', W') each, one an object, in the order of the sample's objects. H' and W' are the picture's but for datasets
-    that draw masks at a size of their own; all zero where the object is not in this frame."""
+    that draw masks at a size of their own; empty where the object is not in this frame."""
 
 
 @dataclass(frozen=True)

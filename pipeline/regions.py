@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from pipeline.cropped import Bool, Mask
 from pipeline.masks import from_coco
 from pipeline.pictures import MAX_PIXELS, read_picture
 from pipeline.raw import RawFrame, RawObject, RawSample
-from pipeline.resize import Bool, UInt8
 from shards.errors import BadInput
 
 LEFT_OUT = "regions left out: "
@@ -34,8 +35,8 @@ def rle_size(segmentation: Any) -> Size | None:
     return _size(segmentation.get("size")) if isinstance(segmentation, dict) else None
 
 
-def picture_for(source: Path | bytes, sizes: Iterable[Size | None]) -> UInt8:
-    """The picture that annotations of these sizes were made for, (H, W, 3).
+def picture_for(source: Path | bytes, sizes: Iterable[Size | None]) -> Image.Image:
+    """The picture that annotations of these sizes were made for.
 
     In the orientation that the most frequent size fits; upright where it fits neither; as it is stored where no
     annotation states a size. Raises `BadInput` as `read_picture` does.
@@ -56,7 +57,7 @@ class Regions:
         self.notes = notes
         self._size = size
         self._ids: dict[str, str] = {}
-        self._masks: dict[str, Bool] = {}
+        self._masks: dict[str, Mask] = {}
         self._texts: dict[str, list[str]] = {}
         self._more: dict[str, list[Any]] = {}
         self._used: Counter[str] = Counter()
@@ -82,7 +83,7 @@ class Regions:
         if key not in self._ids:
             name = self._ids[key] = self._name(id)
             try:
-                self._masks[name] = self._mask(segmentations, size or self._size)
+                self._masks[name] = Mask.of(self._mask(segmentations, size or self._size))
             except BadInput as error:
                 self.notes[LEFT_OUT + error.what] += 1
             self._texts[name], self._more[name] = [], []
@@ -91,7 +92,7 @@ class Regions:
         self._more[name].append(annotation)
         return name
 
-    def sample(self, path: str, source: str, picture: UInt8, more: dict[str, Any]) -> RawSample:
+    def sample(self, path: str, source: str, picture: Image.Image, more: dict[str, Any]) -> RawSample:
         """The sample of all regions that can be used; raises `BadInput` where there is none."""
         if not self._masks:
             reasons = [note.removeprefix(LEFT_OUT) for note in sorted(self.notes) if note.startswith(LEFT_OUT)]
@@ -120,7 +121,7 @@ class Regions:
             raise BadInput("parts of one mask differ in size", met=str([mask.shape for mask in masks])[:60])
         if not masks or not any(mask.any() for mask in masks):
             raise BadInput("empty mask")
-        mask: Bool = np.any(masks, axis=0)
+        mask: Bool = masks[0] if len(masks) == 1 else np.any(masks, axis=0)
         if mask.shape != self._size:
             (height, width), (high, wide) = mask.shape, self._size
             if abs(height * wide - width * high) > _TOLERANCE * height * wide:

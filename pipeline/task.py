@@ -6,6 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -75,8 +76,11 @@ def write_shard(
     notes: Counter[str] = Counter()
     objects = 0
     try:
-        with open(temporary, "wb") as file:
+        # While a sample is encoded and written, the next is read and resized: most of both is done without the
+        # interpreter's lock.
+        with open(temporary, "wb") as file, ThreadPoolExecutor(1) as encoder:
             writer = ShardWriter(file)
+            written: Future[None] | None = None
             for item in inputs:
                 try:
                     sample, counted = read_sample(job, item.path)
@@ -84,10 +88,14 @@ def write_shard(
                     detail = f"met {error.met}; wanted {error.wanted}" + (f"; {error.do}" if error.do else "")
                     ledger.append(LedgerLine(item.path, error.what, detail, not isinstance(error, DroppedInput)))
                 else:
-                    writer.write(sample)
+                    if written:
+                        written.result()
+                    written = encoder.submit(writer.write, sample)
                     notes += counted
                     objects += len(sample.meta["objects"])
                 tick(1)
+            if written:
+                written.result()
             sha256 = writer.close()
             file.flush()
             os.fsync(file.fileno())

@@ -54,11 +54,13 @@ def _decompress(data: Buffer, size: int) -> UInt8:
 
 def encode_picture(picture: UInt8) -> bytes:
     """Encode (3, S, S) uint8 RGB."""
-    decorrelated = picture.copy()
-    decorrelated[0] -= picture[1]
-    decorrelated[2] -= picture[1]
-    filtered = decorrelated.copy()
-    filtered[:, 1:] -= decorrelated[:, :-1]
+    decorrelated = np.empty_like(picture)
+    np.subtract(picture[0], picture[1], out=decorrelated[0])
+    decorrelated[1] = picture[1]
+    np.subtract(picture[2], picture[1], out=decorrelated[2])
+    filtered = np.empty_like(picture)
+    filtered[:, 0] = decorrelated[:, 0]
+    np.subtract(decorrelated[:, 1:], decorrelated[:, :-1], out=filtered[:, 1:])
     return _compress(filtered)
 
 

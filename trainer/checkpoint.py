@@ -20,8 +20,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from shards.atomic import atomic_write
 from shards.errors import UserError
 from trainer.data import Position
-from trainer.dual_loop import DualLoop
 from trainer.released.files import read_json
+from trainer.step import Step
 from trainer.trained import WEIGHTS, Origin, fill, read_tensors, save_trained, trained_tensors
 
 STATE = "state.json"
@@ -42,7 +42,7 @@ class State:
     global_batch: int
     """Samples of an optimiser step, of all processes."""
     held_out: float | None
-    """Mask loss of the evaluation after this step, where there was one."""
+    """Mask loss of the evaluation after this step, where there was one and masks are predicted."""
     scheduler: dict[str, Any]
     config: dict[str, Any]
     """As dotted keys."""
@@ -54,7 +54,7 @@ class State:
 class Parts:
     """What changes while a run goes on, bare: not wrapped by DDP or Accelerate."""
 
-    loop: DualLoop
+    loop: Step
     new: set[str]
     """What `base_model` returned."""
     optimizer: torch.optim.Optimizer

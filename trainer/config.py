@@ -76,7 +76,8 @@ class CheckpointConfig:
 class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: str = "dual"
-    """dual: mask -> caption -> mask, needs no text. segment: text -> mask, supervised."""
+    """dual: mask -> caption -> mask, needs no text. segment: text -> mask, supervised. describe: mask -> text,
+    supervised. reverse: text -> mask -> text."""
     trainable: list[str] = field(default_factory=lambda: ["lora", "mlp1", "text_hidden_fcs", "sam_mask_decoder"])
     """Parts that train, see `trainer/model/trainable.py`; all others are frozen."""
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -96,6 +97,8 @@ class Config:
     max_caption_tokens: int = 64
     caption_temperature: float = 0.0
     """Of the teacher's pseudo captions; 0 is greedy."""
+    max_text_tokens: int = 512
+    """Of the texts that are learnt; longer ones are cut."""
     corrupt_ratio: float = 0.25
     gumbel_tau: float = 0.7
     gumbel_top_k: int = 256
@@ -128,12 +131,22 @@ class Config:
 
 
 CHOICES = {
-    "objective": ("dual", "segment"),
+    "objective": ("dual", "segment", "describe", "reverse"),
     "mixed_precision": ("bf16", "no"),
     "model.dtype": ("float32", "bfloat16"),
 }
 POSITIVE = (
-    *("steps", "batch_size", "accumulation", "max_caption_tokens", "num_points", "gumbel_top_k", "gumbel_tau", "lr"),
+    *(
+        "steps",
+        "batch_size",
+        "accumulation",
+        "max_caption_tokens",
+        "max_text_tokens",
+        "num_points",
+        "gumbel_top_k",
+        "gumbel_tau",
+        "lr",
+    ),
     *("clip", "lora.r", "data.threads", "data.objects_per_sample", "eval.every", "eval.samples"),
     *("checkpoint.every", "checkpoint.keep"),
 )

@@ -9,53 +9,55 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from trainer.config import Config
 from trainer.data import Batch, Loader
-from trainer.dual_loop import TARGET_FRAME, DualLoop
+from trainer.judge import JUDGED, TARGET_FRAME, Judged
 from trainer.losses import logits_at, regular_points, truth_at
 from trainer.report import Panel, tinted
+from trainer.step import Step
 
-SHOWN = {
-    "dual": (
-        "pixel_values1",
-        "prompt_masks1",
-        "g_pixel_values1",
-        "masks1",
-        "pixel_values2",
-        "g_pixel_values2",
-        "masks2",
-    ),
-    "segment": ("pixel_values1", "g_pixel_values1", "masks1"),
-}
+_PROMPT = ("g_pixel_values1", "masks1")  # for the picture of what was described
+SHOWN = {name: (*fields, *(f for f in _PROMPT if f not in fields)) for name, fields in JUDGED.items()}
 """What `panels` reads of a batch, by objective."""
 _SIDE = 256
+_AREAS = ("overlap", "union")
 
 
-def evaluate(accelerator: Accelerator, loop: DualLoop, loader: Loader, config: Config) -> dict[str, float]:
-    """Means over the held-out objects of all processes: mask_loss (BCE + Dice), bce, dice_loss, iou, dice."""
-    sums: dict[str, torch.Tensor] = {}
-    objects = 0
+def evaluate(accelerator: Accelerator, step: Step, loader: Loader, config: Config) -> dict[str, float]:
+    """Means over the held-out objects of all processes of what `Judged.values` holds.
+
+    With masks also `mask_loss`, BCE + Dice, and `ciou`, all overlaps over all unions. Of values that no object has
+    there is none.
+    """
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, Tensor] = {}
     per_step = config.batch_size * accelerator.num_processes
     for batch in _first(loader, -(-config.eval.samples // per_step)):
         with accelerator.autocast():
-            result = loop.evaluate(batch, config.objective)
-        for name in ("bce", "dice_loss", "iou", "dice"):
-            sums[name] = sums.get(name, 0) + result[name].sum()
-        objects += len(result["iou"])
-    counted = torch.stack([*sums.values(), torch.tensor(float(objects), device=accelerator.device)])
-    *totals, number = accelerator.gather(counted[None]).sum(0).tolist()
-    means = {name: total / number for name, total in zip(sums, totals, strict=True)}
-    return {"mask_loss": means["bce"] + means["dice_loss"], **means}
+            values = step.judge(batch, config.objective).values
+        for name, value in values.items():
+            known = ~value.isnan()
+            sums[name] = sums.get(name, 0) + value[known].sum().double()
+            counts[name] = counts.get(name, 0) + known.sum().double()
+    stacked = torch.stack([*sums.values(), *counts.values()])[None]
+    totals, numbers = accelerator.gather(stacked).sum(0).chunk(2)
+    of = dict(zip(sums, zip(totals.tolist(), numbers.tolist(), strict=True), strict=True))
+    means = {name: total / number for name, (total, number) in of.items() if number and name not in _AREAS}
+    if "bce" in means:
+        means = {"mask_loss": means["bce"] + means["dice_loss"], **means}
+        means["ciou"] = of["overlap"][0] / max(of["union"][0], 1)
+    return means
 
 
-def panels(accelerator: Accelerator, loop: DualLoop, loader: Loader, config: Config) -> list[Panel]:
+def panels(accelerator: Accelerator, step: Step, loader: Loader, config: Config) -> list[Panel]:
     """The first `eval.show` held-out objects of this process. `loader` yields the fields `SHOWN`."""
     shown: list[Panel] = []
     for batch in _first(loader, -(-config.eval.show // config.batch_size)):
         with accelerator.autocast():
-            result = loop.evaluate(batch, config.objective)
-        shown += _panels(batch, result, config.objective)
+            judged = step.judge(batch, config.objective)
+        shown += _panels(batch, judged, config.objective)
     return shown[: config.eval.show]
 
 
@@ -64,23 +66,24 @@ def _first(loader: Loader, steps: int) -> Iterator[Batch]:
     return islice(loader.epoch(0), steps)
 
 
-def _panels(batch: Batch, result: dict[str, Any], objective: str) -> Iterator[Panel]:
-    frame = TARGET_FRAME[objective]
-    images = {k: batch[f"g_pixel_values{k}"] for k in (1, frame)}
+def _panels(batch: Batch, judged: Judged, objective: str) -> Iterator[Panel]:
+    frame = TARGET_FRAME.get(objective, 1)
     for i, sample in enumerate(batch["image_of_object"].tolist()):
         points = regular_points(1, _SIDE, torch.device("cpu"))
-        image = _thumbnail(images[frame][sample])
         prompt = None
-        if objective == "dual":
-            prompt = tinted(_thumbnail(images[1][sample]), _square(truth_at(batch["masks1"][i : i + 1], points)))
+        if objective in ("dual", "describe"):
+            region = _square(truth_at(batch["masks1"][i : i + 1], points))
+            prompt = tinted(_thumbnail(batch["g_pixel_values1"][sample]), region)
+        prediction = None if judged.logits is None else judged.logits[i : i + 1].cpu()
+        numbers = ("iou", "swap_gap", "caption")
         yield Panel(
             name=batch["keys"][sample],
             prompt=prompt,
-            image=image,
+            image=_thumbnail(batch[f"g_pixel_values{frame}"][sample]),
             truth=_square(truth_at(batch[f"masks{frame}"][i : i + 1], points)),
-            prediction=_square(logits_at(result["logits"][i : i + 1].cpu(), points) > 0),
-            caption=result["captions"][i],
-            iou=float(result["iou"][i]),
+            prediction=None if prediction is None else _square(logits_at(prediction, points) > 0),
+            caption=judged.captions[i],
+            values={name: float(judged.values[name][i]) for name in numbers if name in judged.values},
         )
 
 

@@ -1,4 +1,4 @@
-"""Mask losses and metrics at sampled points: prediction and truth are compared without resizing either.
+"""Mask losses at sampled points: prediction and truth are compared without resizing either.
 
 Predicted logits are (N, 256, 256), ground truth is (N, 1024, 1024) bool. Both are looked up at the same points of the
 unit square: the logits bilinearly, the truth at the pixel that holds the point.
@@ -71,19 +71,3 @@ def point_losses(logits: Tensor, masks: Tensor, points: Tensor) -> tuple[Tensor,
     overlap = (probabilities * truth).sum(1)
     dice = 1 - (2 * overlap + 1) / (probabilities.sum(1) + truth.sum(1) + 1)
     return bce, dice
-
-
-@torch.no_grad()
-def mask_metrics(logits: Tensor, masks: Tensor, side: int = 256) -> dict[str, Tensor]:
-    """IoU and Dice a mask, (N,) float32, counted on a regular grid of side x side points.
-
-    Both masks empty: 1. Only one empty: 0.
-    """
-    points = regular_points(len(logits), side, logits.device)
-    predicted, truth = logits_at(logits.float(), points) > 0, truth_at(masks, points)
-    overlap = (predicted & truth).sum(1).float()
-    union = (predicted | truth).sum(1).float()
-    empty = union == 0
-    iou = torch.where(empty, 1.0, overlap / union.clamp_min(1))
-    dice = torch.where(empty, 1.0, 2 * overlap / (overlap + union).clamp_min(1))
-    return {"iou": iou, "dice": dice}

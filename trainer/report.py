@@ -24,6 +24,21 @@ Mask = NDArray[np.bool_]
 
 RED = np.array([220, 30, 30])
 
+_CURVES = {
+    "training losses": ("loss", "bce", "dice", "lang", "anchor", "caption"),
+    "held-out mask loss (BCE + Dice)": ("held_out/mask_loss",),
+    "held-out caption loss": ("held_out/caption",),
+    "held-out IoU and Dice": ("held_out/iou", "held_out/dice", "held_out/ciou"),
+    "held-out gap between own and swapped captions": ("held_out/swap_gap",),
+    "words a caption": ("caption_tokens",),
+    "entropy of words (nats)": ("entropy",),
+    "share of captions at the limit, distinct pairs of words": ("at_limit", "distinct_2"),
+    "learning rate": ("lr",),
+    "samples a second": ("samples_per_second",),
+    "share of time spent waiting for data": ("data_wait",),
+}
+"""Title -> names of what it shows."""
+
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title><style>
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 1150px; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -43,7 +58,8 @@ code { background: #f2f2f2; padding: .1rem .3rem } pre { background: #f7f7f7; pa
 <tr><th>prompt</th><th>image</th><th>ground truth</th><th>prediction</th><th>caption</th></tr>
 {% for panel in panels %}<tr>
 {% for source in panel.pictures %}<td>{% if source %}<img alt="" src="{{ source }}">{% endif %}</td>{% endfor %}
-<td><code>{{ panel.caption }}</code><br>IoU {{ "%.3f" | format(panel.iou) }}<br>{{ panel.name }}</td></tr>
+<td><code>{{ panel.caption }}</code><br>
+{% for name, value in panel.numbers %}{{ name }} {{ "%.3f" | format(value) }}<br>{% endfor %}{{ panel.name }}</td></tr>
 {% endfor %}</table>{% endif %}
 <h2>Configuration</h2><pre>{{ config }}</pre>
 </body></html>
@@ -61,39 +77,34 @@ class Panel:
     """(h, w, 3): the frame to segment."""
     truth: Mask
     """(h, w)."""
-    prediction: Mask
-    """(h, w)."""
+    prediction: Mask | None
+    """(h, w); None where no mask was predicted."""
     caption: str
-    iou: float
+    values: dict[str, float]
+    """Metrics by their names; NaN is not shown."""
 
 
 def write_report(
     path: Path, title: str, facts: dict[str, str], records: list[dict[str, Any]], panels: list[Panel], config: str
 ) -> None:
     """Write the report. `records` is what `Journal.records` holds; text is escaped."""
-    held_out = [r for r in records if any(key.startswith("held_out/") for key in r)]
-    steps = [r for r in records if r not in held_out]
-    losses = [key for key in ("loss", "bce", "dice", "lang", "anchor") if steps and key in steps[0]]
-    curves = [("training losses", _curve("training losses", steps, losses))]
-    if held_out:
-        curves.append(
-            ("held-out mask loss", _curve("held-out mask loss (BCE + Dice)", held_out, ["held_out/mask_loss"]))
-        )
-        curves.append(("held-out IoU", _curve("held-out IoU and Dice", held_out, ["held_out/iou", "held_out/dice"])))
-    curves.append(("rate", _curve("learning rate", steps, ["lr"])))
-    curves.append(("speed", _curve("samples a second", steps, ["samples_per_second"])))
-    curves.append(("data wait", _curve("share of time spent waiting for data", steps, ["data_wait"])))
+    curves = []
+    for title_of_curve, names in _CURVES.items():
+        # A mix of objectives writes names such as dual/bce.
+        keys = [key for key in dict.fromkeys(k for r in records for k in r) if _belongs(key, names)]
+        if keys:
+            curves.append((title_of_curve, _curve(title_of_curve, records, keys)))
     page = Environment(autoescape=True).from_string(_PAGE)
     rows = [
         {
             "name": panel.name,
             "caption": _printable(panel.caption),
-            "iou": panel.iou,
+            "numbers": [(name, value) for name, value in panel.values.items() if value == value],
             "pictures": [
                 panel.prompt is not None and _data_uri(panel.prompt),
                 _data_uri(panel.image),
                 _data_uri(tinted(panel.image, panel.truth)),
-                _data_uri(tinted(panel.image, panel.prediction)),
+                panel.prediction is not None and _data_uri(tinted(panel.image, panel.prediction)),
             ],
         }
         for panel in panels
@@ -109,12 +120,20 @@ def tinted(image: Picture, mask: Mask) -> Picture:
     return out
 
 
+def _belongs(key: str, names: Sequence[str]) -> bool:
+    """Whether a record's key is one of `names`, of a single objective or of one in a mix."""
+    parts = key.split("/")
+    held_out = "held_out/" if parts[0] == "held_out" else ""
+    return held_out + parts[-1] in names
+
+
 def _curve(title: str, records: list[dict[str, Any]], keys: Sequence[str]) -> Markup:
     with rc_context({"svg.hashsalt": title, "svg.fonttype": "none"}):
         figure = Figure(figsize=(9, 2.6), layout="constrained")
         axes = figure.subplots()
         for key in keys:
-            axes.plot([r["step"] for r in records], [r[key] for r in records], label=key.removeprefix("held_out/"))
+            own = [r for r in records if key in r]
+            axes.plot([r["step"] for r in own], [r[key] for r in own], label=key.removeprefix("held_out/"))
         axes.set_title(title, loc="left")
         axes.set_xlabel("optimiser step")
         axes.grid(alpha=0.3)

@@ -34,7 +34,6 @@ from trainer.checkpoint import Parts, State
 from trainer.command import run_command
 from trainer.config import Config, flat, load_config, save_config
 from trainer.data import Loader, check_recipe
-from trainer.dual_loop import FIELDS, DualLoop
 from trainer.evaluation import SHOWN, evaluate, panels
 from trainer.journal import Journal
 from trainer.model.architecture import GRID, VISION_SIZE
@@ -47,6 +46,7 @@ from trainer.resume import begin
 from trainer.rng import random_state, set_random_state
 from trainer.run_folder import RunFolder
 from trainer.schedule import rate_factor
+from trainer.step import FIELDS, Step
 from trainer.stream import Stream
 from trainer.trained import Origin, base_model
 
@@ -116,7 +116,7 @@ def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
     sizes = set_trainable(model, config.trainable, **vars(config.lora))
     if config.gradient_checkpointing:
         model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
-    loop = DualLoop(model.to(accelerator.device), config)
+    loop = Step(model.to(accelerator.device), config)
     trainable = [p for p in loop.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         trainable,
@@ -151,7 +151,7 @@ def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
         values = evaluate(accelerator, loop, held_out, config)
         if journal:
             journal.held_out(step, values)
-        return values["mask_loss"]
+        return values.get("mask_loss")
 
     def save(step: int, mask_loss: float | None) -> None:
         random_states = gather_object([random_state(accelerator.device)])

@@ -61,7 +61,7 @@ class Dam:
         if "tar" in parts[0]:
             source = read_member(below(root, parts[0]["tar"]), parts[0]["offset"], parts[0]["size"])
         picture = picture_for(source, (rle_size(part["region"].get("mask_rle")) for part in parts))
-        regions = Regions((picture.shape[0], picture.shape[1]), notes)
+        regions = Regions((picture.height, picture.width), notes)
         for part in parts:
             region = dict(part["region"])
             mask, caption = region.pop("mask_rle", None), region.pop("caption", None)

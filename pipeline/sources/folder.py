@@ -16,10 +16,10 @@ import numpy as np
 
 from pipeline import masks
 from pipeline.annotations import below
+from pipeline.cropped import Bool
 from pipeline.pictures import open_image, read_picture
 from pipeline.raw import RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter
-from pipeline.resize import Bool
 from pipeline.sources.objects import Candidate, sample_of
 from shards.errors import BadInput, UserError
 
@@ -53,7 +53,7 @@ class Folder:
         if not isinstance(frames, list) or not frames or not all(isinstance(name, str) for name in frames):
             raise BadInput("no picture named", met=str(frames)[:80], wanted='"image": PATH or "frames": [PATH, ...]')
         pictures = [(name, read_picture(below(root, name))) for name in frames]
-        sizes = [(picture.shape[0], picture.shape[1]) for _, picture in pictures]
+        sizes = [(picture.height, picture.width) for _, picture in pictures]
         described = line.get("objects", [])
         if not isinstance(described, list) or not all(isinstance(item, dict) for item in described):
             raise BadInput("no list of objects", met=str(described)[:80], wanted='"objects": [{...}, ...]')

@@ -98,7 +98,7 @@ class Gcg:
         sizes = [size_of(part["caption"]) for part, _ in grounded]
         sizes += [rle_size(mask) for _, found in grounded for one in found for mask in one[2]]
         picture = picture_for(source, sizes)
-        regions = Regions((picture.shape[0], picture.shape[1]), notes)
+        regions = Regions((picture.height, picture.width), notes)
         captions = [_told(part, found, regions) for part, found in grounded]
         return regions.sample(path, self.name, picture, {"captions": captions})
 

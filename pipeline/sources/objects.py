@@ -6,8 +6,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from PIL import Image
+
+from pipeline.cropped import Bool, Mask
 from pipeline.raw import RawFrame, RawObject, RawSample
-from pipeline.resize import Bool, UInt8
 from shards.errors import BadInput, DroppedInput
 
 EMPTY = "empty mask"
@@ -26,7 +28,7 @@ class Candidate:
 def sample_of(
     path: str,
     kind: str,
-    pictures: Sequence[tuple[str, UInt8]],
+    pictures: Sequence[tuple[str, Image.Image]],
     candidates: Iterable[Candidate],
     more: dict[str, object] | None = None,
 ) -> RawSample:
@@ -46,11 +48,11 @@ def sample_of(
         BadInput: none of the objects can be used.
     """
     kept: list[RawObject] = []
-    masks: list[list[Bool]] = [[] for _ in pictures]
+    masks: list[list[Mask]] = [[] for _ in pictures]
     left_out: list[dict[str, str]] = []
     for candidate in candidates:
         try:
-            own = [read() for read in candidate.masks]
+            own = [Mask.of(read()) for read in candidate.masks]
             if not any(mask.any() for mask in own):
                 raise BadInput(EMPTY, met="0 pixels", wanted="an object")
         except BadInput as error:

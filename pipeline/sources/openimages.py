@@ -16,10 +16,10 @@ import numpy as np
 from pipeline import masks
 from pipeline.annotations import below
 from pipeline.archives import member_path, read_member, zip_members
+from pipeline.cropped import Bool
 from pipeline.pictures import open_image, read_picture
 from pipeline.raw import RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter
-from pipeline.resize import Bool
 from pipeline.sources.objects import NO_OBJECT, Candidate, sample_of
 from pipeline.tables import read_table
 from shards.errors import BadInput, DroppedInput, UserError
@@ -103,7 +103,7 @@ class OpenImages:
                 RawObject(
                     PurePosixPath(part["row"].get("MaskPath", "")).stem, tuple(part["texts"]), _more(part["row"])
                 ),
-                (partial(_mask, root, part, places, picture.shape[:2]),),
+                (partial(_mask, root, part, places, (picture.height, picture.width)),),
             )
             for part in rows
         ]

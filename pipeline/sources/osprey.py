@@ -82,7 +82,7 @@ class Osprey:
             reasons = ", ".join(note.removeprefix(RECORDS) for note in sorted(notes))
             raise BadInput("no record that can be used", met=reasons, wanted="regions with a text")
         picture = picture_for(source, (size for part in kept for size in _sizes(part["record"])))
-        regions = Regions((picture.shape[0], picture.shape[1]), notes)
+        regions = Regions((picture.height, picture.width), notes)
         told = [_tell(part["file"], part["record"], regions) for part in kept]
         return regions.sample(path, self.name, picture, {"records": told})
 

@@ -121,7 +121,7 @@ class RefVos:
         pictures = [
             (name, read_picture(folder / f"{name}.jpg", read.size(n))) for n in chosen for name in [video["frames"][n]]
         ]
-        sizes = [picture.shape[:2] for _, picture in pictures]
+        sizes = [(picture.height, picture.width) for _, picture in pictures]
         candidates = [
             Candidate(
                 _object(number, video),

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from pipeline import masks
+from pipeline.cropped import Bool
 from pipeline.pickles import read_pickle
 from pipeline.pictures import open_image
-from pipeline.resize import Bool
 from shards.errors import BadInput, UserError
 
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from pipeline.cropped import Mask
 from pipeline.npz import read_npz
 from pipeline.raw import RawFrame, RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter
@@ -62,7 +64,8 @@ class Sav:
             notes[SOFT] = notes.get(SOFT, 0) + soft
             if not mask.any():
                 raise BadInput("empty mask", met=f"mask{number} has no pixel", wanted="the object in both frames")
-            frames.append(RawFrame(f"frame{number}", _picture(arrays[f"frame{number}"], top), (mask,)))
+            picture = Image.fromarray(_picture(arrays[f"frame{number}"], top))
+            frames.append(RawFrame(f"frame{number}", picture, (Mask.of(mask),)))
         return RawSample(path, self.name, tuple(frames), (RawObject("0"),), notes=notes)
 
 
@@ -104,8 +107,9 @@ def _value_range(arrays: dict[str, Float], of_the_set: int) -> int:
 
 
 def _picture(frame: Float, top: int) -> NDArray[np.uint8]:
+    # What the tolerance lets pass rounds to 0 and 255: no value needs to be clipped.
     scaled = frame if top == 255 else frame * np.float32(255)
-    return np.ascontiguousarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8))
+    return np.ascontiguousarray(np.rint(scaled).astype(np.uint8))
 
 
 def _binary(mask: Float) -> tuple[NDArray[np.bool_], int]:

@@ -13,10 +13,10 @@ from typing import Any
 
 from pipeline import masks
 from pipeline.annotations import below
+from pipeline.cropped import Bool
 from pipeline.pictures import read_bytes, refuse_pointer
 from pipeline.raw import RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter
-from pipeline.resize import Bool
 from pipeline.sources.clips import choose_frames
 from pipeline.sources.objects import Candidate, sample_of
 from pipeline.sources.video_file import VideoFile, open_video

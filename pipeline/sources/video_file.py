@@ -11,6 +11,7 @@ from typing import Any
 
 import av
 import numpy as np
+from PIL import Image
 
 from pipeline.pictures import MAX_PIXELS, refuse_pointer
 from pipeline.resize import UInt8
@@ -24,7 +25,7 @@ class VideoFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._decoded: dict[tuple[int, tuple[int, int]], UInt8] = {}
+        self._decoded: dict[tuple[int, tuple[int, int]], Image.Image] = {}
         with open(path, "rb") as file:
             refuse_pointer(file.read(64), str(path))
         with self._opened() as (container, stream):
@@ -33,7 +34,7 @@ class VideoFile:
         self.count = len(times)
         """Frames, as the container lists them; nothing is decoded for it."""
 
-    def pictures(self, numbers: Sequence[int], size: tuple[int, int]) -> list[UInt8]:
+    def pictures(self, numbers: Sequence[int], size: tuple[int, int]) -> list[Image.Image]:
         """The frames of these numbers (rising, from 0), each (H, W, 3) uint8 RGB, read-only.
 
         Args:
@@ -67,7 +68,7 @@ class VideoFile:
             found.append(frame)
         return found
 
-    def _picture(self, frame: Any, size: tuple[int, int]) -> UInt8:
+    def _picture(self, frame: Any, size: tuple[int, int]) -> Image.Image:
         if frame.width * frame.height > MAX_PIXELS:
             met, wanted = f"{frame.width} x {frame.height}", f"at most {MAX_PIXELS} pixels"
             raise BadInput("too large a picture", where=str(self._path), met=met, wanted=wanted)
@@ -82,9 +83,7 @@ class VideoFile:
                 met=met,
                 wanted=f"{size[0]} x {size[1]}",
             )
-        picture = np.ascontiguousarray(picture)
-        picture.flags.writeable = False  # it may be handed out again
-        return picture
+        return Image.fromarray(np.ascontiguousarray(picture))
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[Any, Any]]:

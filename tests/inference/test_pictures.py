@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inference.pictures import files_of_frames, read_region, write_masks
-from pipeline.pictures import MAX_PIXELS, read_picture
+from inference.pictures import files_of_frames, read_picture, read_region, write_masks
+from pipeline.pictures import MAX_PIXELS
 from shards.errors import UserError
 
 

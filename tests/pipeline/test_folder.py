@@ -68,7 +68,7 @@ def test_lines_with_every_form_of_mask(root):
     assert sample.more["source_json"] == {"licence": "mine"}
     for mask in sample.frames[0].masks[:3]:
         assert np.array_equal(mask, MASK > 0)
-    assert sample.frames[0].masks[3].all()
+    assert np.asarray(sample.frames[0].masks[3]).all()
 
 
 def test_frames_and_an_object_that_leaves(root):

@@ -210,7 +210,7 @@ def test_exif_orientation_follows_the_size_that_the_record_states(tmp_path):
     sample = load(tmp_path, described(), picture=turned)
     assert np.array_equal(sample.frames[0].picture, stored)
     upright = described([box(5, 5, 60, 45, (WIDTH, HEIGHT))], height=WIDTH, width=HEIGHT)
-    assert load(tmp_path, upright, picture=turned).frames[0].picture.shape == (WIDTH, HEIGHT, 3)
+    assert load(tmp_path, upright, picture=turned).frames[0].picture.size == (HEIGHT, WIDTH)
 
 
 def test_height_and_width_exchanged_is_not_believed(tmp_path):

@@ -95,7 +95,7 @@ def test_youtube_vos(youtube, records):
     assert [frame.name for frame in sample.frames] == ["00015", "00030", "00040", "00050", "00060"]
     for frame in sample.frames:
         n = FRAMES.index(frame.name)
-        assert np.abs(frame.picture.astype(int) - v.picture(n)).mean() < 3
+        assert np.abs(np.asarray(frame.picture).astype(int) - v.picture(n)).mean() < 3
         assert np.array_equal(frame.masks[0], LEFT[n] & ~RIGHT[n] if n > 3 else LEFT[n])
         assert np.array_equal(frame.masks[1], RIGHT[n] if n > 3 else NOTHING)
     assert [item.id for item in sample.objects] == ["1", "2"]

@@ -201,7 +201,7 @@ def test_masks_are_drawn_on_the_stored_bitmap(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     (sample,) = load_all(write(tmp_path, {**pair(1), "sa_1.jpg": photo(exif=exif)}), "sa1b")[0].values()
-    assert sample.frames[0].picture.shape == (HEIGHT, WIDTH, 3)
+    assert sample.frames[0].picture.size == (WIDTH, HEIGHT)
 
 
 def test_a_tar_that_ends_early_gives_what_it_holds_and_a_line_in_the_ledger(tmp_path):

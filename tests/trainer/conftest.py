@@ -13,9 +13,9 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from tests.trainer.runs import SMALL, launch
 from trainer.config import Config
 from trainer.data import Batch, Loader
-from trainer.dual_loop import DualLoop
 from trainer.model.sa2va import Sa2VA, build
 from trainer.model.trainable import set_trainable
+from trainer.step import Step
 
 FIELDS = tuple(f"{name}{k}" for k in (1, 2) for name in ("pixel_values", "g_pixel_values", "prompt_masks", "masks"))
 
@@ -70,17 +70,17 @@ def config() -> Config:
 
 
 @pytest.fixture
-def make_loop(config: Config) -> Callable[..., DualLoop]:
+def make_loop(config: Config) -> Callable[..., Step]:
     """A tiny loop in training mode whose adapters are not at their start, where they do nothing."""
 
-    def make(config: Config = config) -> DualLoop:
+    def make(config: Config = config) -> Step:
         torch.manual_seed(0)
         model = build(config.model.preset)
         set_trainable(model, config.trainable, r=config.lora.r, alpha=config.lora.alpha, dropout=config.lora.dropout)
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.05)
-        return DualLoop(model, config).train()
+        return Step(model, config).train()
 
     return make
 

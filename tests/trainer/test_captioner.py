@@ -31,10 +31,10 @@ def by_hand(model: Sa2VA, seen: torch.Tensor, regions: torch.Tensor, i: int, ste
         )
         logits = model.language_model.lm_head(states[0, -1]).clone()
         allowed = prompts.ordinary.clone()
-        allowed[prompts.end] = bool(said)
+        allowed[prompts.end_ids[0]] = bool(said)
         logits[~allowed] = -torch.inf
         said.append(int(logits.argmax()))
-        if said[-1] == prompts.end:
+        if said[-1] == prompts.end_ids[0]:
             break
     return said
 
@@ -56,7 +56,7 @@ def ends_soon(model: Sa2VA):
 
 
 def test_it_stops_at_the_end_token_and_never_at_once(model: Sa2VA, question, ends_soon):
-    captioner, end = Captioner(model), model.prompts.end
+    captioner, end = Captioner(model), model.prompts.end_ids[0]
     with torch.no_grad():
         ends_soon[end] = 0
         ends_soon[model.prompts.ordinary] *= 1e-6  # all text is equally likely, the end is last among equals
@@ -79,7 +79,7 @@ def test_marks_are_never_said(model: Sa2VA, question, ends_soon):
     with torch.no_grad():
         ends_soon[marks] *= 1e3
     for tokens in Captioner(model)(*question, 8).tokens():
-        assert all(model.prompts.ordinary[t] or t == model.prompts.end for t in tokens)
+        assert all(model.prompts.ordinary[t] or t == model.prompts.end_ids[0] for t in tokens)
 
 
 def test_sampled_tokens_follow_the_softmax():

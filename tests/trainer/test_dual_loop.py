@@ -11,15 +11,19 @@ from torch.func import functional_call
 from shards.errors import UserError
 from trainer.config import Config
 from trainer.data import Batch
-from trainer.dual_loop import DualLoop, _mean_by_row
+from trainer.dual_loop import Spoken, corrupted, pass_a
 from trainer.losses import point_losses, uncertain_points
+from trainer.model.captioner import Caption
 from trainer.noise import object_generators
+from trainer.passes import cross_entropy
+from trainer.step import Step
 
 
-def mask_loss(loop: DualLoop, batch: Batch, given: torch.Tensor, words: list[list[int]]) -> torch.Tensor:
+def mask_loss(loop: Step, batch: Batch, given: torch.Tensor, words: list[list[int]]) -> torch.Tensor:
     """BCE + Dice of pass B for these words, on frame 2."""
     rows = [loop.model.prompts.segment(key, said) for key, said in zip(batch["keys"], words, strict=True)]
-    logits, _ = loop.pass_b(batch, rows, frame=2, given=given)
+    seen, looked = loop.model.see(batch["pixel_values2"]), loop.model.look(batch["g_pixel_values2"])
+    logits, _ = loop.passes.segment(batch, rows, seen, looked, given)
     points = uncertain_points(logits.detach(), 512, 3.0, 0.75, object_generators(batch, 0))
     bce, dice = point_losses(logits, batch["masks2"], points)
     return (bce + dice).mean()
@@ -31,14 +35,18 @@ def first(batch: Batch) -> Batch:
     return {**alone, "image_of_object": torch.tensor([0])}
 
 
-def speak(loop: DualLoop, batch: Batch, captions: list[list[int]]):
-    return loop.pass_a(batch, loop.model.see(batch["pixel_values1"]), captions, object_generators(batch, 0))
+def speak(loop: Step, batch: Batch, captions: list[Caption]) -> Spoken:
+    return pass_a(loop.passes, batch, loop.model.see(batch["pixel_values1"]), captions, object_generators(batch, 0))
 
 
 @pytest.fixture
-def captions(model) -> list[list[int]]:
+def captions(model) -> list[Caption]:
     """The first ends with the end token, the second was cut by the limit; unequal lengths."""
-    return [[*model.prompts.encode("cat"), model.prompts.end], model.prompts.encode("helmet")]
+    return [Caption(model.prompts.encode("cat"), True), Caption(model.prompts.encode("helmet"), False)]
+
+
+def tokens(captions: list[Caption], model) -> list[int]:
+    return [token for caption in captions for token in [*caption.words, *caption.end(model.prompts)]]
 
 
 @pytest.mark.parametrize("objective", ["dual", "segment"])
@@ -92,8 +100,9 @@ def test_mask_loss_gives_the_end_token_and_what_follows_no_gradient(make_loop, b
     loop = make_loop()
     spoken = speak(loop, batch, captions)
     (gradient,) = torch.autograd.grad(mask_loss(loop, batch, spoken.embeddings, spoken.words), spoken.logits)
-    end = spoken.targets == model.prompts.end
-    assert spoken.targets.tolist() == [*captions[0], *captions[1]]
+    end = spoken.targets == model.prompts.end_ids[0]
+    assert spoken.targets.tolist() == tokens(captions, model)
+    assert torch.equal(end, ~spoken.is_word)
     assert end.sum() == 1
     assert not gradient[end].any()
     assert (gradient[~end].abs().sum(1) > 0).all()
@@ -102,7 +111,7 @@ def test_mask_loss_gives_the_end_token_and_what_follows_no_gradient(make_loop, b
 def test_only_words_get_on_to_pass_b(make_loop, batch: Batch, captions, monkeypatch: pytest.MonkeyPatch):
     """Attention of pass B is the question's length plus the words: the end token's place and padding have none."""
     loop = make_loop()
-    monkeypatch.setattr(loop.teacher, "describe", lambda *a, **k: type("C", (), {"tokens": lambda self: captions})())
+    monkeypatch.setattr("trainer.dual_loop.pseudo_captions", lambda *a: captions)
     seen_rows = []
     original = type(loop.model).embed
     monkeypatch.setattr(
@@ -139,25 +148,26 @@ def test_frame_1_is_described_and_frame_2_segmented(make_loop, batch: Batch):
     assert not torch.equal(negative["anchor"], plain["anchor"])
 
 
-def test_the_anchor_is_the_cross_entropy_against_the_uncorrupted_caption(make_loop, config: Config, batch, captions):
+def test_the_anchor_is_the_cross_entropy_against_the_uncorrupted_caption(
+    make_loop, config: Config, batch, captions, model
+):
     config.corrupt_ratio = 1.0
     loop = make_loop(config)
     spoken = speak(loop, batch, captions)
     each = torch.nn.functional.cross_entropy(spoken.logits, spoken.targets, reduction="none")
-    assert spoken.targets.tolist() == [*captions[0], *captions[1]]
+    assert spoken.targets.tolist() == tokens(captions, model)
     assert spoken.anchor.item() == pytest.approx((each[:4].mean() + each[4:].mean()).item() / 2, rel=1e-5)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.25, 1.0])
-def test_corruption_takes_its_share_of_words_and_spares_the_end(make_loop, config: Config, model, ratio: float):
+def test_corruption_takes_its_share_of_words(make_loop, config: Config, model, ratio: float):
     config.corrupt_ratio = ratio
     loop = make_loop(config)
-    caption = [7] * 4000 + [model.prompts.end]
-    fed = loop._corrupt(caption, torch.Generator().manual_seed(0))
-    assert len(fed) == len(caption) and fed[-1] == model.prompts.end
-    changed = sum(a != 7 for a in fed[:-1]) / 4000
+    fed = corrupted(loop.passes, [7] * 4000, torch.Generator().manual_seed(0))
+    assert len(fed) == 4000
+    changed = sum(a != 7 for a in fed) / 4000
     assert changed == pytest.approx(ratio * 255 / 256, abs=0.03)  # a random word may be the same word
-    assert all(model.prompts.ordinary[t] for t in fed[:-1])
+    assert all(model.prompts.ordinary[t] for t in fed)
 
 
 def test_the_student_reads_the_corrupted_caption(make_loop, config: Config, batch: Batch, captions):
@@ -209,7 +219,7 @@ def test_several_objects_of_one_picture(make_loop, batch: Batch):
     loop = make_loop()
     for objective in ("dual", "segment"):
         assert loop(two, objective)["loss"].isfinite()
-    assert loop.evaluate(two, "segment")["captions"] == ["The Left eye.", "a helmet"]
+    assert loop.judge(two, "segment").captions == ["The Left eye.", "a helmet"]
 
 
 def test_bfloat16_autocast_trains_all_of_it_too(make_loop, batch: Batch):
@@ -234,19 +244,6 @@ def test_gradient_checkpointing_changes_no_gradient(make_loop, batch: Batch):
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
 
 
-def test_evaluation_leaves_no_trace(make_loop, batch: Batch):
-    loop = make_loop()
-    state = torch.get_rng_state()
-    result = loop.evaluate(batch, "dual")
-    assert torch.equal(torch.get_rng_state(), state)
-    assert loop.training and loop.model.training
-    assert all(not p.requires_grad or p.grad is None for p in loop.parameters())
-    assert result["logits"].shape == (2, 256, 256) and not result["logits"].requires_grad
-    assert all(0 <= value <= 1 for name in ("iou", "dice") for value in result[name].tolist())
-    assert len(result["captions"]) == 2
-    assert loop.evaluate(batch, "segment")["captions"] == ["The Left eye.", "a helmet"]
-
-
 def test_objects_that_cannot_be_asked_about_are_named(make_loop, batch: Batch):
     loop = make_loop()
     with pytest.raises(UserError, match=rf"sample {batch['keys'][1]}: an object has no text"):
@@ -258,5 +255,7 @@ def test_objects_that_cannot_be_asked_about_are_named(make_loop, batch: Batch):
 
 
 def test_mean_by_row_weighs_rows_alike():
-    values = torch.tensor([1.0, 2.0, 3.0, 10.0])
-    assert _mean_by_row(values, torch.tensor([0, 0, 0, 1]), 2).item() == 6.0
+    logits, targets = torch.randn(4, 5), torch.tensor([0, 1, 2, 3])
+    each = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    wanted = (each[:3].mean() + each[3]) / 2
+    assert torch.allclose(cross_entropy(logits, targets, torch.tensor([0, 0, 0, 1]), 2), wanted)

@@ -40,7 +40,7 @@ def whole(model: Sa2VA, seen: Tensor, text: str, said: list[int]) -> Tensor:
 
 
 def test_the_state_of_seg_is_that_of_the_step_that_reads_it(model: Sa2VA, seen: Tensor):
-    seg, end = model.prompts.seg, model.prompts.end
+    seg, end = model.prompts.seg, model.prompts.end_ids[0]
     said = [[65, seg, 66, seg, end], [seg, 66, 67, 68, seg]]
     met = answer(model, said, 5, seen, keep_seg=True)
     assert met.row_of_seg.tolist() == [0, 0, 1, 1]  # row by row, though they were not written so
@@ -63,7 +63,7 @@ def test_reading_a_last_seg_is_the_only_step_more(model: Sa2VA, seen: Tensor):
     answer(model, [[65, seg], [65, seg]], 2, seen)
     assert len(steps) == 2
     steps.clear()
-    answer(model, [[seg, model.prompts.end, 65]] * 2, 3, seen, keep_seg=True)
+    answer(model, [[seg, model.prompts.end_ids[0], 65]] * 2, 3, seen, keep_seg=True)
     assert len(steps) == 2
     hook.remove()
 
@@ -78,7 +78,7 @@ def test_padding_on_the_left_changes_no_state(model: Sa2VA, seen: Tensor):
 
 
 def test_what_a_finished_row_says_does_not_count(model: Sa2VA, seen: Tensor):
-    seg, end = model.prompts.seg, model.prompts.end
+    seg, end = model.prompts.seg, model.prompts.end_ids[0]
     met = answer(model, [[end, seg, seg], [65, 66, 67]], 3, seen, keep_seg=True)
     assert met.tokens() == [[end], [65, 66, 67]] and not len(met.seg_states)
 

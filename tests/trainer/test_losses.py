@@ -8,7 +8,6 @@ from torch.nn import functional as F
 
 from trainer.losses import (
     logits_at,
-    mask_metrics,
     point_losses,
     regular_points,
     truth_at,
@@ -122,21 +121,3 @@ def test_gradient_pulls_towards_the_truth():
     (bce + dice).sum().backward()
     inside = masks[0, 2::4, 2::4]
     assert (logits.grad[0][inside] < 0).all() and (logits.grad[0][~inside] > 0).all()
-
-
-def test_metrics_at_the_edges():
-    empty, full = torch.zeros(1, 1024, 1024, dtype=torch.bool), torch.ones(1, 1024, 1024, dtype=torch.bool)
-    nothing, everything = torch.full((1, 256, 256), -9.0), torch.full((1, 256, 256), 9.0)
-    for logits, masks, wanted in [
-        (nothing, empty, 1),
-        (everything, full, 1),
-        (everything, empty, 0),
-        (nothing, full, 0),
-    ]:
-        metrics = mask_metrics(logits, masks)
-        assert metrics["iou"].item() == metrics["dice"].item() == wanted
-    half = full.clone()
-    half[:, 512:] = False
-    metrics = mask_metrics(everything, half)
-    assert metrics["iou"].item() == pytest.approx(1 / 2)
-    assert metrics["dice"].item() == pytest.approx(2 / 3)

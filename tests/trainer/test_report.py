@@ -1,6 +1,7 @@
 """The report and the journal: one file, offline, escaped; a line and a record a step."""
 
 import base64
+import dataclasses
 import io
 import json
 import re
@@ -41,7 +42,9 @@ def panel(caption: str, prompt: bool = True) -> Panel:
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     mask = np.zeros((32, 32), bool)
     mask[4:9, 20:30] = True
-    return Panel("pair_1", image if prompt else None, image, mask, ~mask, caption, 0.25)
+    return Panel(
+        "pair_1", image if prompt else None, image, mask, ~mask, caption, {"iou": 0.25, "swap_gap": float("nan")}
+    )
 
 
 def test_it_is_one_file_that_loads_nothing(tmp_path: Path):
@@ -57,8 +60,9 @@ def test_it_is_one_file_that_loads_nothing(tmp_path: Path):
             value = attributes.get(name)
             assert value is None or value.startswith(("data:image/png;base64,", "#")), value
     assert not re.search(r"url\((?!#)|@import", html)
-    for shown in ("a cat", "pair_1", "IoU 0.250", "3 s", "lr: 1", "learning rate", "held-out mask loss"):
+    for shown in ("a cat", "pair_1", "iou 0.250", "3 s", "lr: 1", "learning rate", "held-out mask loss"):
         assert shown in tags.text, shown
+    assert "swap_gap" not in tags.text  # not a number: there was no other caption
 
 
 def test_captions_are_text_not_html(tmp_path: Path):
@@ -75,6 +79,21 @@ def test_pictures_are_the_samples_own(tmp_path: Path):
     pictures = [np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(source)))) for source in sources]
     wanted = [shown.image, tinted(shown.image, shown.truth), tinted(shown.image, shown.prediction)]
     assert all(np.array_equal(met, want) for met, want in zip(pictures, wanted, strict=True))
+
+
+def test_an_objective_without_masks_has_no_prediction(tmp_path: Path):
+    told = dataclasses.replace(panel("x"), prediction=None, values={"caption": 1.5})
+    write_report(tmp_path / "r.html", "t", {}, records(), [told], "")
+    html = (tmp_path / "r.html").read_text("utf-8")
+    assert html.count("<img") == 3 and "caption 1.500" in html
+
+
+def test_a_mix_of_objectives_shares_its_curves(tmp_path: Path):
+    """Records of a mix name their objective; a record need not hold every value."""
+    mixed = [{"step": 1, "dual/bce": 1.0, "lr": 1.0}, {"step": 2, "describe/caption": 3.0, "lr": 1.0}]
+    write_report(tmp_path / "r.html", "t", {}, [*mixed, {"step": 2, "held_out/dual/iou": 0.5}], [], "")
+    html = (tmp_path / "r.html").read_text("utf-8")
+    assert html.count("<svg") == 3 and "dual/bce" in html and "describe/caption" in html
 
 
 def test_tinting_changes_the_mask_alone():

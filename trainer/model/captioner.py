@@ -2,12 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from trainer.model.generation import Answers, generate
-from trainer.model.prompts import Rows
+from trainer.model.prompts import Prompts, Rows
 from trainer.model.sa2va import Sa2VA
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A description that was generated."""
+
+    words: list[int]
+    """Tokens of text, at least one."""
+    ended: bool
+    """Whether its end was reached, or it was cut at the limit."""
+
+    def end(self, prompts: Prompts) -> list[int]:
+        """The tokens that follow the words."""
+        return prompts.end_ids if self.ended else []
+
+
+def captions_of(answers: Answers, prompts: Prompts) -> list[Caption]:
+    """What `Captioner` generated, without what ended it."""
+    captions = []
+    for ids in answers.tokens():
+        if len(prompts.end_ids) == 1:
+            ended = ids[-1] == prompts.end_ids[0]
+            captions.append(Caption(ids[:-1] if ended else ids, ended))
+        else:  # the end is written in letters, which may share a token with the last word
+            ended = bool(prompts.ended(torch.tensor([ids]))[0])
+            words = prompts.encode(prompts.answer(ids)) if ended else ids
+            captions.append(Caption(words, ended) if words else Caption(ids, False))
+    return captions
 
 
 class Captioner(nn.Module):
@@ -39,18 +69,17 @@ class Captioner(nn.Module):
             temperature: 0 takes the likeliest token, above that tokens follow softmax(logits / temperature).
             uniform: (M, T) float32 in [0, 1), the draws; needed above temperature 0.
         """
-        model = self.model
-        end = model.prompts.end
-        text = model.prompts.ordinary.to(seen.device)
+        model, prompts = self.model, self.model.prompts
+        text = prompts.ordinary.to(seen.device)
         text_or_end = text.clone()
-        text_or_end[end] = True
+        text_or_end[prompts.end_ids] = True
 
         def pick(logits: Tensor, step: int) -> Tensor:
             logits = logits.masked_fill(~(text if step == 0 else text_or_end), -torch.inf)
             return choose(logits, temperature, None if uniform is None else uniform[:, step].to(logits.device))
 
         embeddings = model.embed(rows, seen, image_of_row, regions)
-        return generate(model, rows, embeddings, max_tokens, pick, lambda ids: ids[:, -1] == end)
+        return generate(model, rows, embeddings, max_tokens, pick, prompts.ended)
 
 
 def choose(logits: Tensor, temperature: float, uniform: Tensor | None) -> Tensor:

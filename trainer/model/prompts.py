@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -121,6 +120,8 @@ class Prompts:
         eos = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
         self.end_tokens = sorted({*eos, *(ids[0] for ids in ends.values() if len(ids) == 1)})
         """Tokens that end a generated answer."""
+        self.end_ids = ends[self.template.end]
+        """What ends a trained answer: one token as a rule; the letters where the tokenizer has no such token."""
         self.end_texts = [mark for mark, ids in ends.items() if len(ids) != 1]
         """Marks that are no tokens here and end an answer as text: Sa2VA's 4B writes `<|end|>` in letters."""
         pad = tokenizer.pad_token_id
@@ -135,11 +136,6 @@ class Prompts:
         if len(ids) != 1:
             raise UserError("the tokenizer lacks a token", met=f"{token!r} becomes {len(ids)} tokens", wanted="1")
         return ids[0]
-
-    @cached_property
-    def end(self) -> int:
-        """The template's end as a token; `UserError` where the tokenizer has no such token."""
-        return self._one(self.template.end)
 
     def encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)

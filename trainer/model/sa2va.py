@@ -35,7 +35,7 @@ def pixel_shuffle(tokens: Tensor) -> Tensor:
 
 
 class Sa2VA(nn.Module):
-    """The model. It is called through its methods; `trainer.dual_loop` composes them into one `forward`."""
+    """The model. It is called through its methods; `trainer.step` composes them into one `forward`."""
 
     def __init__(self, architecture: Architecture, prompts: Prompts, *, hollow: bool = False) -> None:
         """Build with random weights; `hollow`: without memory for the two large parts, whose weights will be loaded."""
@@ -96,6 +96,7 @@ class Sa2VA(nn.Module):
         image_of_row: Tensor,
         regions: Tensor | None = None,
         given: Tensor | None = None,
+        scale: Tensor | None = None,
     ) -> Tensor:
         """Embeddings of rows: (M, L, D).
 
@@ -108,6 +109,7 @@ class Sa2VA(nn.Module):
             image_of_row: (M,) int64; or (M, P) where rows have several pictures (tiles, frames), -1 after the last.
             regions: (M, R, 16, 16) bool.
             given: (G, D), the embeddings of the G places that `rows.given` marks, in reading order.
+            scale: (M, R, 16, 16), factors of the regions' visual tokens, each at its cell.
 
         Raises:
             UserError: a row's `<IMG_CONTEXT>` places are not as many as its visual tokens.
@@ -124,6 +126,9 @@ class Sa2VA(nn.Module):
         _check_counts(rows.names, places.sum(1).tolist(), chosen.sum((1, 2)).tolist())
         row, slot, cell = chosen.nonzero(as_tuple=True)
         visual = self.mlp1(seen)[images[row, slot], cell]
+        if scale is not None:
+            whole = scale.new_ones(len(images), images.shape[1] - scale.shape[1], IMAGE_TOKENS)
+            visual = visual * torch.cat([whole, scale.flatten(2)], 1)[row, slot, cell][:, None]
         embeddings = embeddings.index_put((places,), visual.to(embeddings.dtype))
         if given is not None:
             embeddings = embeddings.index_put((rows.given,), given.to(embeddings.dtype))

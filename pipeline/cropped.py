@@ -1,0 +1,44 @@
+"""A mask as the smallest rectangle that holds its pixels: most objects are far smaller than their picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Bool = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """Numpy takes it for the whole mask, (H, W) bool; `shape` and `any` are an array's."""
+
+    shape: tuple[int, int]
+    """(H, W)."""
+    top: int
+    left: int
+    pixels: Bool
+    """(h, w), with a set pixel in each outer row and column; (0, 0) where the mask is empty."""
+
+    @classmethod
+    def of(cls, mask: Bool | Mask) -> Mask:
+        """Of a whole mask, (H, W) bool, which is not referred to any longer."""
+        if isinstance(mask, Mask):
+            return mask
+        height, width = mask.shape
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        if not len(rows):
+            return cls((height, width), 0, 0, np.zeros((0, 0), np.bool_))
+        top, left = int(rows[0]), int(columns[0])
+        return cls((height, width), top, left, mask[top : rows[-1] + 1, left : columns[-1] + 1].copy("K"))
+
+    def any(self) -> bool:
+        return self.pixels.size > 0
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        whole = np.zeros(self.shape, np.bool_ if dtype is None else dtype)
+        height, width = self.pixels.shape
+        whole[self.top : self.top + height, self.left : self.left + width] = self.pixels
+        return whole

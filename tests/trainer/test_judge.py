@@ -1,0 +1,114 @@
+"""Metrics against scikit-learn's, and judging as a user would use the model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
+
+from trainer.data import Batch
+from trainer.judge import JUDGED, others
+from trainer.metrics import mask_metrics
+from trainer.model.captioner import Caption
+
+TEXTS = [["The Left eye."], ["a helmet", "the white helmet"]]
+
+
+@pytest.mark.parametrize("side", [256, 1024])
+def test_metrics_equal_scikit_learns(side: int):
+    torch.manual_seed(0)
+    logits = F.interpolate(torch.randn(3, 1, 16, 16), (256, 256), mode="bicubic")[:, 0]
+    masks = F.interpolate(torch.randn(3, 1, 12, 12), (1024, 1024), mode="bicubic")[:, 0] > 0.3
+    met = mask_metrics(logits, masks, side)
+    for n in range(3):
+        dense = F.interpolate(logits[n, None, None], (side, side), mode="bilinear", align_corners=False)[0, 0] > 0
+        step = 1024 // side
+        truth = masks[n, step // 2 :: step, step // 2 :: step].flatten().numpy()
+        predicted = dense.flatten().numpy()
+        for name, score in (
+            ("iou", jaccard_score),
+            ("dice", f1_score),
+            ("precision", precision_score),
+            ("recall", recall_score),
+        ):
+            assert met[name][n].item() == pytest.approx(score(truth, predicted), abs=2e-5), name
+        assert met["overlap"][n] / met["union"][n] == pytest.approx(met["iou"][n])
+
+
+def test_metrics_at_the_edges():
+    empty, full = torch.zeros(1, 1024, 1024, dtype=torch.bool), torch.ones(1, 1024, 1024, dtype=torch.bool)
+    nothing, everything = torch.full((1, 256, 256), -9.0), torch.full((1, 256, 256), 9.0)
+    cases = [(nothing, empty, 1), (everything, full, 1), (everything, empty, 0), (nothing, full, 0)]
+    for logits, masks, wanted in cases:
+        metrics = mask_metrics(logits, masks)
+        assert {metrics[name].item() for name in ("iou", "dice", "precision", "recall")} == {wanted}
+    assert mask_metrics(nothing[:0], empty[:0])["iou"].shape == (0,)
+
+
+def two_objects(batch: Batch) -> Batch:
+    """Both objects of the batch as those of the first picture."""
+    chosen = {k: v[:1] for k, v in batch.items() if k.startswith(("pixel_values", "g_pixel_values"))}
+    return {**batch, **chosen, "keys": batch["keys"][:1], "texts": TEXTS, "image_of_object": torch.tensor([0, 0])}
+
+
+def test_judging_leaves_no_trace(make_loop, batch: Batch):
+    loop = make_loop()
+    state = torch.get_rng_state()
+    judged = loop.judge(batch, "dual")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert loop.training and loop.model.training
+    assert all(not p.requires_grad or p.grad is None for p in loop.parameters())
+    assert judged.logits.shape == (2, 256, 256) and not judged.logits.requires_grad
+    assert all(0 <= value <= 1 for name in ("iou", "dice") for value in judged.values[name].tolist())
+    assert len(judged.captions) == 2
+
+
+@pytest.mark.parametrize("objective", list(JUDGED))
+def test_each_objective_is_judged_on_the_fields_that_it_names(make_loop, batch: Batch, objective: str):
+    texts = {**batch, "texts": TEXTS}
+    frames = ("pixel_values", "g_pixel_values", "prompt_masks", "masks")
+    given = {k: v for k, v in texts.items() if not k.startswith(frames) or k in JUDGED[objective]}
+    judged = make_loop().judge(given, objective)
+    assert judged.captions if objective == "dual" else judged.captions == ["The Left eye.", "a helmet"]
+    assert ("iou" in judged.values) == (objective != "describe")
+    assert ("caption" in judged.values) == (objective in ("describe", "reverse"))
+    assert all(value.shape == (2,) and value.isfinite().all() for value in judged.values.values())
+
+
+def test_told_texts_cost_what_training_says(make_loop, batch: Batch):
+    loop = make_loop().eval()
+    texts = {**batch, "texts": [["the left eye."], ["a helmet"]]}
+    assert loop.judge(texts, "describe").values["caption"].mean().item() == pytest.approx(
+        loop(texts, "describe")["caption"].item(), rel=1e-5
+    )
+
+
+def test_the_gap_is_to_the_mask_of_another_objects_caption(make_loop, batch: Batch, monkeypatch: pytest.MonkeyPatch):
+    """By hand: the second object's words asked of the first, and the other way round."""
+    loop = make_loop().eval()
+    two, passes, model = two_objects(batch), loop.passes, loop.model
+    said = [model.prompts.encode(text) for text in ("a cat", "#")]
+    monkeypatch.setattr("trainer.judge.captions_of", lambda *a: [Caption(words, True) for words in said])
+    judged = loop.judge(two, "dual")
+    with torch.no_grad():
+        rows = [model.prompts.segment("x", words) for words in (said[1], said[0])]
+        looked = model.look(two["g_pixel_values2"])
+        wrong, _ = passes.segment(two, rows, model.see(two["pixel_values2"]), looked)
+    wanted = judged.values["iou"] - mask_metrics(wrong, two["masks2"])["iou"]
+    assert wanted.abs().min() > 1e-6  # random weights hardly listen, but they do
+    assert torch.allclose(judged.values["swap_gap"], wanted, rtol=0, atol=1e-7)
+
+
+def test_a_single_object_has_no_gap(make_loop, batch: Batch):
+    one = {k: v[:1] if isinstance(v, torch.Tensor | list) else v for k, v in batch.items()}
+    judged = make_loop().judge({**one, "image_of_object": torch.tensor([0])}, "dual")
+    assert judged.values["swap_gap"].isnan().all() and judged.values["iou"].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("images", "wanted"),
+    [([0, 0, 1, 1], [1, 0, 3, 2]), ([0, 0, 0], [1, 2, 0]), ([0, 1, 2], [1, 2, 0]), ([0, 1, 1], [1, 2, 1]), ([0], [0])],
+)
+def test_another_object_is_of_the_same_picture_where_there_is_one(images, wanted):
+    assert others(images) == wanted

@@ -1,0 +1,104 @@
+"""One training step in one forward, whatever its objective.
+
+Everything happens inside `Step.forward`: methods called past a DDP wrapper would leave gradients unaveraged, and say
+nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from trainer.config import Config
+from trainer.dual_loop import dual_loop
+from trainer.judge import Judged, judge
+from trainer.model.sa2va import Sa2VA
+from trainer.modes import evaluating
+from trainer.noise import object_generators
+from trainer.passes import Batch, Passes, cross_entropy
+from trainer.reverse_loop import reverse_loop
+from trainer.teacher import Teacher
+
+FIELDS = {
+    "dual": ("pixel_values1", "prompt_masks1", "pixel_values2", "g_pixel_values2", "masks2"),
+    "segment": ("pixel_values1", "g_pixel_values1", "masks1"),
+    "describe": ("pixel_values1", "prompt_masks1"),
+    "reverse": ("pixel_values1", "g_pixel_values1"),
+}
+"""What each objective reads of a batch."""
+UNREACHED = {"describe": ("text_hidden_fcs", "sam_mask_decoder", "sam_image_encoder")}
+"""Parts of the model that no loss of an objective reaches."""
+_WEIGHTS = {"bce": "lambda_mask", "dice": "lambda_dice", "lang": "lambda_lang", "anchor": "lambda_anchor"}
+
+
+class Step(nn.Module):
+    """The step of each objective.
+
+    Args:
+        model: on its device, with its trainable parameters chosen.
+        config: of the run.
+    """
+
+    def __init__(self, model: Sa2VA, config: Config) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+        self.passes = Passes(model, config)
+        self.teacher = Teacher(model, config.ema_decay)
+
+    def forward(self, batch: Batch, objective: str) -> dict[str, Tensor]:
+        """Run one step.
+
+        Args:
+            batch: what `trainer.data.Loader` yields, with `FIELDS[objective]`.
+            objective: a key of `FIELDS`.
+
+        Returns:
+            `loss`, with gradient, and its parts and statistics, all of shape ().
+
+        Raises:
+            UserError: an object that has no text, or no prompt cell, where the objective needs it.
+        """
+        batch = self._to_device(batch)
+        draws = object_generators(batch, self.config.seed)
+        match objective:
+            case "dual":
+                parts = dual_loop(self.passes, self.teacher, batch, draws)
+            case "reverse":
+                parts = reverse_loop(self.passes, batch, draws)
+            case "describe":
+                parts = self._describe(batch, draws)
+            case _:
+                parts = self._segment(batch, draws)
+        return self._total(parts)
+
+    def _segment(self, batch: Batch, draws: list[torch.Generator]) -> dict[str, Tensor]:
+        """caption -> mask, supervised."""
+        rows = self.passes.question(batch, self.passes.chosen_texts(batch, draws), draws)
+        seen, looked = self.model.see(batch["pixel_values1"]), self.model.look(batch["g_pixel_values1"])
+        logits, lang = self.passes.segment(batch, rows, seen, looked)
+        return {**self.passes.mask_losses(logits, batch["masks1"], draws), "lang": lang}
+
+    def _describe(self, batch: Batch, draws: list[torch.Generator]) -> dict[str, Tensor]:
+        """mask -> caption, supervised."""
+        answers = [self.passes.tokens_of(text) for text in self.passes.chosen_texts(batch, draws)]
+        seen = self.model.see(batch["pixel_values1"])
+        logits, targets, row_of = self.passes.describe(batch, seen, batch["prompt_masks1"], answers, answers)
+        return {"caption": cross_entropy(logits, targets, row_of, len(answers))}
+
+    def judge(self, batch: Batch, objective: str) -> Judged:
+        """What the student makes of a batch, with the fields `trainer.judge.JUDGED[objective]`."""
+        with evaluating(self):
+            return judge(self.passes, self._to_device(batch), objective)
+
+    def _total(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`parts` with their weighted sum; `caption` weighs 1, and what has no weight is a statistic."""
+        weighed = {name: getattr(self.config, weight) for name, weight in _WEIGHTS.items()} | {"caption": 1.0}
+        loss = torch.stack([weighed[name] * value for name, value in parts.items() if name in weighed]).sum()
+        # Each trainable tensor takes part in each objective: DDP would leave one that does not unaveraged for good.
+        rest = [p.sum() for p in self.model.parameters() if p.requires_grad]
+        loss = loss + 0 * torch.stack(rest).sum() if rest else loss
+        return {"loss": loss, **{name: value.detach() for name, value in parts.items()}}
+
+    def _to_device(self, batch: Batch) -> Batch:
+        device = self.model.device
+        return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
