@@ -32,7 +32,7 @@ STATE_OF_THE_RUN = ("trained.safetensors", "teacher.safetensors", "optimizer.saf
 def given(sav_set: Path) -> list[str]:
     """4 steps, more than an epoch, with dropout, which draws from the process's own random state."""
     run = [f"data.shards=[{sav_set}]", "batch_size=1", "accumulation=1", "steps=4", "data.holdout=0.8"]
-    return [*run, "eval={every: 3, samples: 1, show: 1}", "checkpoint={every: 2, keep: 1}", *SMALL, "lora.dropout=0.2"]
+    return [*run, "eval={every: 3, samples: 1, show: 1}", "checkpoint={every: 1, keep: 1}", *SMALL, "lora.dropout=0.2"]
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(given: list[str], undisturbe
     """The disk takes no file of more than 1 MB from the second checkpoint on."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     save, saved = RunFolder.save, []
-    given = [*given, "eval.every=9"]
+    given = [*given, "eval.every=9", "checkpoint.every=2"]
 
     def limited(self, step, *args):
         if saved:
