@@ -20,6 +20,7 @@ demo: $(READY)
 	$(BIN)/python cli.py shard --source sav --out shards/ --shard-size 32MB --overwrite
 	$(BIN)/python cli.py verify-shard shards/sav
 	$(BIN)/python cli.py preview shards/sav --out runs/demo/preview
+	rm -rf runs/demo/checkpoint*  # a demo trains anew, it does not go on
 	$(BIN)/accelerate launch --quiet --num_processes 1 --num_cpu_threads_per_process 2 trainer/train.py demo/train.yaml
 	$(BIN)/python demo/check_run.py runs/demo
 

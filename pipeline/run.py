@@ -25,10 +25,11 @@ from tqdm import tqdm
 from pipeline.plan import Job, Plan
 from pipeline.raw import RawInput
 from pipeline.task import Done, write_shard
-from pipeline.work import RECORDS, WorkFolder, hold_lock
+from pipeline.work import RECORDS, WorkFolder
 from shards.atomic import atomic_write
 from shards.errors import UserError
 from shards.format import INDEX, LEDGER, MANIFEST
+from shards.lock import hold_lock
 from shards.manifest import LedgerLine, Manifest, pack_index, pack_ledger, sha256
 
 MakePlan = Callable[[Callable[[str], tuple[int, int] | None], Path], Plan]

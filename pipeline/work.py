@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import shutil
-import time
 from pathlib import Path
 
 from pipeline.plan import Plan
@@ -14,34 +13,9 @@ from pipeline.task import Done
 from shards.atomic import atomic_write
 from shards.errors import UserError
 from shards.format import MANIFEST
+from shards.lock import hold_lock
 
 WORK, RECORDS = ".work", "records.sqlite"
-_PATIENCE = 10.0  # seconds for the workers of a killed run to notice that they are orphans
-
-
-def hold_lock(path: Path, exclusive: bool) -> int:
-    """Hold the lock file at `path` until the returned descriptor is closed or this process ends, however it ends.
-
-    Shared by a run's own processes. Exclusive: none of an earlier run is left.
-    """
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        started = time.monotonic()
-        while True:
-            try:
-                fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() - started > _PATIENCE:
-                    do = "wait for it, or stop it"
-                    raise UserError("another run is writing this shard set", where=str(path.parent), do=do) from None
-                time.sleep(0.05)
-        try:
-            if os.fstat(descriptor).st_ino == os.stat(path).st_ino:
-                return descriptor
-        except FileNotFoundError:
-            path.parent.mkdir(exist_ok=True)
-        os.close(descriptor)  # the file was deleted, and maybe made anew, in between
 
 
 class WorkFolder:

@@ -65,6 +65,14 @@ class EvalConfig:
 
 
 @dataclass
+class CheckpointConfig:
+    every: int = 500
+    """Optimiser steps between two checkpoints; there is one after the last step and where a signal stops it, too."""
+    keep: int = 2
+    """Newest checkpoints that stay, beside the one with the lowest held-out mask loss."""
+
+
+@dataclass
 class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: str = "dual"
@@ -115,6 +123,10 @@ class Config:
 
     data: DataConfig = field(default_factory=DataConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    resume: str = "auto"
+    """auto: go on where the run in `output_dir` stopped, if there is one. never: refuse to. Else the folder of a
+    checkpoint or of a run to go on from."""
     output_dir: str = "runs/train"
 
 
@@ -136,6 +148,7 @@ POSITIVE = (
         "lr",
     ),
     *("clip", "lora.r", "data.threads", "data.objects_per_sample", "eval.every", "eval.samples"),
+    *("checkpoint.every", "checkpoint.keep"),
 )
 NOT_NEGATIVE = (
     *("lambda_mask", "lambda_dice", "lambda_lang", "lambda_anchor", "weight_decay", "warmup_steps", "eps"),

@@ -1,6 +1,7 @@
 """Shard folders into batches: threads decode straight into reused batch buffers, no process pickles a tensor.
 
-The order is a pure function of (seed, epoch, manifests); every rank gets the same number of steps.
+The order is a pure function of (seed, epoch, manifests); every rank gets the same number of batches. Which samples an
+optimiser step takes depends on how many it takes, not on how many processes share them.
 """
 
 from __future__ import annotations
@@ -31,10 +32,13 @@ Batch = dict[str, Any]
 - `image_of_object` (M,) int64: the sample (row of the pictures) that each object belongs to,
 - `keys` list[str] (B), `meta` list[dict] (B), `texts` list[list[str]] (M),
 - `copies` list[int] (B): how often the sample stood in this epoch before, where sources are repeated,
-- `position` {"epoch": int, "step": int}: what has been consumed once this batch is trained on.
+- `position`: what all ranks together have consumed once this batch is trained on.
 
 Frames are numbered 1 and 2; the frame of a single-frame sample serves for both.
 """
+
+Position = dict[str, int]
+"""{"epoch": int, "samples": int}: so many samples of this epoch's global order are consumed."""
 
 _SHUFFLE_WINDOW = 64  # shards whose samples are mixed; bounds how many tars are read at a time
 
@@ -80,6 +84,7 @@ class Loader:
         paths: folders of finished shard sets, all of one recipe.
         fields: which tensors, with the frame's number: ("pixel_values1", "prompt_masks1", "masks2", ...).
         batch_size: samples a batch on this rank.
+        accumulation: batches an optimiser step. An epoch holds whole steps: none takes samples of two epochs.
         holdout: share of the samples that is held out of training (`part` "holdout").
         part: "train" is shuffled; "holdout" keeps the order of the shards.
         repeats: how often the training samples of a source stand in an epoch, by its name; once where it is not named.
@@ -89,7 +94,7 @@ class Loader:
         pin: use page-locked memory (with a GPU).
 
     Raises:
-        UserError: shards of different recipes, or fewer samples than one global batch.
+        UserError: shards of different recipes, or fewer samples than one optimiser step takes.
     """
 
     def __init__(
@@ -98,6 +103,7 @@ class Loader:
         *,
         fields: tuple[str, ...],
         batch_size: int,
+        accumulation: int = 1,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
@@ -141,13 +147,17 @@ class Loader:
         first = np.cumsum([0, *shards])
         shard_of = np.concatenate([s.index["shard"] + first[i] for i, s in enumerate(self._sets)])
         self._shards = shard_of[self._positions.astype(np.int64)].astype(np.uint64)
-        self.steps_per_epoch = len(self._positions) // (batch_size * world_size)
-        self.unused = len(self._positions) - self.steps_per_epoch * batch_size * world_size
-        """Samples of an epoch that no batch holds: always less than one global batch."""
+        per_step = batch_size * world_size * accumulation
+        self.steps_per_epoch = len(self._positions) // per_step
+        """Optimiser steps of an epoch."""
+        self._samples_per_epoch = self.steps_per_epoch * per_step
+        self.unused = len(self._positions) - self._samples_per_epoch
+        """Samples of an epoch that no batch holds: always fewer than one optimiser step takes."""
         self.wait_seconds = 0.0
         """Time that the consumer spent waiting for data so far."""
         if not self.steps_per_epoch:
-            met, wanted = f"{len(self._positions)} samples", f"{batch_size * world_size} (batch_size x processes)"
+            met, product = f"{len(self._positions)} samples", "batch_size x processes x accumulation"
+            wanted = f"{per_step} ({product if accumulation > 1 else 'batch_size x processes'})"
             raise UserError(f"too few samples in the {part} part", where=", ".join(paths), met=met, wanted=wanted)
         counts = len(self._positions), self.steps_per_epoch, self.unused
         log.info("%s part: %d samples, %d steps an epoch, %d samples of each epoch unused", part, *counts)
@@ -163,27 +173,29 @@ class Loader:
         window = rank[np.searchsorted(ids, self._shards)] // _SHUFFLE_WINDOW
         return self._positions[np.lexsort((mix(self._positions, salt), window))].astype(np.int64)
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """Yield this rank's batches of `epoch`, from `start_step` on."""
+    def epoch(self, epoch: int, consumed: int = 0) -> Iterator[Batch]:
+        """Yield this rank's batches of `epoch`, after the first `consumed` samples of the order of all ranks."""
         order = self.order(epoch)
-        global_batch = self._batch_size * self._world_size
+        together = self._batch_size * self._world_size
+        start, end = consumed // together, self._samples_per_epoch // together
         buffers = [self._new_buffers() for _ in range(self._prefetch + 2)]
         pending: deque[tuple[int, list[Future[_Row]]]] = deque()
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="shards")
         try:
-            upcoming = iter(range(start_step, self.steps_per_epoch))
-            for done in range(start_step, self.steps_per_epoch):
-                while len(pending) <= self._prefetch and (step := next(upcoming, None)) is not None:
-                    begin = step * global_batch + self._rank * self._batch_size
-                    part, target = order[begin : begin + self._batch_size], buffers[step % len(buffers)]
+            upcoming = iter(range(start, end))
+            for done in range(start, end):
+                while len(pending) <= self._prefetch and (number := next(upcoming, None)) is not None:
+                    begin = number * together + self._rank * self._batch_size
+                    part, target = order[begin : begin + self._batch_size], buffers[number % len(buffers)]
                     rows = [pool.submit(self._fill, target, row, int(p), epoch) for row, p in enumerate(part)]
-                    pending.append((step, rows))
-                step, rows = pending.popleft()
-                assert step == done
+                    pending.append((number, rows))
+                number, rows = pending.popleft()
+                assert number == done
                 started = time.perf_counter()
                 ready = [row.result() for row in rows]
                 self.wait_seconds += time.perf_counter() - started
-                yield self._batch(buffers[step % len(buffers)], ready, {"epoch": epoch, "step": step + 1})
+                position = {"epoch": epoch, "samples": (number + 1) * together}
+                yield self._batch(buffers[number % len(buffers)], ready, position)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -222,7 +234,7 @@ class Loader:
         salt = (self._seed * 1_000_003 + epoch) * 1_000_003 + position
         return sorted(np.argsort(mix(np.arange(count, dtype=np.uint64), salt))[: self._objects].tolist())
 
-    def _batch(self, buffers: dict[str, torch.Tensor], rows: list[_Row], position: dict[str, int]) -> Batch:
+    def _batch(self, buffers: dict[str, torch.Tensor], rows: list[_Row], position: Position) -> Batch:
         full = all(len(row.objects) == self._objects for row in rows)
         taken = torch.tensor([[k < len(row.objects) for k in range(self._objects)] for row in rows])
         batch: Batch = {}

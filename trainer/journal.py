@@ -3,30 +3,60 @@
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from shards.atomic import atomic_write
+
+METRICS = "metrics.jsonl"
 _WARM_UP = 3  # steps left out of the timing: they allocate, compile kernels and fill caches
+
+
+def read_records(path: Path, step: int) -> list[dict[str, Any]]:
+    """The records of `metrics.jsonl` up to optimiser step `step`; none where there is no such file.
+
+    What follows a line that a kill cut short is left out, too.
+    """
+    records: list[dict[str, Any]] = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                break
+            if record["step"] <= step:
+                records.append(record)
+    return records
 
 
 class Journal:
     """Records of one run. One process keeps it.
 
     Args:
-        folder: gets `metrics.jsonl`.
+        folder: gets `metrics.jsonl`, which begins with `records`.
         steps: optimiser steps of the whole run.
         track: receives (values, step), for example `Accelerator.log`.
         show: receives each line.
+        records: of the part of the run before an interruption.
     """
 
     def __init__(
-        self, folder: Path, steps: int, track: Callable[[dict[str, float], int], None], show: Callable[[str], None]
+        self,
+        folder: Path,
+        steps: int,
+        track: Callable[[dict[str, float], int], None],
+        show: Callable[[str], None],
+        records: Sequence[dict[str, Any]] = (),
     ) -> None:
-        self.records: list[dict[str, Any]] = []
+        self.records = [*records]
         self._steps, self._track, self._show = steps, track, show
-        self._file = open(folder / "metrics.jsonl", "w", encoding="utf-8")  # noqa: SIM115 (lives as long as the run)
+        path = folder / METRICS
+        atomic_write(path, "".join(json.dumps(record) + "\n" for record in records).encode())
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (lives as long as the run)
+        self._warm = _WARM_UP + max((record["step"] for record in records), default=0)
         self._marked: tuple[int, float] | None = None
 
     def step(
@@ -49,6 +79,17 @@ class Journal:
         parts = " ".join(f"{name} {value:.4f}" for name, value in values.items())
         self._show(f"step {step:05d}/{self._steps:05d} held out | {parts}")
 
+    def time(self) -> str:
+        """What the steps took, those before an interruption included."""
+        steps = [record for record in self.records if "seconds" in record]
+        seconds = sum(record["seconds"] for record in steps)
+        waited = sum(record["seconds"] * record["data_wait"] for record in steps)
+        return f"{seconds:.0f} s in steps, {waited / seconds:.1%} of it waiting for data"
+
+    def sync(self) -> None:
+        """Make the records outlive a power cut, before a checkpoint counts on them."""
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         self._file.close()
 
@@ -61,7 +102,7 @@ class Journal:
     def _left(self, step: int) -> str:
         now = time.perf_counter()
         if self._marked is None:
-            if step >= _WARM_UP:
+            if step >= self._warm:
                 self._marked = (step, now)
             return "--:--"
         first, since = self._marked

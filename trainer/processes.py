@@ -7,16 +7,20 @@ which it sets for N > 1 only, and its own command line.
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 
 import psutil
 import torch
 from accelerate.commands.launch import launch_command_parser
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from shards.errors import UserError
+from trainer.preemption import SIGNALS, watch_parent
 
 _STARTED = ("LOCAL_RANK", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
@@ -45,7 +49,8 @@ def asked_processes(command: Sequence[str]) -> int | None:
 def start(count: int) -> None:
     """Run this script with these arguments in `count` processes joined through gloo, and wait for them.
 
-    One that fails ends them all, and this one with exit status 1: each has said itself what was wrong.
+    One that fails ends them all, and this one with exit status 1: each has said itself what was wrong. A signal is
+    passed on to them, and so is the end of Accelerate's launcher, which passes nothing on.
     """
     if torch.accelerator.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() != "true":
         met = f"{count} processes, {torch.accelerator.device_count()} device(s)"
@@ -60,7 +65,11 @@ def start(count: int) -> None:
         run_id=str(os.getpid()),
         max_restarts=0,
     )
+    watch_parent(lambda: os.kill(os.getpid(), signal.SIGTERM), threading.Event())
     try:
         elastic_launch(config, sys.executable)(*sys.argv)
-    except ChildFailedError:
-        sys.exit(1)
+    except ChildFailedError as error:
+        statuses = {failure.exitcode for failure in error.failures.values()}
+        sys.exit(statuses.pop() if statuses in ({128 + number} for number in SIGNALS) else 1)
+    except SignalException as caught:
+        sys.exit(128 + caught.sigval)

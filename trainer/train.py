@@ -9,42 +9,55 @@ On a machine with GPUs this takes all of them; on a CPU, name the processes and 
 
 The configuration is the defaults of trainer/config.py, then the YAML file, then the command line; an unknown key is an
 error. docs/TRAINING.md explains the keys. The run leaves in `output_dir`: config.yaml (as it was in effect),
-metrics.jsonl, tensorboard/, checkpoint/ (what was trained; `cli.py export` makes a released folder of it), report.html.
+metrics.jsonl, tensorboard/, checkpoints/, checkpoint (the latest; `cli.py export` makes a released folder of it),
+report.html. Stopped at any moment, by kill -9 too, the same command goes on.
 """
 
 from __future__ import annotations
 
 import logging
-import math
+import shlex
 import sys
 import time
-from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
-from itertools import count
 from pathlib import Path
+from signal import Signals
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
 from torch.optim.lr_scheduler import LambdaLR
 
-from shards.errors import UserError
-from trainer.config import flat, load_config, save_config
-from trainer.data import Batch, Loader, check_recipe
+from trainer.agreement import decided_by_main, over_processes, stop_unless_finite
+from trainer.checkpoint import Parts, State
+from trainer.command import run_command
+from trainer.config import Config, flat, load_config, save_config
+from trainer.data import Loader, check_recipe
 from trainer.evaluation import SHOWN, evaluate, panels
 from trainer.journal import Journal
 from trainer.model.architecture import GRID, VISION_SIZE
 from trainer.model.grounding import IMAGE_SIZE, MEAN, STD
 from trainer.model.trainable import set_trainable
+from trainer.preemption import Preemption
 from trainer.processes import missing_processes, start
 from trainer.report import write_report
+from trainer.resume import begin
+from trainer.rng import random_state, set_random_state
+from trainer.run_folder import RunFolder
 from trainer.schedule import rate_factor
 from trainer.step import FIELDS, Step
-from trainer.trained import Origin, base_model, save_trained
+from trainer.stream import Stream
+from trainer.trained import Origin, base_model
 
 
 def main(arguments: list[str]) -> None:
-    """Run a training from its command line. Raises `UserError` for whatever a user can mend."""
+    """Run a training from its command line.
+
+    Raises:
+        UserError: whatever a user can mend.
+        SystemExit: SIGTERM or SIGINT arrived and a checkpoint was saved; the status is 128 + its number.
+    """
     config = load_config(arguments)
     if processes := missing_processes():
         return start(processes)
@@ -57,12 +70,19 @@ def main(arguments: list[str]) -> None:
         log_with="tensorboard",
         project_dir=config.output_dir,
     )
-    show, folder = accelerator.print, Path(config.output_dir)
+    with closing(RunFolder(Path(config.output_dir), config.checkpoint.keep)) as run:
+        if stopped := train(config, accelerator, run):
+            again = shlex.join(["trainer/train.py", *arguments])
+            accelerator.print(f"to go on: accelerate launch --num_processes {accelerator.num_processes} {again}")
+            sys.exit(128 + stopped)
+
+
+def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
+    """Train to the last step and return 0, or to the step at which a signal stopped it and return the signal."""
+    show, folder = accelerator.print, run.folder
     if accelerator.is_main_process:
         logging.basicConfig(format="%(message)s")
         logging.getLogger("trainer").setLevel(logging.INFO)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_config(config, folder / "config.yaml")
 
     # The loader is not prepared: Accelerate would let one process read for all, or split their batches once more.
     load = partial(
@@ -79,9 +99,17 @@ def main(arguments: list[str]) -> None:
         prefetch=config.data.prefetch,
         pin=accelerator.device.type == "cuda",
     )
-    loader = load(fields=FIELDS[config.objective])
+    loader = load(fields=FIELDS[config.objective], accumulation=config.accumulation)
     held_out = load(fields=FIELDS[config.objective], part="holdout") if config.data.holdout else None
     check_recipe(loader.recipe, vision_size=VISION_SIZE, grid=GRID, sam_size=IMAGE_SIZE, mean=MEAN, std=STD)
+    samples = config.batch_size * accelerator.num_processes * config.accumulation
+
+    begun = decided_by_main(accelerator, lambda: begin(config, run, loader.described, samples))
+    if begun.finished:
+        show(f"{folder} is finished: {begun.step} steps. More steps=N go on, another output_dir starts anew")
+        return 0
+    if accelerator.is_main_process:
+        save_config(config, folder / "config.yaml")
 
     set_seed(config.seed)  # the same for all processes, so that they build the same model
     model, new = base_model(config.model, accelerator.device)
@@ -99,105 +127,93 @@ def main(arguments: list[str]) -> None:
     )
     # The scheduler is not prepared: it would step once a process, so many times too fast.
     factor = partial(rate_factor, steps=config.steps, warmup_steps=config.warmup_steps, warmup_from=config.warmup_from)
-    scheduler = LambdaLR(optimizer, factor)
+    parts = Parts(loop, new, optimizer, LambdaLR(optimizer, factor))
+    stream = Stream({config.objective: loader}, config.accumulation, begun.position)
+    if begun.checkpoint:
+        parts.read(begun.checkpoint)
     step_forward, stepper = accelerator.prepare(loop, optimizer)
-    set_seed(config.seed, device_specific=True)  # from here on (dropout) processes differ
+    # From here on (dropout) processes differ.
+    set_random_state(begun.random_states, accelerator.process_index, accelerator.device, config.seed + begun.step)
 
-    accelerator.init_trackers("tensorboard", config={name: str(value) for name, value in flat(config).items()})
-    journal = Journal(folder, config.steps, accelerator.log, show) if accelerator.is_main_process else None
+    hyperparameters = None if begun.checkpoint else {name: str(value) for name, value in flat(config).items()}
+    purge = {"purge_step": begun.step + 1 if begun.checkpoint else 0}  # what a killed run said of later steps
+    accelerator.init_trackers("tensorboard", hyperparameters, {"tensorboard": purge})
+    main = accelerator.is_main_process
+    journal = Journal(folder, config.steps, accelerator.log, show, begun.records) if main else None
     show(f"{accelerator.num_processes} process(es) on {accelerator.device}, mixed precision {config.mixed_precision}")
     show("training " + ", ".join(f"{part} ({size:,} parameters)" for part, size in sizes.items()))
+    if begun.checkpoint:
+        show(f"going on after step {begun.step}: {begun.checkpoint}")
 
-    def look_at_held_out(step: int) -> None:
-        if held_out is not None:
-            values = evaluate(accelerator, loop, held_out, config)
-            if journal:
-                journal.held_out(step, values)
-
-    look_at_held_out(0)
-    began, batches = time.perf_counter(), endless(loader)
-    step_forward.train()
-    for step in range(1, config.steps + 1):
-        started, waited = time.perf_counter(), loader.wait_seconds
-        losses: dict[str, torch.Tensor] = {}
-        keys: list[str] = []
-        for _ in range(config.accumulation):
-            batch = next(batches)
-            keys += batch["keys"]
-            with accelerator.accumulate(step_forward):
-                result = step_forward(batch, config.objective)
-                accelerator.backward(result["loss"])
-            for name, value in result.items():
-                losses[name] = losses.get(name, 0) + value.detach() / config.accumulation
-        losses["grad_norm"] = accelerator.clip_grad_norm_(trainable, config.clip)
-        means = mean_over_processes(accelerator, losses)
-        stop_unless_finite(means, losses, step, config.objective, keys)
-        stepper.step()
-        stepper.zero_grad()
-        loop.teacher.update()
-        rate = float(scheduler.get_last_lr()[0])
-        scheduler.step()
+    def look_at_held_out(step: int) -> float | None:
+        if held_out is None or (step % config.eval.every and step != config.steps):
+            return None
+        values = evaluate(accelerator, loop, held_out, config)
         if journal:
-            samples = len(keys) * accelerator.num_processes
-            journal.step(step, means, rate, time.perf_counter() - started, loader.wait_seconds - waited, samples)
-        if step % config.eval.every == 0 or step == config.steps:
-            look_at_held_out(step)
+            journal.held_out(step, values)
+        return values.get("mask_loss")
 
-    seconds = time.perf_counter() - began
+    def save(step: int, mask_loss: float | None) -> None:
+        random_states = gather_object([random_state(accelerator.device)])
+        if journal:
+            journal.sync()
+            origin = Origin.of(config, step, loader.recipe.name, loader.described)
+            schedule = parts.scheduler.state_dict()
+            state = State(step, stream.position, samples, mask_loss, schedule, flat(config), loader.described)
+            run.save(step, parts.nbytes(), lambda target: parts.write(target, state, origin, random_states))
+        accelerator.wait_for_everyone()
+
+    if not begun.evaluated:
+        look_at_held_out(begun.step)
+    step_forward.train()
+    with Preemption() as preemption:
+        for step in range(begun.step + 1, config.steps + 1):
+            started, waited = time.perf_counter(), loader.wait_seconds
+            losses: dict[str, torch.Tensor] = {}
+            keys: list[str] = []
+            for objective, batch in stream.step():
+                keys += batch["keys"]
+                with accelerator.accumulate(step_forward):
+                    result = step_forward(batch, objective)
+                    accelerator.backward(result["loss"])
+                for name, value in result.items():
+                    losses[name] = losses.get(name, 0) + value.detach() / config.accumulation
+            losses["grad_norm"] = accelerator.clip_grad_norm_(trainable, config.clip)
+            means, stopped = over_processes(accelerator, losses, preemption.signal)
+            stop_unless_finite(means, losses, step, config.objective, keys)
+            stepper.step()
+            stepper.zero_grad()
+            loop.teacher.update()
+            rate = float(optimizer.param_groups[0]["lr"])
+            parts.scheduler.step()
+            if journal:
+                journal.step(step, means, rate, time.perf_counter() - started, loader.wait_seconds - waited, samples)
+            mask_loss = None if stopped else look_at_held_out(step)  # preempted: the time is short
+            if stopped or step % config.checkpoint.every == 0 or step == config.steps:
+                save(step, mask_loss)
+            if stopped:
+                show(f"stopped by {Signals(stopped).name} after step {step}, saved")
+                accelerator.end_training()
+                return stopped
+
     if journal:
-        origin = Origin.of(config, config.steps, loader.recipe.name, loader.described)
-        save_trained(folder / "checkpoint", model, new, origin)
         shown = (
             panels(accelerator, loop, load(fields=SHOWN[config.objective], part="holdout"), config) if held_out else []
         )
         facts = {
             "steps": f"{config.steps} of {config.accumulation} x {config.batch_size} samples on each of "
             f"{accelerator.num_processes} process(es), {accelerator.device.type}",
-            "time": f"{seconds:.0f} s, {loader.wait_seconds / seconds:.1%} of it waiting for data",
+            "time": journal.time(),
             "trained": ", ".join(sizes),
         }
         text = (folder / "config.yaml").read_text(encoding="utf-8")
-        write_report(folder / "report.html", f"{config.objective}: {folder.name}", facts, journal.records, shown, text)
+        write_report(run.report, f"{config.objective}: {folder.name}", facts, journal.records, shown, text)
         journal.close()
-        show(f"weights: {folder / 'checkpoint'}\nreport: {folder / 'report.html'}")
+        show(f"weights: {folder / 'checkpoint'}\nreport: {run.report}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
-
-
-def endless(loader: Loader) -> Iterator[Batch]:
-    """One epoch after another. Each has as many steps on every process, so that none waits for another at its end."""
-    for epoch in count():
-        yield from loader.epoch(epoch)
-
-
-def mean_over_processes(accelerator: Accelerator, values: dict[str, torch.Tensor]) -> dict[str, float]:
-    """The mean of each value () over all processes."""
-    stacked = torch.stack([value.float() for value in values.values()])
-    return dict(zip(values, accelerator.gather(stacked[None]).mean(0).tolist(), strict=True))
-
-
-def stop_unless_finite(
-    means: dict[str, float], own: dict[str, torch.Tensor], step: int, objective: str, keys: list[str]
-) -> None:
-    """Raise `UserError` on every process where a loss or the gradient norm of any is not finite.
-
-    `means` are over all processes, so that all agree; `own` are this one's, whose samples are named.
-    """
-    if all(math.isfinite(value) for value in means.values()):
-        return
-    broken = {name: float(value) for name, value in own.items() if not math.isfinite(value)}
-    met = ", ".join(f"{name} {value}" for name, value in broken.items()) or "finite here, not on another process"
-    where = f"step {step}, objective {objective}, samples {', '.join(keys)}"
-    raise UserError("loss or gradient is not finite", where=where, met=met, do="nothing was updated in this step")
+    return 0
 
 
 if __name__ == "__main__":
-    if {"-h", "--help"} & {*sys.argv[1:]}:
-        print(__doc__)
-        sys.exit()
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_command(main, __doc__)

@@ -7,6 +7,7 @@ start; `origin.json` says what the rest comes from. Where only adapters train, i
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -52,6 +53,10 @@ class Origin:
         model = replace(given, **places)
         return cls(model, config.trainable, config.lora, config.objective, step, batch, recipe, data)
 
+    def to_bytes(self) -> bytes:
+        """What `origin.json` holds."""
+        return (json.dumps({"version": _VERSION, **asdict(self)}, indent=1) + "\n").encode()
+
 
 def base_model(config: ModelConfig, device: torch.device | str) -> tuple[Sa2VA, set[str]]:
     """The model that a run starts from, on `device`, and the names of its tensors that no file holds."""
@@ -73,12 +78,16 @@ def save_trained(folder: Path, model: Sa2VA, new: set[str], origin: Origin) -> N
         new: what `base_model` returned.
         origin: of the run.
     """
-    names = _kept(model, new)
-    weights = {n: t.detach().cpu().contiguous() for n, t in model.state_dict().items() if n in names}
     folder.mkdir(parents=True, exist_ok=True)
+    weights = {n: t.cpu().contiguous() for n, t in trained_tensors(model, new).items()}
     atomic_write(folder / WEIGHTS, to_safetensors(weights))
-    body = {"version": _VERSION, **asdict(origin)}
-    atomic_write(folder / ORIGIN, (json.dumps(body, indent=1) + "\n").encode())
+    atomic_write(folder / ORIGIN, origin.to_bytes())
+
+
+def trained_tensors(model: Sa2VA, new: set[str]) -> dict[str, torch.Tensor]:
+    """What trained and what no file held, by its name in `state_dict`: the model's own tensors, not copies."""
+    names = _kept(model, new)
+    return {name: tensor.detach() for name, tensor in model.state_dict().items() if name in names}
 
 
 def load_trained(folder: Path, device: torch.device | str = "cpu") -> tuple[Sa2VA, Origin]:
@@ -90,18 +99,32 @@ def load_trained(folder: Path, device: torch.device | str = "cpu") -> tuple[Sa2V
     origin = _read_origin(folder / ORIGIN)
     model, new = base_model(origin.model, device)
     set_trainable(model, origin.trainable, **asdict(origin.lora))
-    path = folder / WEIGHTS
+    fill(trained_tensors(model, new), folder / WEIGHTS)
+    return model.requires_grad_(False).eval(), origin
+
+
+@torch.no_grad()
+def fill(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Copy what the safetensors file at `path` holds into `tensors`.
+
+    Raises:
+        UserError: no such file, a broken one, or one with other tensors.
+    """
+    found = read_tensors(path)
+    wanted, met = ({name: tuple(tensor.shape) for name, tensor in group.items()} for group in (tensors, found))
+    check_fit(wanted, met, str(path))
+    for name, tensor in tensors.items():
+        tensor.copy_(found[name])
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file. Raises `UserError` where there is no whole one."""
     try:
-        weights = from_safetensors(path.read_bytes())
+        return from_safetensors(path.read_bytes())
     except FileNotFoundError:
         raise UserError("no such file", where=str(path)) from None
     except (OSError, SafetensorError) as error:
         raise UserError("not a whole safetensors file", where=str(path), met=str(error)) from None
-    state, names = model.state_dict(), _kept(model, new)
-    wanted = {name: tuple(state[name].shape) for name in state if name in names}
-    check_fit(wanted, {name: tuple(tensor.shape) for name, tensor in weights.items()}, str(path))
-    model.load_state_dict(weights, strict=False)  # that nothing is missing is known; the rest is the base's
-    return model.requires_grad_(False).eval(), origin
 
 
 def _kept(model: Sa2VA, new: set[str]) -> set[str]:

@@ -31,8 +31,8 @@ def loader(folder, **options) -> Loader:
     return Loader([str(folder)], **{"fields": LIGHT, "batch_size": 2, "seed": 7, **options})
 
 
-def keys(loader: Loader, epoch: int = 0, start_step: int = 0) -> list[list[str]]:
-    return [batch["keys"] for batch in loader.epoch(epoch, start_step)]
+def keys(loader: Loader, epoch: int = 0, consumed: int = 0) -> list[list[str]]:
+    return [batch["keys"] for batch in loader.epoch(epoch, consumed)]
 
 
 def test_batches_hold_what_the_reader_returns(sav_set):
@@ -106,7 +106,7 @@ def test_copies_of_a_sample_are_drawn_for_anew(coco_set):
 
 
 def test_going_on_in_the_middle_of_an_epoch(sav_set):
-    assert keys(loader(sav_set), start_step=4) == keys(loader(sav_set))[4:]
+    assert keys(loader(sav_set), consumed=8) == keys(loader(sav_set))[4:]
 
 
 @pytest.mark.parametrize("batch_size, world_size", [(1, 4), (2, 2), (5, 2), (1, 5)])

@@ -12,7 +12,7 @@ def batch(
         "keys": keys,
         "copies": copies or [0] * len(keys),
         "image_of_object": torch.tensor(image_of_object),
-        "position": {"epoch": epoch, "step": step},
+        "position": {"epoch": epoch, "samples": 2 * step},
     }
 
 

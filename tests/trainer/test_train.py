@@ -4,51 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import load_file
 
 from shards.errors import UserError
+from tests.trainer.conftest import given_to_two
+from tests.trainer.runs import REPOSITORY, SMALL, losses
 from trainer.config import load_config
 from trainer.model.sa2va import build
 from trainer.model.trainable import set_trainable
 from trainer.train import main
 from trainer.trained import load_trained
-
-REPOSITORY = Path(__file__).parents[2]
-SMALL = [
-    *("mixed_precision=no", "max_caption_tokens=3", "num_points=256", "gumbel_top_k=16", "warmup_steps=0"),
-    *("lora.r=4", "lora.alpha=8", "lora.dropout=0", "lr=1e-3", "data.threads=1"),
-]
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
-
-
-def launch(arguments: list[str], processes: int) -> subprocess.CompletedProcess[str]:
-    """`accelerate launch --num_processes N trainer/train.py ...`, as a user types it."""
-    started = {"LOCAL_RANK", "WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"}
-    environment = {k: v for k, v in os.environ.items() if k not in started} | {"PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", str(processes)]
-    return subprocess.run(
-        [*command, "trainer/train.py", *arguments],
-        cwd=REPOSITORY,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 def test_a_run_leaves_its_configuration_weights_metrics_and_report(sav_set: Path, tmp_path: Path, capsys):
@@ -70,6 +41,7 @@ def test_a_run_leaves_its_configuration_weights_metrics_and_report(sav_set: Path
     assert (out / "report.html").stat().st_size > 20_000
     assert sorted(p.name for p in out.iterdir()) == [
         "checkpoint",
+        "checkpoints",
         "config.yaml",
         "metrics.jsonl",
         "report.html",
@@ -99,18 +71,13 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimiser_steps(
     assert not (tmp_path / "checkpoint/trained.safetensors").exists()
 
 
-def test_two_processes_end_with_the_weights_of_one(sav_set: Path, tmp_path: Path):
-    """The same global batches: gradients are averaged, both processes draw what one would draw for each sample.
-
-    With a larger eps than usual: Adam would otherwise blow up rounding where a gradient is all but 0.
-    """
-    given = [f"data.shards=[{sav_set}]", "data.holdout=0", "steps=2", "accumulation=2", *SMALL, "eps=1e-3"]
-    two = launch([*given, "batch_size=1", f"output_dir={tmp_path / 'two'}"], processes=2)
-    assert two.returncode == 0, two.stderr[-3000:]
-    assert "2 process(es) on cpu" in two.stdout
-    assert two.stdout.count("step 00001/00002") == 1  # one process speaks
-    main([*given, "batch_size=2", f"output_dir={tmp_path / 'one'}"])
-    first, second = (load_file(tmp_path / name / "checkpoint/trained.safetensors") for name in ("one", "two"))
+def test_two_processes_end_with_the_weights_of_one(two_processes: Path, tmp_path: Path):
+    """The same global batches: gradients are averaged, both processes draw what one would draw for each sample."""
+    said = (two_processes / "said").read_text()
+    assert "2 process(es) on cpu" in said
+    assert said.count("step 00001/00004") == 1  # one process speaks
+    main([*given_to_two(two_processes), "batch_size=2", f"output_dir={tmp_path}"])
+    first, second = (load_file(folder / "checkpoint/trained.safetensors") for folder in (tmp_path, two_processes))
     assert first.keys() == second.keys()
     torch.manual_seed(0)
     model = build("tiny")
@@ -119,11 +86,8 @@ def test_two_processes_end_with_the_weights_of_one(sav_set: Path, tmp_path: Path
     gaps = {name: (first[name] - second[name]).abs().max().item() for name in first}
     assert max(gaps.values()) < 1e-5, max(gaps, key=gaps.__getitem__)
     assert max(moved.values()) > 5e-4, "nothing was trained"
-    losses = [
-        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("one", "two")
-    ]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    for one, two in zip(losses(tmp_path), losses(two_processes), strict=True):
+        assert one == pytest.approx(two, rel=1e-4)
 
 
 def run_as_script(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> SystemExit:

@@ -1,0 +1,41 @@
+"""One run at a time in a folder."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from pathlib import Path
+
+from shards.errors import UserError
+
+_PATIENCE = 10.0  # seconds for what is left of a killed run to notice that it is orphaned
+
+
+def hold_lock(path: Path, exclusive: bool) -> int:
+    """Hold the lock file at `path` until the returned descriptor is closed or this process ends, however it ends.
+
+    Shared by a run's own processes. Exclusive: none of an earlier run is left.
+
+    Raises:
+        UserError: another run holds it.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        started = time.monotonic()
+        while True:
+            try:
+                fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() - started > _PATIENCE:
+                    os.close(descriptor)
+                    do = "wait for it, or stop it"
+                    raise UserError("another run is writing here", where=str(path.parent), do=do) from None
+                time.sleep(0.05)
+        try:
+            if os.fstat(descriptor).st_ino == os.stat(path).st_ino:
+                return descriptor
+        except FileNotFoundError:
+            path.parent.mkdir(exist_ok=True)
+        os.close(descriptor)  # the file was deleted, and maybe made anew, in between

@@ -1,0 +1,102 @@
+"""What a checkpoint holds: all that changes in a run, as tensors by name and JSON, read strictly."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.optim.lr_scheduler import LambdaLR
+
+from shards.errors import UserError
+from trainer.checkpoint import Parts, State, read_random_states, read_state
+from trainer.trained import Origin, load_trained
+
+
+@pytest.fixture
+def make(make_loop, config):
+    """Parts after some steps with made-up gradients."""
+
+    def parts(steps: int) -> Parts:
+        loop = make_loop()
+        trainable = [p for p in loop.parameters() if p.requires_grad]
+        half = len(trainable) // 2
+        new = {name.replace(".base_layer", "") for name in loop.model.state_dict()}
+        optimizer = torch.optim.AdamW([{"params": trainable[half:]}, {"params": trainable[:half], "lr": 1e-2}], lr=1e-3)
+        parts = Parts(loop, new, optimizer, LambdaLR(optimizer, lambda step: 1 / (1 + step)))
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(steps):
+            for parameter in trainable:
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+            optimizer.step()
+            loop.teacher.update()
+            parts.scheduler.step()
+        return parts
+
+    return parts
+
+
+@pytest.fixture
+def written(make, config, tmp_path: Path) -> tuple[Parts, Path]:
+    parts = make(3)
+    position = {"dual": {"epoch": 1, "samples": 4}}
+    state = State(3, position, 2, 0.5, parts.scheduler.state_dict(), {"lr": 1e-3}, ["sav"])
+    parts.write(tmp_path, state, Origin.of(config, 3, "default", ["sav"]), [{"torch": "00"}])
+    return parts, tmp_path
+
+
+def test_all_that_changes_comes_back(make, written):
+    parts, folder = written
+    other = make(0)
+    other.read(folder)
+    assert all(map(torch.equal, parts.loop.state_dict().values(), other.loop.state_dict().values()))
+    shadows = parts.loop.teacher.shadow, other.loop.teacher.shadow
+    assert all(torch.equal(shadows[0][name], shadows[1][name]) for name in shadows[0])
+    assert not all(map(torch.equal, shadows[0].values(), dict(parts.loop.teacher._student).values()))
+    one, two = (p.optimizer.state_dict() for p in (parts, other))
+    assert one["param_groups"] == two["param_groups"] and one["state"].keys() == two["state"].keys()
+    for index, moments in one["state"].items():
+        assert all(torch.equal(moments[kind], two["state"][index][kind]) for kind in ("step", "exp_avg", "exp_avg_sq"))
+    assert parts.scheduler.state_dict() == other.scheduler.state_dict()
+    assert read_state(folder).position == {"dual": {"epoch": 1, "samples": 4}}
+    assert read_random_states(folder) == ({"torch": "00"},)
+
+
+def test_it_is_a_checkpoint_to_export_and_nothing_but_tensors_and_json(written):
+    parts, folder = written
+    model, origin = load_trained(folder)
+    assert origin.step == 3
+    assert all(map(torch.equal, model.state_dict().values(), parts.loop.model.state_dict().values()))
+    sizes = 0
+    for path in folder.iterdir():
+        if path.suffix == ".safetensors":
+            sizes += sum(tensor.nbytes for tensor in load_file(path).values())
+        else:
+            json.loads(path.read_text())
+    assert sizes == parts.nbytes()
+
+
+@pytest.mark.parametrize("name", ["teacher", "trained"])
+def test_a_tensor_too_few_is_an_error(make, written, name: str):
+    path = written[1] / f"{name}.safetensors"
+    tensors = load_file(path)
+    tensors.pop(first := next(key for key in tensors if "lora" in key))
+    save_file(tensors, path)
+    with pytest.raises(
+        UserError, match=rf"{name}.safetensors: the tensors are not this model's; met 1 missing: {first}"
+    ):
+        make(0).read(written[1])
+
+
+def test_moments_of_another_optimiser_are_an_error(make, written):
+    path = written[1] / "optimizer.safetensors"
+    save_file({"model.unknown.weight:exp_avg": torch.zeros(2)}, path)
+    with pytest.raises(UserError, match=r"are not this optimiser's; met model\.unknown\.weight:exp_avg"):
+        make(0).read(written[1])
+
+
+def test_another_version_is_refused(written):
+    path = written[1] / "state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "version": 7}))
+    with pytest.raises(UserError, match="another version of checkpoint"):
+        read_state(written[1])

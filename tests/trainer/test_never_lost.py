@@ -1,0 +1,200 @@
+"""Runs that are killed, preempted, out of disk: the same command goes on and ends where it would have ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from shards.errors import UserError
+from tests.conftest import files_of
+from tests.trainer.conftest import given_to_two
+from tests.trainer.runs import SMALL, begin_run, launch, losses, records, wait_for
+from trainer.preemption import SIGNALS
+from trainer.run_folder import RunFolder
+from trainer.stream import Stream
+from trainer.train import main
+from trainer.trained import load_trained
+
+STATE_OF_THE_RUN = ("trained.safetensors", "teacher.safetensors", "optimizer.safetensors", "rng.json")
+
+
+@pytest.fixture(scope="module")
+def given(sav_set: Path) -> list[str]:
+    """4 steps, more than an epoch, with dropout, which draws from the process's own random state."""
+    run = [f"data.shards=[{sav_set}]", "batch_size=1", "accumulation=1", "steps=4", "data.holdout=0.8"]
+    return [*run, "eval={every: 3, samples: 1, show: 1}", "checkpoint={every: 1, keep: 1}", *SMALL, "lora.dropout=0.2"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(given: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Not to be changed."""
+    out = tmp_path_factory.mktemp("undisturbed")
+    main([*given, f"output_dir={out}"])
+    state = json.loads((out / "checkpoint" / "state.json").read_text())
+    assert state["position"]["dual"]["epoch"] > 0
+    return out
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """A run that was preempted leaves its handlers."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def assert_same(run: Path, undisturbed: Path) -> None:
+    """Losses of every step, weights, teacher, optimiser and random state are bit-equal."""
+    assert losses(run) == losses(undisturbed)
+    one, two = (files_of((folder / "checkpoint").resolve()) for folder in (run, undisturbed))
+    assert [name for name in STATE_OF_THE_RUN if one[name] != two[name]] == []
+    states = [json.loads(files["state.json"]) for files in (one, two)]
+    assert states[0]["position"] == states[1]["position"] and states[0]["scheduler"] == states[1]["scheduler"]
+
+
+def steps_told(run: Path) -> list[tuple[int, bool]]:
+    """(step, whether it is an evaluation) of each record."""
+    return [(record["step"], "loss" not in record) for record in records(run)]
+
+
+def test_kill_9_at_any_moment(given: list[str], undisturbed: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    process = begin_run([*given, f"output_dir={out}"], tmp_path / "said", processes=None)
+    after = random.randrange(3)
+    wait_for(lambda: len(losses(out)) > after, process)
+    time.sleep(random.random() / 2)
+    process.kill()
+    process.wait()
+    print(f"killed after {records(out)[-1:]} and {sorted(p.name for p in (out / 'checkpoints').iterdir())}")
+    main([*given, f"output_dir={out}"])
+    assert_same(out, undisturbed)
+    assert steps_told(out) == steps_told(undisturbed)
+    told = EventAccumulator(str(out / "tensorboard")).Reload().Scalars("train/loss")
+    assert [event.step for event in told] == [1, 2, 3, 4]
+
+
+def test_a_signal_saves_and_leaves(
+    given: list[str], undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    """SIGTERM arrives in step 3, after which an evaluation is due: that one is made up for. SIGINT in the last step."""
+    original = Stream.step
+
+    def step(stream: Stream):
+        nonlocal left
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), number)
+        return original(stream)
+
+    monkeypatch.setattr(Stream, "step", step)
+    for stopped_at, left, number in ((3, 3, signal.SIGTERM), (4, 1, signal.SIGINT)):  # noqa: B007 (`step` counts down)
+        with pytest.raises(SystemExit) as ended:
+            main([*given, f"output_dir={tmp_path}"])
+        assert ended.value.code == 128 + number
+        said = capsys.readouterr().out
+        assert f"stopped by {number.name} after step {stopped_at}" in said
+        assert f"accelerate launch --num_processes 1 trainer/train.py 'data.shards=[{given[0][13:-1]}]'" in said
+        assert losses(tmp_path) == losses(undisturbed)[:stopped_at]
+        assert load_trained(tmp_path / "checkpoint")[1].step == stopped_at
+    main([*given, f"output_dir={tmp_path}"])
+    assert_same(tmp_path, undisturbed)
+    assert steps_told(tmp_path) == steps_told(undisturbed)
+    assert (tmp_path / "report.html").exists()
+
+
+def test_a_finished_run_says_so_and_stays(given: list[str], undisturbed: Path, capsys):
+    before = files_of(undisturbed)
+    main([*given, f"output_dir={undisturbed}"])
+    assert "is finished: 4 steps" in capsys.readouterr().out
+    assert files_of(undisturbed) == before
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(given: list[str], undisturbed: Path, tmp_path: Path):
+    """The disk takes no file of more than 1 MB from the second checkpoint on."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    save, saved = RunFolder.save, []
+    given = [*given, "eval.every=9", "checkpoint.every=2"]
+
+    def limited(self, step, *args):
+        if saved:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+        saved.append(step)
+        return save(self, step, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "save", limited)
+        try:
+            with pytest.raises(UserError, match="the checkpoint of step 4 could not be written") as raised:
+                main([*given, f"output_dir={tmp_path}"])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    said = str(raised.value)
+    assert "step-0000002 stands as it was; make room, and start the same command again" in said
+    needed = int(said.split("wanted ")[1].split(" bytes")[0].replace(",", ""))
+    written = sum(path.stat().st_size for path in (tmp_path / "checkpoint").glob("*.safetensors"))
+    assert 0.9 * written < needed < written
+    assert load_trained(tmp_path / "checkpoint")[1].step == 2
+    main([*given, f"output_dir={tmp_path}"])
+    assert_same(tmp_path, undisturbed)
+
+
+def test_two_processes_of_which_one_is_killed(two_processes: Path, tmp_path: Path):
+    """kill -9 of the second process ends the run for both, at once; the same command goes on."""
+    out = tmp_path / "run"
+    command = [*given_to_two(two_processes), "batch_size=1", f"output_dir={out}"]
+    process = begin_run(command, tmp_path / "said", processes=2)
+    after = random.randrange(2)
+    wait_for(lambda: len(losses(out)) > after, process)
+    children = psutil.Process(process.pid).children(recursive=True)
+    [second] = [child for child in children if child.environ().get("RANK") == "1"]
+    second.kill()
+    assert process.wait(timeout=60) == 1
+    assert not any(child.is_running() for child in children)
+    assert len(losses(out)) < 4
+    assert "going on after step" in launch(command, tmp_path / "said again", processes=2)
+    assert_same(out, two_processes)
+
+
+def test_two_processes_that_are_preempted_go_on_as_one(two_processes: Path, tmp_path: Path):
+    """The same samples in each step, whoever takes them; sums are rounded in another order."""
+    out = tmp_path / "run"
+    command = [*given_to_two(two_processes), f"output_dir={out}"]
+    process = begin_run([*command, "batch_size=1"], tmp_path / "said", processes=2)
+    wait_for(lambda: losses(out), process)
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait(timeout=60)
+    workers = psutil.process_iter(["cmdline"])
+    wait = time.monotonic() + 60
+    while any(f"output_dir={out}" in (worker.info["cmdline"] or ()) for worker in workers):
+        assert time.monotonic() < wait, "a process hangs"
+        time.sleep(0.1)
+        workers = psutil.process_iter(["cmdline"])
+    done = len(losses(out))
+    assert f"stopped by SIGTERM after step {done}" in (tmp_path / "said").read_text()
+    assert done < 4 and losses(out) == losses(two_processes)[:done]
+    with pytest.raises(UserError, match="not the global batch of the run to resume; met 2; wanted 4"):
+        main([*command, "batch_size=1"])
+    main([*command, "batch_size=2"])
+    for one, two in zip(losses(out), losses(two_processes), strict=True):
+        assert one == pytest.approx(two, rel=1e-4)
+    states = [json.loads((run / "checkpoint" / "state.json").read_text()) for run in (out, two_processes)]
+    assert states[0]["position"] == states[1]["position"] == {"dual": {"epoch": 1, "samples": 4}}
+
+
+def test_a_damaged_checkpoint_is_one_line(undisturbed: Path, given: list[str], tmp_path: Path):
+    shutil.copytree(undisturbed, tmp_path / "run", symlinks=True)
+    optimizer = tmp_path / "run" / "checkpoint" / "optimizer.safetensors"
+    optimizer.write_bytes(optimizer.read_bytes()[:-5])
+    with pytest.raises(UserError, match=r"optimizer\.safetensors: not a whole safetensors file"):
+        main([*given, f"output_dir={tmp_path / 'run'}", "steps=6"])

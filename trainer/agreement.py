@@ -1,0 +1,54 @@
+"""What all processes of a run have to agree on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from shards.errors import UserError
+
+T = TypeVar("T")
+
+
+def decided_by_main(accelerator: Accelerator, decide: Callable[[], T]) -> T:
+    """What `decide` returns in the main process; a `UserError` there is raised in all of them."""
+    outcome: list[T | UserError | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            outcome = [decide()]
+        except UserError as error:
+            outcome = [error]
+    [decided] = broadcast_object_list(outcome)
+    if isinstance(decided, UserError):
+        raise decided
+    return decided
+
+
+def over_processes(
+    accelerator: Accelerator, values: dict[str, torch.Tensor], signal: int
+) -> tuple[dict[str, float], int]:
+    """The mean of each value () over all processes, and the highest of their signals, in one collective."""
+    row = [value.float() for value in values.values()]
+    row.append(torch.tensor(float(signal), device=accelerator.device))
+    rows = accelerator.gather(torch.stack(row)[None])
+    return dict(zip(values, rows[:, :-1].mean(0).tolist(), strict=True)), int(rows[:, -1].max())
+
+
+def stop_unless_finite(
+    means: dict[str, float], own: dict[str, torch.Tensor], step: int, objective: str, keys: list[str]
+) -> None:
+    """Raise `UserError` on every process where a loss or the gradient norm of any is not finite.
+
+    `means` are over all processes, so that all agree; `own` are this one's, whose samples are named.
+    """
+    if all(math.isfinite(value) for value in means.values()):
+        return
+    broken = {name: float(value) for name, value in own.items() if not math.isfinite(value)}
+    met = ", ".join(f"{name} {value}" for name, value in broken.items()) or "finite here, not on another process"
+    where = f"step {step}, objective {objective}, samples {', '.join(keys)}"
+    raise UserError("loss or gradient is not finite", where=where, met=met, do="nothing was updated in this step")

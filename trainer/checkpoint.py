@@ -1,0 +1,128 @@
+"""What a checkpoint holds: everything that a run needs to go on as if it had not been interrupted.
+
+A folder: `trained.safetensors` and `origin.json` (`trainer/trained.py` reads them), `teacher.safetensors` (its float32
+shadow), `optimizer.safetensors`, `rng.json` (of each process) and `state.json`. Tensors by name and JSON: no code is
+run by reading them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as to_safetensors
+from torch.optim.lr_scheduler import LambdaLR
+
+from shards.atomic import atomic_write
+from shards.errors import UserError
+from trainer.data import Position
+from trainer.released.files import read_json
+from trainer.step import Step
+from trainer.trained import WEIGHTS, Origin, fill, read_tensors, save_trained, trained_tensors
+
+STATE = "state.json"
+_TEACHER, _OPTIMIZER, _RNG = "teacher.safetensors", "optimizer.safetensors", "rng.json"
+_VERSION = 1
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class State:
+    """What a checkpoint says of the run, beside tensors."""
+
+    step: int
+    """Optimiser steps done."""
+    position: dict[str, Position]
+    """By objective: what has been consumed."""
+    global_batch: int
+    """Samples of an optimiser step, of all processes."""
+    held_out: float | None
+    """Mask loss of the evaluation after this step, where there was one and masks are predicted."""
+    scheduler: dict[str, Any]
+    config: dict[str, Any]
+    """As dotted keys."""
+    data: list[str]
+    """A line a shard set, with what identifies it."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What changes while a run goes on, bare: not wrapped by DDP or Accelerate."""
+
+    loop: Step
+    new: set[str]
+    """What `base_model` returned."""
+    optimizer: torch.optim.Optimizer
+    scheduler: LambdaLR
+
+    def nbytes(self) -> int:
+        """Size of all tensors of a checkpoint."""
+        groups = (trained_tensors(self.loop.model, self.new), self.loop.teacher.shadow, self._optimizer_tensors())
+        return sum(tensor.nbytes for group in groups for tensor in group.values())
+
+    def write(self, folder: Path, state: State, origin: Origin, random_states: Sequence[dict[str, Any]]) -> None:
+        """Write a checkpoint into `folder`, which nobody takes for one yet. Raises `OSError`."""
+        save_trained(folder, self.loop.model, self.new, origin)
+        for name, tensors in ((_TEACHER, self.loop.teacher.shadow), (_OPTIMIZER, self._optimizer_tensors())):
+            atomic_write(folder / name, to_safetensors({n: t.cpu().contiguous() for n, t in tensors.items()}))
+        atomic_write(folder / _RNG, json.dumps(random_states).encode())
+        atomic_write(folder / STATE, (json.dumps({"version": _VERSION, **asdict(state)}, indent=1) + "\n").encode())
+
+    def read(self, folder: Path) -> None:
+        """Take tensors and schedule from the checkpoint `folder`.
+
+        Raises:
+            UserError: a file that is missing, broken, or of another model or optimiser.
+        """
+        fill(trained_tensors(self.loop.model, self.new), folder / WEIGHTS)
+        fill(self.loop.teacher.shadow, folder / _TEACHER)
+        names = {name: index for index, name in enumerate(self._names())}
+        moments: dict[int, Tensors] = {}
+        for key, tensor in read_tensors(folder / _OPTIMIZER).items():
+            name, _, kind = key.rpartition(":")
+            if name not in names:
+                raise UserError("the tensors are not this optimiser's", where=str(folder / _OPTIMIZER), met=key)
+            moments.setdefault(names[name], {})[kind] = tensor
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        state = read_state(folder)
+        self.scheduler.load_state_dict(state.scheduler)
+        # The schedule may have another end now, and the rate of the next step with it.
+        for group, base, factor in zip(
+            self.optimizer.param_groups, self.scheduler.base_lrs, self.scheduler.lr_lambdas, strict=True
+        ):
+            group["lr"] = base * factor(state.step)
+
+    def _names(self) -> list[str]:
+        """The names of the optimiser's parameters, in its order."""
+        name_of = {parameter: name for name, parameter in self.loop.named_parameters()}
+        return [name_of[parameter] for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def _optimizer_tensors(self) -> Tensors:
+        """By "name of the parameter:name of the moment"."""
+        names = self._names()
+        state: dict[int, Tensors] = self.optimizer.state_dict()["state"]
+        return {f"{names[i]}:{kind}": tensor for i, of in state.items() for kind, tensor in of.items()}
+
+
+def read_state(folder: Path) -> State:
+    """Raise `UserError` where `folder` is no checkpoint of this version."""
+    body = read_json(folder / STATE)
+    if body.pop("version", None) != _VERSION:
+        raise UserError("another version of checkpoint", where=str(folder / STATE), wanted=str(_VERSION))
+    try:
+        return State(**body)
+    except TypeError as error:
+        raise UserError("not the state of a run", where=str(folder / STATE), met=str(error)) from None
+
+
+def read_random_states(folder: Path) -> tuple[dict[str, Any], ...]:
+    """The random state of each process, in the order of their ranks. Raises `UserError`."""
+    try:
+        return tuple(json.loads((folder / _RNG).read_bytes()))
+    except (OSError, ValueError) as error:
+        raise UserError("cannot be read as JSON", where=str(folder / _RNG), met=str(error)) from None

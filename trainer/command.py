@@ -1,0 +1,32 @@
+"""A training from the command line: what went wrong is one line and an exit status."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from shards.errors import UserError
+from trainer.run_folder import NO_ROOM
+
+_LOST = ("closed by peer", "reset by peer", "remote process exited")  # gloo's and NCCL's words
+
+
+def run_command(main: Callable[[list[str]], None], manual: str | None) -> None:
+    """Run `main` with the command line's arguments; what a user can mend is one line and exit status 1."""
+    if {"-h", "--help"} & {*sys.argv[1:]}:
+        print(manual)
+        sys.exit()
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        sys.exit(f"error: {error}; make room, and start the same command again")
+    except RuntimeError as error:
+        if not any(lost in str(error) for lost in _LOST):
+            raise
+        sys.exit("error: another process of this run ended before its time; the same command goes on")
