@@ -40,15 +40,17 @@ def over_processes(
 
 
 def stop_unless_finite(
-    means: dict[str, float], own: dict[str, torch.Tensor], step: int, objective: str, keys: list[str]
+    means: dict[str, float], own: dict[str, torch.Tensor], step: int, keys: dict[str, list[str]]
 ) -> None:
     """Raise `UserError` on every process where a loss or the gradient norm of any is not finite.
 
-    `means` are over all processes, so that all agree; `own` are this one's, whose samples are named.
+    `means` are over all processes, so that all agree; `own` are this one's, whose samples, `keys` of each objective,
+    are named.
     """
     if all(math.isfinite(value) for value in means.values()):
         return
     broken = {name: float(value) for name, value in own.items() if not math.isfinite(value)}
     met = ", ".join(f"{name} {value}" for name, value in broken.items()) or "finite here, not on another process"
-    where = f"step {step}, objective {objective}, samples {', '.join(keys)}"
+    took = "; ".join(f"objective {objective}, samples {', '.join(names)}" for objective, names in keys.items())
+    where = f"step {step}, {took}"
     raise UserError("loss or gradient is not finite", where=where, met=met, do="nothing was updated in this step")

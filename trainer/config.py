@@ -73,11 +73,26 @@ class CheckpointConfig:
 
 
 @dataclass
+class Share:
+    """One objective of a mix."""
+
+    sources: list[str] = field(default_factory=list)
+    """Whose shards it trains on; all that are there where none is named."""
+    weight: float = 1.0
+    """Of its loss. The reverse loop's is called beta elsewhere, and 0.5."""
+
+
+@dataclass
 class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: str = "dual"
     """dual: mask -> caption -> mask, needs no text. segment: text -> mask, supervised. describe: mask -> text,
     supervised. reverse: text -> mask -> text."""
+    mix: dict[str, Share] = field(default_factory=dict)
+    """Several objectives in place of `objective`: each step takes batches of all, such as
+    {dual: {sources: [sav]}, reverse: {sources: [refcoco], weight: 0.5}}."""
+    project: bool = False
+    """In a mix, take away from the reverse loop's gradient what is parallel to that of the others."""
     trainable: list[str] = field(default_factory=lambda: ["lora", "mlp1", "text_hidden_fcs", "sam_mask_decoder"])
     """Parts that train, see `trainer/model/trainable.py`; all others are frozen."""
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -129,9 +144,15 @@ class Config:
     checkpoint or of a run to go on from."""
     output_dir: str = "runs/train"
 
+    def objectives(self) -> dict[str, Share]:
+        """What each step trains, the reverse loop last."""
+        mix = self.mix or {self.objective: Share()}
+        return {name: mix[name] for name in sorted(mix, key=lambda name: name == "reverse")}
 
+
+OBJECTIVES = ("dual", "segment", "describe", "reverse")
 CHOICES = {
-    "objective": ("dual", "segment", "describe", "reverse"),
+    "objective": OBJECTIVES,
     "mixed_precision": ("bf16", "no"),
     "model.dtype": ("float32", "bfloat16"),
 }
@@ -257,5 +278,13 @@ def _check(config: Any) -> None:
     for name, count in config.data.sources.items():
         if count < 1:
             raise UserError("out of range", where=f"data.sources.{name}", met=str(count), wanted=">= 1")
+    for name, share in config.mix.items():
+        if name not in OBJECTIVES:
+            raise UserError("no such objective", where="mix", met=str(name), wanted=" or ".join(OBJECTIVES))
+        if share.weight <= 0:
+            raise UserError("out of range", where=f"mix.{name}.weight", met=str(share.weight), wanted="> 0")
+    if config.project and ("reverse" not in config.mix or len(config.mix) < 2):
+        met, wanted = ", ".join(config.mix) or config.objective, "a mix of reverse and another objective"
+        raise UserError("nothing to be orthogonal to", where="project", met=met, wanted=wanted)
     if len(config.betas) != 2:
         raise UserError("not two numbers", where="betas", met=str(config.betas), wanted="[0.9, 0.999]")

@@ -87,6 +87,7 @@ class Loader:
         accumulation: batches an optimiser step. An epoch holds whole steps: none takes samples of two epochs.
         holdout: share of the samples that is held out of training (`part` "holdout").
         part: "train" is shuffled; "holdout" keeps the order of the shards.
+        sources: read these alone; all where none is named.
         repeats: how often the training samples of a source stand in an epoch, by its name; once where it is not named.
         objects_per_sample: objects chosen at random from each sample; all of them where it has fewer.
         threads: decoders.
@@ -109,6 +110,7 @@ class Loader:
         world_size: int = 1,
         holdout: float = 0.0,
         part: Literal["train", "holdout"] = "train",
+        sources: Sequence[str] = (),
         repeats: Mapping[str, int] | None = None,
         objects_per_sample: int = 1,
         threads: int = 2,
@@ -119,9 +121,12 @@ class Loader:
             raise UserError("no shard folder given", where="data.shards", do="for example data.shards=[shards/sav]")
         self._sets = [ShardSet(path) for path in paths]
         names = {s.manifest.source for s in self._sets}
-        if unknown := sorted(set(repeats or {}) - names):
-            wanted = ", ".join(sorted(names))
-            raise UserError("no shards of this source", where="data.sources", met=", ".join(unknown), wanted=wanted)
+        for where, asked in (("data.sources", repeats or {}), ("mix", sources)):
+            if unknown := sorted({*asked} - names):
+                wanted = ", ".join(sorted(names))
+                raise UserError("no shards of this source", where=where, met=", ".join(unknown), wanted=wanted)
+        if sources:
+            self._sets = [s for s in self._sets if s.manifest.source in sources]
         self.recipe = self._sets[0].recipe
         self.described = [f"{s.manifest.source}: {len(s)} samples, plan {s.manifest.plan[:12]}" for s in self._sets]
         """A line a set: what is read."""

@@ -25,7 +25,7 @@ _SIDE = 256
 _AREAS = ("overlap", "union")
 
 
-def evaluate(accelerator: Accelerator, step: Step, loader: Loader, config: Config) -> dict[str, float]:
+def evaluate(accelerator: Accelerator, step: Step, loader: Loader, objective: str, config: Config) -> dict[str, float]:
     """Means over the held-out objects of all processes of what `Judged.values` holds.
 
     With masks also `mask_loss`, BCE + Dice, and `ciou`, all overlaps over all unions. Of values that no object has
@@ -36,7 +36,7 @@ def evaluate(accelerator: Accelerator, step: Step, loader: Loader, config: Confi
     per_step = config.batch_size * accelerator.num_processes
     for batch in _first(loader, -(-config.eval.samples // per_step)):
         with accelerator.autocast():
-            values = step.judge(batch, config.objective).values
+            values = step.judge(batch, objective).values
         for name, value in values.items():
             known = ~value.isnan()
             sums[name] = sums.get(name, 0) + value[known].sum().double()
@@ -51,13 +51,13 @@ def evaluate(accelerator: Accelerator, step: Step, loader: Loader, config: Confi
     return means
 
 
-def panels(accelerator: Accelerator, step: Step, loader: Loader, config: Config) -> list[Panel]:
+def panels(accelerator: Accelerator, step: Step, loader: Loader, objective: str, config: Config) -> list[Panel]:
     """The first `eval.show` held-out objects of this process. `loader` yields the fields `SHOWN`."""
     shown: list[Panel] = []
     for batch in _first(loader, -(-config.eval.show // config.batch_size)):
         with accelerator.autocast():
-            judged = step.judge(batch, config.objective)
-        shown += _panels(batch, judged, config.objective)
+            judged = step.judge(batch, objective)
+        shown += _panels(batch, judged, objective)
     return shown[: config.eval.show]
 
 

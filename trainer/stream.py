@@ -22,8 +22,13 @@ class Stream:
         beginning = {name: {"epoch": 0, "samples": 0} for name in loaders}
         self.position = {name: dict((consumed or beginning)[name]) for name in loaders}
         """What has been consumed: what was only made ahead does not count."""
-        self._accumulation = accumulation
+        self._loaders, self._accumulation = loaders, accumulation
         self._batches = {name: _endless(loader, self.position[name]) for name, loader in loaders.items()}
+
+    @property
+    def wait_seconds(self) -> float:
+        """Time that the consumer spent waiting for data so far."""
+        return sum(loader.wait_seconds for loader in self._loaders.values())
 
     def step(self) -> Iterator[tuple[str, Batch]]:
         """Yield (objective, batch) for one optimiser step. A batch counts as consumed when the next is asked for."""

@@ -19,23 +19,29 @@ import logging
 import shlex
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from signal import Signals
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from torch.optim.lr_scheduler import LambdaLR
 
+from shards.errors import UserError
 from trainer.agreement import decided_by_main, over_processes, stop_unless_finite
+from trainer.backward import Backward, accumulation_steps
 from trainer.checkpoint import Parts, State
 from trainer.command import run_command
 from trainer.config import Config, flat, load_config, save_config
 from trainer.data import Loader, check_recipe
 from trainer.evaluation import SHOWN, evaluate, panels
 from trainer.journal import Journal
+from trainer.judge import JUDGED
 from trainer.model.architecture import GRID, VISION_SIZE
 from trainer.model.grounding import IMAGE_SIZE, MEAN, STD
 from trainer.model.trainable import set_trainable
@@ -46,7 +52,7 @@ from trainer.resume import begin
 from trainer.rng import random_state, set_random_state
 from trainer.run_folder import RunFolder
 from trainer.schedule import rate_factor
-from trainer.step import FIELDS, Step
+from trainer.step import FIELDS, UNREACHED, Step
 from trainer.stream import Stream
 from trainer.trained import Origin, base_model
 
@@ -58,7 +64,7 @@ def main(arguments: list[str]) -> None:
         UserError: whatever a user can mend.
         SystemExit: SIGTERM or SIGINT arrived and a checkpoint was saved; the status is 128 + its number.
     """
-    config = load_config(arguments)
+    config = reached(load_config(arguments))
     if processes := missing_processes():
         return start(processes)
 
@@ -66,7 +72,7 @@ def main(arguments: list[str]) -> None:
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),
         mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.accumulation,
+        gradient_accumulation_steps=accumulation_steps(config),
         log_with="tensorboard",
         project_dir=config.output_dir,
     )
@@ -79,32 +85,42 @@ def main(arguments: list[str]) -> None:
 
 def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
     """Train to the last step and return 0, or to the step at which a signal stopped it and return the signal."""
-    show, folder = accelerator.print, run.folder
+    show, folder, mix = accelerator.print, run.folder, config.objectives()
     if accelerator.is_main_process:
         logging.basicConfig(format="%(message)s")
         logging.getLogger("trainer").setLevel(logging.INFO)
 
-    # The loader is not prepared: Accelerate would let one process read for all, or split their batches once more.
-    load = partial(
-        Loader,
-        config.data.shards,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        holdout=config.data.holdout,
-        repeats=config.data.sources,
-        objects_per_sample=config.data.objects_per_sample,
-        threads=config.data.threads,
-        prefetch=config.data.prefetch,
-        pin=accelerator.device.type == "cuda",
-    )
-    loader = load(fields=FIELDS[config.objective], accumulation=config.accumulation)
-    held_out = load(fields=FIELDS[config.objective], part="holdout") if config.data.holdout else None
-    check_recipe(loader.recipe, vision_size=VISION_SIZE, grid=GRID, sam_size=IMAGE_SIZE, mean=MEAN, std=STD)
+    # Loaders are not prepared: Accelerate would let one process read for all, or split their batches once more.
+    def load(objective: str, fields: tuple[str, ...], **how: Any) -> Loader:
+        return Loader(
+            config.data.shards,
+            fields=fields,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            holdout=config.data.holdout,
+            sources=mix[objective].sources,
+            repeats=config.data.sources,
+            threads=config.data.threads,
+            prefetch=config.data.prefetch,
+            pin=accelerator.device.type == "cuda",
+            **how,
+        )
+
+    chosen = config.data.objects_per_sample
+    loaders = {
+        name: load(name, FIELDS[name], accumulation=config.accumulation, objects_per_sample=chosen) for name in mix
+    }
+    # Two objects of a picture, so that captions can be swapped.
+    judged: dict[str, Any] = {"part": "holdout", "objects_per_sample": max(2, chosen)}
+    held_out = {name: load(name, JUDGED[name], **judged) for name in mix if config.data.holdout}
+    recipe, described = loaders[next(iter(mix))].recipe, [f"{k}: {d}" for k in mix for d in loaders[k].described]
+    for loader in loaders.values():
+        check_recipe(loader.recipe, vision_size=VISION_SIZE, grid=GRID, sam_size=IMAGE_SIZE, mean=MEAN, std=STD)
     samples = config.batch_size * accelerator.num_processes * config.accumulation
 
-    begun = decided_by_main(accelerator, lambda: begin(config, run, loader.described, samples))
+    begun = decided_by_main(accelerator, lambda: begin(config, run, described, samples))
     if begun.finished:
         show(f"{folder} is finished: {begun.step} steps. More steps=N go on, another output_dir starts anew")
         return 0
@@ -128,10 +144,11 @@ def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
     # The scheduler is not prepared: it would step once a process, so many times too fast.
     factor = partial(rate_factor, steps=config.steps, warmup_steps=config.warmup_steps, warmup_from=config.warmup_from)
     parts = Parts(loop, new, optimizer, LambdaLR(optimizer, factor))
-    stream = Stream({config.objective: loader}, config.accumulation, begun.position)
+    stream = Stream(loaders, config.accumulation, begun.position)
     if begun.checkpoint:
         parts.read(begun.checkpoint)
     step_forward, stepper = accelerator.prepare(loop, optimizer)
+    backward = Backward(accelerator, step_forward, trainable, config)
     # From here on (dropout) processes differ.
     set_random_state(begun.random_states, accelerator.process_index, accelerator.device, config.seed + begun.step)
 
@@ -146,20 +163,21 @@ def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
         show(f"going on after step {begun.step}: {begun.checkpoint}")
 
     def look_at_held_out(step: int) -> float | None:
-        if held_out is None or (step % config.eval.every and step != config.steps):
+        if not held_out or (step % config.eval.every and step != config.steps):
             return None
-        values = evaluate(accelerator, loop, held_out, config)
+        found = {name: evaluate(accelerator, loop, own, name, config) for name, own in held_out.items()}
         if journal:
-            journal.held_out(step, values)
-        return values.get("mask_loss")
+            journal.held_out(step, named(found))
+        losses = [values["mask_loss"] for values in found.values() if "mask_loss" in values]
+        return sum(losses) / len(losses) if losses else None
 
     def save(step: int, mask_loss: float | None) -> None:
         random_states = gather_object([random_state(accelerator.device)])
         if journal:
             journal.sync()
-            origin = Origin.of(config, step, loader.recipe.name, loader.described)
+            origin = Origin.of(config, step, recipe.name, described)
             schedule = parts.scheduler.state_dict()
-            state = State(step, stream.position, samples, mask_loss, schedule, flat(config), loader.described)
+            state = State(step, stream.position, samples, mask_loss, schedule, flat(config), described)
             run.save(step, parts.nbytes(), lambda target: parts.write(target, state, origin, random_states))
         accelerator.wait_for_everyone()
 
@@ -168,26 +186,20 @@ def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
     step_forward.train()
     with Preemption() as preemption:
         for step in range(begun.step + 1, config.steps + 1):
-            started, waited = time.perf_counter(), loader.wait_seconds
-            losses: dict[str, torch.Tensor] = {}
-            keys: list[str] = []
-            for objective, batch in stream.step():
-                keys += batch["keys"]
-                with accelerator.accumulate(step_forward):
-                    result = step_forward(batch, objective)
-                    accelerator.backward(result["loss"])
-                for name, value in result.items():
-                    losses[name] = losses.get(name, 0) + value.detach() / config.accumulation
+            started, waited = time.perf_counter(), stream.wait_seconds
+            losses, keys = backward(stream)
             losses["grad_norm"] = accelerator.clip_grad_norm_(trainable, config.clip)
             means, stopped = over_processes(accelerator, losses, preemption.signal)
-            stop_unless_finite(means, losses, step, config.objective, keys)
+            stop_unless_finite(means, losses, step, keys)
             stepper.step()
             stepper.zero_grad()
             loop.teacher.update()
             rate = float(optimizer.param_groups[0]["lr"])
             parts.scheduler.step()
             if journal:
-                journal.step(step, means, rate, time.perf_counter() - started, loader.wait_seconds - waited, samples)
+                journal.step(
+                    step, means, rate, time.perf_counter() - started, stream.wait_seconds - waited, samples * len(mix)
+                )
             mask_loss = None if stopped else look_at_held_out(step)  # preempted: the time is short
             if stopped or step % config.checkpoint.every == 0 or step == config.steps:
                 save(step, mask_loss)
@@ -197,22 +209,40 @@ def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
                 return stopped
 
     if journal:
-        shown = (
-            panels(accelerator, loop, load(fields=SHOWN[config.objective], part="holdout"), config) if held_out else []
-        )
+        shown = [
+            panel
+            for name in held_out
+            for panel in panels(accelerator, loop, load(name, SHOWN[name], **judged), name, config)
+        ]
         facts = {
+            "objectives": ", ".join(f"{name} (weight {share.weight:g})" for name, share in mix.items()),
             "steps": f"{config.steps} of {config.accumulation} x {config.batch_size} samples on each of "
             f"{accelerator.num_processes} process(es), {accelerator.device.type}",
             "time": journal.time(),
             "trained": ", ".join(sizes),
         }
         text = (folder / "config.yaml").read_text(encoding="utf-8")
-        write_report(run.report, f"{config.objective}: {folder.name}", facts, journal.records, shown, text)
+        write_report(run.report, f"{', '.join(mix)}: {folder.name}", facts, journal.records, shown, text)
         journal.close()
         show(f"weights: {folder / 'checkpoint'}\nreport: {run.report}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return 0
+
+
+def reached(config: Config) -> Config:
+    """Without the parts that no loss reaches: weight decay alone would shrink them."""
+    kept = [p for p in config.trainable if any(p not in UNREACHED.get(name, ()) for name in config.objectives())]
+    if config.trainable and not kept:
+        met, wanted = ", ".join(config.trainable), "a part that a loss of the objective reaches"
+        raise UserError("nothing to train", where="trainable", met=met, wanted=wanted)
+    return replace(config, trainable=kept)
+
+
+def named(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Values of all objectives; with the objective's name in front where there are several."""
+    several = len(found) > 1
+    return {f"{o}/{k}" if several else k: value for o, values in found.items() for k, value in values.items()}
 
 
 if __name__ == "__main__":

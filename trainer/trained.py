@@ -51,7 +51,8 @@ class Origin:
         places = {k: v and _absolute(v) for k, v in asdict(given).items() if k in ("path", "internvl", "sam2")}
         batch = config.batch_size * config.accumulation
         model = replace(given, **places)
-        return cls(model, config.trainable, config.lora, config.objective, step, batch, recipe, data)
+        objective = ", ".join(config.objectives())
+        return cls(model, config.trainable, config.lora, objective, step, batch, recipe, data)
 
     def to_bytes(self) -> bytes:
         """What `origin.json` holds."""
