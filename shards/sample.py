@@ -36,3 +36,21 @@ class Sample:
     meta: dict[str, Any]
     """The sample's JSON, as `docs/FORMAT.md` lists it, without `crc32`, which the writer adds."""
     frames: tuple[FrameTensors, ...]
+
+
+def texts_of(item: dict[str, Any]) -> list[str]:
+    """The texts of an object, as the sample's JSON has it, that say something: those with a letter or a digit."""
+    texts = item.get("texts")
+    if not isinstance(texts, list):
+        return []
+    return [text for text in texts if isinstance(text, str) and any(map(str.isalnum, text))]
+
+
+def usable_objects(objects: list[dict[str, Any]], prompts: Bool) -> tuple[int, int]:
+    """How many objects have a text that says something, and how many a prompt cell in frame 1.
+
+    Args:
+        objects: of the sample's JSON.
+        prompts: (N, 16, 16), of frame 1.
+    """
+    return sum(bool(texts_of(item)) for item in objects), int(prompts.any(axis=(1, 2)).sum())

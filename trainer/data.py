@@ -20,6 +20,7 @@ from shards.errors import BadShard, UserError
 from shards.format import EXTENSIONS, Field
 from shards.reader import ShardSet, decode_field
 from shards.recipe import Recipe
+from shards.sample import texts_of
 
 log = logging.getLogger(__name__)
 
@@ -29,12 +30,16 @@ Batch = dict[str, Any]
 - `pixel_values{k}` (B, 3, 448, 448) float32, `g_pixel_values{k}` (B, 3, 1024, 1024) uint8,
 - `prompt_masks{k}` (M, 16, 16) bool, `masks{k}` (M, 1024, 1024) bool, for the frames k that were asked for,
 - `image_of_object` (M,) int64: the sample (row of the pictures) that each object belongs to,
-- `keys` list[str] (B), `meta` list[dict] (B), `texts` list[list[str]] (M),
+- `keys` list[str] (B), `meta` list[dict] (B), `texts` list[list[str]] (M), those that say something,
 - `copies` list[int] (B): how often the sample stood in this epoch before, where sources are repeated,
 - `position` {"epoch": int, "step": int}: what has been consumed once this batch is trained on.
 
 Frames are numbered 1 and 2; the frame of a single-frame sample serves for both.
 """
+
+Need = Literal["texts", "regions"]
+"""What a chosen object must have: a text, or a prompt cell in frame 1. Columns of the index."""
+_NEEDED = {"texts": "an object with a text", "regions": "an object with a prompt cell in frame 1"}
 
 _SHUFFLE_WINDOW = 64  # shards whose samples are mixed; bounds how many tars are read at a time
 
@@ -84,12 +89,13 @@ class Loader:
         part: "train" is shuffled; "holdout" keeps the order of the shards.
         repeats: how often the training samples of a source stand in an epoch, by its name; once where it is not named.
         objects_per_sample: objects chosen at random from each sample; all of them where it has fewer.
+        need: choose among the objects that have this, and leave out samples where none has; any object by default.
         threads: decoders.
         prefetch: batches in the making ahead of the one that is in use.
         pin: use page-locked memory (with a GPU).
 
     Raises:
-        UserError: shards of different recipes, or fewer samples than one global batch.
+        UserError: shards of different recipes, or fewer samples than one global batch that have what is needed.
     """
 
     def __init__(
@@ -105,6 +111,7 @@ class Loader:
         part: Literal["train", "holdout"] = "train",
         repeats: Mapping[str, int] | None = None,
         objects_per_sample: int = 1,
+        need: Need | None = None,
         threads: int = 2,
         prefetch: int = 2,
         pin: bool = False,
@@ -127,6 +134,7 @@ class Loader:
         self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
         self._seed, self._shuffled = seed, part == "train"
         self._objects, self._threads, self._prefetch, self._pin = objects_per_sample, threads, prefetch, pin
+        self._need: Need | None = need
         if repeats and self._shuffled:
             # A set that counts several times stands there several times: each copy has positions of its own.
             copies = [(s, copy) for s in self._sets for copy in range(repeats.get(s.manifest.source, 1))]
@@ -136,7 +144,10 @@ class Loader:
         # Global positions run through the sets in their order; `_starts[i]` is the first of set i.
         self._starts = np.cumsum([0, *(len(s) for s in self._sets)])
         chosen = np.concatenate([held_out(s.index["key"], holdout) == (part == "holdout") for s in self._sets])
-        self._positions = np.flatnonzero(chosen).astype(np.uint64)
+        usable = np.concatenate([s.index[need] > 0 if need else np.ones(len(s), np.bool_) for s in self._sets])
+        self.left_out = int((chosen & ~usable).sum())
+        """Samples of this part without an object that has what is needed."""
+        self._positions = np.flatnonzero(chosen & usable).astype(np.uint64)
         shards = [len(s.manifest.shards) for s in self._sets]
         first = np.cumsum([0, *shards])
         shard_of = np.concatenate([s.index["shard"] + first[i] for i, s in enumerate(self._sets)])
@@ -146,9 +157,13 @@ class Loader:
         """Samples of an epoch that no batch holds: always less than one global batch."""
         self.wait_seconds = 0.0
         """Time that the consumer spent waiting for data so far."""
+        without = f"{self.left_out} without {_NEEDED[need]}" if need else ""
         if not self.steps_per_epoch:
             met, wanted = f"{len(self._positions)} samples", f"{batch_size * world_size} (batch_size x processes)"
+            met += f", and {without}" if self.left_out else ""
             raise UserError(f"too few samples in the {part} part", where=", ".join(paths), met=met, wanted=wanted)
+        if self.left_out:
+            log.warning("%s part: samples left out, %s", part, without)
         counts = len(self._positions), self.steps_per_epoch, self.unused
         log.info("%s part: %d samples, %d steps an epoch, %d samples of each epoch unused", part, *counts)
 
@@ -201,8 +216,14 @@ class Loader:
         which = int(np.searchsorted(self._starts, position, side="right")) - 1
         shards, local = self._sets[which], position - int(self._starts[which])
         meta, members = shards.sample(local)
-        objects = self._choose(len(meta["objects"]), position, epoch)
         single = len(meta["frames"]) == 1
+        able = [*range(len(meta["objects"]))]
+        if self._need == "texts":
+            able = [n for n in able if texts_of(meta["objects"][n])]
+        elif self._need == "regions":
+            field = Field("prompt_masks", None if single else 1)
+            able = np.flatnonzero(decode_field(field, members[field], self.recipe).any(axis=(1, 2))).tolist()
+        objects = self._choose(able, position, epoch)
         for field in self._fields:
             stored = Field(field.name, None) if single else field
             target = buffers[str(field)][row].numpy()
@@ -216,11 +237,12 @@ class Loader:
                 raise BadShard(error.what, where=where, met=error.met, wanted=error.wanted, do=error.do) from None
         return _Row(shards.key(local), meta, objects, self._copies[which])
 
-    def _choose(self, count: int, position: int, epoch: int) -> list[int]:
-        if count <= self._objects:
-            return [*range(count)]
+    def _choose(self, able: list[int], position: int, epoch: int) -> list[int]:
+        if len(able) <= self._objects:
+            return able
         salt = (self._seed * 1_000_003 + epoch) * 1_000_003 + position
-        return sorted(np.argsort(mix(np.arange(count, dtype=np.uint64), salt))[: self._objects].tolist())
+        order = np.argsort(mix(np.array(able, np.uint64), salt))
+        return sorted(able[n] for n in order[: self._objects])
 
     def _batch(self, buffers: dict[str, torch.Tensor], rows: list[_Row], position: dict[str, int]) -> Batch:
         full = all(len(row.objects) == self._objects for row in rows)
@@ -232,7 +254,7 @@ class Loader:
                 tensor = tensor.flatten(0, 1) if full else tensor[taken]
             batch[str(field)] = tensor
         batch["image_of_object"] = torch.tensor([i for i, row in enumerate(rows) for _ in row.objects])
-        batch["texts"] = [list(row.meta["objects"][n].get("texts", ())) for row in rows for n in row.objects]
+        batch["texts"] = [texts_of(row.meta["objects"][n]) for row in rows for n in row.objects]
         batch |= {"keys": [r.key for r in rows], "meta": [r.meta for r in rows], "copies": [r.copy for r in rows]}
         return {**batch, "position": position}
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from shards.errors import UserError
 from trainer.config import Config
+from trainer.data import Need
 from trainer.gumbel import straight_through_gumbel
 from trainer.losses import mask_metrics, point_losses, regular_points, uncertain_points
 from trainer.model.captioner import Captioner
@@ -29,6 +30,8 @@ FIELDS = {
     "segment": ("pixel_values1", "g_pixel_values1", "masks1"),
 }
 """What each objective reads of a batch."""
+NEED: dict[str, Need] = {"dual": "regions", "segment": "texts"}
+"""What each objective needs of an object."""
 TARGET_FRAME = {"dual": 2, "segment": 1}
 """The frame whose masks each objective predicts."""
 _EVALUATION_GRID = 256  # points a side: as many as the decoder's logits have

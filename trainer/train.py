@@ -31,7 +31,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from shards.errors import UserError
 from trainer.config import flat, load_config, save_config
 from trainer.data import Batch, Loader, check_recipe
-from trainer.dual_loop import FIELDS, DualLoop
+from trainer.dual_loop import FIELDS, NEED, DualLoop
 from trainer.evaluation import SHOWN, evaluate, panels
 from trainer.journal import Journal
 from trainer.model.architecture import GRID, VISION_SIZE
@@ -75,6 +75,7 @@ def main(arguments: list[str]) -> None:
         holdout=config.data.holdout,
         repeats=config.data.sources,
         objects_per_sample=config.data.objects_per_sample,
+        need=NEED[config.objective],
         threads=config.data.threads,
         prefetch=config.data.prefetch,
         pin=accelerator.device.type == "cuda",
