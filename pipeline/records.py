@@ -18,6 +18,7 @@ from pipeline.raw import RawInput
 _TABLES = """
 PRAGMA journal_mode = OFF;
 PRAGMA synchronous = OFF;
+PRAGMA cache_size = -65536;  -- KiB: paths come in no order, and there are millions of them
 CREATE TABLE inputs (path BLOB PRIMARY KEY, bytes INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE parts (path BLOB NOT NULL, body TEXT NOT NULL);
 """
