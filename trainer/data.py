@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from shards.errors import BadShard, UserError
 from shards.format import EXTENSIONS, Field
-from shards.reader import ShardSet, decode_field
+from shards.reader import Array, ShardSet, decode_field
 from shards.recipe import Recipe
 from shards.sample import texts_of
 
@@ -216,25 +216,31 @@ class Loader:
         which = int(np.searchsorted(self._starts, position, side="right")) - 1
         shards, local = self._sets[which], position - int(self._starts[which])
         meta, members = shards.sample(local)
-        single = len(meta["frames"]) == 1
+        single, place = len(meta["frames"]) == 1, f"{shards.folder}: {shards.key(local)}"
+
+        def decode(field: Field, *how: Any) -> Array:
+            stored = Field(field.name, None) if single else field
+            try:
+                return decode_field(stored, members[stored], self.recipe, *how)
+            except BadShard as error:
+                where = f"{place}.{stored}"
+                raise BadShard(error.what, where=where, met=error.met, wanted=error.wanted, do=error.do) from None
+
         able = [*range(len(meta["objects"]))]
         if self._need == "texts":
             able = [n for n in able if texts_of(meta["objects"][n])]
         elif self._need == "regions":
-            field = Field("prompt_masks", None if single else 1)
-            able = np.flatnonzero(decode_field(field, members[field], self.recipe).any(axis=(1, 2))).tolist()
+            able = np.flatnonzero(decode(Field("prompt_masks", 1)).any(axis=(1, 2))).tolist()
+        if not able:
+            do = "look at the set with cli.py verify-shard"
+            raise BadShard("index and sample differ", where=place, wanted=_NEEDED[self._need or "regions"], do=do)
         objects = self._choose(able, position, epoch)
         for field in self._fields:
-            stored = Field(field.name, None) if single else field
             target = buffers[str(field)][row].numpy()
-            try:
-                if field.name in ("masks", "prompt_masks"):
-                    decode_field(stored, members[stored], self.recipe, objects, target[: len(objects)])
-                else:
-                    decode_field(stored, members[stored], self.recipe, out=target)
-            except BadShard as error:
-                where = f"{shards.folder}: {shards.key(local)}.{stored}"
-                raise BadShard(error.what, where=where, met=error.met, wanted=error.wanted, do=error.do) from None
+            if field.name in ("masks", "prompt_masks"):
+                decode(field, objects, target[: len(objects)])
+            else:
+                decode(field, None, target)
         return _Row(shards.key(local), meta, objects, self._copies[which])
 
     def _choose(self, able: list[int], position: int, epoch: int) -> list[int]:

@@ -151,6 +151,15 @@ def test_no_object_can_be_used(sav_set):
         loader(sav_set, need="texts")
 
 
+def test_an_index_that_counts_otherwise_is_noticed(sav_set, tmp_path):
+    shutil.copytree(sav_set, tmp_path / "sav")
+    index = np.load(tmp_path / "sav" / "index.npy")
+    index["texts"] = 1
+    np.save(tmp_path / "sav" / "index.npy", index)
+    with pytest.raises(UserError, match="index and sample differ; wanted an object with a text"):
+        next(loader(tmp_path / "sav", need="texts").epoch(0))
+
+
 def test_copies_of_a_sample_are_drawn_for_anew(coco_set):
     one = Loader([str(coco_set)], fields=LIGHT, batch_size=1, seed=7, repeats={"coco": 2})
     draws = [object_generators(batch, 7)[0].initial_seed() for batch in one.epoch(0)]
