@@ -121,13 +121,13 @@ def _check_types(value: _Record) -> _Record:
 
 def pack_index(entries: Iterable[Iterable[Entry]]) -> bytes:
     """The index file of a set: `entries[i]` are the samples of shard i."""
-    rows = [
+    rows = (
         (e.key.encode(), i, e.offset, e.size, e.crc32, e.texts, e.regions)
         for i, shard in enumerate(entries)
         for e in shard
-    ]
+    )
     buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, np.array(rows, INDEX_DTYPE), version=(1, 0), allow_pickle=False)
+    np.lib.format.write_array(buffer, np.fromiter(rows, INDEX_DTYPE), version=(1, 0), allow_pickle=False)
     return buffer.getvalue()
 
 
