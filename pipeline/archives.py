@@ -22,7 +22,7 @@ _LOCAL_HEADER = 30  # bytes of a zip member's own header, before its name and ex
 
 
 def tar_members(path: Path) -> Iterator[tuple[str, Member]]:
-    """Name and place of each regular file in an uncompressed tar, in its order.
+    """Name and place of each regular file in an uncompressed tar, in its order; links and devices are passed over.
 
     Raises:
         BadInput: after the last whole member, where the tar is damaged or cut short.
@@ -31,11 +31,10 @@ def tar_members(path: Path) -> Iterator[tuple[str, Member]]:
         _refuse_pointer(path)
         size = path.stat().st_size
         with tarfile.open(path, "r:") as tar:
-            for info in tar:
-                if info.offset_data + info.size > size:
-                    break
+            while (info := tar.next()) is not None and info.offset_data + info.size <= size:
                 if info.isreg() and not info.issparse():
                     yield info.name, {"at": info.offset_data, "bytes": info.size}
+                tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
             end = tar.offset  # where the headers stopped; tarfile takes a damaged header for the end
         with open(path, "rb") as file:
             file.seek(end)
@@ -68,7 +67,8 @@ def read_member(path: Path, member: Mapping[str, int]) -> bytes:
         BadInput: the archive is not there or was changed, the member is damaged, encrypted or larger than `MAX_BYTES`.
     """
     if max(member["bytes"], member.get("packed", 0)) > MAX_BYTES:
-        raise BadInput("too large a file", where=str(path), met=f"{member['bytes']} bytes")
+        met, wanted = f"{member['bytes']} bytes", f"at most {MAX_BYTES}"
+        raise BadInput("too large a file", where=str(path), met=met, wanted=wanted)
     try:
         with open(path, "rb") as file:
             file.seek(member["at"])

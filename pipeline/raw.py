@@ -11,7 +11,7 @@ from PIL import Image
 from pipeline.cropped import Mask
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there are millions of them
 class RawInput:
     """One unit of raw data that becomes one sample or one line of the ledger."""
 

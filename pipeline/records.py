@@ -18,9 +18,11 @@ from pipeline.raw import RawInput
 _TABLES = """
 PRAGMA journal_mode = OFF;
 PRAGMA synchronous = OFF;
+PRAGMA cache_size = -65536;  -- KiB: paths come in no order, and there are millions of them
 CREATE TABLE inputs (path BLOB PRIMARY KEY, bytes INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE parts (path BLOB NOT NULL, body TEXT NOT NULL);
 """
+_ENCODE = json.JSONEncoder(separators=(",", ":"), sort_keys=True).encode
 
 
 class RecordsWriter:
@@ -51,8 +53,7 @@ class RecordsWriter:
 
     def attach(self, path: str, part: Any) -> None:
         """Put down something that an annotation file says of an input, as JSON; parts keep their order."""
-        body = json.dumps(part, separators=(",", ":"), sort_keys=True)
-        self._base.execute("INSERT INTO parts VALUES (?, ?)", (os.fsencode(path), body))
+        self._base.execute("INSERT INTO parts VALUES (?, ?)", (os.fsencode(path), _ENCODE(part)))
 
 
 class Records:

@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
@@ -81,18 +81,18 @@ def _run(make: MakePlan, folder: Path, work: WorkFolder, workers: int, max_bad: 
         work.leave_as_found()
         raise
     work.share_lock()
-    notes = {shard: note for shard in plan.shards if (note := work.done(plan, shard)) is not None}
-    missing = [shard for shard in plan.shards if shard not in notes]
+    # Notes stay on the disk: those of a large set together take more memory than all workers.
+    stands = {shard: note.bad for shard in plan.shards if (note := work.done(plan, shard)) is not None}
+    missing = [shard for shard in plan.shards if shard not in stands]
     allowed = int(max_bad * len(plan.inputs))
-    bad = sum(note.bad for note in notes.values())
-    stood = sum(len(plan.part(shard)) for shard in notes)
+    bad = sum(stands.values())
+    stood = sum(len(plan.part(shard)) for shard in stands)
     try:
         with (
             tqdm(total=len(plan.inputs), initial=stood, unit="sample", desc=folder.name, mininterval=0.5) as bar,
             closing(_write(plan, missing if bad <= allowed else [], folder, work, workers, bar.update)) as shards,
         ):
-            for shard, done in shards:
-                notes[shard] = done
+            for done in shards:
                 bad += done.bad
                 if bad > allowed:
                     break
@@ -103,10 +103,10 @@ def _run(make: MakePlan, folder: Path, work: WorkFolder, workers: int, max_bad: 
             "cannot write", where=str(error.filename or folder), met=str(error.strerror), do=AGAIN
         ) from None
     if bad > allowed:
-        ledger = _ledger(notes[shard] for shard in sorted(notes))
+        ledger = [line for note in work.notes(plan) for line in note.ledger]
         atomic_write(folder / LEDGER, pack_ledger(ledger), temporary_folder=work.path)
         raise _too_many_bad(plan, ledger, allowed, folder)
-    manifest = _finish(plan, [notes[shard] for shard in plan.shards], folder, work)
+    manifest = _finish(plan, folder, work)
     return Summary(manifest, folder, len(missing), time.monotonic() - started)
 
 
@@ -138,29 +138,30 @@ def _too_many_bad(plan: Plan, ledger: Sequence[LedgerLine], allowed: int, folder
     )
 
 
-def _ledger(notes: Iterable[Done]) -> list[LedgerLine]:
-    return [line for note in notes for line in note.ledger]
-
-
-def _finish(plan: Plan, notes: Sequence[Done], folder: Path, work: WorkFolder) -> Manifest:
+def _finish(plan: Plan, folder: Path, work: WorkFolder) -> Manifest:
     """Put down index, ledger and, last, the manifest: it says that the set is finished."""
-    ledger = _ledger(notes)
-    written = [note for note in notes if note.entries]
-    index_bytes, ledger_bytes = pack_index(note.entries for note in written), pack_ledger(ledger)
     counts: Counter[str] = Counter()
-    for note in notes:
+    left_out: Counter[str] = Counter()
+    shards, ledger, objects = [], [], 0
+    for note in work.notes(plan):
         counts.update(note.notes)
+        left_out.update(line.reason for line in note.ledger)
+        ledger.append(pack_ledger(note.ledger))
+        shards += [note.shard] if note.entries else []
+        objects += note.objects
+    index_bytes = pack_index(note.entries for note in work.notes(plan) if note.entries)
+    ledger_bytes = b"".join(ledger)
     manifest = Manifest(
         source=plan.job.source.name,
         recipe=plan.job.recipe,
         plan=plan.digest,
         options=plan.job.options,
         inputs=len(plan.inputs),
-        samples=sum(len(note.entries) for note in notes),
-        objects=sum(note.objects for note in notes),
-        left_out=dict(sorted(Counter(line.reason for line in ledger).items())),
+        samples=sum(shard.samples for shard in shards),
+        objects=objects,
+        left_out=dict(sorted(left_out.items())),
         notes=dict(sorted(counts.items())),
-        shards=tuple(note.shard for note in written),
+        shards=tuple(shards),
         index_sha256=sha256(index_bytes),
         ledger_sha256=sha256(ledger_bytes),
     )
@@ -172,23 +173,23 @@ def _finish(plan: Plan, notes: Sequence[Done], folder: Path, work: WorkFolder) -
 
 def _write(
     plan: Plan, missing: Sequence[int], folder: Path, work: WorkFolder, workers: int, tick: Callable[[int], object]
-) -> Generator[tuple[int, Done], None, None]:
-    """Write the missing shards; yield each as it is done."""
+) -> Generator[Done, None, None]:
+    """Write the missing shards; yield the note of each as it is done."""
     if workers == 1 or len(missing) <= 1:
         for shard in missing:
-            yield shard, write_shard(plan.job, plan.part(shard), plan.name(shard), folder, work.path, tick)
+            yield write_shard(plan.job, plan.part(shard), plan.name(shard), folder, work.path, tick)
         return
     context = mp.get_context("spawn")
     counter = context.Value("Q", 0)
     with _pool(min(workers, len(missing)), context, (counter, work.lock_file)) as pool:
         waiting = iter(missing)
-        running: dict[Future[Done], int] = {}
+        running: set[Future[Done]] = set()
         before = 0
         while True:
             # A few tasks ahead of the workers, so that the queue does not hold a copy of every input's name.
             for shard in waiting:
                 task = (plan.job, plan.part(shard), plan.name(shard), folder, work.path)
-                running[pool.submit(_task, *task)] = shard
+                running.add(pool.submit(_task, *task))
                 if len(running) >= 2 * workers:
                     break
             if not running:
@@ -198,7 +199,8 @@ def _write(
             tick(now - before)
             before = now
             for future in ready:
-                yield running.pop(future), future.result()
+                running.remove(future)
+                yield future.result()
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.plan import Plan
@@ -79,6 +80,12 @@ class WorkFolder:
         except FileNotFoundError:
             return None
         return note if stands else None
+
+    def notes(self, plan: Plan) -> Iterator[Done]:
+        """The notes of all shards that are done, in order, read one by one."""
+        for shard in plan.shards:
+            if (note := self.done(plan, shard)) is not None:
+                yield note
 
     def remove(self) -> None:
         shutil.rmtree(self.path)

@@ -18,14 +18,14 @@ from typing import Any, BinaryIO
 from shards import codec
 from shards.errors import BadShard
 from shards.format import KEY, META_EXTENSION, FieldName, frame_fields
-from shards.sample import FrameTensors, Sample
+from shards.sample import FrameTensors, Sample, usable_objects
 
 BLOCK = tarfile.BLOCKSIZE
 _END = bytes(2 * BLOCK)
 _MAX_META = 64 << 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there are millions of them
 class Entry:
     """Where a sample stands in its tar."""
 
@@ -36,6 +36,10 @@ class Entry:
     """From there to the end of its last member's padding, in bytes."""
     crc32: int
     """Of these bytes."""
+    texts: int
+    """Objects with a prompt cell in a frame, and a text."""
+    regions: int
+    """Objects with a prompt cell in a frame."""
 
 
 def _encode(frame: FrameTensors, name: FieldName) -> bytes:
@@ -81,7 +85,8 @@ class ShardWriter:
             for data in (info.tobuf(tarfile.USTAR_FORMAT), blob, bytes(-len(blob) % BLOCK)):
                 crc32 = zlib.crc32(data, crc32)
                 self._put(data)
-        self.entries.append(Entry(sample.key, offset, self.size - offset, crc32))
+        usable = usable_objects(sample.meta["objects"], [frame.prompt_masks for frame in sample.frames])
+        self.entries.append(Entry(sample.key, offset, self.size - offset, crc32, *usable))
 
     def close(self) -> str:
         """End the tar; return the SHA-256 of all of it, hexadecimal."""

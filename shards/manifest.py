@@ -19,7 +19,12 @@ from shards.format import FORMAT, INDEX, LEDGER, MANIFEST, VERSION
 from shards.recipe import Recipe
 
 _Record = TypeVar("_Record", "ShardInfo", "Manifest")
-INDEX_DTYPE = np.dtype([("key", "S64"), ("shard", "<u4"), ("offset", "<u8"), ("size", "<u8"), ("crc32", "<u4")])
+INDEX_DTYPE = np.dtype(
+    [
+        *[("key", "S64"), ("shard", "<u4"), ("offset", "<u8"), ("size", "<u8"), ("crc32", "<u4")],
+        *[("texts", "<u4"), ("regions", "<u4")],
+    ]
+)
 """A row a sample, in the order of the set. `shard` counts the manifest's list of shards from 0."""
 
 
@@ -116,9 +121,13 @@ def _check_types(value: _Record) -> _Record:
 
 def pack_index(entries: Iterable[Iterable[Entry]]) -> bytes:
     """The index file of a set: `entries[i]` are the samples of shard i."""
-    rows = [(e.key.encode(), i, e.offset, e.size, e.crc32) for i, shard in enumerate(entries) for e in shard]
+    rows = (
+        (e.key.encode(), i, e.offset, e.size, e.crc32, e.texts, e.regions)
+        for i, shard in enumerate(entries)
+        for e in shard
+    )
     buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, np.array(rows, INDEX_DTYPE), version=(1, 0), allow_pickle=False)
+    np.lib.format.write_array(buffer, np.fromiter(rows, INDEX_DTYPE), version=(1, 0), allow_pickle=False)
     return buffer.getvalue()
 
 
@@ -130,7 +139,8 @@ def read_index(folder: Path) -> NDArray[Any]:
     except (OSError, ValueError, EOFError) as error:
         raise BadShard("not an index", where=str(path), met=str(error)) from None
     if index.dtype != INDEX_DTYPE or index.ndim != 1:
-        raise BadShard("not an index", where=str(path), met=str(index.dtype), wanted=str(INDEX_DTYPE))
+        met, wanted = (", ".join(dtype.names or (str(dtype),)) for dtype in (index.dtype, INDEX_DTYPE))
+        raise BadShard("not an index", where=str(path), met=met, wanted=wanted, do="write the set again")
     return index
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,3 +37,23 @@ class Sample:
     meta: dict[str, Any]
     """The sample's JSON, as `docs/FORMAT.md` lists it, without `crc32`, which the writer adds."""
     frames: tuple[FrameTensors, ...]
+
+
+def texts_of(item: dict[str, Any]) -> list[str]:
+    """The texts of an object, as the sample's JSON has it, that say something: those with a letter or a digit."""
+    texts = item.get("texts")
+    if not isinstance(texts, list):
+        return []
+    return [text for text in texts if isinstance(text, str) and any(map(str.isalnum, text))]
+
+
+def usable_objects(objects: list[dict[str, Any]], prompts: Sequence[Bool]) -> tuple[int, int]:
+    """How many objects have a prompt cell in a frame and a text that says something; how many have the cell.
+
+    Args:
+        objects: N, of the sample's JSON.
+        prompts: (N, 16, 16) of each frame.
+    """
+    visible = np.any([cells.any(axis=(1, 2)) for cells in prompts], axis=0)
+    told = [bool(texts_of(item)) for item in objects]
+    return sum(bool(a and b) for a, b in zip(visible, told, strict=True)), int(visible.sum())

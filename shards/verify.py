@@ -27,7 +27,7 @@ from shards.manifest import Manifest, ShardInfo, read_index, read_ledger, sha256
 from shards.reader import decode_field, stored_fields
 from shards.recipe import Recipe
 from shards.report import Failure, FieldRow, Report
-from shards.sample import Sample
+from shards.sample import Sample, usable_objects
 
 Derive = Callable[[dict[str, Any], Manifest], Sample]
 Array = NDArray[Any]
@@ -215,7 +215,7 @@ def _check_shard(shard: _Shard) -> Report:
             continue
         if (crc32 := zlib.crc32(tar.view[offset:end])) != row["crc32"]:
             fail(key, "", "CRC-32 of the sample", crc32, row["crc32"])
-        _Checker(report, str(path), key, shard).check(tar, offset, size)
+        _Checker(report, str(path), key, shard).check(tar, row)
         report.samples += 1
     rest = tar.view[end:]
     if any(rest) or len(rest) < 2 * BLOCK:
@@ -235,9 +235,10 @@ class _Checker:
     def fail(self, field: object, what: str, met: object = "", wanted: object = "") -> None:
         self.report.fail(Failure(self.path, self.key, str(field), what, str(met), str(wanted)))
 
-    def check(self, tar: MappedTar, offset: int, size: int) -> None:
+    def check(self, tar: MappedTar, row: Any) -> None:
+        """Check the sample where `row` of the index says that it stands."""
         try:
-            groups = list(group_members(tar.members(offset, size)))
+            groups = list(group_members(tar.members(int(row["offset"]), int(row["size"]))))
             if len(groups) != 1 or groups[0][0] != self.key or not KEY.fullmatch(self.key):
                 self.fail("", "members of one sample", [group[0] for group in groups], f"key {self.key}")
                 return
@@ -262,6 +263,7 @@ class _Checker:
                 self.fail(field, error.what, error.met, error.wanted)
         self.report.objects += len(meta["objects"])
         self._check_emptiness(meta, arrays)
+        self._check_usable(meta, arrays, row)
         if len(arrays) == len(fields):
             self._check_agreement(meta, arrays)
             if self.shard.derive is not None:
@@ -310,6 +312,14 @@ class _Checker:
         if meta.get("has_paired_frame") is True or len(empty) == len(meta["frames"]):
             for field in empty:
                 self.fail(field, "all masks are empty", "0 pixels", "an object")
+
+    def _check_usable(self, meta: dict[str, Any], arrays: dict[Field, Array], row: Any) -> None:
+        """The index counts the objects that a trainer can ask for."""
+        prompts = [array for field, array in arrays.items() if field.name == "prompt_masks"]
+        if [len(cells) for cells in prompts] == [len(meta["objects"])] * len(meta["frames"]):
+            wanted, met = usable_objects(meta["objects"], prompts), (int(row["texts"]), int(row["regions"]))
+            if met != wanted:
+                self.fail("", "objects with a text, with a region, in the index", met, wanted)
 
     def _check_agreement(self, meta: dict[str, Any], arrays: dict[Field, Array]) -> None:
         pictures, names = [], []

@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 
 from shards.errors import BadShard, UserError
 from shards.format import EXTENSIONS, Field
-from shards.reader import ShardSet, decode_field
+from shards.reader import Array, ShardSet, decode_field
 from shards.recipe import Recipe
+from shards.sample import texts_of
+from trainer.choice import choose, mix
 
 log = logging.getLogger(__name__)
 
@@ -30,28 +32,24 @@ Batch = dict[str, Any]
 - `pixel_values{k}` (B, 3, 448, 448) float32, `g_pixel_values{k}` (B, 3, 1024, 1024) uint8,
 - `prompt_masks{k}` (M, 16, 16) bool, `masks{k}` (M, 1024, 1024) bool, for the frames k that were asked for,
 - `image_of_object` (M,) int64: the sample (row of the pictures) that each object belongs to,
-- `keys` list[str] (B), `meta` list[dict] (B), `texts` list[list[str]] (M),
+- `keys` list[str] (B), `meta` list[dict] (B), `texts` list[list[str]] (M), those that say something,
 - `copies` list[int] (B): how often the sample stood in this epoch before, where sources are repeated,
 - `position`: what all ranks together have consumed once this batch is trained on.
 
-Frames are numbered 1 and 2; the frame of a single-frame sample serves for both.
+- `frames` list[(int, int)] (B): which two of its frames, from 1, a sample's frames 1 and 2 are,
+- `paired` (B,) bool: whether they are two; where they are one, `pixel_values2` beside `pixel_values1` is not filled.
+
+Where more than two frames show an object, two are chosen, other ones in each epoch.
 """
 
 Position = dict[str, int]
 """{"epoch": int, "samples": int}: so many samples of this epoch's global order are consumed."""
 
+Need = Literal["texts", "regions"]
+"""What a chosen object must have: a prompt cell in a frame, for "texts" a text too. Columns of the index."""
+_NEEDED = {"texts": "an object with a text", "regions": "an object with a prompt cell"}
+
 _SHUFFLE_WINDOW = 64  # shards whose samples are mixed; bounds how many tars are read at a time
-
-UInt64 = NDArray[np.uint64]
-
-
-def mix(values: UInt64, salt: int) -> UInt64:
-    """A hash of each value, evenly spread over 64 bits (splitmix64's finaliser); the same everywhere."""
-    with np.errstate(over="ignore"):
-        z = values + np.uint64(salt * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
 
 
 def held_out(keys: NDArray[np.bytes_], share: float) -> NDArray[np.bool_]:
@@ -90,12 +88,13 @@ class Loader:
         sources: read these alone; all where none is named.
         repeats: how often the training samples of a source stand in an epoch, by its name; once where it is not named.
         objects_per_sample: objects chosen at random from each sample; all of them where it has fewer.
+        need: choose among the objects that have this, and leave out samples where none has; any object by default.
         threads: decoders.
         prefetch: batches in the making ahead of the one that is in use.
         pin: use page-locked memory (with a GPU).
 
     Raises:
-        UserError: shards of different recipes, or fewer samples than one optimiser step takes.
+        UserError: shards of different recipes, or fewer samples than one optimiser step takes that have what is needed.
     """
 
     def __init__(
@@ -113,6 +112,7 @@ class Loader:
         sources: Sequence[str] = (),
         repeats: Mapping[str, int] | None = None,
         objects_per_sample: int = 1,
+        need: Need | None = None,
         threads: int = 2,
         prefetch: int = 2,
         pin: bool = False,
@@ -135,9 +135,11 @@ class Loader:
                 met, wanted = (f"{s.recipe.name} ({s.recipe.digest})" for s in (other, self._sets[0]))
                 raise UserError("shards of different recipes", where=str(other.folder), met=met, wanted=wanted)
         self._fields = [_frame_field(name) for name in fields]
+        self._first = "pixel_values1" in fields
         self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
         self._seed, self._shuffled = seed, part == "train"
         self._objects, self._threads, self._prefetch, self._pin = objects_per_sample, threads, prefetch, pin
+        self._need: Need | None = need
         if repeats and self._shuffled:
             # A set that counts several times stands there several times: each copy has positions of its own.
             copies = [(s, copy) for s in self._sets for copy in range(repeats.get(s.manifest.source, 1))]
@@ -147,7 +149,10 @@ class Loader:
         # Global positions run through the sets in their order; `_starts[i]` is the first of set i.
         self._starts = np.cumsum([0, *(len(s) for s in self._sets)])
         chosen = np.concatenate([held_out(s.index["key"], holdout) == (part == "holdout") for s in self._sets])
-        self._positions = np.flatnonzero(chosen).astype(np.uint64)
+        usable = np.concatenate([s.index[need] > 0 if need else np.ones(len(s), np.bool_) for s in self._sets])
+        self.left_out = int((chosen & ~usable).sum())
+        """Samples of this part without an object that has what is needed."""
+        self._positions = np.flatnonzero(chosen & usable).astype(np.uint64)
         shards = [len(s.manifest.shards) for s in self._sets]
         first = np.cumsum([0, *shards])
         shard_of = np.concatenate([s.index["shard"] + first[i] for i, s in enumerate(self._sets)])
@@ -160,10 +165,14 @@ class Loader:
         """Samples of an epoch that no batch holds: always fewer than one optimiser step takes."""
         self.wait_seconds = 0.0
         """Time that the consumer spent waiting for data so far."""
+        without = f"{self.left_out} without {_NEEDED[need]}" if need else ""
         if not self.steps_per_epoch:
             met, product = f"{len(self._positions)} samples", "batch_size x processes x accumulation"
             wanted = f"{per_step} ({product if accumulation > 1 else 'batch_size x processes'})"
+            met += f", and {without}" if self.left_out else ""
             raise UserError(f"too few samples in the {part} part", where=", ".join(paths), met=met, wanted=wanted)
+        if self.left_out:
+            log.warning("%s part: samples left out, %s", part, without)
         counts = len(self._positions), self.steps_per_epoch, self.unused
         log.info("%s part: %d samples, %d steps an epoch, %d samples of each epoch unused", part, *counts)
 
@@ -218,26 +227,37 @@ class Loader:
         which = int(np.searchsorted(self._starts, position, side="right")) - 1
         shards, local = self._sets[which], position - int(self._starts[which])
         meta, members = shards.sample(local)
-        objects = self._choose(len(meta["objects"]), position, epoch)
-        single = len(meta["frames"]) == 1
-        for field in self._fields:
-            stored = Field(field.name, None) if single else field
-            target = buffers[str(field)][row].numpy()
-            try:
-                if field.name in ("masks", "prompt_masks"):
-                    decode_field(stored, members[stored], self.recipe, objects, target[: len(objects)])
-                else:
-                    decode_field(stored, members[stored], self.recipe, out=target)
-            except BadShard as error:
-                where = f"{shards.folder}: {shards.key(local)}.{stored}"
-                raise BadShard(error.what, where=where, met=error.met, wanted=error.wanted, do=error.do) from None
-        return _Row(shards.key(local), meta, objects, self._copies[which])
+        single, place = len(meta["frames"]) == 1, f"{shards.folder}: {shards.key(local)}"
 
-    def _choose(self, count: int, position: int, epoch: int) -> list[int]:
-        if count <= self._objects:
-            return [*range(count)]
+        def decode(field: Field, *how: Any) -> Array:
+            stored = Field(field.name, None) if single else field
+            try:
+                return decode_field(stored, members[stored], self.recipe, *how)
+            except BadShard as error:
+                where = f"{place}.{stored}"
+                raise BadShard(error.what, where=where, met=error.met, wanted=error.wanted, do=error.do) from None
+
+        count, frames = len(meta["objects"]), len(meta["frames"])
+        visible = np.ones((min(frames, 2), count), np.bool_)
+        if self._need:
+            visible = np.stack([decode(Field("prompt_masks", f + 1)).any(axis=(1, 2)) for f in range(frames)])
+        able = [n for n in range(count) if visible[:, n].any()]
+        if self._need == "texts":
+            able = [n for n in able if texts_of(meta["objects"][n])]
+        if not able:
+            do = "look at the set with cli.py verify-shard"
+            raise BadShard("index and sample differ", where=place, wanted=_NEEDED[self._need or "regions"], do=do)
         salt = (self._seed * 1_000_003 + epoch) * 1_000_003 + position
-        return sorted(np.argsort(mix(np.arange(count, dtype=np.uint64), salt))[: self._objects].tolist())
+        objects, chosen = choose(visible, able, self._objects, salt)
+        for field in self._fields:
+            target = buffers[str(field)][row].numpy()
+            frame = chosen[(field.frame or 1) - 1]
+            stored = Field(field.name, frame + 1)
+            if field.name in ("masks", "prompt_masks"):
+                decode(stored, objects, target[: len(objects)])
+            elif field.name != "pixel_values" or field.frame == 1 or chosen[0] != chosen[1] or not self._first:
+                decode(stored, None, target)
+        return _Row(shards.key(local), meta, objects, (chosen[0] + 1, chosen[1] + 1), self._copies[which])
 
     def _batch(self, buffers: dict[str, torch.Tensor], rows: list[_Row], position: Position) -> Batch:
         full = all(len(row.objects) == self._objects for row in rows)
@@ -249,16 +269,18 @@ class Loader:
                 tensor = tensor.flatten(0, 1) if full else tensor[taken]
             batch[str(field)] = tensor
         batch["image_of_object"] = torch.tensor([i for i, row in enumerate(rows) for _ in row.objects])
-        batch["texts"] = [list(row.meta["objects"][n].get("texts", ())) for row in rows for n in row.objects]
+        batch["texts"] = [texts_of(row.meta["objects"][n]) for row in rows for n in row.objects]
         batch |= {"keys": [r.key for r in rows], "meta": [r.meta for r in rows], "copies": [r.copy for r in rows]}
+        batch["frames"] = [row.frames for row in rows]
+        batch["paired"] = torch.tensor([first != second for first, second in batch["frames"]])
         return {**batch, "position": position}
 
 
 class _Row:
     """What a decoder says of the row that it filled."""
 
-    def __init__(self, key: str, meta: dict[str, Any], objects: list[int], copy: int) -> None:
-        self.key, self.meta, self.objects, self.copy = key, meta, objects, copy
+    def __init__(self, key: str, meta: dict[str, Any], objects: list[int], frames: tuple[int, int], copy: int) -> None:
+        self.key, self.meta, self.objects, self.frames, self.copy = key, meta, objects, frames, copy
 
 
 def _frame_field(name: str) -> Field:

@@ -47,7 +47,7 @@ def dual_loop(passes: Passes, teacher: Teacher, batch: Batch, draws: list[torch.
     spoken = pass_a(passes, batch, seen, captions, draws)
     rows = passes.question(batch, spoken.words, draws)
     looked = model.look(batch["g_pixel_values2"])
-    logits, lang = passes.segment(batch, rows, model.see(batch["pixel_values2"]), looked, spoken.embeddings)
+    logits, lang = passes.segment(batch, rows, passes.see_second(batch, seen), looked, spoken.embeddings)
     losses = passes.mask_losses(logits, batch["masks2"], draws)
     statistics = caption_statistics(spoken.words, [c.ended for c in captions], spoken.logits[spoken.is_word])
     return {**losses, "lang": lang, "anchor": spoken.anchor, **statistics}

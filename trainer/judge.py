@@ -68,7 +68,7 @@ def judge(passes: Passes, batch: Batch, objective: str, side: int = _GRID) -> Ju
         return Judged(values, captions, logits)
     question = passes.description_question(batch, seen)
     words = [c.words for c in captions_of(Captioner(model)(*question, passes.config.max_caption_tokens), prompts)]
-    target = model.see(batch["pixel_values2"])
+    target = passes.see_second(batch, seen)
     logits, _ = passes.segment(batch, passes.question(batch, words, None), target, looked)
     values = _compared(logits, masks, side)
     values["swap_gap"] = torch.full_like(values["iou"], torch.nan)

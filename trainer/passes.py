@@ -75,6 +75,14 @@ class Passes:
         states = model.read(embeddings, rows.attention, rows.positions)
         return model.answer_logits(states, rows.labels)
 
+    def see_second(self, batch: Batch, seen: Tensor) -> Tensor:
+        """Visual tokens (B, 256, 4C) of frame 2, given those of frame 1: no picture goes through the tower twice."""
+        paired = batch["paired"]
+        if not paired.any():
+            return seen
+        second = self.model.see(batch["pixel_values2"][paired])
+        return second if paired.all() else seen.index_put((paired,), second)
+
     def description_question(self, batch: Batch, seen: Tensor) -> tuple[Rows, Tensor, Tensor, Tensor]:
         """What `Captioner.forward` takes first: the question's rows, visual tokens, pictures of rows, regions."""
         prompts, regions = self.model.prompts, batch["prompt_masks1"][:, None]

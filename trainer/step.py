@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config import Config
+from trainer.data import Need
 from trainer.dual_loop import dual_loop
 from trainer.judge import Judged, judge
 from trainer.model.sa2va import Sa2VA
@@ -26,6 +27,8 @@ FIELDS = {
     "reverse": ("pixel_values1", "g_pixel_values1"),
 }
 """What each objective reads of a batch."""
+NEED: dict[str, Need] = {"dual": "regions", "segment": "texts", "describe": "texts", "reverse": "texts"}
+"""What each objective needs of an object."""
 UNREACHED = {"describe": ("text_hidden_fcs", "sam_mask_decoder", "sam_image_encoder")}
 """Parts of the model that no loss of an objective reaches."""
 _WEIGHTS = {"bce": "lambda_mask", "dice": "lambda_dice", "lang": "lambda_lang", "anchor": "lambda_anchor"}

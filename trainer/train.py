@@ -52,7 +52,7 @@ from trainer.resume import begin
 from trainer.rng import random_state, set_random_state
 from trainer.run_folder import RunFolder
 from trainer.schedule import rate_factor
-from trainer.step import FIELDS, UNREACHED, Step
+from trainer.step import FIELDS, NEED, UNREACHED, Step
 from trainer.stream import Stream
 from trainer.trained import Origin, base_model
 
@@ -102,6 +102,7 @@ def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
             holdout=config.data.holdout,
             sources=mix[objective].sources,
             repeats=config.data.sources,
+            need=NEED[objective],
             threads=config.data.threads,
             prefetch=config.data.prefetch,
             pin=accelerator.device.type == "cuda",

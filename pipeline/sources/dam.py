@@ -8,10 +8,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.annotations import PictureFinder, below, inside, read_pairs
+from pipeline.archives import Member, member_path, read_member, tar_members
 from pipeline.raw import RawInput, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.regions import Regions, picture_for, rle_size
-from pipeline.tars import Place, index_tar, read_member
 from shards.errors import BadInput, UserError
 
 _ANNOTATIONS = "annotations.json"
@@ -34,7 +34,7 @@ class Dam:
         found = Counter(dict.fromkeys(("regions", "regions without a picture", "regions of another shape"), 0))
         for file in files:
             folder = file.parent.relative_to(root).as_posix()
-            subset, named = _Subset(root, folder), set[str]()
+            subset, named = _Subset(root, folder, found), set[str]()
             for region in _regions(file):
                 image, tar = (region.get("image"), region.get("tar_file")) if isinstance(region, dict) else (None, None)
                 if not isinstance(image, str) or not isinstance(tar, str | None):
@@ -59,7 +59,7 @@ class Dam:
         if "missing" in parts[0]:
             raise BadInput("no such picture in its tar", met=f"no {parts[0]['missing']}", wanted="one of this name")
         if "tar" in parts[0]:
-            source = read_member(below(root, parts[0]["tar"]), parts[0]["offset"], parts[0]["size"])
+            source = read_member(below(root, parts[0]["tar"]), parts[0])
         picture = picture_for(source, (rle_size(part["region"].get("mask_rle")) for part in parts))
         regions = Regions((picture.height, picture.width), notes)
         for part in parts:
@@ -74,8 +74,8 @@ class Dam:
 class _Subset:
     """The pictures of one subset: members of tars, or files."""
 
-    def __init__(self, root: Path, folder: str) -> None:
-        self._root, self._folder = root, PurePosixPath(folder)
+    def __init__(self, root: Path, folder: str, counts: Counter[str]) -> None:
+        self._root, self._folder, self._counts = root, PurePosixPath(folder), counts
         self._tars: dict[str, tuple[str, _Members]] = {}
         self._files = PictureFinder(root, [(self._folder / name).as_posix() for name in ("images", ".")])
 
@@ -93,8 +93,8 @@ class _Subset:
         member = members.named(image)
         if member is None:
             return f"{path}/{image}", 0, {"missing": image}
-        offset, size = members.places[member]
-        return f"{path}/{member}", size, {"tar": path, "offset": offset, "size": size}
+        place = members.places[member]
+        return f"{path}/{member}", place["bytes"], {"tar": path, **place}
 
     def pictures_but(self, named: set[str]) -> int:
         """How many pictures of the tars that were asked for are not among these input paths."""
@@ -104,14 +104,24 @@ class _Subset:
         """Whether there is this tar; its members are known then."""
         for path in (self._folder / "images" / tar, self._folder / tar):
             if tar not in self._tars and (self._root / path).is_file():
-                self._tars[tar] = path.as_posix(), _Members(index_tar(self._root / path))
+                self._tars[tar] = path.as_posix(), _Members(self._places(self._root / path))
         return tar in self._tars
+
+    def _places(self, tar: Path) -> dict[str, Member]:
+        """Where each member of a safe name lies; of equal names the last."""
+        places = {}
+        for name, member in tar_members(tar):
+            try:
+                places[member_path(name)] = member
+            except BadInput:
+                self._counts["tar members that would leave their folder"] += 1
+        return places
 
 
 class _Members:
     """A tar's pictures, by the names that annotations give them."""
 
-    def __init__(self, places: dict[str, Place]) -> None:
+    def __init__(self, places: dict[str, Member]) -> None:
         self.places = places
         self.pictures = [name for name in places if PurePosixPath(name).suffix.lower() in _PICTURES]
         self._short: dict[str, str | None] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,17 +62,19 @@ def picture(number: int, name: str | None = None) -> dict[str, Any]:
     return {"id": number, "file_name": name or f"{number:012d}.jpg", "height": HEIGHT, "width": WIDTH, "license": 3}
 
 
+def write_instances(
+    root: Path, images: list[Any], annotations: list[Any], name: str = "instances_train2017.json"
+) -> Path:
+    (root / "annotations").mkdir(parents=True, exist_ok=True)
+    body = {"info": {}, "images": images, "annotations": annotations, "categories": CATEGORIES}
+    (root / "annotations" / name).write_text(json.dumps(body))
+    return root
+
+
 @pytest.fixture
 def write_coco(tmp_path: Path) -> Callable[..., Path]:
     """Write `annotations/instances_train2017.json` and give back the root."""
-
-    def write(images: list[Any], annotations: list[Any], name: str = "instances_train2017.json") -> Path:
-        (tmp_path / "annotations").mkdir(exist_ok=True)
-        body = {"info": {}, "images": images, "annotations": annotations, "categories": CATEGORIES}
-        (tmp_path / "annotations" / name).write_text(json.dumps(body))
-        return tmp_path
-
-    return write
+    return partial(write_instances, tmp_path)
 
 
 def load_all(root: Path, name: str = "coco", **given: Any) -> tuple[dict[str, Any], dict[str, int]]:
@@ -241,11 +244,10 @@ def ref(number: int, ann: int, image: int, sentences: list[str], split: str = "t
     }
 
 
-@pytest.fixture
-def refer_root(tmp_path: Path) -> Path:
+def write_refer(root: Path, name: str = "refcoco+", split_by: str = "unc") -> Path:
     """refer's own layout, with a pickle of Python 2's protocol."""
-    folder = tmp_path / "refcoco+"
-    folder.mkdir()
+    folder = root / name
+    folder.mkdir(parents=True)
     images = [picture(n, f"COCO_train2014_{n:012d}.jpg") for n in (7, 8, 9)]
     objects = [
         annotation(1, 7, SQUARE),
@@ -262,10 +264,15 @@ def refer_root(tmp_path: Path) -> Path:
         ref(4, 3, 8, ["caf\u00e9"], "testA"),
         ref(5, 66, 8, ["gone"]),
     ]
-    (folder / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=0))
+    (folder / f"refs({split_by}).p").write_bytes(pickle.dumps(refs, protocol=0))
     for number in (7, 8):
-        jpeg(tmp_path / "images/mscoco/images/train2014" / f"COCO_train2014_{number:012d}.jpg")
-    return tmp_path
+        jpeg(root / "images/mscoco/images/train2014" / f"COCO_train2014_{number:012d}.jpg")
+    return root
+
+
+@pytest.fixture
+def refer_root(tmp_path: Path) -> Path:
+    return write_refer(tmp_path)
 
 
 def test_all_refs_and_all_sentences_of_an_object_are_kept(refer_root):

@@ -26,16 +26,20 @@ MASK[10:50, 20:70] = 255
 FOLDER = source_named("folder")
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
+def write_pictures(root: Path) -> Path:
     photo = Image.fromarray(photographs.coffee()).resize((WIDTH, HEIGHT))
     for name in ("a.jpg", "b.png"):
-        photo.save(tmp_path / name)
-    Image.fromarray(MASK).save(tmp_path / "m.png")
+        photo.save(root / name)
+    Image.fromarray(MASK).save(root / "m.png")
     ids = Image.fromarray((MASK > 0).astype(np.uint8) * 7).convert("P")
     ids.putdata(((MASK > 0) * 7).ravel().tolist())
-    ids.save(tmp_path / "ids.png")
-    return tmp_path
+    ids.save(root / "ids.png")
+    return root
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return write_pictures(tmp_path)
 
 
 def write(root: Path, *lines: Any) -> None:

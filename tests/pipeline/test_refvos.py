@@ -70,10 +70,8 @@ def test_no_frame_shows_anything():
 # --- Ref-YouTube-VOS
 
 
-@pytest.fixture
-def youtube(tmp_path: Path) -> Path:
+def write_youtube(root: Path) -> Path:
     """Two videos; frames begin late and have a gap; object 2 is absent at first; object 7 nobody speaks of."""
-    root = tmp_path / "rvos"
     entries = {}
     for name in ("b0", "a1"):  # not sorted
         for n, frame in enumerate(FRAMES):
@@ -86,6 +84,11 @@ def youtube(tmp_path: Path) -> Path:
     objects = {"1": {"category": "person", "frames": FRAMES}, "2": {"category": "dog", "frames": FRAMES[4:]}}
     write_json(root / "train/meta.json", {"videos": {"a1": {"objects": objects}}})
     return root
+
+
+@pytest.fixture
+def youtube(tmp_path: Path) -> Path:
+    return write_youtube(tmp_path / "rvos")
 
 
 def test_youtube_vos(youtube, records):
@@ -206,10 +209,8 @@ def test_an_object_in_no_chosen_frame_is_left_out_and_named(youtube, records):
 # --- MeViS
 
 
-@pytest.fixture
-def mevis(tmp_path: Path) -> Path:
+def write_mevis(root: Path) -> Path:
     """One expression for both objects, one for one; null and {} where an object is not seen."""
-    root = tmp_path / "mevis"
     frames = [f"{n:05d}" for n in range(8)]
     for n, frame in enumerate(frames):
         v.write_frame(root / f"train/JPEGImages/cafe01/{frame}.jpg", n)
@@ -227,6 +228,11 @@ def mevis(tmp_path: Path) -> Path:
     }
     write_json(root / "train/mask_dict.json", lists)
     return root
+
+
+@pytest.fixture
+def mevis(tmp_path: Path) -> Path:
+    return write_mevis(tmp_path / "mevis")
 
 
 def test_mevis(mevis, records):
@@ -309,11 +315,9 @@ def test_two_frames_with_different_objects_are_no_pair(mevis, tmp_path):
 # --- ReVOS
 
 
-@pytest.mark.parametrize(
-    "base, pictures", [("ReVOS/", "ReVOS/JPEGImages/"), ("", "JPEGImages/"), ("", ""), ("revos/", "revos/")]
-)
-def test_revos_in_both_layouts(tmp_path, records, base, pictures):
-    root, name = tmp_path / "data", "MOSE/c0.ffee/v1"
+def write_revos(root: Path, base: str = "ReVOS/", pictures: str = "ReVOS/JPEGImages/") -> Path:
+    """A video whose name has slashes and a dot, and one of which nothing is said that is there."""
+    name = "MOSE/c0.ffee/v1"
     for n in range(4):
         v.write_frame(root / pictures / name / f"{n:05d}.jpg", n)
     said = {
@@ -327,9 +331,17 @@ def test_revos_in_both_layouts(tmp_path, records, base, pictures):
     write_json(root / base / "meta_expressions_train_.json", {"videos": {name: entry, "MOSE/none": none}})
     lists = {"7": [v.run_lengths(LEFT[n]) for n in range(4)], "8": [None] * 30}  # 8: of the other split
     write_json(root / base / "mask_dict.json", lists)
+    return root
+
+
+@pytest.mark.parametrize(
+    "base, pictures", [("ReVOS/", "ReVOS/JPEGImages/"), ("", "JPEGImages/"), ("", ""), ("revos/", "revos/")]
+)
+def test_revos_in_both_layouts(tmp_path, records, base, pictures):
+    root = write_revos(tmp_path / "data", base, pictures)
     counts, found = v.find("revos", root, records)
     assert counts["expressions without an object"] == 3 and counts["videos without frames"] == 1
-    assert [item.path for item in found.inputs()] == [f"{pictures}{name}", f"{pictures}MOSE/none"]
+    assert [item.path for item in found.inputs()] == [f"{pictures}MOSE/c0.ffee/v1", f"{pictures}MOSE/none"]
     sample = v.load("revos", root, records)
     assert len(sample.frames) == 4 and sample.objects[0].texts == ("which one may fly?",)
     assert [item["type_id"] for item in sample.more["expressions"]] == [1, 2, 2]
@@ -341,9 +353,8 @@ def test_revos_in_both_layouts(tmp_path, records, base, pictures):
 # --- Ref-DAVIS17
 
 
-def test_davis_as_released(tmp_path, records):
+def write_davis(root: Path) -> Path:
     """Ids not contiguous, names misspelt, two encodings, masks of every frame."""
-    root = tmp_path / "davis"
     for n in range(6):
         v.write_frame(root / f"DAVIS/JPEGImages/480p/classic-car/{n:05d}.jpg", n)
         v.write_ids(root / f"DAVIS/Annotations_unsupervised/480p/classic-car/{n:05d}.png", {4: RIGHT[n], 2: LEFT[n]})
@@ -354,6 +365,11 @@ def test_davis_as_released(tmp_path, records):
     for kind in ("annot1", "annot1_full_video", "annot2", "annot2_full_video"):
         lines = "".join(f'clasic-car {n} "{kind} café {n}"\n' for n in (4, 2))
         (texts / f"Davis17_{kind}.txt").write_bytes(lines.encode("utf-8" if "annot1" in kind else "latin-1"))
+    return root
+
+
+def test_davis_as_released(tmp_path, records):
+    root = write_davis(tmp_path / "davis")
     counts, _ = v.find("ref-davis", root, records)
     assert (counts["videos"], counts["expressions"], counts["objects"]) == (1, 8, 2)
     sample = v.load("ref-davis", root, records, frames=2)

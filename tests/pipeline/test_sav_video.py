@@ -48,14 +48,18 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.fixture
-def root(tmp_path: Path, video: Path) -> Path:
-    folder = tmp_path / "sav_train/sav_000"
+def write_sav_video(root: Path, video: Path) -> Path:
+    folder = root / "sav_000"
     folder.mkdir(parents=True)
     (folder / "sav_000001.mp4").write_bytes(video.read_bytes())
     (folder / "sav_000001_manual.json").write_text(json.dumps(annotation()))
     (folder / "sav_000001_auto.json").write_text(json.dumps(annotation(2, auto=True)))
-    return tmp_path / "sav_train"
+    return root
+
+
+@pytest.fixture
+def root(tmp_path: Path, video: Path) -> Path:
+    return write_sav_video(tmp_path / "sav_train", video)
 
 
 @pytest.fixture
@@ -222,16 +226,21 @@ def test_through_shards(root, tmp_path, recipe, k):
 # --- Ref-SAV
 
 
-@pytest.fixture
-def ref_sav(root: Path) -> Path:
+def write_ref_sav(root: Path) -> Path:
+    """Beside `sav_train`, which is there."""
     folder = "sav_000/sav_train/sav_000/sav_000001"  # as the file has it, a folder repeated
     body = {
         "video_path": f"{folder}.mp4",
         "anno_path": f"{folder}_manual.json",
         "objects": {"1": {"formated": "The disc that comes late.", "long": "x"}, "0": {"formated": "A disc."}},
     }
-    (root.parent / "Ref-SAV.json").write_text(json.dumps({"sav_000001": body}))
-    return root.parent
+    (root / "Ref-SAV.json").write_text(json.dumps({"sav_000001": body}))
+    return root
+
+
+@pytest.fixture
+def ref_sav(root: Path) -> Path:
+    return write_ref_sav(root.parent)
 
 
 def test_ref_sav(ref_sav, records):

@@ -9,7 +9,8 @@ import pytest
 
 from shards.codec import normalise
 from shards.errors import UserError
-from shards.manifest import Manifest
+from shards.format import INDEX, MANIFEST
+from shards.manifest import Manifest, read_index, sha256
 from shards.reader import ShardSet
 from shards.verify import verify
 from tests.shards.conftest import change_frame
@@ -160,6 +161,18 @@ def test_files_of_the_set_that_were_changed(copied):
     failing()
     (copied / "sav-000000.tar").rename(copied / "sav-000777.tar")
     assert {"tar that the manifest does not list", "missing"} <= {f.what for f in verify([copied]).failures}
+
+
+@pytest.mark.parametrize("column", ["texts", "regions"])
+def test_an_index_that_counts_otherwise(copied, column):
+    index = read_index(copied).copy()
+    index[column][3] += 1
+    np.save(copied / INDEX, index)
+    manifest = replace(Manifest.read(copied), index_sha256=sha256((copied / INDEX).read_bytes()))
+    (copied / MANIFEST).write_bytes(manifest.to_bytes())
+    (failure,) = verify([copied]).failures
+    assert failure.what == "objects with a text, with a region, in the index"
+    assert failure.key == ShardSet(copied).key(3)
 
 
 def test_paths_tars_and_globs(sav_set):

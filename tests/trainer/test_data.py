@@ -20,6 +20,8 @@ from shards.errors import UserError
 from shards.manifest import sha256
 from shards.reader import ShardSet
 from shards.recipe import named_recipe
+from tests.pipeline.test_folder import write as write_lines
+from tests.pipeline.test_folder import write_pictures
 from trainer.data import Loader, check_recipe, held_out, mix
 from trainer.noise import object_generators
 
@@ -97,6 +99,60 @@ def test_sources_train_together_and_are_repeated(sav_set, coco_set):
     assert len(held) == len(set(held)) > 0
     with pytest.raises(UserError, match=r"data.sources: no shards of this source; met refcoco; wanted coco, sav"):
         mixed(repeats={"refcoco": 2})
+
+
+@pytest.fixture(scope="module")
+def uneven_set(tmp_path_factory) -> Path:
+    """Of the objects of three samples some are in one of two frames, some have no text or one that says nothing."""
+    root = write_pictures(tmp_path_factory.mktemp("uneven"))
+    late = {"id": "late", "masks": [None, "m.png"], "texts": ["the late one"]}
+    early = {"id": "early", "masks": ["m.png", None], "texts": [" . "]}
+    write_lines(
+        root,
+        {"id": "both", "frames": ["a.jpg", "b.png"], "objects": [late, early]},
+        {"id": "hidden", "frames": ["a.jpg", "b.png"], "objects": [late]},
+        {"id": "mute", "image": "b.png", "objects": [{"id": "only", "mask": "m.png"}]},
+    )
+    source, recipe, out = source_named("folder"), named_recipe("default", None), root / "shards" / "folder"
+    run(lambda known, records: make_plan(source, root, recipe, 10**7, records, {}), out, 1, 0.0)
+    return out
+
+
+@pytest.mark.parametrize(
+    "need, wanted, said",
+    [
+        ("regions", {"both": 1, "hidden": 1, "mute": 1}, ""),
+        ("texts", {"both": 1, "hidden": 1}, "train part: samples left out, 1 without an object with a text"),
+        (None, {"both": 2, "hidden": 1, "mute": 1}, ""),
+    ],
+)
+def test_only_objects_are_chosen_that_can_be_used(uneven_set, caplog, need, wanted, said):
+    for count in (1, 2):
+        loads = Loader([str(uneven_set)], fields=LIGHT, batch_size=1, seed=7, objects_per_sample=count, need=need)
+        for epoch in range(4):
+            met = {}
+            for batch in loads.epoch(epoch):
+                assert need != "texts" or batch["texts"] == [["the late one"]]
+                assert need is None or batch["prompt_masks1"].any((1, 2)).all()  # the frame is one that shows it
+                assert need is None or not batch["paired"].any()  # no object is in both frames
+                met[batch["meta"][0]["path"].split("#")[1]] = len(batch["prompt_masks1"])
+            assert met == {name: min(count, number) for name, number in wanted.items()}
+    assert loads.left_out == 3 - len(wanted) and caplog.text.count("samples left out") == 2 * bool(said)
+    assert said in caplog.text
+
+
+def test_no_object_can_be_used(sav_set):
+    with pytest.raises(UserError, match=r"too few samples.*0 samples, and 12 without an object with a text"):
+        loader(sav_set, need="texts")
+
+
+def test_an_index_that_counts_otherwise_is_noticed(sav_set, tmp_path):
+    shutil.copytree(sav_set, tmp_path / "sav")
+    index = np.load(tmp_path / "sav" / "index.npy")
+    index["texts"] = 1
+    np.save(tmp_path / "sav" / "index.npy", index)
+    with pytest.raises(UserError, match="index and sample differ; wanted an object with a text"):
+        next(loader(tmp_path / "sav", need="texts").epoch(0))
 
 
 def test_copies_of_a_sample_are_drawn_for_anew(coco_set):

@@ -259,3 +259,23 @@ def test_mean_by_row_weighs_rows_alike():
     each = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
     wanted = (each[:3].mean() + each[3]) / 2
     assert torch.allclose(cross_entropy(logits, targets, torch.tensor([0, 0, 0, 1]), 2), wanted)
+
+
+def test_a_single_frame_goes_through_the_vision_tower_once(make_loop, batch: Batch, monkeypatch: pytest.MonkeyPatch):
+    """Frame 2 of a sample that has one frame is frame 1; what stands in `pixel_values2` is not looked at."""
+    loop = make_loop()
+    twice = {**batch, "pixel_values2": batch["pixel_values1"]}
+    wanted = loop(twice, "dual")
+    seen = []
+    original = type(loop.model).see
+    monkeypatch.setattr(
+        type(loop.model), "see", lambda self, pictures: seen.append(len(pictures)) or original(self, pictures)
+    )
+    nothing = torch.full_like(batch["pixel_values2"], torch.nan)
+    single = loop({**batch, "pixel_values2": nothing, "paired": torch.tensor([False, False])}, "dual")
+    assert seen == [2] and torch.equal(single["loss"], wanted["loss"])
+    mixed = {**twice, "paired": torch.tensor([False, True])}
+    mixed["pixel_values2"] = torch.stack([nothing[0], batch["pixel_values1"][1]])
+    seen.clear()
+    assert loop(mixed, "dual")["loss"].item() == pytest.approx(wanted["loss"].item(), rel=1e-5)
+    assert seen == [2, 1]

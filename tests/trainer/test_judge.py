@@ -48,7 +48,7 @@ def test_metrics_at_the_edges():
 
 def two_objects(batch: Batch) -> Batch:
     """Both objects of the batch as those of the first picture."""
-    chosen = {k: v[:1] for k, v in batch.items() if k.startswith(("pixel_values", "g_pixel_values"))}
+    chosen = {k: v[:1] for k, v in batch.items() if k.startswith(("pixel_values", "g_pixel_values", "paired"))}
     return {**batch, **chosen, "keys": batch["keys"][:1], "texts": TEXTS, "image_of_object": torch.tensor([0, 0])}
 
 

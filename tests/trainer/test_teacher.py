@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from trainer.data import Batch
+from trainer.dual_loop import pseudo_captions
 from trainer.model.captioner import Captioner
 from trainer.noise import object_generators
 from trainer.teacher import Teacher
@@ -76,5 +77,5 @@ def test_captions_are_without_dropout(make_loop, config, batch: Batch):
     loop = make_loop(config)
     draws = object_generators(batch, 0)
     seen = loop.model.see(batch["pixel_values1"])
-    first = loop.pseudo_captions(batch, seen, draws)
-    assert all(loop.pseudo_captions(batch, seen, draws) == first for _ in range(3))
+    first = pseudo_captions(loop.passes, loop.teacher, batch, seen, draws)
+    assert all(pseudo_captions(loop.passes, loop.teacher, batch, seen, draws) == first for _ in range(3))
