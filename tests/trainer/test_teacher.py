@@ -57,7 +57,7 @@ def test_it_describes_with_its_own_weights_and_leaves_the_student_as_it_is(make_
     loop = make_loop()
     model = loop.model
     seen = model.see(batch["pixel_values1"])
-    question = loop._description_question(batch, seen)
+    question = loop.passes.description_question(batch, seen)
     with torch.no_grad():
         model.eval()
         at_first = Captioner(model)(*question, 5).tokens()
