@@ -71,6 +71,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimiser_steps(
     assert not (tmp_path / "checkpoint/trained.safetensors").exists()
 
 
+@pytest.mark.xdist_group("two processes")  # they share a run
 def test_two_processes_end_with_the_weights_of_one(two_processes: Path, tmp_path: Path):
     """The same global batches: gradients are averaged, both processes draw what one would draw for each sample."""
     said = (two_processes / "said").read_text()
