@@ -27,6 +27,7 @@ app = typer.Typer(
 
 Dtype = Literal["float32", "bfloat16"]
 Form = Literal["sa2va", "onnx", "int8"]
+Objective = Literal["segment", "dual", "describe", "reverse"]
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -246,6 +247,51 @@ def predict(
         batch_size=batch_size,
     ):
         print(line)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[
+        str, typer.Option(metavar="DIR", help="Folder of a Sa2VA, released or exported, or of a run (its checkpoint).")
+    ],
+    shards: Annotated[list[str], typer.Option(metavar="PATH", help="A shard set's folder; several times for several.")],
+    objective: Annotated[
+        Objective | None, typer.Option(help="What is asked.  [default: segment if objects have texts, else dual]")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Only the sets that were made with this --split.")] = None,
+    holdout: Annotated[
+        float, typer.Option(min=0, max=1, help="Only what a training with this data.holdout left out. 0: everything.")
+    ] = 0.0,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N samples of each set.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 8,
+    max_caption_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a caption (dual).")] = 64,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Of the weights.  [default: bfloat16 on a GPU, float32 on a CPU]")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...  [default: a GPU if there is one]")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers here.")] = None,
+) -> None:
+    """Measure a Sa2VA on shards: cIoU, gIoU, Pr@0.5, Dice, precision, recall, cycle IoU, caption-swap gap.
+
+    Counts every sample once. On several processes: accelerate launch --num_processes N cli.py evaluate ...
+    """
+    from inference.evaluate import evaluate as run
+
+    shown = run(
+        model,
+        shards,
+        objective=objective,
+        split=split,
+        holdout=holdout,
+        limit=limit,
+        batch_size=batch_size,
+        max_caption_tokens=max_caption_tokens,
+        device=device,
+        dtype=dtype,
+        json_file=json_file,
+    )
+    if shown:
+        print(shown)
 
 
 def main() -> None:

@@ -8,17 +8,19 @@ import torch
 
 from inference.quantise import is_int8_folder, load_quantised
 from shards.errors import UserError
+from trainer.export import CHECKPOINT, load_any
 from trainer.model.sa2va import Sa2VA
 from trainer.released.folder import load_model
+from trainer.trained import ORIGIN
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def load(folder: str | Path, device: str | None = None, dtype: str | None = None) -> Sa2VA:
-    """The model in `folder`, in the layout of the released ones, ready for `inference.predictor.Predictor`.
+    """The model in `folder`, ready for `inference.predictor.Predictor`: frozen, in evaluation mode.
 
     Args:
-        folder: of the model.
+        folder: in the layout of the released ones; or a run's, or a checkpoint of one, whose adapters are merged.
         device: as PyTorch names it; a GPU where None and there is one.
         dtype: "float32" or "bfloat16"; where None bfloat16 on a GPU that has it, else float32.
 
@@ -31,8 +33,11 @@ def load(folder: str | Path, device: str | None = None, dtype: str | None = None
         dtype = "bfloat16" if fast else "float32"
     if dtype not in _DTYPES:
         raise UserError("unknown dtype", met=dtype, wanted=" or ".join(_DTYPES))
-    if (Path(folder) / "config.json").exists() and is_int8_folder(Path(folder)):
-        return load_quantised(Path(folder), place)  # its other weights are as the folder has them
+    path = Path(folder)
+    if any((run / ORIGIN).exists() for run in (path, path / CHECKPOINT)):
+        return load_any(path, _DTYPES[dtype])[0].to(place)
+    if (path / "config.json").exists() and is_int8_folder(path):
+        return load_quantised(path, place)  # its other weights are as the folder has them
     return load_model(folder, dtype=_DTYPES[dtype], device=place)
 
 

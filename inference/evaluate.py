@@ -1,0 +1,201 @@
+"""How good a model is on shards: every object of every sample once, on one process or several, a table and a JSON.
+
+Nothing but the JSON is written. A run that trains meanwhile is not disturbed: its checkpoint is read once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from tqdm import tqdm
+
+from inference.items import TEXT_OBJECTIVES, Place, batches, cut, read
+from inference.loading import load
+from inference.pictures import write
+from inference.scores import ALL, Tally, table
+from shards.errors import UserError
+from shards.reader import ShardSet
+from trainer.config import Config
+from trainer.data import check_recipe, held_out
+from trainer.judge import judge
+from trainer.model.architecture import GRID, VISION_SIZE
+from trainer.model.grounding import IMAGE_SIZE, MEAN, STD
+from trainer.model.sa2va import Sa2VA
+from trainer.passes import Passes
+from trainer.processes import missing_processes, start
+
+_PROBED = 32
+"""Samples of a set that are looked at for texts."""
+_PATIENCE = timedelta(days=7)
+"""How long a process waits for the slowest one at the end: shares of the data differ, minutes would be too short."""
+
+
+def evaluate(
+    model: str,
+    shards: Sequence[str],
+    *,
+    objective: str | None = None,
+    split: str | None = None,
+    holdout: float = 0.0,
+    limit: int | None = None,
+    batch_size: int = 8,
+    max_caption_tokens: int = 64,
+    device: str | None = None,
+    dtype: str | None = None,
+    json_file: Path | None = None,
+) -> str | None:
+    """Evaluate a model on shard sets.
+
+    Args:
+        model: a released folder, an int8 one, OWNER/NAME on the hub, a run's folder or a checkpoint.
+        shards: folders of shard sets, of one recipe.
+        objective: a key of `trainer.judge.JUDGED`; where None, segment if the objects have texts, else dual.
+        split: keep the sets that were made of this split.
+        holdout: keep the samples that a training with this `data.holdout` leaves out; 0 keeps all.
+        limit: keep the first so many samples of each set.
+        batch_size: items a batch; samples a group (see `inference.items`).
+        max_caption_tokens: of the captions that the model writes itself (dual).
+        device: as in `inference.loading.load`; several processes have their own.
+        dtype: as in `inference.loading.load`.
+        json_file: gets the numbers.
+
+    Returns:
+        The numbers as a table; None on a process that has nothing to say.
+
+    Raises:
+        UserError: sets that do not fit the model or one another, or hold nothing to evaluate; what `load` raises.
+    """
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise UserError("no such folder", where=str(json_file), do="make it, or give another --json")
+    sets = _open(shards, split)
+    chosen = objective or _objective(sets)
+    groups = [group for own in sets for group in cut(_places(own, holdout, limit), batch_size)]
+    if not groups:
+        raise UserError("nothing to evaluate", where=", ".join(shards), met="no sample in this part of the shards")
+    if processes := missing_processes():
+        start(processes)
+        return None
+    state = PartialState(cpu=device == "cpu" or not torch.accelerator.is_available(), timeout=_PATIENCE)
+    if state.num_processes > 1 and device not in (None, "cpu"):
+        met = f"{device} for {state.num_processes} processes"
+        raise UserError("one device for all", where="--device", met=met, do="leave it out: each takes its own")
+    loaded = load(model, str(state.device) if state.num_processes > 1 else device, dtype).eval()
+    loaded.grounding_encoder.float()  # as in prediction: bfloat16 for SAM 2 is left to autocast
+
+    tallies = _tally(loaded, groups, chosen, batch_size, max_caption_tokens, state)
+    gathered = gather_object([tallies])
+    state.wait_for_everyone()
+    shown = None
+    if state.is_main_process:
+        of_source = _together(gathered, sum(map(len, groups)), chosen)
+        title = f"{chosen}: {model}" + (f", split {split}" if split else "")
+        settings = {"holdout": holdout, "limit": limit, "batch_size": batch_size, "split": split}
+        settings["max_caption_tokens"] = max_caption_tokens if chosen == "dual" else None
+        said = {
+            "model": model,
+            "dtype": str(loaded.embedding.weight.dtype).removeprefix("torch."),
+            "objective": chosen,
+            **settings,
+            "recipe": sets[0].recipe.name,
+            "shards": [{"folder": str(s.folder), "source": s.manifest.source, "plan": s.manifest.plan} for s in sets],
+            "sources": {name: values for name, values in of_source.items() if name != ALL},
+            ALL: of_source[ALL],
+        }
+        if json_file is not None:
+            write(json_file, (json.dumps(said, indent=1, ensure_ascii=False) + "\n").encode())
+        shown = table(title, of_source)
+    state.destroy_process_group()
+    return shown
+
+
+@torch.no_grad()
+def _tally(
+    model: Sa2VA,
+    groups: Sequence[Sequence[Place]],
+    objective: str,
+    size: int,
+    max_caption_tokens: int,
+    state: PartialState,
+) -> dict[str, Tally]:
+    """This process's share, by source."""
+    passes = Passes(model, Config(max_caption_tokens=max_caption_tokens))
+    half = torch.autocast(model.device.type, torch.bfloat16, enabled=model.embedding.weight.dtype == torch.bfloat16)
+    tallies: dict[str, Tally] = defaultdict(Tally)
+    own, others = groups[state.process_index :: state.num_processes], state.num_processes - 1
+    desc = f"evaluate (process 1 of {others + 1})" if others else "evaluate"
+    total = sum(map(len, own))
+    with tqdm(total=total, desc=desc, unit="sample", mininterval=0.5, disable=not state.is_main_process) as bar, half:
+        for group in read(own, objective):
+            for sample in group:
+                tally = tallies[sample.shards.manifest.source]
+                tally.samples += 1
+                tally.left_out += sample.left_out
+            for batch, sources in batches(group, objective, size):
+                there = {k: v.to(model.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+                values = {k: v.cpu() for k, v in judge(passes, there, objective, side=IMAGE_SIZE).values.items()}
+                for source in dict.fromkeys(sources):
+                    rows = torch.tensor([other == source for other in sources])
+                    tallies[source].add({name: value[rows] for name, value in values.items()})
+            bar.update(len(group))
+    return dict(tallies)
+
+
+def _together(gathered: Sequence[dict[str, Tally]], samples: int, objective: str) -> dict[str, dict[str, Any]]:
+    """The results by source, and of all; raises `UserError` where there is none."""
+    of_source, total = defaultdict[str, Tally](Tally), Tally()
+    for tallies in gathered:
+        for source, tally in tallies.items():
+            of_source[source].merge(tally)
+            total.merge(tally)
+    assert total.samples == samples, (total.samples, samples)  # each sample once, whoever counted it
+    if not total.items:
+        met = ", ".join(f"{count} {reason}" for reason, count in total.left_out.items()) or "no object"
+        raise UserError("nothing to evaluate", met=met, do="choose another --objective: dual needs no text")
+    return {name: of_source[name].to_json(objective) for name in sorted(of_source)} | {ALL: total.to_json(objective)}
+
+
+def _open(paths: Sequence[str], split: str | None) -> list[ShardSet]:
+    """The sets in `paths` that are of `split`, checked against the model's sizes and one another."""
+    sets = [ShardSet(path) for path in paths]
+    if split is not None:
+        met = ", ".join(f"{s.folder}: {s.manifest.options.get('split', 'none')}" for s in sets)
+        sets = [s for s in sets if s.manifest.options.get("split") == split]
+        if not sets:
+            do = "give the shards that were made with this --split"
+            raise UserError("no shards of this split", where="--split", met=met, wanted=split, do=do)
+    for other in sets:
+        if other.recipe.digest != sets[0].recipe.digest:
+            met, wanted = (f"{s.recipe.name} ({s.recipe.digest})" for s in (other, sets[0]))
+            raise UserError("shards of different recipes", where=str(other.folder), met=met, wanted=wanted)
+    check_recipe(sets[0].recipe, vision_size=VISION_SIZE, grid=GRID, sam_size=IMAGE_SIZE, mean=MEAN, std=STD)
+    return sets
+
+
+def _places(shards: ShardSet, holdout: float, limit: int | None) -> list[Place]:
+    kept = held_out(shards.index["key"], holdout) if holdout else np.ones(len(shards), np.bool_)
+    return [(shards, int(position)) for position in np.flatnonzero(kept)[:limit]]
+
+
+def _objective(sets: Sequence[ShardSet]) -> str:
+    """segment where the objects of all sets have texts, dual where none have."""
+    with_texts = []
+    for shards in sets:
+        positions = np.unique(np.linspace(0, len(shards) - 1, min(_PROBED, len(shards))).astype(int))
+        objects = [item for position in positions for item in shards.sample(int(position))[0]["objects"]]
+        with_texts.append(any(item.get("texts") for item in objects))
+    if all(with_texts):
+        return "segment"
+    if not any(with_texts):
+        return "dual"
+    met = ", ".join(f"{s.folder} {'with' if has else 'without'}" for s, has in zip(sets, with_texts, strict=True))
+    wanted = f"{', '.join(TEXT_OBJECTIVES)} (they need texts) or dual"
+    raise UserError("some shards have texts and some have none", where="--objective", met=met, wanted=wanted)

@@ -1,0 +1,332 @@
+"""Evaluation: each item once on any number of processes, and the numbers that an independent computation gives."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate.state import PartialState
+from PIL import Image
+from skimage import data as photographs
+
+from inference import evaluate as module
+from inference.evaluate import evaluate
+from inference.items import NO_REGION, NO_TEXT, batches, cut, read
+from inference.loading import load
+from inference.scores import Tally, table
+from pipeline.plan import make_plan
+from pipeline.run import run
+from pipeline.sources import choices_of, source_named
+from shards.errors import UserError
+from shards.reader import ShardSet
+from shards.recipe import named_recipe
+from tests.conftest import files_of
+from trainer.config import Config
+from trainer.export import export
+from trainer.model.sa2va import build
+from trainer.model.trainable import set_trainable
+from trainer.released.folder import save_model
+from trainer.trained import Origin, save_trained
+
+REPOSITORY = Path(__file__).parents[2]
+SENTENCES = [
+    [["the cup", "a white cup", "the cup"], ["spoon"]],
+    [["left"], ["right", "on the right"], [" "]],
+    [["dark thing"]],
+    [["table"], ["cup", "mug"]],
+    [["one"], ["two"], ["three"]],
+]
+"""Of each object of each of five pictures; one text says nothing."""
+BOXES = [(5, 5, 60, 50), (30, 20, 79, 59), (2, 2, 20, 58)]
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    yield
+    PartialState._reset_state()
+
+
+def sharded(name: str, root: Path, out: Path, **given: object) -> Path:
+    source, recipe = source_named(name), named_recipe("default")
+    choices = choices_of(source, given)
+    run(lambda known, records: make_plan(source, root, recipe, 10**7, records, choices), out, 1, 0.0)
+    return out
+
+
+@pytest.fixture(scope="module")
+def refer_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """RefCOCO, split val, in refer's layout: 5 pictures, 11 objects, 14 texts and one that says nothing."""
+    root = tmp_path_factory.mktemp("refer")
+    folder, photos = root / "refcoco", root / "images/mscoco/images/train2014"
+    folder.mkdir()
+    photos.mkdir(parents=True)
+    images, objects, refs = [], [], []
+    for number, of_picture in enumerate(SENTENCES):
+        images.append({"id": number, "file_name": f"COCO_train2014_{number:012d}.jpg", "height": 60, "width": 80})
+        Image.fromarray(photographs.coffee()[number * 20 :]).resize((80, 60)).save(photos / images[-1]["file_name"])
+        for (left, top, right, bottom), sentences in zip(BOXES, of_picture, strict=False):
+            identity = len(objects)
+            polygon = [[left, top, right, top, right, bottom, left, bottom]]
+            objects.append({"id": identity, "image_id": number, "category_id": 1, "segmentation": polygon})
+            known = {"ref_id": identity, "ann_id": identity, "image_id": number, "category_id": 1, "split": "val"}
+            said = [{"sent_id": n, "raw": text, "sent": text} for n, text in enumerate(sentences)]
+            refs.append({**known, "sentences": said})
+    body = {"images": images, "annotations": objects, "categories": [{"id": 1, "name": "cup"}]}
+    (folder / "instances.json").write_text(json.dumps(body))
+    (folder / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
+    return sharded("refcoco", root, root / "shards" / "refcoco", split="val")
+
+
+@pytest.fixture(scope="module")
+def released(talker, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "sa2va"
+    save_model(talker, folder)
+    return folder
+
+
+def groups(folder: Path, size: int = 8) -> list:
+    shards = ShardSet(folder)
+    return cut([(shards, position) for position in range(len(shards))], size)
+
+
+def asked(folder: Path, objective: str, size: int, rank: int, world_size: int) -> list[list[tuple[str, str, int]]]:
+    """By batch: key, text and area of the mask of each item."""
+    return [
+        [
+            (batch["keys"][image], text, int(mask.sum()))
+            for image, [text], mask in zip(batch["image_of_object"], batch["texts"], batch["masks1"], strict=True)
+        ]
+        for group in read(groups(folder, size)[rank::world_size], objective)
+        for batch, _ in batches(group, objective, size)
+    ]
+
+
+@pytest.mark.parametrize(("size", "world_size"), [(1, 2), (2, 2), (2, 3), (3, 1), (4, 2), (8, 3)])
+def test_each_text_of_each_object_is_an_item_once(refer_set: Path, size: int, world_size: int):
+    wanted = Counter[tuple[str, str, int]]()
+    for sample in (ShardSet(refer_set)[i] for i in range(5)):
+        for item, mask in zip(sample["meta"]["objects"], sample["masks"], strict=True):
+            wanted.update((sample["__key__"], text, int(mask.sum())) for text in item["texts"] if text.strip())
+    assert wanted.total() == 14 and max(wanted.values()) == 2  # a sentence that was said twice counts twice
+    of_rank = [asked(refer_set, "segment", size, rank, world_size) for rank in range(world_size)]
+    assert Counter(item for batched in of_rank for batch in batched for item in batch) == wanted
+    alone = asked(refer_set, "segment", size, 0, 1)
+    assert sorted(batch for batched in of_rank for batch in batched) == sorted(alone)
+    assert max(map(len, alone)) <= size
+
+
+def test_what_cannot_be_asked_about_is_counted(refer_set: Path, tmp_path: Path):
+    (group,) = read(groups(refer_set), "segment")
+    assert sum((sample.left_out for sample in group), Counter()) == {NO_TEXT: 1}
+    root = tmp_path / "clip"
+    root.mkdir()
+    for n in (0, 1):
+        Image.fromarray(photographs.coffee()[:60, :80]).save(root / f"{n}.png")
+        Image.fromarray(np.pad(np.full((20, 20), 255, np.uint8), ((10, 30), (10 + 9 * n, 50 - 9 * n)))).save(
+            root / f"m{n}.png"
+        )
+    objects = [{"masks": ["m0.png", "m1.png"]}, {"masks": [None, "m1.png"]}]
+    line = {"frames": ["0.png", "1.png"], "objects": objects}
+    (root / "samples.jsonl").write_text(json.dumps(line) + "\n")
+    (group,) = read(groups(sharded("folder", root, tmp_path / "shards")), "dual")
+    assert group[0].items == [(0, None)] and group[0].left_out == {NO_REGION: 1}
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 8])
+def test_each_object_has_another_to_swap_captions_with(refer_set: Path, size: int):
+    """Of its own picture where there is one."""
+    seen = 0
+    for group in read(groups(refer_set, size), "dual"):
+        number = {sample.key: len(sample.items) for sample in group}
+        for batch, _ in batches(group, "dual", size):
+            objects = Counter(batch["keys"][image] for image in batch["image_of_object"].tolist())
+            assert all(count > 1 or number[key] == 1 for key, count in objects.items())
+            assert 1 < objects.total() <= size + 2
+            seen += objects.total()
+    assert seen == 11
+
+
+@pytest.mark.parametrize(("count", "size", "sizes"), [(0, 2, []), (1, 2, [1]), (5, 2, [2, 3]), (6, 1, [2, 2, 2])])
+def test_groups_hold_every_sample(sav_set: Path, count: int, size: int, sizes: list[int]):
+    found = cut([(ShardSet(sav_set), position) for position in range(count)], size)
+    assert [len(group) for group in found] == sizes
+    assert [position for group in found for _, position in group] == [*range(count)]
+
+
+@pytest.mark.parametrize("objective", ["segment", "reverse"])
+def test_metrics_equal_an_independent_computation(
+    released: Path, refer_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str
+):
+    """Masks enlarged densely, and areas counted by numpy; one truth is emptied."""
+    met: list[tuple[np.ndarray, np.ndarray]] = []
+    told: list[float] = []
+    original = module.judge
+
+    def spying(passes, batch, objective, side):
+        if not met:
+            batch["masks1"][0] = False
+        judged = original(passes, batch, objective, side)
+        dense = F.interpolate(judged.logits[:, None], (1024, 1024), mode="bilinear", align_corners=False)[:, 0] > 0
+        met.extend((p.numpy().ravel(), t.numpy().ravel()) for p, t in zip(dense, batch["masks1"], strict=True))
+        told.extend(judged.values["caption"].tolist() if "caption" in judged.values else [])
+        return judged
+
+    monkeypatch.setattr(module, "judge", spying)
+    out = tmp_path / "numbers.json"
+    shown = evaluate(str(released), [str(refer_set)], objective=objective, batch_size=4, json_file=out)
+    numbers = json.loads(out.read_text())["all"]
+    assert len(met) == numbers["items"] == 14 and numbers["samples"] == 5
+    assert numbers["left_out"] == {NO_TEXT: 1}
+    both, found, there = (
+        np.array([area(p, t) for p, t in met], float)
+        for area in (lambda p, t: (p & t).sum(), lambda p, t: p.sum(), lambda p, t: t.sum())
+    )
+    unions = found + there - both
+
+    def mean(part: np.ndarray, whole: np.ndarray) -> float:
+        either = np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+        return float(np.where(unions == 0, 1.0, either).mean())
+
+    wanted = {
+        "ciou": both.sum() / unions.sum(),
+        "giou": mean(both, unions),
+        "pr@0.5": np.mean(2 * both > unions),
+        "dice": mean(2 * both, found + there),
+        "precision": mean(both, found),
+        "recall": mean(both, there),
+    }
+    assert {name: numbers[name] for name in wanted} == pytest.approx(wanted, abs=2e-6)
+    assert 0 < wanted["ciou"] != wanted["giou"]
+    assert ("caption_ce" in numbers) == (objective == "reverse")
+    if told:
+        assert numbers["caption_ce"] == pytest.approx(np.mean(told), abs=1e-6)
+    assert "refcoco" in shown and f"{numbers['ciou']:.4f}" in shown and "cIoU" in shown
+
+
+def test_sums_at_the_edges():
+    """Two both empty, one exactly at the threshold, one with no caption-swap gap."""
+    tally = Tally()
+    iou = torch.tensor([1.0, 0.5, 0.75, 0.0])
+    overlap, union = torch.tensor([0.0, 5.0, 3.0, 0.0]), torch.tensor([0.0, 10.0, 4.0, 6.0])
+    tally.add({"iou": iou, "overlap": overlap, "union": union, "swap_gap": torch.tensor([0.2, torch.nan, 0.4, 0.0])})
+    found = tally.to_json("dual")
+    assert found["ciou"] == 8 / 20 and found["giou"] == found["cycle_iou"] == 2.25 / 4
+    assert found["pr@0.5"] == 0.5  # 0.5 itself is no hit; both empty is one
+    assert found["swap_gap"] == pytest.approx(0.2) and found["swap_items"] == 3 and found["items"] == 4
+    empty = Tally()
+    empty.add({"iou": iou[:1], "overlap": overlap[:1], "union": union[:1]})
+    assert empty.metrics()["ciou"] == 1
+    assert Tally().metrics() == {}
+    parts = Tally(), Tally(), Tally()
+    for part, rows in zip(parts, (slice(0, 1), slice(1, 3), slice(3, 4)), strict=True):
+        part.add({"iou": iou[rows], "overlap": overlap[rows], "union": union[rows]})
+    parts[0].merge(parts[1])
+    parts[0].merge(parts[2])
+    assert parts[0].metrics() == {name: found[name] for name in ("ciou", "giou", "pr@0.5")}
+    assert "0.2000" in table("t", {"sav": found}) and "cycle IoU" in table("t", {"sav": found})
+
+
+def launch(arguments: list[object], processes: int) -> subprocess.CompletedProcess[str]:
+    """`accelerate launch --num_processes N cli.py evaluate ...` as a user types it; one thread, for equal rounding."""
+    started = {"LOCAL_RANK", "WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"}
+    environment = {k: v for k, v in os.environ.items() if k not in started}
+    environment |= {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", processes]
+    return subprocess.run(
+        [*map(str, command), "cli.py", "evaluate", *map(str, arguments)],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_two_processes_count_what_one_counts(released: Path, refer_set: Path, sav_set: Path, tmp_path: Path):
+    """5 pictures and 7 pairs in groups of 2 or 3: there are 5 groups, and one process has more to do."""
+    given = ["--shards", refer_set, "--shards", sav_set, "--objective", "dual", "--batch-size", 2]
+    given += ["--limit", 7, "--max-caption-tokens", 3]
+    two = launch(["--model", released, *given, "--json", tmp_path / "two.json"], processes=2)
+    assert two.returncode == 0, two.stderr[-3000:]
+    assert two.stdout.count("cycle IoU") == 1  # one process speaks
+    assert "process 1 of 2" in two.stderr and "sample/s" in two.stderr
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        options = {"objective": "dual", "batch_size": 2, "limit": 7, "max_caption_tokens": 3}
+        evaluate(str(released), [str(refer_set), str(sav_set)], **options, json_file=tmp_path / "one.json")
+    finally:
+        torch.set_num_threads(threads)
+    one, other = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
+    assert one.keys() == other.keys() and one["sources"].keys() == {"refcoco", "sav"}
+    for part in ("all", "refcoco", "sav"):
+        mine, theirs = ({**numbers["sources"], "all": numbers["all"]}[part] for numbers in (one, other))
+        assert mine.keys() == theirs.keys()
+        for name, value in mine.items():
+            assert theirs[name] == (pytest.approx(value, abs=1e-6) if isinstance(value, float) else value), name
+    assert (one["all"]["samples"], one["all"]["items"], one["all"]["swap_items"]) == (12, 18, 18)
+
+
+def test_a_run_is_measured_while_it_trains(sav_set: Path, tmp_path: Path):
+    """Its checkpoint gives what its export gives; nothing there is touched."""
+    config = Config(trainable=["lora", "mlp1"])
+    config.lora.r = 4
+    torch.manual_seed(0)
+    model = build("tiny")
+    new = set(model.state_dict())
+    set_trainable(model, config.trainable, **vars(config.lora))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    folder = tmp_path / "run"
+    save_trained(folder / "checkpoint", model, new, Origin.of(config, 3, "default", ["sav"]))
+    before = files_of(folder)
+    export(folder, tmp_path / "exported")
+    wanted = load(tmp_path / "exported", "cpu").state_dict()
+    for given in (folder, folder / "checkpoint"):
+        loaded = load(given, "cpu")
+        assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
+        assert all(torch.equal(tensor, wanted[name]) for name, tensor in loaded.state_dict().items())
+    out = tmp_path / "one.json"
+    evaluate(str(folder), [str(sav_set)], limit=2, batch_size=2, max_caption_tokens=2, json_file=out)
+    assert json.loads(out.read_text())["objective"] == "dual"  # SAV has no texts
+    assert files_of(folder) == before
+
+
+def test_the_part_that_a_training_left_out(released: Path, sav_set: Path, tmp_path: Path):
+    out = tmp_path / "held_out.json"
+    evaluate(str(released), [str(sav_set)], holdout=0.2, batch_size=4, max_caption_tokens=1, json_file=out)
+    assert 0 < json.loads(out.read_text())["all"]["samples"] < 12
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"split": "testA"}, r"--split: no shards of this split; met .*refcoco: val; wanted testA"),
+        ({"of": "both"}, r"some shards have texts and some have none; met .*refcoco with, .*sav without"),
+        ({"json_file": Path("/nowhere/numbers.json")}, r"/nowhere/numbers.json: no such folder"),
+        ({"of": "sav", "objective": "segment"}, r"nothing to evaluate; met 2 objects without a text; choose another"),
+        ({"holdout": 1e-9}, r"nothing to evaluate; met no sample in this part"),
+        ({"model": "/nowhere"}, r"/nowhere: no such folder"),
+    ],
+)
+def test_mistakes_are_one_line(released: Path, refer_set: Path, sav_set: Path, options: dict, said: str):
+    sets = {"both": [refer_set, sav_set], "sav": [sav_set], "refcoco": [refer_set]}[options.pop("of", "refcoco")]
+    with pytest.raises(UserError, match=said):
+        evaluate(options.pop("model", str(released)), [str(path) for path in sets], limit=2, **options)
+
+
+def test_splits_are_told_apart(released: Path, refer_set: Path, sav_set: Path, tmp_path: Path):
+    out = tmp_path / "val.json"
+    evaluate(str(released), [str(refer_set), str(sav_set)], split="val", limit=1, json_file=out)
+    numbers = json.loads(out.read_text())
+    assert numbers["objective"] == "segment" and [s["source"] for s in numbers["shards"]] == ["refcoco"]
