@@ -294,6 +294,22 @@ def evaluate(
         print(shown)
 
 
+@app.command()
+def doctor(
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help="As trainer/train.py takes them.")
+    ] = None,
+) -> None:
+    """Check what a training needs before it starts: data, model, memory, disk, versions. Writes nothing.
+
+    Exit status 0 if all is well; each failure says what to do. Warnings do not count.
+    """
+    from trainer.doctor import doctor as check
+
+    if not check(arguments or []):
+        raise typer.Exit(1)
+
+
 def main() -> None:
     """Run the command line. A user's mistake ends in one line and exit status 1, Ctrl-C in 130."""
     from shards.errors import UserError

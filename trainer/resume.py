@@ -66,6 +66,11 @@ def begin(config: Config, run: RunFolder, data: list[str], samples: int) -> Begi
             not give the run that was begun.
     """
     run.open()
+    return look(config, run, data, samples)
+
+
+def look(config: Config, run: RunFolder, data: list[str], samples: int) -> Beginning:
+    """What `begin` finds, without opening the folder: nothing is written."""
     own = run.latest()
     if config.resume == "never" and own:
         do = "resume=auto goes on with it; give another output_dir to start anew"

@@ -47,19 +47,23 @@ class RunFolder:
         """
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self._lock = hold_lock(self.checkpoints / ".lock", exclusive=True)
+        self.check()
+        for leftover in self.checkpoints.glob(".*.tmp"):
+            _remove(leftover)
+        latest = self.latest()
+        for folder in self._all():
+            if latest and folder.name > latest.name:  # whole, but the run was killed before it counted
+                self._discard(folder)
+
+    def check(self) -> None:
+        """Raise `UserError` where what stands here is not a run's. Nothing is written."""
         final = self.folder / _FINAL
         if final.exists() and not final.is_symlink():
             do = "give another output_dir"
             raise UserError("weights of a run that cannot be resumed stand here", where=str(final), do=do)
-        for leftover in self.checkpoints.glob(".*.tmp"):
-            _remove(leftover)
-        latest = self.latest()
-        if not latest and (found := self._all()):
+        if not self.latest() and (found := self._all()):
             do = f"link the one to go on with: ln -s {found[-1].name} {self.checkpoints / LATEST}"
             raise UserError("checkpoints, but none is the latest", where=str(self.checkpoints), do=do)
-        for folder in self._all():
-            if latest and folder.name > latest.name:  # whole, but the run was killed before it counted
-                self._discard(folder)
 
     def close(self) -> None:
         """Let others in."""

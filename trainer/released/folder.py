@@ -214,7 +214,7 @@ def _fill(
     check_fit({s.name: s.shape for s in stored}, shapes, where)
     state: dict[str, Tensor] = {}
     for item in stored:
-        state |= {name: floating(t, dtype).to(device) for name, t in item.split(read(item.name)).items()}
+        state |= {name: floating(t.to(device), dtype) for name, t in item.split(read(item.name)).items()}
     if model.tied:
         state[_HEAD] = state[_TABLE]
     model.stored_dtype = read(released_name(_TABLE, internlm2=internlm2)).dtype

@@ -1,0 +1,216 @@
+"""What people check by hand before a run: each check is green, or says what to do.
+
+Nothing trains, no weights are loaded, nothing is written.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import psutil
+import torch
+from rich.console import Console
+from rich.text import Text
+
+from shards.errors import UserError
+from trainer.config import Config, load_config
+from trainer.doctor_data import Data, check_objective, check_sets
+from trainer.doctor_machine import check_device, check_versions
+from trainer.findings import Finding, fail, ok, size, warn
+from trainer.outline import Outline, outline
+from trainer.resume import look
+from trainer.run_folder import RunFolder
+from trainer.step import UNREACHED
+
+_COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
+_LITTLE = 0.8
+"""Share of the memory above which weights and their states leave little for activations."""
+_MARGIN = 10**9
+"""Bytes on the disk for reports, logs and others."""
+_HIGH_RATE = 1e-3
+_LOSSES = {
+    "dual": ("lambda_mask", "lambda_dice", "lambda_lang", "lambda_anchor"),
+    "segment": ("lambda_mask", "lambda_dice", "lambda_lang"),
+}
+"""Weights that an objective has; what others learn from weighs 1."""
+
+
+def doctor(arguments: Sequence[str]) -> bool:
+    """Check the run that `trainer/train.py` would start with these arguments, and print what is found.
+
+    Returns:
+        Whether nothing failed; warnings do not count.
+    """
+    console, sound = Console(highlight=False, soft_wrap=True), True
+    for finding in examine(arguments):
+        line = Text(f"{finding.level:5}", style=_COLOURS[finding.level])
+        console.print(line.append(f"{finding.check:14}", style="default").append(finding.said, style="default"))
+        sound = sound and finding.level != "fail"
+    console.print(
+        Text("ready to train", style="green") if sound else Text("not ready: mend what failed first", style="red")
+    )
+    return sound
+
+
+def examine(arguments: Sequence[str]) -> Iterator[Finding]:
+    """All findings, in the order of the checks."""
+    yield from check_versions()
+    try:
+        config = load_config(arguments)
+    except UserError as error:
+        yield fail("configuration", str(error))
+        return
+    processes = max(1, torch.cuda.device_count())
+    yield ok("configuration", f"objective {config.objective}, {processes} process(es)")
+    yield from check_device(config)
+    data = Data.open(config, processes)
+    yield from _guarded("data", lambda: check_sets(config, data))
+    yield from _guarded("objective", lambda: check_objective(config, data))
+    yield from check_losses(config)
+    yield from check_schedule(config, data, processes)
+    try:
+        model = outline(config)
+    except UserError as error:
+        yield fail("model", str(error))
+    else:
+        yield from check_model(config, model)
+        yield from check_memory(model, processes)
+        yield from check_disk(config, model)
+    yield from _guarded("output_dir", lambda: check_output(config, data, processes))
+
+
+def _guarded(check: str, findings: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    try:
+        yield from findings()
+    except UserError as error:
+        yield fail(check, str(error))
+
+
+def check_losses(config: Config) -> Iterator[Finding]:
+    """Whether there is something to learn from."""
+    weights = {name: float(getattr(config, name)) for name in _LOSSES.get(config.objective, ())}
+    said = ", ".join(f"{name} {value:g}" for name, value in weights.items()) or "caption 1"
+    if weights and not any(weights.values()):
+        yield fail("losses", f"all weights are 0: {said}; give at least one")
+    elif weights and not (config.lambda_mask or config.lambda_dice):
+        yield warn("losses", f"{said}: no mask is learnt; set lambda_mask or lambda_dice")
+    else:
+        yield ok("losses", said)
+
+
+def check_schedule(config: Config, data: Data, processes: int) -> Iterator[Finding]:
+    """Rate, steps and epochs."""
+    together = config.batch_size * config.accumulation * processes
+    said = f"lr {config.lr:g}, warm-up {config.warmup_steps:,} of {config.steps:,} steps of {together} samples"
+    if data.train:
+        said += f"; {data.train // together:,} steps an epoch, {config.steps * together / data.train:.2g} epochs"
+    pretrained = bool(config.model.path or config.model.internvl)
+    if pretrained and config.lr > _HIGH_RATE:
+        yield warn("schedule", f"{said}: the rate is high for pretrained weights; 2e-5 is the recipe's")
+    elif config.warmup_steps > config.steps / 2:
+        yield warn("schedule", f"{said}: most of the run is warm-up; set warmup_steps lower")
+    else:
+        yield ok("schedule", said)
+    if data.held_out and config.eval.every > config.steps:
+        yield warn("schedule", f"eval.every {config.eval.every:,} is beyond the last step; lower it")
+    if not config.data.holdout:
+        yield warn("schedule", "data.holdout 0: the run is never evaluated; set it to a small share")
+
+
+def check_model(config: Config, model: Outline) -> Iterator[Finding]:
+    """Parameters, and those that train, by part."""
+    given = config.model
+    source = given.path or (f"{given.internvl} and {given.sam2}" if given.internvl else f"preset {given.preset}")
+    yield ok("model", f"{source}: {model.parameters:,} parameters")
+    trains = sum(model.trainable.values())
+    parts = ", ".join(f"{part} {count:,}" for part, count in model.trainable.items())
+    yield ok("trainable", f"{parts}; {trains / model.parameters:.1%} of all")
+    if lost := [part for part in UNREACHED.get(config.objective, ()) if part in config.trainable]:
+        yield warn("trainable", f"no loss of {config.objective} reaches {', '.join(lost)}; they will stay as they are")
+    if given.internvl and not {"token_embeddings", "language_model"} & {*config.trainable}:
+        yield warn("trainable", "[SEG] is new to this model; add token_embeddings to trainable, or it is hardly said")
+
+
+def check_memory(model: Outline, processes: int) -> Iterator[Finding]:
+    """What a process needs beside activations, against what there is."""
+    parts = model.memory(processes)
+    needed = sum(parts.values())
+    said = (
+        f"{size(needed)} a process, activations not included ({', '.join(f'{k} {size(v)}' for k, v in parts.items())})"
+    )
+    if torch.cuda.is_available():
+        there, place = min(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())), "free on a GPU"
+    else:
+        there, place = psutil.virtual_memory().available // processes, "of memory free"
+    said = f"{said}; {size(there)} {place}"
+    do = "train fewer parts or a lower lora.r, set model.dtype=bfloat16, or take a smaller model"
+    if needed > there:
+        yield fail("memory", f"{said}; {do}")
+    elif needed > _LITTLE * there:
+        yield warn("memory", f"{said}: little is left for activations; {do}")
+    else:
+        yield ok("memory", said)
+
+
+def check_disk(config: Config, model: Outline) -> Iterator[Finding]:
+    """Whether the checkpoints fit: those that stay, the best one, and the one that is being written."""
+    count = config.checkpoint.keep + 2
+    needed = count * model.checkpoint_bytes + _MARGIN
+    free = shutil.disk_usage(_existing(Path(config.output_dir))).free
+    said = f"{count} checkpoints of {size(model.checkpoint_bytes)} and a margin: {size(needed)}; {size(free)} free"
+    if needed > free:
+        yield fail("disk", f"{said}; make room, lower checkpoint.keep, or give an output_dir on another disk")
+    else:
+        yield ok("disk", said)
+
+
+def check_output(config: Config, data: Data, processes: int) -> Iterator[Finding]:
+    """Whether the run can write, and what would become of one that stands there."""
+    folder = Path(config.output_dir)
+    there = _existing(folder)
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        what = "no folder can be made here" if there.is_dir() else f"{there} is not a folder"
+        yield fail("output_dir", f"{folder}: {what}; give another output_dir")
+        return
+    run = RunFolder(folder, config.checkpoint.keep)
+    if _is_locked(run.checkpoints / ".lock"):
+        yield fail("output_dir", f"{folder}: another run is writing here; wait for it, or give another output_dir")
+        return
+    run.check()
+    if data.faults:
+        what = "what would become of the run here is known" if run.latest() else "a run would begin anew"
+        yield warn("output_dir", f"{folder}: {what} once the shards can be read")
+        return
+    begun = look(config, run, data.described, config.batch_size * config.accumulation * processes)
+    if begun.finished:
+        said = f"{folder}: a finished run, {begun.step:,} steps; nothing would be done"
+        yield warn("output_dir", f"{said}. More steps=N go on, another output_dir starts anew")
+    elif begun.checkpoint:
+        yield ok("output_dir", f"{folder}: would go on after step {begun.step:,}, {begun.checkpoint}")
+    else:
+        yield ok("output_dir", f"{folder}: would begin anew")
+
+
+def _existing(path: Path) -> Path:
+    """`path`, or the closest folder above it that there is."""
+    path = path.absolute()
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether a run holds the lock file at `path`."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
