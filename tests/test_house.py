@@ -57,7 +57,15 @@ def test_exactly_one_module_resizes():
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["shard", "--help"], ["verify-shard", "--help"], ["preview", "--help"], ["predict", "--help"]],
+    [
+        ["--help"],
+        ["shard", "--help"],
+        ["verify-shard", "--help"],
+        ["preview", "--help"],
+        ["predict", "--help"],
+        ["evaluate", "--help"],
+        ["doctor", "--help"],
+    ],
 )
 def test_help_imports_nothing_heavy(arguments):
     code = (

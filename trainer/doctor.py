@@ -65,7 +65,7 @@ def examine(arguments: Sequence[str]) -> Iterator[Finding]:
         yield fail("configuration", str(error))
         return
     processes = max(1, torch.cuda.device_count())
-    yield ok("configuration", f"objective {config.objective}, {processes} process(es)")
+    yield ok("configuration", f"objective {config.objective}; as for {processes} process(es), one a GPU")
     yield from check_device(config)
     data = Data.open(config, processes)
     yield from _guarded("data", lambda: check_sets(config, data))
@@ -107,7 +107,7 @@ def check_schedule(config: Config, data: Data, processes: int) -> Iterator[Findi
     together = config.batch_size * config.accumulation * processes
     said = f"lr {config.lr:g}, warm-up {config.warmup_steps:,} of {config.steps:,} steps of {together} samples"
     if data.train:
-        said += f"; {data.train // together:,} steps an epoch, {config.steps * together / data.train:.2g} epochs"
+        said += f"; {data.train // together:,} steps an epoch, {config.steps * together / data.train:.3g} epochs"
     pretrained = bool(config.model.path or config.model.internvl)
     if pretrained and config.lr > _HIGH_RATE:
         yield warn("schedule", f"{said}: the rate is high for pretrained weights; 2e-5 is the recipe's")
@@ -130,7 +130,8 @@ def check_model(config: Config, model: Outline) -> Iterator[Finding]:
     parts = ", ".join(f"{part} {count:,}" for part, count in model.trainable.items())
     yield ok("trainable", f"{parts}; {trains / model.parameters:.1%} of all")
     if lost := [part for part in UNREACHED.get(config.objective, ()) if part in config.trainable]:
-        yield warn("trainable", f"no loss of {config.objective} reaches {', '.join(lost)}; they will stay as they are")
+        said = f"no loss of {config.objective} reaches {', '.join(lost)}: weight decay alone would move them"
+        yield warn("trainable", f"{said}; leave them out of trainable")
     if given.internvl and not {"token_embeddings", "language_model"} & {*config.trainable}:
         yield warn("trainable", "[SEG] is new to this model; add token_embeddings to trainable, or it is hardly said")
 
@@ -139,9 +140,8 @@ def check_memory(model: Outline, processes: int) -> Iterator[Finding]:
     """What a process needs beside activations, against what there is."""
     parts = model.memory(processes)
     needed = sum(parts.values())
-    said = (
-        f"{size(needed)} a process, activations not included ({', '.join(f'{k} {size(v)}' for k, v in parts.items())})"
-    )
+    purposes = ", ".join(f"{purpose} {size(count)}" for purpose, count in parts.items())
+    said = f"{size(needed)} a process, activations not included ({purposes})"
     if torch.cuda.is_available():
         there, place = min(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())), "free on a GPU"
     else:
