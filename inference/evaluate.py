@@ -33,8 +33,6 @@ from trainer.model.sa2va import Sa2VA
 from trainer.passes import Passes
 from trainer.processes import missing_processes, start
 
-_PROBED = 32
-"""Samples of a set that are looked at for texts."""
 _PATIENCE = timedelta(days=7)
 """How long a process waits for the slowest one at the end: shares of the data differ, minutes would be too short."""
 
@@ -187,11 +185,7 @@ def _places(shards: ShardSet, holdout: float, limit: int | None) -> list[Place]:
 
 def _objective(sets: Sequence[ShardSet]) -> str:
     """segment where the objects of all sets have texts, dual where none have."""
-    with_texts = []
-    for shards in sets:
-        positions = np.unique(np.linspace(0, len(shards) - 1, min(_PROBED, len(shards))).astype(int))
-        objects = [item for position in positions for item in shards.sample(int(position))[0]["objects"]]
-        with_texts.append(any(item.get("texts") for item in objects))
+    with_texts = [bool((shards.index["texts"] > 0).any()) for shards in sets]
     if all(with_texts):
         return "segment"
     if not any(with_texts):

@@ -1,8 +1,9 @@
 """Shard sets read whole for evaluation: every object of every sample once, in batches that no process decides about.
 
 `trainer.data.Loader` chooses objects, drops what does not fill a batch, and gives every process as many batches. Here
-nothing is chosen or dropped. Samples are cut into groups of so many, and each process takes every so-many-th group.
-Batches are made of one group alone, so they are the same however many processes there are.
+nothing is chosen or dropped; of several frames, the first two that show an object serve for it. Samples are cut into
+groups of so many, and each process takes every so-many-th group. Batches are made of one group alone, so they are the
+same however many processes there are.
 """
 
 from __future__ import annotations
@@ -19,46 +20,64 @@ import torch
 from numpy.typing import NDArray
 
 from shards.errors import BadShard
-from shards.format import Field
+from shards.format import Field, FieldName
 from shards.reader import ShardSet, decode_field
+from shards.sample import texts_of
 from trainer.data import Batch
 from trainer.judge import JUDGED
 
 TEXT_OBJECTIVES = ("segment", "describe", "reverse")
 """Objectives that ask about a text: each text of an object is an item. For `dual` each object is one."""
-NO_TEXT, NO_REGION = "objects without a text", "objects without a prompt cell in frame 1"
+NO_TEXT, NO_REGION = "objects without a text", "objects without a prompt cell"
 _AHEAD = 2  # groups that are decoded while one is in use
 _THREADS = 2
 
 Place = tuple[ShardSet, int]
 """A sample: its set, and its position there."""
+Frames = tuple[int, int]
+"""Which frames of a sample, from 0, serve as frame 1 and frame 2 of a batch."""
 
 
 @dataclass(eq=False)
 class Whole:
-    """A sample with N objects."""
+    """A sample with N objects in F frames."""
 
     shards: ShardSet
     key: str
     meta: dict[str, Any]
     members: dict[Field, memoryview]
-    decoded: dict[str, NDArray[Any]] = field(default_factory=dict)
-    """By field: pictures (3, S, S) and `prompt_masks1` (N, 16, 16). Masks are decoded when their turn comes: there may
-    be a hundred, of a megabyte each."""
-    items: list[tuple[int, str | None]] = field(default_factory=list)
-    """Object and text of each item; None where no text is asked about."""
+    decoded: dict[Field, NDArray[Any]] = field(default_factory=dict)
+    """Pictures (3, S, S) and `prompt_masks` (N, 16, 16). Masks are decoded when their turn comes: there may be a
+    hundred, of a megabyte each."""
+    items: list[Item] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
     """Objects that cannot be asked about, by reason."""
 
-    def decode(self, name: str, objects: Sequence[int] | None = None) -> NDArray[Any]:
-        """A field, of `objects` alone where they are given; the frame of a single-frame sample serves as each."""
-        wanted = Field.parse(name)
-        stored = Field(wanted.name, None) if len(self.meta["frames"]) == 1 else wanted
+    def decode(self, name: FieldName, frame: int, objects: Sequence[int] | None = None) -> NDArray[Any]:
+        """A field of a frame, counted from 0; of `objects` alone where they are given."""
+        stored = Field(name, None if len(self.meta["frames"]) == 1 else frame + 1)
+        if objects is None and stored in self.decoded:
+            return self.decoded[stored]
         try:
-            return decode_field(stored, self.members[stored], self.shards.recipe, objects)
+            found = decode_field(stored, self.members[stored], self.shards.recipe, objects)
         except BadShard as error:
             where = f"{self.shards.folder}: {self.key}.{stored}"
             raise BadShard(error.what, where=where, met=error.met, wanted=error.wanted, do=error.do) from None
+        if objects is None:
+            self.decoded[stored] = found
+        return found
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question."""
+
+    sample: Whole
+    frames: Frames
+    number: int
+    """Of the object in its sample."""
+    text: str | None
+    """None where no text is asked about."""
 
 
 def cut(places: Sequence[Place], size: int) -> list[Sequence[Place]]:
@@ -101,9 +120,9 @@ def batches(group: Sequence[Whole], objective: str, most: int) -> Iterator[tuple
     sample where there are some, since the caption-swap gap needs another object, of the same sample if it can be.
     """
     least = 2 if objective == "dual" else 1
-    packed: list[list[tuple[Whole, int, str | None]]] = []
+    packed: list[list[Item]] = []
     for sample in group:
-        for part in _parts([(sample, *item) for item in sample.items], most, least):
+        for part in _parts(sample.items, most, least):
             if packed and (len(packed[-1]) < least or len(packed[-1]) + len(part) <= most):
                 packed[-1] += part
             elif part:
@@ -114,7 +133,7 @@ def batches(group: Sequence[Whole], objective: str, most: int) -> Iterator[tuple
     yield from (_batch(items, objective) for items in packed)
 
 
-def _parts(items: list[Any], most: int, least: int) -> Iterator[list[Any]]:
+def _parts(items: Sequence[Item], most: int, least: int) -> Iterator[list[Item]]:
     """Cut as evenly as can be into parts of at most `most`, but rather too large than of fewer than `least`."""
     count = max(1, min(-(-len(items) // most), len(items) // least))
     rest = iter(items)
@@ -124,34 +143,42 @@ def _parts(items: list[Any], most: int, least: int) -> Iterator[list[Any]]:
 
 def _read(shards: ShardSet, position: int, objective: str) -> Whole:
     sample = Whole(shards, shards.key(position), *shards.sample(position))
-    sample.decoded = {name: sample.decode(name) for name in JUDGED[objective] if not name.startswith("masks")}
-    regions = sample.decoded.get("prompt_masks1")
+    frames = range(len(sample.meta["frames"]))
+    visible = np.stack([sample.decode("prompt_masks", frame).any(axis=(1, 2)) for frame in frames])
     for number, item in enumerate(sample.meta["objects"]):
-        texts: list[str | None] = [None]
-        if objective in TEXT_OBJECTIVES:
-            texts = [text for text in item.get("texts") or () if isinstance(text, str) and text.strip()]
+        texts: list[str | None] = [*texts_of(item)] if objective in TEXT_OBJECTIVES else [None]
+        showing = np.flatnonzero(visible[:, number]).tolist()
         if not texts:
             sample.left_out[NO_TEXT] += 1
-        elif regions is not None and not regions[number].any():
+        elif not showing and "prompt_masks1" in JUDGED[objective]:
             sample.left_out[NO_REGION] += 1
         else:
-            sample.items += [(number, text) for text in texts]
+            first, second = (showing * 2 if len(showing) == 1 else showing or [0, 0])[:2]
+            sample.items += [Item(sample, (first, second), number, text) for text in texts]
+    for name, frame in {_place(name, item.frames) for name in JUDGED[objective] for item in sample.items}:
+        if name != "masks":
+            sample.decode(name, frame)
     return sample
 
 
-def _batch(items: Sequence[tuple[Whole, int, str | None]], objective: str) -> tuple[Batch, list[str]]:
-    samples = list(dict.fromkeys(sample for sample, _, _ in items))
+def _place(name: str, frames: Frames) -> tuple[FieldName, int]:
+    """The field that is `name` in a batch, and the frame, from 0, that it is taken from."""
+    wanted = Field.parse(name)
+    return wanted.name, frames[(wanted.frame or 1) - 1]
+
+
+def _batch(items: Sequence[Item], objective: str) -> tuple[Batch, list[str]]:
+    views = list(dict.fromkeys((item.sample, item.frames) for item in items))
     batch: Batch = {
-        "image_of_object": torch.tensor([samples.index(sample) for sample, _, _ in items]),
-        "texts": [[] if text is None else [text] for _, _, text in items],
-        "keys": [sample.key for sample in samples],
+        "image_of_object": torch.tensor([views.index((item.sample, item.frames)) for item in items]),
+        "texts": [[] if item.text is None else [item.text] for item in items],
+        "keys": [sample.key for sample, _ in views],
+        "paired": torch.tensor([first != second for _, (first, second) in views]),
     }
     for name in JUDGED[objective]:
-        if name.startswith("masks"):
-            values = [sample.decode(name, [number])[0] for sample, number, _ in items]
-        elif name.startswith("prompt_masks"):
-            values = [sample.decoded[name][number] for sample, number, _ in items]
+        if "masks" in name:
+            values = [item.sample.decode(*_place(name, item.frames), [item.number])[0] for item in items]
         else:
-            values = [sample.decoded[name] for sample in samples]
+            values = [sample.decode(*_place(name, frames)) for sample, frames in views]
         batch[name] = torch.from_numpy(np.stack(values))
-    return batch, [sample.shards.manifest.source for sample, _, _ in items]
+    return batch, [item.sample.shards.manifest.source for item in items]

@@ -6,6 +6,7 @@ Nothing trains, no weights are loaded, nothing is written.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ from rich.text import Text
 
 from shards.errors import UserError
 from trainer.config import Config, load_config
-from trainer.doctor_data import Data, check_objective, check_sets
+from trainer.doctor_data import Data, check_objective, check_samples, check_sets
 from trainer.doctor_machine import check_device, check_versions
 from trainer.findings import Finding, fail, ok, size, warn
 from trainer.outline import Outline, outline
@@ -45,6 +46,7 @@ def doctor(arguments: Sequence[str]) -> bool:
     Returns:
         Whether nothing failed; warnings do not count.
     """
+    logging.getLogger("trainer").addHandler(logging.NullHandler())  # loaders would warn of what is said here
     console, sound = Console(highlight=False, soft_wrap=True), True
     for finding in examine(arguments):
         line = Text(f"{finding.level:5}", style=_COLOURS[finding.level])
@@ -65,11 +67,12 @@ def examine(arguments: Sequence[str]) -> Iterator[Finding]:
         yield fail("configuration", str(error))
         return
     processes = max(1, torch.cuda.device_count())
-    yield ok("configuration", f"objective {config.objective}; as for {processes} process(es), one a GPU")
+    yield ok("configuration", f"{', '.join(config.objectives())}; as for {processes} process(es), one a GPU")
     yield from check_device(config)
     data = Data.open(config, processes)
     yield from _guarded("data", lambda: check_sets(config, data))
-    yield from _guarded("objective", lambda: check_objective(config, data))
+    yield from _guarded("samples", lambda: check_samples(data))
+    yield from check_objective(config, data)
     yield from check_losses(config)
     yield from check_schedule(config, data, processes)
     try:
@@ -78,7 +81,7 @@ def examine(arguments: Sequence[str]) -> Iterator[Finding]:
         yield fail("model", str(error))
     else:
         yield from check_model(config, model)
-        yield from check_memory(model, processes)
+        yield from check_memory(config, model, processes)
         yield from check_disk(config, model)
     yield from _guarded("output_dir", lambda: check_output(config, data, processes))
 
@@ -91,23 +94,25 @@ def _guarded(check: str, findings: Callable[[], Iterator[Finding]]) -> Iterator[
 
 
 def check_losses(config: Config) -> Iterator[Finding]:
-    """Whether there is something to learn from."""
-    weights = {name: float(getattr(config, name)) for name in _LOSSES.get(config.objective, ())}
-    said = ", ".join(f"{name} {value:g}" for name, value in weights.items()) or "caption 1"
-    if weights and not any(weights.values()):
-        yield fail("losses", f"all weights are 0: {said}; give at least one")
-    elif weights and not (config.lambda_mask or config.lambda_dice):
-        yield warn("losses", f"{said}: no mask is learnt; set lambda_mask or lambda_dice")
-    else:
-        yield ok("losses", said)
+    """Whether each objective has something to learn from."""
+    for objective, share in config.objectives().items():
+        weights = {name: float(getattr(config, name)) for name in _LOSSES.get(objective, ())}
+        said = ", ".join(f"{name} {value:g}" for name, value in weights.items()) or "caption 1"
+        said = f"{objective}: {said}" + (f", all times {share.weight:g}" if config.mix else "")
+        if weights and not any(weights.values()):
+            yield fail("losses", f"{said}: all weights are 0; give at least one")
+        elif weights and not (config.lambda_mask or config.lambda_dice):
+            yield warn("losses", f"{said}: no mask is learnt; set lambda_mask or lambda_dice")
+        else:
+            yield ok("losses", said)
 
 
 def check_schedule(config: Config, data: Data, processes: int) -> Iterator[Finding]:
     """Rate, steps and epochs."""
     together = config.batch_size * config.accumulation * processes
     said = f"lr {config.lr:g}, warm-up {config.warmup_steps:,} of {config.steps:,} steps of {together} samples"
-    if data.train:
-        said += f"; {data.train // together:,} steps an epoch, {config.steps * together / data.train:.3g} epochs"
+    for objective, samples in data.train.items():
+        said += f"; {objective}: {samples // together:,} steps an epoch, {config.steps * together / samples:.3g} epochs"
     pretrained = bool(config.model.path or config.model.internvl)
     if pretrained and config.lr > _HIGH_RATE:
         yield warn("schedule", f"{said}: the rate is high for pretrained weights; 2e-5 is the recipe's")
@@ -115,7 +120,7 @@ def check_schedule(config: Config, data: Data, processes: int) -> Iterator[Findi
         yield warn("schedule", f"{said}: most of the run is warm-up; set warmup_steps lower")
     else:
         yield ok("schedule", said)
-    if data.held_out and config.eval.every > config.steps:
+    if config.data.holdout and config.eval.every > config.steps:
         yield warn("schedule", f"eval.every {config.eval.every:,} is beyond the last step; lower it")
     if not config.data.holdout:
         yield warn("schedule", "data.holdout 0: the run is never evaluated; set it to a small share")
@@ -129,16 +134,17 @@ def check_model(config: Config, model: Outline) -> Iterator[Finding]:
     trains = sum(model.trainable.values())
     parts = ", ".join(f"{part} {count:,}" for part, count in model.trainable.items())
     yield ok("trainable", f"{parts}; {trains / model.parameters:.1%} of all")
-    if lost := [part for part in UNREACHED.get(config.objective, ()) if part in config.trainable]:
-        said = f"no loss of {config.objective} reaches {', '.join(lost)}: weight decay alone would move them"
+    names = [*config.objectives()]
+    if lost := [part for part in config.trainable if all(part in UNREACHED.get(name, ()) for name in names)]:
+        said = f"no loss of {', '.join(names)} reaches {', '.join(lost)}: weight decay alone would move them"
         yield warn("trainable", f"{said}; leave them out of trainable")
     if given.internvl and not {"token_embeddings", "language_model"} & {*config.trainable}:
         yield warn("trainable", "[SEG] is new to this model; add token_embeddings to trainable, or it is hardly said")
 
 
-def check_memory(model: Outline, processes: int) -> Iterator[Finding]:
+def check_memory(config: Config, model: Outline, processes: int) -> Iterator[Finding]:
     """What a process needs beside activations, against what there is."""
-    parts = model.memory(processes)
+    parts = model.memory(processes, config.project)
     needed = sum(parts.values())
     purposes = ", ".join(f"{purpose} {size(count)}" for purpose, count in parts.items())
     said = f"{size(needed)} a process, activations not included ({purposes})"

@@ -11,19 +11,22 @@ from typing import Any
 import numpy as np
 
 from shards.errors import BadShard, UserError
-from shards.format import INDEX, Field
+from shards.format import INDEX
 from shards.reader import ShardSet
 from trainer.config import Config
-from trainer.data import Loader, check_recipe
+from trainer.data import Loader, Need, check_recipe
 from trainer.findings import Finding, fail, ok, size, warn
 from trainer.model.architecture import GRID, VISION_SIZE
 from trainer.model.grounding import IMAGE_SIZE, MEAN, STD
-from trainer.step import FIELDS
+from trainer.step import FIELDS, NEED
 
 PROBED = 16
 """Samples of a set that are read."""
 _VERIFY = "copy the set again; cli.py verify-shard says more"
-_NEEDS_TEXT, _NEEDS_REGION = ("segment", "describe", "reverse"), ("dual", "describe")
+_NEEDED: dict[Need, tuple[str, str]] = {
+    "texts": ("an object with a text", "train this set with the objective dual, which needs none"),
+    "regions": ("an object with a prompt cell", "shard it with the recipe default, which fills small regions"),
+}
 
 
 @dataclass(frozen=True)
@@ -32,41 +35,48 @@ class Data:
 
     sets: list[ShardSet]
     """Those that can be opened."""
-    faults: list[str]
+    faults: list[str] = field(default_factory=list)
     """Why others cannot, and why the run would not get samples out of all of them together."""
-    train: int = 0
-    """Samples an epoch."""
-    held_out: int = 0
+    train: dict[str, int] = field(default_factory=dict)
+    """Samples an epoch, by objective."""
+    held_out: dict[str, int] = field(default_factory=dict)
     described: list[str] = field(default_factory=list)
-    """`Loader.described`."""
+    """What a checkpoint says of the data."""
 
     @classmethod
     def open(cls, config: Config, processes: int) -> Data:
-        sets, faults = [], []
+        data = cls([])
         for path in config.data.shards:
             try:
-                sets.append(ShardSet(path))
+                data.sets.append(ShardSet(path))
             except UserError as error:
-                faults.append(str(error))
-        if faults:
-            return cls(sets, faults)
+                data.faults.append(str(error))
+        if not data.faults:
+            try:
+                for name, share in config.objectives().items():
+                    data._load(config, processes, name, share.sources)
+            except UserError as error:
+                data.faults.append(str(error))
+        return data
+
+    def _load(self, config: Config, processes: int, objective: str, sources: list[str]) -> None:
+        """Make the loaders that the run would make."""
         load = partial(
             Loader,
             config.data.shards,
-            fields=FIELDS[config.objective],
+            fields=FIELDS[objective],
             batch_size=config.batch_size,
             seed=config.seed,
             world_size=processes,
             holdout=config.data.holdout,
+            sources=sources,
             repeats=config.data.sources,
-            objects_per_sample=config.data.objects_per_sample,
+            need=NEED[objective],
         )
-        try:
-            train = load(accumulation=config.accumulation)
-            held_out = len(load(part="holdout").order(0)) if config.data.holdout else 0
-        except UserError as error:
-            return cls(sets, [str(error)])
-        return cls(sets, [], len(train.order(0)), held_out, train.described)
+        train = load(accumulation=config.accumulation)
+        self.train[objective] = len(train.order(0))
+        self.held_out[objective] = len(load(part="holdout").order(0)) if config.data.holdout else 0
+        self.described.extend(f"{objective}: {line}" for line in train.described)
 
 
 def check_sets(config: Config, data: Data) -> Iterator[Finding]:
@@ -84,46 +94,44 @@ def check_sets(config: Config, data: Data) -> Iterator[Finding]:
             yield ok("data", f"{said}, {bytes_}, recipe {manifest.recipe.name} ({manifest.recipe.digest})")
     yield from (fail("data", fault) for fault in data.faults)
     if not data.faults:
-        yield ok("data", f"{data.train:,} samples an epoch to train on, {data.held_out:,} held out")
+        counts = [
+            f"{name}: {count:,} samples an epoch, {data.held_out[name]:,} held out"
+            for name, count in data.train.items()
+        ]
+        yield ok("data", "; ".join(counts))
 
 
 def check_objective(config: Config, data: Data) -> Iterator[Finding]:
-    """What the objective needs of objects, in some samples of each set, which are decoded for it."""
+    """Whether the samples of each set have what its objectives need of an object, as the index says."""
+    for objective, share in config.objectives().items():
+        need = NEED[objective]
+        sets = [s for s in data.sets if not share.sources or s.manifest.source in share.sources]
+        usable = [int((s.index[need] > 0).sum()) for s in sets]
+        what, do = _NEEDED[need]
+        for shards, count in zip(sets, usable, strict=True):
+            said = f"{objective}, {shards.folder}: {count:,} of {len(shards):,} samples have {what}"
+            if count == len(shards):
+                yield ok("objective", said)
+            elif any(usable):
+                yield warn("objective", f"{said}, the others are left out; {do}")
+            else:
+                yield fail("objective", f"{said}; {do}")
+
+
+def check_samples(data: Data) -> Iterator[Finding]:
+    """Decode some samples of each set, and count pairs."""
     for shards in data.sets:
         positions = np.unique(np.linspace(0, len(shards) - 1, min(PROBED, len(shards))).astype(int))
-        objects = with_text = with_region = pairs = 0
+        pairs = 0
         for position in map(int, positions):
             try:
-                sample = shards[position]
+                meta: Any = shards[position]["meta"]
             except BadShard as error:
                 where = error.where or f"{shards.folder}: {shards.key(position)}"
                 raise BadShard(error.what, where=where, met=error.met, wanted=error.wanted, do=_VERIFY) from None
-            meta: Any = sample["meta"]
-            name = str(Field("prompt_masks", None if len(meta["frames"]) == 1 else 1))
-            objects += len(meta["objects"])
-            with_text += sum(any(text.strip() for text in item.get("texts") or ()) for item in meta["objects"])
-            with_region += int(sample[name].any(axis=(1, 2)).sum())
             pairs += bool(meta.get("has_paired_frame"))
-        looked = f"{shards.folder}: of {len(positions)} samples with {objects} objects that were read"
-        yield from _judged(config.objective, looked, objects, with_text, with_region, pairs)
-
-
-def _judged(
-    objective: str, looked: str, objects: int, with_text: int, with_region: int, pairs: int
-) -> Iterator[Finding]:
-    needs = []
-    if objective in _NEEDS_TEXT:
-        needs.append((with_text, "a text", "train this set with objective=dual, which needs no text"))
-    if objective in _NEEDS_REGION:
-        needs.append((with_region, "a prompt cell in frame 1", "shard it with the recipe default, which fills them"))
-    short = [(count, what, do) for count, what, do in needs if count < objects]
-    for count, what, do in short:
-        said = f"{looked}, {count or 'no'} object{'s have' if count != 1 else ' has'} {what}"
-        yield warn("objective", f"{said}; {do}") if count else fail("objective", f"{said}; {do}")
-    if not short:
-        said = " and ".join(what for _, what, _ in needs)
-        frames = f"; {pairs} are pairs, for the others frame 1 serves twice" if objective == "dual" else ""
-        yield ok("objective", f"{looked}, all have {said}{frames}")
+        said = f"{shards.folder}: {len(positions)} samples decoded; {pairs} are pairs"
+        yield ok("samples", said + (", for the others one frame serves twice" if pairs < len(positions) else ""))
 
 
 def _faults(shards: ShardSet) -> list[str]:

@@ -32,11 +32,15 @@ class Outline:
     new_bytes: int
     """What a checkpoint holds beside: frozen tensors that no file holds."""
 
-    def memory(self, processes: int) -> dict[str, int]:
-        """Bytes of a process, by purpose; without activations, and what libraries take for themselves."""
+    def memory(self, processes: int, project: bool = False) -> dict[str, int]:
+        """Bytes of a process, by purpose; without activations, and what libraries take for themselves.
+
+        `project`: as the configuration has it. Two more gradients stand beside the sum.
+        """
         trainable = self.trainable_bytes
         parts = {f"frozen weights ({dtype})": size for dtype, size in self.frozen_bytes.items()}
         parts |= {"trainable weights": trainable, "gradients": trainable, "AdamW": 2 * trainable, "teacher": trainable}
+        parts |= {"projection": 2 * trainable} if project else {}
         return parts | ({"DDP's buckets": trainable} if processes > 1 else {})
 
     @property

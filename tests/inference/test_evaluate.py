@@ -27,7 +27,7 @@ from pipeline.plan import make_plan
 from pipeline.run import run
 from pipeline.sources import choices_of, source_named
 from shards.errors import UserError
-from shards.reader import ShardSet
+from shards.reader import ShardSet, decode_field
 from shards.recipe import named_recipe
 from tests.conftest import files_of
 from trainer.config import Config
@@ -124,7 +124,9 @@ def test_each_text_of_each_object_is_an_item_once(refer_set: Path, size: int, wo
     assert max(map(len, alone)) <= size
 
 
-def test_what_cannot_be_asked_about_is_counted(refer_set: Path, tmp_path: Path):
+def test_what_cannot_be_asked_about_is_counted_and_frames_show_the_object(
+    refer_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     (group,) = read(groups(refer_set), "segment")
     assert sum((sample.left_out for sample in group), Counter()) == {NO_TEXT: 1}
     root = tmp_path / "clip"
@@ -138,7 +140,18 @@ def test_what_cannot_be_asked_about_is_counted(refer_set: Path, tmp_path: Path):
     line = {"frames": ["0.png", "1.png"], "objects": objects}
     (root / "samples.jsonl").write_text(json.dumps(line) + "\n")
     (group,) = read(groups(sharded("folder", root, tmp_path / "shards")), "dual")
-    assert group[0].items == [(0, None)] and group[0].left_out == {NO_REGION: 1}
+    assert [(item.number, item.frames) for item in group[0].items] == [(0, (0, 1)), (1, (1, 1))]
+    assert not group[0].left_out
+    (batch,) = (batch for batch, _ in batches(group, "dual", 8))
+    assert batch["paired"].tolist() == [True, False] and batch["image_of_object"].tolist() == [0, 1]
+    whole = ShardSet(tmp_path / "shards")[0]
+    for row, number in ((0, 0), (1, 1)):
+        assert np.array_equal(batch["masks2"][row], whole["masks2"][number])
+        assert np.array_equal(batch["prompt_masks1"][row], whole[f"prompt_masks{1 + row}"][number])
+        assert np.array_equal(batch["pixel_values1"][row], whole[f"pixel_values{1 + row}"])
+    monkeypatch.setattr("inference.items.decode_field", lambda *how: np.zeros_like(decode_field(*how)))
+    (group,) = read(groups(tmp_path / "shards"), "dual")
+    assert not group[0].items and group[0].left_out == {NO_REGION: 2}
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 8])
