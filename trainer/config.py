@@ -119,6 +119,8 @@ class Config:
     gumbel_top_k: int = 256
 
     lr: float = 2e-5
+    rates: dict[str, float] = field(default_factory=dict)
+    """Of parts that have a rate of their own, such as {text_hidden_fcs: 2e-4}; the others have `lr`."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = 1e-8
     weight_decay: float = 0.05
@@ -278,6 +280,12 @@ def _check(config: Any) -> None:
     for name, count in config.data.sources.items():
         if count < 1:
             raise UserError("out of range", where=f"data.sources.{name}", met=str(count), wanted=">= 1")
+    for name, rate in config.rates.items():
+        if name not in config.trainable:
+            met, wanted = str(name), " or ".join(config.trainable)
+            raise UserError("a rate for a part that does not train", where="rates", met=met, wanted=wanted)
+        if rate <= 0:
+            raise UserError("out of range", where=f"rates.{name}", met=str(rate), wanted="> 0")
     for name, share in config.mix.items():
         if name not in OBJECTIVES:
             raise UserError("no such objective", where="mix", met=str(name), wanted=" or ".join(OBJECTIVES))

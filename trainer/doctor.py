@@ -114,7 +114,7 @@ def check_schedule(config: Config, data: Data, processes: int) -> Iterator[Findi
     for objective, samples in data.train.items():
         said += f"; {objective}: {samples // together:,} steps an epoch, {config.steps * together / samples:.3g} epochs"
     pretrained = bool(config.model.path or config.model.internvl)
-    if pretrained and config.lr > _HIGH_RATE:
+    if pretrained and max([config.lr, *config.rates.values()]) > _HIGH_RATE:
         yield warn("schedule", f"{said}: the rate is high for pretrained weights; 2e-5 is the recipe's")
     elif config.warmup_steps > config.steps / 2:
         yield warn("schedule", f"{said}: most of the run is warm-up; set warmup_steps lower")

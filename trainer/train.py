@@ -44,7 +44,7 @@ from trainer.journal import Journal
 from trainer.judge import JUDGED
 from trainer.model.architecture import GRID, VISION_SIZE
 from trainer.model.grounding import IMAGE_SIZE, MEAN, STD
-from trainer.model.trainable import set_trainable
+from trainer.model.trainable import by_part, set_trainable
 from trainer.preemption import Preemption
 from trainer.processes import missing_processes, start
 from trainer.report import write_report
@@ -135,8 +135,9 @@ def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
         model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
     loop = Step(model.to(accelerator.device), config)
     trainable = [p for p in loop.parameters() if p.requires_grad]
+    groups = by_part(model, config.trainable).items()
     optimizer = torch.optim.AdamW(
-        trainable,
+        [{"params": own, "lr": config.rates.get(part, config.lr)} for part, own in groups if own],
         lr=config.lr,
         betas=(config.betas[0], config.betas[1]),
         eps=config.eps,
@@ -195,7 +196,7 @@ def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
             stepper.step()
             stepper.zero_grad()
             loop.teacher.update()
-            rate = float(optimizer.param_groups[0]["lr"])
+            rate = config.lr * factor(step - 1)
             parts.scheduler.step()
             if journal:
                 journal.step(

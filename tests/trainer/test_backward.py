@@ -106,8 +106,10 @@ def test_parts_that_no_loss_reaches_do_not_train():
         ("mix={dual:{weight:0}}", "mix.dual.weight"),
         ("mix={dual:{wieght:1}}", "wieght"),
         ("project=true", "nothing to be orthogonal to"),
+        ("rates={vision_model: 1e-4}", "a rate for a part that does not train"),
+        ("rates={lora: 0}", "rates.lora"),
     ],
 )
-def test_mistakes_in_a_mix(given: str, said: str):
+def test_mistakes_in_a_mix_and_in_rates(given: str, said: str):
     with pytest.raises(UserError, match=said):
         load_config([given])

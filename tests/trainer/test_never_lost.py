@@ -32,7 +32,14 @@ STATE_OF_THE_RUN = ("trained.safetensors", "teacher.safetensors", "optimizer.saf
 def given(sav_set: Path) -> list[str]:
     """4 steps, more than an epoch, with dropout, which draws from the process's own random state."""
     run = [f"data.shards=[{sav_set}]", "batch_size=1", "accumulation=1", "steps=4", "data.holdout=0.8"]
-    return [*run, "eval={every: 3, samples: 1, show: 1}", "checkpoint={every: 1, keep: 1}", *SMALL, "lora.dropout=0.2"]
+    return [
+        *run,
+        "eval={every: 3, samples: 1, show: 1}",
+        "checkpoint={every: 1, keep: 1}",
+        *SMALL,
+        "lora.dropout=0.2",
+        "rates.mlp1=1e-4",
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,14 @@ from trainer.trained import load_trained
 def test_a_run_leaves_its_configuration_weights_metrics_and_report(sav_set: Path, tmp_path: Path, capsys):
     out = tmp_path / "run"
     given = [f"data.shards=[{sav_set}]", f"output_dir={out}", "steps=2", "batch_size=1", "accumulation=2"]
-    given += ["data.holdout=0.3", "eval.every=1", "eval.samples=1", "eval.show=1", *SMALL]
+    given += [
+        "rates={text_hidden_fcs: 1e-6}",
+        "data.holdout=0.3",
+        "eval.every=1",
+        "eval.samples=1",
+        "eval.show=1",
+        *SMALL,
+    ]
     main(given)
     said = capsys.readouterr().out
     assert (
@@ -53,6 +60,10 @@ def test_a_run_leaves_its_configuration_weights_metrics_and_report(sav_set: Path
     assert saved.keys() == model.state_dict().keys()  # of a random model no file holds anything
     assert all(torch.equal(tensor, saved[name]) for name, tensor in model.state_dict().items())
     assert any(tensor.abs().max() > 0 for name, tensor in saved.items() if "lora_B" in name)
+    torch.manual_seed(0)
+    moved = {n: (saved[n] - p).abs().max().item() for n, p in build("tiny").named_parameters() if n in saved}
+    assert max(v for n, v in moved.items() if n.startswith("mlp1.")) > 5e-4
+    assert 0 < max(v for n, v in moved.items() if n.startswith("text_hidden_fcs.")) < 5e-6  # a rate of its own
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_optimiser_steps(

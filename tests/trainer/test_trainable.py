@@ -6,7 +6,7 @@ import torch
 from shards.errors import UserError
 from trainer.config import Config
 from trainer.model.sa2va import Sa2VA, build
-from trainer.model.trainable import PARTS, set_trainable
+from trainer.model.trainable import PARTS, by_part, set_trainable
 
 
 def trained(model: Sa2VA, parts: list[str]) -> set[str]:
@@ -70,3 +70,19 @@ def test_frozen_encoders_stay_in_evaluation_mode():
 def test_an_unknown_part_is_refused(parts: list[str]):
     with pytest.raises(UserError, match="trainable: unknown part"):
         set_trainable(build("tiny"), parts, r=4, alpha=8, dropout=0.0)
+
+
+@pytest.mark.parametrize("parts", [Config().trainable, ["token_embeddings", "language_model", "lora"], [*PARTS]])
+def test_each_trainable_parameter_belongs_to_one_part(parts: list[str]):
+    model = build("tiny")
+    sizes = set_trainable(model, parts, r=4, alpha=8, dropout=0.0)
+    found = by_part(model, parts)
+    assert [*found] == parts
+    flat = [parameter for own in found.values() for parameter in own]
+    assert len({id(p) for p in flat}) == len(flat) == sum(p.requires_grad for p in model.parameters())
+    assert sum(p.numel() for p in found["lora"]) == sizes["lora"]
+    if parts == Config().trainable:
+        assert {part: sum(p.numel() for p in own) for part, own in found.items()} == sizes
+    else:  # what two parts hold belongs to the first
+        assert any(p is model.embedding.weight for p in found["token_embeddings"])
+        assert not any(p is model.embedding.weight for p in found["language_model"])

@@ -42,21 +42,12 @@ def set_trainable(model: Sa2VA, parts: Sequence[str], *, r: int, alpha: int, dro
         met = ", ".join(unknown) or "no part at all"
         raise UserError("unknown part", where="trainable", met=met, wanted=", ".join(PARTS))
     model.requires_grad_(False)
-    sam = model.grounding_encoder.sam2_model
-    modules: dict[str, nn.Module] = {
-        "mlp1": model.mlp1,
-        "text_hidden_fcs": model.text_hidden_fcs,
-        "sam_mask_decoder": sam.sam_mask_decoder,
-        "token_embeddings": nn.ModuleList([model.embedding, model.language_model.lm_head]),
-        "language_model": model.language_model,
-        "vision_model": model.vision_model,
-        "sam_image_encoder": sam.image_encoder,
-    }
+    modules = _modules(model)
     for part in parts:
         if part != "lora":
             modules[part].requires_grad_(True)
     for name in _UNREACHED:
-        sam.sam_mask_decoder.get_submodule(name).requires_grad_(False)
+        model.grounding_encoder.sam2_model.sam_mask_decoder.get_submodule(name).requires_grad_(False)
     counts = {part: _trainable(modules[part]) for part in parts if part != "lora"}
     if "lora" in parts:
         config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=_LINEAR_LAYERS)
@@ -70,6 +61,37 @@ def set_trainable(model: Sa2VA, parts: Sequence[str], *, r: int, alpha: int, dro
             parameter.data = parameter.data.float()
     model.train(model.training)  # which encoders stay in evaluation mode depends on what is frozen
     return counts
+
+
+def by_part(model: Sa2VA, parts: Sequence[str]) -> dict[str, list[nn.Parameter]]:
+    """The trainable parameters of each of `parts`, in the model's order; each belongs to the first that holds it.
+
+    Args:
+        model: after `set_trainable`.
+        parts: that were given to it.
+    """
+    modules = _modules(model)
+    held = {part: {id(p) for p in modules[part].parameters()} for part in parts if part != "lora"}
+    found: dict[str, list[nn.Parameter]] = {part: [] for part in parts}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            owner = "lora" if "lora_" in name else next(part for part, own in held.items() if id(parameter) in own)
+            found[owner].append(parameter)
+    return found
+
+
+def _modules(model: Sa2VA) -> dict[str, nn.Module]:
+    """Of every part but the adapters."""
+    sam = model.grounding_encoder.sam2_model
+    return {
+        "mlp1": model.mlp1,
+        "text_hidden_fcs": model.text_hidden_fcs,
+        "sam_mask_decoder": sam.sam_mask_decoder,
+        "token_embeddings": nn.ModuleList([model.embedding, model.language_model.lm_head]),
+        "language_model": model.language_model,
+        "vision_model": model.vision_model,
+        "sam_image_encoder": sam.image_encoder,
+    }
 
 
 def _trainable(module: nn.Module) -> int:
