@@ -28,7 +28,8 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	# The longest file first: whole files go to either core.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/trainer/test_two_processes.py tests
 
 clean:
 	rm -rf $(VENV) data/sav shards/sav runs

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from tests.trainer.runs import SMALL, launch
 from trainer.config import Config
 from trainer.data import Batch, Loader
 from trainer.model.sa2va import Sa2VA, build
@@ -31,25 +29,6 @@ def fresh_accelerate() -> Iterator[None]:
     yield
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
-
-
-@pytest.fixture(scope="session")
-def two_processes(sav_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an undisturbed run of 4 steps, more than an epoch, in 2 processes. Not to be changed.
-
-    With a larger eps than usual: Adam would otherwise blow up rounding where a gradient is all but 0.
-    """
-    out = tmp_path_factory.mktemp("two")
-    given = [f"data.shards=[{sav_set}]", "data.holdout=0", "steps=4", "accumulation=2", *SMALL, "eps=1e-3"]
-    given += ["checkpoint={every: 1, keep: 1}"]
-    (out / "given.json").write_text(json.dumps(given))
-    launch([*given, "batch_size=1", f"output_dir={out}"], out / "said", processes=2)
-    return out
-
-
-def given_to_two(two_processes: Path) -> list[str]:
-    """What that run was given, but `batch_size` (1) and `output_dir`."""
-    return list(json.loads((two_processes / "given.json").read_text()))
 
 
 @pytest.fixture(scope="session")

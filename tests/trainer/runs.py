@@ -11,11 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.conftest import files_of
+
 REPOSITORY = Path(__file__).parents[2]
 SMALL = [
     *("mixed_precision=no", "max_caption_tokens=3", "num_points=256", "gumbel_top_k=16", "warmup_steps=0"),
     *("lora.r=4", "lora.alpha=8", "lora.dropout=0", "lr=1e-3", "data.threads=1"),
 ]
+
+STATE_OF_THE_RUN = ("trained.safetensors", "teacher.safetensors", "optimizer.safetensors", "rng.json")
 
 
 def begin_run(arguments: list[str], said: Path, processes: int | None) -> subprocess.Popen[str]:
@@ -67,3 +71,12 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen[str], se
         assert process.poll() is None, "it ended before"
         assert time.monotonic() < until, "nothing happened"
         time.sleep(0.02)
+
+
+def assert_same(run: Path, undisturbed: Path) -> None:
+    """Losses of every step, weights, teacher, optimiser and random state are bit-equal."""
+    assert losses(run) == losses(undisturbed)
+    one, two = (files_of((folder / "checkpoint").resolve()) for folder in (run, undisturbed))
+    assert [name for name in STATE_OF_THE_RUN if one[name] != two[name]] == []
+    states = [json.loads(files["state.json"]) for files in (one, two)]
+    assert states[0]["position"] == states[1]["position"] and states[0]["scheduler"] == states[1]["scheduler"]

@@ -11,21 +11,17 @@ import signal
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from shards.errors import UserError
 from tests.conftest import files_of
-from tests.trainer.conftest import given_to_two
-from tests.trainer.runs import SMALL, begin_run, launch, losses, records, wait_for
+from tests.trainer.runs import SMALL, assert_same, begin_run, losses, records, wait_for
 from trainer.preemption import SIGNALS
 from trainer.run_folder import RunFolder
 from trainer.stream import Stream
 from trainer.train import main
 from trainer.trained import load_trained
-
-STATE_OF_THE_RUN = ("trained.safetensors", "teacher.safetensors", "optimizer.safetensors", "rng.json")
 
 
 @pytest.fixture(scope="module")
@@ -59,15 +55,6 @@ def handlers():
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
-
-
-def assert_same(run: Path, undisturbed: Path) -> None:
-    """Losses of every step, weights, teacher, optimiser and random state are bit-equal."""
-    assert losses(run) == losses(undisturbed)
-    one, two = (files_of((folder / "checkpoint").resolve()) for folder in (run, undisturbed))
-    assert [name for name in STATE_OF_THE_RUN if one[name] != two[name]] == []
-    states = [json.loads(files["state.json"]) for files in (one, two)]
-    assert states[0]["position"] == states[1]["position"] and states[0]["scheduler"] == states[1]["scheduler"]
 
 
 def steps_told(run: Path) -> list[tuple[int, bool]]:
@@ -154,51 +141,6 @@ def test_a_full_disk_leaves_the_previous_checkpoint(given: list[str], undisturbe
     assert load_trained(tmp_path / "checkpoint")[1].step == 2
     main([*given, f"output_dir={tmp_path}"])
     assert_same(tmp_path, undisturbed)
-
-
-@pytest.mark.xdist_group("two processes")  # they share a run
-def test_two_processes_of_which_one_is_killed(two_processes: Path, tmp_path: Path):
-    """kill -9 of the second process ends the run for both, at once; the same command goes on."""
-    out = tmp_path / "run"
-    command = [*given_to_two(two_processes), "batch_size=1", f"output_dir={out}"]
-    process = begin_run(command, tmp_path / "said", processes=2)
-    after = random.randrange(2)
-    wait_for(lambda: len(losses(out)) > after, process)
-    children = psutil.Process(process.pid).children(recursive=True)
-    [second] = [child for child in children if child.environ().get("RANK") == "1"]
-    second.kill()
-    assert process.wait(timeout=180) == 1
-    assert not any(child.is_running() for child in children)
-    assert len(losses(out)) < 4
-    assert "going on after step" in launch(command, tmp_path / "said again", processes=2)
-    assert_same(out, two_processes)
-
-
-@pytest.mark.xdist_group("two processes")  # they share a run
-def test_two_processes_that_are_preempted_go_on_as_one(two_processes: Path, tmp_path: Path):
-    """The same samples in each step, whoever takes them; sums are rounded in another order."""
-    out = tmp_path / "run"
-    command = [*given_to_two(two_processes), f"output_dir={out}"]
-    process = begin_run([*command, "batch_size=1"], tmp_path / "said", processes=2)
-    wait_for(lambda: losses(out), process)
-    os.killpg(process.pid, signal.SIGTERM)
-    process.wait(timeout=180)
-    workers = psutil.process_iter(["cmdline"])
-    wait = time.monotonic() + 180
-    while any(f"output_dir={out}" in (worker.info["cmdline"] or ()) for worker in workers):
-        assert time.monotonic() < wait, "a process hangs"
-        time.sleep(0.1)
-        workers = psutil.process_iter(["cmdline"])
-    done = len(losses(out))
-    assert f"stopped by SIGTERM after step {done}" in (tmp_path / "said").read_text()
-    assert done < 4 and losses(out) == losses(two_processes)[:done]
-    with pytest.raises(UserError, match="not the global batch of the run to resume; met 2; wanted 4"):
-        main([*command, "batch_size=1"])
-    main([*command, "batch_size=2"])
-    for one, two in zip(losses(out), losses(two_processes), strict=True):
-        assert one == pytest.approx(two, rel=1e-4)
-    states = [json.loads((run / "checkpoint" / "state.json").read_text()) for run in (out, two_processes)]
-    assert states[0]["position"] == states[1]["position"] == {"dual": {"epoch": 1, "samples": 4}}
 
 
 def test_a_damaged_checkpoint_is_one_line(undisturbed: Path, given: list[str], tmp_path: Path):

@@ -13,11 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from shards.errors import UserError
-from tests.trainer.conftest import given_to_two
-from tests.trainer.runs import REPOSITORY, SMALL, losses
+from tests.trainer.runs import REPOSITORY, SMALL
 from trainer.config import load_config
 from trainer.model.sa2va import build
-from trainer.model.trainable import set_trainable
 from trainer.train import main
 from trainer.trained import load_trained
 
@@ -80,26 +78,6 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimiser_steps(
     assert "step 2, objective dual, samples masklet_data_0" in str(raised.value)
     assert "nan" in str(raised.value)
     assert not (tmp_path / "checkpoint/trained.safetensors").exists()
-
-
-@pytest.mark.xdist_group("two processes")  # they share a run
-def test_two_processes_end_with_the_weights_of_one(two_processes: Path, tmp_path: Path):
-    """The same global batches: gradients are averaged, both processes draw what one would draw for each sample."""
-    said = (two_processes / "said").read_text()
-    assert "2 process(es) on cpu" in said
-    assert said.count("step 00001/00004") == 1  # one process speaks
-    main([*given_to_two(two_processes), "batch_size=2", f"output_dir={tmp_path}"])
-    first, second = (load_file(folder / "checkpoint/trained.safetensors") for folder in (tmp_path, two_processes))
-    assert first.keys() == second.keys()
-    torch.manual_seed(0)
-    model = build("tiny")
-    set_trainable(model, load_config([]).trainable, r=4, alpha=8, dropout=0.0)
-    moved = {n: (first[n] - p).abs().max().item() for n, p in model.named_parameters() if n.startswith("mlp1")}
-    gaps = {name: (first[name] - second[name]).abs().max().item() for name in first}
-    assert max(gaps.values()) < 1e-5, max(gaps, key=gaps.__getitem__)
-    assert max(moved.values()) > 5e-4, "nothing was trained"
-    for one, two in zip(losses(tmp_path), losses(two_processes), strict=True):
-        assert one == pytest.approx(two, rel=1e-4)
 
 
 def run_as_script(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> SystemExit:

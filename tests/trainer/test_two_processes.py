@@ -1,0 +1,103 @@
+"""Two processes do what one does, and are not lost either: killed, preempted, gone on with as one."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from shards.errors import UserError
+from tests.trainer.runs import SMALL, assert_same, begin_run, launch, losses, wait_for
+from trainer.config import load_config
+from trainer.model.sa2va import build
+from trainer.model.trainable import set_trainable
+from trainer.train import main
+
+
+@pytest.fixture(scope="module")
+def two_processes(sav_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an undisturbed run of 4 steps, more than an epoch, in 2 processes. Not to be changed.
+
+    With a larger eps than usual: Adam would otherwise blow up rounding where a gradient is all but 0.
+    """
+    out = tmp_path_factory.mktemp("two")
+    given = [f"data.shards=[{sav_set}]", "data.holdout=0", "steps=4", "accumulation=2", *SMALL, "eps=1e-3"]
+    given += ["checkpoint={every: 1, keep: 1}"]
+    (out / "given.json").write_text(json.dumps(given))
+    launch([*given, "batch_size=1", f"output_dir={out}"], out / "said", processes=2)
+    return out
+
+
+def given_to_two(two_processes: Path) -> list[str]:
+    """What that run was given, but `batch_size` (1) and `output_dir`."""
+    return list(json.loads((two_processes / "given.json").read_text()))
+
+
+def test_two_processes_end_with_the_weights_of_one(two_processes: Path, tmp_path: Path):
+    """The same global batches: gradients are averaged, both processes draw what one would draw for each sample."""
+    said = (two_processes / "said").read_text()
+    assert "2 process(es) on cpu" in said
+    assert said.count("step 00001/00004") == 1  # one process speaks
+    main([*given_to_two(two_processes), "batch_size=2", f"output_dir={tmp_path}"])
+    first, second = (load_file(folder / "checkpoint/trained.safetensors") for folder in (tmp_path, two_processes))
+    assert first.keys() == second.keys()
+    torch.manual_seed(0)
+    model = build("tiny")
+    set_trainable(model, load_config([]).trainable, r=4, alpha=8, dropout=0.0)
+    moved = {n: (first[n] - p).abs().max().item() for n, p in model.named_parameters() if n.startswith("mlp1")}
+    gaps = {name: (first[name] - second[name]).abs().max().item() for name in first}
+    assert max(gaps.values()) < 1e-5, max(gaps, key=gaps.__getitem__)
+    assert max(moved.values()) > 5e-4, "nothing was trained"
+    for one, two in zip(losses(tmp_path), losses(two_processes), strict=True):
+        assert one == pytest.approx(two, rel=1e-4)
+
+
+def test_two_processes_of_which_one_is_killed(two_processes: Path, tmp_path: Path):
+    """kill -9 of the second process ends the run for both, at once; the same command goes on."""
+    out = tmp_path / "run"
+    command = [*given_to_two(two_processes), "batch_size=1", f"output_dir={out}"]
+    process = begin_run(command, tmp_path / "said", processes=2)
+    after = random.randrange(2)
+    wait_for(lambda: len(losses(out)) > after, process)
+    children = psutil.Process(process.pid).children(recursive=True)
+    [second] = [child for child in children if child.environ().get("RANK") == "1"]
+    second.kill()
+    assert process.wait(timeout=180) == 1
+    assert not any(child.is_running() for child in children)
+    assert len(losses(out)) < 4
+    assert "going on after step" in launch(command, tmp_path / "said again", processes=2)
+    assert_same(out, two_processes)
+
+
+def test_two_processes_that_are_preempted_go_on_as_one(two_processes: Path, tmp_path: Path):
+    """The same samples in each step, whoever takes them; sums are rounded in another order."""
+    out = tmp_path / "run"
+    command = [*given_to_two(two_processes), f"output_dir={out}"]
+    process = begin_run([*command, "batch_size=1"], tmp_path / "said", processes=2)
+    wait_for(lambda: losses(out), process)
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait(timeout=180)
+    workers = psutil.process_iter(["cmdline"])
+    wait = time.monotonic() + 180
+    while any(f"output_dir={out}" in (worker.info["cmdline"] or ()) for worker in workers):
+        assert time.monotonic() < wait, "a process hangs"
+        time.sleep(0.1)
+        workers = psutil.process_iter(["cmdline"])
+    done = len(losses(out))
+    assert f"stopped by SIGTERM after step {done}" in (tmp_path / "said").read_text()
+    assert done < 4 and losses(out) == losses(two_processes)[:done]
+    with pytest.raises(UserError, match="not the global batch of the run to resume; met 2; wanted 4"):
+        main([*command, "batch_size=1"])
+    main([*command, "batch_size=2"])
+    for one, two in zip(losses(out), losses(two_processes), strict=True):
+        assert one == pytest.approx(two, rel=1e-4)
+    states = [json.loads((run / "checkpoint" / "state.json").read_text()) for run in (out, two_processes)]
+    assert states[0]["position"] == states[1]["position"] == {"dual": {"epoch": 1, "samples": 4}}
