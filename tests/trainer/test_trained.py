@@ -90,9 +90,12 @@ def test_two_checkpoints_give_two_exports_in_the_type_of_their_base(released, tm
         train_a_little(
             config_of(released, ["lora", "mlp1", "text_hidden_fcs", "sam_mask_decoder"]), run / "checkpoint", seed
         )
-        command = [sys.executable, "cli.py", "export", "--checkpoint", run, "--out", tmp_path / f"out{seed}"]
-        done = subprocess.run([*map(str, command)], cwd=REPOSITORY, capture_output=True, text=True)
-        assert done.returncode == 0 and "bytes of weights in 1 file(s)" in done.stdout, done.stderr
+        if seed == 1:
+            command = [sys.executable, "cli.py", "export", "--checkpoint", run, "--out", tmp_path / "out1"]
+            done = subprocess.run([*map(str, command)], cwd=REPOSITORY, capture_output=True, text=True)
+            assert done.returncode == 0 and "bytes of weights in 1 file(s)" in done.stdout, done.stderr
+        else:
+            export(run, tmp_path / "out2", None)
         exports.append(load_file(tmp_path / f"out{seed}" / "model.safetensors"))
     one, two = exports
     assert {n: (t.dtype, t.shape) for n, t in one.items()} == {n: (t.dtype, t.shape) for n, t in base.items()}
