@@ -304,7 +304,7 @@ def doctor(
 
     Exit status 0 if all is well; each failure says what to do. Warnings do not count.
     """
-    from trainer.doctor import doctor as check
+    from trainer.doctor.checks import doctor as check
 
     if not check(arguments or []):
         raise typer.Exit(1)

@@ -3,7 +3,7 @@
     python -m benchmarks.loading [--pairs 48] [--threads 2] [--rounds 3]
 
 One sample is one frame with one object, all four tensors ready in a batch of 8.
-  loader      shards through trainer.data.Loader, threads
+  loader      shards through trainer.data.loader.Loader, threads
   on the fly  the raw npz through Pillow and torchvision in a DataLoader with as many worker processes
   memcpy      the delivered bytes copied from memory into a ready batch by as many threads: the bound
 They take turns; the ratio of each turn is what counts on a shared machine.
@@ -31,7 +31,7 @@ from pipeline.plan import make_plan
 from pipeline.run import run
 from pipeline.sources import source_named
 from shards.recipe import RECIPES
-from trainer.data import Loader
+from trainer.data.loader import Loader
 
 BATCH = 8
 FIELDS = ("pixel_values1", "g_pixel_values1", "prompt_masks1", "masks1")

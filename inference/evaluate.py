@@ -25,12 +25,12 @@ from inference.scores import ALL, Tally, table
 from shards.errors import UserError
 from shards.reader import ShardSet
 from trainer.config import Config
-from trainer.data import check_recipe, held_out
-from trainer.judge import judge
+from trainer.data.loader import check_recipe, held_out
+from trainer.measure.judge import judge
 from trainer.model.architecture import GRID, VISION_SIZE
 from trainer.model.grounding import IMAGE_SIZE, MEAN, STD
 from trainer.model.sa2va import Sa2VA
-from trainer.passes import Passes
+from trainer.objectives.passes import Passes
 from trainer.processes import missing_processes, start
 
 _PATIENCE = timedelta(days=7)
@@ -56,7 +56,7 @@ def evaluate(
     Args:
         model: a released folder, an int8 one, OWNER/NAME on the hub, a run's folder or a checkpoint.
         shards: folders of shard sets, of one recipe.
-        objective: a key of `trainer.judge.JUDGED`; where None, segment if the objects have texts, else dual.
+        objective: a key of `trainer.measure.judge.JUDGED`; where None, segment if the objects have texts, else dual.
         split: keep the sets that were made of this split.
         holdout: keep the samples that a training with this `data.holdout` leaves out; 0 keeps all.
         limit: keep the first so many samples of each set.

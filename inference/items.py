@@ -1,6 +1,6 @@
 """Shard sets read whole for evaluation: every object of every sample once, in batches that no process decides about.
 
-`trainer.data.Loader` chooses objects, drops what does not fill a batch, and gives every process as many batches. Here
+`trainer.data.loader.Loader` chooses objects, drops what does not fill a batch, gives processes as many batches. Here
 nothing is chosen or dropped; of several frames, the first two that show an object serve for it. Samples are cut into
 groups of so many, and each process takes every so-many-th group. Batches are made of one group alone, so they are the
 same however many processes there are.
@@ -23,8 +23,8 @@ from shards.errors import BadShard
 from shards.format import Field, FieldName
 from shards.reader import ShardSet, decode_field
 from shards.sample import texts_of
-from trainer.data import Batch
-from trainer.judge import JUDGED
+from trainer.data.loader import Batch
+from trainer.measure.judge import JUDGED
 
 TEXT_OBJECTIVES = ("segment", "describe", "reverse")
 """Objectives that ask about a text: each text of an object is an item. For `dual` each object is one."""
@@ -114,7 +114,7 @@ def read(groups: Sequence[Sequence[Place]], objective: str) -> Iterator[list[Who
 
 
 def batches(group: Sequence[Whole], objective: str, most: int) -> Iterator[tuple[Batch, list[str]]]:
-    """The items of a group as batches for `trainer.judge.judge`, each with the source of each of its items.
+    """The items of a group as batches for `trainer.measure.judge.judge`, each with the source of each of its items.
 
     A batch has at most `most` items. For dual it may have two more: no item stands alone, nor without the others of its
     sample where there are some, since the caption-swap gap needs another object, of the same sample if it can be.

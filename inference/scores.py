@@ -44,7 +44,7 @@ class Tally:
     """How many items have each value: an item may have no caption-swap gap."""
 
     def add(self, values: Mapping[str, Tensor]) -> None:
-        """Count in items with what `trainer.judge.Judged.values` holds: (M,) each, NaN where there is none."""
+        """Count in items with what `trainer.measure.judge.Judged.values` holds: (M,) each, NaN where there is none."""
         values = {**values, "hit": values["iou"] > 0.5} if "iou" in values else values
         self.items += len(next(iter(values.values())))
         for name in (*_MEANS, "overlap", "union"):

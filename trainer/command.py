@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 
 from shards.errors import UserError
-from trainer.run_folder import NO_ROOM
+from trainer.checkpoints.run_folder import NO_ROOM
 
 _LOST = ("closed by peer", "reset by peer", "remote process exited")  # gloo's and NCCL's words
 

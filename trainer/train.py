@@ -34,26 +34,26 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from shards.errors import UserError
 from trainer.agreement import decided_by_main, over_processes, stop_unless_finite
-from trainer.backward import Backward, accumulation_steps
-from trainer.checkpoint import Parts, State
+from trainer.checkpoints.checkpoint import Parts, State
+from trainer.checkpoints.preemption import Preemption
+from trainer.checkpoints.resume import begin
+from trainer.checkpoints.rng import random_state, set_random_state
+from trainer.checkpoints.run_folder import RunFolder
 from trainer.command import run_command
 from trainer.config import Config, flat, load_config, save_config
-from trainer.data import Loader, check_recipe
-from trainer.evaluation import SHOWN, evaluate, panels
-from trainer.journal import Journal
-from trainer.judge import JUDGED
+from trainer.data.loader import Loader, check_recipe
+from trainer.data.stream import Stream
+from trainer.measure.evaluation import SHOWN, evaluate, panels
+from trainer.measure.journal import Journal
+from trainer.measure.judge import JUDGED
+from trainer.measure.report import write_report
 from trainer.model.architecture import GRID, VISION_SIZE
 from trainer.model.grounding import IMAGE_SIZE, MEAN, STD
 from trainer.model.trainable import by_part, set_trainable
-from trainer.preemption import Preemption
+from trainer.objectives.backward import Backward, accumulation_steps
+from trainer.objectives.step import FIELDS, NEED, UNREACHED, Step
 from trainer.processes import missing_processes, start
-from trainer.report import write_report
-from trainer.resume import begin
-from trainer.rng import random_state, set_random_state
-from trainer.run_folder import RunFolder
 from trainer.schedule import rate_factor
-from trainer.step import FIELDS, NEED, UNREACHED, Step
-from trainer.stream import Stream
 from trainer.trained import Origin, base_model
 
 

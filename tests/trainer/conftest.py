@@ -10,10 +10,10 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from trainer.config import Config
-from trainer.data import Batch, Loader
+from trainer.data.loader import Batch, Loader
 from trainer.model.sa2va import Sa2VA, build
 from trainer.model.trainable import set_trainable
-from trainer.step import Step
+from trainer.objectives.step import Step
 
 FIELDS = tuple(f"{name}{k}" for k in (1, 2) for name in ("pixel_values", "g_pixel_values", "prompt_masks", "masks"))
 

@@ -10,9 +10,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from shards.errors import UserError
-from trainer.backward import Backward, accumulation_steps
 from trainer.config import Config, Share, load_config
-from trainer.data import Batch
+from trainer.data.loader import Batch
+from trainer.objectives.backward import Backward, accumulation_steps
 from trainer.train import reached
 
 TEXTS = [["the left eye."], ["a white helmet"]]

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import LambdaLR
 
 from shards.errors import UserError
-from trainer.checkpoint import Parts, State, read_random_states, read_state
+from trainer.checkpoints.checkpoint import Parts, State, read_random_states, read_state
 from trainer.trained import Origin, load_trained
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.choice import choose
+from trainer.data.choice import choose
 
 
 @settings(max_examples=200, deadline=None)

@@ -22,8 +22,8 @@ from shards.reader import ShardSet
 from shards.recipe import named_recipe
 from tests.pipeline.test_folder import write as write_lines
 from tests.pipeline.test_folder import write_pictures
-from trainer.data import Loader, check_recipe, held_out, mix
-from trainer.noise import object_generators
+from trainer.data.loader import Loader, check_recipe, held_out, mix
+from trainer.objectives.noise import object_generators
 
 FIELDS = ("pixel_values1", "prompt_masks1", "pixel_values2", "g_pixel_values2", "masks2")
 LIGHT = ("prompt_masks1",)

@@ -23,14 +23,14 @@ from shards.manifest import sha256
 from shards.reader import ShardSet
 from tests.conftest import files_of
 from tests.trainer.runs import SMALL
-from trainer import doctor_machine
 from trainer.config import Config, load_config
-from trainer.doctor import check_output, doctor, examine
-from trainer.doctor_data import Data
-from trainer.findings import Finding
+from trainer.doctor import machine
+from trainer.doctor.checks import check_output, doctor, examine
+from trainer.doctor.data import Data
+from trainer.doctor.findings import Finding
+from trainer.doctor.outline import Outline, outline
 from trainer.model.sa2va import build
 from trainer.model.trainable import set_trainable
-from trainer.outline import Outline, outline
 from trainer.released.folder import save_model
 from trainer.train import main
 from trainer.trained import base_model
@@ -59,8 +59,8 @@ def quick(monkeypatch: pytest.MonkeyPatch):
             _OUTLINES[key] = outline(config)
         return _OUTLINES[key]
 
-    monkeypatch.setattr("trainer.doctor_data.PROBED", 2)
-    monkeypatch.setattr("trainer.doctor.outline", remembered)
+    monkeypatch.setattr("trainer.doctor.data.PROBED", 2)
+    monkeypatch.setattr("trainer.doctor.checks.outline", remembered)
 
 
 @pytest.fixture
@@ -201,9 +201,9 @@ def test_damaged_shards_are_named(good: list[str], sav_set: Path, tmp_path: Path
 
 def test_memory_and_disk(good: list[str], monkeypatch: pytest.MonkeyPatch):
     little = namedtuple("Memory", "available")(10**6)
-    monkeypatch.setattr("trainer.doctor.psutil.virtual_memory", lambda: little)
+    monkeypatch.setattr("trainer.doctor.checks.psutil.virtual_memory", lambda: little)
     full = namedtuple("Usage", "free")(10**8)
-    monkeypatch.setattr("trainer.doctor.shutil.disk_usage", lambda path: full)
+    monkeypatch.setattr("trainer.doctor.checks.shutil.disk_usage", lambda path: full)
     failed = dict(found(good))
     assert failed.keys() == {"memory", "disk"}
     assert "model.dtype=bfloat16" in failed["memory"] and "1 MB of memory free" in failed["memory"]
@@ -212,12 +212,12 @@ def test_memory_and_disk(good: list[str], monkeypatch: pytest.MonkeyPatch):
 
 def test_versions(monkeypatch: pytest.MonkeyPatch):
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    assert all(name + wanted in project["dependencies"] for name, wanted in doctor_machine.NEEDED.items())
-    assert [finding.level for finding in doctor_machine.check_versions()] == ["ok"]
-    real = doctor_machine.metadata.version
-    monkeypatch.setattr(doctor_machine.metadata, "version", lambda n: "0.1.0" if n == "peft" else real(n))
-    monkeypatch.setattr(doctor_machine.metadata, "requires", lambda name: ["numpy", "torch==2.1.0"])
-    first, second = doctor_machine.check_versions()
+    assert all(name + wanted in project["dependencies"] for name, wanted in machine.NEEDED.items())
+    assert [finding.level for finding in machine.check_versions()] == ["ok"]
+    real = machine.metadata.version
+    monkeypatch.setattr(machine.metadata, "version", lambda n: "0.1.0" if n == "peft" else real(n))
+    monkeypatch.setattr(machine.metadata, "requires", lambda name: ["numpy", "torch==2.1.0"])
+    first, second = machine.check_versions()
     assert first.level == second.level == "fail"
     assert "peft 0.1.0, wanted >=0.17,<1" in first.said and "was built for torch ==2.1.0" in second.said
 
@@ -227,9 +227,9 @@ def test_a_gpu_without_bf16(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: old)
-    (finding,) = doctor_machine.check_device(load_config([]))
+    (finding,) = machine.check_device(load_config([]))
     assert finding.level == "fail" and "set mixed_precision=no" in finding.said
-    (finding,) = doctor_machine.check_device(load_config(["mixed_precision=no"]))
+    (finding,) = machine.check_device(load_config(["mixed_precision=no"]))
     assert finding.level == "ok"
 
 

@@ -10,13 +10,13 @@ from torch.func import functional_call
 
 from shards.errors import UserError
 from trainer.config import Config
-from trainer.data import Batch
-from trainer.dual_loop import Spoken, corrupted, pass_a
-from trainer.losses import point_losses, uncertain_points
+from trainer.data.loader import Batch
 from trainer.model.captioner import Caption
-from trainer.noise import object_generators
-from trainer.passes import cross_entropy
-from trainer.step import Step
+from trainer.objectives.dual_loop import Spoken, corrupted, pass_a
+from trainer.objectives.losses import point_losses, uncertain_points
+from trainer.objectives.noise import object_generators
+from trainer.objectives.passes import cross_entropy
+from trainer.objectives.step import Step
 
 
 def mask_loss(loop: Step, batch: Batch, given: torch.Tensor, words: list[list[int]]) -> torch.Tensor:
@@ -111,7 +111,7 @@ def test_mask_loss_gives_the_end_token_and_what_follows_no_gradient(make_loop, b
 def test_only_words_get_on_to_pass_b(make_loop, batch: Batch, captions, monkeypatch: pytest.MonkeyPatch):
     """Attention of pass B is the question's length plus the words: the end token's place and padding have none."""
     loop = make_loop()
-    monkeypatch.setattr("trainer.dual_loop.pseudo_captions", lambda *a: captions)
+    monkeypatch.setattr("trainer.objectives.dual_loop.pseudo_captions", lambda *a: captions)
     seen_rows = []
     original = type(loop.model).embed
     monkeypatch.setattr(

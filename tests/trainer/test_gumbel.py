@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trainer.gumbel import straight_through_gumbel
+from trainer.objectives.gumbel import straight_through_gumbel
 
 
 def chi_square(tokens: torch.Tensor, shares: torch.Tensor) -> float:

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
 
-from trainer.data import Batch
-from trainer.judge import JUDGED, others
-from trainer.metrics import mask_metrics
+from trainer.data.loader import Batch
+from trainer.measure.judge import JUDGED, others
+from trainer.measure.metrics import mask_metrics
 from trainer.model.captioner import Caption
 
 TEXTS = [["The Left eye."], ["a helmet", "the white helmet"]]
@@ -89,7 +89,7 @@ def test_the_gap_is_to_the_mask_of_another_objects_caption(make_loop, batch: Bat
     loop = make_loop().eval()
     two, passes, model = two_objects(batch), loop.passes, loop.model
     said = [model.prompts.encode(text) for text in ("a cat", "#")]
-    monkeypatch.setattr("trainer.judge.captions_of", lambda *a: [Caption(words, True) for words in said])
+    monkeypatch.setattr("trainer.measure.judge.captions_of", lambda *a: [Caption(words, True) for words in said])
     judged = loop.judge(two, "dual")
     with torch.no_grad():
         rows = [model.prompts.segment("x", words) for words in (said[1], said[0])]

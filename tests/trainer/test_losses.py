@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from trainer.losses import (
+from trainer.objectives.losses import (
     logits_at,
     point_losses,
     regular_points,

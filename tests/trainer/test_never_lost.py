@@ -17,9 +17,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from shards.errors import UserError
 from tests.conftest import files_of
 from tests.trainer.runs import SMALL, assert_same, begin_run, losses, records, wait_for
-from trainer.preemption import SIGNALS
-from trainer.run_folder import RunFolder
-from trainer.stream import Stream
+from trainer.checkpoints.preemption import SIGNALS
+from trainer.checkpoints.run_folder import RunFolder
+from trainer.data.stream import Stream
 from trainer.train import main
 from trainer.trained import load_trained
 

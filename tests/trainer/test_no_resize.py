@@ -16,7 +16,7 @@ import torchvision.transforms.functional as functional
 import torchvision.transforms.v2 as transforms_v2
 import torchvision.transforms.v2.functional as functional_v2
 
-from trainer.data import Batch
+from trainer.data.loader import Batch
 
 NN = torch.nn.functional
 RESIZING = [

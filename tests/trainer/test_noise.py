@@ -2,7 +2,7 @@
 
 import torch
 
-from trainer.noise import object_generators, uniform
+from trainer.objectives.noise import object_generators, uniform
 
 
 def batch(

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from shards.errors import UserError
-from trainer.data import Batch
-from trainer.language import caption_statistics
+from trainer.data.loader import Batch
 from trainer.model.captioner import Caption, captions_of
 from trainer.model.generation import Answers
 from trainer.model.prompts import Prompts
 from trainer.model.tokenizer import byte_tokenizer
-from trainer.reverse_loop import cells_of_logits
-from trainer.step import UNREACHED, Step
+from trainer.objectives.language import caption_statistics
+from trainer.objectives.reverse_loop import cells_of_logits
+from trainer.objectives.step import UNREACHED, Step
 
 TEXTS = [["the left eye."], ["a white helmet", "a helmet"]]
 
@@ -87,7 +87,7 @@ def test_the_mask_learns_from_the_caption_that_it_lets_tell(make_loop, batch: Ba
     assert any(g is not None and g.any() for g in carried)
     original = cells_of_logits
     monkeypatch.setattr(
-        "trainer.reverse_loop.cells_of_logits", lambda logits: tuple(t.detach() for t in original(logits))
+        "trainer.objectives.reverse_loop.cells_of_logits", lambda logits: tuple(t.detach() for t in original(logits))
     )
     cut = loop(in_words(batch), "reverse")
     assert torch.equal(cut["loss"], result["loss"])  # forward, the factors are 1

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from trainer.preemption import SIGNALS, Preemption
+from trainer.checkpoints.preemption import SIGNALS, Preemption
 
 REPOSITORY = Path(__file__).parents[2]
 LISTEN = """
 import sys, time
-from trainer.preemption import Preemption
+from trainer.checkpoints.preemption import Preemption
 with Preemption() as preemption:
     print("listening", flush=True)
     while not preemption.signal:

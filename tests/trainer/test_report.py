@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from trainer.journal import Journal
-from trainer.report import Panel, tinted, write_report
+from trainer.measure.journal import Journal
+from trainer.measure.report import Panel, tinted, write_report
 
 
 class Tags(HTMLParser):

@@ -9,10 +9,10 @@ import pytest
 
 from shards.atomic import atomic_write
 from shards.errors import UserError
-from trainer.checkpoint import State
+from trainer.checkpoints.checkpoint import State
+from trainer.checkpoints.resume import Beginning, begin
+from trainer.checkpoints.run_folder import RunFolder
 from trainer.config import Config, flat, load_config
-from trainer.resume import Beginning, begin
-from trainer.run_folder import RunFolder
 
 DATA = ["sav: 12 samples, plan 0123"]
 

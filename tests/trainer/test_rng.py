@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.rng import random_state, set_random_state
+from trainer.checkpoints.rng import random_state, set_random_state
 
 CPU = torch.device("cpu")
 

@@ -11,8 +11,8 @@ import pytest
 import shards.lock
 from shards.atomic import atomic_write
 from shards.errors import UserError
-from trainer.checkpoint import State, read_state
-from trainer.run_folder import RunFolder
+from trainer.checkpoints.checkpoint import State, read_state
+from trainer.checkpoints.run_folder import RunFolder
 
 PAYLOAD = b"x" * 100_000
 CALLS = ("fsync", "replace", "rename", "symlink", "unlink", "rmdir", "mkdir")

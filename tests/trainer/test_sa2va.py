@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shards.errors import UserError
-from trainer.data import Batch
+from trainer.data.loader import Batch
 from trainer.model.architecture import preset_named
 from trainer.model.sa2va import Sa2VA, build, pixel_shuffle
 

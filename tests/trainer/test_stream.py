@@ -6,8 +6,8 @@ from itertools import chain, islice
 
 import pytest
 
-from trainer.data import Loader
-from trainer.stream import Stream
+from trainer.data.loader import Loader
+from trainer.data.stream import Stream
 
 SHAPES = [(1, 1, 4), (1, 2, 2), (2, 2, 1), (4, 1, 1), (2, 1, 2), (1, 4, 1)]  # batch_size, processes, accumulation
 

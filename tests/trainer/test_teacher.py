@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainer.data import Batch
-from trainer.dual_loop import pseudo_captions
+from trainer.data.loader import Batch
 from trainer.model.captioner import Captioner
-from trainer.noise import object_generators
-from trainer.teacher import Teacher
+from trainer.objectives.dual_loop import pseudo_captions
+from trainer.objectives.noise import object_generators
+from trainer.objectives.teacher import Teacher
 
 
 def gap(teacher: Teacher) -> torch.Tensor:

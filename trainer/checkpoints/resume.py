@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import UserError
-from trainer.checkpoint import STATE, State, read_random_states, read_state
+from trainer.checkpoints.checkpoint import STATE, State, read_random_states, read_state
+from trainer.checkpoints.run_folder import CHECKPOINTS, LATEST, RunFolder
 from trainer.config import Config, flat
-from trainer.data import Position
-from trainer.journal import METRICS, read_records
-from trainer.run_folder import CHECKPOINTS, LATEST, RunFolder
+from trainer.data.loader import Position
+from trainer.measure.journal import METRICS, read_records
 
 _ANEW = "give it as the run had it, or another output_dir for another run"
 _FREE = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trainer.passes import Batch, Passes, cross_entropy, full_precision
+from trainer.objectives.passes import Batch, Passes, cross_entropy, full_precision
 
 _LEAST_CELLS = 4  # as the recipe's: a region of fewer says too little
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.losses import point_losses, regular_points
-from trainer.metrics import mask_metrics
+from trainer.measure.metrics import mask_metrics
 from trainer.model.captioner import Captioner, captions_of
-from trainer.passes import Batch, Passes, by_row, full_precision, texts_of
-from trainer.reverse_loop import cells_of_logits
+from trainer.objectives.losses import point_losses, regular_points
+from trainer.objectives.passes import Batch, Passes, by_row, full_precision, texts_of
+from trainer.objectives.reverse_loop import cells_of_logits
 
 JUDGED = {
     "dual": ("pixel_values1", "prompt_masks1", "pixel_values2", "g_pixel_values2", "masks2"),

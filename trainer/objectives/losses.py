@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainer.noise import uniform
+from trainer.objectives.noise import uniform
 
 
 def logits_at(logits: Tensor, points: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from trainer.config import Config
-from trainer.stream import Stream
+from trainer.data.stream import Stream
 
 Losses = dict[str, Tensor]
 

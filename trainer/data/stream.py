@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from trainer.data import Batch, Loader, Position
+from trainer.data.loader import Batch, Loader, Position
 
 
 class Stream:

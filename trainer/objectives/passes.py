@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from shards.errors import UserError
 from trainer.config import Config
-from trainer.losses import point_losses, uncertain_points
 from trainer.model.grounding import SamFeatures
 from trainer.model.prompts import SEGMENT, SEGMENT_ANSWERS, Row, Rows
 from trainer.model.sa2va import Sa2VA
-from trainer.noise import choice
+from trainer.objectives.losses import point_losses, uncertain_points
+from trainer.objectives.noise import choice
 
 Batch = dict[str, Any]
 

@@ -14,11 +14,11 @@ from shards.errors import BadShard, UserError
 from shards.format import INDEX
 from shards.reader import ShardSet
 from trainer.config import Config
-from trainer.data import Loader, Need, check_recipe
-from trainer.findings import Finding, fail, ok, size, warn
+from trainer.data.loader import Loader, Need, check_recipe
+from trainer.doctor.findings import Finding, fail, ok, size, warn
 from trainer.model.architecture import GRID, VISION_SIZE
 from trainer.model.grounding import IMAGE_SIZE, MEAN, STD
-from trainer.step import FIELDS, NEED
+from trainer.objectives.step import FIELDS, NEED
 
 PROBED = 16
 """Samples of a set that are read."""

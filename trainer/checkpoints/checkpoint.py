@@ -19,9 +19,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from shards.atomic import atomic_write
 from shards.errors import UserError
-from trainer.data import Position
+from trainer.data.loader import Position
+from trainer.objectives.step import Step
 from trainer.released.files import read_json
-from trainer.step import Step
 from trainer.trained import WEIGHTS, Origin, fill, read_tensors, save_trained, trained_tensors
 
 STATE = "state.json"

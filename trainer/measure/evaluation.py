@@ -12,11 +12,11 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from trainer.config import Config
-from trainer.data import Batch, Loader
-from trainer.judge import JUDGED, TARGET_FRAME, Judged
-from trainer.losses import logits_at, regular_points, truth_at
-from trainer.report import Panel, tinted
-from trainer.step import Step
+from trainer.data.loader import Batch, Loader
+from trainer.measure.judge import JUDGED, TARGET_FRAME, Judged
+from trainer.measure.report import Panel, tinted
+from trainer.objectives.losses import logits_at, regular_points, truth_at
+from trainer.objectives.step import Step
 
 _PROMPT = ("g_pixel_values1", "masks1")  # for the picture of what was described
 SHOWN = {name: (*fields, *(f for f in _PROMPT if f not in fields)) for name, fields in JUDGED.items()}

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config import Config
-from trainer.data import Need
-from trainer.dual_loop import dual_loop
-from trainer.judge import Judged, judge
+from trainer.data.loader import Need
+from trainer.measure.judge import Judged, judge
 from trainer.model.sa2va import Sa2VA
 from trainer.modes import evaluating
-from trainer.noise import object_generators
-from trainer.passes import Batch, Passes, cross_entropy
-from trainer.reverse_loop import reverse_loop
-from trainer.teacher import Teacher
+from trainer.objectives.dual_loop import dual_loop
+from trainer.objectives.noise import object_generators
+from trainer.objectives.passes import Batch, Passes, cross_entropy
+from trainer.objectives.reverse_loop import reverse_loop
+from trainer.objectives.teacher import Teacher
 
 FIELDS = {
     "dual": ("pixel_values1", "prompt_masks1", "pixel_values2", "g_pixel_values2", "masks2"),
@@ -52,7 +52,7 @@ class Step(nn.Module):
         """Run one step.
 
         Args:
-            batch: what `trainer.data.Loader` yields, with `FIELDS[objective]`.
+            batch: what `trainer.data.loader.Loader` yields, with `FIELDS[objective]`.
             objective: a key of `FIELDS`.
 
         Returns:
@@ -89,7 +89,7 @@ class Step(nn.Module):
         return {"caption": cross_entropy(logits, targets, row_of, len(answers))}
 
     def judge(self, batch: Batch, objective: str) -> Judged:
-        """What the student makes of a batch, with the fields `trainer.judge.JUDGED[objective]`."""
+        """What the student makes of a batch, with the fields `trainer.measure.judge.JUDGED[objective]`."""
         with evaluating(self):
             return judge(self.passes, self._to_device(batch), objective)
 

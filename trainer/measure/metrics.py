@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trainer.losses import logits_at, regular_points, truth_at
+from trainer.objectives.losses import logits_at, regular_points, truth_at
 
 
 @torch.no_grad()

@@ -18,14 +18,14 @@ from rich.console import Console
 from rich.text import Text
 
 from shards.errors import UserError
+from trainer.checkpoints.resume import look
+from trainer.checkpoints.run_folder import RunFolder
 from trainer.config import Config, load_config
-from trainer.doctor_data import Data, check_objective, check_samples, check_sets
-from trainer.doctor_machine import check_device, check_versions
-from trainer.findings import Finding, fail, ok, size, warn
-from trainer.outline import Outline, outline
-from trainer.resume import look
-from trainer.run_folder import RunFolder
-from trainer.step import UNREACHED
+from trainer.doctor.data import Data, check_objective, check_samples, check_sets
+from trainer.doctor.findings import Finding, fail, ok, size, warn
+from trainer.doctor.machine import check_device, check_versions
+from trainer.doctor.outline import Outline, outline
+from trainer.objectives.step import UNREACHED
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 _LITTLE = 0.8

@@ -18,7 +18,7 @@ from pathlib import Path
 from shards.atomic import sync_folder
 from shards.errors import UserError
 from shards.lock import hold_lock
-from trainer.checkpoint import STATE, read_state
+from trainer.checkpoints.checkpoint import STATE, read_state
 
 CHECKPOINTS, LATEST, BEST = "checkpoints", "latest", "best"
 _FINAL = "checkpoint"

@@ -22,7 +22,7 @@ from shards.format import EXTENSIONS, Field
 from shards.reader import Array, ShardSet, decode_field
 from shards.recipe import Recipe
 from shards.sample import texts_of
-from trainer.choice import choose, mix
+from trainer.data.choice import choose, mix
 
 log = logging.getLogger(__name__)
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.gumbel import straight_through_gumbel
-from trainer.language import caption_statistics
 from trainer.model.captioner import Caption, captions_of
-from trainer.noise import uniform
-from trainer.passes import Batch, Passes, cross_entropy, full_precision
-from trainer.teacher import Teacher
+from trainer.objectives.gumbel import straight_through_gumbel
+from trainer.objectives.language import caption_statistics
+from trainer.objectives.noise import uniform
+from trainer.objectives.passes import Batch, Passes, cross_entropy, full_precision
+from trainer.objectives.teacher import Teacher
 
 
 @dataclass(frozen=True)

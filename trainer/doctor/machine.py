@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from trainer.config import Config
-from trainer.findings import Finding, fail, ok, size, warn
+from trainer.doctor.findings import Finding, fail, ok, size, warn
 
 NEEDED = {
     "torch": ">=2.10",

@@ -1,6 +1,6 @@
 """The random state of a process, as JSON.
 
-What is drawn for a sample does not depend on it (`trainer/noise.py`); dropout does.
+What is drawn for a sample does not depend on it (`trainer/objectives/noise.py`); dropout does.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Never lost: what a checkpoint holds, where checkpoints lie, how a run goes on."""

@@ -1,0 +1,1 @@
+"""Shards into the batches of each step."""

@@ -1,0 +1,1 @@
+"""The objectives: one step in one forward, its passes, losses and teacher."""
