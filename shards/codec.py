@@ -54,13 +54,12 @@ def _decompress(data: Buffer, size: int) -> UInt8:
 
 def encode_picture(picture: UInt8) -> bytes:
     """Encode (3, S, S) uint8 RGB."""
-    decorrelated = np.empty_like(picture)
-    np.subtract(picture[0], picture[1], out=decorrelated[0])
-    decorrelated[1] = picture[1]
-    np.subtract(picture[2], picture[1], out=decorrelated[2])
     filtered = np.empty_like(picture)
-    filtered[:, 0] = decorrelated[:, 0]
-    np.subtract(decorrelated[:, 1:], decorrelated[:, :-1], out=filtered[:, 1:])
+    filtered[:, 0] = picture[:, 0]
+    np.subtract(picture[:, 1:], picture[:, :-1], out=filtered[:, 1:])
+    # A difference of differences: both are linear modulo 256, so their order does not matter.
+    filtered[0] -= filtered[1]
+    filtered[2] -= filtered[1]
     return _compress(filtered)
 
 

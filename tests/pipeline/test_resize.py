@@ -1,6 +1,7 @@
 """Each of the four formats against torch and torchvision, for any size of the original."""
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -36,6 +37,15 @@ def test_picture_equals_torchvision(size, seed, recipe, side):
     original = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
     wanted = TF.pil_to_tensor(TF.resize(Image.fromarray(original), [side, side], MODES[recipe]))
     assert np.array_equal(resize.picture(original, side, RECIPES[recipe]), wanted.numpy())
+
+
+@pytest.mark.parametrize("recipe", MODES)
+@pytest.mark.parametrize("side", [448, 1024])
+def test_a_picture_of_half_the_size_equals_pillow(side, recipe):
+    original = np.random.default_rng(side).integers(0, 256, (side // 2, side // 2, 3), np.uint8)
+    original[: side // 4] = original[: side // 4] // 128 * 255  # the ends of the range, where rounding could leave it
+    resized = Image.fromarray(original).resize((side, side), getattr(Image.Resampling, MODES[recipe].name))
+    assert np.array_equal(resize.picture(original, side, RECIPES[recipe]), np.asarray(resized).transpose(2, 0, 1))
 
 
 @settings(max_examples=40, deadline=None)
