@@ -133,6 +133,23 @@ def preview(
 
 
 @app.command()
+def stats(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Folders of shard sets.")],
+    out: Annotated[Path | None, typer.Option(help="The page.  [default: runs/stats/NAME.html]")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Samples of each set to look at, spread over it.")] = 2000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
+) -> None:
+    """Count what shard sets hold: samples, objects, areas, prompt cells, texts, sizes. Text, and a page with plots."""
+    import json
+
+    from shards.stats import look_at, table, write_page
+
+    found = look_at(paths, samples)
+    page = write_page(found, out or Path("runs", "stats", f"{paths[0].resolve().name}.html"))
+    print(json.dumps([one.to_json() for one in found], indent=1) if as_json else f"{table(found)}\npage: {page}")
+
+
+@app.command()
 def export(
     checkpoint: Annotated[Path, typer.Option(help="Folder of a run, or a released model folder.")],
     out: Annotated[Path, typer.Option(help="A new folder.")],

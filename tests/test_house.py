@@ -62,6 +62,7 @@ def test_exactly_one_module_resizes():
         ["shard", "--help"],
         ["verify-shard", "--help"],
         ["preview", "--help"],
+        ["stats", "--help"],
         ["predict", "--help"],
         ["evaluate", "--help"],
         ["doctor", "--help"],

@@ -1,0 +1,216 @@
+"""What a shard set holds, in numbers: samples, objects, areas, prompt cells, texts, sizes; as text, JSON and a page.
+
+Counted on samples that are spread evenly over the set, from what a reader of the shards gets.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment
+from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from shards import codec
+from shards.atomic import atomic_write
+from shards.errors import UserError
+from shards.format import Field
+from shards.reader import ShardSet
+from shards.sample import texts_of
+
+Numbers = NDArray[np.float64]
+_AREAS = [0, 0.1, 0.2, 0.4, 1, 3, 10, 30, 100]  # per cent of the picture; small objects are where prompts fail
+_PAGE = Environment(autoescape=True).from_string("""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<title>{{ title }}</title>
+<style>
+ body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1070px; color: #222; padding: 0 1rem }
+ h2 { font-size: 1.1rem; margin: 2.5rem 0 .5rem; overflow-wrap: anywhere }
+ table { border-collapse: collapse } td, th { padding: .1rem 1rem .1rem 0; text-align: right }
+ td:first-child, th:first-child { text-align: left }
+ .plots { display: grid; grid-template-columns: repeat(3, 1fr); gap: 1rem } figure { margin: 0 }
+ svg { max-width: 100%; height: auto }
+</style>
+<h1>{{ title }}</h1>
+{% for set in sets %}
+<h2>{{ set.name }}</h2>
+{% for line in set.lines %}<p>{{ line }}</p>{% endfor %}
+<table>
+<tr>{% for head in heads %}<th>{{ head }}</th>{% endfor %}</tr>
+{% for row in set.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</table>
+<div class="plots">{% for name, svg in set.plots %}<figure aria-label="{{ name }}">{{ svg }}</figure>{% endfor %}</div>
+{% endfor %}
+</html>
+""")
+_HEADS = ("per", "count", "least", "median", "mean", "most")
+
+
+FRAMES, OBJECTS, BYTES = "frames a sample", "objects a sample", "MB a sample"
+TEXTS, WORDS, SIDE = "texts an object", "words a text", "pixels a side of the original"
+AREA, CELLS = "area of a region, % of the picture", "prompt cells a region"
+UNITS = (FRAMES, OBJECTS, AREA, CELLS, TEXTS, WORDS, SIDE, BYTES)
+
+
+class SetStats:
+    """Counts over some samples of one set.
+
+    Args:
+        shards: the set.
+        most: samples that are looked at; all of them where there are no more.
+        tick: called with 1 after each.
+    """
+
+    def __init__(self, shards: ShardSet, most: int, tick: Callable[[int], object]) -> None:
+        if not len(shards):
+            raise UserError("no samples", where=str(shards.folder))
+        manifest = shards.manifest
+        self.name, self.manifest = str(shards.folder), manifest
+        chosen = np.unique(np.linspace(0, len(shards) - 1, min(most, len(shards))).round().astype(int))
+        self.looked_at = len(chosen)
+        self.bytes = sum(shard.bytes for shard in manifest.shards)
+        found: dict[str, list[float]] = {name: [] for name in UNITS}
+        self.regions = {"empty": 0, "filled up": 0, "fewer than 4 cells": 0}
+        """Objects in a frame: not visible there; with cells switched on by the recipe; few all the same."""
+        for position in chosen:
+            self._count(shards, int(position), found)
+            tick(1)
+        self.found: dict[str, Numbers] = {name: np.array(values) for name, values in found.items()}
+
+    def _count(self, shards: ShardSet, position: int, found: dict[str, list[float]]) -> None:
+        meta, members = shards.sample(position)
+        frames, objects = meta["frames"], meta["objects"]
+        found[FRAMES].append(len(frames))
+        found[OBJECTS].append(len(objects))
+        found[BYTES].append(int(shards.index[position]["size"]) / 1e6)
+        for item in objects:
+            texts = texts_of(item)
+            found[TEXTS].append(len(texts))
+            found[WORDS] += [len(text.split()) for text in texts]
+        for i, frame in enumerate(frames):
+            number = None if len(frames) == 1 else i + 1
+            found[SIDE] += [frame["height"], frame["width"]]
+            cells = codec.decode_prompts(members[Field("prompt_masks", number)], shards.recipe.grid).sum(axis=(1, 2))
+            for n, (item, count) in enumerate(zip(objects, cells, strict=True)):
+                mask = codec.decode_masks(members[Field("masks", number)], shards.recipe.sam_size, [n])
+                share = 100 * float(mask.mean())
+                if not share and not count:
+                    self.regions["empty"] += 1
+                    continue
+                found[AREA].append(share)
+                found[CELLS].append(int(count))
+                self.regions["filled up"] += bool(item["filled"][i])
+                self.regions["fewer than 4 cells"] += bool(count < 4)
+
+    def lines(self) -> list[str]:
+        """What holds for the whole set, and what was looked at."""
+        manifest = self.manifest
+        left_out = sum(manifest.left_out.values())
+        lines = [
+            f"source {manifest.source}, recipe {manifest.recipe.name} ({manifest.recipe.digest}): {manifest.samples:,} "
+            f"samples, {manifest.objects:,} objects, {len(manifest.shards):,} shards, {self.bytes / 1e9:.2f} GB; "
+            f"{left_out:,} of {manifest.inputs:,} inputs left out",
+        ]
+        seen = len(self.found[AREA])
+        parts = ", ".join(f"{count:,} {name}" for name, count in self.regions.items())
+        lines.append(f"looked at {self.looked_at:,} samples: {seen:,} visible regions; {parts}")
+        return lines
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """A row a kind of number, as the heads say."""
+        rows = []
+        for name, values in self.found.items():
+            if len(values):
+                digits = 0 if not np.any(values % 1) else 2
+                parts = [f"{v:,.{digits}f}" for v in (values.min(), np.median(values))]
+                rows.append((name, f"{len(values):,}", *parts, f"{values.mean():,.2f}", f"{values.max():,.{digits}f}"))
+        return rows
+
+    def to_json(self) -> dict[str, Any]:
+        """The same, for programs: quartiles of each kind of number too."""
+        manifest = self.manifest
+        quantiles = {
+            name: {
+                "count": len(v),
+                "mean": float(v.mean()),
+                "quartiles": np.quantile(v, [0, 0.25, 0.5, 0.75, 1]).tolist(),
+            }
+            for name, v in self.found.items()
+            if len(v)
+        }
+        return {
+            "folder": self.name,
+            "source": manifest.source,
+            "samples": manifest.samples,
+            "objects": manifest.objects,
+            "shards": len(manifest.shards),
+            "bytes": self.bytes,
+            "looked_at": self.looked_at,
+            "regions": self.regions,
+            "numbers": quantiles,
+        }
+
+    def plots(self) -> list[tuple[str, Markup]]:
+        """A histogram a kind of number that differs, as SVG."""
+        return [(n, _histogram(n, v, self.name)) for n, v in self.found.items() if len(np.unique(v)) > 1]
+
+
+def _histogram(name: str, values: Numbers, salt: str) -> Markup:
+    figure = Figure(figsize=(4, 2.6), layout="constrained")
+    axes = figure.subplots()
+    if name == AREA:
+        counts, _ = np.histogram(values, _AREAS)
+        labels = [f"{low:g}-{high:g}" for low, high in pairwise(_AREAS)]
+        axes.bar(labels, counts)
+        axes.tick_params(axis="x", labelrotation=45)
+    else:
+        whole = not np.any(values % 1) and values.max() - values.min() < 60
+        axes.hist(values, (np.arange(values.min(), values.max() + 2) - 0.5).tolist() if whole else 40)
+    axes.set_title(name, fontsize=10)
+    file = io.StringIO()
+    with rc_context({"svg.hashsalt": salt, "svg.fonttype": "none"}):
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    svg = file.getvalue()
+    return Markup(svg[svg.index("<svg") :])  # without the XML header, which has no place inside HTML
+
+
+def look_at(folders: Sequence[Path], most: int) -> list[SetStats]:
+    """Numbers of the sets in `folders`, from at most so many samples of each; with a progress bar."""
+    sets = [ShardSet(folder) for folder in folders]
+    with tqdm(total=sum(min(most, len(one)) for one in sets), unit="sample", desc="stats", mininterval=0.5) as bar:
+        return [SetStats(one, most, bar.update) for one in sets]
+
+
+def table(stats: Sequence[SetStats]) -> str:
+    """All sets as text."""
+    text = io.StringIO()
+    console = Console(file=text, width=110)
+    for one in stats:
+        shown = Table(title=one.name, title_justify="left")
+        for head in _HEADS:
+            shown.add_column(head, justify="left" if head == _HEADS[0] else "right")
+        for row in one.rows():
+            shown.add_row(*row)
+        console.print(shown)
+        console.print("\n".join(one.lines()), highlight=False, markup=False)
+    return text.getvalue().rstrip()
+
+
+def write_page(stats: Sequence[SetStats], page: Path) -> Path:
+    """One HTML file that opens offline."""
+    sets = [{"name": s.name, "lines": s.lines(), "rows": s.rows(), "plots": s.plots()} for s in stats]
+    title = ", ".join(Path(s.name).name for s in stats)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(page, _PAGE.render(title=title, sets=sets, heads=_HEADS).encode())
+    return page

@@ -1,0 +1,83 @@
+"""Numbers of a set, against the same ones counted from what the plain reader returns."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from shards.errors import UserError
+from shards.manifest import Manifest
+from shards.reader import read_samples
+from shards.stats import AREA, BYTES, CELLS, FRAMES, OBJECTS, SIDE, TEXTS, WORDS, look_at, table, write_page
+from tests.shards.conftest import change_frame
+
+
+def two_objects(samples):
+    """The first sample with a second object: told of in two texts, not visible in frame 2, of 2 cells in frame 1."""
+    sample = samples[0]
+    objects = [{**sample.meta["objects"][0], "id": "a"}, {"id": "b", "texts": ["a b c", "d", "..."], "filled": [1, 0]}]
+    for k in (1, 2):
+        masks = np.concatenate([sample.frames[k - 1].masks, np.zeros((1, 1024, 1024), bool)])
+        cells = np.concatenate([sample.frames[k - 1].prompt_masks, np.zeros((1, 16, 16), bool)])
+        if k == 1:
+            masks[1, :32, :64] = True
+            cells[1, 0, :2] = True
+        sample = change_frame(sample, k, masks=masks, prompt_masks=cells)
+    return [type(sample)(sample.key, {**sample.meta, "objects": objects}, sample.frames), *samples[1:]]
+
+
+def test_numbers_equal_those_of_the_plain_reader(faulty):
+    folder = faulty(two_objects)
+    (stats,) = look_at([folder], 10**6)
+    tar = folder / "sav-000000.tar"
+    samples = list(read_samples(tar))
+    pairs = [
+        (100 * s[f"masks{k}"][n].mean(), s[f"prompt_masks{k}"][n].sum())
+        for s in samples
+        for k in (1, 2)
+        for n in range(len(s["meta"]["objects"]))
+    ]
+    seen = [(area, cells) for area, cells in pairs if area]
+    assert len(pairs) == len(seen) + 1 == 2 * len(samples) + 2
+    assert np.allclose(stats.found[AREA], [area for area, _ in seen])
+    assert stats.found[CELLS].tolist() == [cells for _, cells in seen]
+    few = sum(bool(cells < 4) for _, cells in seen)
+    filled = sum(bool(n) for s in samples for item in s["meta"]["objects"] for n in item["filled"])
+    assert stats.regions == {"empty": 1, "filled up": filled, "fewer than 4 cells": few} and few
+    assert stats.found[OBJECTS].tolist() == [2] + [1] * (len(samples) - 1)
+    assert stats.found[TEXTS].tolist() == [0, 2] + [0] * (len(samples) - 1)  # one of three texts says nothing
+    assert stats.found[WORDS].tolist() == [3, 1]
+    assert set(stats.found[FRAMES]) == {2} and set(stats.found[SIDE]) == {512}
+    assert stats.found[BYTES].sum() * 1e6 == pytest.approx(tar.stat().st_size, abs=12_000)  # all but the end of the tar
+    assert f"{len(samples)} samples, {len(samples) + 1} objects, 1 shards" in stats.lines()[0]
+    assert stats.to_json()["numbers"][AREA]["quartiles"][2] == pytest.approx(np.median([area for area, _ in seen]))
+
+
+def test_some_samples_stand_for_all(sav_set):
+    (stats,) = look_at([sav_set], 5)
+    assert stats.looked_at == len(stats.found[FRAMES]) == 5
+    assert stats.manifest.samples == Manifest.read(sav_set).samples == 12
+
+
+def test_the_page_needs_no_other_file(sav_set, tmp_path):
+    stats = look_at([sav_set, sav_set], 4)
+    page = write_page(stats, tmp_path / "new" / "page.html").read_text("utf-8")
+    assert not re.search(r"""(?:src|href)\s*=\s*["'](?!data:|#)""", page)
+    assert page.count("<svg") == 2 * len(stats[0].plots()) > 0
+    assert all(line in page and line in " ".join(table(stats).split()) for line in stats[0].lines())
+
+
+def test_from_the_command_line(sav_set, tmp_path):
+    command = [sys.executable, "cli.py", "stats", str(sav_set), "--out", str(tmp_path / "x.html"), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)[0]["looked_at"] == 12
+    assert (tmp_path / "x.html").exists()
+
+
+def test_no_set_no_page(tmp_path):
+    with pytest.raises(UserError, match="no manifest"):
+        look_at([tmp_path], 4)
