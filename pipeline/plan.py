@@ -18,7 +18,7 @@ from pipeline.records import RecordsWriter, open_records
 from pipeline.sources import Source
 from shards.archive import encode_sample
 from shards.errors import BadInput, UserError
-from shards.format import FORMAT, VERSION
+from shards.format import FORMAT, VERSION, Codec
 from shards.recipe import Recipe
 
 _PROBES = 16
@@ -35,6 +35,12 @@ class Job:
     options: dict[str, Any]
     records: Path
     """What the source found, see `pipeline.records`."""
+
+    @property
+    def codec(self) -> Codec:
+        """Of the pictures."""
+        codec: Codec = self.options.get("codec", "zstd")
+        return codec
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,7 @@ def make_plan(
     choices: Mapping[str, Any],
     limit: int | None = None,
     known: Callable[[str], tuple[int, int] | None] = lambda digest: None,
+    codec: Codec = "zstd",
 ) -> Plan:
     """Find the inputs below `root` and spread them over shards of about `shard_bytes`.
 
@@ -77,6 +84,7 @@ def make_plan(
         limit: take the first so many inputs only.
         known: given the plan's digest, its (per_shard, sample_bytes) from an earlier start, so that the probe of
             encoded sizes is not repeated.
+        codec: of the pictures.
     """
     if not root.is_dir():
         do = f"give --root, or put the data into data/{source.name}"
@@ -89,6 +97,8 @@ def make_plan(
     options = {**choices, **source.options(root, probe), "limit": limit, "shard_size": shard_bytes}
     if found:
         options["found"] = found
+    if codec != "zstd":
+        options["codec"] = codec
     job = Job(source, root, recipe, options, records)
     digest = plan_digest(job, inputs)
     per_shard, sample_bytes = known(digest) or _probe(job, probe, shard_bytes)
@@ -123,7 +133,8 @@ def _probe(job: Job, probe: Sequence[RawInput], shard_bytes: int) -> tuple[int, 
             sample, _ = make_sample(job.source.load(job.root, item.path, job.options, parts), job.recipe)
         except BadInput:
             continue  # it goes to the ledger when its turn comes
-        sizes.append(sum(len(blob) + 1024 for _, blob in encode_sample(sample)))  # a header and the padding each
+        members = encode_sample(sample, job.codec)
+        sizes.append(sum(len(blob) + 1024 for _, blob in members))  # a header and the padding each
     if not sizes:
         return max(1, shard_bytes // _FALLBACK_BYTES), _FALLBACK_BYTES
     return max(1, shard_bytes // max(sizes)), sum(sizes) // len(sizes)  # by the largest: a tar stays below its size

@@ -115,7 +115,7 @@ def _finished(folder: Path, plan: Plan) -> Manifest | None:
     if not (folder / MANIFEST).exists():
         return None
     manifest = Manifest.read(folder)
-    if manifest.plan != plan.digest:
+    if manifest.plan != plan.digest or manifest.codec != plan.job.codec:
         return None
     for shard in manifest.shards:
         path = folder / shard.name
@@ -164,6 +164,7 @@ def _finish(plan: Plan, folder: Path, work: WorkFolder) -> Manifest:
         shards=tuple(shards),
         index_sha256=sha256(index_bytes),
         ledger_sha256=sha256(ledger_bytes),
+        codec=plan.job.codec,
     )
     for name, data in ((INDEX, index_bytes), (LEDGER, ledger_bytes), (MANIFEST, manifest.to_bytes())):
         atomic_write(folder / name, data, temporary_folder=work.path)

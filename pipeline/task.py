@@ -79,7 +79,7 @@ def write_shard(
         # While a sample is encoded and written, the next is read and resized: most of both is done without the
         # interpreter's lock.
         with open(temporary, "wb") as file, ThreadPoolExecutor(1) as encoder:
-            writer = ShardWriter(file)
+            writer = ShardWriter(file, job.codec)
             written: Future[None] | None = None
             for item in inputs:
                 try:

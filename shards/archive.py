@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from shards import codec
 from shards.errors import BadShard
-from shards.format import KEY, META_EXTENSION, FieldName, frame_fields
+from shards.format import KEY, META_EXTENSION, Codec, FieldName, frame_fields
 from shards.sample import FrameTensors, Sample, usable_objects
 
 BLOCK = tarfile.BLOCKSIZE
@@ -42,32 +42,34 @@ class Entry:
     """Objects with a prompt cell in a frame."""
 
 
-def _encode(frame: FrameTensors, name: FieldName) -> bytes:
+def _encode(frame: FrameTensors, name: FieldName, pictures: Codec) -> bytes:
     value = getattr(frame, name)
     if name == "masks":
         return codec.encode_masks(value)
-    return codec.encode_prompts(value) if name == "prompt_masks" else codec.encode_picture(value)
+    if name == "prompt_masks":
+        return codec.encode_prompts(value)
+    return codec.encode_raw_picture(value) if pictures == "raw" else codec.encode_picture(value)
 
 
-def encode_sample(sample: Sample) -> list[tuple[str, bytes]]:
-    """A sample's members, (name, bytes), in the tar's order."""
+def encode_sample(sample: Sample, pictures: Codec = "zstd") -> list[tuple[str, bytes]]:
+    """A sample's members, (name, bytes), in the tar's order, with its pictures stored in this way."""
     if not KEY.fullmatch(sample.key):
         raise ValueError(f"not a key: {sample.key!r}")
     fields = frame_fields(len(sample.frames))
     names = len(fields) // len(sample.frames)
-    blobs = [_encode(sample.frames[i // names], field.name) for i, field in enumerate(fields)]
+    blobs = [_encode(sample.frames[i // names], field.name, pictures) for i, field in enumerate(fields)]
     checksums = {str(field): zlib.crc32(blob) for field, blob in zip(fields, blobs, strict=True)}
     meta = json.dumps({**sample.meta, "crc32": checksums}, ensure_ascii=False, sort_keys=True).encode()
     members = [(f"{sample.key}.{META_EXTENSION}", meta)]
-    members += [(f"{sample.key}.{f}.{f.extension}", blob) for f, blob in zip(fields, blobs, strict=True)]
+    members += [(f"{sample.key}.{f}.{f.extension(pictures)}", blob) for f, blob in zip(fields, blobs, strict=True)]
     return members
 
 
 class ShardWriter:
     """Writes samples into an open binary file; `close` ends the tar."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+    def __init__(self, file: BinaryIO, pictures: Codec = "zstd") -> None:
+        self._file, self._pictures = file, pictures
         self._sha256 = hashlib.sha256()
         self.size = 0
         self.entries: list[Entry] = []
@@ -79,7 +81,7 @@ class ShardWriter:
 
     def write(self, sample: Sample) -> None:
         offset, crc32 = self.size, 0
-        for name, blob in encode_sample(sample):
+        for name, blob in encode_sample(sample, self._pictures):
             info = tarfile.TarInfo(name)  # its defaults: mode 0644, no owner, time 0
             info.size = len(blob)
             for data in (info.tobuf(tarfile.USTAR_FORMAT), blob, bytes(-len(blob) % BLOCK)):

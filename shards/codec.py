@@ -1,15 +1,18 @@
 """How each format is stored: lossless, deterministic, decoded straight into the caller's buffer.
 
-Pictures: RGB turned into (R - G, G, B - G), each row minus the row above (PNG's "Up" filter), all modulo 256, then one
-zstd frame. Masks: one zstd frame of packed bits an object, so that one is decoded without the others. Prompts: npy.
-The choice among the codecs that were measured is explained in `docs/FORMAT.md`.
+Pictures are stored in one of two ways. raw: npy. zstd: RGB turned into (R - G, G, B - G), each row minus the row above
+(PNG's "Up" filter), all modulo 256, then one zstd frame. Masks: one zstd frame of packed bits an object, so that one is
+decoded without the others. Prompts: npy. The choice among the codecs that were measured is explained in
+`docs/FORMAT.md`.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import threading
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -25,6 +28,7 @@ Bool = NDArray[np.bool_]
 _LEVEL = 1  # a higher level costs 4 to 7 times the time for 3 % of the size
 _ROW_BLOCKS = 32  # both picture sizes are multiples of it
 _MAX_OBJECTS = 1 << 12  # each is a megabyte when it is decoded; the fullest pictures of SA-1B hold some hundred
+_NPY = b"\x93NUMPY"
 _local = threading.local()
 
 
@@ -52,8 +56,18 @@ def _decompress(data: Buffer, size: int) -> UInt8:
         raise BadShard("not a zstd frame", met=str(error), wanted=f"one frame of {size} bytes") from None
 
 
+def encode_raw_picture(picture: UInt8) -> bytes:
+    """Encode (3, S, S) uint8 RGB as npy, version 1.0."""
+    return _npy_header("|u1", *picture.shape) + picture.tobytes()
+
+
+def is_raw(data: Buffer) -> bool:
+    """Whether the bytes of a picture are npy."""
+    return bytes(data[: len(_NPY)]) == _NPY
+
+
 def encode_picture(picture: UInt8) -> bytes:
-    """Encode (3, S, S) uint8 RGB."""
+    """Encode (3, S, S) uint8 RGB with zstd."""
     filtered = np.empty_like(picture)
     filtered[:, 0] = picture[:, 0]
     np.subtract(picture[:, 1:], picture[:, :-1], out=filtered[:, 1:])
@@ -64,15 +78,19 @@ def encode_picture(picture: UInt8) -> bytes:
 
 
 def decode_picture(data: Buffer, size: int, out: UInt8 | None = None) -> UInt8:
-    """Decode to (3, size, size) uint8 RGB, into `out` (contiguous) where it is given."""
+    """Decode to (3, size, size) uint8 RGB, into `out` (contiguous) where it is given; the bytes tell which codec."""
     if out is None:
         out = np.empty((3, size, size), np.uint8)
-    out[...] = _decompress(data, out.size).reshape(out.shape)
+    if is_raw(data):
+        out[...] = _npy_values(data, "|u1", out.shape).reshape(out.shape)
+        return out
     # The prefix sum over rows, in blocks: each addition covers one row of all blocks at once, so that some sixty calls
     # to numpy do the work of `size`, and the interpreter lock is free during each.
-    blocks = out.reshape(3, _ROW_BLOCKS, size // _ROW_BLOCKS, size)
-    for row in range(1, blocks.shape[2]):
-        blocks[:, :, row] += blocks[:, :, row - 1]
+    split = 3, _ROW_BLOCKS, size // _ROW_BLOCKS, size
+    stored, blocks = _decompress(data, out.size).reshape(split), out.reshape(split)
+    blocks[:, :, 0] = stored[:, :, 0]
+    for row in range(1, split[2]):
+        np.add(stored[:, :, row], blocks[:, :, row - 1], out=blocks[:, :, row])
     for block in range(1, _ROW_BLOCKS):
         blocks[:, block] += blocks[:, block - 1, -1:]
     out[0] += out[1]
@@ -130,28 +148,35 @@ def decode_masks(data: Buffer, size: int, objects: Sequence[int] | None = None, 
     return out
 
 
-def _npy_header(count: int, grid: int) -> bytes:
-    """The header that numpy writes for (count, grid, grid) bool, npy version 1.0."""
+@lru_cache(maxsize=256)
+def _npy_header(descr: str, *shape: int) -> bytes:
+    """The header that numpy writes for such an array in C order, npy version 1.0."""
     buffer = io.BytesIO()
-    header = {"descr": "|b1", "fortran_order": False, "shape": (count, grid, grid)}
-    np.lib.format.write_array_header_1_0(buffer, header)
+    np.lib.format.write_array_header_1_0(buffer, {"descr": descr, "fortran_order": False, "shape": shape})
     return buffer.getvalue()
+
+
+def _npy_values(data: Buffer, descr: str, shape: tuple[int, ...]) -> UInt8:
+    """The bytes after the header; raises `BadShard` unless `data` is the npy of such an array."""
+    # The header is compared, not parsed: numpy parses it through `ast`, which fails in threads (CPython issue 106905).
+    header = _npy_header(descr, *shape)
+    if len(data) != len(header) + math.prod(shape) or bytes(data[: len(header)]) != header:
+        met = f"{len(data)} bytes, {bytes(data[:80])!r}"
+        raise BadShard("not the npy of this field", met=met, wanted=f"npy 1.0, {descr} {shape}")
+    return np.frombuffer(data, np.uint8, offset=len(header))
 
 
 def encode_prompts(prompts: Bool) -> bytes:
     """Encode (N, G, G) bool as npy, version 1.0."""
-    return _npy_header(len(prompts), prompts.shape[1]) + prompts.tobytes()
+    return _npy_header("|b1", *prompts.shape) + prompts.tobytes()
 
 
 def decode_prompts(data: Buffer, grid: int) -> Bool:
     """Decode to (N, grid, grid) bool."""
-    # The header is compared, not parsed: numpy parses it through `ast`, which fails in threads (CPython issue 106905).
-    count, rest = divmod(len(data) - len(_npy_header(1, grid)), grid * grid)
-    header = _npy_header(count, grid) if 0 <= count <= _MAX_OBJECTS else b""
-    if rest or bytes(data[: len(header)]) != header:
-        met = f"{len(data)} bytes, {bytes(data[:80])!r}"
-        raise BadShard("not the npy of prompt masks", met=met, wanted=f"npy 1.0, bool (N, {grid}, {grid})")
-    flat = np.frombuffer(data, np.uint8, offset=len(header))
+    # Headers are padded to 64 bytes, and a count's digits do not reach the next 64: all are equally long.
+    count = (len(data) - len(_npy_header("|b1", 1, grid, grid))) // (grid * grid)
+    shape = min(max(count, 0), _MAX_OBJECTS), grid, grid
+    flat = _npy_values(data, "|b1", shape)
     if flat.size and flat.max() > 1:
         raise BadShard("prompt masks are not binary", met=str(int(flat.max())), wanted="0 or 1")
-    return flat.view(np.bool_).reshape(count, grid, grid).copy()
+    return flat.view(np.bool_).reshape(shape).copy()

@@ -6,11 +6,11 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
-from shards.errors import BadShard
+from shards.errors import BadShard, UserError
 from shards.recipe import Recipe
 
 FORMAT = "sa2va-shards"
@@ -19,13 +19,14 @@ MANIFEST, INDEX, LEDGER = "manifest.json", "index.npy", "ledger.jsonl"
 META_EXTENSION = "json"
 
 FieldName = Literal["pixel_values", "g_pixel_values", "prompt_masks", "masks"]
-# In the order in which a frame's members stand in the tar. Extensions name the codec (see `shards.codec`).
-EXTENSIONS: dict[FieldName, str] = {
-    "pixel_values": "up.zst",
-    "g_pixel_values": "up.zst",
-    "prompt_masks": "npy",
-    "masks": "bits.zst",
-}
+# In the order in which a frame's members stand in the tar.
+FIELDS: tuple[FieldName, ...] = get_args(FieldName)
+Codec = Literal["zstd", "raw"]
+"""How a set stores its pictures; masks and prompts are stored in one way."""
+CODECS: tuple[Codec, ...] = get_args(Codec)
+# Extensions name the codec (see `shards.codec`).
+_PICTURES: dict[Codec, str] = {"zstd": "up.zst", "raw": "npy"}
+_MASKS = {"prompt_masks": "npy", "masks": "bits.zst"}
 _FIELD = re.compile(r"(pixel_values|g_pixel_values|prompt_masks|masks)([1-9][0-9]?)?")
 KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -42,15 +43,18 @@ class Field:
     def parse(cls, text: str) -> Field:
         match = _FIELD.fullmatch(text)
         if match is None:
-            raise BadShard("unknown field", met=text, wanted=" | ".join(EXTENSIONS) + ", then the frame's number")
+            raise BadShard("unknown field", met=text, wanted=" | ".join(FIELDS) + ", then the frame's number")
         return cls(match[1], int(match[2]) if match[2] else None)  # type: ignore[arg-type]
 
     def __str__(self) -> str:
         return self.name if self.frame is None else f"{self.name}{self.frame}"
 
     @property
-    def extension(self) -> str:
-        return EXTENSIONS[self.name]
+    def is_picture(self) -> bool:
+        return self.name not in _MASKS
+
+    def extension(self, codec: Codec) -> str:
+        return _MASKS.get(self.name) or _PICTURES[codec]
 
     def shape(self, recipe: Recipe, objects: int) -> tuple[int, ...]:
         """The shape that the reader returns."""
@@ -71,7 +75,15 @@ class Field:
 def frame_fields(frames: int) -> list[Field]:
     """The fields of a sample of `frames` frames, in the tar's order."""
     numbers: list[int | None] = [None] if frames == 1 else [*range(1, frames + 1)]
-    return [Field(name, number) for number in numbers for name in EXTENSIONS]
+    return [Field(name, number) for number in numbers for name in FIELDS]
+
+
+def named_codec(name: str) -> Codec:
+    """The codec `name`; raises `UserError` where there is none."""
+    for codec in CODECS:
+        if codec == name:
+            return codec
+    raise UserError("unknown codec", met=name, wanted=" or ".join(CODECS), do="see docs/FORMAT.md")
 
 
 def key_for(path: PurePosixPath | str) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from shards.archive import Entry
 from shards.errors import BadShard, UserError
-from shards.format import FORMAT, INDEX, LEDGER, MANIFEST, VERSION
+from shards.format import CODECS, FORMAT, INDEX, LEDGER, MANIFEST, VERSION, Codec
 from shards.recipe import Recipe
 
 _Record = TypeVar("_Record", "ShardInfo", "Manifest")
@@ -68,9 +68,13 @@ class Manifest:
     shards: tuple[ShardInfo, ...]
     index_sha256: str
     ledger_sha256: str
+    codec: Codec = "zstd"
+    """Of the pictures."""
 
     def to_bytes(self) -> bytes:
         body = {"format": FORMAT, "version": VERSION, "recipe_hash": self.recipe.digest, **asdict(self)}
+        if self.codec == "zstd":
+            del body["codec"]  # a set that does not say is of zstd
         return (json.dumps(body, indent=1, sort_keys=True) + "\n").encode()
 
     @classmethod
@@ -97,6 +101,9 @@ class Manifest:
             manifest = _check_types(cls(recipe=recipe, shards=shards, **body))
         except (TypeError, KeyError) as error:
             raise BadShard("not a manifest of this version", where=str(path), met=str(error)) from None
+        if manifest.codec not in CODECS:
+            met, wanted = repr(manifest.codec), " or ".join(CODECS)
+            raise BadShard("codec of the pictures", where=str(path), met=met, wanted=wanted)
         if digest != recipe.digest:
             raise BadShard("recipe and its hash differ", where=str(path), met=str(digest), wanted=recipe.digest)
         for name in (shard.name for shard in shards):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from shards import codec
 from shards.archive import MappedTar, group_members, parse_meta
 from shards.errors import BadShard
-from shards.format import META_EXTENSION, Field, frame_fields
+from shards.format import CODECS, META_EXTENSION, Codec, Field, frame_fields
 from shards.manifest import Manifest, read_index
 from shards.recipe import Recipe
 
@@ -43,15 +43,26 @@ def decode_field(
     return codec.normalise(codec.decode_picture(data, recipe.vision_size), recipe.mean, recipe.std, out)
 
 
-def stored_fields(meta: dict[str, Any], members: dict[str, memoryview]) -> dict[Field, memoryview]:
-    """The members of a sample by field; raises `BadShard` unless they are exactly those that its JSON calls for."""
+def stored_fields(
+    meta: dict[str, Any], members: dict[str, memoryview], pictures: Codec | None = None
+) -> dict[Field, memoryview]:
+    """The members of a sample by field; raises `BadShard` unless they are exactly those that its JSON calls for.
+
+    Args:
+        pictures: the codec of its pictures, where it is known beforehand.
+    """
     fields = frame_fields(len(meta["frames"]))
-    wanted = {f"{field}.{field.extension}" for field in fields}
-    met = set(members) - {META_EXTENSION}
-    if met != wanted:
-        missing, extra = sorted(wanted - met), sorted(met - wanted)
+    met_codecs = [c for c in CODECS if f"{fields[0]}.{fields[0].extension(c)}" in members]
+    stored = pictures or (met_codecs or [CODECS[0]])[0]
+    named = {f"{field}.{field.extension(stored)}": field for field in fields}
+    met = members.keys() - {META_EXTENSION}
+    if met != named.keys():
+        missing, extra = sorted(named.keys() - met), sorted(met - named.keys())
         raise BadShard("incomplete sample", met=f"missing {missing}, unexpected {extra}", wanted="one member a field")
-    return {field: members[f"{field}.{field.extension}"] for field in fields}
+    for name, field in named.items():
+        if field.is_picture and codec.is_raw(members[name]) != (stored == "raw"):
+            raise BadShard("not what the extension says", met=repr(bytes(members[name][:16])), wanted=name)
+    return {field: members[name] for name, field in named.items()}
 
 
 def read_samples(path: Path | str, recipe: Recipe | None = None) -> Iterator[dict[str, Any]]:
@@ -95,6 +106,11 @@ class ShardSet:
     def key(self, position: int) -> str:
         return str(self.index[position]["key"].decode("ascii"))
 
+    def stored(self, position: int) -> memoryview:
+        """A sample's bytes in its tar, a view of the mapped file."""
+        row = self.index[position]
+        return self._tar(int(row["shard"])).view[int(row["offset"]) : int(row["offset"]) + int(row["size"])]
+
     def sample(self, position: int) -> tuple[dict[str, Any], dict[Field, memoryview]]:
         """A sample's JSON and its still encoded members (views of the mapped file)."""
         row = self.index[position]
@@ -108,7 +124,7 @@ class ShardSet:
                 raise BadShard("the index points at another sample", met=str([g[0] for g in groups]), wanted=key)
             members = groups[0][2]
             meta = parse_meta(members[META_EXTENSION])
-            return meta, stored_fields(meta, members)
+            return meta, stored_fields(meta, members, self.manifest.codec)
         except BadShard as error:
             where = f"{tar.path}: {key}"
             raise BadShard(error.what, where=where, met=error.met, wanted=error.wanted, do=error.do) from None

@@ -13,6 +13,7 @@ from pipeline.plan import Plan, make_plan
 from pipeline.run import Summary, run
 from pipeline.sources import source_named
 from shards.recipe import named_recipe
+from shards.recode import recode
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -54,6 +55,14 @@ def sav_set(sav_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished shard set of `sav_root`, recipe `default`, several tars. Not to be changed."""
     folder = tmp_path_factory.mktemp("shards") / "sav"
     shard_sav(sav_root, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def raw_set(sav_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`sav_set` with its pictures stored raw. Not to be changed."""
+    folder = tmp_path_factory.mktemp("raw_shards") / "sav"
+    recode(sav_set, folder, "raw", 2)
     return folder
 
 

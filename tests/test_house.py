@@ -61,6 +61,7 @@ def test_exactly_one_module_resizes():
         ["--help"],
         ["shard", "--help"],
         ["verify-shard", "--help"],
+        ["recode", "--help"],
         ["preview", "--help"],
         ["stats", "--help"],
         ["predict", "--help"],

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from shards import codec
 from shards.archive import ShardWriter
 from shards.format import INDEX, LEDGER, MANIFEST
 from shards.manifest import Manifest, ShardInfo, pack_index, sha256
-from shards.reader import ShardSet, decode_field
-from shards.sample import FrameTensors, Sample
+from shards.reader import ShardSet
+from shards.recode import stored_sample
+from shards.sample import Sample
 
 Change = Callable[[list[Sample]], list[Sample]]
 
@@ -22,19 +22,7 @@ Change = Callable[[list[Sample]], list[Sample]]
 def stored_samples(folder: Path) -> list[Sample]:
     """Every sample of a set, as it was handed to the writer."""
     shards = ShardSet(folder)
-    samples = []
-    for i in range(len(shards)):
-        meta, members = shards.sample(i)
-        meta.pop("crc32")
-        frames: list[dict] = [{} for _ in meta["frames"]]
-        for field, data in members.items():
-            if field.name in ("masks", "prompt_masks"):
-                value = decode_field(field, data, shards.recipe)
-            else:
-                value = codec.decode_picture(data, field.shape(shards.recipe, 1)[1])
-            frames[(field.frame or 1) - 1][field.name] = value
-        samples.append(Sample(shards.key(i), meta, tuple(FrameTensors(**frame) for frame in frames)))
-    return samples
+    return [stored_sample(shards, i) for i in range(len(shards))]
 
 
 def write_set(folder: Path, manifest: Manifest, samples: list[Sample]) -> None:

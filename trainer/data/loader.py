@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from shards.errors import BadShard, UserError
-from shards.format import EXTENSIONS, Field
+from shards.format import FIELDS, Field
 from shards.reader import Array, ShardSet, decode_field
 from shards.recipe import Recipe
 from shards.sample import texts_of
@@ -286,5 +286,5 @@ class _Row:
 def _frame_field(name: str) -> Field:
     field = Field.parse(name)
     if field.frame not in (1, 2):
-        raise UserError("unknown field asked for", met=name, wanted=" or ".join(f"{n}1, {n}2" for n in EXTENSIONS))
+        raise UserError("unknown field asked for", met=name, wanted=" or ".join(f"{n}1, {n}2" for n in FIELDS))
     return field
