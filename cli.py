@@ -28,6 +28,7 @@ app = typer.Typer(
 Dtype = Literal["float32", "bfloat16"]
 Form = Literal["sa2va", "onnx", "int8"]
 Codec = Literal["zstd", "raw"]
+Group = Literal["sample", "file", "folder"]
 Objective = Literal["segment", "dual", "describe", "reverse"]
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -140,6 +141,44 @@ def recode(
     manifest = write(path, out, codec, threads)
     size = sum(shard.bytes for shard in manifest.shards)
     print(f"{out}: {manifest.samples:,} samples in {len(manifest.shards):,} shards, {codec}, {size / 1e9:,.2f} GB")
+
+
+@app.command()
+def split(
+    path: Annotated[Path, typer.Argument(help="Folder of a finished shard set.")],
+    out: Annotated[Path, typer.Option(help="Folder that gets NAME-train and NAME-val.")],
+    share: Annotated[float, typer.Option(min=0, max=1, help="Of the groups, that goes to val.")] = 0.05,
+    by: Annotated[
+        Group,
+        typer.Option(
+            help="What stays together: each sample alone, all of a raw file, or all of a folder of raw files."
+        ),
+    ] = "file",
+    shard_size: Annotated[str, typer.Option(help="Size that a tar should not exceed.")] = "1GB",
+) -> None:
+    """Cut a shard set in two by a hash of names: what is held out stays held out when data is added.
+
+    May be stopped at any moment: the same command goes on and ends with the same bytes.
+    """
+    from shards.select import split as cut
+
+    for part, manifest in zip(("train", "val"), cut(path, out, share, by, parse_size(shard_size)), strict=True):
+        print(f"{out / (path.resolve().name + '-' + part)}: {manifest.samples:,} samples, {manifest.objects:,} objects")
+
+
+@app.command()
+def sample(
+    path: Annotated[Path, typer.Argument(help="Folder of a finished shard set.")],
+    out: Annotated[Path, typer.Option(help="A new folder, for the set itself.")],
+    n: Annotated[int, typer.Option("--n", min=1, help="Samples to take, at random.")],
+    seed: Annotated[int, typer.Option(help="Other samples with another seed.")] = 0,
+    shard_size: Annotated[str, typer.Option(help="Size that a tar should not exceed.")] = "1GB",
+) -> None:
+    """Take a small shard set out of a large one."""
+    from shards.select import sample as take
+
+    manifest = take(path, out, n, seed, parse_size(shard_size))
+    print(f"{out}: {manifest.samples:,} samples, {manifest.objects:,} objects; {manifest.selection}")
 
 
 @app.command()

@@ -115,7 +115,7 @@ def _finished(folder: Path, plan: Plan) -> Manifest | None:
     if not (folder / MANIFEST).exists():
         return None
     manifest = Manifest.read(folder)
-    if manifest.plan != plan.digest or manifest.codec != plan.job.codec:
+    if manifest.plan != plan.digest or manifest.codec != plan.job.codec or manifest.selection:
         return None
     for shard in manifest.shards:
         path = folder / shard.name

@@ -74,7 +74,7 @@ class ShardWriter:
         self.size = 0
         self.entries: list[Entry] = []
 
-    def _put(self, data: bytes) -> None:
+    def _put(self, data: bytes | memoryview) -> None:
         self._file.write(data)
         self._sha256.update(data)
         self.size += len(data)
@@ -89,6 +89,11 @@ class ShardWriter:
                 self._put(data)
         usable = usable_objects(sample.meta["objects"], [frame.prompt_masks for frame in sample.frames])
         self.entries.append(Entry(sample.key, offset, self.size - offset, crc32, *usable))
+
+    def copy(self, key: str, stored: memoryview, texts: int, regions: int) -> None:
+        """Take over a sample as it stands in another tar, from its first member's header on."""
+        self.entries.append(Entry(key, self.size, len(stored), zlib.crc32(stored), texts, regions))
+        self._put(stored)
 
     def close(self) -> str:
         """End the tar; return the SHA-256 of all of it, hexadecimal."""

@@ -70,11 +70,15 @@ class Manifest:
     ledger_sha256: str
     codec: Codec = "zstd"
     """Of the pictures."""
+    selection: str = ""
+    """Which samples these are of those that the plan led to; empty for all. Inputs, counts and ledger are theirs."""
 
     def to_bytes(self) -> bytes:
         body = {"format": FORMAT, "version": VERSION, "recipe_hash": self.recipe.digest, **asdict(self)}
         if self.codec == "zstd":
             del body["codec"]  # a set that does not say is of zstd
+        if not self.selection:
+            del body["selection"]
         return (json.dumps(body, indent=1, sort_keys=True) + "\n").encode()
 
     @classmethod

@@ -64,6 +64,8 @@ def test_exactly_one_module_resizes():
         ["recode", "--help"],
         ["preview", "--help"],
         ["stats", "--help"],
+        ["split", "--help"],
+        ["sample", "--help"],
         ["predict", "--help"],
         ["evaluate", "--help"],
         ["doctor", "--help"],

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-import shards.recode
+import shards.rewrite
 from cli import app
 from pipeline.plan import make_plan
 from pipeline.run import run
@@ -105,7 +105,7 @@ def test_a_finished_set_is_left_alone_and_another_is_refused(sav_set, raw_set, t
 
 def test_two_at_a_time_are_refused(sav_set, tmp_path, monkeypatch):
     monkeypatch.setattr("shards.lock._PATIENCE", 0.2)
-    monkeypatch.setattr(shards.recode, "_begin", lambda *_: recode(sav_set, tmp_path / "sav", "raw"))
+    monkeypatch.setattr(shards.rewrite, "_begin", lambda *_: recode(sav_set, tmp_path / "sav", "raw"))
     with pytest.raises(UserError, match="another run is writing here"):
         recode(sav_set, tmp_path / "sav", "raw")
 

@@ -1,0 +1,167 @@
+"""A finished shard set written once more, in part or stored otherwise, without the raw data.
+
+It may be stopped at any moment; the same call goes on, and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from shards.archive import Entry, ShardWriter
+from shards.atomic import atomic_write, sync_folder
+from shards.errors import BadShard, UserError
+from shards.format import INDEX, LEDGER, MANIFEST
+from shards.lock import hold_lock
+from shards.manifest import Manifest, ShardInfo, pack_index, sha256
+from shards.reader import ShardSet
+
+Put = Callable[[ShardWriter, int], object]
+"""Writes the sample that stands at a position of the set that is read."""
+_Note = tuple[ShardInfo, list[Entry]]
+_LOOK = "look at the set with cli.py verify-shard"
+_AGAIN = "mend it and give the same command: it goes on where it stopped"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One tar to be written."""
+
+    name: str
+    positions: Sequence[int]
+    """Of its samples in the set that is read."""
+
+
+def rewrite(
+    source: ShardSet, out: Path, target: Manifest, ledger: bytes, parts: Sequence[Part], put: Put, threads: int = 1
+) -> Manifest:
+    """Write the set that `target` tells of into `out`; return its manifest.
+
+    Args:
+        target: its shards and the index's checksum are filled in.
+        threads: each takes one tar at a time.
+
+    Raises:
+        UserError: another set in `out`, a full disk, what `put` raises. What is done stays.
+    """
+    work = out / ".work"
+    if (out / MANIFEST).exists():
+        met = Manifest.read(out)
+        if _unfilled(met) != _unfilled(target):
+            raise _another(out)
+        shutil.rmtree(work, ignore_errors=True)  # of a run that was killed with its last breath
+        return met
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        lock = hold_lock(work / "lock", exclusive=True)
+        try:
+            _begin(work, {"set": sha256(source.manifest.to_bytes()), "target": sha256(_unfilled(target).to_bytes())})
+            notes = _write(out, work, parts, put, target, threads)
+            index = pack_index(entries for _, entries in notes)
+            manifest = replace(target, shards=tuple(info for info, _ in notes), index_sha256=sha256(index))
+            for name, data in ((INDEX, index), (LEDGER, ledger), (MANIFEST, manifest.to_bytes())):
+                atomic_write(out / name, data, temporary_folder=work)
+            shutil.rmtree(work)
+            return manifest
+        finally:
+            os.close(lock)
+    except OSError as error:
+        where, why = str(error.filename or out), str(error.strerror)
+        raise UserError("cannot write", where=where, met=why, do=_AGAIN) from None
+
+
+def check_index(source: ShardSet) -> bytes:
+    """The ledger of a set; raises `BadShard` unless ledger and index are what the manifest says."""
+    manifest, ledger = source.manifest, (source.folder / LEDGER).read_bytes()
+    index = (source.folder / INDEX).read_bytes()
+    for name, data, wanted in ((INDEX, index, manifest.index_sha256), (LEDGER, ledger, manifest.ledger_sha256)):
+        if sha256(data) != wanted:
+            raise BadShard("SHA-256", where=str(source.folder / name), met=sha256(data), wanted=wanted, do=_LOOK)
+    return ledger
+
+
+def checked_bytes(source: ShardSet, position: int) -> memoryview:
+    """A sample's bytes in its tar; raises `BadShard` unless they are those that the index counted."""
+    data, wanted = source.stored(position), int(source.index[position]["crc32"])
+    if (met := zlib.crc32(data)) != wanted:
+        where = f"{source.folder}: {source.key(position)}"
+        raise BadShard("CRC-32 of the sample", where=where, met=str(met), wanted=str(wanted), do=_LOOK)
+    return data
+
+
+def _unfilled(manifest: Manifest) -> Manifest:
+    return replace(manifest, shards=(), index_sha256="")
+
+
+def _another(out: Path) -> UserError:
+    return UserError("another shard set stands here", where=str(out), do="give another --out")
+
+
+def _begin(work: Path, wanted: dict[str, str]) -> None:
+    """Go on with the run that `work` is of, or begin one in an empty folder."""
+    plan = work / "plan"
+    begun = json.loads(plan.read_bytes()) if plan.exists() else None
+    if begun not in (None, wanted) or (begun is None and any(work.parent.glob("*.tar"))):
+        raise _another(work.parent)
+    for leftover in work.glob("*.tmp"):
+        leftover.unlink()
+    if begun is None:
+        atomic_write(plan, json.dumps(wanted).encode())
+
+
+def _write(out: Path, work: Path, parts: Sequence[Part], put: Put, target: Manifest, threads: int) -> list[_Note]:
+    stopped = threading.Event()
+    with (
+        tqdm(total=target.samples, unit="sample", desc=out.name, mininterval=0.5) as bar,
+        ThreadPoolExecutor(threads) as pool,
+    ):
+
+        def tick(count: int) -> None:
+            bar.update(count)
+            if stopped.is_set():
+                raise CancelledError
+
+        tasks = [pool.submit(_write_part, part, out, work, put, target, tick) for part in parts]
+        try:
+            for task in as_completed(tasks):
+                task.result()
+        except BaseException:
+            stopped.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [task.result() for task in tasks]
+
+
+def _write_part(part: Part, out: Path, work: Path, put: Put, target: Manifest, tick: Callable[[int], object]) -> _Note:
+    """Write one tar and then its note; both appear whole or not at all. Where they stand already, nothing is done."""
+    note, temporary = work / f"{part.name}.json", work / f"{part.name}.tmp"
+    if note.exists():
+        body = json.loads(note.read_bytes())
+        tick(len(part.positions))
+        return ShardInfo(**body["shard"]), [Entry(**entry) for entry in body["entries"]]
+    try:
+        with open(temporary, "wb") as file:
+            writer = ShardWriter(file, target.codec)
+            for position in part.positions:
+                put(writer, int(position))
+                tick(1)
+            digest = writer.close()
+            file.flush()
+            os.fsync(file.fileno())
+        info = ShardInfo(part.name, len(writer.entries), writer.size, digest)
+        os.replace(temporary, out / part.name)
+        sync_folder(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    body = {"shard": asdict(info), "entries": [asdict(entry) for entry in writer.entries]}
+    atomic_write(note, json.dumps(body).encode())
+    return info, writer.entries

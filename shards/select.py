@@ -1,0 +1,118 @@
+"""Some samples of a shard set as a set of their own: held-out parts, and small sets out of large ones.
+
+What is chosen follows from a hash of each sample's own name: it stays chosen when data is added. Bytes are copied as
+they stand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from shards.archive import ShardWriter
+from shards.errors import UserError
+from shards.manifest import Manifest, sha256
+from shards.reader import ShardSet
+from shards.rewrite import Part, check_index, checked_bytes, rewrite
+
+Group = Literal["sample", "file", "folder"]
+"""What stays together: nothing; all samples of one raw file, such as the objects of a video; all files of a folder."""
+
+
+def split(folder: Path, out: Path, share: float, by: Group, shard_bytes: int) -> tuple[Manifest, Manifest]:
+    """Cut the set in `folder` in two, `out/NAME-train` and `out/NAME-val`; return their manifests.
+
+    Args:
+        share: of the groups, 0 to 1, that go to val: those whose SHA-256 lies below it.
+        shard_bytes: size that a tar should not exceed.
+
+    Raises:
+        UserError: a part without samples, and whatever `rewrite` raises.
+    """
+    source = ShardSet(folder)
+    check_index(source)
+    below = np.array([_hash(group) < share for group in _groups(source, by)], np.bool_)
+    parts = {"train": np.flatnonzero(~below), "val": np.flatnonzero(below)}
+    for name, positions in parts.items():
+        if not len(positions):
+            met, wanted = f"no sample in {name}", "some in both parts"
+            do = "take another --share, or hold out smaller groups (--by)"
+            raise UserError("nothing to split", where=str(folder), met=met, wanted=wanted, do=do)
+    name = folder.resolve().name
+    said = f"share {share:g} by {by}"
+    train, val = (
+        _copy(source, out / f"{name}-{part}", positions, f"{part}, {said}", shard_bytes)
+        for part, positions in parts.items()
+    )
+    return train, val
+
+
+def sample(folder: Path, out: Path, count: int, seed: int, shard_bytes: int) -> Manifest:
+    """Write `count` samples of the set in `folder`, chosen at random, as the set `out`; return its manifest.
+
+    With another `count` and the same seed, the larger choice holds the smaller one.
+
+    Raises:
+        UserError: fewer samples than that, and whatever `rewrite` raises.
+    """
+    source = ShardSet(folder)
+    check_index(source)
+    if count > len(source):
+        met, wanted = f"{len(source)} samples", f"at least {count}"
+        raise UserError("too few samples", where=str(folder), met=met, wanted=wanted)
+    order = np.argsort([_hash(f"{seed} {key.decode()}") for key in source.index["key"]], kind="stable")
+    return _copy(source, out, np.sort(order[:count]), f"{count} samples, seed {seed}", shard_bytes)
+
+
+def _hash(name: str) -> float:
+    """Evenly spread over 0 (with) to 1 (without)."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48
+
+
+def _groups(source: ShardSet, by: Group) -> Sequence[str]:
+    """Of each sample, the name of what it must stay together with."""
+    if by == "sample":
+        return [key.decode() for key in source.index["key"]]
+    names = []
+    for position in tqdm(range(len(source)), unit="sample", desc="names", mininterval=0.5):
+        file = str(source.sample(position)[0].get("path", "")).partition("#")[0]
+        names.append(file if by == "file" else str(PurePosixPath(file).parent))
+    return names
+
+
+def _copy(source: ShardSet, out: Path, positions: NDArray[np.int64], how: str, shard_bytes: int) -> Manifest:
+    """Copy the samples at `positions` into the set `out`."""
+    tars: list[list[int]] = []
+    room = 0
+    for position in positions.tolist():
+        size = int(source.index[position]["size"])
+        if size > room:
+            tars.append([])
+            room = shard_bytes
+        tars[-1].append(position)
+        room -= size
+    parts = [Part(f"{source.manifest.source}-{number:06d}.tar", tar) for number, tar in enumerate(tars)]
+    objects = sum(len(source.sample(int(position))[0]["objects"]) for position in positions)
+    target = replace(
+        source.manifest,
+        selection=f"{how}; of {len(source)} samples, manifest {sha256(source.manifest.to_bytes())[:16]}",
+        inputs=len(positions),
+        samples=len(positions),
+        objects=objects,
+        left_out={},
+        notes={},
+        ledger_sha256=sha256(b""),
+    )
+
+    def put(writer: ShardWriter, position: int) -> None:
+        row = source.index[position]
+        writer.copy(source.key(position), checked_bytes(source, position), int(row["texts"]), int(row["regions"]))
+
+    return rewrite(source, out, target, b"", parts, put)
