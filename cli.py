@@ -27,7 +27,7 @@ app = typer.Typer(
 
 Dtype = Literal["float32", "bfloat16"]
 Form = Literal["sa2va", "onnx", "int8"]
-Codec = Literal["zstd", "raw"]
+Codec = Literal["zstd", "raw", "jpeg"]
 Group = Literal["sample", "file", "folder"]
 Objective = Literal["segment", "dual", "describe", "reverse"]
 
@@ -58,7 +58,11 @@ def shard(
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = os.cpu_count() or 1,
     shard_size: Annotated[str, typer.Option(help="Size that a tar should not exceed.")] = "1GB",
     codec: Annotated[
-        Codec, typer.Option(help="Of the pictures, lossless: zstd (a third of the bytes) or raw (the fastest to read).")
+        Codec,
+        typer.Option(
+            help="Of the pictures: zstd (a third of the bytes) or raw (the fastest to read), both lossless; or jpeg "
+            "(a tenth), which is not."
+        ),
     ] = "zstd",
     limit: Annotated[int | None, typer.Option(min=1, help="Take the first N inputs only.")] = None,
     max_bad: Annotated[float, typer.Option(min=0, max=1, help="Share of bad inputs that stops the run.")] = 0.05,
@@ -97,10 +101,16 @@ def verify_shard(
     paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Tars, folders of shard sets, or globs.")],
     against: Annotated[
         Path | None,
-        typer.Option(metavar="ROOT", help="Derive every sample again from the raw data in ROOT and compare all bits."),
+        typer.Option(
+            metavar="ROOT",
+            help="Derive every sample again from the raw data in ROOT; compare all bits, or what a lossy set lost.",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = os.cpu_count() or 1,
+    allow_lossy: Annotated[
+        bool, typer.Option("--allow-lossy", help="Check sets of lossy pictures too; else each fails.")
+    ] = False,
 ) -> None:
     """Check shards: structure, shape, dtype, range, checksums, and that the four formats agree.
 
@@ -119,6 +129,7 @@ def verify_shard(
             derive=raw.derive if raw else None,
             same_inputs=raw.same_inputs if raw else None,
             workers=workers,
+            allow_lossy=allow_lossy,
         )
     print(json.dumps(report.to_json(), indent=1) if as_json else report.table())
     if not report.ok:
@@ -129,10 +140,12 @@ def verify_shard(
 def recode(
     path: Annotated[Path, typer.Argument(help="Folder of a finished shard set.")],
     out: Annotated[Path, typer.Option(help="A new folder, for the set itself.")],
-    codec: Annotated[Codec, typer.Option(help="Of the pictures, lossless: zstd or raw.")],
+    codec: Annotated[Codec, typer.Option(help="Of the pictures: zstd or raw, both lossless; or jpeg, which is not.")],
     threads: Annotated[int, typer.Option(min=1, help="Shards at a time.")] = os.cpu_count() or 1,
 ) -> None:
-    """Write a shard set once more with another codec, bit-equal in every tensor. The raw data is not needed.
+    """Write a shard set once more with another codec. The raw data is not needed.
+
+    Every tensor is bit-equal, but with jpeg: it loses a little in the pictures, measures it, and the manifest says so.
 
     May be stopped at any moment: the same command goes on and ends with the same bytes.
     """
@@ -140,7 +153,8 @@ def recode(
 
     manifest = write(path, out, codec, threads)
     size = sum(shard.bytes for shard in manifest.shards)
-    print(f"{out}: {manifest.samples:,} samples in {len(manifest.shards):,} shards, {codec}, {size / 1e9:,.2f} GB")
+    shards = f"{len(manifest.shards):,} shards, {size / 1e9:,.2f} GB"
+    print(f"{out}: {manifest.samples:,} samples in {shards}; pictures {manifest.pictures}")
 
 
 @app.command()

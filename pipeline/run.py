@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 import time
+from array import array
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -28,8 +29,9 @@ from pipeline.task import Done, write_shard
 from pipeline.work import RECORDS, WorkFolder
 from shards.atomic import atomic_write
 from shards.errors import UserError
-from shards.format import INDEX, LEDGER, MANIFEST
+from shards.format import INDEX, LEDGER, LOSSY, MANIFEST
 from shards.lock import hold_lock
+from shards.lossy import Psnr
 from shards.manifest import LedgerLine, Manifest, pack_index, pack_ledger, sha256
 
 MakePlan = Callable[[Callable[[str], tuple[int, int] | None], Path], Plan]
@@ -117,6 +119,8 @@ def _finished(folder: Path, plan: Plan) -> Manifest | None:
     manifest = Manifest.read(folder)
     if manifest.plan != plan.digest or manifest.codec != plan.job.codec or manifest.selection:
         return None
+    if manifest.psnr and plan.job.codec not in LOSSY:  # recoded from a lossy one
+        return None
     for shard in manifest.shards:
         path = folder / shard.name
         if not path.exists() or path.stat().st_size != shard.bytes:
@@ -142,13 +146,14 @@ def _finish(plan: Plan, folder: Path, work: WorkFolder) -> Manifest:
     """Put down index, ledger and, last, the manifest: it says that the set is finished."""
     counts: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
-    shards, ledger, objects = [], [], 0
+    shards, ledger, objects, ratios = [], [], 0, array("d")
     for note in work.notes(plan):
         counts.update(note.notes)
         left_out.update(line.reason for line in note.ledger)
         ledger.append(pack_ledger(note.ledger))
         shards += [note.shard] if note.entries else []
         objects += note.objects
+        ratios.extend(ratio for entry in note.entries for ratio in entry.psnr)
     index_bytes = pack_index(note.entries for note in work.notes(plan) if note.entries)
     ledger_bytes = b"".join(ledger)
     manifest = Manifest(
@@ -165,6 +170,7 @@ def _finish(plan: Plan, folder: Path, work: WorkFolder) -> Manifest:
         index_sha256=sha256(index_bytes),
         ledger_sha256=sha256(ledger_bytes),
         codec=plan.job.codec,
+        psnr=Psnr.of(ratios),
     )
     for name, data in ((INDEX, index_bytes), (LEDGER, ledger_bytes), (MANIFEST, manifest.to_bytes())):
         atomic_write(folder / name, data, temporary_folder=work.path)

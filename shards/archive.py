@@ -10,14 +10,15 @@ import json
 import mmap
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from shards import codec
 from shards.errors import BadShard
-from shards.format import KEY, META_EXTENSION, Codec, FieldName, frame_fields
+from shards.format import KEY, LOSSY, META_EXTENSION, Codec, FieldName, frame_fields
+from shards.lossy import encode_jpeg, psnr
 from shards.sample import FrameTensors, Sample, usable_objects
 
 BLOCK = tarfile.BLOCKSIZE
@@ -40,6 +41,8 @@ class Entry:
     """Objects with a prompt cell in a frame, and a text."""
     regions: int
     """Objects with a prompt cell in a frame."""
+    psnr: Sequence[float] = ()
+    """Of its pictures, where they are not what the recipe makes."""
 
 
 def _encode(frame: FrameTensors, name: FieldName, pictures: Codec) -> bytes:
@@ -48,18 +51,31 @@ def _encode(frame: FrameTensors, name: FieldName, pictures: Codec) -> bytes:
         return codec.encode_masks(value)
     if name == "prompt_masks":
         return codec.encode_prompts(value)
+    if pictures == "jpeg":
+        return encode_jpeg(value)
     return codec.encode_raw_picture(value) if pictures == "raw" else codec.encode_picture(value)
 
 
 def encode_sample(sample: Sample, pictures: Codec = "zstd") -> list[tuple[str, bytes]]:
-    """A sample's members, (name, bytes), in the tar's order, with its pictures stored in this way."""
+    """A sample's members, (name, bytes), in the tar's order, with its pictures stored in this way.
+
+    Where that is lossy, the JSON gets `psnr`: what was measured of each picture, encoded and decoded again.
+    """
     if not KEY.fullmatch(sample.key):
         raise ValueError(f"not a key: {sample.key!r}")
     fields = frame_fields(len(sample.frames))
     names = len(fields) // len(sample.frames)
     blobs = [_encode(sample.frames[i // names], field.name, pictures) for i, field in enumerate(fields)]
     checksums = {str(field): zlib.crc32(blob) for field, blob in zip(fields, blobs, strict=True)}
-    meta = json.dumps({**sample.meta, "crc32": checksums}, ensure_ascii=False, sort_keys=True).encode()
+    added: dict[str, dict[str, Any]] = {"crc32": checksums}
+    if pictures in LOSSY:
+        exact = [(field, getattr(sample.frames[i // names], field.name), blobs[i]) for i, field in enumerate(fields)]
+        added["psnr"] = {
+            str(field): psnr(codec.decode_picture(blob, value.shape[1]), value)
+            for field, value, blob in exact
+            if field.is_picture
+        }
+    meta = json.dumps({**sample.meta, **added}, ensure_ascii=False, sort_keys=True).encode()
     members = [(f"{sample.key}.{META_EXTENSION}", meta)]
     members += [(f"{sample.key}.{f}.{f.extension(pictures)}", blob) for f, blob in zip(fields, blobs, strict=True)]
     return members
@@ -81,18 +97,20 @@ class ShardWriter:
 
     def write(self, sample: Sample) -> None:
         offset, crc32 = self.size, 0
-        for name, blob in encode_sample(sample, self._pictures):
+        members = encode_sample(sample, self._pictures)
+        for name, blob in members:
             info = tarfile.TarInfo(name)  # its defaults: mode 0644, no owner, time 0
             info.size = len(blob)
             for data in (info.tobuf(tarfile.USTAR_FORMAT), blob, bytes(-len(blob) % BLOCK)):
                 crc32 = zlib.crc32(data, crc32)
                 self._put(data)
         usable = usable_objects(sample.meta["objects"], [frame.prompt_masks for frame in sample.frames])
-        self.entries.append(Entry(sample.key, offset, self.size - offset, crc32, *usable))
+        lost = json.loads(members[0][1])["psnr"] if self._pictures in LOSSY else sample.meta.get("psnr", {})
+        self.entries.append(Entry(sample.key, offset, self.size - offset, crc32, *usable, [*lost.values()]))
 
-    def copy(self, key: str, stored: memoryview, texts: int, regions: int) -> None:
+    def copy(self, key: str, stored: memoryview, texts: int, regions: int, psnr: Sequence[float]) -> None:
         """Take over a sample as it stands in another tar, from its first member's header on."""
-        self.entries.append(Entry(key, self.size, len(stored), zlib.crc32(stored), texts, regions))
+        self.entries.append(Entry(key, self.size, len(stored), zlib.crc32(stored), texts, regions, psnr))
         self._put(stored)
 
     def close(self) -> str:

@@ -1,9 +1,9 @@
-"""How each format is stored: lossless, deterministic, decoded straight into the caller's buffer.
+"""How each format is stored: deterministic, decoded straight into the caller's buffer.
 
-Pictures are stored in one of two ways. raw: npy. zstd: RGB turned into (R - G, G, B - G), each row minus the row above
-(PNG's "Up" filter), all modulo 256, then one zstd frame. Masks: one zstd frame of packed bits an object, so that one is
-decoded without the others. Prompts: npy. The choice among the codecs that were measured is explained in
-`docs/FORMAT.md`.
+Pictures are stored in one of three ways. jpeg, which alone is lossy: see `shards.lossy`. raw: npy. zstd: RGB turned
+into (R - G, G, B - G), each row minus the row above (PNG's "Up" filter), all modulo 256, then one zstd frame. Masks:
+one zstd frame of packed bits an object, so that one is decoded without the others. Prompts: npy. The choice among the
+codecs that were measured is explained in `docs/FORMAT.md`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import zstandard
 from numpy.typing import NDArray
 
 from shards.errors import BadShard
+from shards.format import Codec
+from shards.lossy import decode_jpeg, is_jpeg
 
 Buffer = bytes | memoryview
 UInt8 = NDArray[np.uint8]
@@ -66,6 +68,11 @@ def is_raw(data: Buffer) -> bool:
     return bytes(data[: len(_NPY)]) == _NPY
 
 
+def codec_of(data: Buffer) -> Codec:
+    """What the first bytes of a picture say; zstd where they say nothing else."""
+    return "raw" if is_raw(data) else "jpeg" if is_jpeg(data) else "zstd"
+
+
 def encode_picture(picture: UInt8) -> bytes:
     """Encode (3, S, S) uint8 RGB with zstd."""
     filtered = np.empty_like(picture)
@@ -84,6 +91,8 @@ def decode_picture(data: Buffer, size: int, out: UInt8 | None = None) -> UInt8:
     if is_raw(data):
         out[...] = _npy_values(data, "|u1", out.shape).reshape(out.shape)
         return out
+    if is_jpeg(data):
+        return decode_jpeg(data, size, out)
     # The prefix sum over rows, in blocks: each addition covers one row of all blocks at once, so that some sixty calls
     # to numpy do the work of `size`, and the interpreter lock is free during each.
     split = 3, _ROW_BLOCKS, size // _ROW_BLOCKS, size

@@ -21,11 +21,12 @@ META_EXTENSION = "json"
 FieldName = Literal["pixel_values", "g_pixel_values", "prompt_masks", "masks"]
 # In the order in which a frame's members stand in the tar.
 FIELDS: tuple[FieldName, ...] = get_args(FieldName)
-Codec = Literal["zstd", "raw"]
+Codec = Literal["zstd", "raw", "jpeg"]
 """How a set stores its pictures; masks and prompts are stored in one way."""
 CODECS: tuple[Codec, ...] = get_args(Codec)
+LOSSY: tuple[Codec, ...] = ("jpeg",)
 # Extensions name the codec (see `shards.codec`).
-_PICTURES: dict[Codec, str] = {"zstd": "up.zst", "raw": "npy"}
+_PICTURES: dict[Codec, str] = {"zstd": "up.zst", "raw": "npy", "jpeg": "jpg"}
 _MASKS = {"prompt_masks": "npy", "masks": "bits.zst"}
 _FIELD = re.compile(r"(pixel_values|g_pixel_values|prompt_masks|masks)([1-9][0-9]?)?")
 KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")

@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 
 from shards.archive import Entry
 from shards.errors import BadShard, UserError
-from shards.format import CODECS, FORMAT, INDEX, LEDGER, MANIFEST, VERSION, Codec
+from shards.format import CODECS, FORMAT, INDEX, LEDGER, LOSSY, MANIFEST, VERSION, Codec
+from shards.lossy import Psnr
 from shards.recipe import Recipe
 
 _Record = TypeVar("_Record", "ShardInfo", "Manifest")
@@ -72,6 +74,13 @@ class Manifest:
     """Of the pictures."""
     selection: str = ""
     """Which samples these are of those that the plan led to; empty for all. Inputs, counts and ledger are theirs."""
+    psnr: Psnr | None = None
+    """Of pictures that are not what the recipe makes, whatever the codec they are stored in now; None: all bits are."""
+
+    @property
+    def pictures(self) -> str:
+        """How they are stored, in words."""
+        return f"{self.codec}, lossy: {self.psnr}" if self.psnr else self.codec
 
     def to_bytes(self) -> bytes:
         body = {"format": FORMAT, "version": VERSION, "recipe_hash": self.recipe.digest, **asdict(self)}
@@ -79,6 +88,8 @@ class Manifest:
             del body["codec"]  # a set that does not say is of zstd
         if not self.selection:
             del body["selection"]
+        if self.psnr is None:
+            del body["psnr"]
         return (json.dumps(body, indent=1, sort_keys=True) + "\n").encode()
 
     @classmethod
@@ -102,12 +113,16 @@ class Manifest:
         digest = body.pop("recipe_hash", None)
         try:
             shards = tuple(_check_types(ShardInfo(**shard)) for shard in body.pop("shards"))
-            manifest = _check_types(cls(recipe=recipe, shards=shards, **body))
+            psnr = Psnr.from_json(body.pop("psnr", None))
+            manifest = _check_types(cls(recipe=recipe, shards=shards, psnr=psnr, **body))
         except (TypeError, KeyError) as error:
             raise BadShard("not a manifest of this version", where=str(path), met=str(error)) from None
         if manifest.codec not in CODECS:
             met, wanted = repr(manifest.codec), " or ".join(CODECS)
             raise BadShard("codec of the pictures", where=str(path), met=met, wanted=wanted)
+        if manifest.codec in LOSSY and manifest.psnr is None and manifest.samples:
+            wanted = "psnr: what was lost, measured when it was written"
+            raise BadShard("a lossy codec and no PSNR", where=str(path), met=manifest.codec, wanted=wanted)
         if digest != recipe.digest:
             raise BadShard("recipe and its hash differ", where=str(path), met=str(digest), wanted=recipe.digest)
         for name in (shard.name for shard in shards):
@@ -153,6 +168,13 @@ def read_index(folder: Path) -> NDArray[Any]:
         met, wanted = (", ".join(dtype.names or (str(dtype),)) for dtype in (index.dtype, INDEX_DTYPE))
         raise BadShard("not an index", where=str(path), met=met, wanted=wanted, do="write the set again")
     return index
+
+
+def positions_by_shard(index: NDArray[Any], shards: int) -> list[NDArray[np.int64]]:
+    """Of each shard, the positions of its rows in the index; in one go, for there are many of both."""
+    of = np.ascontiguousarray(index["shard"])
+    order = np.argsort(of, kind="stable")
+    return [order[a:b] for a, b in pairwise(np.searchsorted(of[order], np.arange(shards + 1)))]
 
 
 def pack_ledger(lines: Iterable[LedgerLine]) -> bytes:

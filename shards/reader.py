@@ -60,7 +60,7 @@ def stored_fields(
         missing, extra = sorted(named.keys() - met), sorted(met - named.keys())
         raise BadShard("incomplete sample", met=f"missing {missing}, unexpected {extra}", wanted="one member a field")
     for name, field in named.items():
-        if field.is_picture and codec.is_raw(members[name]) != (stored == "raw"):
+        if field.is_picture and codec.codec_of(members[name]) != stored:
             raise BadShard("not what the extension says", met=repr(bytes(members[name][:16])), wanted=name)
     return {field: members[name] for name, field in named.items()}
 

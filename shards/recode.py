@@ -1,15 +1,15 @@
-"""A shard set once more with another codec: every tensor bit-equal, without the raw data."""
+"""A shard set once more with another codec, without the raw data: every tensor bit-equal, unless the codec is lossy."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from shards import codec
-from shards.format import Codec
-from shards.manifest import Manifest
+from shards.errors import BadShard, UserError
+from shards.format import LOSSY, Codec
+from shards.lossy import ratios_of
+from shards.manifest import Manifest, positions_by_shard
 from shards.reader import Array, ShardSet, decode_field
 from shards.rewrite import Part, check_index, checked_bytes, rewrite
 from shards.sample import FrameTensors, Sample
@@ -18,22 +18,27 @@ from shards.sample import FrameTensors, Sample
 def recode(folder: Path, out: Path, pictures: Codec, threads: int = 1) -> Manifest:
     """Write the finished set in `folder` into `out`, its pictures stored as `pictures` says; return the manifest.
 
-    Shards keep their names and samples. Stopped, the same call goes on.
+    Shards keep their names and samples, and what was lost stays told. Stopped, the same call goes on.
 
     Raises:
-        UserError: a sample that is not what its checksum says, another set in `out`, a full disk. What is done stays.
+        UserError: a sample that is not what its checksum says, another set in `out`, a full disk: what is done stays.
+            A lossy set to be stored lossily once more: nobody could say what was lost in all.
     """
     source = ShardSet(folder)
-    ledger, shard_of = check_index(source), np.asarray(source.index["shard"])
-    parts = [Part(info.name, np.flatnonzero(shard_of == i).tolist()) for i, info in enumerate(source.manifest.shards)]
-    target = replace(source.manifest, codec=pictures)
+    manifest = source.manifest
+    if pictures in LOSSY and manifest.psnr:
+        met, do = manifest.pictures, "recode the lossless set that it was made of"
+        raise UserError("a lossy set already", where=str(folder), met=met, wanted="a lossless one", do=do)
+    ledger, positions = check_index(source), positions_by_shard(source.index, len(manifest.shards))
+    parts = [Part(info.name, own) for info, own in zip(manifest.shards, positions, strict=True)]
+    target = replace(manifest, codec=pictures)
     return rewrite(
         source, out, target, ledger, parts, lambda writer, at: writer.write(stored_sample(source, at)), threads
     )
 
 
 def stored_sample(shards: ShardSet, position: int) -> Sample:
-    """Sample `position` as it was handed to the writer, pictures not normalised.
+    """Sample `position` as it was handed to the writer, but for what a lossy codec lost; pictures not normalised.
 
     Raises:
         BadShard: its bytes are not those that the index counted, or cannot be decoded.
@@ -42,10 +47,15 @@ def stored_sample(shards: ShardSet, position: int) -> Sample:
     checked_bytes(shards, position)
     del meta["crc32"]
     frames: list[dict[str, Array]] = [{} for _ in meta["frames"]]
-    for field, data in members.items():
-        if field.is_picture:
-            value = codec.decode_picture(data, field.shape(shards.recipe, 1)[1])
-        else:
-            value = decode_field(field, data, shards.recipe)
-        frames[(field.frame or 1) - 1][field.name] = value
+    try:
+        ratios_of(meta, [field for field in members if field.is_picture], bool(shards.manifest.psnr))
+        for field, data in members.items():
+            if field.is_picture:
+                value = codec.decode_picture(data, field.shape(shards.recipe, 1)[1])
+            else:
+                value = decode_field(field, data, shards.recipe)
+            frames[(field.frame or 1) - 1][field.name] = value
+    except BadShard as error:
+        where = f"{shards.folder}: {shards.key(position)}"
+        raise BadShard(error.what, where=where, met=error.met, wanted=error.wanted, do=error.do) from None
     return Sample(shards.key(position), meta, tuple(FrameTensors(**frame) for frame in frames))

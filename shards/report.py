@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from array import array
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -55,6 +56,10 @@ class Report:
     failures: list[Failure] = field(default_factory=list)
     failure_count: int = 0
     """More than there are `failures` where a shard has too many of them to keep."""
+    lossy: list[str] = field(default_factory=list)
+    """Sets whose pictures are lossy, and what they lost."""
+    lost: array[float] = field(default_factory=lambda: array("d"))
+    """Of one shard: what the samples say of their pictures, PSNR in dB."""
 
     @property
     def ok(self) -> bool:
@@ -84,6 +89,7 @@ class Report:
             "samples": self.samples,
             "objects": self.objects,
             "fields": [asdict(row) for row in self.fields.values()],
+            "lossy": self.lossy,
             "failure_count": self.failure_count,
             "failures": [asdict(failure) for failure in self.failures],
         }
@@ -98,7 +104,8 @@ class Report:
             table.add_row(row.name, row.shape, row.dtype, *limits, f"{row.samples:,}", f"{row.failures:,}")
         text = io.StringIO()
         Console(file=text, width=100).print(table)
-        lines = [text.getvalue().rstrip(), *(f"FAILED {failure}" for failure in self.failures[:_SHOWN])]
+        lines = [text.getvalue().rstrip(), *self.lossy]
+        lines += (f"FAILED {failure}" for failure in self.failures[:_SHOWN])
         if self.failure_count > _SHOWN:
             lines.append(f"... and {self.failure_count - min(_SHOWN, len(self.failures)):,} more (see --json)")
         lines.append("all checks hold" if self.ok else f"{self.failure_count:,} checks failed")

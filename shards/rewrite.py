@@ -10,11 +10,14 @@ import os
 import shutil
 import threading
 import zlib
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from shards.archive import Entry, ShardWriter
@@ -22,12 +25,12 @@ from shards.atomic import atomic_write, sync_folder
 from shards.errors import BadShard, UserError
 from shards.format import INDEX, LEDGER, MANIFEST
 from shards.lock import hold_lock
+from shards.lossy import Psnr
 from shards.manifest import Manifest, ShardInfo, pack_index, sha256
 from shards.reader import ShardSet
 
 Put = Callable[[ShardWriter, int], object]
 """Writes the sample that stands at a position of the set that is read."""
-_Note = tuple[ShardInfo, list[Entry]]
 _LOOK = "look at the set with cli.py verify-shard"
 _AGAIN = "mend it and give the same command: it goes on where it stopped"
 
@@ -37,7 +40,7 @@ class Part:
     """One tar to be written."""
 
     name: str
-    positions: Sequence[int]
+    positions: NDArray[np.int64]
     """Of its samples in the set that is read."""
 
 
@@ -47,7 +50,7 @@ def rewrite(
     """Write the set that `target` tells of into `out`; return its manifest.
 
     Args:
-        target: its shards and the index's checksum are filled in.
+        target: its shards, the index's checksum and the PSNR that its samples tell of are filled in.
         threads: each takes one tar at a time.
 
     Raises:
@@ -65,9 +68,8 @@ def rewrite(
         lock = hold_lock(work / "lock", exclusive=True)
         try:
             _begin(work, {"set": sha256(source.manifest.to_bytes()), "target": sha256(_unfilled(target).to_bytes())})
-            notes = _write(out, work, parts, put, target, threads)
-            index = pack_index(entries for _, entries in notes)
-            manifest = replace(target, shards=tuple(info for info, _ in notes), index_sha256=sha256(index))
+            _write(out, work, parts, put, target, threads)
+            manifest, index = _fill(target, work, parts)
             for name, data in ((INDEX, index), (LEDGER, ledger), (MANIFEST, manifest.to_bytes())):
                 atomic_write(out / name, data, temporary_folder=work)
             shutil.rmtree(work)
@@ -99,7 +101,7 @@ def checked_bytes(source: ShardSet, position: int) -> memoryview:
 
 
 def _unfilled(manifest: Manifest) -> Manifest:
-    return replace(manifest, shards=(), index_sha256="")
+    return replace(manifest, shards=(), index_sha256="", psnr=None)
 
 
 def _another(out: Path) -> UserError:
@@ -118,7 +120,7 @@ def _begin(work: Path, wanted: dict[str, str]) -> None:
         atomic_write(plan, json.dumps(wanted).encode())
 
 
-def _write(out: Path, work: Path, parts: Sequence[Part], put: Put, target: Manifest, threads: int) -> list[_Note]:
+def _write(out: Path, work: Path, parts: Sequence[Part], put: Put, target: Manifest, threads: int) -> None:
     stopped = threading.Event()
     with (
         tqdm(total=target.samples, unit="sample", desc=out.name, mininterval=0.5) as bar,
@@ -138,16 +140,14 @@ def _write(out: Path, work: Path, parts: Sequence[Part], put: Put, target: Manif
             stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return [task.result() for task in tasks]
 
 
-def _write_part(part: Part, out: Path, work: Path, put: Put, target: Manifest, tick: Callable[[int], object]) -> _Note:
+def _write_part(part: Part, out: Path, work: Path, put: Put, target: Manifest, tick: Callable[[int], object]) -> None:
     """Write one tar and then its note; both appear whole or not at all. Where they stand already, nothing is done."""
-    note, temporary = work / f"{part.name}.json", work / f"{part.name}.tmp"
-    if note.exists():
-        body = json.loads(note.read_bytes())
+    tar, note, temporary = out / part.name, work / f"{part.name}.json", work / f"{part.name}.tmp"
+    if note.exists() and tar.exists() and tar.stat().st_size == _read_note(note)[0].bytes:
         tick(len(part.positions))
-        return ShardInfo(**body["shard"]), [Entry(**entry) for entry in body["entries"]]
+        return
     try:
         with open(temporary, "wb") as file:
             writer = ShardWriter(file, target.codec)
@@ -158,10 +158,30 @@ def _write_part(part: Part, out: Path, work: Path, put: Put, target: Manifest, t
             file.flush()
             os.fsync(file.fileno())
         info = ShardInfo(part.name, len(writer.entries), writer.size, digest)
-        os.replace(temporary, out / part.name)
+        os.replace(temporary, tar)
         sync_folder(out)
     finally:
         temporary.unlink(missing_ok=True)
     body = {"shard": asdict(info), "entries": [asdict(entry) for entry in writer.entries]}
     atomic_write(note, json.dumps(body).encode())
-    return info, writer.entries
+
+
+def _read_note(note: Path) -> tuple[ShardInfo, list[Entry]]:
+    body = json.loads(note.read_bytes())
+    return ShardInfo(**body["shard"]), [Entry(**entry) for entry in body["entries"]]
+
+
+def _fill(target: Manifest, work: Path, parts: Sequence[Part]) -> tuple[Manifest, bytes]:
+    """The manifest and the index of what stands; a note at a time, for those of a large set take much memory."""
+    infos: list[ShardInfo] = []
+    ratios = array("d")
+
+    def entries() -> Iterator[list[Entry]]:
+        for part in parts:
+            info, found = _read_note(work / f"{part.name}.json")
+            infos.append(info)
+            ratios.extend(ratio for entry in found for ratio in entry.psnr)
+            yield found
+
+    index = pack_index(entries())
+    return replace(target, shards=tuple(infos), index_sha256=sha256(index), psnr=Psnr.of(ratios)), index

@@ -7,7 +7,6 @@ they stand.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from shards.archive import ShardWriter
 from shards.errors import UserError
+from shards.lossy import ratios_of
 from shards.manifest import Manifest, sha256
 from shards.reader import ShardSet
 from shards.rewrite import Part, check_index, checked_bytes, rewrite
@@ -38,7 +38,11 @@ def split(folder: Path, out: Path, share: float, by: Group, shard_bytes: int) ->
     """
     source = ShardSet(folder)
     check_index(source)
-    below = np.array([_hash(group) < share for group in _groups(source, by)], np.bool_)
+    below, objects = np.zeros(len(source), np.bool_), np.zeros(len(source), np.int64)
+    for position in tqdm(range(len(source)), unit="sample", desc="names", mininterval=0.5):
+        meta = source.sample(position)[0]
+        below[position] = _hash(_group(source.key(position), str(meta.get("path", "")), by)) < share
+        objects[position] = len(meta["objects"])
     parts = {"train": np.flatnonzero(~below), "val": np.flatnonzero(below)}
     for name, positions in parts.items():
         if not len(positions):
@@ -48,7 +52,7 @@ def split(folder: Path, out: Path, share: float, by: Group, shard_bytes: int) ->
     name = folder.resolve().name
     said = f"share {share:g} by {by}"
     train, val = (
-        _copy(source, out / f"{name}-{part}", positions, f"{part}, {said}", shard_bytes)
+        _copy(source, out / f"{name}-{part}", positions, int(objects[positions].sum()), f"{part}, {said}", shard_bytes)
         for part, positions in parts.items()
     )
     return train, val
@@ -67,39 +71,35 @@ def sample(folder: Path, out: Path, count: int, seed: int, shard_bytes: int) -> 
     if count > len(source):
         met, wanted = f"{len(source)} samples", f"at least {count}"
         raise UserError("too few samples", where=str(folder), met=met, wanted=wanted)
-    order = np.argsort([_hash(f"{seed} {key.decode()}") for key in source.index["key"]], kind="stable")
-    return _copy(source, out, np.sort(order[:count]), f"{count} samples, seed {seed}", shard_bytes)
+    hashes = np.fromiter((_hash(f"{seed} {key.decode()}") for key in source.index["key"]), np.float64, len(source))
+    chosen = np.sort(np.argsort(hashes, kind="stable")[:count])
+    objects = sum(len(source.sample(int(position))[0]["objects"]) for position in chosen)
+    return _copy(source, out, chosen, objects, f"{count} samples, seed {seed}", shard_bytes)
 
 
 def _hash(name: str) -> float:
     """Evenly spread over 0 (with) to 1 (without)."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48
+    return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:6], "big") / 2**48
 
 
-def _groups(source: ShardSet, by: Group) -> Sequence[str]:
-    """Of each sample, the name of what it must stay together with."""
-    if by == "sample":
-        return [key.decode() for key in source.index["key"]]
-    names = []
-    for position in tqdm(range(len(source)), unit="sample", desc="names", mininterval=0.5):
-        file = str(source.sample(position)[0].get("path", "")).partition("#")[0]
-        names.append(file if by == "file" else str(PurePosixPath(file).parent))
-    return names
+def _group(key: str, path: str, by: Group) -> str:
+    """The name of what a sample must stay together with; what follows a # tells a file's samples apart."""
+    file = path.partition("#")[0]
+    return {"sample": key, "file": file, "folder": str(PurePosixPath(file).parent)}[by]
 
 
-def _copy(source: ShardSet, out: Path, positions: NDArray[np.int64], how: str, shard_bytes: int) -> Manifest:
-    """Copy the samples at `positions` into the set `out`."""
-    tars: list[list[int]] = []
-    room = 0
-    for position in positions.tolist():
-        size = int(source.index[position]["size"])
+def _copy(
+    source: ShardSet, out: Path, positions: NDArray[np.int64], objects: int, how: str, shard_bytes: int
+) -> Manifest:
+    """Copy the samples at `positions`, of so many objects, into the set `out`."""
+    starts, room = [], 0
+    for i, size in enumerate(source.index["size"][positions]):
         if size > room:
-            tars.append([])
+            starts.append(i)
             room = shard_bytes
-        tars[-1].append(position)
-        room -= size
-    parts = [Part(f"{source.manifest.source}-{number:06d}.tar", tar) for number, tar in enumerate(tars)]
-    objects = sum(len(source.sample(int(position))[0]["objects"]) for position in positions)
+        room -= int(size)
+    name = source.manifest.source
+    parts = [Part(f"{name}-{i:06d}.tar", tar) for i, tar in enumerate(np.split(positions, starts[1:]))]
     target = replace(
         source.manifest,
         selection=f"{how}; of {len(source)} samples, manifest {sha256(source.manifest.to_bytes())[:16]}",
@@ -112,7 +112,9 @@ def _copy(source: ShardSet, out: Path, positions: NDArray[np.int64], how: str, s
     )
 
     def put(writer: ShardWriter, position: int) -> None:
-        row = source.index[position]
-        writer.copy(source.key(position), checked_bytes(source, position), int(row["texts"]), int(row["regions"]))
+        meta, members = source.sample(position)
+        data, row = checked_bytes(source, position), source.index[position]
+        lost = ratios_of(meta, [field for field in members if field.is_picture], bool(source.manifest.psnr))
+        writer.copy(source.key(position), data, int(row["texts"]), int(row["regions"]), lost)
 
     return rewrite(source, out, target, b"", parts, put)

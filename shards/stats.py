@@ -120,7 +120,7 @@ class SetStats:
         lines = [
             f"source {manifest.source}, recipe {manifest.recipe.name} ({manifest.recipe.digest}): {manifest.samples:,} "
             f"samples, {manifest.objects:,} objects, {len(manifest.shards):,} shards, {self.bytes / 1e9:.2f} GB; "
-            f"{left_out:,} of {manifest.inputs:,} inputs left out",
+            f"{left_out:,} of {manifest.inputs:,} inputs left out; pictures {manifest.pictures}",
         ]
         seen = len(self.found[AREA])
         parts = ", ".join(f"{count:,} {name}" for name, count in self.regions.items())

@@ -6,6 +6,7 @@ import glob
 import hashlib
 import multiprocessing as mp
 import zlib
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -23,7 +24,8 @@ from shards.agree import pictures_agree, regions_agree
 from shards.archive import BLOCK, MappedTar, group_members, parse_meta
 from shards.errors import BadShard, UserError
 from shards.format import INDEX, KEY, LEDGER, MANIFEST, META_EXTENSION, Field
-from shards.manifest import Manifest, ShardInfo, read_index, read_ledger, sha256
+from shards.lossy import ROUNDED, Psnr, psnr, ratios_of
+from shards.manifest import Manifest, ShardInfo, positions_by_shard, read_index, read_ledger, sha256
 from shards.reader import decode_field, stored_fields
 from shards.recipe import Recipe
 from shards.report import Failure, FieldRow, Report
@@ -32,6 +34,7 @@ from shards.sample import Sample, usable_objects
 Derive = Callable[[dict[str, Any], Manifest], Sample]
 Array = NDArray[Any]
 _CHUNK = 1 << 24
+_DECODERS = 0.05  # dB; what another version of the JPEG library may round otherwise
 
 
 @dataclass(frozen=True)
@@ -50,25 +53,30 @@ def verify(
     derive: Derive | None = None,
     same_inputs: Callable[[Manifest], bool] | None = None,
     workers: int = 1,
+    allow_lossy: bool = False,
 ) -> Report:
     """Check tars, folders of shard sets, or globs of either.
 
     Args:
-        derive: makes a sample again from the raw files, given its JSON and the manifest; every bit must be equal.
-            Raises `UserError` where it cannot. Picklable, if there are several workers.
+        derive: makes a sample again from the raw files, given its JSON and the manifest; every bit must be equal, or
+            the PSNR of a lossy set's pictures the one that was told. Raises `UserError` where it cannot. Picklable, if
+            there are several workers.
         same_inputs: whether the raw files are those that a set was made from.
         workers: processes; each takes one shard at a time.
+        allow_lossy: check sets of lossy pictures too; else each of them is a failure.
 
     Raises:
         UserError: a path that leads nowhere.
     """
     report, work = Report(), []
     for folder, names in _sets(paths).items():
-        work += _check_set(folder, names, derive, same_inputs, report)
+        work += _check_set(folder, names, derive, same_inputs, report, allow_lossy)
     total = sum(shard.info.samples for shard in work)
+    lost: dict[Path, array[float]] = {}
     with tqdm(total=total, unit="sample", desc="verify", mininterval=0.5) as bar:
-        for done in _check_all(work, workers):
+        for folder, done in _check_all(work, workers):
             report.merge(done)
+            lost.setdefault(folder, array("d")).extend(done.lost)
             bar.update(done.samples)
     sets = {shard.folder: shard.manifest for shard in work}
     wanted = sum(manifest.objects for manifest in sets.values())
@@ -76,8 +84,19 @@ def verify(
     if whole and report.ok and report.objects != wanted:
         place = ", ".join(str(folder / MANIFEST) for folder in sets)
         report.fail(Failure(place, "", "", "objects", str(report.objects), str(wanted)))
+    for folder, manifest in sets.items():
+        if manifest.psnr:
+            report.lossy.append(f"{folder}: {manifest.pictures}")
+            if len(manifest.shards) == sum(shard.folder == folder for shard in work):
+                _check_psnr(folder, manifest.psnr, Psnr.of(lost[folder]), report)
     report.fields = dict(sorted(report.fields.items(), key=lambda item: _order(item[0])))
     return report
+
+
+def _check_psnr(folder: Path, told: Psnr, met: Psnr | None, report: Report) -> None:
+    """What the manifest says was lost is what the samples say of themselves."""
+    if met is None or abs(met.min - told.min) > ROUNDED or abs(met.mean - told.mean) > 2 * ROUNDED:
+        report.fail(Failure(str(folder / MANIFEST), "", "", "PSNR", str(told), f"{met}, as the samples say"))
 
 
 def _mask_size(item: dict[str, Any], frame: int, meta: dict[str, Any]) -> tuple[int, int]:
@@ -96,14 +115,15 @@ def _order(name: str) -> tuple[int, str]:
     return field.frame or 0, {"pixel_values": "0", "g_pixel_values": "1", "prompt_masks": "2"}.get(field.name, "3")
 
 
-def _check_all(work: list[_Shard], workers: int) -> Iterator[Report]:
+def _check_all(work: list[_Shard], workers: int) -> Iterator[tuple[Path, Report]]:
     if workers == 1 or len(work) <= 1:
-        yield from map(_check_shard, work)
+        yield from ((shard.folder, _check_shard(shard)) for shard in work)
         return
     with ProcessPoolExecutor(min(workers, len(work)), mp_context=mp.get_context("spawn")) as pool:
         try:
-            for future in as_completed([pool.submit(_check_shard, shard) for shard in work]):
-                yield future.result()
+            folders = {pool.submit(_check_shard, shard): shard.folder for shard in work}
+            for future in as_completed(folders):
+                yield folders[future], future.result()
         except BrokenProcessPool:
             raise UserError(
                 "a worker process died", met="killed, or out of memory", do="give fewer --workers"
@@ -139,6 +159,7 @@ def _check_set(
     derive: Derive | None,
     same_inputs: Callable[[Manifest], bool] | None,
     report: Report,
+    allow_lossy: bool,
 ) -> list[_Shard]:
     """Check what the set says of itself; return the shards that are there to be checked."""
 
@@ -149,6 +170,9 @@ def _check_set(
         manifest, index = Manifest.read(folder), read_index(folder)
     except UserError as error:
         report.fail(Failure(error.where, "", "", error.what, error.met, error.wanted or error.do))
+        return []
+    if manifest.psnr and not allow_lossy:
+        fail(MANIFEST, "a lossy set", manifest.pictures, "a lossless one, or --allow-lossy")
         return []
     for file, wanted in ((INDEX, manifest.index_sha256), (LEDGER, manifest.ledger_sha256)):
         path = folder / file
@@ -175,11 +199,11 @@ def _check_set(
     if same_inputs is not None and not same_inputs(manifest):
         fail(MANIFEST, "the raw files are not those of this set", "other names or sizes", f"{manifest.inputs} inputs")
     work = []
-    for i, info in enumerate(manifest.shards):
+    for info, rows in zip(manifest.shards, positions_by_shard(index, len(manifest.shards)), strict=True):
         if names is not None and info.name not in names:
             continue
         if info.name in there:
-            work.append(_Shard(folder, manifest, info, np.array(index[index["shard"] == i]), derive))
+            work.append(_Shard(folder, manifest, info, index[rows], derive))
         else:
             fail(info.name, "missing", "no such file", f"{info.bytes} bytes")
     return work
@@ -252,6 +276,7 @@ class _Checker:
             self.fail("", error.what, error.met, error.wanted)
             return
         self._check_meta(meta)
+        told = self._told(meta, fields)
         arrays: dict[Field, Array] = {}
         for field, data in fields.items():
             self._begin(field, len(meta["objects"]))
@@ -267,7 +292,17 @@ class _Checker:
         if len(arrays) == len(fields):
             self._check_agreement(meta, arrays)
             if self.shard.derive is not None:
-                self._check_against(meta, arrays, self.shard.derive)
+                self._check_against(meta, arrays, self.shard.derive, told)
+
+    def _told(self, meta: dict[str, Any], fields: dict[Field, memoryview]) -> dict[Field, float]:
+        """The PSNR of each picture, as the JSON of a sample of a lossy set has it."""
+        pictures = [field for field in fields if field.is_picture]
+        try:
+            self.report.lost.extend(ratios_of(meta, pictures, bool(self.shard.manifest.psnr)))
+        except BadShard as error:
+            self.fail(META_EXTENSION, error.what, error.met, error.wanted)
+            return {}
+        return {field: meta["psnr"][str(field)] for field in pictures} if self.shard.manifest.psnr else {}
 
     def _begin(self, field: Field, objects: int) -> None:
         shape = field.shape(self.recipe, objects)
@@ -337,7 +372,9 @@ class _Checker:
         for found in pictures_agree(pictures, names):
             self.fail(found.field, found.what, found.met, found.wanted)
 
-    def _check_against(self, meta: dict[str, Any], arrays: dict[Field, Array], derive: Derive) -> None:
+    def _check_against(
+        self, meta: dict[str, Any], arrays: dict[Field, Array], derive: Derive, told: dict[Field, float]
+    ) -> None:
         try:
             again = derive(meta, self.shard.manifest)
         except UserError as error:
@@ -345,7 +382,7 @@ class _Checker:
             return
         if again.key != self.key:
             self.fail("", "key", self.key, again.key)
-        for name in again.meta.keys() | (meta.keys() - {"crc32"}):
+        for name in again.meta.keys() | (meta.keys() - {"crc32", "psnr"}):
             if meta.get(name) != again.meta.get(name):
                 self.fail(META_EXTENSION, name, str(meta.get(name))[:200], str(again.meta.get(name))[:200])
         if len(again.frames) != len(meta["frames"]):
@@ -354,5 +391,8 @@ class _Checker:
             wanted = getattr(again.frames[(field.frame or 1) - 1], field.name)
             if met.shape != wanted.shape:
                 self.fail(field, "not what the raw file gives", met.shape, wanted.shape)
+            elif field in told:
+                if abs((ratio := psnr(met, wanted)) - told[field]) > _DECODERS:
+                    self.fail(field, "PSNR against what the raw file gives", f"{ratio:.2f} dB", f"{told[field]:.2f} dB")
             elif differing := int(np.count_nonzero(met != wanted)):
                 self.fail(field, "not what the raw file gives", f"{differing} other values", "every bit equal")

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable
 
 from shards.errors import UserError
-from trainer.checkpoints.run_folder import NO_ROOM
 
 _LOST = ("closed by peer", "reset by peer", "remote process exited")  # gloo's and NCCL's words
 
@@ -23,6 +22,8 @@ def run_command(main: Callable[[list[str]], None], manual: str | None) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:
+        from trainer.checkpoints.run_folder import NO_ROOM  # imports what takes seconds
+
         if error.errno not in NO_ROOM:
             raise
         sys.exit(f"error: {error}; make room, and start the same command again")

@@ -21,8 +21,21 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from shards.errors import UserError
 from trainer.checkpoints.preemption import SIGNALS, watch_parent
+from trainer.config import load_config
 
 _STARTED = ("LOCAL_RANK", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
+
+def start_missing(arguments: list[str]) -> None:
+    """Where this process of `trainer/train.py` is only there to start others, start them, wait, and end the program.
+
+    Raises:
+        UserError: a configuration that no process could use: said once, and not by each.
+    """
+    load_config(arguments)
+    if count := missing_processes():
+        start(count)
+        sys.exit()
 
 
 def missing_processes() -> int:

@@ -15,6 +15,12 @@ report.html. Stopped at any moment, by kill -9 too, the same command goes on.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from trainer.command import run_command
+    from trainer.processes import start_missing
+
+    run_command(start_missing, __doc__)  # before the imports below, which take seconds: it may be all there is to do
+
 import logging
 import shlex
 import sys
@@ -39,7 +45,6 @@ from trainer.checkpoints.preemption import Preemption
 from trainer.checkpoints.resume import begin
 from trainer.checkpoints.rng import random_state, set_random_state
 from trainer.checkpoints.run_folder import RunFolder
-from trainer.command import run_command
 from trainer.config import Config, flat, load_config, save_config
 from trainer.data.loader import Loader, check_recipe
 from trainer.data.stream import Stream
@@ -52,7 +57,6 @@ from trainer.model.grounding import IMAGE_SIZE, MEAN, STD
 from trainer.model.trainable import by_part, set_trainable
 from trainer.objectives.backward import Backward, accumulation_steps
 from trainer.objectives.step import FIELDS, NEED, UNREACHED, Step
-from trainer.processes import missing_processes, start
 from trainer.schedule import rate_factor
 from trainer.trained import Origin, base_model
 
@@ -65,8 +69,6 @@ def main(arguments: list[str]) -> None:
         SystemExit: SIGTERM or SIGINT arrived and a checkpoint was saved; the status is 128 + its number.
     """
     config = reached(load_config(arguments))
-    if processes := missing_processes():
-        return start(processes)
 
     # The one place that decides device and precision.
     accelerator = Accelerator(
@@ -120,6 +122,8 @@ def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
     for loader in loaders.values():
         check_recipe(loader.recipe, vision_size=VISION_SIZE, grid=GRID, sam_size=IMAGE_SIZE, mean=MEAN, std=STD)
     samples = config.batch_size * accelerator.num_processes * config.accumulation
+    for said in dict.fromkeys(said for loader in loaders.values() for said in loader.lossy):
+        show(f"pictures are not bit-equal to the recipe: {said}")
 
     begun = decided_by_main(accelerator, lambda: begin(config, run, described, samples))
     if begun.finished:

@@ -75,6 +75,12 @@ def check_recipe(
             )
 
 
+def _described(shards: ShardSet) -> str:
+    manifest = shards.manifest
+    lossy = f", {manifest.pictures}" if manifest.psnr else ""
+    return f"{manifest.source}: {len(shards)} samples, plan {manifest.plan[:12]}{lossy}"
+
+
 class Loader:
     """Batches from shard folders.
 
@@ -128,8 +134,10 @@ class Loader:
         if sources:
             self._sets = [s for s in self._sets if s.manifest.source in sources]
         self.recipe = self._sets[0].recipe
-        self.described = [f"{s.manifest.source}: {len(s)} samples, plan {s.manifest.plan[:12]}" for s in self._sets]
+        self.described = [_described(s) for s in self._sets]
         """A line a set: what is read."""
+        self.lossy = [f"{s.folder}: {s.manifest.pictures}" for s in self._sets if s.manifest.psnr]
+        """A line a set whose pictures are not quite what the recipe makes."""
         for other in self._sets[1:]:
             if other.recipe.digest != self.recipe.digest:
                 met, wanted = (f"{s.recipe.name} ({s.recipe.digest})" for s in (other, self._sets[0]))

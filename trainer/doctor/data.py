@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -81,17 +81,19 @@ class Data:
 
 def check_sets(config: Config, data: Data) -> Iterator[Finding]:
     """Manifests, tars, index, recipe."""
-    plans: dict[str, ShardSet] = {}
+    plans: dict[str, list[ShardSet]] = {}
     for shards in data.sets:
         manifest, faults = shards.manifest, _faults(shards)
-        if twin := plans.get(manifest.plan):
+        if twin := _twin(shards, plans.setdefault(manifest.plan, [])):
             faults.append(f"the same set as {twin.folder}; name it once, and repeat it with data.sources")
-        plans.setdefault(manifest.plan, shards)
+        plans[manifest.plan].append(shards)
         said = f"{shards.folder}: {manifest.source}, {manifest.samples:,} samples, {manifest.objects:,} objects"
         bytes_ = size(sum(info.bytes for info in manifest.shards))
         yield from (fail("data", f"{shards.folder}: {fault}") for fault in faults)
         if not faults:
             yield ok("data", f"{said}, {bytes_}, recipe {manifest.recipe.name} ({manifest.recipe.digest})")
+        if manifest.psnr:
+            yield warn("data", f"{shards.folder}: pictures are not bit-equal to the recipe: {manifest.pictures}")
     yield from (fail("data", fault) for fault in data.faults)
     if not data.faults:
         counts = [
@@ -132,6 +134,11 @@ def check_samples(data: Data) -> Iterator[Finding]:
             pairs += bool(meta.get("has_paired_frame"))
         said = f"{shards.folder}: {len(positions)} samples decoded; {pairs} are pairs"
         yield ok("samples", said + (", for the others one frame serves twice" if pairs < len(positions) else ""))
+
+
+def _twin(shards: ShardSet, others: Sequence[ShardSet]) -> ShardSet | None:
+    """One of `others`, made from the same raw files, that holds some of the same samples; parts of a set do not."""
+    return next((other for other in others if np.isin(shards.index["key"], other.index["key"]).any()), None)
 
 
 def _faults(shards: ShardSet) -> list[str]:
