@@ -17,6 +17,7 @@ import cli
 from demo.make_sav import write as write_sav
 from pipeline.sources import SOURCES
 from shards.manifest import Manifest
+from tests.models import composed_once  # noqa: F401 (a fixture)
 from tests.pipeline import (
     test_coco,
     test_dam,

@@ -8,6 +8,7 @@ import skimage.data
 import torch
 
 from inference.predictor import Predictor
+from tests.models import composed_once  # noqa: F401 (a fixture)
 from trainer.model.sa2va import Sa2VA, build
 
 

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from skimage import data as photographs
+from typer.testing import CliRunner
 
+from cli import app
 from inference.deploy import export_graphs, export_quantised
 from shards.errors import UserError
 from trainer.model.sa2va import build
 from trainer.released.folder import save_model
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +37,10 @@ def test_int8_says_sizes_and_masks_and_predicts(given, tmp_path):
     before, after = ((given / "model"), out)
     sizes = [sum(f.stat().st_size for f in folder.glob("*.safetensors")) for folder in (before, after)]
     assert sizes[1] < sizes[0] - 900_000  # the language model has 1.4 MB of linear layers
-    command = [sys.executable, "cli.py", "predict", "--model", str(out), "--image", str(given / "photos" / "cat.png")]
+    command = ["predict", "--model", str(out), "--image", str(given / "photos" / "cat.png")]
     command += ["--text", "Please segment the cat.", "--max-new-tokens", "3", "--out", str(tmp_path / "found")]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
     assert json.loads((tmp_path / "found" / "cat.json").read_text())["question"] == "Please segment the cat."
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import cli
 from shards.errors import UserError
 from shards.manifest import Manifest, read_index, read_ledger
 from shards.reader import ShardSet
@@ -22,8 +23,18 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def command(root: Path, out: Path, *more: str) -> list[str]:
-    cli = str(REPOSITORY / "cli.py")
-    return [sys.executable, cli, "shard", "--source", "sav", "--root", str(root), "--out", str(out), *more]
+    return [
+        sys.executable,
+        str(REPOSITORY / "cli.py"),
+        "shard",
+        "--source",
+        "sav",
+        "--root",
+        str(root),
+        "--out",
+        str(out),
+        *more,
+    ]
 
 
 def test_the_result_does_not_depend_on_the_number_of_workers(sav_root, sav_set, tmp_path):
@@ -126,7 +137,7 @@ def test_bad_inputs_go_to_the_ledger_and_the_run_goes_on(root_with_faults, sav_s
     assert {ShardSet(tmp_path / "sav").key(i) for i in range(12)} == sound
 
 
-def test_too_many_bad_inputs_stop_the_run_and_it_can_go_on(root_with_faults, tmp_path):
+def test_too_many_bad_inputs_stop_the_run_and_it_can_go_on(root_with_faults, tmp_path, capsys):
     call = command(root_with_faults, tmp_path, "--shard-size", "10MB", "--workers", "1")
     stopped = subprocess.run(call, capture_output=True, text=True)
     assert stopped.returncode == 1 and "Traceback" not in stopped.stderr
@@ -134,8 +145,8 @@ def test_too_many_bad_inputs_stop_the_run_and_it_can_go_on(root_with_faults, tmp
     assert "too many bad inputs" in error and "sav_coffee/masklet_data_00099.npz: not a whole npz file" in error
     assert read_ledger(tmp_path / "sav")[0].path == "sav_coffee/masklet_data_00099.npz"
     assert not (tmp_path / "sav" / "manifest.json").exists()
-    gone_on = subprocess.run([*call, "--max-bad", "0.5"], capture_output=True, text=True)
-    assert gone_on.returncode == 0 and "left out: empty mask" in gone_on.stdout
+    cli.app([*call[2:], "--max-bad", "0.5"], standalone_mode=False)
+    assert "left out: empty mask" in capsys.readouterr().out
     shard_sav(root_with_faults, tmp_path / "undisturbed", max_bad=0.5)
     assert files_of(tmp_path / "sav") == files_of(tmp_path / "undisturbed")
 
@@ -168,17 +179,21 @@ def test_a_full_disk_leaves_nothing_torn(sav_root, sav_set, tmp_path, monkeypatc
     assert files_of(tmp_path / "sav") == files_of(sav_set)
 
 
-def test_dry_run_writes_nothing(sav_root, tmp_path):
-    dry = subprocess.run(command(sav_root, tmp_path / "out", "--dry-run"), capture_output=True, text=True, check=True)
-    assert "12" in dry.stdout and not (tmp_path / "out").exists()
+def test_dry_run_writes_nothing(sav_root, tmp_path, capsys):
+    cli.app(command(sav_root, tmp_path / "out", "--dry-run")[2:], standalone_mode=False)
+    assert "12" in capsys.readouterr().out and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     "more", [["--root", "nowhere"], ["--recipe", "mine"], ["--source", "imagenet"], ["--prompt-pooling", "max"]]
 )
-def test_a_users_mistake_is_one_line(sav_root, tmp_path, more):
-    wrong = subprocess.run([*command(sav_root, tmp_path / "out"), *more], capture_output=True, text=True)
-    assert wrong.returncode == 1 and len(wrong.stderr.splitlines()) == 1 and wrong.stderr.startswith("error: ")
+def test_a_users_mistake_is_one_line(sav_root, tmp_path, more, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [*command(sav_root, tmp_path / "out")[1:], *more])
+    with pytest.raises(SystemExit) as wrong:
+        cli.main()
+    # Python prints a string that a program exits with to stderr, and the exit status is 1.
+    assert isinstance(wrong.value.code, str) and wrong.value.code.startswith("error: ")
+    assert "\n" not in wrong.value.code and not capsys.readouterr().err
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
 
 

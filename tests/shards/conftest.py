@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,12 +51,20 @@ def change_frame(sample: Sample, number: int, **values: object) -> Sample:
     return replace(sample, frames=tuple(frames))
 
 
+@pytest.fixture(scope="session")
+def six(sav_set: Path) -> list[Sample]:
+    """The first samples of `sav_set`. Not to be changed."""
+    shards = ShardSet(sav_set)
+    return [stored_sample(shards, i) for i in range(6)]
+
+
 @pytest.fixture
-def faulty(sav_set: Path, tmp_path: Path) -> Callable[[Change], Path]:
-    """Write `sav_set` again with what `change` makes of its samples."""
+def faulty(sav_set: Path, six: list[Sample], tmp_path: Path) -> Callable[[Change], Path]:
+    """Write the first six samples of `sav_set` again with what `change` makes of them."""
 
     def write(change: Change) -> Path:
-        write_set(tmp_path / "faulty", Manifest.read(sav_set), change(stored_samples(sav_set)))
+        own = [replace(sample, meta=deepcopy(sample.meta)) for sample in six]
+        write_set(tmp_path / "faulty", Manifest.read(sav_set), change(own))
         return tmp_path / "faulty"
 
     return write

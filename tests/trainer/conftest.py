@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
+from tests.models import composed_once  # noqa: F401 (a fixture)
 from trainer.config import Config
 from trainer.data.loader import Batch, Loader
 from trainer.model.sa2va import Sa2VA, build

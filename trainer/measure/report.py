@@ -129,8 +129,8 @@ def _belongs(key: str, names: Sequence[str]) -> bool:
 
 def _curve(title: str, records: list[dict[str, Any]], keys: Sequence[str]) -> Markup:
     with rc_context({"svg.hashsalt": title, "svg.fonttype": "none"}):
-        figure = Figure(figsize=(9, 2.6), layout="constrained")
-        axes = figure.subplots()
+        figure = Figure(figsize=(9, 2.6))
+        axes = figure.add_axes((0.07, 0.2, 0.92, 0.68))  # a layout that is computed takes twice as long as all the rest
         for key in keys:
             own = [r for r in records if key in r]
             axes.plot([r["step"] for r in own], [r[key] for r in own], label=key.removeprefix("held_out/"))
