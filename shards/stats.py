@@ -16,6 +16,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -29,7 +30,6 @@ from shards.reader import ShardSet
 from shards.sample import texts_of
 
 Numbers = NDArray[np.float64]
-_AREAS = [0, 0.1, 0.2, 0.4, 1, 3, 10, 30, 100]  # per cent of the picture; small objects are where prompts fail
 _PAGE = Environment(autoescape=True).from_string("""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -60,6 +60,11 @@ _HEADS = ("per", "count", "least", "median", "mean", "most")
 FRAMES, OBJECTS, BYTES = "frames a sample", "objects a sample", "MB a sample"
 TEXTS, WORDS, SIDE = "texts an object", "words a text", "pixels a side of the original"
 AREA, CELLS = "area of a region, % of the picture", "prompt cells a region"
+_BINS = {
+    AREA: [0, 0.1, 0.2, 0.4, 1, 3, 10, 30, 100],  # small objects are where prompts fail
+    CELLS: [0, 1, 4, 8, 16, 32, 64, 128, 257],  # fewer than 4 are what a recipe fills up or drops
+}
+"""Of a histogram whose numbers crowd at its left; the last bin holds its upper end."""
 UNITS = (FRAMES, OBJECTS, AREA, CELLS, TEXTS, WORDS, SIDE, BYTES)
 
 
@@ -132,9 +137,8 @@ class SetStats:
         rows = []
         for name, values in self.found.items():
             if len(values):
-                digits = 0 if not np.any(values % 1) else 2
-                parts = [f"{v:,.{digits}f}" for v in (values.min(), np.median(values))]
-                rows.append((name, f"{len(values):,}", *parts, f"{values.mean():,.2f}", f"{values.max():,.{digits}f}"))
+                shown = [_number(v) for v in (values.min(), np.median(values), values.mean(), values.max())]
+                rows.append((name, f"{len(values):,}", *shown))
         return rows
 
     def to_json(self) -> dict[str, Any]:
@@ -166,23 +170,37 @@ class SetStats:
         return [(n, _histogram(n, v, self.name)) for n, v in self.found.items() if len(np.unique(v)) > 1]
 
 
+def _number(value: float) -> str:
+    whole = not value % 1
+    return f"{value:,.0f}" if whole else f"{value:,.2f}" if value >= 0.1 else f"{value:.2g}"
+
+
 def _histogram(name: str, values: Numbers, salt: str) -> Markup:
-    figure = Figure(figsize=(4, 2.6), layout="constrained")
-    axes = figure.subplots()
-    if name == AREA:
-        counts, _ = np.histogram(values, _AREAS)
-        labels = [f"{low:g}-{high:g}" for low, high in pairwise(_AREAS)]
-        axes.bar(labels, counts)
+    figure = Figure(figsize=(4, 2.6))
+    axes = figure.add_axes((0.14, 0.24, 0.84, 0.64))
+    whole = not np.any(values % 1)
+    if bins := _BINS.get(name):
+        counts, _ = np.histogram(values, bins)
+        axes.bar([_span(low, high, whole) for low, high in pairwise(bins)], counts)
         axes.tick_params(axis="x", labelrotation=45)
     else:
-        whole = not np.any(values % 1) and values.max() - values.min() < 60
-        axes.hist(values, (np.arange(values.min(), values.max() + 2) - 0.5).tolist() if whole else 40)
+        few = whole and values.max() - values.min() < 60
+        axes.hist(values, (np.arange(values.min(), values.max() + 2) - 0.5).tolist() if few else 40)
+        if few:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     axes.set_title(name, fontsize=10)
     file = io.StringIO()
     with rc_context({"svg.hashsalt": salt, "svg.fonttype": "none"}):
         figure.savefig(file, format="svg", metadata={"Date": None})
     svg = file.getvalue()
     return Markup(svg[svg.index("<svg") :])  # without the XML header, which has no place inside HTML
+
+
+def _span(low: float, high: float, whole: bool) -> str:
+    """A bin's label: numbers from `low` to below `high`."""
+    last = high - 1 if whole else high
+    return f"{low:g}" if low == last else f"{low:g}-{last:g}"
 
 
 def look_at(folders: Sequence[Path], most: int) -> list[SetStats]:

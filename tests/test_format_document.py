@@ -8,11 +8,21 @@ import pytest
 import webdataset
 
 from shards.reader import read_samples
+from shards.recode import recode
+from shards.select import sample
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "FORMAT.md"
 
 
-@pytest.mark.parametrize("codec", ["sav_set", "raw_set"])
+@pytest.fixture
+def jpeg_set(sav_set: Path, tmp_path: Path) -> Path:
+    """Two samples of `sav_set`, lossy."""
+    sample(sav_set, tmp_path / "two", 2, 0, 10**8)
+    recode(tmp_path / "two", tmp_path / "sav", "jpeg")
+    return tmp_path / "sav"
+
+
+@pytest.mark.parametrize("codec", ["sav_set", "raw_set", "jpeg_set"])
 def test_the_documents_reader_returns_what_ours_does(codec, request):
     (snippet,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text("utf-8"), re.S)
     assert len([line for line in snippet.splitlines() if line.strip()]) <= 43
