@@ -244,7 +244,8 @@ def _merge(config: Any, update: DictConfig, where: str) -> Any:
     if update.get("mixed_precision") is False:
         update.mixed_precision = "no"  # YAML reads a bare no as false
     try:
-        return OmegaConf.merge(config, update)
+        config.merge_with(update)  # in place: `OmegaConf.merge` copies all keys for each one that is given
+        return config
     except ConfigKeyError as error:
         key = str(error.full_key)
         known = flat(Config())
