@@ -59,8 +59,9 @@ def encode_sample(sample: Sample, pictures: Codec = "zstd") -> list[tuple[str, b
     names = len(fields) // len(sample.frames)
     blobs = [_encode(sample.frames[i // names], field.name, pictures) for i, field in enumerate(fields)]
     checksums = {str(field): zlib.crc32(blob) for field, blob in zip(fields, blobs, strict=True)}
-    meta = json.dumps({**sample.meta, "crc32": checksums}, ensure_ascii=False, sort_keys=True).encode()
-    members = [(f"{sample.key}.{META_EXTENSION}", meta)]
+    meta = json.dumps({**sample.meta, "crc32": checksums}, ensure_ascii=False, sort_keys=True)
+    # Half a surrogate pair, which JSON can hold and UTF-8 cannot, stays the escape that it was.
+    members = [(f"{sample.key}.{META_EXTENSION}", meta.encode("utf-8", "backslashreplace"))]
     members += [(f"{sample.key}.{f}.{f.extension(pictures)}", blob) for f, blob in zip(fields, blobs, strict=True)]
     return members
 

@@ -156,7 +156,8 @@ def read_index(folder: Path) -> NDArray[Any]:
 
 
 def pack_ledger(lines: Iterable[LedgerLine]) -> bytes:
-    return "".join(json.dumps(asdict(line), ensure_ascii=False) + "\n" for line in lines).encode()
+    text = "".join(json.dumps(asdict(line), ensure_ascii=False) + "\n" for line in lines)
+    return text.encode("utf-8", "backslashreplace")  # names that are not UTF-8 become JSON's own escapes
 
 
 def read_ledger(folder: Path) -> list[LedgerLine]:

@@ -13,6 +13,7 @@ from pipeline import masks
 from pipeline.cropped import Bool
 from pipeline.pickles import read_pickle
 from pipeline.pictures import open_image
+from pipeline.regions import rle_size
 from shards.errors import BadInput, UserError
 
 
@@ -64,13 +65,13 @@ class Lists:
         return {number for number in self._fit if masks.has_pixels(self._lists[number][n])}
 
     def size(self, n: int) -> tuple[int, int]:
-        sizes = {str(self._lists[number][n].get("size")) for number in self._fit if self._lists[number][n]}
+        given = [self._lists[number][n] for number in sorted(self._fit) if self._lists[number][n]]
+        sizes = {rle_size(one) for one in given}
+        if None in sizes or not sizes:
+            raise BadInput("broken run lengths", met=str(given)[:60], wanted="a size, [height, width]")
         if len(sizes) != 1:
-            raise BadInput("masks of several sizes", met=", ".join(sorted(sizes)), wanted="one size a frame")
-        size = next(self._lists[number][n]["size"] for number in self._fit if self._lists[number][n])
-        if not (isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) for side in size)):
-            raise BadInput("broken run lengths", met=f"size {size}", wanted="[height, width]")
-        return size[0], size[1]
+            raise BadInput("masks of several sizes", met=str(sizes)[:60], wanted="one size a frame")
+        return sizes.pop() or (0, 0)
 
     def mask(self, n: int, number: str, height: int, width: int) -> Bool:
         if number not in self._lists:

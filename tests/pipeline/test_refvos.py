@@ -243,7 +243,7 @@ def test_mevis(mevis, records):
     assert [item.texts for item in sample.objects] == [("the left one",), ()]
     assert [item["objects"] for item in sample.more["expressions"]] == [["12"], ["12", "3"], ["12", "3", "99"]]
     assert sample.more["expressions"][1]["text"] == "both of them" and sample.more["video"]["vid_id"] == 4
-    assert sample.more["left_out"] == [{"id": "99", "reason": "no masks", "detail": "met no list"}]
+    assert sample.more["left_out"] == [{"id": "99", "reason": "no masks", "detail": "met no list; wanted a list of 8"}]
     for frame in sample.frames:
         n = int(frame.name)
         assert np.array_equal(frame.masks[0], NOTHING if n in (2, 3, 4) else LEFT[n])
