@@ -61,7 +61,9 @@ def open_image(source: Path | bytes) -> Image.Image:
                     met, wanted = f"{image.width} x {image.height}", f"at most {MAX_PIXELS} pixels"
                     raise BadInput("too large a picture", where=where, met=met, wanted=wanted)
                 if image.mode == "F":
-                    raise BadInput("a picture of floating point", where=where, met="mode F", wanted="8 or 16 bits a channel")
+                    raise BadInput(
+                        "a picture of floating point", where=where, met="mode F", wanted="8 or 16 bits a channel"
+                    )
                 image.load()
                 return image
     except BadInput:

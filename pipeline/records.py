@@ -59,7 +59,9 @@ class RecordsWriter:
 def _bytes(path: str) -> bytes:
     try:
         return os.fsencode(path)
-    except UnicodeEncodeError:  # half a surrogate pair, out of a JSON: the name of no file, to be refused under this one
+    except (
+        UnicodeEncodeError
+    ):  # half a surrogate pair, out of a JSON: the name of no file, to be refused under this one
         return path.encode("utf-8", "backslashreplace")
 
 

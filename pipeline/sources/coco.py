@@ -85,7 +85,7 @@ def id_of(record: Any, key: str = "id") -> str | None:
 def category_names(file: Path) -> dict[str | None, str]:
     """Id -> name of the categories of an instances file."""
     items = (item for item in read_items(file, "categories.item") if isinstance(item, dict))
-    return {id_of(item): item["name"] for item in items if isinstance(item.get("name"), str)}
+    return {id_of(item): item["name"] for item in items if id_of(item) and isinstance(item.get("name"), str)}
 
 
 def put_down_images(

@@ -81,8 +81,7 @@ class OpenImages:
             counts["objects of a class without a name"] += not texts
             counts["broken rows"] += not whole
         if not counts["objects"]:
-            do = "fetch it again"
-            raise UserError("a table without an object", where=str(table), met="its first line alone", wanted="rows", do=do)
+            raise UserError("a table without an object", where=str(table), met="no row", wanted="one an object")
         counts["images without a file"] = missing
         counts["images without an object"] = counts["images"] - (len(np.unique(described)) - missing)
         counts["objects without a mask file"] = int((~np.isin(wanted, stored)).sum())

@@ -65,13 +65,14 @@ class Lists:
         return {number for number in self._fit if masks.has_pixels(self._lists[number][n])}
 
     def size(self, n: int) -> tuple[int, int]:
-        given = [self._lists[number][n] for number in sorted(self._fit) if self._lists[number][n]]
-        sizes = {rle_size(one) for one in given}
-        if None in sizes or not sizes:
-            raise BadInput("broken run lengths", met=str(given)[:60], wanted="a size, [height, width]")
+        # Run lengths without a size leave out their object, and no more: those of this frame or of any other have one.
+        lists = [self._lists[number] for number in self._objects if number in self._fit]
+        sizes = {size for own in lists if (size := rle_size(own[n]))}
+        sizes = sizes or {size for own in lists for one in own if (size := rle_size(one))}
         if len(sizes) != 1:
-            raise BadInput("masks of several sizes", met=str(sizes)[:60], wanted="one size a frame")
-        return sizes.pop() or (0, 0)
+            what = "masks of several sizes" if sizes else "broken run lengths"
+            raise BadInput(what, met=str(sorted(sizes))[:60], wanted="one size a frame, [height, width]")
+        return sizes.pop()
 
     def mask(self, n: int, number: str, height: int, width: int) -> Bool:
         if number not in self._lists:
