@@ -59,9 +59,7 @@ class RecordsWriter:
 def _bytes(path: str) -> bytes:
     try:
         return os.fsencode(path)
-    except (
-        UnicodeEncodeError
-    ):  # half a surrogate pair, out of a JSON: the name of no file, to be refused under this one
+    except UnicodeEncodeError:  # half a surrogate pair, out of a JSON: it names no file, and is refused
         return path.encode("utf-8", "backslashreplace")
 
 
