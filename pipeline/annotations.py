@@ -15,6 +15,7 @@ from pipeline.pictures import is_pointer
 from shards.errors import BadInput, UserError
 
 _COCO_NAME = re.compile(r"(?:.*_)?(\d{12}\.jpg)")
+_LONGEST = 255  # bytes of a name
 OUTSIDE = "path leaves the dataset"
 
 
@@ -30,16 +31,29 @@ def read_pairs(path: Path, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def inside(name: Any) -> bool:
     """Whether `name` is a relative path that cannot leave the folder it is joined to."""
-    if not isinstance(name, str) or not name or "\0" in name:
+    if not _can_be_named(name):
         return False
     return not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
 
 
 def below(root: Path, path: str) -> Path:
     """`path` below `root`; raises `BadInput` where it would leave it."""
+    if not _can_be_named(path):
+        met, wanted = ascii(path)[:80], f"UTF-8, at most {_LONGEST} bytes between slashes"
+        raise BadInput("not a file name", met=met, wanted=wanted)
     if not inside(path):
         raise BadInput(OUTSIDE, met=repr(path), wanted="a relative path without ..")
     return root / path
+
+
+def _can_be_named(name: Any) -> bool:
+    """Whether a file can have this name: no operating system takes the others, and Python then raises many kinds."""
+    if not isinstance(name, str) or not name or "\0" in name:
+        return False
+    try:
+        return max(map(len, os.fsencode(name).split(b"/"))) <= _LONGEST
+    except UnicodeEncodeError:  # half a surrogate pair, out of a JSON
+        return False
 
 
 def coco_names(name: str) -> list[str]:

@@ -39,7 +39,7 @@ def from_coco(segmentation: Any, height: int, width: int) -> Bool:
         raise BadInput("mask and picture differ in size", met=f"size {size}", wanted=f"[{height}, {width}]")
     if isinstance(counts, list):
         if not all(isinstance(n, int) and n >= 0 for n in counts):
-            raise BadInput("broken run lengths", met="counts that are no whole numbers >= 0")
+            raise BadInput("broken run lengths", met="counts that are no numbers", wanted="whole numbers >= 0")
         total, lengths = sum(counts), counts
     elif isinstance(counts, str | bytes):
         total, lengths = _total(counts), None
@@ -140,7 +140,7 @@ def _lengths(counts: str | bytes) -> NDArray[np.int64]:
     for first in (1, 2):  # lengths 1, 3, 5, ... and 2, 4, 6, ...: each but the first a difference
         values[first::2] = np.cumsum(values[first::2])
     if values.min() < 0:
-        raise BadInput("broken run lengths", met=f"a length of {values.min()}")
+        raise BadInput("broken run lengths", met=f"a length of {values.min()}", wanted="none below 0")
     return values
 
 
@@ -148,4 +148,4 @@ def _decode(encoded: Any) -> Bool:
     try:
         return np.asarray(coco.decode(encoded)).view(np.bool_)
     except (ValueError, TypeError) as error:
-        raise BadInput("broken run lengths", met=str(error)) from None
+        raise BadInput("broken run lengths", met=str(error), wanted="COCO's run lengths") from None

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.pictures import refuse_pointer
 from shards.errors import BadInput
 
 _BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, RuntimeError, ValueError)
@@ -29,6 +30,8 @@ def read_npz(path: Path, names: Sequence[str], max_values: int) -> dict[str, NDA
         BadInput: the file is not a whole zip, lacks an array, or holds one of objects, of another kind, or too large.
     """
     try:
+        with open(path, "rb") as file:
+            refuse_pointer(file.read(64), str(path))
         with zipfile.ZipFile(path) as archive:
             return {name: _read_member(archive, name, max_values) for name in names}
     except BadInput:

@@ -7,6 +7,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+from pipeline.pictures import refuse_pointer
 from shards.errors import UserError
 
 
@@ -15,7 +16,7 @@ class _PlainUnpickler(pickle.Unpickler):
         if (module, name) == ("_codecs", "encode"):  # how Python 3 writes bytes in a Python 2 protocol
             return _latin1
         if module in ("__builtin__", "builtins") and name in ("set", "frozenset", "bytearray"):
-            return {"set": set, "frozenset": frozenset, "bytearray": bytearray}[name]
+            return {"set": set, "frozenset": frozenset, "bytearray": _bytes}[name]
         raise _Refused(f"{module}.{name}")
 
     def persistent_load(self, pid: Any) -> Any:
@@ -32,6 +33,12 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+def _bytes(data: Any = b"", encoding: str = "latin1") -> bytes:
+    if isinstance(data, int):  # so many zeros: a few bytes of pickle could take all memory
+        raise _Refused("a bytearray by its length")
+    return _latin1(data, encoding) if isinstance(data, str) else bytes(data)
+
+
 def read_pickle(path: Path) -> Any:
     """What the pickle at `path` holds, of plain built-in types; texts of Python 2 as ASCII, or else Latin-1.
 
@@ -42,6 +49,7 @@ def read_pickle(path: Path) -> Any:
         data = path.read_bytes()
     except OSError as error:
         raise UserError("cannot be read", where=str(path), met=str(error.strerror)) from None
+    refuse_pointer(data, str(path))
     try:
         try:
             return _PlainUnpickler(io.BytesIO(data), encoding="ASCII").load()

@@ -44,7 +44,8 @@ def read_picture(source: Path | bytes, size: tuple[int, int] | None = None, *, s
     try:
         return image if image.mode == "RGB" else image.convert("RGB")
     except ValueError:
-        raise BadInput("no way to RGB", where=where, met=f"a picture of mode {image.mode}") from None
+        met = f"a picture of mode {image.mode}"
+        raise BadInput("no way to RGB", where=where, met=met, wanted="grey, RGB, CMYK or a palette") from None
 
 
 def open_image(source: Path | bytes) -> Image.Image:
@@ -60,23 +61,26 @@ def open_image(source: Path | bytes) -> Image.Image:
                     met, wanted = f"{image.width} x {image.height}", f"at most {MAX_PIXELS} pixels"
                     raise BadInput("too large a picture", where=where, met=met, wanted=wanted)
                 if image.mode == "F":
-                    raise BadInput("a picture of floating point", where=where, wanted="8 or 16 bits a channel")
+                    raise BadInput(
+                        "a picture of floating point", where=where, met="mode F", wanted="8 or 16 bits a channel"
+                    )
                 image.load()
                 return image
     except BadInput:
         raise
     except Image.DecompressionBombError as error:
-        raise BadInput("too large a picture", where=where, met=str(error)) from None
+        wanted = f"at most {MAX_PIXELS} pixels"
+        raise BadInput("too large a picture", where=where, met=str(error).split(",")[0], wanted=wanted) from None
     except Exception as error:  # Pillow's decoders raise many kinds on broken files
         met = type(error).__name__ if "BytesIO" in str(error) else (str(error).splitlines() or [""])[0]
-        raise BadInput("cannot be read as a picture", where=where, met=met) from None
+        raise BadInput("cannot be read as a picture", where=where, met=met, wanted="a whole picture") from None
 
 
 def refuse_pointer(data: bytes, where: str) -> None:
     """Raise `BadInput` where a file's first bytes are those of a pointer to it."""
     if is_pointer(data):
         met, do = "a Git LFS or git-annex pointer", "fetch the file itself"
-        raise BadInput("a pointer, not the file", where=where, met=met, do=do)
+        raise BadInput("a pointer, not the file", where=where, met=met, wanted="what it points to", do=do)
 
 
 def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
@@ -85,11 +89,12 @@ def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
         with open(path, "rb") as file:
             data = file.read(most + 1)
     except FileNotFoundError:
-        raise BadInput("no such file", where=str(path)) from None
+        do = "its dataset's page in docs/datasets/ says where it is looked for"
+        raise BadInput("no such file", where=str(path), met="nothing there", wanted="a file", do=do) from None
     except OSError as error:
-        raise BadInput("cannot be read", where=str(path), met=str(error.strerror)) from None
+        raise BadInput("cannot be read", where=str(path), met=str(error.strerror), wanted="a file") from None
     if len(data) > most:
-        raise BadInput("too large a file", where=str(path), met=f"more than {most} bytes")
+        raise BadInput("too large a file", where=str(path), met=f"more than {most} bytes", wanted="at most that")
     return data
 
 

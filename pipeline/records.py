@@ -48,12 +48,19 @@ class RecordsWriter:
 
         Returns whether it was new.
         """
-        done = self._base.execute("INSERT OR IGNORE INTO inputs VALUES (?, ?)", (os.fsencode(path), size))
+        done = self._base.execute("INSERT OR IGNORE INTO inputs VALUES (?, ?)", (_bytes(path), size))
         return done.rowcount == 1
 
     def attach(self, path: str, part: Any) -> None:
         """Put down something that an annotation file says of an input, as JSON; parts keep their order."""
-        self._base.execute("INSERT INTO parts VALUES (?, ?)", (os.fsencode(path), _ENCODE(part)))
+        self._base.execute("INSERT INTO parts VALUES (?, ?)", (_bytes(path), _ENCODE(part)))
+
+
+def _bytes(path: str) -> bytes:
+    try:
+        return os.fsencode(path)
+    except UnicodeEncodeError:  # half a surrogate pair, out of a JSON: it names no file, and is refused
+        return path.encode("utf-8", "backslashreplace")
 
 
 class Records:

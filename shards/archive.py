@@ -75,8 +75,9 @@ def encode_sample(sample: Sample, pictures: Codec = "zstd") -> list[tuple[str, b
             for field, value, blob in exact
             if field.is_picture
         }
-    meta = json.dumps({**sample.meta, **added}, ensure_ascii=False, sort_keys=True).encode()
-    members = [(f"{sample.key}.{META_EXTENSION}", meta)]
+    meta = json.dumps({**sample.meta, **added}, ensure_ascii=False, sort_keys=True)
+    # Half a surrogate pair, which JSON can hold and UTF-8 cannot, stays the escape that it was.
+    members = [(f"{sample.key}.{META_EXTENSION}", meta.encode("utf-8", "backslashreplace"))]
     members += [(f"{sample.key}.{f}.{f.extension(pictures)}", blob) for f, blob in zip(fields, blobs, strict=True)]
     return members
 

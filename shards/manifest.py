@@ -178,7 +178,8 @@ def positions_by_shard(index: NDArray[Any], shards: int) -> list[NDArray[np.int6
 
 
 def pack_ledger(lines: Iterable[LedgerLine]) -> bytes:
-    return "".join(json.dumps(asdict(line), ensure_ascii=False) + "\n" for line in lines).encode()
+    text = "".join(json.dumps(asdict(line), ensure_ascii=False) + "\n" for line in lines)
+    return text.encode("utf-8", "backslashreplace")  # names that are not UTF-8 become JSON's own escapes
 
 
 def read_ledger(folder: Path) -> list[LedgerLine]:

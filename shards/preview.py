@@ -49,7 +49,9 @@ of a pair must show one scene and one object.</p>
  <span>frame (1024)</span><span>mask</span><span>mask over frame</span><span>prompt cells over 448</span>
 </div>
 <img src="{{ sample.sheet }}" alt="contact sheet of {{ sample.key }}">
-{% if sample.texts %}<ul>{% for text in sample.texts %}<li>{{ text }}</li>{% endfor %}</ul>{% endif %}
+{% if sample.texts %}<ul>{% for colour, text in sample.texts %}
+<li>{% if colour %}<b style="color: {{ colour }}">&#9632;</b> {% endif %}{{ text }}</li>
+{% endfor %}</ul>{% endif %}
 {% endfor %}
 </html>
 """)
@@ -84,6 +86,7 @@ def preview(path: Path | str, out: Path, samples: int = 8) -> Path:
             shown=shown,
         ),
         encoding="utf-8",
+        errors="backslashreplace",  # half a surrogate pair, which a text out of a JSON may hold
     )
     return page
 
@@ -111,13 +114,22 @@ def _draw(shards: ShardSet, position: int, out: Path) -> dict[str, Any]:
         captions.append(f"{frame.get('name', i + 1)}, {frame['width']} x {frame['height']}; {regions}")
     sheet = f"{key}.png"
     Image.fromarray(np.concatenate(rows)).save(out / sheet, optimize=True)
-    texts = [f"object {item['id']}: {text}" for item in meta["objects"] for text in item.get("texts", ())]
+    texts = [
+        (_css(n), f"object {item['id']}: {text}")
+        for n, item in enumerate(meta["objects"])
+        for text in item.get("texts", ())
+    ]
     for item in meta.get("expressions", ()):  # those of one object are that object's texts
         if len(item["objects"]) != 1:
-            texts.append(
-                f"{'objects ' + ', '.join(item['objects']) if item['objects'] else 'no object'}: {item['text']}"
-            )
+            named = "objects " + ", ".join(item["objects"]) if item["objects"] else "no object"
+            texts.append(("", f"{named}: {item['text']}"))
     return {"key": key, "path": meta.get("path", ""), "frames": captions, "sheet": sheet, "texts": texts}
+
+
+def _css(n: int) -> str:
+    """The colour that `tint` gives object n."""
+    red, green, blue = _COLOURS[n % len(_COLOURS)].astype(int)
+    return f"rgb({red}, {green}, {blue})"
 
 
 def _row(small: UInt8, large: UInt8, prompts: Bool, masks: Bool, recipe: Recipe) -> UInt8:

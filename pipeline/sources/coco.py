@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,8 +14,9 @@ from pipeline.annotations import PictureFinder, below, coco_names, inside, read_
 from pipeline.pictures import read_picture
 from pipeline.raw import RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter
+from pipeline.regions import size_of
 from pipeline.sources.objects import Candidate, sample_of
-from shards.errors import UserError
+from shards.errors import BadInput, UserError
 
 TextsOf = Callable[[dict[str, Any]], tuple[str, ...]]
 
@@ -33,9 +35,22 @@ class Coco:
         self.name, self._pattern = name, pattern
 
     def find(self, root: Path, choices: Mapping[str, Any], records: RecordsWriter) -> dict[str, int]:
-        file = annotation_file(root, self._pattern.format(split=choices["split"]))
-        names = {item["id"]: item["name"] for item in read_items(file, "categories.item")}
-        return index_instances(root, file, names, records)
+        file = annotation_file(root, self._pattern, str(choices["split"]))
+        counts = Counter(dict.fromkeys(("images", "images without a file"), 0))
+        names = category_names(file)
+        paths = put_down_images(file, image_finder(root), records, counts)
+        for annotation in read_items(file, "annotations.item"):
+            if id_of(annotation) is None:
+                counts["objects of another shape"] += 1
+            elif (path := paths.get(id_of(annotation, "image_id"))) is None:
+                counts["objects of no listed image"] += 1
+            else:
+                category = names.get(id_of(annotation, "category_id"))
+                records.attach(path, {**annotation, "category": category})
+                counts["objects"] += 1
+                if category is None:
+                    counts["objects of a category without a name"] += 1
+        return dict(counts)
 
     def options(self, root: Path, probe: Sequence[RawInput]) -> dict[str, Any]:
         return {}
@@ -48,39 +63,58 @@ def _category(annotation: dict[str, Any]) -> tuple[str, ...]:
     return (annotation["category"],) if annotation.get("category") else ()
 
 
-def annotation_file(root: Path, pattern: str) -> Path:
-    """The one file in `root` or its `annotations` that fits `pattern`; raises `UserError` for none or several."""
-    found = sorted({*root.glob(pattern), *root.glob(f"annotations/{pattern}")})
+def annotation_file(root: Path, pattern: str, split: str) -> Path:
+    """The one file of `split` in `root` or its `annotations`; raises `UserError` for none or several."""
+    folders = (root, root / "annotations")
+    wanted = pattern.format(split=glob.escape(split)) if "/" not in split else ""
+    found = sorted({path for folder in folders if wanted for path in folder.glob(wanted)})
     if len(found) != 1:
-        met = ", ".join(path.name for path in found) or "none"
-        do = "say which with --split" if found else "see docs/datasets/ for the layout"
-        raise UserError("annotation file", where=str(root), met=met, wanted=f"one {pattern}", do=do)
+        there = found or sorted({path for folder in folders for path in folder.glob(pattern.format(split=""))})
+        met = ", ".join(path.name for path in there) or "none"
+        do = "say which with --split" if there else "see docs/datasets/coco.md for the layout"
+        raise UserError("annotation file", where=str(root), met=met, wanted=f"one {pattern.format(split=split)}", do=do)
     return found[0]
 
 
-def index_instances(root: Path, file: Path, names: Mapping[int, str], records: RecordsWriter) -> dict[str, int]:
-    """Put down the images of an instances file, each with what it says of the image and then of each object."""
-    paths: dict[int, str] = {}
-    finder = image_finder(root)
-    counts: Counter[str] = Counter()
+def id_of(record: Any, key: str = "id") -> str | None:
+    """What a record calls itself, or another; None where it does not, or is no record. 7 and "7" are one id."""
+    number = record.get(key) if isinstance(record, dict) else None
+    return str(number) if isinstance(number, int | str) else None
+
+
+def category_names(file: Path) -> dict[str | None, str]:
+    """Id -> name of the categories of an instances file."""
+    items = (item for item in read_items(file, "categories.item") if isinstance(item, dict))
+    return {id_of(item): item["name"] for item in items if id_of(item) and isinstance(item.get("name"), str)}
+
+
+def put_down_images(
+    file: Path,
+    finder: PictureFinder,
+    records: RecordsWriter,
+    counts: Counter[str],
+    wanted: Container[str | None] | None = None,
+) -> dict[str | None, str]:
+    """Put down the images of an instances file, of the ids `wanted` where they are given: id -> path of the input."""
+    paths: dict[str | None, str] = {}
     for image in read_items(file, "images.item"):
+        number = id_of(image)
+        if number is None:
+            counts["images of another shape"] += 1
+            continue
+        if wanted is not None and number not in wanted:
+            continue
         name = _file_name(image)
         path, size = place_of(finder, name)
-        if image["id"] in paths:
+        if number in paths or not records.add(path, size):
             counts["images listed twice"] += 1
+            paths.setdefault(number, path)  # another id of one picture: its objects are the picture's
             continue
-        paths[image["id"]] = path
-        records.add(path, size)
+        paths[number] = path
         records.attach(path, {**image, "file_name": name})
         counts["images"] += 1
         counts["images without a file"] += size == 0
-    for annotation in read_items(file, "annotations.item"):
-        if annotation.get("image_id") not in paths:
-            counts["objects of no listed image"] += 1
-            continue
-        records.attach(paths[annotation["image_id"]], {**annotation, "category": names.get(annotation["category_id"])})
-        counts["objects"] += 1
-    return dict(counts)
+    return paths
 
 
 def _file_name(image: dict[str, Any]) -> str:
@@ -106,7 +140,10 @@ def image_sample(
 ) -> RawSample:
     """A sample of an image and its objects, as `find` attached them; `texts_of` gives the texts of an object."""
     image, *annotations = parts
-    size = (image["height"], image["width"])
+    size = size_of(image)
+    if size is None:
+        met = f"height {image.get('height')}, width {image.get('width')}"
+        raise BadInput("image without its size", met=met[:80], wanted="whole numbers of pixels")
     picture = read_picture(below(root, path), size)
     candidates = [_candidate(annotation, size, texts_of(annotation)) for annotation in annotations]
     return sample_of(path, kind, [(PurePosixPath(path).name, picture)], candidates, {"image": image, **more})

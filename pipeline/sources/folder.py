@@ -17,7 +17,7 @@ import numpy as np
 from pipeline import masks
 from pipeline.annotations import below
 from pipeline.cropped import Bool
-from pipeline.pictures import open_image, read_picture
+from pipeline.pictures import open_image, read_picture, refuse_pointer
 from pipeline.raw import RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.sources.objects import Candidate, sample_of
@@ -65,6 +65,8 @@ class Folder:
 def _find_lines(root: Path, records: RecordsWriter) -> dict[str, int]:
     counts: Counter[str] = Counter()
     with open(root / LINES, "rb") as file:
+        refuse_pointer(file.read(64), str(root / LINES))
+        file.seek(0)
         for number, raw in enumerate(iter(partial(file.readline, _MOST_BYTES), b""), 1):
             if not raw.strip():
                 continue
@@ -74,7 +76,7 @@ def _find_lines(root: Path, records: RecordsWriter) -> dict[str, int]:
                 first = str(line["image"] if "image" in line else line["frames"][0])
                 path = f"{first}#{line['id']}" if "id" in line else first
                 counts["objects"] += len(line.get("objects", ()))
-            except (ValueError, KeyError, TypeError, IndexError) as error:
+            except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
                 counts["lines that are no sample"] += 1
                 path = f"{LINES}#line-{number}"
                 records.add(path, len(raw))

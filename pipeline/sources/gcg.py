@@ -45,7 +45,7 @@ class Gcg:
         """Every picture that a caption names. A caption with an unsafe name becomes an input that `load` refuses."""
         split = choices["split"]
         if split not in _SPLITS:
-            raise UserError("no such split", met=str(split), wanted=" or ".join(_SPLITS))
+            raise UserError("no such split", where="--split", met=str(split), wanted=" or ".join(_SPLITS))
         folders = ("annotations", ".", "glamm_data/annotations", f"GranDf/annotations/{split}")
         files = [
             (kind, next((root / f / name for f in folders if (root / f / name).is_file()), None))

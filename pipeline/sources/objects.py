@@ -56,7 +56,9 @@ def sample_of(
             if not any(mask.any() for mask in own):
                 raise BadInput(EMPTY, met="0 pixels", wanted="an object")
         except BadInput as error:
-            left_out.append({"id": candidate.object.id, "reason": error.what, "detail": f"met {error.met}"})
+            left_out.append(
+                {"id": candidate.object.id, "reason": error.what, "detail": f"met {error.met}; wanted {error.wanted}"}
+            )
             continue
         kept.append(candidate.object)
         for frame, mask in zip(masks, own, strict=True):

@@ -80,6 +80,8 @@ class OpenImages:
             counts["objects"] += 1
             counts["objects of a class without a name"] += not texts
             counts["broken rows"] += not whole
+        if not counts["objects"]:
+            raise UserError("a table without an object", where=str(table), met="no row", wanted="one an object")
         counts["images without a file"] = missing
         counts["images without an object"] = counts["images"] - (len(np.unique(described)) - missing)
         counts["objects without a mask file"] = int((~np.isin(wanted, stored)).sum())

@@ -36,6 +36,8 @@ class RefSav:
                     (PurePosixPath(bases[0]) / _mended(body[key])).as_posix() for key in ("video_path", "anno_path")
                 ]
                 objects = [{**item, "id": str(number)} for number, item in body["objects"].items()]
+                if not all(isinstance(item.get(_TEXT, ""), str) for item in objects):
+                    raise TypeError("an expression that is no text")
             except (KeyError, TypeError, AttributeError) as error:
                 met = f"video {video_id!r}: {type(error).__name__} {error}"
                 raise UserError("not the entry of a video", where=str(file), met=met) from None

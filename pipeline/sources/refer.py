@@ -11,7 +11,7 @@ from pipeline.annotations import read_items
 from pipeline.pickles import read_pickle
 from pipeline.raw import RawInput, RawSample
 from pipeline.records import RecordsWriter
-from pipeline.sources.coco import image_finder, image_sample, place_of
+from pipeline.sources.coco import category_names, id_of, image_finder, image_sample, put_down_images
 from shards.errors import UserError
 
 _IMAGES = ("images/mscoco/images/train2014", "coco2014/train2014", "images/train2014")
@@ -32,28 +32,21 @@ class Refer:
     def find(self, root: Path, choices: Mapping[str, Any], records: RecordsWriter) -> dict[str, int]:
         folder = root / self.name if (root / self.name).is_dir() else root
         refs = _read_refs(folder / f"refs({choices['split_by']}).p", str(choices["split"]))
-        file, counts = folder / "instances.json", Counter[str]()
-        of_object: dict[int, list[Any]] = defaultdict(list)
+        file, counts = folder / "instances.json", Counter(dict.fromkeys(("images", "images without a file"), 0))
+        of_object: dict[str | None, list[Any]] = defaultdict(list)
         for ref in refs:
-            of_object[ref["ann_id"]].append(ref)
-        images = {ref["image_id"] for ref in refs}
-        names = {item["id"]: item["name"] for item in read_items(file, "categories.item")}
-        finder, paths = image_finder(root, _IMAGES), dict[int, str]()
-        for image in read_items(file, "images.item"):
-            if image["id"] in images and image["id"] not in paths:
-                path, size = place_of(finder, image["file_name"])  # a ref's own file_name ends with an object's number
-                paths[image["id"]] = path
-                records.add(path, size)
-                records.attach(path, image)
-                counts["images"] += 1
-                counts["images without a file"] += size == 0
+            of_object[str(ref["ann_id"])].append(ref)
+        images = {str(ref["image_id"]) for ref in refs}
+        names = category_names(file)
+        # A ref's own file_name ends with an object's number: it is no picture's.
+        paths = put_down_images(file, image_finder(root, _IMAGES), records, counts, images)
         for annotation in read_items(file, "annotations.item"):
-            own = of_object.get(annotation["id"])
-            if not own or annotation["image_id"] not in paths:
+            number, path = id_of(annotation), paths.get(id_of(annotation, "image_id"))
+            if path is None or not of_object.get(number):
                 continue
-            del of_object[annotation["id"]]
-            annotation["category"] = names.get(annotation["category_id"])
-            records.attach(paths[annotation["image_id"]], {**annotation, "refs": own})
+            own = of_object.pop(number)
+            annotation["category"] = names.get(id_of(annotation, "category_id"))
+            records.attach(path, {**annotation, "refs": own})
             counts["objects"] += 1
             counts["refs"] += len(own)
             counts["sentences"] += sum(len(ref["sentences"]) for ref in own)
@@ -87,6 +80,10 @@ def _read_refs(file: Path, split: str) -> list[dict[str, Any]]:
             }
             for ref in refs
         ]
+        if not all(isinstance(ref[key], int | str) for ref in chosen for key in ("ann_id", "image_id")):
+            raise TypeError("ids that are neither numbers nor texts")
+        if not all(isinstance(said["raw"], str) for ref in chosen for said in ref["sentences"]):
+            raise TypeError("sentences that are no texts")
     except (TypeError, KeyError) as error:
         wanted = "a list of refs with ref_id, ann_id, image_id, category_id, split, sentences"
         raise UserError(

@@ -140,6 +140,8 @@ def _described(name: str, body: Any, layout: Layout, ids: str) -> dict[str, Any]
     expressions = []
     for number, item in sorted(body["expressions"].items()):
         refers = item.get(ids)
+        if not isinstance(item["exp"], str):
+            raise TypeError(f"expression {number} is no text")
         objects = refers if isinstance(refers, list) else [] if refers is None else [refers]
         rest = {key: value for key, value in item.items() if key != "exp"}
         objects = [*dict.fromkeys(str(number) for number in objects)]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.pictures import refuse_pointer
 from pipeline.sources.clips import stream_pairs
 from pipeline.sources.refvos import Layout
 from shards.errors import UserError
@@ -64,7 +65,7 @@ def davis(root: Path, split: str) -> Layout:
     pictures, annotations = f"{base}JPEGImages/480p", f"{base}Annotations_unsupervised/480p"
     if not (root / annotations).is_dir():  # the semi-supervised ones number objects otherwise
         raise UserError("no such folder", where=str(root / annotations), do="fetch DAVIS 2017 Unsupervised trainval")
-    videos = _davis_videos(texts, names.read_text().split(), root / pictures)
+    videos = _davis_videos(texts, _read(names, "utf-8").split(), root / pictures)
     return Layout(texts, videos, pictures, annotations)
 
 
@@ -74,11 +75,7 @@ def _davis_videos(texts: Path, names: list[str], pictures: Path) -> Iterator[tup
     for place, kind in enumerate(_TEXTS):
         encoding = "utf-8" if kind.startswith("annot1") else "latin-1"
         file = _file(texts / f"Davis17_{kind}.txt")
-        try:
-            lines = file.read_text(encoding).split("\n")
-        except UnicodeDecodeError as error:
-            raise UserError("not its encoding", where=str(file), met=str(error), wanted=encoding) from None
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(_read(file, encoding).split("\n"), 1):
             if not line.strip():
                 continue
             match = _LINE.fullmatch(line)
@@ -116,6 +113,15 @@ def _expressions(file: Path) -> Path:
         do = "give --split, or --root; see docs/datasets/refvos.md for the layout"
         raise UserError("no expressions of this split", where=str(file), met="no such file", do=do)
     return file
+
+
+def _read(file: Path, encoding: str) -> str:
+    data = file.read_bytes()
+    refuse_pointer(data, str(file))
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise UserError("not its encoding", where=str(file), met=str(error), wanted=encoding) from None
 
 
 def _file(file: Path) -> Path:

@@ -13,6 +13,7 @@ from pipeline import masks
 from pipeline.cropped import Bool
 from pipeline.pickles import read_pickle
 from pipeline.pictures import open_image
+from pipeline.regions import rle_size
 from shards.errors import BadInput, UserError
 
 
@@ -64,13 +65,14 @@ class Lists:
         return {number for number in self._fit if masks.has_pixels(self._lists[number][n])}
 
     def size(self, n: int) -> tuple[int, int]:
-        sizes = {str(self._lists[number][n].get("size")) for number in self._fit if self._lists[number][n]}
+        # Run lengths without a size leave out their object, and no more: those of this frame or of any other have one.
+        lists = [self._lists[number] for number in self._objects if number in self._fit]
+        sizes = {size for own in lists if (size := rle_size(own[n]))}
+        sizes = sizes or {size for own in lists for one in own if (size := rle_size(one))}
         if len(sizes) != 1:
-            raise BadInput("masks of several sizes", met=", ".join(sorted(sizes)), wanted="one size a frame")
-        size = next(self._lists[number][n]["size"] for number in self._fit if self._lists[number][n])
-        if not (isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) for side in size)):
-            raise BadInput("broken run lengths", met=f"size {size}", wanted="[height, width]")
-        return size[0], size[1]
+            what = "masks of several sizes" if sizes else "broken run lengths"
+            raise BadInput(what, met=str(sorted(sizes))[:60], wanted="one size a frame, [height, width]")
+        return sizes.pop()
 
     def mask(self, n: int, number: str, height: int, width: int) -> Bool:
         if number not in self._lists:

@@ -41,7 +41,7 @@ class SavVideo:
     def find(self, root: Path, choices: Mapping[str, Any], records: RecordsWriter) -> dict[str, int]:
         """`split`: manual, auto, or all for both."""
         if choices["split"] not in ("all", *KINDS):
-            raise UserError("unknown split", met=str(choices["split"]), wanted="manual, auto or all")
+            raise UserError("no such split", where="--split", met=str(choices["split"]), wanted="manual, auto or all")
         kinds = KINDS if choices["split"] == "all" else (choices["split"],)
         counts: Counter[str] = Counter()
         for folder, _, names in os.walk(root):

@@ -224,6 +224,37 @@ def test_annotation_files_that_cannot_be_read(tmp_path, text, said):
         load_all(tmp_path)
 
 
+def test_records_that_are_malformed_are_counted_and_the_others_kept(write_coco):
+    no_size = {"id": 8, "file_name": f"{8:012d}.jpg"}
+    images = [picture(7), 5, {"file_name": "x.jpg"}, {"id": [7]}, picture(7), picture(70, f"{7:012d}.jpg"), no_size]
+    objects = [
+        *(annotation(1, 7, SQUARE), annotation(2, "7", SQUARE), annotation(3, 70, SQUARE), annotation(4, 8, SQUARE)),
+        *(annotation(5, 7, SQUARE, category=[1]), annotation(6, {}, SQUARE), 5, {"image_id": 7}),
+    ]
+    root = write_coco(images, objects)
+    body = json.loads((root / "annotations/instances_train2017.json").read_text())
+    body["categories"] += [None, {"id": 3}, {"name": "cat"}, {"id": [1], "name": "dog"}, {"id": 1, "name": 5}]
+    (root / "annotations/instances_train2017.json").write_text(json.dumps(body))
+    for number in (7, 8):
+        jpeg(root / "train2017" / f"{number:012d}.jpg")
+    samples, found = load_all(root)
+    seven, eight = samples.values()
+    assert [(item.id, item.texts) for item in seven.objects] == [
+        *(("1", ("person",)), ("2", ("person",)), ("3", ("person",)), ("5", ()))  # ids may be texts or numbers
+    ]
+    assert "image without its size; met height None, width None; wanted" in str(eight)
+    assert {name: count for name, count in found.items() if count} == {
+        **{"images": 2, "images of another shape": 3, "images listed twice": 2, "objects": 5},
+        **{"objects of another shape": 2, "objects of no listed image": 1, "objects of a category without a name": 1},
+    }
+
+
+@pytest.mark.parametrize("split", ["*", "train20*", "[t]rain2017", "../annotations/instances_train2017", "nope"])
+def test_a_split_is_a_name_and_no_pattern(write_coco, split):
+    with pytest.raises(UserError, match=r"annotation file; met instances_train2017\.json; wanted one .*--split"):
+        load_all(write_coco([], []), split=split)
+
+
 def test_several_annotation_files_must_be_told_apart(write_coco):
     root = write_coco([], [])
     write_coco([], [], "instances_train2014.json")
@@ -323,6 +354,10 @@ class Trap:
         (pickle.dumps([{"a": 1}])[:-3], "not whole|not a whole pickle"),
         (pickle.dumps([{"a": 1}]), "not refer's pickle"),
         (pickle.dumps(7), "not refer's pickle"),
+        (pickle.dumps([ref(1, 1, 7, ["x"]) | {"ann_id": [1]}]), "not refer's pickle; met TypeError ids that are"),
+        (pickle.dumps([ref(1, 1, 7, ["x"]) | {"sentences": [{"sent_id": 1, "raw": 5, "sent": ""}]}]), "not refer's"),
+        (b"c__builtin__\nbytearray\n(I9000000000000\ntR.", "a pickle of more than plain data; met a bytearray"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a pointer, not the file"),
     ],
 )
 def test_pickles_run_nothing(refer_root, tmp_path, monkeypatch, content, said):

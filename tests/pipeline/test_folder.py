@@ -17,8 +17,10 @@ from pipeline.records import open_records
 from pipeline.run import run
 from pipeline.sources import source_named
 from shards.errors import BadInput, UserError
+from shards.manifest import read_ledger
 from shards.recipe import named_recipe
 from shards.verify import verify
+from tests.pipeline.built import through
 
 HEIGHT, WIDTH = 60, 80
 MASK = np.zeros((HEIGHT, WIDTH), np.uint8)
@@ -128,6 +130,23 @@ def test_lines_with_one_picture_need_ids(root):
     assert "described more than once; met 2 lines" in str(error)
     write(root, {**line, "id": 1}, {**line, "id": 2})
     assert [*load_all(root)] == ["a.jpg#1", "a.jpg#2"]
+
+
+def test_texts_and_names_that_no_file_can_have_stop_nothing(root):
+    half = "half a pair: \ud800"
+    objects = [{"mask": "m.png", "texts": [half, "caf\u00e9 \U0001f600"]}]
+    long = "x" * 300 + ".jpg"
+    write(root, {"image": "a.jpg", "objects": objects}, {"image": "\ud800.jpg"}, {"image": long}, "[" * 99999)
+    summary, samples = through("folder", root, root / "out", max_bad=1)
+    assert summary.manifest.left_out == {"not a file name": 2, "not a sample": 1}
+    assert samples["a.jpg"]["objects"][0]["texts"] == [half, "caf\u00e9 \U0001f600"]
+    assert {line.path for line in read_ledger(root / "out/folder")} == {"\\ud800.jpg", long, "samples.jsonl#line-4"}
+
+
+def test_a_pointer_instead_of_the_lines(root):
+    (root / "samples.jsonl").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(UserError, match=r"samples\.jsonl: a pointer, not the file"):
+        load_all(root)
 
 
 def test_a_folder_of_another_kind(tmp_path):

@@ -298,6 +298,7 @@ def test_a_table_that_was_cut_short_within_a_row(write):
         (TABLE, b"version https://git-lfs.github.com/spec/v1\noid", "a pointer, not the file"),
         (TABLE, HEADER.encode() + b'\n"' + bytes(200_000), "not a whole CSV"),
         (TABLE, HEADER.encode() + b"\n\xff\xfe\n", "not a whole CSV"),
+        (TABLE, HEADER.encode() + b"\r\n", "a table without an object"),
         (TABLE, None, "no table of objects"),
         ("oidv7-class-descriptions.csv", b"/m/0bt9lr\n", "not a table of classes"),
         ("oidv7-class-descriptions.csv", None, "no class descriptions"),

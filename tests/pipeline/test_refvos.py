@@ -243,7 +243,7 @@ def test_mevis(mevis, records):
     assert [item.texts for item in sample.objects] == [("the left one",), ()]
     assert [item["objects"] for item in sample.more["expressions"]] == [["12"], ["12", "3"], ["12", "3", "99"]]
     assert sample.more["expressions"][1]["text"] == "both of them" and sample.more["video"]["vid_id"] == 4
-    assert sample.more["left_out"] == [{"id": "99", "reason": "no masks", "detail": "met no list"}]
+    assert sample.more["left_out"] == [{"id": "99", "reason": "no masks", "detail": "met no list; wanted a list of 8"}]
     for frame in sample.frames:
         n = int(frame.name)
         assert np.array_equal(frame.masks[0], NOTHING if n in (2, 3, 4) else LEFT[n])
@@ -256,6 +256,8 @@ def test_mevis(mevis, records):
         ([v.run_lengths(RIGHT[n]) for n in range(7)], "masks do not fit the frames"),
         ([{"size": [120, 160], "counts": v.run_lengths(RIGHT[n])["counts"][:-2]} for n in range(8)], "broken run"),
         ([None] * 8, "empty mask"),
+        (["1 2 3"] * 8, "no mask"),
+        ([{"counts": v.run_lengths(RIGHT[n])["counts"]} for n in range(8)], "no mask"),
     ],
 )
 def test_an_object_with_bad_masks_is_left_out(mevis, records, lists, reason):
@@ -285,9 +287,10 @@ def test_broken_files_of_mevis(mevis, records):
     file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     with pytest.raises(UserError, match="a pointer, not the file"):
         v.find("mevis", mevis, records)
-    write_json(mevis / "train/meta_expressions.json", {"videos": {"x": {"frames": []}}})
-    with pytest.raises(UserError, match="not the entry of a video"):
-        v.find("mevis", mevis, records)
+    for entry in ({"frames": []}, {"frames": [], "expressions": {"0": {"exp": 5, "obj_id": [0], "anno_id": [12]}}}):
+        write_json(mevis / "train/meta_expressions.json", {"videos": {"x": entry}})
+        with pytest.raises(UserError, match="not the entry of a video"):
+            v.find("mevis", mevis, records)
 
 
 @pytest.mark.parametrize("name, frame", [("../../out", "00000"), ("cafe01", "../../../out/00000")])
@@ -378,6 +381,13 @@ def test_davis_as_released(tmp_path, records):
     wanted = [f"{kind} café 2" for kind in ("annot1", "annot1_full_video", "annot2", "annot2_full_video")]
     assert list(sample.objects[0].texts) == wanted
     assert np.array_equal(sample.frames[0].masks[1], RIGHT[1] & ~LEFT[1])
+    for file in ("davis_text_annotations/Davis17_annot1.txt", "DAVIS/ImageSets/2017/train.txt"):
+        whole = (root / file).read_bytes()
+        for damage, said in ((b"version https://git-lfs.github.com/spec/v1\n", "a pointer"), (b"\xff", "not its enc")):
+            (root / file).write_bytes(damage)
+            with pytest.raises(UserError, match=f"{file}: {said}"):
+                v.find("ref-davis", root, records)
+        (root / file).write_bytes(whole)
     (root / "DAVIS/Annotations_unsupervised").rename(root / "DAVIS/Annotations")
     with pytest.raises(UserError, match="Annotations_unsupervised"):
         v.find("ref-davis", root, records)

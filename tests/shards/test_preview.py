@@ -39,7 +39,7 @@ def test_texts_are_escaped_and_objects_told_apart(faulty, tmp_path):
         sample = samples[0]
         meta = {
             **sample.meta,
-            "objects": [{"id": "a", "texts": ["<script>alert(1)</script>"]}, {"id": "b", "texts": []}],
+            "objects": [{"id": "a", "texts": ["<script>alert(1)</script>"]}, {"id": "b", "texts": ["blue"]}],
         }
         for k in (1, 2):
             frame = sample.frames[k - 1]
@@ -49,7 +49,8 @@ def test_texts_are_escaped_and_objects_told_apart(faulty, tmp_path):
         return [type(sample)(sample.key, meta, sample.frames)]
 
     html = preview(faulty(two_objects), tmp_path / "out").read_text("utf-8")
-    assert "object a: &lt;script&gt;" in html and "<script>" not in html and "object b: " in html
+    assert "object a: &lt;script&gt;" in html and "<script>" not in html
+    assert '<b style="color: rgb(40, 120, 255)">&#9632;</b> object b: blue</li>' in html  # as it is drawn
 
 
 def test_one_tar_of_a_set(sav_set, tmp_path):
