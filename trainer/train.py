@@ -34,7 +34,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from shards.errors import UserError
 from trainer.agreement import decided_by_main, over_processes, stop_unless_finite
-from trainer.checkpoints.checkpoint import Parts, State
+from trainer.checkpoints.checkpoint import Parts, State, nbytes, write
 from trainer.checkpoints.preemption import Preemption
 from trainer.checkpoints.resume import begin
 from trainer.checkpoints.rng import random_state, set_random_state
@@ -43,6 +43,7 @@ from trainer.command import run_command
 from trainer.config import Config, flat, load_config, save_config
 from trainer.data.loader import Loader, check_recipe
 from trainer.data.stream import Stream
+from trainer.fsdp import whole
 from trainer.measure.evaluation import SHOWN, evaluate, panels
 from trainer.measure.journal import Journal
 from trainer.measure.judge import JUDGED
@@ -50,10 +51,11 @@ from trainer.measure.report import write_report
 from trainer.model.architecture import GRID, VISION_SIZE
 from trainer.model.grounding import IMAGE_SIZE, MEAN, STD
 from trainer.model.trainable import by_part, set_trainable
-from trainer.objectives.backward import Backward, accumulation_steps
+from trainer.objectives.backward import Backward
 from trainer.objectives.step import FIELDS, NEED, UNREACHED, Step
 from trainer.processes import missing_processes, start
 from trainer.schedule import rate_factor
+from trainer.strategy import lay_out, make_accelerator
 from trainer.trained import Origin, base_model
 
 
@@ -68,14 +70,7 @@ def main(arguments: list[str]) -> None:
     if processes := missing_processes():
         return start(processes)
 
-    # The one place that decides device and precision.
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=accumulation_steps(config),
-        log_with="tensorboard",
-        project_dir=config.output_dir,
-    )
+    accelerator = make_accelerator(config)
     with closing(RunFolder(Path(config.output_dir), config.checkpoint.keep)) as run:
         if stopped := train(config, accelerator, run):
             again = shlex.join(["trainer/train.py", *arguments])
@@ -134,7 +129,6 @@ def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
     if config.gradient_checkpointing:
         model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
     loop = Step(model.to(accelerator.device), config)
-    trainable = [p for p in loop.parameters() if p.requires_grad]
     groups = by_part(model, config.trainable).items()
     optimizer = torch.optim.AdamW(
         [{"params": own, "lr": config.rates.get(part, config.lr)} for part, own in groups if own],
@@ -147,9 +141,10 @@ def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
     factor = partial(rate_factor, steps=config.steps, warmup_steps=config.warmup_steps, warmup_from=config.warmup_from)
     parts = Parts(loop, new, optimizer, LambdaLR(optimizer, factor))
     stream = Stream(loaders, config.accumulation, begun.position)
+    step_forward, stepper = lay_out(accelerator, loop, optimizer)
+    trainable = [p for p in loop.parameters() if p.requires_grad]
     if begun.checkpoint:
         parts.read(begun.checkpoint)
-    step_forward, stepper = accelerator.prepare(loop, optimizer)
     backward = Backward(accelerator, step_forward, trainable, config)
     # From here on (dropout) processes differ.
     set_random_state(begun.random_states, accelerator.process_index, accelerator.device, config.seed + begun.step)
@@ -175,12 +170,13 @@ def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
 
     def save(step: int, mask_loss: float | None) -> None:
         random_states = gather_object([random_state(accelerator.device)])
+        tensors = parts.tensors(keep=main)
         if journal:
             journal.sync()
             origin = Origin.of(config, step, recipe.name, described)
             schedule = parts.scheduler.state_dict()
             state = State(step, stream.position, samples, mask_loss, schedule, flat(config), described)
-            run.save(step, parts.nbytes(), lambda target: parts.write(target, state, origin, random_states))
+            run.save(step, nbytes(tensors), lambda target: write(target, tensors, state, origin, random_states))
         accelerator.wait_for_everyone()
 
     if not begun.evaluated:
@@ -190,7 +186,7 @@ def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
         for step in range(begun.step + 1, config.steps + 1):
             started, waited = time.perf_counter(), stream.wait_seconds
             losses, keys = backward(stream)
-            losses["grad_norm"] = accelerator.clip_grad_norm_(trainable, config.clip)
+            losses["grad_norm"] = whole(accelerator.clip_grad_norm_(trainable, config.clip))
             means, stopped = over_processes(accelerator, losses, preemption.signal)
             stop_unless_finite(means, losses, step, keys)
             stepper.step()

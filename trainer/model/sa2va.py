@@ -6,7 +6,7 @@ width, C the vision tower's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -48,6 +48,8 @@ class Sa2VA(nn.Module):
         """That of the token table in the file."""
         self.tied = False
         """Whether the language model's head is its token table."""
+        self.together: Callable[[bool], bool] = bool
+        """Whether any process says so, where all have to pass through the layers equally often (FSDP)."""
         vision, language = architecture.vision, architecture.language
         width = language.hidden_size
         with init_empty_weights(include_buffers=False) if hollow else nullcontext():

@@ -47,7 +47,8 @@ class Backward:
             keys[objective] += batch["keys"]
             weight = self._mix[objective].weight
             with self._accelerator.no_sync(self._module) if self._project else self._accumulated():
-                result = self._module(batch, objective)
+                with self._accelerator.autocast():  # DDP's wrapper does this too, FSDP's does not
+                    result = self._module(batch, objective)
                 # Accelerate divides by the number of batches that it accumulates.
                 self._accelerator.backward(result["loss"] * (weight * self._divided / self._accumulation))
             for name, value in result.items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from trainer.config import Config
 from trainer.data.loader import Need
@@ -44,6 +45,8 @@ class Step(nn.Module):
 
     def __init__(self, model: Sa2VA, config: Config) -> None:
         super().__init__()
+        layers = {*(model.language_model._no_split_modules or ()), *(model.vision_model._no_split_modules or ())}
+        self._no_split_modules = sorted({*layers, "MultiScaleBlock"})  # FSDP gathers one of these at a time
         self.model, self.config = model, config
         self.passes = Passes(model, config)
         self.teacher = Teacher(model, config.ema_decay)
@@ -98,7 +101,8 @@ class Step(nn.Module):
         weighed = {name: getattr(self.config, weight) for name, weight in _WEIGHTS.items()} | {"caption": 1.0}
         loss = torch.stack([weighed[name] * value for name, value in parts.items() if name in weighed]).sum()
         # Each trainable tensor takes part in each objective: DDP would leave one that does not unaveraged for good.
-        rest = [p.sum() for p in self.model.parameters() if p.requires_grad]
+        # Under FSDP what lies in shares is left out: processes agree there on what has a gradient.
+        rest = [p.sum() for p in self.model.parameters() if p.requires_grad and not isinstance(p, DTensor)]
         loss = loss + 0 * torch.stack(rest).sum() if rest else loss
         return {"loss": loss, **{name: value.detach() for name, value in parts.items()}}
 
