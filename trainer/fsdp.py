@@ -56,6 +56,9 @@ def take_up(accelerator: Accelerator, config: Config) -> None:
     if config.project:
         do = "project=false, or DDP (trainer/accelerate/ddp.yaml)"
         raise UserError("gradients that lie in shares are not projected", where="project", met="FSDP", do=do)
+    for where, met, only in (("optimizer", config.optimizer, "adamw"), ("compile", str(config.compile), "False")):
+        if met != only:
+            raise UserError("does not go with parameters in shares (FSDP)", where=where, met=met, wanted=only)
     # Weights stay what they are, and sums of gradients float32: autocast decides what is computed in bfloat16.
     plugin.mixed_precision_policy = MixedPrecisionPolicy()
 
@@ -101,9 +104,9 @@ def shared_out(module: nn.Module) -> nn.Module:
     return module
 
 
-def any_process(said: bool) -> bool:
+def any_process(said: bool, device: torch.device) -> bool:
     """Whether any process says so: all have to pass through the layers equally often."""
-    flag = torch.tensor(float(said), device=torch.accelerator.current_accelerator() or "cpu")
+    flag = torch.tensor(float(said), device=device)
     dist.all_reduce(flag, dist.ReduceOp.MAX)
     return bool(flag)
 

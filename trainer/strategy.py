@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from accelerate import Accelerator
 from torch.distributed.fsdp import register_fsdp_forward_method
@@ -29,7 +31,9 @@ def make_accelerator(config: Config) -> Accelerator:
     return accelerator
 
 
-def lay_out(accelerator: Accelerator, loop: Step, optimizer: torch.optim.Optimizer) -> tuple[Step, torch.optim.Optimizer]:
+def lay_out(
+    accelerator: Accelerator, loop: Step, optimizer: torch.optim.Optimizer
+) -> tuple[Step, torch.optim.Optimizer]:
     """What to call in place of `loop` and `optimizer`, which are changed in place.
 
     Parameters may be others afterwards: take them from `loop` anew.
@@ -37,6 +41,6 @@ def lay_out(accelerator: Accelerator, loop: Step, optimizer: torch.optim.Optimiz
     prepared, stepper = accelerator.prepare(loop, optimizer)
     if fsdp.is_shared(loop):
         register_fsdp_forward_method(loop, "judge")
-        loop.model.together = fsdp.any_process
+        loop.model.together = partial(fsdp.any_process, device=accelerator.device)
     loop.teacher.follow(loop)
     return prepared, stepper

@@ -22,6 +22,7 @@ from shards.errors import UserError
 from trainer.data.loader import Position
 from trainer.fsdp import gathered, shared_like, shared_out
 from trainer.objectives.step import Step
+from trainer.optimizer import from_stored, set_rate, to_stored
 from trainer.released.files import read_json
 from trainer.trained import WEIGHTS, Origin, fill, read_tensors, save_trained, trained_tensors
 
@@ -81,7 +82,7 @@ class Parts:
         names, parameters = self._names(), [p for group in self.optimizer.param_groups for p in group["params"]]
         index_of = {name: index for index, name in enumerate(names)}
         moments: dict[int, Tensors] = {}
-        for key, tensor in read_tensors(folder / _OPTIMIZER).items():
+        for key, tensor in from_stored(read_tensors(folder / _OPTIMIZER)).items():
             name, _, kind = key.rpartition(":")
             if name not in index_of:
                 raise UserError("the tensors are not this optimiser's", where=str(folder / _OPTIMIZER), met=key)
@@ -95,7 +96,12 @@ class Parts:
         for group, base, factor in zip(
             self.optimizer.param_groups, self.scheduler.base_lrs, self.scheduler.lr_lambdas, strict=True
         ):
-            group["lr"] = base * factor(state.step)
+            set_rate(group, float(base * factor(state.step)))
+
+    def schedule(self) -> dict[str, Any]:
+        """The scheduler's state as plain numbers."""
+        state: dict[str, Any] = self.scheduler.state_dict()
+        return {key: [*map(_plain, of)] if isinstance(of, list) else of for key, of in state.items()}
 
     def _names(self) -> list[str]:
         """The names of the optimiser's parameters, in its order."""
@@ -106,7 +112,11 @@ class Parts:
         """By "name of the parameter:name of the moment"."""
         names = self._names()
         state: dict[int, Tensors] = self.optimizer.state_dict()["state"]
-        return {f"{names[i]}:{kind}": tensor for i, of in state.items() for kind, tensor in of.items()}
+        return to_stored({f"{names[i]}:{kind}": tensor for i, of in state.items() for kind, tensor in of.items()})
+
+
+def _plain(value: Any) -> Any:
+    return float(value) if isinstance(value, torch.Tensor) else value
 
 
 def write(

@@ -68,6 +68,8 @@ def generate(
             row_of.append(unread.nonzero()[:, 0])
         if not more:
             break
+        if model.work:
+            model.work.add("said", len(state))
         token = pick(model.language_model.lm_head(state).float(), len(ids))
         ids.append(torch.where(running, token, pad))
         valid.append(running)

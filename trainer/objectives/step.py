@@ -12,8 +12,10 @@ from torch.distributed.tensor import DTensor
 
 from trainer.config import Config
 from trainer.data.loader import Need
+from trainer.measure.flops import Costs
 from trainer.measure.judge import Judged, judge
 from trainer.model.sa2va import Sa2VA
+from trainer.model.work import Work
 from trainer.modes import evaluating
 from trainer.objectives.dual_loop import dual_loop
 from trainer.objectives.noise import object_generators
@@ -30,6 +32,8 @@ FIELDS = {
 """What each objective reads of a batch."""
 NEED: dict[str, Need] = {"dual": "regions", "segment": "texts", "describe": "texts", "reverse": "texts"}
 """What each objective needs of an object."""
+COUNTED = ("tokens", "flops")
+"""Results of a step that are amounts: tokens that the student read, operations of the model."""
 UNREACHED = {"describe": ("text_hidden_fcs", "sam_mask_decoder", "sam_image_encoder")}
 """Parts of the model that no loss of an objective reaches."""
 _WEIGHTS = {"bce": "lambda_mask", "dice": "lambda_dice", "lang": "lambda_lang", "anchor": "lambda_anchor"}
@@ -45,11 +49,12 @@ class Step(nn.Module):
 
     def __init__(self, model: Sa2VA, config: Config) -> None:
         super().__init__()
-        layers = {*(model.language_model._no_split_modules or ()), *(model.vision_model._no_split_modules or ())}
-        self._no_split_modules = sorted({*layers, "MultiScaleBlock"})  # FSDP gathers one of these at a time
+        self._no_split_modules = sorted(model.layer_names)  # FSDP gathers one of these at a time
         self.model, self.config = model, config
         self.passes = Passes(model, config)
         self.teacher = Teacher(model, config.ema_decay)
+        self.costs: Costs | None = None
+        """What the model's work costs, where it is to be counted."""
 
     def forward(self, batch: Batch, objective: str) -> dict[str, Tensor]:
         """Run one step.
@@ -59,13 +64,14 @@ class Step(nn.Module):
             objective: a key of `FIELDS`.
 
         Returns:
-            `loss`, with gradient, and its parts and statistics, all of shape ().
+            `loss`, with gradient, its parts and statistics, and what is `COUNTED`, all of shape ().
 
         Raises:
             UserError: an object that has no text, or no prompt cell, where the objective needs it.
         """
         batch = self._to_device(batch)
         draws = object_generators(batch, self.config.seed)
+        work = self.model.work = Work()
         match objective:
             case "dual":
                 parts = dual_loop(self.passes, self.teacher, batch, draws)
@@ -75,7 +81,9 @@ class Step(nn.Module):
                 parts = self._describe(batch, draws)
             case _:
                 parts = self._segment(batch, draws)
-        return self._total(parts)
+        self.model.work = None
+        flops = self.costs.of(work) if self.costs else torch.zeros(())
+        return self._total(parts) | {"tokens": work.tokens, "flops": flops}
 
     def _segment(self, batch: Batch, draws: list[torch.Generator]) -> dict[str, Tensor]:
         """caption -> mask, supervised."""
