@@ -68,9 +68,9 @@ def is_shared(module: nn.Module) -> bool:
     return isinstance(module, FSDPModule)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor. Where it lies in shares all processes have to ask."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+def whole(value: Tensor | float) -> Tensor:
+    """All of a tensor, or a number as one. Where it lies in shares all processes have to ask."""
+    return value.full_tensor() if isinstance(value, DTensor) else torch.as_tensor(value)
 
 
 def gathered(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch.distributed.fsdp import register_fsdp_forward_method
 
-from trainer import fsdp
+from trainer import fsdp, zero
 from trainer.config import Config
 from trainer.objectives.backward import accumulation_steps
 from trainer.objectives.step import Step
@@ -22,12 +22,14 @@ def make_accelerator(config: Config) -> Accelerator:
     """
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),
-        mixed_precision=config.mixed_precision,
+        mixed_precision="no" if zero.is_asked() else config.mixed_precision,
         gradient_accumulation_steps=accumulation_steps(config),
         log_with="tensorboard",
         project_dir=config.output_dir,
     )
+    accelerator.gradient_accumulation_steps = accumulation_steps(config)  # the launcher may have said otherwise
     fsdp.take_up(accelerator, config)
+    zero.take_up(accelerator, config)
     return accelerator
 
 

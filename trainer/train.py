@@ -41,7 +41,7 @@ from trainer.command import run_command
 from trainer.config import Config, flat, load_config, save_config
 from trainer.data.loader import Loader, check_recipe
 from trainer.data.stream import Stream
-from trainer.fsdp import is_shared, whole
+from trainer.fsdp import whole
 from trainer.measure.evaluation import SHOWN
 from trainer.measure.flops import costs_of, peak_of
 from trainer.measure.held_out import HeldOut
@@ -56,8 +56,9 @@ from trainer.objectives.step import FIELDS, NEED, UNREACHED, Step
 from trainer.optimizer import make_optimizer
 from trainer.processes import missing_processes, start
 from trainer.schedule import rate_factor
-from trainer.strategy import lay_out, make_accelerator
+from trainer.strategy import lay_out, layout_of, make_accelerator
 from trainer.trained import Origin, base_model
+from trainer.zero import sharing
 
 
 def main(arguments: list[str]) -> None:
@@ -137,9 +138,10 @@ def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
     optimizer = make_optimizer(model, config)
     # The scheduler is not prepared: it would step once a process, so many times too fast.
     factor = partial(rate_factor, steps=config.steps, warmup_steps=config.warmup_steps, warmup_from=config.warmup_from)
-    parts = Parts(loop, new, optimizer, LambdaLR(optimizer, factor))
+    scheduler = LambdaLR(optimizer, factor)
     stream = Stream(loaders, config.accumulation, begun.position)
     step_forward, stepper = lay_out(accelerator, loop, optimizer)
+    parts = Parts(loop, new, optimizer, scheduler, sharing(accelerator))
     trainable = [p for p in loop.parameters() if p.requires_grad]
     if begun.checkpoint:
         parts.read(begun.checkpoint)
@@ -153,11 +155,8 @@ def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
     main = accelerator.is_main_process
     gauges: dict[str, Any] = {"peak": device_peak, "threads": config.data.threads}
     journal = Journal(folder, config.steps, accelerator.log, show, begun.records, **gauges) if main else None
-    layout = ", parameters in shares (FSDP2)" if is_shared(loop) else ""
-    show(
-        f"{accelerator.num_processes} process(es) on {accelerator.device}{layout}, "
-        f"mixed precision {config.mixed_precision}"
-    )
+    device, how = accelerator.device, layout_of(accelerator)
+    show(f"{accelerator.num_processes} process(es) on {device}{how}, mixed precision {config.mixed_precision}")
     show("training " + ", ".join(f"{part} ({size:,} parameters)" for part, size in sizes.items()))
     if begun.checkpoint:
         show(f"going on after step {begun.step}: {begun.checkpoint}")

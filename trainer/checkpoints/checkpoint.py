@@ -25,6 +25,8 @@ from trainer.objectives.step import Step
 from trainer.optimizer import from_stored, set_rate, to_stored
 from trainer.released.files import read_json
 from trainer.trained import WEIGHTS, Origin, fill, read_tensors, save_trained, trained_tensors
+from trainer.zero import moments as zero_moments
+from trainer.zero import restore
 
 STATE = "state.json"
 _TEACHER, _OPTIMIZER, _RNG = "teacher.safetensors", "optimizer.safetensors", "rng.json"
@@ -61,6 +63,8 @@ class Parts:
     """What `base_model` returned."""
     optimizer: torch.optim.Optimizer
     scheduler: LambdaLR
+    zero: Any = None
+    """DeepSpeed's optimiser around it, where it is used."""
 
     def tensors(self, keep: bool = True) -> dict[str, Tensors]:
         """All tensors of a checkpoint, by file and name: those of the run, or copies of what lies in shares.
@@ -79,10 +83,15 @@ class Parts:
         """
         fill(trained_tensors(self.loop.model, self.new), folder / WEIGHTS)
         fill(self.loop.teacher.shadow, folder / _TEACHER)
+        stored = from_stored(read_tensors(folder / _OPTIMIZER))
+        if self.zero is not None:
+            restore(self.loop, self.zero, stored)
+            self._take_schedule(folder)
+            return
         names, parameters = self._names(), [p for group in self.optimizer.param_groups for p in group["params"]]
         index_of = {name: index for index, name in enumerate(names)}
         moments: dict[int, Tensors] = {}
-        for key, tensor in from_stored(read_tensors(folder / _OPTIMIZER)).items():
+        for key, tensor in stored.items():
             name, _, kind = key.rpartition(":")
             if name not in index_of:
                 raise UserError("the tensors are not this optimiser's", where=str(folder / _OPTIMIZER), met=key)
@@ -90,6 +99,9 @@ class Parts:
             placed = shared_like(tensor, like) if tensor.shape == like.shape else tensor
             moments.setdefault(index_of[name], {})[kind] = placed
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        self._take_schedule(folder)
+
+    def _take_schedule(self, folder: Path) -> None:
         state = read_state(folder)
         self.scheduler.load_state_dict(state.scheduler)
         # The schedule may have another end now, and the rate of the next step with it.
@@ -110,6 +122,8 @@ class Parts:
 
     def _optimizer_tensors(self) -> Tensors:
         """By "name of the parameter:name of the moment"."""
+        if self.zero is not None:
+            return zero_moments(self.loop, self.zero)
         names = self._names()
         state: dict[int, Tensors] = self.optimizer.state_dict()["state"]
         return to_stored({f"{names[i]}:{kind}": tensor for i, of in state.items() for kind, tensor in of.items()})

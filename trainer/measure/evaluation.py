@@ -15,6 +15,7 @@ from trainer.config import Config
 from trainer.data.loader import Batch, Loader
 from trainer.measure.judge import JUDGED, TARGET_FRAME, Judged
 from trainer.measure.report import Panel, tinted
+from trainer.modes import autocast
 from trainer.objectives.losses import logits_at, regular_points, truth_at
 from trainer.objectives.step import Step
 
@@ -41,7 +42,7 @@ def evaluate(
     counts: dict[str, Tensor] = {}
     per_step = config.batch_size * accelerator.num_processes
     for batch in _first(loader, -(-config.eval.samples // per_step)):
-        with accelerator.autocast():
+        with autocast(accelerator.device, config.mixed_precision):
             judged = step.judge(batch, objective)
         if accelerator.is_main_process and len(shown) < config.eval.show:
             shown += _panels(batch, judged, objective)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from trainer.config import Config
 from trainer.data.stream import Stream
+from trainer.modes import autocast
 from trainer.objectives.step import COUNTED
 
 Losses = dict[str, Tensor]
@@ -32,6 +33,7 @@ class Backward:
         self, accelerator: Accelerator, module: nn.Module, parameters: Sequence[nn.Parameter], config: Config
     ) -> None:
         self._accelerator, self._module, self._parameters = accelerator, module, parameters
+        self._precision = config.mixed_precision
         self._mix, self._accumulation, self._project = config.objectives(), config.accumulation, config.project
 
     def __call__(self, stream: Stream) -> tuple[Losses, Losses, dict[str, list[str]]]:
@@ -49,7 +51,7 @@ class Backward:
             keys[objective] += batch["keys"]
             weight = self._mix[objective].weight
             with self._accelerator.no_sync(self._module) if self._project else self._accumulated():
-                with self._accelerator.autocast():  # DDP's wrapper does this too, FSDP's does not
+                with autocast(self._accelerator.device, self._precision):
                     result = self._module(batch, objective)
                 # Accelerate divides by the number of batches that it accumulates.
                 self._accelerator.backward(result["loss"] * (weight * self._divided / self._accumulation))
