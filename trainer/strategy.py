@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch.distributed.fsdp import register_fsdp_forward_method
 
 from trainer import fsdp, zero
@@ -46,3 +47,13 @@ def lay_out(
         loop.model.together = partial(fsdp.any_process, device=accelerator.device)
     loop.teacher.follow(loop)
     return prepared, stepper
+
+
+def layout_of(accelerator: Accelerator) -> str:
+    """What to say about it; nothing where each process holds all."""
+    shares = {
+        DistributedType.FSDP: "parameters in shares (FSDP2)",
+        DistributedType.DEEPSPEED: "moments in shares (ZeRO-2)",
+    }
+    said = shares.get(accelerator.distributed_type)
+    return f", {said}" if said else ""
