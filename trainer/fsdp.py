@@ -1,6 +1,6 @@
 """FSDP2 (Zhao et al. 2023): parameters in shares, one a process, whole only while a layer computes.
 
-`accelerate launch --config_file trainer/accelerate/fsdp2.yaml` asks for it. What it changes for the rest of the trainer
+`accelerate launch --config_file trainer/launch/fsdp2.yaml` asks for it. What it changes for the rest of the trainer
 is here: parameters become DTensors, each pass of a layer is a collective, and weights cannot be swapped by handing
 others in, since a layer fetches its own.
 """
@@ -23,7 +23,7 @@ from shards.errors import UserError
 from trainer.config import Config
 
 _ASKED = "ACCELERATE_USE_FSDP"
-_WANTED = "trainer/accelerate/fsdp2.yaml"
+_WANTED = "trainer/launch/fsdp2.yaml"
 
 
 def take_up(accelerator: Accelerator, config: Config) -> None:
@@ -54,7 +54,7 @@ def take_up(accelerator: Accelerator, config: Config) -> None:
     if met := [name for name, found in unfit.items() if found]:
         raise UserError("not supported", where="accelerate's FSDP settings", met=", ".join(met), wanted=_WANTED)
     if config.project:
-        do = "project=false, or DDP (trainer/accelerate/ddp.yaml)"
+        do = "project=false, or DDP (trainer/launch/ddp.yaml)"
         raise UserError("gradients that lie in shares are not projected", where="project", met="FSDP", do=do)
     for where, met, only in (("optimizer", config.optimizer, "adamw"), ("compile", str(config.compile), "False")):
         if met != only:

@@ -1,6 +1,6 @@
 """DeepSpeed's ZeRO-2 (Rajbhandari et al. 2020): gradients and moments in shares, weights whole on every process.
 
-`accelerate launch --config_file trainer/accelerate/zero2.yaml` asks for it. DeepSpeed averages, clips and steps inside
+`accelerate launch --config_file trainer/launch/zero2.yaml` asks for it. DeepSpeed averages, clips and steps inside
 of backward, and keeps moments of flattened shares; it leaves a step out whose gradient is not finite.
 """
 
@@ -20,7 +20,7 @@ from trainer.config import Config
 from trainer.objectives.backward import accumulation_steps
 from trainer.objectives.step import Step
 
-_WANTED = "trainer/accelerate/zero2.yaml"
+_WANTED = "trainer/launch/zero2.yaml"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -94,6 +94,11 @@ def restore(loop: Step, optimizer: Any, found: Mapping[str, Tensor]) -> None:
     """Take up `moments`, and the weights as they are in `loop` now."""
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
+    trains = [name for name, parameter in loop.named_parameters() if parameter.requires_grad]
+    wanted = {f"{name}:{kind}" for name in trains for kind in (*_MOMENTS, "step")}
+    if wanted != found.keys():
+        met = ", ".join(sorted(wanted ^ found.keys())[:3])
+        raise UserError("the tensors are not this optimiser's", where="the moments of the checkpoint", met=met)
     step = next(tensor for name, tensor in found.items() if name.endswith(":step"))
     for flat in optimizer.single_partition_of_fp32_groups:
         zeros = {kind: torch.zeros_like(flat) for kind in _MOMENTS}

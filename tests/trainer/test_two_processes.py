@@ -108,7 +108,7 @@ def test_two_processes_with_parameters_in_shares(two_processes: Path, tmp_path: 
     does: weights, teacher and moments come out of a checkpoint into shares and get back into one."""
     half = two_processes / "checkpoints" / "step-0000002"
     command = [*given_to_two(two_processes), "batch_size=1", f"output_dir={tmp_path}", f"resume={half}"]
-    said = launch(command, tmp_path / "said", processes=2, configuration="trainer/accelerate/fsdp2.yaml")
+    said = launch(command, tmp_path / "said", processes=2, configuration="trainer/launch/fsdp2.yaml")
     assert "parameters in shares (FSDP2)" in said
     for one, two in zip(losses(tmp_path), losses(two_processes), strict=True):
         assert one == pytest.approx(two, rel=1e-4)
