@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor, nn
 from torch import distributed as dist
@@ -37,8 +37,8 @@ def take_up(accelerator: Accelerator, config: Config) -> None:
     if os.environ.get(_ASKED, "").lower() != "true":
         return
     if accelerator.distributed_type == DistributedType.MULTI_CPU:
-        accelerator.state.distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+        set_type(accelerator, DistributedType.FSDP)
     if accelerator.distributed_type != DistributedType.FSDP:
         return  # one process: there is nothing to share
     plugin = accelerator.state.fsdp_plugin
@@ -51,8 +51,8 @@ def take_up(accelerator: Accelerator, config: Config) -> None:
         "fsdp_ignored_modules": plugin.ignored_modules is not None,
         "dynamo_backend": os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no",
     }
-    if met := [name for name, found in unfit.items() if found]:
-        raise UserError("not supported", where="accelerate's FSDP settings", met=", ".join(met), wanted=_WANTED)
+    if found := [name for name, present in unfit.items() if present]:
+        raise UserError("not supported", where="accelerate's FSDP settings", met=", ".join(found), wanted=_WANTED)
     if config.project:
         do = "project=false, or DDP (trainer/launch/ddp.yaml)"
         raise UserError("gradients that lie in shares are not projected", where="project", met="FSDP", do=do)
@@ -61,6 +61,12 @@ def take_up(accelerator: Accelerator, config: Config) -> None:
             raise UserError("does not go with parameters in shares (FSDP)", where=where, met=met, wanted=only)
     # Weights stay what they are, and sums of gradients float32: autocast decides what is computed in bfloat16.
     plugin.mixed_precision_policy = MixedPrecisionPolicy()
+
+
+def set_type(accelerator: Accelerator, kind: DistributedType) -> None:
+    """Make it `kind`, as Accelerate itself does on GPUs: its states are made anew from the one below them."""
+    accelerator.state.distributed_type = kind
+    PartialState._shared_state["distributed_type"] = kind
 
 
 def is_shared(module: nn.Module) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from shards.errors import UserError
 from trainer.config import Config
+from trainer.fsdp import set_type
 from trainer.objectives.backward import accumulation_steps
 from trainer.objectives.step import Step
 
@@ -44,8 +45,8 @@ def take_up(accelerator: Accelerator, config: Config) -> None:
         plugin = DeepSpeedPlugin()
         plugin.set_mixed_precision("no")
         plugin.select(_from_accelerator_state=True)
-        accelerator.state.distributed_type = DistributedType.DEEPSPEED
         accelerator.state.deepspeed_plugins = plugin
+        set_type(accelerator, DistributedType.DEEPSPEED)
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         return
     settings = accelerator.state.deepspeed_plugin.deepspeed_config
@@ -56,8 +57,8 @@ def take_up(accelerator: Accelerator, config: Config) -> None:
         "offloading": any(device not in (None, "none") for device in offloads),
         "an optimizer or scheduler of DeepSpeed's": "optimizer" in settings or "scheduler" in settings,
     }
-    if met := [name for name, found in unfit.items() if found]:
-        raise UserError("not supported", where="DeepSpeed's settings", met=", ".join(met), wanted=_WANTED)
+    if found := [name for name, present in unfit.items() if present]:
+        raise UserError("not supported", where="DeepSpeed's settings", met=", ".join(found), wanted=_WANTED)
     own = (("project", config.project, False), ("optimizer", config.optimizer, "adamw"))
     for where, given, only in (*own, ("compile", config.compile, False)):
         if given != only:

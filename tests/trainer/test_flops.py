@@ -25,7 +25,7 @@ def test_a_step_counts_what_pytorch_counts(make_loop, config, batch: Batch, monk
         result = loop(batch, "dual")
         result["loss"].backward()
     assert result["flops"].item() == pytest.approx(counter.get_total_flops(), rel=0.03)
-    rows = [loop.model.prompts.describe("a", int(region.sum())) for region in batch["prompt_masks1"]]
+    rows = [loop.model.prompts.describe("a", [int(region.sum())]) for region in batch["prompt_masks1"]]
     assert result["tokens"] > sum(len(row.ids) for row in rows)
     assert loop.model.work is None  # evaluations do not count
 
