@@ -162,7 +162,7 @@ def call(*arguments: object) -> int:
 
 @pytest.mark.parametrize("source", CASES)
 def test_from_raw_files_to_five_steps(source, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("trainer.train.write_report", lambda *_: None)  # drawing it takes longer than a step
+    monkeypatch.setattr("trainer.measure.held_out.write_report", lambda *_: None)  # drawing it takes longer than a step
     case, root, shards = CASES[source], tmp_path / "raw", tmp_path / "shards" / source
     case.write(root)
     given = ["--source", source, "--root", root, "--workers", 1, "--max-bad", 0.5, *case.options]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import torch
@@ -30,13 +30,18 @@ def decided_by_main(accelerator: Accelerator, decide: Callable[[], T]) -> T:
 
 
 def over_processes(
-    accelerator: Accelerator, values: dict[str, torch.Tensor], signal: int
-) -> tuple[dict[str, float], int]:
-    """The mean of each value () over all processes, and the highest of their signals, in one collective."""
-    row = [value.float() for value in values.values()]
-    row.append(torch.tensor(float(signal), device=accelerator.device))
-    rows = accelerator.gather(torch.stack(row)[None])
-    return dict(zip(values, rows[:, :-1].mean(0).tolist(), strict=True)), int(rows[:, -1].max())
+    accelerator: Accelerator,
+    values: Mapping[str, torch.Tensor],
+    amounts: Mapping[str, torch.Tensor | float],
+    signal: int,
+) -> tuple[dict[str, float], dict[str, list[float]], int]:
+    """In one collective: the mean of each value () over all processes, what each process says of each amount, and the
+    highest of their signals."""
+    row = [torch.as_tensor(v, dtype=torch.float32) for v in (*values.values(), *amounts.values(), signal)]
+    rows = accelerator.gather(torch.stack([v.to(accelerator.device) for v in row])[None])
+    means = dict(zip(values, rows[:, : len(values)].mean(0).tolist(), strict=True))
+    each = dict(zip(amounts, rows[:, len(values) : -1].T.tolist(), strict=True))
+    return means, each, int(rows[:, -1].max())
 
 
 def stop_unless_finite(

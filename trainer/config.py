@@ -97,6 +97,8 @@ class Config:
     """Parts that train, see `trainer/model/trainable.py`; all others are frozen."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     gradient_checkpointing: bool = False
+    compile: bool = False
+    """Compile the layers of vision tower, SAM 2's image encoder and language model with torch.compile."""
 
     lambda_mask: float = 1.0
     lambda_dice: float = 1.0
@@ -118,6 +120,8 @@ class Config:
     gumbel_tau: float = 0.7
     gumbel_top_k: int = 256
 
+    optimizer: str = "adamw"
+    """adamw, or adamw8bit: moments in 8 bits a value, of torchao."""
     lr: float = 2e-5
     rates: dict[str, float] = field(default_factory=dict)
     """Of parts that have a rate of their own, such as {text_hidden_fcs: 2e-4}; the others have `lr`."""
@@ -156,6 +160,7 @@ OBJECTIVES = ("dual", "segment", "describe", "reverse")
 CHOICES = {
     "objective": OBJECTIVES,
     "mixed_precision": ("bf16", "no"),
+    "optimizer": ("adamw", "adamw8bit"),
     "model.dtype": ("float32", "bfloat16"),
 }
 POSITIVE = (

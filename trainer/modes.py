@@ -1,10 +1,11 @@
-"""Evaluation mode for a while."""
+"""Modes for a while: evaluation, and bfloat16 where it is asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 
@@ -17,3 +18,11 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         module.train(was_training)
+
+
+def autocast(device: torch.device, mixed_precision: str) -> torch.autocast:
+    """Compute in bfloat16 where `mixed_precision` is "bf16"; weights stay as they are.
+
+    Accelerate does this for DDP alone: FSDP and DeepSpeed would cast weights and results.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision == "bf16")

@@ -25,7 +25,6 @@ import logging
 import shlex
 import sys
 import time
-from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -33,14 +32,13 @@ from pathlib import Path
 from signal import Signals
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from torch.optim.lr_scheduler import LambdaLR
 
 from shards.errors import UserError
 from trainer.agreement import decided_by_main, over_processes, stop_unless_finite
-from trainer.checkpoints.checkpoint import Parts, State
+from trainer.checkpoints.checkpoint import Parts, State, nbytes, write
 from trainer.checkpoints.preemption import Preemption
 from trainer.checkpoints.resume import begin
 from trainer.checkpoints.rng import random_state, set_random_state
@@ -48,17 +46,23 @@ from trainer.checkpoints.run_folder import RunFolder
 from trainer.config import Config, flat, load_config, save_config
 from trainer.data.loader import Loader, check_recipe
 from trainer.data.stream import Stream
-from trainer.measure.evaluation import SHOWN, evaluate, panels
+from trainer.fsdp import whole
+from trainer.measure.evaluation import SHOWN
+from trainer.measure.flops import costs_of, peak_of
+from trainer.measure.held_out import HeldOut
 from trainer.measure.journal import Journal
-from trainer.measure.judge import JUDGED
-from trainer.measure.report import write_report
+from trainer.measure.rates import Spent, memory
 from trainer.model.architecture import GRID, VISION_SIZE
+from trainer.model.compiled import compile_layers
 from trainer.model.grounding import IMAGE_SIZE, MEAN, STD
-from trainer.model.trainable import by_part, set_trainable
-from trainer.objectives.backward import Backward, accumulation_steps
+from trainer.model.trainable import set_trainable
+from trainer.objectives.backward import Backward
 from trainer.objectives.step import FIELDS, NEED, UNREACHED, Step
+from trainer.optimizer import make_optimizer
 from trainer.schedule import rate_factor
+from trainer.strategy import lay_out, layout_of, make_accelerator
 from trainer.trained import Origin, base_model
+from trainer.zero import sharing
 
 
 def main(arguments: list[str]) -> None:
@@ -70,14 +74,7 @@ def main(arguments: list[str]) -> None:
     """
     config = reached(load_config(arguments))
 
-    # The one place that decides device and precision.
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=accumulation_steps(config),
-        log_with="tensorboard",
-        project_dir=config.output_dir,
-    )
+    accelerator = make_accelerator(config)
     with closing(RunFolder(Path(config.output_dir), config.checkpoint.keep)) as run:
         if stopped := train(config, accelerator, run):
             again = shlex.join(["trainer/train.py", *arguments])
@@ -116,8 +113,8 @@ def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
         name: load(name, FIELDS[name], accumulation=config.accumulation, objects_per_sample=chosen) for name in mix
     }
     # Two objects of a picture, so that captions can be swapped.
-    judged: dict[str, Any] = {"part": "holdout", "objects_per_sample": max(2, chosen)}
-    held_out = {name: load(name, JUDGED[name], **judged) for name in mix if config.data.holdout}
+    two: dict[str, Any] = {"part": "holdout", "objects_per_sample": max(2, chosen)}
+    judged = {name: load(name, SHOWN[name], **two) for name in mix if config.data.holdout}
     recipe, described = loaders[next(iter(mix))].recipe, [f"{k}: {d}" for k in mix for d in loaders[k].described]
     for loader in loaders.values():
         check_recipe(loader.recipe, vision_size=VISION_SIZE, grid=GRID, sam_size=IMAGE_SIZE, mean=MEAN, std=STD)
@@ -137,23 +134,21 @@ def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
     sizes = set_trainable(model, config.trainable, **vars(config.lora))
     if config.gradient_checkpointing:
         model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.compile:
+        compile_layers(model)
     loop = Step(model.to(accelerator.device), config)
-    trainable = [p for p in loop.parameters() if p.requires_grad]
-    groups = by_part(model, config.trainable).items()
-    optimizer = torch.optim.AdamW(
-        [{"params": own, "lr": config.rates.get(part, config.lr)} for part, own in groups if own],
-        lr=config.lr,
-        betas=(config.betas[0], config.betas[1]),
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-    )
+    device_peak = peak_of(accelerator.device, config.mixed_precision)
+    loop.costs = costs_of(model) if device_peak else None
+    optimizer = make_optimizer(model, config)
     # The scheduler is not prepared: it would step once a process, so many times too fast.
     factor = partial(rate_factor, steps=config.steps, warmup_steps=config.warmup_steps, warmup_from=config.warmup_from)
-    parts = Parts(loop, new, optimizer, LambdaLR(optimizer, factor))
+    scheduler = LambdaLR(optimizer, factor)
     stream = Stream(loaders, config.accumulation, begun.position)
+    step_forward, stepper = lay_out(accelerator, loop, optimizer)
+    parts = Parts(loop, new, optimizer, scheduler, sharing(accelerator))
+    trainable = [p for p in loop.parameters() if p.requires_grad]
     if begun.checkpoint:
         parts.read(begun.checkpoint)
-    step_forward, stepper = accelerator.prepare(loop, optimizer)
     backward = Backward(accelerator, step_forward, trainable, config)
     # From here on (dropout) processes differ.
     set_random_state(begun.random_states, accelerator.process_index, accelerator.device, config.seed + begun.step)
@@ -162,40 +157,36 @@ def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
     purge = {"purge_step": begun.step + 1 if begun.checkpoint else 0}  # what a killed run said of later steps
     accelerator.init_trackers("tensorboard", hyperparameters, {"tensorboard": purge})
     main = accelerator.is_main_process
-    journal = Journal(folder, config.steps, accelerator.log, show, begun.records) if main else None
-    show(f"{accelerator.num_processes} process(es) on {accelerator.device}, mixed precision {config.mixed_precision}")
+    gauges: dict[str, Any] = {"peak": device_peak, "threads": config.data.threads}
+    journal = Journal(folder, config.steps, accelerator.log, show, begun.records, **gauges) if main else None
+    device, how = accelerator.device, layout_of(accelerator)
+    show(f"{accelerator.num_processes} process(es) on {device}{how}, mixed precision {config.mixed_precision}")
     show("training " + ", ".join(f"{part} ({size:,} parameters)" for part, size in sizes.items()))
     if begun.checkpoint:
         show(f"going on after step {begun.step}: {begun.checkpoint}")
 
-    def look_at_held_out(step: int) -> float | None:
-        if not held_out or (step % config.eval.every and step != config.steps):
-            return None
-        found = {name: evaluate(accelerator, loop, own, name, config) for name, own in held_out.items()}
-        if journal:
-            journal.held_out(step, named(found))
-        losses = [values["mask_loss"] for values in found.values() if "mask_loss" in values]
-        return sum(losses) / len(losses) if losses else None
+    held_out = HeldOut(accelerator, loop, judged, config, journal, run.report, [*sizes])
 
     def save(step: int, mask_loss: float | None) -> None:
         random_states = gather_object([random_state(accelerator.device)])
+        tensors = parts.tensors(keep=main)
         if journal:
             journal.sync()
             origin = Origin.of(config, step, recipe.name, described)
-            schedule = parts.scheduler.state_dict()
-            state = State(step, stream.position, samples, mask_loss, schedule, flat(config), described)
-            run.save(step, parts.nbytes(), lambda target: parts.write(target, state, origin, random_states))
+            state = State(step, stream.position, samples, mask_loss, parts.schedule(), flat(config), described)
+            run.save(step, nbytes(tensors), lambda target: write(target, tensors, state, origin, random_states))
         accelerator.wait_for_everyone()
 
-    if not begun.evaluated:
-        look_at_held_out(begun.step)
+    if held_out.is_due(begun.step) and (not begun.evaluated or begun.step == config.steps):
+        held_out.look(begun.step, known=begun.evaluated)
     step_forward.train()
     with Preemption() as preemption:
         for step in range(begun.step + 1, config.steps + 1):
             started, waited = time.perf_counter(), stream.wait_seconds
-            losses, keys = backward(stream)
-            losses["grad_norm"] = accelerator.clip_grad_norm_(trainable, config.clip)
-            means, stopped = over_processes(accelerator, losses, preemption.signal)
+            losses, counts, keys = backward(stream)
+            losses["grad_norm"] = whole(accelerator.clip_grad_norm_(trainable, config.clip))
+            own = {**counts, "waited": stream.wait_seconds - waited, "memory": memory(accelerator.device)}
+            means, each, stopped = over_processes(accelerator, losses, own, preemption.signal)
             stop_unless_finite(means, losses, step, keys)
             stepper.step()
             stepper.zero_grad()
@@ -203,10 +194,10 @@ def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
             rate = config.lr * factor(step - 1)
             parts.scheduler.step()
             if journal:
-                journal.step(
-                    step, means, rate, time.perf_counter() - started, stream.wait_seconds - waited, samples * len(mix)
-                )
-            mask_loss = None if stopped else look_at_held_out(step)  # preempted: the time is short
+                seconds = time.perf_counter() - started
+                journal.step(step, means, rate, Spent.of(seconds, samples * len(mix), each))
+            # Preempted: the time is short.
+            mask_loss = held_out.look(step) if held_out.is_due(step) and not stopped else None
             if stopped or step % config.checkpoint.every == 0 or step == config.steps:
                 save(step, mask_loss)
             if stopped:
@@ -214,21 +205,8 @@ def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
                 accelerator.end_training()
                 return stopped
 
+    held_out.write_report()
     if journal:
-        shown = [
-            panel
-            for name in held_out
-            for panel in panels(accelerator, loop, load(name, SHOWN[name], **judged), name, config)
-        ]
-        facts = {
-            "objectives": ", ".join(f"{name} (weight {share.weight:g})" for name, share in mix.items()),
-            "steps": f"{config.steps} of {config.accumulation} x {config.batch_size} samples on each of "
-            f"{accelerator.num_processes} process(es), {accelerator.device.type}",
-            "time": journal.time(),
-            "trained": ", ".join(sizes),
-        }
-        text = (folder / "config.yaml").read_text(encoding="utf-8")
-        write_report(run.report, f"{', '.join(mix)}: {folder.name}", facts, journal.records, shown, text)
         journal.close()
         show(f"weights: {folder / 'checkpoint'}\nreport: {run.report}")
     accelerator.wait_for_everyone()
@@ -243,12 +221,6 @@ def reached(config: Config) -> Config:
         met, wanted = ", ".join(config.trainable), "a part that a loss of the objective reaches"
         raise UserError("nothing to train", where="trainable", met=met, wanted=wanted)
     return replace(config, trainable=kept)
-
-
-def named(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Values of all objectives; with the objective's name in front where there are several."""
-    several = len(found) > 1
-    return {f"{o}/{k}" if several else k: value for o, values in found.items() for k, value in values.items()}
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from safetensors.torch import save as to_safetensors
 from shards.atomic import atomic_write
 from shards.errors import UserError
 from trainer.config import Config, LoraConfig, ModelConfig
+from trainer.fsdp import own, shared_like
 from trainer.model.sa2va import Sa2VA, build
 from trainer.model.trainable import set_trainable
 from trainer.released.files import check_fit, read_json
@@ -70,17 +71,16 @@ def base_model(config: ModelConfig, device: torch.device | str) -> tuple[Sa2VA, 
     return model, set(model.state_dict())
 
 
-def save_trained(folder: Path, model: Sa2VA, new: set[str], origin: Origin) -> None:
+def save_trained(folder: Path, tensors: Mapping[str, torch.Tensor], origin: Origin) -> None:
     """Write a checkpoint.
 
     Args:
         folder: is made where it does not exist.
-        model: after its training, adapters in place.
-        new: what `base_model` returned.
+        tensors: what `trained_tensors` returned of the model after its training, adapters in place.
         origin: of the run.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {n: t.cpu().contiguous() for n, t in trained_tensors(model, new).items()}
+    weights = {n: t.cpu().contiguous() for n, t in tensors.items()}
     atomic_write(folder / WEIGHTS, to_safetensors(weights))
     atomic_write(folder / ORIGIN, origin.to_bytes())
 
@@ -115,7 +115,7 @@ def fill(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     wanted, met = ({name: tuple(tensor.shape) for name, tensor in group.items()} for group in (tensors, found))
     check_fit(wanted, met, str(path))
     for name, tensor in tensors.items():
-        tensor.copy_(found[name])
+        own(tensor).copy_(own(shared_like(found[name], tensor)))
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -35,7 +35,7 @@ from trainer.export import export
 from trainer.model.sa2va import build
 from trainer.model.trainable import set_trainable
 from trainer.released.folder import save_model
-from trainer.trained import Origin, save_trained
+from trainer.trained import Origin, save_trained, trained_tensors
 
 REPOSITORY = Path(__file__).parents[2]
 SENTENCES = [
@@ -301,7 +301,7 @@ def test_a_run_is_measured_while_it_trains(sav_set: Path, tmp_path: Path):
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
     folder = tmp_path / "run"
-    save_trained(folder / "checkpoint", model, new, Origin.of(config, 3, "default", ["sav"]))
+    save_trained(folder / "checkpoint", trained_tensors(model, new), Origin.of(config, 3, "default", ["sav"]))
     before = files_of(folder)
     export(folder, tmp_path / "exported")
     wanted = load(tmp_path / "exported", "cpu").state_dict()

@@ -22,16 +22,19 @@ SMALL = [
 STATE_OF_THE_RUN = ("trained.safetensors", "teacher.safetensors", "optimizer.safetensors", "rng.json")
 
 
-def begin_run(arguments: list[str], said: Path, processes: int | None) -> subprocess.Popen[str]:
+def begin_run(
+    arguments: list[str], said: Path, processes: int | None, configuration: str | None = None
+) -> subprocess.Popen[str]:
     """`accelerate launch --num_processes N trainer/train.py ...`, or without the launcher where N is None.
 
-    What it says gets into the file `said`. It leads a process group of its own.
+    `configuration`: a file for the launcher. What it says gets into the file `said`. It leads a process group.
     """
     started = {"LOCAL_RANK", "WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"}
     environment = {k: v for k, v in os.environ.items() if k not in started} | {"PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable]
     if processes:
         command += ["-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", str(processes)]
+        command += ["--config_file", configuration] if configuration else []
     with said.open("w") as file:
         return subprocess.Popen(
             [*command, "trainer/train.py", *arguments],
@@ -44,9 +47,9 @@ def begin_run(arguments: list[str], said: Path, processes: int | None) -> subpro
         )
 
 
-def launch(arguments: list[str], said: Path, processes: int) -> str:
+def launch(arguments: list[str], said: Path, processes: int, configuration: str | None = None) -> str:
     """Run to the end, which must be a good one; what it said."""
-    status = begin_run(arguments, said, processes).wait(timeout=300)
+    status = begin_run(arguments, said, processes, configuration).wait(timeout=300)
     text = said.read_text()
     assert status == 0, text[-3000:]
     return text

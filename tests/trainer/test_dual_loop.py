@@ -279,3 +279,23 @@ def test_a_single_frame_goes_through_the_vision_tower_once(make_loop, batch: Bat
     seen.clear()
     assert loop(mixed, "dual")["loss"].item() == pytest.approx(wanted["loss"].item(), rel=1e-5)
     assert seen == [2, 1]
+
+
+def test_the_head_sees_needed_places_alone_and_an_encoder_a_picture_once(make_loop, batch: Batch):
+    """No logits of a whole row over the whole vocabulary; frozen encoders keep nothing for a gradient."""
+    loop = make_loop()
+    model = loop.model
+    heads: list[tuple[int, ...]] = []
+    encoded: list[tuple[int, bool]] = []
+    encoders = (model.vision_model, model.grounding_encoder.sam2_model.image_encoder)
+    model.language_model.lm_head.register_forward_hook(lambda _, given, out: heads.append(given[0].shape))
+    for encoder in encoders:
+        encoder.register_forward_hook(
+            lambda _, given, kwargs, out: encoded.append((len([*given, *kwargs.values()][0]), torch.is_grad_enabled())),
+            with_kwargs=True,
+        )
+    loop(batch, "dual")
+    # The teacher, a row each time; pass A, at most 5 words and their ends; pass B, the answers.
+    assert all(len(shape) == 2 and shape[1] == 128 for shape in heads)
+    assert max(shape[0] for shape in heads) < 2 * 60 < 2 * 256
+    assert encoded == [(2, False)] * 3  # both frames through the tower, frame 2 through SAM 2's

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import pytest
 
 from trainer.measure.journal import Journal
+from trainer.measure.rates import Bottleneck, Spent
 from trainer.measure.report import Panel, tinted, write_report
+from trainer.measure.sheet import contact_sheet
 
 
 class Tags(HTMLParser):
@@ -48,25 +51,35 @@ def panel(caption: str, prompt: bool = True) -> Panel:
 
 
 def test_it_is_one_file_that_loads_nothing(tmp_path: Path):
-    write_report(tmp_path / "report.html", "dual: demo", {"time": "3 s"}, records(), [panel("a cat")], "lr: 1\n")
+    write_report(
+        tmp_path / "report.html",
+        "dual: demo",
+        {"time": "3 s"},
+        records(),
+        {0: [panel("a dog")], 40: [panel("a cat")]},
+        "lr: 1\n",
+    )
     html = (tmp_path / "report.html").read_text("utf-8")
     tags = Tags()
     tags.feed(html)
     names = [tag for tag, _ in tags.found]
-    assert names.count("img") == 4 and names.count("svg") == 6
+    assert names.count("img") == 8 and names.count("svg") == 6
     assert not {"script", "link", "iframe"} & set(names)
     for _, attributes in tags.found:
         for name in ("src", "href", "xlink:href"):
             value = attributes.get(name)
             assert value is None or value.startswith(("data:image/png;base64,", "#")), value
     assert not re.search(r"url\((?!#)|@import", html)
-    for shown in ("a cat", "pair_1", "iou 0.250", "3 s", "lr: 1", "learning rate", "held-out mask loss"):
+    assert tags.text.index("after step 40") < tags.text.index("a cat") < tags.text.index("after step 0")
+    for shown in ("a dog", "a cat", "pair_1", "iou 0.250", "3 s", "lr: 1", "learning rate", "held-out mask loss"):
         assert shown in tags.text, shown
     assert "swap_gap" not in tags.text  # not a number: there was no other caption
 
 
 def test_captions_are_text_not_html(tmp_path: Path):
-    write_report(tmp_path / "r.html", "<b>t", {}, records(), [panel("<script>alert(1)</script>\x00\ud800é")], "<i>")
+    write_report(
+        tmp_path / "r.html", "<b>t", {}, records(), {1: [panel("<script>alert(1)</script>\x00\ud800é")]}, "<i>"
+    )
     html = (tmp_path / "r.html").read_text("utf-8")
     assert "<script>" not in html and "<b>t" not in html and "<i>" not in html
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html and "é" in html
@@ -74,7 +87,7 @@ def test_captions_are_text_not_html(tmp_path: Path):
 
 def test_pictures_are_the_samples_own(tmp_path: Path):
     shown = panel("x", prompt=False)
-    write_report(tmp_path / "r.html", "t", {}, records(), [shown], "")
+    write_report(tmp_path / "r.html", "t", {}, records(), {1: [shown]}, "")
     sources = re.findall(r'src="data:image/png;base64,([^"]+)"', (tmp_path / "r.html").read_text("utf-8"))
     pictures = [np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(source)))) for source in sources]
     wanted = [shown.image, tinted(shown.image, shown.truth), tinted(shown.image, shown.prediction)]
@@ -83,7 +96,7 @@ def test_pictures_are_the_samples_own(tmp_path: Path):
 
 def test_an_objective_without_masks_has_no_prediction(tmp_path: Path):
     told = dataclasses.replace(panel("x"), prediction=None, values={"caption": 1.5})
-    write_report(tmp_path / "r.html", "t", {}, records(), [told], "")
+    write_report(tmp_path / "r.html", "t", {}, records(), {1: [told]}, "")
     html = (tmp_path / "r.html").read_text("utf-8")
     assert html.count("<img") == 3 and "caption 1.500" in html
 
@@ -91,7 +104,7 @@ def test_an_objective_without_masks_has_no_prediction(tmp_path: Path):
 def test_a_mix_of_objectives_shares_its_curves(tmp_path: Path):
     """Records of a mix name their objective; a record need not hold every value."""
     mixed = [{"step": 1, "dual/bce": 1.0, "lr": 1.0}, {"step": 2, "describe/caption": 3.0, "lr": 1.0}]
-    write_report(tmp_path / "r.html", "t", {}, [*mixed, {"step": 2, "held_out/dual/iou": 0.5}], [], "")
+    write_report(tmp_path / "r.html", "t", {}, [*mixed, {"step": 2, "held_out/dual/iou": 0.5}], {}, "")
     html = (tmp_path / "r.html").read_text("utf-8")
     assert html.count("<svg") == 3 and "dual/bce" in html and "describe/caption" in html
 
@@ -104,28 +117,53 @@ def test_tinting_changes_the_mask_alone():
 
 
 def test_a_run_without_held_out_samples_has_a_report_too(tmp_path: Path):
-    write_report(tmp_path / "r.html", "t", {}, records()[1:], [], "")
+    write_report(tmp_path / "r.html", "t", {}, records()[1:], {}, "")
     assert "Held-out samples" not in (tmp_path / "r.html").read_text("utf-8")
 
 
 def test_the_journal_writes_a_line_and_a_record_a_step(tmp_path: Path):
     lines: list[str] = []
     tracked: list[tuple[dict[str, float], int]] = []
-    journal = Journal(tmp_path, 200, lambda values, step: tracked.append((values, step)), lines.append)
+    journal = Journal(tmp_path, 200, lambda values, step: tracked.append((values, step)), lines.append, peak=2e12)
     for step in range(1, 6):
-        journal.step(step, {"loss": 2.0, "bce": 0.5}, rate=1e-3, seconds=2.0, waited=0.5, samples=8)
+        journal.step(step, {"loss": 2.0, "bce": 0.5}, 1e-3, Spent(2.0, 8, 300.0, 4e12, (0.5, 0.1), (1e9, 3e9)))
     journal.held_out(5, {"mask_loss": 1.25, "iou": 0.5})
     journal.close()
     assert lines[0] == (
-        "step 00001/00200 (0.5%) | loss 2.0000 bce 0.5000 | lr 1.00e-03 | 4.00 samples/s | data wait 25.0% | --:-- left"
+        "step 00001/00200 (0.5%) | loss 2.0000 bce 0.5000 | lr 1.00e-03 | 4.00 samples/s 150 tokens/s mfu 50.0% | "
+        "data wait 15.0% (max 25.0%) | 3.00 GB | --:-- left"
     )
     assert re.search(r"\| \d\d:\d\d left$", lines[4])  # the first steps are left out of the timing
     assert lines[5] == "step 00005/00200 held out | mask_loss 1.2500 iou 0.5000"
     written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert written == journal.records and len(written) == 6
-    assert written[0]["data_wait"] == 0.25 and written[-1] == {
+    assert written[0]["data_wait"] == pytest.approx(0.15) and written[-1] == {
         "step": 5,
         "held_out/mask_loss": 1.25,
         "held_out/iou": 0.5,
     }
     assert tracked[0][0]["train/loss"] == 2.0 and tracked[0][1] == 1
+
+
+def test_that_the_loader_is_the_limit_is_said_once_and_only_where_it_is():
+    """A single slow batch in 20 steps is none of its business; a fifth of the time is."""
+    bottleneck = Bottleneck(threads=3)
+    fine = [bottleneck.notice(0.9 if step == 7 else 0.1) for step in range(60)]
+    slow = [bottleneck.notice(0.4) for _ in range(60)]
+    assert fine == [None] * 60
+    [said] = [line for line in slow if line]
+    assert "data.threads (now 3)" in said and "recode" in said
+
+
+def test_a_contact_sheet_shows_what_the_panel_holds():
+    """Four pictures in a row, the last one missing where nothing was predicted; any caption can be drawn."""
+    shown = panel("\u4e00 \U0001f600 caption", prompt=True)
+    without = dataclasses.replace(shown, prediction=None)
+    sheet = contact_sheet([shown, without])
+    row = len(sheet) // 2
+    wanted = [shown.prompt, shown.image, tinted(shown.image, shown.truth), tinted(shown.image, shown.prediction)]
+    for top, pictures in ((0, wanted), (row, [*wanted[:3], np.full_like(shown.image, 255)])):
+        for column, want in enumerate(pictures):
+            left = 6 + column * 38
+            assert np.array_equal(sheet[top + 6 : top + 38, left : left + 32], want), column
+    assert (sheet[38:row] < 128).any()  # letters

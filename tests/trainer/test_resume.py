@@ -71,7 +71,7 @@ def test_the_latest_checkpoint_is_taken_up_and_the_records_are_cut_back_to_it(ru
     "changed",
     [
         *("steps=900", "eval.every=7", "data.threads=5", "data.prefetch=0", "checkpoint.every=3"),
-        *("gradient_checkpointing=true", "data.shards=[elsewhere]", "batch_size=1"),
+        *("gradient_checkpointing=true", "compile=true", "data.shards=[elsewhere]", "batch_size=1"),
     ],
 )
 def test_what_does_not_change_the_run_may_change(run, config, changed):

@@ -18,7 +18,7 @@ from trainer.export import export, load_any
 from trainer.model.sa2va import Sa2VA, build
 from trainer.model.trainable import set_trainable
 from trainer.released.folder import load_model, save_model
-from trainer.trained import Origin, base_model, load_trained, save_trained
+from trainer.trained import Origin, base_model, load_trained, save_trained, trained_tensors
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -49,7 +49,7 @@ def train_a_little(config: Config, folder: Path, seed: int) -> Sa2VA:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data += 0.05 * torch.randn_like(parameter)
-    save_trained(folder, model, new, Origin.of(config, 3, "default", ["sav: 7 samples"]))
+    save_trained(folder, trained_tensors(model, new), Origin.of(config, 3, "default", ["sav: 7 samples"]))
     return model.eval()
 
 

@@ -30,7 +30,7 @@ def two_processes(sav_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """
     out = tmp_path_factory.mktemp("two")
     given = [f"data.shards=[{sav_set}]", "data.holdout=0", "steps=4", "accumulation=2", *SMALL, "eps=1e-3"]
-    given += ["checkpoint={every: 1, keep: 1}"]
+    given += ["checkpoint={every: 1, keep: 4}"]
     (out / "given.json").write_text(json.dumps(given))
     launch([*given, "batch_size=1", f"output_dir={out}"], out / "said", processes=2)
     return out
@@ -101,3 +101,22 @@ def test_two_processes_that_are_preempted_go_on_as_one(two_processes: Path, tmp_
         assert one == pytest.approx(two, rel=1e-4)
     states = [json.loads((run / "checkpoint" / "state.json").read_text()) for run in (out, two_processes)]
     assert states[0]["position"] == states[1]["position"] == {"dual": {"epoch": 1, "samples": 4}}
+
+
+def test_two_processes_with_parameters_in_shares(two_processes: Path, tmp_path: Path):
+    """FSDP2, as Accelerate's configuration in this repository asks for it, goes on where DDP was and ends where DDP
+    does: weights, teacher and moments come out of a checkpoint into shares and get back into one."""
+    half = two_processes / "checkpoints" / "step-0000002"
+    command = [*given_to_two(two_processes), "batch_size=1", f"output_dir={tmp_path}", f"resume={half}"]
+    said = launch(command, tmp_path / "said", processes=2, configuration="trainer/launch/fsdp2.yaml")
+    assert "parameters in shares (FSDP2)" in said
+    for one, two in zip(losses(tmp_path), losses(two_processes), strict=True):
+        assert one == pytest.approx(two, rel=1e-4)
+    for name in ("trained", "teacher", "optimizer"):
+        file = f"checkpoint/{name}.safetensors"
+        shared, before, wanted = (
+            load_file(f) for f in (tmp_path / file, half / f"{name}.safetensors", two_processes / file)
+        )
+        assert shared.keys() == wanted.keys()
+        assert max((shared[key] - wanted[key]).abs().max().item() for key in wanted) < 1e-5, name
+        assert max((before[key] - wanted[key]).abs().max().item() for key in wanted) > 1e-4, name

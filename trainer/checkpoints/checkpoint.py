@@ -20,9 +20,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from shards.atomic import atomic_write
 from shards.errors import UserError
 from trainer.data.loader import Position
+from trainer.fsdp import gathered, shared_like, shared_out
 from trainer.objectives.step import Step
+from trainer.optimizer import from_stored, set_rate, to_stored
 from trainer.released.files import read_json
 from trainer.trained import WEIGHTS, Origin, fill, read_tensors, save_trained, trained_tensors
+from trainer.zero import moments as zero_moments
+from trainer.zero import restore
 
 STATE = "state.json"
 _TEACHER, _OPTIMIZER, _RNG = "teacher.safetensors", "optimizer.safetensors", "rng.json"
@@ -52,26 +56,24 @@ class State:
 
 @dataclass(frozen=True)
 class Parts:
-    """What changes while a run goes on, bare: not wrapped by DDP or Accelerate."""
+    """What changes while a run goes on, bare: not wrapped by DDP or Accelerate, but laid out over the processes."""
 
     loop: Step
     new: set[str]
     """What `base_model` returned."""
     optimizer: torch.optim.Optimizer
     scheduler: LambdaLR
+    zero: Any = None
+    """DeepSpeed's optimiser around it, where it is used."""
 
-    def nbytes(self) -> int:
-        """Size of all tensors of a checkpoint."""
-        groups = (trained_tensors(self.loop.model, self.new), self.loop.teacher.shadow, self._optimizer_tensors())
-        return sum(tensor.nbytes for group in groups for tensor in group.values())
+    def tensors(self, keep: bool = True) -> dict[str, Tensors]:
+        """All tensors of a checkpoint, by file and name: those of the run, or copies of what lies in shares.
 
-    def write(self, folder: Path, state: State, origin: Origin, random_states: Sequence[dict[str, Any]]) -> None:
-        """Write a checkpoint into `folder`, which nobody takes for one yet. Raises `OSError`."""
-        save_trained(folder, self.loop.model, self.new, origin)
-        for name, tensors in ((_TEACHER, self.loop.teacher.shadow), (_OPTIMIZER, self._optimizer_tensors())):
-            atomic_write(folder / name, to_safetensors({n: t.cpu().contiguous() for n, t in tensors.items()}))
-        atomic_write(folder / _RNG, json.dumps(random_states).encode())
-        atomic_write(folder / STATE, (json.dumps({"version": _VERSION, **asdict(state)}, indent=1) + "\n").encode())
+        Every process has to call this; those that do not `keep` them get none of the copies.
+        """
+        found = {WEIGHTS: trained_tensors(self.loop.model, self.new), _TEACHER: self.loop.teacher.shadow}
+        found[_OPTIMIZER] = self._optimizer_tensors()
+        return {file: gathered(tensors, keep) for file, tensors in found.items()}
 
     def read(self, folder: Path) -> None:
         """Take tensors and schedule from the checkpoint `folder`.
@@ -81,32 +83,70 @@ class Parts:
         """
         fill(trained_tensors(self.loop.model, self.new), folder / WEIGHTS)
         fill(self.loop.teacher.shadow, folder / _TEACHER)
-        names = {name: index for index, name in enumerate(self._names())}
+        stored = from_stored(read_tensors(folder / _OPTIMIZER))
+        if self.zero is not None:
+            restore(self.loop, self.zero, stored)
+            self._take_schedule(folder)
+            return
+        names, parameters = self._names(), [p for group in self.optimizer.param_groups for p in group["params"]]
+        index_of = {name: index for index, name in enumerate(names)}
         moments: dict[int, Tensors] = {}
-        for key, tensor in read_tensors(folder / _OPTIMIZER).items():
+        for key, tensor in stored.items():
             name, _, kind = key.rpartition(":")
-            if name not in names:
+            if name not in index_of:
                 raise UserError("the tensors are not this optimiser's", where=str(folder / _OPTIMIZER), met=key)
-            moments.setdefault(names[name], {})[kind] = tensor
+            like = parameters[index_of[name]]
+            placed = shared_like(tensor, like) if tensor.shape == like.shape else tensor
+            moments.setdefault(index_of[name], {})[kind] = placed
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        self._take_schedule(folder)
+
+    def _take_schedule(self, folder: Path) -> None:
         state = read_state(folder)
         self.scheduler.load_state_dict(state.scheduler)
         # The schedule may have another end now, and the rate of the next step with it.
         for group, base, factor in zip(
             self.optimizer.param_groups, self.scheduler.base_lrs, self.scheduler.lr_lambdas, strict=True
         ):
-            group["lr"] = base * factor(state.step)
+            set_rate(group, float(base * factor(state.step)))
+
+    def schedule(self) -> dict[str, Any]:
+        """The scheduler's state as plain numbers."""
+        state: dict[str, Any] = self.scheduler.state_dict()
+        return {key: [*map(_plain, of)] if isinstance(of, list) else of for key, of in state.items()}
 
     def _names(self) -> list[str]:
         """The names of the optimiser's parameters, in its order."""
-        name_of = {parameter: name for name, parameter in self.loop.named_parameters()}
+        name_of = {parameter: name for name, parameter in shared_out(self.loop).named_parameters()}
         return [name_of[parameter] for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def _optimizer_tensors(self) -> Tensors:
         """By "name of the parameter:name of the moment"."""
+        if self.zero is not None:
+            return zero_moments(self.loop, self.zero)
         names = self._names()
         state: dict[int, Tensors] = self.optimizer.state_dict()["state"]
-        return {f"{names[i]}:{kind}": tensor for i, of in state.items() for kind, tensor in of.items()}
+        return to_stored({f"{names[i]}:{kind}": tensor for i, of in state.items() for kind, tensor in of.items()})
+
+
+def _plain(value: Any) -> Any:
+    return float(value) if isinstance(value, torch.Tensor) else value
+
+
+def write(
+    folder: Path, tensors: dict[str, Tensors], state: State, origin: Origin, random_states: Sequence[dict[str, Any]]
+) -> None:
+    """Write a checkpoint of `Parts.tensors` into `folder`, which nobody takes for one yet. Raises `OSError`."""
+    save_trained(folder, tensors[WEIGHTS], origin)
+    for name in (_TEACHER, _OPTIMIZER):
+        atomic_write(folder / name, to_safetensors({n: t.cpu().contiguous() for n, t in tensors[name].items()}))
+    atomic_write(folder / _RNG, json.dumps(random_states).encode())
+    atomic_write(folder / STATE, (json.dumps({"version": _VERSION, **asdict(state)}, indent=1) + "\n").encode())
+
+
+def nbytes(tensors: dict[str, Tensors]) -> int:
+    """Size of all tensors of a checkpoint."""
+    return sum(tensor.nbytes for group in tensors.values() for tensor in group.values())
 
 
 def read_state(folder: Path) -> State:

@@ -144,7 +144,7 @@ def check_model(config: Config, model: Outline) -> Iterator[Finding]:
 
 def check_memory(config: Config, model: Outline, processes: int) -> Iterator[Finding]:
     """What a process needs beside activations, against what there is."""
-    parts = model.memory(processes, config.project)
+    parts = model.memory(processes, config.project, config.optimizer)
     needed = sum(parts.values())
     purposes = ", ".join(f"{purpose} {size(count)}" for purpose, count in parts.items())
     said = f"{size(needed)} a process, activations not included ({purposes})"

@@ -32,14 +32,15 @@ class Outline:
     new_bytes: int
     """What a checkpoint holds beside: frozen tensors that no file holds."""
 
-    def memory(self, processes: int, project: bool = False) -> dict[str, int]:
+    def memory(self, processes: int, project: bool = False, optimizer: str = "adamw") -> dict[str, int]:
         """Bytes of a process, by purpose; without activations, and what libraries take for themselves.
 
-        `project`: as the configuration has it. Two more gradients stand beside the sum.
+        `project`, `optimizer`: as the configuration has them. With `project`, two more gradients stand beside the sum.
         """
         trainable = self.trainable_bytes
+        moments = 2 * trainable if optimizer == "adamw" else 2 * trainable * (256 + 4) // (4 * 256)  # a scale a block
         parts = {f"frozen weights ({dtype})": size for dtype, size in self.frozen_bytes.items()}
-        parts |= {"trainable weights": trainable, "gradients": trainable, "AdamW": 2 * trainable, "teacher": trainable}
+        parts |= {"trainable weights": trainable, "gradients": trainable, "AdamW": moments, "teacher": trainable}
         parts |= {"projection": 2 * trainable} if project else {}
         return parts | ({"DDP's buckets": trainable} if processes > 1 else {})
 

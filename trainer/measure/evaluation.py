@@ -15,29 +15,38 @@ from trainer.config import Config
 from trainer.data.loader import Batch, Loader
 from trainer.measure.judge import JUDGED, TARGET_FRAME, Judged
 from trainer.measure.report import Panel, tinted
+from trainer.modes import autocast
 from trainer.objectives.losses import logits_at, regular_points, truth_at
 from trainer.objectives.step import Step
 
 _PROMPT = ("g_pixel_values1", "masks1")  # for the picture of what was described
 SHOWN = {name: (*fields, *(f for f in _PROMPT if f not in fields)) for name, fields in JUDGED.items()}
-"""What `panels` reads of a batch, by objective."""
+"""What an evaluation reads of a batch, by objective."""
 _SIDE = 256
 _AREAS = ("overlap", "union")
 
 
-def evaluate(accelerator: Accelerator, step: Step, loader: Loader, objective: str, config: Config) -> dict[str, float]:
-    """Means over the held-out objects of all processes of what `Judged.values` holds.
+def evaluate(
+    accelerator: Accelerator, step: Step, loader: Loader, objective: str, config: Config
+) -> tuple[dict[str, float], list[Panel]]:
+    """Means over the held-out objects of all processes, and in the main process pictures of the first `eval.show`.
 
-    With masks also `mask_loss`, BCE + Dice, and `ciou`, all overlaps over all unions. Of values that no object has
-    there is none.
+    Means are those of `Judged.values`; with masks also of `mask_loss`, BCE + Dice, and `ciou`, all overlaps over all
+    unions. Of values that no object has there is none.
+
+    Args:
+        loader: yields the fields `SHOWN[objective]`.
     """
+    shown: list[Panel] = []
     sums: dict[str, Tensor] = {}
     counts: dict[str, Tensor] = {}
     per_step = config.batch_size * accelerator.num_processes
     for batch in _first(loader, -(-config.eval.samples // per_step)):
-        with accelerator.autocast():
-            values = step.judge(batch, objective).values
-        for name, value in values.items():
+        with autocast(accelerator.device, config.mixed_precision):
+            judged = step.judge(batch, objective)
+        if accelerator.is_main_process and len(shown) < config.eval.show:
+            shown += _panels(batch, judged, objective)
+        for name, value in judged.values.items():
             known = ~value.isnan()
             sums[name] = sums.get(name, 0) + value[known].sum().double()
             counts[name] = counts.get(name, 0) + known.sum().double()
@@ -48,17 +57,7 @@ def evaluate(accelerator: Accelerator, step: Step, loader: Loader, objective: st
     if "bce" in means:
         means = {"mask_loss": means["bce"] + means["dice_loss"], **means}
         means["ciou"] = of["overlap"][0] / max(of["union"][0], 1)
-    return means
-
-
-def panels(accelerator: Accelerator, step: Step, loader: Loader, objective: str, config: Config) -> list[Panel]:
-    """The first `eval.show` held-out objects of this process. `loader` yields the fields `SHOWN`."""
-    shown: list[Panel] = []
-    for batch in _first(loader, -(-config.eval.show // config.batch_size)):
-        with accelerator.autocast():
-            judged = step.judge(batch, objective)
-        shown += _panels(batch, judged, objective)
-    return shown[: config.eval.show]
+    return means, shown[: config.eval.show]
 
 
 def _first(loader: Loader, steps: int) -> Iterator[Batch]:

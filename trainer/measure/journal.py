@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.atomic import atomic_write
+from trainer.measure.rates import Bottleneck, Spent
 
 METRICS = "metrics.jsonl"
 _WARM_UP = 3  # steps left out of the timing: they allocate, compile kernels and fill caches
@@ -41,6 +42,8 @@ class Journal:
         track: receives (values, step), for example `Accelerator.log`.
         show: receives each line.
         records: of the part of the run before an interruption.
+        peak: operations a second that a device could do, where that is known.
+        threads: that decode data.
     """
 
     def __init__(
@@ -50,6 +53,9 @@ class Journal:
         track: Callable[[dict[str, float], int], None],
         show: Callable[[str], None],
         records: Sequence[dict[str, Any]] = (),
+        *,
+        peak: float | None = None,
+        threads: int = 1,
     ) -> None:
         self.records = [*records]
         self._steps, self._track, self._show = steps, track, show
@@ -58,19 +64,25 @@ class Journal:
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (lives as long as the run)
         self._warm = _WARM_UP + max((record["step"] for record in records), default=0)
         self._marked: tuple[int, float] | None = None
+        self._peak, self._bottleneck = peak, Bottleneck(threads)
 
-    def step(
-        self, step: int, losses: dict[str, float], rate: float, seconds: float, waited: float, samples: int
-    ) -> None:
-        """Put down optimiser step `step`, counted from 1, which took `seconds`, `waited` of them for data."""
-        share = waited / seconds
-        values = {**losses, "lr": rate, "seconds": seconds, "data_wait": share, "samples_per_second": samples / seconds}
+    def step(self, step: int, losses: dict[str, float], rate: float, spent: Spent) -> None:
+        """Put down optimiser step `step`, counted from 1."""
+        rates = spent.rates(self._peak)
+        values = {**losses, "lr": rate, **rates}
         self._put({"step": step, **values}, {f"train/{k}": v for k, v in values.items()}, step)
         parts = " ".join(f"{name} {value:.4f}" for name, value in losses.items())
+        waits = f"data wait {rates['data_wait']:.1%}"
+        waits += f" (max {rates['data_wait_max']:.1%})" if len(spent.waited) > 1 else ""
+        mfu = f" mfu {rates['mfu']:.1%}" if "mfu" in rates else ""
         self._show(
             f"step {step:05d}/{self._steps:05d} ({step / self._steps:.1%}) | {parts} | lr {rate:.2e} | "
-            f"{samples / seconds:.2f} samples/s | data wait {share:.1%} | {self._left(step)} left"
+            f"{rates['samples_per_second']:.2f} samples/s {rates['tokens_per_second']:.0f} tokens/s{mfu} | {waits} | "
+            f"{rates['memory_bytes'] / 1e9:.2f} GB | {self._left(step)} left"
         )
+        # The first steps wait for what is made ahead of all later ones.
+        if step > self._warm and (said := self._bottleneck.notice(rates["data_wait_max"])):
+            self._show(said)
 
     def held_out(self, step: int, values: dict[str, float]) -> None:
         """Put down an evaluation after `step` optimiser steps."""
@@ -82,6 +94,8 @@ class Journal:
     def time(self) -> str:
         """What the steps took, those before an interruption included."""
         steps = [record for record in self.records if "seconds" in record]
+        if not steps:
+            return "no step yet"
         seconds = sum(record["seconds"] for record in steps)
         waited = sum(record["seconds"] * record["data_wait"] for record in steps)
         return f"{seconds:.0f} s in steps, {waited / seconds:.1%} of it waiting for data"

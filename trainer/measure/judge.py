@@ -72,10 +72,11 @@ def judge(passes: Passes, batch: Batch, objective: str, side: int = _GRID) -> Ju
     logits, _ = passes.segment(batch, passes.question(batch, words, None), target, looked)
     values = _compared(logits, masks, side)
     values["swap_gap"] = torch.full_like(values["iou"], torch.nan)
-    if len(words) > 1:
+    if model.together(len(words) > 1):
         swapped = [words[i] for i in others(batch["image_of_object"].tolist())]
         wrong, _ = passes.segment(batch, passes.question(batch, swapped, None), target, looked)
-        values["swap_gap"] = values["iou"] - mask_metrics(wrong, masks, side)["iou"]
+        if len(words) > 1:
+            values["swap_gap"] = values["iou"] - mask_metrics(wrong, masks, side)["iou"]
     return Judged(values, [prompts.readable(said) for said in words], logits)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,10 @@ _CURVES = {
     "share of captions at the limit, distinct pairs of words": ("at_limit", "distinct_2"),
     "learning rate": ("lr",),
     "samples a second": ("samples_per_second",),
-    "share of time spent waiting for data": ("data_wait",),
+    "tokens a second": ("tokens_per_second",),
+    "model flops utilisation": ("mfu",),
+    "share of time spent waiting for data, mean and slowest process": ("data_wait", "data_wait_max"),
+    "memory of a process (bytes)": ("memory_bytes",),
 }
 """Title -> names of what it shows."""
 
@@ -53,14 +56,14 @@ code { background: #f2f2f2; padding: .1rem .3rem } pre { background: #f7f7f7; pa
 <h2>Curves</h2>
 {% for name, svg in curves %}<figure aria-label="{{ name }}">{{ svg }}</figure>
 {% endfor %}
-{% if panels %}<h2>Held-out samples</h2>
+{% for step, panels in sheets %}<h2>Held-out samples after step {{ step }}</h2>
 <table class="samples">
 <tr><th>prompt</th><th>image</th><th>ground truth</th><th>prediction</th><th>caption</th></tr>
 {% for panel in panels %}<tr>
 {% for source in panel.pictures %}<td>{% if source %}<img alt="" src="{{ source }}">{% endif %}</td>{% endfor %}
 <td><code>{{ panel.caption }}</code><br>
 {% for name, value in panel.numbers %}{{ name }} {{ "%.3f" | format(value) }}<br>{% endfor %}{{ panel.name }}</td></tr>
-{% endfor %}</table>{% endif %}
+{% endfor %}</table>{% endfor %}
 <h2>Configuration</h2><pre>{{ config }}</pre>
 </body></html>
 """
@@ -85,9 +88,19 @@ class Panel:
 
 
 def write_report(
-    path: Path, title: str, facts: dict[str, str], records: list[dict[str, Any]], panels: list[Panel], config: str
+    path: Path,
+    title: str,
+    facts: dict[str, str],
+    records: list[dict[str, Any]],
+    sheets: Mapping[int, Sequence[Panel]],
+    config: str,
 ) -> None:
-    """Write the report. `records` is what `Journal.records` holds; text is escaped."""
+    """Write the report; text is escaped.
+
+    Args:
+        records: what `Journal.records` holds.
+        sheets: held-out samples by the step after which they were looked at.
+    """
     curves = []
     for title_of_curve, names in _CURVES.items():
         # A mix of objectives writes names such as dual/bce.
@@ -95,22 +108,23 @@ def write_report(
         if keys:
             curves.append((title_of_curve, _curve(title_of_curve, records, keys)))
     page = Environment(autoescape=True).from_string(_PAGE)
-    rows = [
-        {
-            "name": panel.name,
-            "caption": _printable(panel.caption),
-            "numbers": [(name, value) for name, value in panel.values.items() if value == value],
-            "pictures": [
-                panel.prompt is not None and _data_uri(panel.prompt),
-                _data_uri(panel.image),
-                _data_uri(tinted(panel.image, panel.truth)),
-                panel.prediction is not None and _data_uri(tinted(panel.image, panel.prediction)),
-            ],
-        }
-        for panel in panels
-    ]
-    html = page.render(title=title, facts=facts, curves=curves, panels=rows, config=config)
+    shown = [(step, [_row(panel) for panel in panels]) for step, panels in sorted(sheets.items(), reverse=True)]
+    html = page.render(title=title, facts=facts, curves=curves, sheets=shown, config=config)
     atomic_write(path, html.encode("utf-8", "replace"))
+
+
+def _row(panel: Panel) -> dict[str, Any]:
+    return {
+        "name": panel.name,
+        "caption": printable(panel.caption),
+        "numbers": [(name, value) for name, value in panel.values.items() if value == value],
+        "pictures": [
+            panel.prompt is not None and _data_uri(panel.prompt),
+            _data_uri(panel.image),
+            _data_uri(tinted(panel.image, panel.truth)),
+            panel.prediction is not None and _data_uri(tinted(panel.image, panel.prediction)),
+        ],
+    }
 
 
 def tinted(image: Picture, mask: Mask) -> Picture:
@@ -151,5 +165,5 @@ def _data_uri(picture: Picture) -> str:
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "\N{MIDDLE DOT}" for c in text)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from trainer.model.compiled import uncompiled
 from trainer.model.generation import Answers, generate
 from trainer.model.prompts import Prompts, Rows
 from trainer.model.sa2va import Sa2VA
@@ -79,7 +80,8 @@ class Captioner(nn.Module):
             return choose(logits, temperature, None if uniform is None else uniform[:, step].to(logits.device))
 
         embeddings = model.embed(rows, seen, image_of_row, regions)
-        return generate(model, rows, embeddings, max_tokens, pick, prompts.ended)
+        with uncompiled(model):
+            return generate(model, rows, embeddings, max_tokens, pick, prompts.ended)
 
 
 def choose(logits: Tensor, temperature: float, uniform: Tensor | None) -> Tensor:

@@ -68,14 +68,16 @@ def generate(
             row_of.append(unread.nonzero()[:, 0])
         if not more:
             break
+        if model.work:
+            model.work.add("said", len(state))
         token = pick(model.language_model.lm_head(state).float(), len(ids))
         ids.append(torch.where(running, token, pad))
         valid.append(running)
         unread = running & (token == seg)
         running = running & ~ended(torch.stack(ids, 1))
-        more = len(ids) < max_tokens and bool(running.any())
+        more = len(ids) < max_tokens and model.together(bool(running.any()))
         # A [SEG] that is the last of max_tokens is read too, at the price of one step. (The official code drops it.)
-        if not more and not (keep_seg and unread.any()):
+        if not more and not (keep_seg and model.together(bool(unread.any()))):
             break
         embeddings = model.embedding(ids[-1])[:, None]
         attention = torch.cat([attention, attention.new_ones(len(attention), 1)], 1)

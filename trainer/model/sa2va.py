@@ -6,7 +6,7 @@ width, C the vision tower's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from trainer.model.architecture import Architecture, preset_named
 from trainer.model.grounding import GroundingEncoder, SamFeatures
 from trainer.model.prompts import IGNORE, IMAGE_TOKENS, Prompts, Rows
 from trainer.model.tokenizer import byte_tokenizer
+from trainer.model.work import Work
 
 
 def pixel_shuffle(tokens: Tensor) -> Tensor:
@@ -48,6 +49,12 @@ class Sa2VA(nn.Module):
         """That of the token table in the file."""
         self.tied = False
         """Whether the language model's head is its token table."""
+        self.together: Callable[[bool], bool] = bool
+        """Whether any process says so, where all have to pass through the layers equally often (FSDP)."""
+        self.compiled = False
+        """Whether `trainer.model.compiled` compiled its layers."""
+        self.work: Work | None = None
+        """Where to count what is done."""
         vision, language = architecture.vision, architecture.language
         width = language.hidden_size
         with init_empty_weights(include_buffers=False) if hollow else nullcontext():
@@ -69,6 +76,12 @@ class Sa2VA(nn.Module):
         return next(self.mlp1.parameters()).device
 
     @property
+    def layer_names(self) -> set[str]:
+        """The classes of the layers of vision tower, language model and SAM 2's image encoder."""
+        named = (self.vision_model._no_split_modules or (), self.language_model._no_split_modules or ())
+        return {name for names in named for name in names} | {"MultiScaleBlock"}
+
+    @property
     def embedding(self) -> nn.Embedding:
         """The language model's token embedding."""
         module = self.language_model.get_input_embeddings()
@@ -86,6 +99,8 @@ class Sa2VA(nn.Module):
         """Pictures (B, 3, 448, 448) float32, normalised, to visual tokens before the projector: (B, 256, 4C)."""
         trains = next(self.vision_model.parameters()).requires_grad
         with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
+            if self.work:
+                self.work.add("seen", len(pixel_values))
             states = self.vision_model(pixel_values=pixel_values).last_hidden_state
             return pixel_shuffle(states[:, 1:])  # without the class token
 
@@ -125,6 +140,8 @@ class Sa2VA(nn.Module):
         places = rows.ids == self.prompts.context
         _check_counts(rows.names, places.sum(1).tolist(), chosen.sum((1, 2)).tolist())
         row, slot, cell = chosen.nonzero(as_tuple=True)
+        if self.work:
+            self.work.add("projected", len(seen))
         visual = self.mlp1(seen)[images[row, slot], cell]
         if scale is not None:
             whole = scale.new_ones(len(images), images.shape[1] - scale.shape[1], IMAGE_TOKENS)
@@ -143,6 +160,8 @@ class Sa2VA(nn.Module):
             positions: (M, L) int64.
             cache: keys and values of the past; extended in place.
         """
+        if self.work:
+            self.work.read(attention, embeddings.shape[1])
         states: Tensor = self.language_model.model(
             inputs_embeds=embeddings,
             attention_mask=attention,
@@ -163,15 +182,23 @@ class Sa2VA(nn.Module):
             (K, V) logits, (K,) the labels, (K,) the row of each, in reading order.
         """
         wanted = labels[:, 1:] != IGNORE
+        if self.work:
+            self.work.add("said", wanted.sum())
         return self.language_model.lm_head(states[:, :-1][wanted]), labels[:, 1:][wanted], wanted.nonzero()[:, 0]
 
     def look(self, g_pixel_values: Tensor) -> SamFeatures:
         """Pictures (B, 3, 1024, 1024) uint8 to features for `point_out`."""
+        if self.work:
+            trains = next(self.grounding_encoder.sam2_model.image_encoder.parameters()).requires_grad
+            with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
+                self.work.add("looked", len(g_pixel_values))
         return self.grounding_encoder.encode(g_pixel_values)
 
     def point_out(self, states: Tensor, rows: Rows, looked: SamFeatures, image_of_row: Tensor) -> Tensor:
         """Mask logits (M, 256, 256) float32 of rows with one `[SEG]` each, from the states at its place."""
         embeddings = self.text_hidden_fcs(states[rows.ids == self.prompts.seg])
+        if self.work:
+            self.work.add("pointed", len(embeddings))
         return self.grounding_encoder.decode(looked, image_of_row, embeddings)
 
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from trainer.config import Config
 from trainer.data.stream import Stream
+from trainer.modes import autocast
+from trainer.objectives.step import COUNTED
 
 Losses = dict[str, Tensor]
 
@@ -31,14 +33,16 @@ class Backward:
         self, accelerator: Accelerator, module: nn.Module, parameters: Sequence[nn.Parameter], config: Config
     ) -> None:
         self._accelerator, self._module, self._parameters = accelerator, module, parameters
+        self._precision = config.mixed_precision
         self._mix, self._accumulation, self._project = config.objectives(), config.accumulation, config.project
 
-    def __call__(self, stream: Stream) -> tuple[Losses, dict[str, list[str]]]:
-        """Run one optimiser step's batches; what the losses were, each (), and which samples each objective took.
+    def __call__(self, stream: Stream) -> tuple[Losses, Losses, dict[str, list[str]]]:
+        """Run one optimiser step's batches: losses, amounts of what is counted, each (), and each objective's samples.
 
         In a mix, values are named such as dual/bce, and `loss` is the weighted sum.
         """
         losses: Losses = {}
+        counts: Losses = {}
         keys: dict[str, list[str]] = {name: [] for name in self._mix}
         others: list[Tensor] | None = None
         for objective, batch in stream.step():
@@ -47,9 +51,12 @@ class Backward:
             keys[objective] += batch["keys"]
             weight = self._mix[objective].weight
             with self._accelerator.no_sync(self._module) if self._project else self._accumulated():
-                result = self._module(batch, objective)
+                with autocast(self._accelerator.device, self._precision):
+                    result = self._module(batch, objective)
                 # Accelerate divides by the number of batches that it accumulates.
                 self._accelerator.backward(result["loss"] * (weight * self._divided / self._accumulation))
+            for name in COUNTED:
+                counts[name] = counts.get(name, 0) + result.pop(name)
             for name, value in result.items():
                 label = name if len(self._mix) == 1 else f"{objective}/{name}"
                 losses[label] = losses.get(label, 0) + value.detach() / self._accumulation
@@ -58,7 +65,7 @@ class Backward:
             losses = {"loss": torch.stack(parts).sum(), **losses}
         if others is not None:
             losses["reverse/alignment"] = self._add_projected(others)
-        return losses, keys
+        return losses, counts, keys
 
     @property
     def _divided(self) -> int:

@@ -78,8 +78,10 @@ class Passes:
     def see_second(self, batch: Batch, seen: Tensor) -> Tensor:
         """Visual tokens (B, 256, 4C) of frame 2, given those of frame 1: no picture goes through the tower twice."""
         paired = batch["paired"]
-        if not paired.any():
+        if not self.model.together(bool(paired.any())):
             return seen
+        if not paired.any():  # another process looks at a second frame, and the tower's layers work in step
+            return seen + 0 * self.model.see(batch["pixel_values1"][:1])
         second = self.model.see(batch["pixel_values2"][paired])
         return second if paired.all() else seen.index_put((paired,), second)
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from trainer.config import Config
 from trainer.data.loader import Need
+from trainer.measure.flops import Costs
 from trainer.measure.judge import Judged, judge
 from trainer.model.sa2va import Sa2VA
+from trainer.model.work import Work
 from trainer.modes import evaluating
 from trainer.objectives.dual_loop import dual_loop
 from trainer.objectives.noise import object_generators
@@ -29,6 +32,8 @@ FIELDS = {
 """What each objective reads of a batch."""
 NEED: dict[str, Need] = {"dual": "regions", "segment": "texts", "describe": "texts", "reverse": "texts"}
 """What each objective needs of an object."""
+COUNTED = ("tokens", "flops")
+"""Results of a step that are amounts: tokens that the student read, operations of the model."""
 UNREACHED = {"describe": ("text_hidden_fcs", "sam_mask_decoder", "sam_image_encoder")}
 """Parts of the model that no loss of an objective reaches."""
 _WEIGHTS = {"bce": "lambda_mask", "dice": "lambda_dice", "lang": "lambda_lang", "anchor": "lambda_anchor"}
@@ -44,9 +49,12 @@ class Step(nn.Module):
 
     def __init__(self, model: Sa2VA, config: Config) -> None:
         super().__init__()
+        self._no_split_modules = sorted(model.layer_names)  # FSDP gathers one of these at a time
         self.model, self.config = model, config
         self.passes = Passes(model, config)
         self.teacher = Teacher(model, config.ema_decay)
+        self.costs: Costs | None = None
+        """What the model's work costs, where it is to be counted."""
 
     def forward(self, batch: Batch, objective: str) -> dict[str, Tensor]:
         """Run one step.
@@ -56,13 +64,14 @@ class Step(nn.Module):
             objective: a key of `FIELDS`.
 
         Returns:
-            `loss`, with gradient, and its parts and statistics, all of shape ().
+            `loss`, with gradient, its parts and statistics, and what is `COUNTED`, all of shape ().
 
         Raises:
             UserError: an object that has no text, or no prompt cell, where the objective needs it.
         """
         batch = self._to_device(batch)
         draws = object_generators(batch, self.config.seed)
+        work = self.model.work = Work()
         match objective:
             case "dual":
                 parts = dual_loop(self.passes, self.teacher, batch, draws)
@@ -72,7 +81,9 @@ class Step(nn.Module):
                 parts = self._describe(batch, draws)
             case _:
                 parts = self._segment(batch, draws)
-        return self._total(parts)
+        self.model.work = None
+        flops = self.costs.of(work) if self.costs else torch.zeros(())
+        return self._total(parts) | {"tokens": work.tokens, "flops": flops}
 
     def _segment(self, batch: Batch, draws: list[torch.Generator]) -> dict[str, Tensor]:
         """caption -> mask, supervised."""
@@ -98,7 +109,8 @@ class Step(nn.Module):
         weighed = {name: getattr(self.config, weight) for name, weight in _WEIGHTS.items()} | {"caption": 1.0}
         loss = torch.stack([weighed[name] * value for name, value in parts.items() if name in weighed]).sum()
         # Each trainable tensor takes part in each objective: DDP would leave one that does not unaveraged for good.
-        rest = [p.sum() for p in self.model.parameters() if p.requires_grad]
+        # Under FSDP what lies in shares is left out: processes agree there on what has a gradient.
+        rest = [p.sum() for p in self.model.parameters() if p.requires_grad and not isinstance(p, DTensor)]
         loss = loss + 0 * torch.stack(rest).sum() if rest else loss
         return {"loss": loss, **{name: value.detach() for name, value in parts.items()}}
 

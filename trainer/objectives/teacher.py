@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 from torch.func import functional_call
 
+from trainer import fsdp
 from trainer.model.captioner import Captioner
 from trainer.model.generation import Answers
 from trainer.model.sa2va import Sa2VA
@@ -25,19 +27,33 @@ class Teacher:
         """`model` is on its device already, with its trainable parameters chosen."""
         self.decay = decay
         self._captioner = Captioner(model)
-        self._student = {n: p for n, p in self._captioner.named_parameters() if p.requires_grad}
+        self.follow(self._captioner)
+
+    def follow(self, module: nn.Module) -> None:
+        """Begin anew as the student is now, whose parameters may have become others, or shares.
+
+        Args:
+            module: that holds the student as its `model`.
+        """
+        self._module = module
+        self._student = {n: p for n, p in fsdp.shared_out(module).named_parameters() if p.requires_grad}
         self.shadow = {n: p.detach().to(torch.float32, copy=True) for n, p in self._student.items()}
 
     @torch.no_grad()
     def update(self) -> None:
         """Move by 1 - decay towards the student. To be called after an optimiser step, and only then."""
         for name, parameter in self._student.items():
-            self.shadow[name].lerp_(parameter.float(), 1 - self.decay)
+            fsdp.own(self.shadow[name]).lerp_(fsdp.own(parameter).float(), 1 - self.decay)
 
     @torch.no_grad()
     def describe(self, *args: Any, **kwargs: Any) -> Answers:
         """`Captioner.forward` with the teacher's weights, without dropout."""
-        weights = {n: self.shadow[n].to(p.dtype) for n, p in self._student.items()}
+        captions: Answers
         with evaluating(self._captioner.model):
-            captions: Answers = functional_call(self._captioner, weights, args, kwargs)
+            if fsdp.is_shared(self._module):  # its layers would fetch the student's weights, whatever they are given
+                with fsdp.lent(self._module, self._student, self.shadow):
+                    captions = self._captioner(*args, **kwargs)
+            else:
+                weights = {n: self.shadow[n].to(p.dtype) for n, p in self._student.items()}
+                captions = functional_call(self._captioner, weights, args, kwargs)
         return captions

@@ -1,0 +1,30 @@
+"""Compiled layers: the same numbers under the same names."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from trainer.data.loader import Batch
+from trainer.model import compiled
+
+
+def test_a_compiled_step_is_the_step(make_loop, batch: Batch, monkeypatch: pytest.MonkeyPatch):
+    """Traced by dynamo and differentiated ahead of time; kernels are PyTorch's own, so that it takes seconds."""
+    monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
+    torch._dynamo.reset()
+    wanted = make_loop()
+    met = make_loop()
+    assert compiled.compile_layers(met.model) == 2 + 2 + 4  # vision tower, language model, SAM 2's image encoder
+    results = [loop(batch, "dual") for loop in (wanted, met)]
+    frames = dict(torch._dynamo.utils.counters["frames"])
+    assert frames["ok"] >= 3, frames  # something was compiled
+    for name, value in results[0].items():
+        assert results[1][name].item() == pytest.approx(value.item(), rel=1e-4), name
+    for result in results:
+        result["loss"].backward()
+    assert wanted.state_dict().keys() == met.state_dict().keys()
+    for (name, one), (other, two) in zip(wanted.named_parameters(), met.named_parameters(), strict=True):
+        assert name == other
+        assert one.grad is None or torch.allclose(one.grad, two.grad, rtol=1e-3, atol=1e-5), name
+    assert met.judge(batch, "dual").captions == wanted.judge(batch, "dual").captions

@@ -1,0 +1,85 @@
+"""Operations of the model, against counts by hand and by PyTorch's counter on the real thing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from trainer.data.loader import Batch
+from trainer.measure.flops import costs_of, peak_named
+from trainer.measure.rates import Spent
+from trainer.model.work import Work
+
+
+def test_a_step_counts_what_pytorch_counts(make_loop, config, batch: Batch, monkeypatch: pytest.MonkeyPatch):
+    """The dual loop, forward and backward, teacher and frozen parts included.
+
+    What the two count apart is small: padding, the MLP behind [SEG], the Gumbel step's product with the token table.
+    """
+    config.max_caption_tokens = 3
+    loop = make_loop(config)
+    loop.costs = costs_of(loop.model)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        result = loop(batch, "dual")
+        result["loss"].backward()
+    assert result["flops"].item() == pytest.approx(counter.get_total_flops(), rel=0.03)
+    rows = [loop.model.prompts.describe("a", [int(region.sum())]) for region in batch["prompt_masks1"]]
+    assert result["tokens"] > sum(len(row.ids) for row in rows)
+    assert loop.model.work is None  # evaluations do not count
+
+
+def test_what_is_frozen_counts_forward_alone_and_adapters_halve_the_backward_of_weights(make_loop, config):
+    costs = costs_of(make_loop(config).model)
+    assert costs.backward["seen"] == costs.backward["looked"] == 0
+    assert costs.backward["attended"] == 2 * costs.forward["attended"] == 2 * 4 * 4 * 32 * 2
+    linear = 2 * (128 * 128 * 2 + 128 * 64 * 2 + 3 * 128 * 256)  # of two layers
+    lora = 2 * 4 * (2 * (128 + 128) + 2 * (128 + 64) + 3 * (128 + 256))
+    assert costs.forward["read"] == 2 * (linear + lora)
+    assert costs.backward["read"] == 2 * (linear + lora) + 2 * lora  # of frozen weights no gradient of their own
+    config.trainable = ["sam_mask_decoder"]
+    assert costs_of(make_loop(config).model).backward["read"] == 0  # nothing below the decoder trains
+
+
+def test_only_tokens_that_are_there_count():
+    work = Work()
+    work.read(torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]]), new=4)
+    with torch.no_grad():
+        work.read(torch.tensor([[0, 1, 1, 1]]), new=1)  # one more token that looks at three
+    assert work.amounts[("read", True)] == 4 == work.tokens and work.amounts[("attended", True)] == 3 * 3 + 1
+    assert work.amounts[("read", False)] == 1 and work.amounts[("attended", False)] == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "bf16"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989.4e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA A10", 125e12),
+        ("NVIDIA A10G", None),
+        ("NVIDIA GeForce RTX 4090", 165.2e12),
+        ("Something Else", None),
+    ],
+)
+def test_peaks_go_by_the_whole_name(name: str, bf16: float | None):
+    assert peak_named(name, "bf16") == bf16
+    assert bf16 is None or peak_named(name, "no") < bf16
+
+
+def test_rates_are_those_of_all_processes():
+    each = {"tokens": [100.0, 300.0], "flops": [2e12, 4e12], "waited": [0.5, 0.0], "memory": [1e9, 2e9]}
+    rates = Spent.of(2.0, 8, each).rates(peak=3e12)
+    assert rates == {
+        "seconds": 2.0,
+        "samples_per_second": 4.0,
+        "tokens_per_second": 200.0,
+        "data_wait": 0.125,
+        "data_wait_max": 0.25,
+        "memory_bytes": 2e9,
+        "mfu": pytest.approx(6e12 / 2 / (2 * 3e12)),
+    }
+    assert "mfu" not in Spent.of(2.0, 8, each).rates(peak=None)

@@ -1,0 +1,98 @@
+"""What is looked at every so many steps: held-out samples, their contact sheet, and the report that shows both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from trainer.config import Config
+from trainer.data.loader import Loader
+from trainer.measure.evaluation import evaluate
+from trainer.measure.journal import Journal
+from trainer.measure.report import Panel, printable, write_report
+from trainer.measure.sheet import contact_sheet
+from trainer.objectives.step import Step
+
+
+class HeldOut:
+    """Looks at held-out samples, and writes the report.
+
+    Args:
+        accelerator: of the run.
+        loop: the step, bare.
+        loaders: by objective, of held-out samples; none where nothing is held out.
+        config: of the run.
+        journal: in the main process.
+        report: the path of `report.html`.
+        trained: the parts that train.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        loop: Step,
+        loaders: Mapping[str, Loader],
+        config: Config,
+        journal: Journal | None,
+        report: Path,
+        trained: list[str],
+    ) -> None:
+        self._accelerator, self._loop, self._loaders, self._config = accelerator, loop, loaders, config
+        self._journal, self._report, self._trained = journal, report, trained
+        self._sheets: dict[int, list[Panel]] = {}
+
+    def look(self, step: int, known: bool = False) -> float | None:
+        """Evaluate after `step` steps: the mean mask loss, where masks are predicted. All processes have to call it.
+
+        `known`: the records tell of it already; pictures alone are wanted.
+        """
+        found: dict[str, dict[str, float]] = {}
+        shown: list[Panel] = []
+        for name, loader in self._loaders.items():
+            found[name], panels = evaluate(self._accelerator, self._loop, loader, name, self._config)
+            shown += panels
+            if panels:
+                self._track(name, panels, step)
+        if self._journal and found:
+            if not known:
+                self._journal.held_out(step, _named(found))
+            first = min(self._sheets, default=step)
+            self._sheets = {at: panels for at, panels in self._sheets.items() if at == first} | {step: shown}
+            self.write_report()
+        losses = [values["mask_loss"] for values in found.values() if "mask_loss" in values]
+        return sum(losses) / len(losses) if losses else None
+
+    def is_due(self, step: int) -> bool:
+        """Whether to look after `step` steps."""
+        return bool(self._loaders) and (step % self._config.eval.every == 0 or step == self._config.steps)
+
+    def write_report(self) -> None:
+        """Write `report.html` as things stand, with the first and the last samples that were looked at."""
+        if not self._journal:
+            return
+        config, folder = self._config, self._report.parent
+        mix = config.objectives()
+        facts = {
+            "objectives": ", ".join(f"{name} (weight {share.weight:g})" for name, share in mix.items()),
+            "steps": f"{config.steps} of {config.accumulation} x {config.batch_size} samples on each of "
+            f"{self._accelerator.num_processes} process(es), {self._accelerator.device.type}",
+            "time": self._journal.time(),
+            "trained": ", ".join(self._trained),
+        }
+        text = (folder / "config.yaml").read_text(encoding="utf-8")
+        title = f"{', '.join(mix)}: {folder.name}"
+        write_report(self._report, title, facts, self._journal.records, self._sheets, text)
+
+    def _track(self, name: str, panels: list[Panel], step: int) -> None:
+        tracker = self._accelerator.get_tracker("tensorboard")
+        tracker.log_images({f"held_out/{name}": contact_sheet(panels)[None]}, step, dataformats="NHWC")
+        captions = "\n\n".join(f"{panel.name}: {printable(panel.caption)}" for panel in panels)
+        tracker.log({f"held_out/{name}/captions": captions}, step)
+
+
+def _named(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Values of all objectives; with the objective's name in front where there are several."""
+    several = len(found) > 1
+    return {f"{o}/{k}" if several else k: value for o, values in found.items() for k, value in values.items()}

@@ -1,0 +1,76 @@
+"""How fast a step was and what it waited for, over all processes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+_WINDOW = 20  # steps whose waiting is looked at together
+_LIMIT = 0.2  # share of the time
+
+
+def memory(device: torch.device) -> int:
+    """Bytes: on a GPU the most that tensors took at once so far, else what the process holds in memory now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return int(psutil.Process().memory_info().rss)
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What an optimiser step took, of all processes."""
+
+    seconds: float
+    samples: int
+    tokens: float
+    """That the student read, without padding."""
+    flops: float
+    """See `trainer.measure.flops`; 0 where they are not counted."""
+    waited: Sequence[float]
+    """Seconds that each process stood still for data."""
+    memory: Sequence[float]
+    """Bytes of each process."""
+
+    @classmethod
+    def of(cls, seconds: float, samples: int, each: Mapping[str, Sequence[float]]) -> Spent:
+        """`each` holds what the processes say, by name."""
+        tokens, flops = sum(each["tokens"]), sum(each["flops"])
+        return cls(seconds, samples, tokens, flops, each["waited"], each["memory"])
+
+    def rates(self, peak: float | None) -> dict[str, float]:
+        """Numbers for the records. `peak`: operations a second that one device could do, where that is known."""
+        values = {
+            "seconds": self.seconds,
+            "samples_per_second": self.samples / self.seconds,
+            "tokens_per_second": self.tokens / self.seconds,
+            "data_wait": sum(self.waited) / len(self.waited) / self.seconds,
+            "data_wait_max": max(self.waited) / self.seconds,
+            "memory_bytes": max(self.memory),
+        }
+        return values | ({"mfu": self.flops / self.seconds / peak / len(self.waited)} if peak else {})
+
+
+class Bottleneck:
+    """Notices once that a run waits for its data."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._waits: deque[float] = deque(maxlen=_WINDOW)
+        self._said = False
+
+    def notice(self, data_wait_max: float) -> str | None:
+        """What to say after a step of which the slowest process waited this share, if anything."""
+        self._waits.append(data_wait_max)
+        share = sum(self._waits) / _WINDOW
+        if self._said or len(self._waits) < _WINDOW or share < _LIMIT:
+            return None
+        self._said = True
+        return (
+            f"data is the limit: a process stood still for it {share:.0%} of the last {_WINDOW} steps. Raise "
+            f"data.threads (now {self._threads}) while there are idle cores; else recode the shards for speed (cli.py "
+            "recode --codec raw), or put them on a faster disk"
+        )

@@ -1,0 +1,76 @@
+"""The optimiser of a run: AdamW over the parts that train, each part at its own rate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shards.errors import UserError
+from trainer.config import Config
+from trainer.model.sa2va import Sa2VA
+from trainer.model.trainable import by_part
+
+_CODES, _SCALE = "#codes", "#scale"
+
+
+def make_optimizer(model: Sa2VA, config: Config) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter 2019), a group a part; `adamw8bit` keeps moments in 8 bits (Dettmers et al. 2022).
+
+    Raises:
+        UserError: torchao, which has the 8-bit one, is not installed.
+    """
+    groups: list[dict[str, Any]] = [
+        {"params": own, "lr": config.rates.get(part, config.lr)}
+        for part, own in by_part(model, config.trainable).items()
+        if own
+    ]
+    how: dict[str, Any] = {"betas": (config.betas[0], config.betas[1]), "eps": config.eps}
+    how |= {"lr": config.lr, "weight_decay": config.weight_decay}
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, **how)
+    try:
+        from torchao.optim import AdamW8bit
+    except ImportError:
+        do = "pip install 'sa2va-shards[deploy]', or optimizer=adamw"
+        raise UserError("torchao is not installed", where="optimizer", met=config.optimizer, do=do) from None
+    optimizer: torch.optim.Optimizer = AdamW8bit(groups, **how)
+    return optimizer
+
+
+def set_rate(group: dict[str, Any], rate: float) -> None:
+    """Give a group of the optimiser another rate."""
+    if isinstance(group["lr"], Tensor):  # torchao's compiled step wants it to stay the same tensor
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
+
+
+def to_stored(moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Moments by name as plain tensors: of those in 8 bits, codes and scales (the table of values is fixed)."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in moments.items():
+        if hasattr(tensor, "codes"):
+            found |= {f"{name}{_CODES}": tensor.codes, f"{name}{_SCALE}": tensor.scale}
+        else:
+            found[name] = tensor
+    return found
+
+
+def from_stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `to_stored` was given."""
+    found = {name: tensor for name, tensor in tensors.items() if not name.endswith((_CODES, _SCALE))}
+    for coded, codes in tensors.items():
+        name = coded.removesuffix(_CODES)
+        if name == coded or (scale := tensors.get(name + _SCALE)) is None:
+            continue
+        from torchao.optim.subclass_8bit import OptimState8bit
+
+        block = codes.numel() // scale.numel()
+        moment = OptimState8bit.zeros(codes.shape, not name.endswith("_sq"), block, codes.device, torch.float32)
+        moment.codes.copy_(codes)
+        moment.scale.copy_(scale)
+        found[name] = moment
+    return found
