@@ -136,28 +136,49 @@ def _said(error: Exception) -> str:
     return shown(f"{type(error).__name__}: {error}").strip(": ")
 
 
-def pieces(url: str, most: int) -> Iterator[bytes]:
-    """Yield the bytes of the file at `url` as they arrive; at most `most`, then it ends.
+class RemoteFolder:
+    """The files of one folder at a URL.
 
-    Raises what the libraries raise: to be read within `retried`.
-    """
-    files, path = file_system(url)
-    http = url.lower().startswith("http")
-    how: dict[str, Any] = {"block_size": 0, "size": 1} if http else {"block_size": _BLOCK, "cache_type": "none"}
-    with files.open(path, "rb", **how) as file:
-        left = most
-        while left > 0 and (piece := file.read(min(left, _BLOCK))):
-            left -= len(piece)
-            yield piece
-
-
-def read_file(url: str, most: int, attempts: int) -> bytes:
-    """The file at `url`, which holds at most `most` bytes, without any check of what it says.
+    Args:
+        url: of the folder.
+        attempts: at a file, before its fault is an error.
 
     Raises:
-        UserError: it cannot be read, or holds more.
+        UserError: as `file_system` does.
     """
-    data = retried(lambda: b"".join(pieces(url, most + 1)), url, attempts)
-    if len(data) > most:
-        raise BadShard("too large", where=shown(url), met=f"more than {most} bytes", wanted=f"<= {most}")
-    return data
+
+    def __init__(self, url: str, attempts: int = 6) -> None:
+        self._files, self._path = file_system(url)
+        self._http = url.lower().startswith("http")
+        self._attempts = attempts
+        self.url = shown(url.rstrip("/"))
+        """For messages."""
+
+    def pieces(self, name: str, most: int) -> Iterator[bytes]:
+        """Yield the bytes of the file `name` as they arrive; at most `most`, then it ends.
+
+        Raises what the libraries raise: to be read within `retried`.
+        """
+        how: dict[str, Any] = (
+            {"block_size": 0, "size": 1} if self._http else {"block_size": _BLOCK, "cache_type": "none"}
+        )
+        with self._files.open(f"{self._path}/{name}", "rb", **how) as file:
+            while most > 0 and (piece := file.read(min(most, _BLOCK))):
+                most -= len(piece)
+                yield piece
+
+    def read(self, name: str, most: int) -> bytes:
+        """The file `name`, which holds at most `most` bytes; to be called within `retried`."""
+        data = b"".join(self.pieces(name, most + 1))
+        if len(data) > most:
+            met, wanted = f"more than {most} bytes", f"<= {most} bytes"
+            raise BadShard("too large", where=f"{self.url}/{name}", met=met, wanted=wanted)
+        return data
+
+    def retried(self, name: str, action: Callable[[], _T]) -> _T:
+        """`action()`, which reads the file `name`, again where it failed and another try may help.
+
+        Raises:
+            UserError: as the function `retried` does.
+        """
+        return retried(action, f"{self.url}/{name}", self._attempts)

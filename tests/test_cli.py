@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import typer
 
-from cli import parse_size
+from shards.errors import UserError
+from shards.size import parse_size
+
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -27,8 +28,8 @@ def test_sizes(text, size):
 
 @pytest.mark.parametrize("text", ["", "GB", "-1GB", "1 parsec", "0"])
 def test_wrong_sizes(text):
-    with pytest.raises(typer.BadParameter):
-        parse_size(text)
+    with pytest.raises(UserError, match="data.cache_limit: not a size"):
+        parse_size(text, "data.cache_limit")
 
 
 def test_from_raw_to_seen_with_the_defaults(sav_root, tmp_path):

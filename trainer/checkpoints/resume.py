@@ -18,6 +18,7 @@ _FREE = (
     *("steps", "output_dir", "resume", "gradient_checkpointing", "data.threads", "data.prefetch", "eval", "checkpoint"),
     *("batch_size", "accumulation"),  # what counts is their product with the number of processes
     "data.shards",  # what counts is what stands in them
+    *("data.cache", "data.cache_limit", "data.fetches", "data.attempts"),
 )
 """Keys that may change when a run is resumed."""
 
