@@ -12,7 +12,6 @@ import pytest
 from shards.errors import UserError
 from shards.size import parse_size
 
-
 REPOSITORY = Path(__file__).parents[1]
 
 
@@ -28,7 +27,7 @@ def test_sizes(text, size):
 
 @pytest.mark.parametrize("text", ["", "GB", "-1GB", "1 parsec", "0"])
 def test_wrong_sizes(text):
-    with pytest.raises(UserError, match="data.cache_limit: not a size"):
+    with pytest.raises(UserError, match=r"data\.cache_limit: not a size"):
         parse_size(text, "data.cache_limit")
 
 
