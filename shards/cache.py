@@ -46,7 +46,7 @@ class Cache:
     attempts: at a file, before its fault is an error.
     """
 
-    def __init__(self, folder: Path | str, limit: int, fetches: int = 4, attempts: int = 6) -> None:
+    def __init__(self, folder: Path | str, limit: int, fetches: int = 4, attempts: int = 8) -> None:
         self.folder, self.limit = Path(folder).expanduser(), limit
         self.fetches, self.attempts = fetches, attempts
         self.drop: list[Callable[[], bool]] = []

@@ -25,7 +25,7 @@ _CONNECT, _READ = 20, 60  # seconds without any answer, or any byte
 _BLOCK = 16 << 20  # bytes of an object that one request asks for; HTTP is one request a file
 _BACKOFF, _MOST_BACKOFF = 0.5, 30.0  # seconds
 _ONCE_MORE = {408, 425, 429}  # HTTP's 4xx that pass
-_LIBRARIES = {"aiohttp", "aiobotocore", "botocore", "fsspec", "gcsfs", "google", "requests", "urllib3"}
+_LIBRARIES = {"aiohttp", "aiobotocore", "botocore", "fsspec", "gcsfs", "google", "http", "requests", "urllib3"}
 _T = TypeVar("_T")
 
 
@@ -125,7 +125,8 @@ def retried(action: Callable[[], _T], url: str, attempts: int) -> _T:
                 do = f"tried {attempts} times; the same command tries again"
                 raise BadShard(fault.what, where=shown(url), met=fault.met, wanted=fault.wanted, do=do) from None
             pause = min(_MOST_BACKOFF, _BACKOFF * 2 ** (attempt - 1)) * random.uniform(0.5, 1)
-            log.info("%s: %s, %s; attempt %d in %.1f s", shown(url), fault.what, fault.met, attempt + 1, pause)
+            level = logging.WARNING if attempt > 2 else logging.INFO
+            log.log(level, "%s: %s, %s; attempt %d in %.1f s", shown(url), fault.what, fault.met, attempt + 1, pause)
             time.sleep(pause)
     raise AssertionError("no attempts")
 
@@ -147,7 +148,7 @@ class RemoteFolder:
         UserError: as `file_system` does.
     """
 
-    def __init__(self, url: str, attempts: int = 6) -> None:
+    def __init__(self, url: str, attempts: int = 8) -> None:
         self._files, self._path = file_system(url)
         self._http = url.lower().startswith("http")
         self._attempts = attempts

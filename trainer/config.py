@@ -52,7 +52,7 @@ class DataConfig:
     """Size that the cache does not exceed."""
     fetches: int = 4
     """Shards fetched at a time."""
-    attempts: int = 6
+    attempts: int = 8
     """At reading a file from a URL, before it is an error."""
     sources: dict[str, int] = field(default_factory=dict)
     """How often the samples of a source stand in an epoch, such as {sav: 2, refcoco: 4}; once where it is not named."""

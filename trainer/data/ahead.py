@@ -29,16 +29,18 @@ def check_room(cache: Cache | None, sets: Sequence[ShardSet], window: int) -> No
     Samples of a window's shards are mixed, so all of these shards are needed until the window's end: a cache that
     cannot hold them would fetch them again and again.
     """
-    sizes = sorted(info.bytes for s in sets if isinstance(s, RemoteShardSet) for info in s.manifest.shards)
-    largest = sum(sizes[-window:])
+    remote = [s for s in sets if isinstance(s, RemoteShardSet)]
+    sizes = sorted(info.bytes for s in remote for info in s.manifest.shards)
     if cache is None or not sizes:
         return
+    indexes = sum(s.index.nbytes for s in remote)
+    largest = sum(sizes[-window:]) + indexes
     met, wanted = f"{cache.limit / 1e9:,.2f} GB", f"{largest / 1e9:,.2f} GB"
     if cache.limit < largest:
         do = "raise it, or write smaller shards (--shard-size)"
         wanted = f">= {wanted}, so that the {min(window, len(sizes))} shards fit whose samples are mixed"
         raise UserError("the cache is too small", where="data.cache_limit", met=met, wanted=wanted, do=do)
-    if cache.limit < min(2 * largest, sum(sizes)):
+    if cache.limit < min(2 * largest, sum(sizes) + indexes):
         log.warning("data.cache_limit: %s; from %.2f GB on, shards are fetched a window ahead", met, 2 * largest / 1e9)
 
 
