@@ -7,12 +7,13 @@ Heavy imports stand inside the verbs, so that help answers at once.
 from __future__ import annotations
 
 import os
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+from shards.size import parse_size
 
 if TYPE_CHECKING:
     from inference.predictor import Predictor
@@ -30,16 +31,6 @@ Form = Literal["sa2va", "onnx", "int8"]
 Codec = Literal["zstd", "raw", "jpeg"]
 Group = Literal["sample", "file", "folder"]
 Objective = Literal["segment", "dual", "describe", "reverse"]
-
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-
-
-def parse_size(text: str) -> int:
-    """Bytes from a size such as 1GB, 500MB or 64MiB."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    if match is None or match[2].upper() not in _UNITS or float(match[1]) <= 0:
-        raise typer.BadParameter(f"met {text!r}; wanted a size such as 1GB, 500MB or 64MiB")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
 @app.command()
@@ -346,7 +337,9 @@ def evaluate(
     model: Annotated[
         str, typer.Option(metavar="DIR", help="Folder of a Sa2VA, released or exported, or of a run (its checkpoint).")
     ],
-    shards: Annotated[list[str], typer.Option(metavar="PATH", help="A shard set's folder; several times for several.")],
+    shards: Annotated[
+        list[str], typer.Option(metavar="PATH", help="A shard set's folder, or its URL; several times for several.")
+    ],
     objective: Annotated[
         Objective | None, typer.Option(help="What is asked.  [default: segment if objects have texts, else dual]")
     ] = None,
@@ -362,12 +355,17 @@ def evaluate(
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...  [default: a GPU if there is one]")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers here.")] = None,
+    cache: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="On a disk of this machine, for shards from URLs.")
+    ] = Path("~/.cache/sa2va-shards"),
+    cache_limit: Annotated[str, typer.Option(metavar="SIZE", help="Size that the cache does not exceed.")] = "200GB",
 ) -> None:
     """Measure a Sa2VA on shards: cIoU, gIoU, Pr@0.5, Dice, precision, recall, cycle IoU, caption-swap gap.
 
     Counts every sample once. On several processes: accelerate launch --num_processes N cli.py evaluate ...
     """
     from inference.evaluate import evaluate as run
+    from shards.cache import Cache
 
     shown = run(
         model,
@@ -381,6 +379,7 @@ def evaluate(
         device=device,
         dtype=dtype,
         json_file=json_file,
+        cache=Cache(cache, parse_size(cache_limit)),
     )
     if shown:
         print(shown)

@@ -22,8 +22,10 @@ from inference.items import TEXT_OBJECTIVES, Place, batches, cut, read
 from inference.loading import load
 from inference.pictures import write
 from inference.scores import ALL, Tally, table
+from shards.cache import Cache
 from shards.errors import UserError
 from shards.reader import ShardSet
+from shards.remote import open_set
 from trainer.config import Config
 from trainer.data.loader import check_recipe, held_out
 from trainer.measure.judge import judge
@@ -50,12 +52,13 @@ def evaluate(
     device: str | None = None,
     dtype: str | None = None,
     json_file: Path | None = None,
+    cache: Cache | None = None,
 ) -> str | None:
     """Evaluate a model on shard sets.
 
     Args:
         model: a released folder, an int8 one, OWNER/NAME on the hub, a run's folder or a checkpoint.
-        shards: folders of shard sets, of one recipe.
+        shards: folders of shard sets, or their URLs, of one recipe.
         objective: a key of `trainer.measure.judge.JUDGED`; where None, segment if the objects have texts, else dual.
         split: keep the sets that were made of this split.
         holdout: keep the samples that a training with this `data.holdout` leaves out; 0 keeps all.
@@ -65,6 +68,7 @@ def evaluate(
         device: as in `inference.loading.load`; several processes have their own.
         dtype: as in `inference.loading.load`.
         json_file: gets the numbers.
+        cache: where sets at URLs are read through.
 
     Returns:
         The numbers as a table; None on a process that has nothing to say.
@@ -74,7 +78,7 @@ def evaluate(
     """
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise UserError("no such folder", where=str(json_file), do="make it, or give another --json")
-    sets = _open(shards, split)
+    sets = _open(shards, split, cache)
     chosen = objective or _objective(sets)
     groups = [group for own in sets for group in cut(_places(own, holdout, limit), batch_size)]
     if not groups:
@@ -161,9 +165,9 @@ def _together(gathered: Sequence[dict[str, Tally]], samples: int, objective: str
     return {name: of_source[name].to_json(objective) for name in sorted(of_source)} | {ALL: total.to_json(objective)}
 
 
-def _open(paths: Sequence[str], split: str | None) -> list[ShardSet]:
+def _open(paths: Sequence[str], split: str | None, cache: Cache | None) -> list[ShardSet]:
     """The sets in `paths` that are of `split`, checked against the model's sizes and one another."""
-    sets = [ShardSet(path) for path in paths]
+    sets = [open_set(path, cache) for path in paths]
     if split is not None:
         met = ", ".join(f"{s.folder}: {s.manifest.options.get('split', 'none')}" for s in sets)
         sets = [s for s in sets if s.manifest.options.get("split") == split]

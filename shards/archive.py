@@ -122,12 +122,16 @@ class ShardWriter:
 
 
 class MappedTar:
-    """A tar mapped into memory. Members are views of the mapped file: nothing is copied until it is decoded."""
+    """A tar mapped into memory. Members are views of the mapped file: nothing is copied until it is decoded.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        opened: the file, where it is open already; it is closed. Its locks last as long as the mapping.
+    """
+
+    def __init__(self, path: Path, opened: BinaryIO | None = None) -> None:
         self.path = path
         try:
-            with open(path, "rb") as file:
+            with opened or open(path, "rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             raise BadShard("cannot be read", where=str(path), met=str(error), wanted="a tar") from None

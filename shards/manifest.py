@@ -19,6 +19,7 @@ from shards.errors import BadShard, UserError
 from shards.format import CODECS, FORMAT, INDEX, LEDGER, LOSSY, MANIFEST, VERSION, Codec
 from shards.lossy import Psnr
 from shards.recipe import Recipe
+from shards.remote_files import is_url
 
 _Record = TypeVar("_Record", "ShardInfo", "Manifest")
 INDEX_DTYPE = np.dtype(
@@ -100,6 +101,9 @@ class Manifest:
         try:
             body = json.loads(path.read_bytes())
         except FileNotFoundError:
+            if is_url(folder):
+                do = "copy the set here first; training and cli.py evaluate read it at its URL"
+                raise BadShard("only folders on this machine are read here", met=str(folder), do=do) from None
             raise BadShard("no manifest: not a finished shard set", where=str(path), do=do) from None
         except (OSError, ValueError) as error:
             raise BadShard("not a manifest", where=str(path), met=str(error), do=do) from None

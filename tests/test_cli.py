@@ -12,7 +12,9 @@ import typer
 from click.testing import Result
 from typer.testing import CliRunner
 
-from cli import app, parse_size
+from cli import app
+from shards.errors import UserError
+from shards.size import parse_size
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -34,8 +36,8 @@ def test_sizes(text, size):
 
 @pytest.mark.parametrize("text", ["", "GB", "-1GB", "1 parsec", "0"])
 def test_wrong_sizes(text):
-    with pytest.raises(typer.BadParameter):
-        parse_size(text)
+    with pytest.raises(UserError, match=r"data\.cache_limit: not a size"):
+        parse_size(text, "data.cache_limit")
 
 
 def test_from_raw_to_seen_with_the_defaults(sav_root, tmp_path):

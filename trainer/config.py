@@ -14,7 +14,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from shards.cache import DEFAULT_FOLDER, DEFAULT_LIMIT, Cache
 from shards.errors import UserError
+from shards.size import parse_size
 
 
 @dataclass
@@ -43,7 +45,15 @@ class LoraConfig:
 @dataclass
 class DataConfig:
     shards: list[str] = field(default_factory=list)
-    """Folders of shard sets, all of one recipe."""
+    """Folders of shard sets, or their URLs (s3://, gs://, https://), all of one recipe."""
+    cache: str = DEFAULT_FOLDER
+    """Folder on a disk of this machine for shards from URLs; processes and runs may share it."""
+    cache_limit: str = DEFAULT_LIMIT
+    """Size that the cache does not exceed."""
+    fetches: int = 4
+    """Shards fetched at a time."""
+    attempts: int = 8
+    """At reading a file from a URL, before it is an error."""
     sources: dict[str, int] = field(default_factory=dict)
     """How often the samples of a source stand in an epoch, such as {sav: 2, refcoco: 4}; once where it is not named."""
     holdout: float = 0.05
@@ -52,6 +62,10 @@ class DataConfig:
     threads: int = 2
     prefetch: int = 2
     """Batches in the making ahead of the one in use."""
+
+    def open_cache(self) -> Cache:
+        """Where shards from URLs are read through; nothing is written before one is."""
+        return Cache(self.cache, parse_size(self.cache_limit, "data.cache_limit"), self.fetches, self.attempts)
 
 
 @dataclass
@@ -175,7 +189,16 @@ POSITIVE = (
         "gumbel_tau",
         "lr",
     ),
-    *("clip", "lora.r", "data.threads", "data.objects_per_sample", "eval.every", "eval.samples"),
+    *(
+        "clip",
+        "lora.r",
+        "data.threads",
+        "data.objects_per_sample",
+        "data.fetches",
+        "data.attempts",
+        "eval.every",
+        "eval.samples",
+    ),
     *("checkpoint.every", "checkpoint.keep"),
 )
 NOT_NEGATIVE = (
@@ -276,6 +299,7 @@ def _check(config: Any) -> None:
                 raise UserError("out of range", where=key, met=str(value), wanted=wanted)
     if config.warmup_steps >= config.steps and config.warmup_steps:
         raise UserError("out of range", where="warmup_steps", met=str(config.warmup_steps), wanted=f"< {config.steps}")
+    parse_size(config.data.cache_limit, "data.cache_limit")
     if config.model.path and (config.model.internvl or config.model.sam2):
         raise UserError("two models to start from", where="model", wanted="path, or internvl with sam2")
     if bool(config.model.internvl) != bool(config.model.sam2):

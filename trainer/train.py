@@ -85,6 +85,7 @@ def main(arguments: list[str]) -> None:
 def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
     """Train to the last step and return 0, or to the step at which a signal stopped it and return the signal."""
     show, folder, mix = accelerator.print, run.folder, config.objectives()
+    cache = config.data.open_cache()
     if accelerator.is_main_process:
         logging.basicConfig(format="%(message)s")
         logging.getLogger("trainer").setLevel(logging.INFO)
@@ -105,6 +106,7 @@ def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
             threads=config.data.threads,
             prefetch=config.data.prefetch,
             pin=accelerator.device.type == "cuda",
+            cache=cache,
             **how,
         )
 

@@ -28,6 +28,7 @@ _FREE = (
     ),
     *("batch_size", "accumulation"),  # what counts is their product with the number of processes
     "data.shards",  # what counts is what stands in them
+    *("data.cache", "data.cache_limit", "data.fetches", "data.attempts"),
 )
 """Keys that may change when a run is resumed."""
 

@@ -17,11 +17,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from shards.cache import Cache
 from shards.errors import BadShard, UserError
 from shards.format import FIELDS, Field
-from shards.reader import Array, ShardSet, decode_field
+from shards.reader import Array, decode_field
 from shards.recipe import Recipe
+from shards.remote import RemoteShardSet, open_set
 from shards.sample import texts_of
+from trainer.data.ahead import Ahead, check_room
 from trainer.data.choice import choose, mix
 
 log = logging.getLogger(__name__)
@@ -85,7 +88,7 @@ class Loader:
     """Batches from shard folders.
 
     Args:
-        paths: folders of finished shard sets, all of one recipe.
+        paths: folders of finished shard sets, or their URLs, all of one recipe.
         fields: which tensors, with the frame's number: ("pixel_values1", "prompt_masks1", "masks2", ...).
         batch_size: samples a batch on this rank.
         accumulation: batches an optimiser step. An epoch holds whole steps: none takes samples of two epochs.
@@ -98,6 +101,7 @@ class Loader:
         threads: decoders.
         prefetch: batches in the making ahead of the one that is in use.
         pin: use page-locked memory (with a GPU).
+        cache: where sets at URLs are read through.
 
     Raises:
         UserError: shards of different recipes, or fewer samples than one optimiser step takes that have what is needed.
@@ -122,10 +126,11 @@ class Loader:
         threads: int = 2,
         prefetch: int = 2,
         pin: bool = False,
+        cache: Cache | None = None,
     ) -> None:
         if not paths:
             raise UserError("no shard folder given", where="data.shards", do="for example data.shards=[shards/sav]")
-        self._sets = [ShardSet(path) for path in paths]
+        self._sets = [open_set(path, cache) for path in paths]
         names = {s.manifest.source for s in self._sets}
         for where, asked in (("data.sources", repeats or {}), ("mix", sources)):
             if unknown := sorted({*asked} - names):
@@ -154,6 +159,9 @@ class Loader:
             self._sets, self._copies = [s for s, _ in copies], [copy for _, copy in copies]
         else:
             self._copies = [0] * len(self._sets)
+        self._cache = cache
+        if self._shuffled:
+            check_room(cache, self._sets, _SHUFFLE_WINDOW)
         # Global positions run through the sets in their order; `_starts[i]` is the first of set i.
         self._starts = np.cumsum([0, *(len(s) for s in self._sets)])
         chosen = np.concatenate([held_out(s.index["key"], holdout) == (part == "holdout") for s in self._sets])
@@ -203,6 +211,7 @@ class Loader:
         buffers = [self._new_buffers() for _ in range(self._prefetch + 2)]
         pending: deque[tuple[int, list[Future[_Row]]]] = deque()
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="shards")
+        ahead = self._ahead(order[start * together : end * together], epoch)
         try:
             upcoming = iter(range(start, end))
             for done in range(start, end):
@@ -216,10 +225,27 @@ class Loader:
                 started = time.perf_counter()
                 ready = [row.result() for row in rows]
                 self.wait_seconds += time.perf_counter() - started
+                if ahead:
+                    ahead.consumed((done + 1 - start) * self._batch_size)
                 position = {"epoch": epoch, "samples": (number + 1) * together}
                 yield self._batch(buffers[number % len(buffers)], ready, position)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+            if ahead:
+                ahead.close()
+
+    def _ahead(self, order: NDArray[np.int64], epoch: int) -> Ahead | None:
+        """Fetch the shards of remote sets in the background, as the samples in `order` need them."""
+        if not self._cache or not any(isinstance(s, RemoteShardSet) for s in self._sets):
+            return None
+
+        def own(order: NDArray[np.int64]) -> NDArray[np.int64]:
+            """This rank's samples."""
+            return order.reshape(-1, self._world_size, self._batch_size)[:, self._rank].ravel()
+
+        depth, fetches = 2 * _SHUFFLE_WINDOW if self._shuffled else self._cache.fetches + 1, self._cache.fetches
+        following = (lambda: own(self.order(epoch + 1)[: self._samples_per_epoch])) if self._shuffled else None
+        return Ahead(self._sets, self._starts, own(order), depth, fetches, following)
 
     def _new_buffers(self) -> dict[str, torch.Tensor]:
         """One batch's tensors; those of objects are (B, objects_per_sample, ...)."""

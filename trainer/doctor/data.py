@@ -13,6 +13,7 @@ import numpy as np
 from shards.errors import BadShard, UserError
 from shards.format import INDEX
 from shards.reader import ShardSet
+from shards.remote import RemoteShardSet, open_set
 from trainer.config import Config
 from trainer.data.loader import Loader, Need, check_recipe
 from trainer.doctor.findings import Finding, fail, ok, size, warn
@@ -45,10 +46,10 @@ class Data:
 
     @classmethod
     def open(cls, config: Config, processes: int) -> Data:
-        data = cls([])
+        data, cache = cls([]), config.data.open_cache()
         for path in config.data.shards:
             try:
-                data.sets.append(ShardSet(path))
+                data.sets.append(open_set(path, cache))
             except UserError as error:
                 data.faults.append(str(error))
         if not data.faults:
@@ -72,6 +73,7 @@ class Data:
             sources=sources,
             repeats=config.data.sources,
             need=NEED[objective],
+            cache=config.data.open_cache(),
         )
         train = load(accumulation=config.accumulation)
         self.train[objective] = len(train.order(0))
@@ -123,7 +125,10 @@ def check_objective(config: Config, data: Data) -> Iterator[Finding]:
 def check_samples(data: Data) -> Iterator[Finding]:
     """Decode some samples of each set, and count pairs."""
     for shards in data.sets:
-        positions = np.unique(np.linspace(0, len(shards) - 1, min(PROBED, len(shards))).astype(int))
+        count = len(shards)
+        if isinstance(shards, RemoteShardSet):  # of one shard: each has to be fetched
+            count = int((shards.index["shard"] == shards.index["shard"][0]).sum())
+        positions = np.unique(np.linspace(0, count - 1, min(PROBED, count)).astype(int))
         pairs = 0
         for position in map(int, positions):
             try:
@@ -144,7 +149,7 @@ def _twin(shards: ShardSet, others: Sequence[ShardSet]) -> ShardSet | None:
 def _faults(shards: ShardSet) -> list[str]:
     """What is not as the manifest says, without reading the tars."""
     manifest, faults = shards.manifest, []
-    for info in manifest.shards:
+    for info in () if isinstance(shards, RemoteShardSet) else manifest.shards:  # a fetched one is always checked
         path = shards.folder / info.name
         met = path.stat().st_size if path.is_file() else None
         if met != info.bytes:

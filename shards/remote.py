@@ -1,0 +1,102 @@
+"""Shard sets at URLs: manifest and index are fetched first, tars when they are needed, into a cache on this machine."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import weakref
+from collections import OrderedDict
+from hashlib import sha256
+from pathlib import Path
+
+from shards.archive import MappedTar
+from shards.cache import Cache
+from shards.errors import BadShard, UserError
+from shards.format import INDEX, MANIFEST
+from shards.manifest import INDEX_DTYPE, Manifest
+from shards.reader import ShardSet
+from shards.remote_files import RemoteFolder, Transient, is_url
+
+_MOST_MANIFEST = 256 << 20  # bytes; those of a million shards
+_NPY_HEADER = 4096  # bytes, at most
+_OPEN_TARS = 256  # mapped at a time, as of a set on this machine
+
+
+def open_set(path: Path | str, cache: Cache | None = None) -> ShardSet:
+    """The shard set in a folder here or at a URL.
+
+    Raises:
+        UserError: it is not there, or not a finished set; or it is at a URL and there is no cache.
+    """
+    if not is_url(path):
+        return ShardSet(path)
+    if cache is None:
+        raise UserError("a shard set at a URL needs a cache", where=str(path))
+    return RemoteShardSet(str(path), cache)
+
+
+class RemoteShardSet(ShardSet):
+    """A shard set at `url`. `folder` is its place in the cache, where not all of its tars are.
+
+    A tar is not evicted from when it is read, or fetched ahead, to when it is released.
+    """
+
+    def __init__(self, url: str, cache: Cache) -> None:
+        self._remote, self._cache = RemoteFolder(url, cache.attempts), cache
+        self.url = self._remote.url
+        folder, manifest = self._fetch_manifest()
+        most = manifest.samples * INDEX_DTYPE.itemsize + _NPY_HEADER
+        # Held as long as the set: the index is mapped.
+        self._index = cache.hold(self._remote, folder / INDEX, most, manifest.index_sha256, exact=False)
+        super().__init__(folder)
+        self._tars: OrderedDict[int, MappedTar] = OrderedDict()  # the least recently used first
+        self._changing = threading.Lock()
+        self._tar = self.fetch  # type: ignore[assignment]
+        drop = weakref.WeakMethod(self._drop)
+        cache.drop.append(lambda: (method := drop()) is not None and method())
+
+    def _fetch_manifest(self) -> tuple[Path, Manifest]:
+        """The set's folder in the cache, with its manifest in it."""
+
+        def read() -> tuple[Path, bytes]:
+            data = self._remote.read(MANIFEST, _MOST_MANIFEST)
+            path = self._cache.folder / sha256(data).hexdigest()[:32] / MANIFEST
+            # All else is checked against the manifest, and the manifest against itself.
+            if not path.exists() and data != self._remote.read(MANIFEST, _MOST_MANIFEST):
+                raise Transient("two reads of it differ")
+            return path, data
+
+        path, data = self._remote.retried(MANIFEST, read)
+        if not path.exists() or path.read_bytes() != data:
+            self._cache.write(path, data)
+        try:
+            return path.parent, Manifest.read(path.parent)
+        except BadShard as error:
+            shutil.rmtree(path.parent, ignore_errors=True)
+            where = f"{self.url}/{MANIFEST}"
+            raise BadShard(error.what, where=where, met=error.met, wanted=error.wanted) from None
+
+    def fetch(self, shard: int, ahead: bool = False) -> MappedTar:
+        """The tar of this shard, mapped, from the cache or else from the URL; raises as `Cache.hold` does."""
+        with self._changing:
+            if tar := self._tars.get(shard):
+                self._tars.move_to_end(shard)
+                return tar
+        info = self.manifest.shards[shard]
+        path = self.folder / info.name
+        tar = MappedTar(path, self._cache.hold(self._remote, path, info.bytes, info.sha256, ahead=ahead))
+        with self._changing:
+            self._tars[shard] = tar
+            if len(self._tars) > _OPEN_TARS:
+                self._tars.popitem(last=False)
+        return tar
+
+    def release(self, shard: int) -> None:
+        """The tar of this shard is not needed for now: it may be evicted once nobody has a view of it."""
+        with self._changing:
+            self._tars.pop(shard, None)
+
+    def _drop(self) -> bool:
+        """Release the tar that was not used for the longest time, if there is one."""
+        with self._changing:
+            return bool(self._tars and self._tars.popitem(last=False))

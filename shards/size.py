@@ -1,0 +1,17 @@
+"""Sizes as people write them."""
+
+from __future__ import annotations
+
+import re
+
+from shards.errors import UserError
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_size(text: str, where: str = "") -> int:
+    """Bytes from a size such as 1GB, 500MB or 64MiB; raises `UserError`, which says `where`, for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if match is None or match[2].upper() not in _UNITS or float(match[1]) <= 0:
+        raise UserError("not a size", where=where, met=repr(text), wanted="a size such as 1GB, 500MB or 64MiB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])

@@ -1,0 +1,133 @@
+"""Real servers on this machine: files over HTTP, an S3-compatible one; and what goes wrong on the way from them."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Literal
+
+Fault = Literal["", "503", "403", "cut", "corrupt", "late", "drip"]
+
+
+class FaultyServer(ThreadingHTTPServer):
+    """Serves a folder, or passes on what another server answers, with faults.
+
+    `faults(name, n)` says what befalls the n-th request, from 0, for the file `name`; `gets` counts them.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, root: Path | None = None, upstream: int | None = None) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.root, self.upstream = root, upstream
+        self.gets: Counter[str] = Counter()
+        self.faults: Callable[[str, int], Fault] = lambda name, n: ""
+        self.counting = threading.Lock()
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that goes away is no news."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: FaultyServer
+
+    def do_GET(self) -> None:
+        name = self.path.split("?")[0].rsplit("/", 1)[-1]
+        with self.server.counting:
+            fault = self.server.faults(name, self.server.gets[name])
+            self.server.gets[name] += 1
+        status, headers, body = self._answer()
+        if fault in ("503", "403"):
+            status, headers, body = int(fault), {}, b"<Error><Code>SlowDown</Code></Error>"
+        if fault == "late":
+            time.sleep(0.1)
+        if fault == "corrupt" and body:
+            middle = len(body) // 2
+            body = body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
+        self.send_response(status)
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if fault == "cut":
+            self.wfile.write(body[: len(body) // 2])
+            self.close_connection = True
+        elif fault == "drip":
+            for start in range(0, len(body), 1 << 20):
+                self.wfile.write(body[start : start + (1 << 20)])
+                time.sleep(0.2)
+        else:
+            self.wfile.write(body)
+
+    def do_HEAD(self) -> None:
+        status, headers, body = self._answer()
+        self.send_response(status)
+        for key, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(key, value)
+        self.end_headers()
+
+    def _answer(self) -> tuple[int, dict[str, str], bytes]:
+        if self.server.upstream is None:
+            path = self.server.root / self.path.lstrip("/")
+            return (200, {}, path.read_bytes()) if path.is_file() else (404, {}, b"")
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.upstream, timeout=30)
+        connection.request(self.command, self.path, headers=dict(self.headers))
+        answer = connection.getresponse()
+        own = {"connection", "content-length", "transfer-encoding", "server", "date"}
+        if self.command == "HEAD":
+            own -= {"content-length"}
+        headers = {key: value for key, value in answer.getheaders() if key.lower() not in own}
+        return answer.status, headers, answer.read()
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+@contextmanager
+def serving(root: Path | None = None, upstream: int | None = None) -> Iterator[FaultyServer]:
+    server = FaultyServer(root, upstream)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@contextmanager
+def s3_server() -> Iterator[int]:
+    """The port of an S3-compatible server, a process of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = f"from moto.server import main; main(['-H', '127.0.0.1', '-p', '{port}'])"
+    environment = {**os.environ, "MOTO_S3_DEFAULT_KEY_BUFFER_SIZE": str(64 << 20)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+    )
+    try:
+        until = time.monotonic() + 120
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                assert process.poll() is None and time.monotonic() < until, "it does not start"
+                time.sleep(0.05)
+        yield port
+    finally:
+        process.kill()
+        process.wait()

@@ -1,0 +1,305 @@
+"""Shard sets at URLs, read through a cache: from real servers, over a network that fails."""
+
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shards import cache as caching
+from shards import remote_files
+from shards.cache import Cache, NoRoom
+from shards.errors import UserError
+from shards.reader import ShardSet
+from shards.remote import RemoteShardSet, open_set
+from shards.remote_files import RemoteFolder, file_system, is_url
+from shards.select import sample
+from tests.servers import FaultyServer, s3_server, serving
+
+FAULTS = ["503", "cut", "corrupt", "late"]
+REPOSITORY = Path(__file__).parents[2]
+ANY = 10**9
+READER = """
+import random, sys
+from shards.cache import Cache
+from shards.reader import ShardSet
+from shards.remote import open_set
+url, folder, cache, limit, rounds, seed = sys.argv[1:]
+remote, local = open_set(url, Cache(cache, int(limit))), ShardSet(folder)
+order = list(range(len(local))) * int(rounds)
+random.Random(seed).shuffle(order)
+for position in order:
+    assert remote.stored(position) == local.stored(position)
+print("equal")
+"""
+
+
+@pytest.fixture(scope="module")
+def small_set(sav_set, tmp_path_factory) -> Path:
+    """8 samples, a tar each."""
+    folder = tmp_path_factory.mktemp("small") / "sav"
+    sample(sav_set, folder, 8, 0, 1)
+    return folder
+
+
+@pytest.fixture
+def server(small_set):
+    with serving(small_set.parent) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    monkeypatch.setattr(remote_files, "_BACKOFF", 0.01)
+
+
+def remote(server: FaultyServer, folder: Path, limit: int = ANY, attempts: int = 6) -> ShardSet:
+    return open_set(f"{server.url}/sav", Cache(folder, limit, attempts=attempts))
+
+
+def reader(server: FaultyServer, small_set: Path, cache: Path, limit: int, rounds: int, seed: int) -> subprocess.Popen:
+    arguments = [f"{server.url}/sav", str(small_set), str(cache), str(limit), str(rounds), str(seed)]
+    command = [sys.executable, "-c", READER, *arguments]
+    return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def files(cache: Path, pattern: str = "*/*.tar*") -> list[str]:
+    return sorted(path.name for path in cache.glob(pattern))
+
+
+def used(cache: Path) -> int:
+    total = 0
+    for path in cache.glob("*/*"):
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size if path.suffix != ".json" else 0
+    return total
+
+
+def assert_equal(met: ShardSet, wanted: ShardSet) -> None:
+    for position in range(len(wanted)):
+        assert met.stored(position) == wanted.stored(position)
+
+
+def test_samples_are_those_of_the_folder_whatever_befalls_the_first_requests(server, small_set, tmp_path):
+    server.faults = lambda name, n: FAULTS[n] if n < 4 else ""
+    met, local = remote(server, tmp_path), ShardSet(small_set)
+    assert isinstance(met, RemoteShardSet)
+    for position in range(len(local)):
+        one, two = met[position], local[position]
+        assert one.keys() == two.keys() and all(np.array_equal(one[name], two[name]) for name in two)
+    assert {n for name, n in server.gets.items() if name.endswith(".tar")} == {4}  # right at the fourth, and kept
+    for path in tmp_path.glob("*/*.tar"):
+        assert path.read_bytes() == (small_set / path.name).read_bytes()
+    before = server.gets.copy()
+    assert_equal(remote(server, tmp_path), local)
+    assert (server.gets - before) == {"manifest.json": 1}  # all else stood in the cache
+
+
+@pytest.mark.parametrize(
+    "fault, said",
+    [
+        ("corrupt", r"sav-000000.tar: not what the manifest says: SHA-256; met [0-9a-f]{64}; wanted {sha}; tried 3"),
+        ("cut", r"sav-000000.tar: cannot be read; met ClientPayloadError.*tried 3 times"),
+        ("503", r"sav-000000.tar: cannot be read; met HTTP 503; tried 3 times"),
+        ("403", r"sav-000000.tar: not allowed to read; set up the credentials"),
+    ],
+)
+def test_a_fault_that_stays_is_one_line_and_no_sample(server, small_set, tmp_path, fault, said):
+    met = remote(server, tmp_path, attempts=3)
+    server.faults = lambda name, n: fault
+    said = said.replace("{sha}", met.manifest.shards[0].sha256)
+    with pytest.raises(UserError, match=f"{server.url}/sav/{said}") as raised:
+        met[0]
+    assert "\n" not in str(raised.value)
+    assert server.gets["sav-000000.tar"] == (1 if fault == "403" else 3)
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("size", [-1, 1])
+def test_a_file_of_another_size_is_refused(server, small_set, tmp_path, size):
+    info = ShardSet(small_set).manifest.shards[0]
+    held = Cache(tmp_path, ANY, attempts=2)
+    folder = RemoteFolder(f"{server.url}/sav", 2)
+    with pytest.raises(UserError, match=r"not of the manifest's size; met .* bytes; wanted .* bytes; tried 2 times"):
+        held.hold(folder, tmp_path / "set" / info.name, info.bytes + size, info.sha256)
+    assert files(tmp_path) == []
+
+
+def test_a_manifest_is_read_alike_twice(server, tmp_path):
+    numbers = count()
+    server.faults = lambda name, n: "corrupt" if next(numbers) % 2 else ""
+    with pytest.raises(UserError, match=r"manifest.json: two reads of it differ; tried 3 times"):
+        remote(server, tmp_path, attempts=3)
+    server.faults = lambda name, n: "corrupt"
+    with pytest.raises(UserError, match=rf"{server.url}/sav/"):
+        remote(server, tmp_path, attempts=3)[0]
+
+
+@pytest.mark.parametrize(
+    "url, said",
+    [
+        ("{server}/none", "{server}/none/manifest.json: no such file"),
+        ("ftp://host/sav", "ftp://host/sav: URL of an unknown kind; met ftp; wanted http or https or s3"),
+        ("https://me:secret@host/sav?signature=secret", "https://host/sav: not the URL of a folder"),
+        ("http://127.0.0.1:9/sav", "cannot be read; met ClientConnectorError.*tried 1 times"),
+    ],
+)
+def test_what_is_no_set(server, tmp_path, url, said):
+    with pytest.raises(UserError, match=said.replace("{server}", server.url)) as raised:
+        open_set(url.replace("{server}", server.url), Cache(tmp_path, ANY, attempts=1))
+    assert "secret" not in str(raised.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("protocol, package", [("http", "aiohttp"), ("s3", "s3fs"), ("gs", "gcsfs")])
+def test_a_missing_package_is_named(monkeypatch, protocol, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setitem(sys.modules, f"fsspec.implementations.{protocol}", None)
+    with pytest.raises(UserError, match=rf"wanted {package}; pip install {package}, or sa2va-shards\[remote\]"):
+        file_system(f"{protocol}://bucket/{protocol}-{time.time_ns()}")
+
+
+def test_what_a_url_is():
+    assert is_url("s3://bucket/sav") and is_url("https:/host/sav")
+    assert not is_url("shards/sav") and not is_url("/data/a:b/sav") and not is_url("C")
+
+
+def test_the_limit_holds_and_the_least_recently_used_goes_first(server, small_set, tmp_path):
+    sizes = [info.bytes for info in ShardSet(small_set).manifest.shards]
+    met = remote(server, tmp_path, limit=3 * max(sizes) + 8192)
+    for shard in (0, 1, 2, 0):
+        met.fetch(shard)
+        met.release(shard)
+    assert files(tmp_path) == [f"sav-{n:06d}.tar" for n in (0, 1, 2)]
+    met.fetch(3)
+    assert files(tmp_path) == [f"sav-{n:06d}.tar" for n in (0, 2, 3)]
+    met.fetch(4)  # 3 is in use
+    met.fetch(5)
+    assert files(tmp_path) == [f"sav-{n:06d}.tar" for n in (3, 4, 5)]
+    with pytest.raises(NoRoom):
+        met.fetch(6, ahead=True)
+    view = met.stored(3)
+    assert_equal(met, ShardSet(small_set))  # what is needed now takes the place of what was used before
+    assert used(tmp_path) <= 3 * max(sizes) + 8192
+    assert view == ShardSet(small_set).stored(3)  # still held by its view
+    with pytest.raises(UserError, match="the limit of the cache is too low"):
+        remote(server, tmp_path / "other", limit=1000)
+
+
+def test_no_room_for_what_is_needed_is_an_error_after_a_while(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(caching, "_PATIENCE", 0.1)
+    one, other = (remote(server, tmp_path, limit=4_000_000) for _ in range(2))
+    one.fetch(0)
+    with pytest.raises(UserError, match=r"no room in the cache; met 4,000,000 bytes, all of them in use; raise data"):
+        other.fetch(1)
+    one.release(0)
+    assert_equal(other, one)
+
+
+def test_a_file_that_was_damaged_or_deleted_is_fetched_again(server, small_set, tmp_path):
+    met, local = remote(server, tmp_path), ShardSet(small_set)
+    view = met.stored(0)
+    next(tmp_path.glob("*/sav-000000.tar")).unlink()  # by a careless user, while it is mapped
+    assert view == local.stored(0)
+    del view
+    met.release(0)
+    met.fetch(1)
+    met.release(1)
+    os.truncate(next(tmp_path.glob("*/sav-000001.tar")), 1000)
+    assert_equal(met, local)
+    assert server.gets["sav-000000.tar"] == server.gets["sav-000001.tar"] == 2
+
+
+def test_processes_share_a_cache_and_each_tar_is_fetched_once(server, small_set, tmp_path):
+    server.faults = lambda name, n: "late"
+    readers = [reader(server, small_set, tmp_path, ANY, 1, seed) for seed in range(2)]
+    assert [process.communicate(timeout=100)[0] for process in readers] == ["equal\n"] * 2
+    tars = {name: n for name, n in server.gets.items() if name.endswith((".tar", ".npy"))}
+    assert set(tars.values()) == {1} and len(tars) == 9
+
+
+def test_eviction_never_breaks_a_reader_in_another_process(server, small_set, tmp_path):
+    rng = random.Random(5)
+    server.faults = lambda name, n: rng.choice(["", "", "", *FAULTS])
+    limit = 9_000_000  # 3 of 8
+    readers = [reader(server, small_set, tmp_path, limit, 4, seed) for seed in range(2)]
+    most = 0
+    while any(process.poll() is None for process in readers):
+        most = max(most, used(tmp_path))
+        time.sleep(0.005)
+    assert [process.communicate()[0] for process in readers] == ["equal\n"] * 2
+    assert 4_000_000 < most <= limit
+    assert sum(server.gets.values()) > 30  # it was evicted and fetched again
+
+
+def test_a_killed_download_leaves_nothing_that_is_taken_for_whole(server, small_set, tmp_path):
+    server.faults = lambda name, n: "drip" if name.endswith(".tar") else ""
+    process = reader(server, small_set, tmp_path, ANY, 1, 0)
+    until = time.monotonic() + 100
+    while not (parts := list(tmp_path.glob("*/*.part"))) or not any(
+        part.read_bytes()[:512].strip(b"\0") for part in parts
+    ):
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert files(tmp_path) == [parts[0].name]
+    server.faults = lambda name, n: ""
+    assert_equal(remote(server, tmp_path), ShardSet(small_set))
+    assert not list(tmp_path.glob("*/*.part"))
+    for path in tmp_path.glob("*/*.tar"):
+        assert (
+            hashlib.sha256(path.read_bytes()).digest() == hashlib.sha256((small_set / path.name).read_bytes()).digest()
+        )
+
+
+def test_a_full_disk_is_one_line(server, tmp_path, monkeypatch):
+    met = remote(server, tmp_path / "there")
+    real = os.write
+
+    def write(descriptor: int, data: memoryview) -> int:
+        if real(descriptor, data[:1000]) and threading.current_thread() is threading.main_thread():
+            raise OSError(28, os.strerror(28))
+        return 1000
+
+    monkeypatch.setattr(os, "write", write)
+    with pytest.raises(UserError, match=r"sav-000000.tar: cannot be written .*No space left on device; make room"):
+        met.fetch(0)
+    assert files(tmp_path / "there") == []
+
+
+def test_from_an_s3_server_over_a_network_that_fails(small_set, tmp_path, monkeypatch):
+    with s3_server() as port, serving(upstream=port) as network:
+        for name, value in {
+            "AWS_ACCESS_KEY_ID": "someone",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": network.url,
+        }.items():
+            monkeypatch.setenv(name, value)
+        import s3fs
+
+        store = s3fs.S3FileSystem(endpoint_url=f"http://127.0.0.1:{port}")
+        store.mkdir("bucket")
+        for path in small_set.iterdir():
+            store.pipe_file(f"bucket/shards/sav/{path.name}", path.read_bytes())
+        network.faults = lambda name, n: FAULTS[n] if n < 4 else ""
+        met = open_set("s3://bucket/shards/sav", Cache(tmp_path, ANY))
+        assert_equal(met, ShardSet(small_set))
+        assert {n for name, n in network.gets.items() if name.endswith(".tar")} == {4}
+        met.fetch(0)
+        for url in ("s3://bucket/shards/none", "s3://none/sav"):
+            with pytest.raises(UserError, match=f"{url}/manifest.json: no such file"):
+                open_set(url, Cache(tmp_path, ANY))
+        network.faults = lambda name, n: "corrupt" if name.endswith(".tar") else ""
+        with pytest.raises(UserError, match=r"s3://bucket/shards/sav/sav-000000.tar: .*tried 2 times"):
+            open_set("s3://bucket/shards/sav", Cache(tmp_path / "other", ANY, attempts=2))[0]

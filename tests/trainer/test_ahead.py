@@ -1,0 +1,172 @@
+"""A loader that reads shards from a URL: the folder's batches, from shards that come before they are needed."""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from shards import remote_files
+from shards.cache import Cache
+from shards.errors import UserError
+from shards.reader import ShardSet
+from shards.select import sample
+from tests.servers import FaultyServer, serving
+from trainer.data import loader as loading
+from trainer.data.loader import Batch, Loader
+
+REPOSITORY = Path(__file__).parents[2]
+FIELDS = ("pixel_values1", "prompt_masks1", "pixel_values2", "g_pixel_values2", "masks2")
+ANY = 10**9
+
+
+@pytest.fixture(scope="module")
+def small_set(sav_set, tmp_path_factory) -> Path:
+    """12 samples, a tar each."""
+    folder = tmp_path_factory.mktemp("small") / "sav"
+    sample(sav_set, folder, 12, 0, 1)
+    return folder
+
+
+@pytest.fixture
+def server(small_set):
+    with serving(small_set.parent) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    monkeypatch.setattr(remote_files, "_BACKOFF", 0.01)
+
+
+def loader(path: object, cache: Cache | None = None, **options) -> Loader:
+    return Loader([str(path)], **{"fields": FIELDS, "batch_size": 2, "seed": 7, "cache": cache, **options})
+
+
+def assert_equal(met: Batch, wanted: Batch) -> None:
+    assert met.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert torch.equal(met[name], value) if torch.is_tensor(value) else met[name] == value, name
+
+
+def used(cache: Path) -> int:
+    return sum(path.stat().st_size for path in cache.glob("*/*") if path.suffix != ".json")
+
+
+def test_batches_are_those_of_the_folder_resumed_or_not(server: FaultyServer, small_set, tmp_path):
+    rng = random.Random(3)
+    faults = {
+        name: rng.choice(["503", "cut", "corrupt", "late"]) for name in sorted(p.name for p in small_set.iterdir())
+    }
+    server.faults = lambda name, n: "" if n else faults[name]
+    local, far = loader(small_set), loader(f"{server.url}/sav", Cache(tmp_path, ANY))
+    assert far.described == local.described
+    for epoch, consumed in ((0, 0), (1, 4)):
+        batches = far.epoch(epoch, consumed)
+        for wanted in local.epoch(epoch, consumed):
+            assert_equal(next(batches), wanted)
+        assert next(batches, None) is None
+    assert all(n == 1 + (faults[name] != "late") for name, n in server.gets.items() if name.endswith(".tar"))
+
+
+def test_shards_are_fetched_ahead_in_the_order_of_their_use(server: FaultyServer, small_set, tmp_path):
+    asked: list[str] = []
+    server.faults = lambda name, n: asked.append(name) or ""
+    far = loader(f"{server.url}/sav", Cache(tmp_path, ANY, fetches=1), batch_size=1, prefetch=0, threads=1)
+    index, order = ShardSet(small_set).index, far.order(0)
+    batches = far.epoch(0)
+    next(batches)
+    until = time.monotonic() + 60
+    while len(list(tmp_path.glob("*/*.tar"))) < 12:  # though one batch alone was asked for
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    assert [name for name in asked if name.endswith(".tar")] == [f"sav-{index[p]['shard']:06d}.tar" for p in order]
+    batches.close()
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_cache_that_holds_a_window_is_enough(server: FaultyServer, small_set, tmp_path, monkeypatch, ranks):
+    monkeypatch.setattr(loading, "_SHUFFLE_WINDOW", 3)
+    sizes = sorted(info.bytes for info in ShardSet(small_set).manifest.shards)
+    limit = sum(sizes[-3:]) + 8192
+    options = [{"rank": rank, "world_size": ranks, "batch_size": 2 // ranks} for rank in range(ranks)]
+    local = [loader(small_set, **own) for own in options]
+    far = [loader(f"{server.url}/sav", Cache(tmp_path, limit), **own) for own in options]
+    for epoch in (0, 1):
+        batches = [one.epoch(epoch) for one in far]
+        for wanted in zip(*(one.epoch(epoch) for one in local), strict=True):
+            for own, batch in zip(batches, wanted, strict=True):
+                assert_equal(next(own), batch)
+            assert used(tmp_path) <= limit
+        assert [next(own, None) for own in batches] == [None] * ranks
+    fetched = sum(n for name, n in server.gets.items() if name.endswith(".tar"))
+    assert 20 <= fetched <= 24 + 3  # each shard once an epoch, but for what stood there still
+
+
+def test_a_set_that_counts_twice_releases_each_copy_in_its_time(server: FaultyServer, small_set, tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "_SHUFFLE_WINDOW", 2)
+    sizes = sorted(info.bytes for info in ShardSet(small_set).manifest.shards)
+    repeated = {"repeats": {"sav": 2}, "fields": ("prompt_masks1",), "batch_size": 1}
+    far = loader(f"{server.url}/sav", Cache(tmp_path, sum(sizes[-4:]) + 8192), **repeated)
+    for met, wanted in zip(far.epoch(0), loader(small_set, **repeated).epoch(0), strict=True):
+        assert_equal(met, wanted)
+    assert sum(met["copies"]) in (0, 1)
+
+
+def test_held_out_samples_are_fetched_as_far_as_they_are_read(server: FaultyServer, small_set, tmp_path):
+    options = {"part": "holdout", "holdout": 1.0, "batch_size": 1, "prefetch": 0}
+    far = loader(f"{server.url}/sav", Cache(tmp_path, ANY, fetches=2), **options)
+    for met, wanted in islice(zip(far.epoch(0), loader(small_set, **options).epoch(0), strict=True), 2):
+        assert_equal(met, wanted)
+    time.sleep(0.3)
+    assert 2 <= len(list(tmp_path.glob("*/*.tar"))) <= 6
+
+
+def test_a_cache_too_small_for_a_window_is_refused_and_a_tight_one_is_named(server, small_set, tmp_path, caplog):
+    total = sum(info.bytes for info in ShardSet(small_set).manifest.shards)
+    said = r"data.cache_limit: the cache is too small; met .* GB; wanted >= .* GB, so that the 12 shards fit whose"
+    with pytest.raises(UserError, match=said):
+        loader(f"{server.url}/sav", Cache(tmp_path, total - 1))
+    assert not caplog.records
+    loader(f"{server.url}/sav", Cache(tmp_path, total + 8192))
+    assert not caplog.records  # all fits
+
+
+def test_a_tight_cache_is_named(server, small_set, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(loading, "_SHUFFLE_WINDOW", 3)
+    sizes = sorted(info.bytes for info in ShardSet(small_set).manifest.shards)
+    loader(f"{server.url}/sav", Cache(tmp_path, sum(sizes[-3:]) + 8192))
+    assert "from 0.0" in caplog.text and "a window ahead" in caplog.text
+
+
+def test_a_broken_shard_ends_the_epoch_in_one_line(server: FaultyServer, small_set, tmp_path):
+    server.faults = lambda name, n: "corrupt" if name == "sav-000004.tar" else ""
+    far = loader(f"{server.url}/sav", Cache(tmp_path, ANY, attempts=2), batch_size=1, fields=("prompt_masks1",))
+    local = loader(small_set, batch_size=1, fields=("prompt_masks1",))
+    with pytest.raises(UserError, match=r"sav-000004.tar: not what the manifest says: SHA-256; .*tried 2 times"):
+        for met, wanted in zip(far.epoch(0), local.epoch(0), strict=True):
+            assert_equal(met, wanted)
+
+
+def test_training_on_what_cannot_be_had_is_one_line(server: FaultyServer, tmp_path):
+    server.faults = lambda name, n: "corrupt" if name == "index.npy" else ""
+    arguments = [f"data.shards=[{server.url}/sav]", f"data.cache={tmp_path}/cache", "data.attempts=1"]
+    command = [
+        sys.executable,
+        "trainer/train.py",
+        *arguments,
+        f"output_dir={tmp_path}/run",
+        "warmup_steps=0",
+        "steps=1",
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=REPOSITORY, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"error: {server.url}/sav/index.npy: not what the manifest says")
+    assert "Traceback" not in done.stderr
