@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.store import Folder
 from shards.errors import UserError
 from shards.manifest import Manifest, read_index, read_ledger
 from shards.reader import ShardSet
@@ -94,7 +95,7 @@ def test_two_runs_into_one_folder(sav_root, tmp_path, monkeypatch):
     import shards.lock
 
     monkeypatch.setattr(shards.lock, "_PATIENCE", 0.2)
-    with pipeline.work.WorkFolder(tmp_path / "sav"), pytest.raises(UserError, match="another run"):
+    with pipeline.work.Work(Folder(tmp_path / "sav")), pytest.raises(UserError, match="another run"):
         shard_sav(sav_root, tmp_path / "sav")
 
 
