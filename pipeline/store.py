@@ -18,6 +18,7 @@ WORK = ".work"
 # An object in these appears when its last byte has arrived, and not before.
 WHOLE = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")
 _AT_ONCE = 64
+_PARTS = 2  # of a large object, of 50 MB each, that a worker has in memory
 
 
 class Store(Protocol):
@@ -104,7 +105,8 @@ class Bucket:
 
         protocol = self.url.partition("://")[0]
         try:
-            return fsspec.filesystem(protocol, use_listings_cache=False)  # others write there too
+            more = {"max_concurrency": _PARTS} if protocol.startswith("s3") else {}
+            return fsspec.filesystem(protocol, use_listings_cache=False, **more)  # others write there too
         except ImportError as error:
             do = "pip install 'sa2va-shards[remote]', or adlfs for Azure"
             raise UserError("a package is missing", where=self.url, met=str(error), do=do) from None

@@ -108,7 +108,10 @@ def _cluster() -> Iterator[Any]:
             if address := os.environ.get("RAY_ADDRESS"):
                 do = "start it, or unset RAY_ADDRESS"
                 raise UserError("no such Ray cluster", where=address, met=str(error), do=do) from None
-            ray.init(address="local", include_dashboard=False, **quiet)
+            try:
+                ray.init(address="local", include_dashboard=False, **quiet)
+            except Exception as error:  # Ray's own word for a node that does not come up
+                raise UserError("Ray does not start", where=platform.node(), met=str(error)) from None
     try:
         nodes = sum(node["Alive"] for node in ray.nodes())
         address, cpus = ray.get_runtime_context().gcs_address, int(ray.cluster_resources().get("CPU", 0))
