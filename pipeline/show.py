@@ -68,6 +68,6 @@ def show_share(summary: ShareSummary | Summary) -> None:
         *((f"left out: {reason}", f"{count:,}") for reason, count in summary.left_out.items()),
         ("shards", f"{summary.shards:,} ({summary.written_now:,} by this run)"),
         ("seconds", f"{summary.seconds:.1f}"),
-        ("when all tasks are done", f"cli.py merge {summary.place}"),
     ]
     _print(f"{summary.place}: task {summary.share.index} of {summary.share.count}", rows)
+    Console().print(f"when all tasks are done: cli.py merge {summary.place}", soft_wrap=True, markup=False)
