@@ -30,13 +30,14 @@ Dtype = Literal["float32", "bfloat16"]
 Form = Literal["sa2va", "onnx", "int8"]
 Codec = Literal["zstd", "raw", "jpeg"]
 Group = Literal["sample", "file", "folder"]
+Engine = Literal["local", "ray"]
 Objective = Literal["segment", "dual", "describe", "reverse"]
 
 
 @app.command()
 def shard(
     source: Annotated[str, typer.Option(help="Dataset to read; docs/datasets/ lists them.")],
-    out: Annotated[Path, typer.Option(help="Folder that gets a folder named after the source.")],
+    out: Annotated[str, typer.Option(help="Folder that gets a folder named after the source; or s3://, gs://, az://.")],
     root: Annotated[Path | None, typer.Option(help="Folder of the raw data.  [default: data/SOURCE]")] = None,
     recipe: Annotated[str, typer.Option(help="How the tensors are made: default or sa2va.")] = "default",
     prompt_pooling: Annotated[
@@ -46,7 +47,9 @@ def shard(
     split: Annotated[str | None, typer.Option(help="Part of the dataset, where it has several.")] = None,
     split_by: Annotated[str | None, typer.Option(help="Who split it: unc, google or umd (refcoco).")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Frames a sample, where the source is a video.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = os.cpu_count() or 1,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes.  [default: one a processor, of the cluster with ray]")
+    ] = None,
     shard_size: Annotated[str, typer.Option(help="Size that a tar should not exceed.")] = "1GB",
     codec: Annotated[
         Codec,
@@ -59,6 +62,13 @@ def shard(
     max_bad: Annotated[float, typer.Option(min=0, max=1, help="Share of bad inputs that stops the run.")] = 0.05,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a set that was made otherwise.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")] = False,
+    engine: Annotated[
+        Engine, typer.Option(help="local: this machine. ray: the cluster of RAY_ADDRESS, else one on this machine.")
+    ] = "local",
+    task_index: Annotated[
+        int | None, typer.Option(min=0, help="This task's number, from 0, of --task-count; then cli.py merge.")
+    ] = None,
+    task_count: Annotated[int | None, typer.Option(min=1, help="Tasks that share the shards.")] = None,
 ) -> None:
     """Decode a raw dataset once into WebDataset shards that hold all four tensors.
 
@@ -68,23 +78,42 @@ def shard(
     from tempfile import TemporaryDirectory
 
     from pipeline.plan import Plan, make_plan
-    from pipeline.run import run
-    from pipeline.show import show_plan, show_summary
+    from pipeline.run import run, run_share
+    from pipeline.show import show_plan, show_share, show_summary
     from pipeline.sources import choices_of, source_named
+    from pipeline.work import share_of
     from shards.recipe import named_recipe
 
     dataset, chosen = source_named(source), named_recipe(recipe, prompt_pooling)
     choices = choices_of(dataset, {"split": split, "split_by": split_by, "frames": frames})
     where, most = root or Path("data", source), parse_size(shard_size)
+    share, place = share_of(task_index, task_count, engine, overwrite), f"{out.rstrip('/') or '/'}/{source}"
 
     def make(known: Callable[[str], tuple[int, int] | None], records: Path) -> Plan:
         return make_plan(dataset, where, chosen, most, records, choices, limit, known, codec)
 
     if dry_run:
         with TemporaryDirectory() as folder:
-            show_plan(make(lambda digest: None, Path(folder, "records")), out / source)
+            show_plan(make(lambda digest: None, Path(folder, "records")), place)
+    elif share:
+        show_share(run_share(make, place, workers, max_bad, share))
     else:
-        show_summary(run(make, out / source, workers, max_bad, overwrite))
+        show_summary(run(make, place, workers, max_bad, overwrite, engine))
+
+
+@app.command()
+def merge(
+    path: Annotated[str, typer.Argument(help="Folder, or s3://, gs://, az://, of the set that the tasks wrote.")],
+    max_bad: Annotated[float, typer.Option(min=0, max=1, help="Share of bad inputs that is too many.")] = 0.05,
+) -> None:
+    """Finish a set that tasks wrote (shard --task-index I --task-count N): check that all stands, write the manifest.
+
+    The bytes are those of a set made on one machine. The raw data is not needed.
+    """
+    from pipeline.run import merge as finish
+    from pipeline.show import show_summary
+
+    show_summary(finish(path, max_bad))
 
 
 @app.command("verify-shard")

@@ -28,6 +28,7 @@ from benchmarks.raw_files import WRITERS
 from pipeline.plan import Plan, make_plan
 from pipeline.records import open_records
 from pipeline.sources import choices_of, source_named
+from pipeline.store import Folder
 from pipeline.task import write_shard
 from shards.recipe import RECIPES
 
@@ -118,14 +119,14 @@ BARE: dict[str, Callable[[Path, Sequence[Meta]], None]] = {
 
 def measure(name: str, samples: int, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        root, out = Path(folder, "raw"), Path(folder, "out")
-        out.mkdir()
+        root, out = Path(folder, "raw"), Folder(Path(folder, "out"))
+        out.work.mkdir(parents=True)
         WRITERS[name](root, samples)
         source = source_named(name)
         plan = make_plan(source, root, RECIPES["default"], 10**12, Path(folder, "records"), choices_of(source, {}))
 
         def ours() -> None:
-            write_shard(plan.job, plan.inputs, f"{name}-000000", out, out, lambda count: None)
+            write_shard(plan.job, plan.inputs, f"{name}-000000", out, out.work, lambda count: None)
 
         metas = _metas(plan, root)
         turns = {"bare": lambda: BARE[name](root, metas), "ours": ours}

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,14 @@ from shards.errors import BadInput, UserError
 from shards.format import FORMAT, VERSION, Codec
 from shards.recipe import Recipe
 
+_LIBRARIES = ("av", "numpy", "pillow", "pycocotools", "zstandard")
 _PROBES = 16
 _FALLBACK_BYTES = 4 << 20
+
+
+def _codec(options: Mapping[str, Any]) -> Codec:
+    codec: Codec = options.get("codec", "zstd")
+    return codec
 
 
 @dataclass(frozen=True)
@@ -39,27 +46,82 @@ class Job:
     @property
     def codec(self) -> Codec:
         """Of the pictures."""
-        codec: Codec = self.options.get("codec", "zstd")
-        return codec
+        return _codec(self.options)
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A plan without its inputs: what stands in an unfinished set, and all that finishing it takes."""
+
+    source: str
+    recipe: Recipe
+    options: dict[str, Any]
+    digest: str
+    """Hash of the inputs with their sizes, the recipe, the options and the size of shards."""
+    inputs: int
+    per_shard: int
+    """Inputs a shard; the last one may have fewer."""
+    sample_bytes: int
+    """Of a sample in a shard, as the probe found it."""
+    libraries: dict[str, str]
+    """Versions of what the bytes depend on."""
+    tasks: int = 1
+    """Among which the shards were shared."""
+
+    @property
+    def shards(self) -> range:
+        return range(-(-self.inputs // self.per_shard))
+
+    def name(self, shard: int) -> str:
+        return f"{self.source}-{shard:06d}"
+
+    @property
+    def codec(self) -> Codec:
+        """Of the pictures."""
+        return _codec(self.options)
+
+    def allowed(self, max_bad: float) -> int:
+        """Bad inputs that the set may have, where this share of all may be bad."""
+        return int(max_bad * self.inputs)
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str) -> Outline:
+        """Raises `UserError` where `data`, which stands at `where`, is not what this version writes."""
+        try:
+            body = json.loads(data)
+            return cls(**{**body, "recipe": Recipe.from_json(body["recipe"], where)})
+        except (ValueError, TypeError, KeyError) as error:
+            do = "go on with the release that began this set, or delete it"
+            raise UserError("not a plan of this version", where=where, met=str(error), do=do) from None
 
 
 @dataclass(frozen=True)
 class Plan:
     job: Job
     inputs: tuple[RawInput, ...]
-    digest: str
-    """Hash of the inputs with their sizes, the recipe, the options and the size of shards."""
-    per_shard: int
-    """Inputs a shard; the last one may have fewer."""
-    sample_bytes: int
-    """Of a sample in a shard, as the probe found it."""
+    outline: Outline
+
+    @property
+    def digest(self) -> str:
+        return self.outline.digest
+
+    @property
+    def per_shard(self) -> int:
+        return self.outline.per_shard
+
+    @property
+    def sample_bytes(self) -> int:
+        return self.outline.sample_bytes
 
     @property
     def shards(self) -> range:
-        return range(-(-len(self.inputs) // self.per_shard))
+        return self.outline.shards
 
     def name(self, shard: int) -> str:
-        return f"{self.job.source.name}-{shard:06d}"
+        return self.outline.name(shard)
 
     def part(self, shard: int) -> tuple[RawInput, ...]:
         return self.inputs[shard * self.per_shard : (shard + 1) * self.per_shard]
@@ -102,7 +164,24 @@ def make_plan(
     job = Job(source, root, recipe, options, records)
     digest = plan_digest(job, inputs)
     per_shard, sample_bytes = known(digest) or _probe(job, probe, shard_bytes)
-    return Plan(job, tuple(inputs), digest, per_shard, sample_bytes)
+    outline = Outline(
+        source.name, recipe, options, digest, len(inputs), per_shard, sample_bytes, libraries=library_versions()
+    )
+    return Plan(job, tuple(inputs), outline)
+
+
+def library_versions() -> dict[str, str]:
+    """Of the libraries that decode, resize and compress: a set is to be made with one version of each."""
+    return {name: version(name) for name in _LIBRARIES}
+
+
+def check_libraries(wanted: Mapping[str, str], where: str) -> None:
+    """Raise `UserError` unless the versions at hand are the `wanted` ones: the bytes of a set depend on them."""
+    here = library_versions()
+    if differ := [name for name in here if wanted.get(name) != here[name]]:
+        met, told = (", ".join(f"{name} {one.get(name)}" for name in differ) for one in (here, wanted))
+        do = "install these, or delete the set and begin again"
+        raise UserError("a set is made with one version of each library", where=where, met=met, wanted=told, do=do)
 
 
 def find_inputs(source: Source, root: Path, choices: Mapping[str, Any], records: Path) -> dict[str, int]:

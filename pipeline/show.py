@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from rich.console import Console
 from rich.table import Table
 
 from pipeline.plan import Plan
-from pipeline.run import Summary
+from pipeline.run import ShareSummary, Summary
 
 
 def _size(count: float) -> str:
@@ -28,8 +26,8 @@ def _print(title: str, rows: list[tuple[str, str]]) -> None:
     Console().print(table)
 
 
-def show_plan(plan: Plan, folder: Path) -> None:
-    """Print what `plan` would write into `folder`."""
+def show_plan(plan: Plan, place: str) -> None:
+    """Print what `plan` would write to `place`."""
     rows = [
         ("inputs", f"{len(plan.inputs):,}"),
         ("bytes of inputs", _size(sum(item.bytes for item in plan.inputs))),
@@ -41,7 +39,7 @@ def show_plan(plan: Plan, folder: Path) -> None:
     options = plan.job.options
     rows += [(name, str(value)) for name, value in options.items() if name not in ("limit", "shard_size", "found")]
     rows += [(f"found: {name}", f"{count:,}") for name, count in options.get("found", {}).items()]
-    _print(f"{folder}: nothing written (dry run)", rows)
+    _print(f"{place}: nothing written (dry run)", rows)
 
 
 def show_summary(summary: Summary) -> None:
@@ -57,4 +55,19 @@ def show_summary(summary: Summary) -> None:
         ("bytes", _size(sum(shard.bytes for shard in manifest.shards))),
         ("seconds", f"{summary.seconds:.1f}"),
     ]
-    _print(str(summary.folder), rows)
+    _print(summary.place, rows)
+
+
+def show_share(summary: ShareSummary | Summary) -> None:
+    """Print what a task did of a set, what it left out and why."""
+    if isinstance(summary, Summary):  # finished already
+        return show_summary(summary)
+    rows = [
+        ("inputs", f"{summary.inputs:,}"),
+        ("samples written", f"{summary.samples:,}"),
+        *((f"left out: {reason}", f"{count:,}") for reason, count in summary.left_out.items()),
+        ("shards", f"{summary.shards:,} ({summary.written_now:,} by this run)"),
+        ("seconds", f"{summary.seconds:.1f}"),
+    ]
+    _print(f"{summary.place}: task {summary.share.index} of {summary.share.count}", rows)
+    Console().print(f"when all tasks are done: cli.py merge {summary.place}", soft_wrap=True, markup=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,8 +15,8 @@ from pipeline.formats import make_sample
 from pipeline.plan import Job
 from pipeline.raw import RawInput
 from pipeline.records import open_records
+from pipeline.store import WORK, Store
 from shards.archive import Entry, ShardWriter
-from shards.atomic import atomic_write, sync_folder
 from shards.errors import BadInput, DroppedInput
 from shards.manifest import LedgerLine, ShardInfo
 from shards.sample import Sample
@@ -51,6 +52,11 @@ class Done:
         )
 
 
+def note_of(name: str) -> str:
+    """Where the note of the shard `name` stands in a store."""
+    return f"{WORK}/{name}.json"
+
+
 def read_sample(job: Job, path: str) -> tuple[Sample, Counter[str]]:
     """Read one input and make its sample; raises `BadInput`, which names the file."""
     try:
@@ -64,14 +70,17 @@ def read_sample(job: Job, path: str) -> tuple[Sample, Counter[str]]:
 
 
 def write_shard(
-    job: Job, inputs: Sequence[RawInput], name: str, folder: Path, work: Path, tick: Callable[[int], object]
+    job: Job, inputs: Sequence[RawInput], name: str, store: Store, temporary_folder: Path, tick: Callable[[int], object]
 ) -> Done:
-    """Write `folder/name.tar` and then its note `work/name.json`; both appear whole or not at all.
+    """Write `name.tar` and then its note `.work/name.json` into `store`; both appear whole or not at all.
+
+    The bytes follow from the arguments alone: done twice, even at the same time, it does no harm.
 
     Args:
+        temporary_folder: for the tar while it grows, on a local disk; of a `Folder`, on the disk of that folder.
         tick: called with 1 after each input.
     """
-    tar, temporary = folder / f"{name}.tar", work / f"{name}.{os.getpid()}.tmp"
+    tar, temporary = f"{name}.tar", temporary_folder / f"{name}.{uuid.uuid4().hex}.tmp"
     ledger: list[LedgerLine] = []
     notes: Counter[str] = Counter()
     objects = 0
@@ -99,12 +108,11 @@ def write_shard(
             sha256 = writer.close()
             file.flush()
             os.fsync(file.fileno())
-        info = ShardInfo(tar.name, len(writer.entries), writer.size if writer.entries else 0, sha256)
+        info = ShardInfo(tar, len(writer.entries), writer.size if writer.entries else 0, sha256)
         if writer.entries:
-            os.replace(temporary, tar)
-            sync_folder(folder)
+            store.put_file(temporary, tar)
     finally:
         temporary.unlink(missing_ok=True)
     done = Done(info, writer.entries, ledger, dict(sorted(notes.items())), objects)
-    atomic_write(work / f"{name}.json", done.to_bytes())
+    store.put(note_of(name), done.to_bytes())
     return done

@@ -1,98 +1,172 @@
-"""The folder `.work` inside an unfinished shard set: its lock, its plan, the notes of shards that are done."""
+"""What is known of an unfinished set: its lock, its plan, the notes of shards that are done."""
 
 from __future__ import annotations
 
-import fcntl
-import json
+import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.plan import Plan
-from pipeline.task import Done
-from shards.atomic import atomic_write
+from pipeline.plan import Outline, Plan, check_libraries
+from pipeline.store import WORK, Folder, Store
+from pipeline.task import Done, note_of
 from shards.errors import UserError
 from shards.format import MANIFEST
-from shards.lock import hold_lock
+from shards.lock import hold_lock, share_lock
 
-WORK, RECORDS = ".work", "records.sqlite"
+PLAN = f"{WORK}/plan"
 
 
-class WorkFolder:
-    """Opened by the one process that leads a run. Makes `.work` and takes its lock."""
+@dataclass(frozen=True)
+class Share:
+    """The shards of one of several tasks that write a set side by side, on any machines."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.path = folder, folder / WORK
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = hold_lock(self.lock_file, exclusive=True)
-        for leftover in self.path.glob("*.tmp"):
-            leftover.unlink()
+    index: int
+    """Counted from 0."""
+    count: int
 
-    def __enter__(self) -> WorkFolder:
+    def of(self, shards: range) -> range:
+        return shards[self.index :: self.count]
+
+
+def share_of(index: int | None, count: int | None, engine: str, overwrite: bool) -> Share | None:
+    """The share that a user asked for; raises `UserError` where the options do not go together."""
+    if index is None and count is None:
+        return None
+    if index is None or count is None or index >= count:
+        met, wanted = f"--task-index {index} --task-count {count}", "both, with an index of 0 to count - 1"
+        raise UserError("not a share of the shards", met=met, wanted=wanted)
+    if engine != "local":
+        raise UserError("--task-index shares the shards among machines, as does --engine", do="give one of them")
+    if overwrite:
+        do = "delete the set that stands there first"
+        raise UserError("--overwrite with --task-index: a task could remove what another one wrote", do=do)
+    return Share(index, count)
+
+
+class Work:
+    """Opened by the one process that leads a run, or a task's share of it. Takes the lock.
+
+    A run into a folder has its files in the folder's `.work`. A task, and a run into an object store, keep theirs
+    (but for a folder's tars, which grow on its disk) among this machine's temporary files.
+
+    Raises:
+        UserError: another run writes there.
+    """
+
+    def __init__(self, store: Store, share: Share | None = None) -> None:
+        self.store, self.share = store, share
+        self._folder = store.work if isinstance(store, Folder) else None
+        if self._folder:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        alone = self._folder if not share else None
+        self._local = alone or _temporary_folder(f"{self._folder or store} {share}")
+        self.records = self._local / "records.sqlite"
+        """What the source finds."""
+        self.temporary = self._folder or self._local
+        """Where tars grow."""
+        self.lock_file = self._local / "lock"
+        with ExitStack() as held:
+            if self._folder and share:
+                # No other run beside the tasks, and no task twice.
+                held.callback(os.close, hold_lock(self._folder / "lock", exclusive=False))
+                self.lock_file = self._folder / f"task-{share.index}-of-{share.count}.lock"
+            self._lock = hold_lock(self.lock_file, exclusive=True)
+            held.callback(os.close, self._lock)
+            self._held = held.pop_all()
+
+    def __enter__(self) -> Work:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._lock)
-
-    @property
-    def lock_file(self) -> Path:
-        return self.path / "lock"
+        if self._local != self._folder:
+            shutil.rmtree(self._local, ignore_errors=True)
+        self._held.close()
 
     def share_lock(self) -> None:
         """Let this run's own workers hold the lock too."""
-        fcntl.flock(self._lock, fcntl.LOCK_SH)
+        share_lock(self._lock, self.lock_file)
 
-    def known_plan(self, digest: str) -> tuple[int, int] | None:
-        """(per_shard, sample_bytes) of the unfinished run here, if it is the one of this plan."""
-        saved = self._saved_plan()
-        return (int(saved["per_shard"]), int(saved["sample_bytes"])) if saved.get("digest") == digest else None
-
-    def begin(self, plan: Plan, overwrite: bool) -> None:
-        """Go on with the unfinished run of `plan`, or begin a new one in a folder that holds no other."""
-        if self._saved_plan().get("digest") == plan.digest:
-            return
-        old = [*self.folder.glob("*.tar"), self.folder / MANIFEST] if self.folder.exists() else []
-        old = [path for path in old if path.exists()]
-        if (old or self._saved_plan()) and not overwrite:
-            do = "give --overwrite to write it again, or another --out"
-            met = "other raw files, recipe, limit or shard size"
-            raise UserError("a shard set made otherwise stands here", where=str(self.folder), met=met, do=do)
-        # The manifest goes first: from here on, nobody takes what is left for a finished set.
-        for path in sorted(old, key=lambda path: path.name != MANIFEST):
-            path.unlink()
-        for note in self.path.glob("*.json"):
-            note.unlink()
-        body = {"digest": plan.digest, "per_shard": plan.per_shard, "sample_bytes": plan.sample_bytes}
-        atomic_write(self.path / "plan", json.dumps(body).encode())
-
-    def _saved_plan(self) -> dict[str, int | str]:
+    def outline(self) -> Outline | None:
+        """The plan of the unfinished set here."""
         try:
-            return dict(json.loads((self.path / "plan").read_bytes()))
-        except FileNotFoundError:
-            return {}
-
-    def done(self, plan: Plan, shard: int) -> Done | None:
-        """The note of a shard, if that shard is done."""
-        try:
-            note = Done.from_bytes((self.path / f"{plan.name(shard)}.json").read_bytes())
-            stands = not note.entries or (self.folder / note.shard.name).stat().st_size == note.shard.bytes
+            return Outline.from_bytes(self.store.read(PLAN), f"{self.store}/{PLAN}")
         except FileNotFoundError:
             return None
-        return note if stands else None
 
-    def notes(self, plan: Plan) -> Iterator[Done]:
-        """The notes of all shards that are done, in order, read one by one."""
-        for shard in plan.shards:
-            if (note := self.done(plan, shard)) is not None:
-                yield note
+    def known_plan(self, digest: str) -> tuple[int, int] | None:
+        """(per_shard, sample_bytes) of the unfinished set here, if it is the one of this plan."""
+        saved = self.outline()
+        return (saved.per_shard, saved.sample_bytes) if saved and saved.digest == digest else None
+
+    def begin(self, plan: Plan, overwrite: bool) -> None:
+        """Go on with the unfinished set of `plan`, or begin a new one in a place that holds no other.
+
+        Raises:
+            UserError: another set stands here, or one that was begun with other versions of libraries.
+        """
+        wanted = replace(plan.outline, tasks=self.share.count if self.share else 1)
+        saved = self.outline()
+        if saved != wanted:
+            if saved and saved.digest == wanted.digest:
+                check_libraries(saved.libraries, f"{self.store}/{PLAN}")
+            else:
+                self._make_room(saved is not None, overwrite)
+            self.store.put(PLAN, wanted.to_bytes())
+            saved = self.outline()
+            if saved is None or saved.digest != wanted.digest:
+                raise UserError("another run has just begun here", where=str(self.store), do="wait for it, or stop it")
+        names = {wanted.name(shard) for shard in self.share.of(wanted.shards)} if self.share else None
+        for leftover in self.temporary.glob("*.tmp"):
+            if names is None or leftover.name.lstrip(".").partition(".")[0] in names:
+                leftover.unlink(missing_ok=True)
+
+    def _make_room(self, begun: bool, overwrite: bool) -> None:
+        """Remove the set that stands here, if it may be overwritten."""
+        old = [name for name in self.store.sizes() if name.endswith(".tar") or name == MANIFEST]
+        if (old or begun) and not overwrite:
+            do = "give --overwrite to write it again, or another --out"
+            met = "other raw files, recipe, limit or shard size"
+            raise UserError("a shard set made otherwise stands here", where=str(self.store), met=met, do=do)
+        # The manifest goes first: from here on, nobody takes what is left for a finished set.
+        self.store.remove(name for name in old if name == MANIFEST)
+        notes = [f"{WORK}/{name}" for name in self.store.sizes(WORK) if name.endswith(".json")]
+        self.store.remove([*notes, *(name for name in old if name != MANIFEST)])
+
+    def done(self, outline: Outline, shards: range) -> Iterator[tuple[int, Done]]:
+        """Those of `shards` that stand, in order, with their notes, which are read a few at a time."""
+        tars, noted = self.store.sizes(), self.store.sizes(WORK)
+        names = {shard: note_of(outline.name(shard)) for shard in shards}
+        names = {shard: name for shard, name in names.items() if name.removeprefix(f"{WORK}/") in noted}
+        for shard, data in zip(names, self.store.read_all([*names.values()]), strict=True):
+            note = Done.from_bytes(data)
+            if not note.entries or tars.get(note.shard.name) == note.shard.bytes:
+                yield shard, note
 
     def remove(self) -> None:
-        shutil.rmtree(self.path)
+        """Of a finished set: all that was known of it while it was not."""
+        if self._folder:
+            shutil.rmtree(self._folder)
+        else:
+            self.store.remove([f"{WORK}/{name}" for name in self.store.sizes(WORK)])
 
     def leave_as_found(self) -> None:
-        """After a run that did not begin: no trace of it, unless an unfinished one was here before."""
-        if not self._saved_plan():
+        """After a run that did not begin: no trace of it, unless an unfinished set was here before."""
+        if isinstance(self.store, Folder) and not self.share and self.outline() is None:
             self.remove()
-            if not any(self.folder.iterdir()):
-                self.folder.rmdir()
+            if not any(self.store.path.iterdir()):
+                self.store.path.rmdir()
+
+
+def _temporary_folder(of: str) -> Path:
+    """A folder of this user on this machine, the same whenever it is asked for, so that nothing heaps up."""
+    name = f"sa2va-shards-{os.getuid()}-{hashlib.sha256(of.encode()).hexdigest()[:16]}"
+    folder = Path(tempfile.gettempdir(), name)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid() or folder.is_symlink():
+        raise UserError("not a folder of this user", where=str(folder), do="set TMPDIR to another place")
+    return folder

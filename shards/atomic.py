@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from pathlib import Path
 
 
@@ -17,7 +18,8 @@ def sync_folder(folder: Path) -> None:
 
 def atomic_write(path: Path, data: bytes, temporary_folder: Path | None = None) -> None:
     """Write `data` under a temporary name (beside `path`, or in a folder on the same disk), sync it, rename it."""
-    temporary = (temporary_folder or path.parent) / f".{path.name}.{os.getpid()}.tmp"
+    # Unique on all machines that may share the folder.
+    temporary = (temporary_folder or path.parent) / f".{path.name}.{uuid.uuid4().hex}.tmp"
     try:
         with open(temporary, "wb") as file:
             file.write(data)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
+import warnings
 from pathlib import Path
 
 from shards.errors import UserError
 
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _PATIENCE = 10.0  # seconds for what is left of a killed run to notice that it is orphaned
 
 
 def hold_lock(path: Path, exclusive: bool) -> int:
     """Hold the lock file at `path` until the returned descriptor is closed or this process ends, however it ends.
 
-    Shared by a run's own processes. Exclusive: none of an earlier run is left.
+    Shared by a run's own processes. Exclusive: none of an earlier run is left. Where the file system has no locks
+    (Lustre without `flock`, some NFS), it warns and goes on: what is written stays whole, but two runs do not notice
+    each other.
 
     Raises:
         UserError: another run holds it.
@@ -25,7 +30,7 @@ def hold_lock(path: Path, exclusive: bool) -> int:
         started = time.monotonic()
         while True:
             try:
-                fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+                _lock(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH, path)
                 break
             except BlockingIOError:
                 if time.monotonic() - started > _PATIENCE:
@@ -39,3 +44,18 @@ def hold_lock(path: Path, exclusive: bool) -> int:
         except FileNotFoundError:
             path.parent.mkdir(exist_ok=True)
         os.close(descriptor)  # the file was deleted, and maybe made anew, in between
+
+
+def share_lock(descriptor: int, path: Path) -> None:
+    """Turn an exclusive lock at `path` into a shared one."""
+    _lock(descriptor, fcntl.LOCK_SH, path)
+
+
+def _lock(descriptor: int, kind: int, path: Path) -> None:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        what = f"{path.parent}: no locks on this file system; see that only one run at a time writes here"
+        warnings.warn(what, stacklevel=3)

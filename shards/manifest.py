@@ -99,14 +99,22 @@ class Manifest:
         path = folder / MANIFEST
         do = "finish the set with the same `cli.py shard` command"
         try:
-            body = json.loads(path.read_bytes())
+            return cls.parse(path.read_bytes(), path)
         except FileNotFoundError:
             if is_url(folder):
                 do = "copy the set here first; training and cli.py evaluate read it at its URL"
                 raise BadShard("only folders on this machine are read here", met=str(folder), do=do) from None
             raise BadShard("no manifest: not a finished shard set", where=str(path), do=do) from None
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise BadShard("not a manifest", where=str(path), met=str(error), do=do) from None
+
+    @classmethod
+    def parse(cls, data: bytes, path: str | Path) -> Manifest:
+        """The manifest that stands at `path`; raises `BadShard` where it is not what the format says."""
+        try:
+            body = json.loads(data)
+        except ValueError as error:
+            raise BadShard("not a manifest", where=str(path), met=str(error), do="write the set again") from None
         if not isinstance(body, dict) or body.pop("format", None) != FORMAT:
             raise BadShard("not a manifest of ours", where=str(path), wanted=f"format {FORMAT}")
         version = body.pop("version", None)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from demo.make_sav import write
+from pipeline.engines import EngineName
 from pipeline.plan import Plan, make_plan
-from pipeline.run import Summary, run
+from pipeline.run import MakePlan, Summary, run
 from pipeline.sources import source_named
 from shards.recipe import named_recipe
 from shards.recode import recode
@@ -29,25 +31,35 @@ def sav_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def shard_sav(
+def sav_plan(
     root: Path,
-    folder: Path,
     *,
     recipe: str = "default",
     prompt_pooling: str | None = None,
     shard_bytes: int = 10_000_000,
     limit: int | None = None,
-    workers: int = 1,
-    max_bad: float = 0.05,
-    overwrite: bool = False,
-) -> Summary:
-    """What `cli.py shard --source sav` does, in this process."""
+) -> MakePlan:
+    """What `cli.py shard --source sav` plans."""
     chosen = named_recipe(recipe, prompt_pooling)
 
     def make(known: Callable[[str], tuple[int, int] | None], records: Path) -> Plan:
         return make_plan(source_named("sav"), root, chosen, shard_bytes, records, {}, limit, known)
 
-    return run(make, folder, workers, max_bad, overwrite)
+    return make
+
+
+def shard_sav(
+    root: Path,
+    out: Path | str,
+    *,
+    workers: int | None = 1,
+    max_bad: float = 0.05,
+    overwrite: bool = False,
+    engine: EngineName = "local",
+    **plan: Any,
+) -> Summary:
+    """What `cli.py shard --source sav` does, in this process."""
+    return run(sav_plan(root, **plan), out, workers, max_bad, overwrite, engine)
 
 
 @pytest.fixture(scope="session")

@@ -247,7 +247,7 @@ def test_through_shards_verify_and_preview(tmp_path):
     put(root / "Osprey-724K/osprey_conversation.json", [record([THIRD], conversations=said, file_name=names[0])])
     summary, samples = through("osprey", root, tmp_path, max_bad=0.5)
     assert summary.manifest.left_out == {"cannot be read as a picture": 1}
-    assert [line.path for line in read_ledger(summary.folder)] == [f"coco/train2017/{names[2]}"]
+    assert [line.path for line in read_ledger(Path(summary.place))] == [f"coco/train2017/{names[2]}"]
     meta = samples[f"coco/train2017/{names[0]}"]
     assert meta["records"][0]["conversations"] == said
     assert [one["texts"] for one in meta["objects"]] == [[], ["Thing 1."], ["Thing 2."]]

@@ -10,10 +10,10 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import cli
+from pipeline.store import Folder
 from shards.errors import UserError
 from shards.manifest import Manifest, read_index, read_ledger
 from shards.reader import ShardSet
@@ -105,21 +105,8 @@ def test_two_runs_into_one_folder(sav_root, tmp_path, monkeypatch):
     import shards.lock
 
     monkeypatch.setattr(shards.lock, "_PATIENCE", 0.2)
-    with pipeline.work.WorkFolder(tmp_path / "sav"), pytest.raises(UserError, match="another run"):
+    with pipeline.work.Work(Folder(tmp_path / "sav")), pytest.raises(UserError, match="another run"):
         shard_sav(sav_root, tmp_path / "sav")
-
-
-@pytest.fixture
-def root_with_faults(sav_root: Path, tmp_path: Path) -> Path:
-    """12 sound pairs and 3 bad ones between them."""
-    root = tmp_path / "raw"
-    shutil.copytree(sav_root, root)
-    (root / "sav_coffee" / "masklet_data_00099.npz").write_bytes(b"PK\x03\x04 cut short")
-    with np.load(sav_root / "sav_rocket" / "masklet_data_00000.npz") as stored:
-        pair = {name: stored[name] for name in stored.files}
-    np.savez(root / "sav_rocket" / "masklet_data_00001.npz", **{**pair, "mask2": np.zeros((512, 512), np.float32)})
-    np.savez(root / "sav_rocket" / "masklet_data_00002.npz", frame1=pair["frame1"])
-    return root
 
 
 def test_bad_inputs_go_to_the_ledger_and_the_run_goes_on(root_with_faults, sav_set, tmp_path):

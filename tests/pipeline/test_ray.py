@@ -1,0 +1,162 @@
+"""Shards written on a real Ray cluster of three nodes, of which one dies: the bytes of a local run."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.plan import make_plan
+from pipeline.run import run
+from pipeline.sources import choices_of, source_named
+from shards.errors import UserError
+from shards.recipe import named_recipe
+from shards.verify import verify
+from tests.conftest import files_of, shard_sav
+from tests.pipeline.bucket import environment, faulty_way, objects, s3_server
+from tests.pipeline.built import SQUARE, jpeg, put
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def way():
+    with s3_server() as port, faulty_way(port) as way:
+        yield way
+
+
+@pytest.fixture(scope="module")
+def cluster(way):
+    """A head without processors, and two nodes with one each; processes on them reach the object store."""
+    more = {**environment(way.server_port), "PYTHONPATH": str(REPOSITORY), "RAY_USAGE_STATS_ENABLED": "0"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in more.items():
+            patch.setenv(name, value)
+        from ray.cluster_utils import Cluster
+
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        try:
+            for _ in range(2):
+                cluster.add_node(num_cpus=1)
+            patch.setenv("RAY_ADDRESS", cluster.address)
+            yield cluster
+        finally:
+            cluster.shutdown()
+
+
+def test_a_node_that_is_killed_and_replaced(cluster, sav_root, sav_set, tmp_path):
+    """Both nodes have begun a shard when the raylet of one gets kill -9: its shard is begun once more."""
+    out, failed = tmp_path / "sav", []
+
+    def write() -> None:
+        try:
+            shard_sav(sav_root, out, engine="ray", workers=None)
+        except BaseException as error:
+            failed.append(error)
+
+    leader = threading.Thread(target=write)
+    leader.start()
+    begun: set[str] = set()
+    victim = None
+    while leader.is_alive():
+        growing = {path.name for path in out.glob(".work/sav-*.tmp")}
+        begun |= growing
+        if victim is None and len(growing) == 2:
+            victim = cluster.worker_nodes.copy().pop()
+            victim.kill_raylet()
+            cluster.remove_node(victim, allow_graceful=False)
+            cluster.add_node(num_cpus=1)
+        time.sleep(0.01)
+    assert victim is not None and not failed, failed
+    shards = [name.split(".")[0] for name in begun]
+    assert len(shards) > len(set(shards)), "no shard was begun twice"
+    assert files_of(out) == files_of(sav_set)
+    assert verify([out]).ok
+
+
+def test_into_an_object_store_with_uploads_that_fail(cluster, way, sav_root, sav_set):
+    way.fail(".tar", sound=1, cut=True)
+    with pytest.raises(UserError, match=r"s3://bucket/ray/sav/sav-00000\d\.tar.*give the same command"):
+        shard_sav(sav_root, "s3://bucket/ray/sav", engine="ray", workers=None)
+    stands = {name: data for name, data in objects(way.upstream, "ray/sav").items() if name.endswith(".tar")}
+    assert stands.items() <= files_of(sav_set).items() and len(stands) <= 1
+    way.heal()
+    command = [sys.executable, str(REPOSITORY / "cli.py"), "shard", "--engine", "ray", "--source", "sav"]
+    command += ["--root", str(sav_root), "--out", "s3://bucket/ray", "--shard-size", "10MB"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and "samples written" in done.stdout, done.stderr
+    assert f"ray: cluster at {cluster.address}, nodes: 3, processors: 2" in done.stderr
+    assert objects(way.upstream, "ray/sav") == files_of(sav_set)
+
+
+def test_annotations_travel_and_bad_inputs_go_to_the_ledger(cluster, tmp_path):
+    root = tmp_path / "raw"
+    annotations = [
+        {
+            "id": i,
+            "image_id": i,
+            "category_id": 1,
+            "segmentation": [SQUARE],
+            "iscrowd": 0,
+            "area": 1600.0,
+            "bbox": [10, 20, 40, 40],
+        }
+        for i in (1, 2, 3)
+    ]
+    images = [{"id": i, "file_name": f"{i}.jpg", "height": 96, "width": 128} for i in (1, 2, 3)]
+    said = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "cat"}]}
+    put(root / "annotations/instances_val2017.json", said)
+    for i in (1, 3):
+        put(root / f"val2017/{i}.jpg", jpeg())
+    put(root / "val2017/2.jpg", b"no picture")
+
+    def make(known, records):
+        source = source_named("coco")
+        choices = choices_of(source, {"split": "val"})
+        return make_plan(source, root, named_recipe("default"), 1, records, choices, None, known)
+
+    alone = run(make, tmp_path / "alone", 1, 0.5)
+    assert alone.manifest.samples == 2 and len(alone.manifest.shards) == 2
+    run(make, tmp_path / "ray", None, 0.5, engine="ray")
+    assert files_of(tmp_path / "ray") == files_of(tmp_path / "alone")
+    with pytest.raises(UserError, match="too many bad inputs"):
+        run(make, tmp_path / "few", 1, 0.1, engine="ray")
+
+
+def test_a_node_must_see_what_the_leader_sees(sav_root, sav_set, tmp_path):
+    """Else its inputs would be missing files, and go to the ledger."""
+    from pipeline.engines.ray import _Leader, _look_around
+    from pipeline.plan import Job, library_versions
+    from pipeline.store import Folder
+
+    store = Folder(tmp_path / "out")
+    store.work.mkdir(parents=True)
+    store.put(".work/plan", b"plan")
+    names, libraries = tuple(os.listdir(sav_root)), library_versions()
+    job = Job(source_named("sav"), sav_root, named_recipe("default"), {}, tmp_path / "records")
+    _look_around(_Leader(job, store, b"plan", names, libraries))
+    (tmp_path / "empty").mkdir()
+    unmounted = Job(job.source, tmp_path / "empty", job.recipe, {}, job.records)
+    for leader, wrong in [
+        (_Leader(unmounted, store, b"plan", names, libraries), "does not see the raw data"),
+        (_Leader(job, Folder(tmp_path / "elsewhere"), b"plan", names, libraries), "does not see the shard set"),
+        (_Leader(job, store, b"another", names, libraries), "does not see the shard set"),
+        (_Leader(job, store, b"plan", names, {**libraries, "pillow": "0.1"}), "one version"),
+    ]:
+        with pytest.raises(UserError, match=wrong):
+            _look_around(leader)
+
+
+@pytest.mark.parametrize("address, said", [("ray", "pip install"), ("127.0.0.1:9", "no such Ray cluster")])
+def test_no_ray(sav_root, tmp_path, address, said):
+    hide = "sys.modules['ray'] = None" if address == "ray" else ""
+    given = ["--source", "sav", "--root", str(sav_root), "--out", str(tmp_path), "--engine", "ray", "--limit", "1"]
+    code = f"import sys; {hide}\nimport cli\nsys.argv = ['cli.py', 'shard', *{given!r}]\ncli.main()"
+    more = {"RAY_ADDRESS": address, "RAY_gcs_rpc_server_connect_timeout_s": "1", "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-c", code]
+    refused = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **more}, cwd=REPOSITORY)
+    assert refused.returncode == 1 and said in refused.stderr.splitlines()[-1], refused.stderr
+    assert "Traceback" not in refused.stderr

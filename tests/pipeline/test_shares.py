@@ -1,0 +1,173 @@
+"""One set written by several tasks side by side, as a Slurm array does, and merged to the bytes of one run."""
+
+import errno
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.run import Summary, merge, run_share
+from pipeline.store import Folder
+from pipeline.work import Share, Work, share_of
+from shards.errors import UserError
+from tests.conftest import files_of, sav_plan, shard_sav
+
+REPOSITORY = Path(__file__).parents[2]
+TASKS = 3
+
+
+def share(root: Path, out: Path, index: int, max_bad: float = 0.05, count: int = TASKS, limit: int | None = None):
+    return run_share(sav_plan(root, limit=limit), out, 1, max_bad, Share(index, count))
+
+
+def visible(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name != ".work")
+
+
+@pytest.fixture
+def array(sav_root, tmp_path):
+    """What Slurm starts for each task of an array: the file in docs/."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python").symlink_to(sys.executable)
+    given = ["--source", "sav", "--root", str(sav_root), "--out", str(tmp_path), "--shard-size", "10MB"]
+
+    def start(index: int) -> subprocess.Popen[str]:
+        slurm = {"SLURM_ARRAY_TASK_ID": str(index), "SLURM_ARRAY_TASK_COUNT": str(TASKS), "SLURM_CPUS_PER_TASK": "1"}
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        return subprocess.Popen(
+            ["bash", str(REPOSITORY / "docs/slurm.sbatch"), *given],
+            env={**os.environ, **slurm, "PATH": path, "SLURM_SUBMIT_DIR": str(REPOSITORY)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+def test_an_array_with_a_killed_task(array, sav_set, tmp_path):
+    out = tmp_path / "sav"
+    tasks = [array(index) for index in range(TASKS)]
+    until = time.monotonic() + 120
+    while not [*out.glob(".work/*.tmp")]:  # one of them has begun to write
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    tasks[0].send_signal(signal.SIGKILL)
+    said = [task.communicate() for task in tasks]
+    assert [task.returncode for task in tasks] == [-signal.SIGKILL, 0, 0], said
+    for word in ("samples written", f"task 1 of {TASKS}", f"cli.py merge {out}"):
+        assert word in said[1][0]
+    assert "sample/s" in said[1][1]
+    if (first := out / "sav-000000.tar").exists():  # killed after that
+        first.unlink()
+    for tar in out.glob("*.tar"):
+        assert tar.read_bytes() == (sav_set / tar.name).read_bytes()
+    merged = subprocess.run([sys.executable, REPOSITORY / "cli.py", "merge", out], capture_output=True, text=True)
+    assert merged.returncode == 1 and len(merged.stderr.splitlines()) == 1
+    assert "missing: sav-000000" in merged.stderr and f"of {TASKS} tasks: 0;" in merged.stderr
+    assert not (out / "manifest.json").exists()
+    assert array(0).wait() == 0
+    assert merge(out, 0.05).manifest.samples == 12
+    assert files_of(out) == files_of(sav_set)
+    assert merge(out, 0.05).written_now == 0  # once more does no harm
+
+
+def test_folders_of_machines_that_share_nothing_are_copied_into_one(sav_root, sav_set, tmp_path):
+    for index in range(TASKS):
+        share(sav_root, tmp_path / str(index) / "sav", index)
+        shutil.copytree(tmp_path / str(index), tmp_path / "all", dirs_exist_ok=True)
+    merge(tmp_path / "all/sav", 0.05)
+    assert files_of(tmp_path / "all/sav") == files_of(sav_set)
+
+
+def test_a_task_goes_on_where_it_stopped_and_leaves_a_finished_set(sav_root, sav_set, tmp_path):
+    shutil.copytree(sav_set, tmp_path / "sav")
+    done = share(sav_root, tmp_path / "sav", 1)
+    assert isinstance(done, Summary) and done.written_now == 0
+    assert files_of(tmp_path / "sav") == files_of(sav_set)
+    assert share(sav_root, tmp_path / "new", 1, limit=6, count=2).written_now == 1
+    assert share(sav_root, tmp_path / "new", 1, limit=6, count=2).written_now == 0
+    with pytest.raises(UserError, match="--overwrite"):
+        share(sav_root, tmp_path / "new", 0, limit=5, count=2)
+    with pytest.raises(UserError, match="--overwrite"):
+        share(sav_root, tmp_path / "sav", 0, limit=5)
+
+
+def test_bad_inputs_count_over_all_tasks(root_with_faults, tmp_path):
+    """3 of 15 are bad: no task alone has too many of them, all together have."""
+    for index in range(2):
+        share(root_with_faults, tmp_path / "sav", index, max_bad=0.14, count=2)
+    with pytest.raises(UserError, match=r"too many bad inputs.*met 3 of 15; wanted at most 2"):
+        merge(tmp_path / "sav", 0.14)
+    manifest = merge(tmp_path / "sav", 0.2).manifest
+    assert manifest.left_out == {"empty mask": 1, "not a whole npz file": 1, "wrong keys": 1}
+    shard_sav(root_with_faults, tmp_path / "alone", max_bad=0.2)
+    assert files_of(tmp_path / "sav") == files_of(tmp_path / "alone")
+    with pytest.raises(UserError, match="too many bad inputs"):
+        share(root_with_faults, tmp_path / "none", 0, max_bad=0, count=1)
+
+
+def test_who_may_write_at_the_same_time(tmp_path, monkeypatch):
+    import shards.lock
+
+    monkeypatch.setattr(shards.lock, "_PATIENCE", 0.1)
+    store = Folder(tmp_path / "sav")
+    with Work(store, Share(0, 2)), Work(store, Share(1, 2)):
+        for other in (None, Share(0, 2)):
+            with pytest.raises(UserError, match="another run"):
+                Work(store, other)
+    with Work(store), pytest.raises(UserError, match="another run"):
+        Work(store, Share(0, 2))
+
+
+def test_a_file_system_without_locks(sav_root, tmp_path, monkeypatch):
+    def no_locks(descriptor: int, kind: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.warns(UserWarning, match="no locks"):
+        assert share(sav_root, tmp_path / "sav", 0, limit=1, count=1).samples == 1
+
+
+def test_other_versions_of_libraries_do_not_mix(sav_root, tmp_path, monkeypatch):
+    import pipeline.plan
+
+    share(sav_root, tmp_path / "sav", 0, limit=6, count=2)
+    monkeypatch.setattr(pipeline.plan, "version", lambda name: "0.1")
+    with pytest.raises(UserError, match=r"met .*zstandard 0\.1.*wanted .*zstandard"):
+        share(sav_root, tmp_path / "sav", 1, limit=6, count=2)
+
+
+@pytest.mark.parametrize(
+    "index, count, engine, overwrite",
+    [
+        (0, None, "local", False),
+        (None, 2, "local", False),
+        (2, 2, "local", False),
+        (0, 2, "ray", False),
+        (0, 2, "local", True),
+    ],
+)
+def test_options_that_do_not_go_together(index, count, engine, overwrite):
+    with pytest.raises(UserError):
+        share_of(index, count, engine, overwrite)
+
+
+def test_nothing_to_merge(tmp_path):
+    with pytest.raises(UserError, match="no shard set here"):
+        merge(tmp_path / "sav", 0.05)
+    assert not (tmp_path / "sav").exists()
+
+
+def test_shares_are_a_partition():
+    for count in (1, 2, 3, 7):
+        shards = [shard for index in range(count) for shard in Share(index, count).of(range(11))]
+        assert sorted(shards) == [*range(11)]
+    assert np.ptp([len(Share(index, 7).of(range(11))) for index in range(7)]) <= 1
