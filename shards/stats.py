@@ -61,7 +61,7 @@ _HEADS = ("per", "count", "least", "median", "mean", "most")
 FRAMES, OBJECTS, BYTES = "frames a sample", "objects a sample", "MB a sample"
 TEXTS, WORDS, SIDE = "texts an object", "words a text", "pixels a side of the original"
 AREA, CELLS = "area of a region, % of the picture", "prompt cells a region"
-_BINS = {
+_BINS: dict[str, list[float]] = {
     AREA: [0, 0.1, 0.2, 0.4, 1, 3, 10, 30, 100],  # small objects are where prompts fail
     CELLS: [0, 1, 4, 8, 16, 32, 64, 128, 257],  # fewer than 4 are what a recipe fills up or drops
 }
