@@ -54,6 +54,8 @@ def stored_sample(shards: ShardSet, position: int) -> Sample:
                 value = codec.decode_picture(data, field.shape(shards.recipe, 1)[1])
             else:
                 value = decode_field(field, data, shards.recipe)
+            if not field.is_picture and len(value) != len(meta["objects"]):
+                raise BadShard("number of masks", met=str(len(value)), wanted=f"{len(meta['objects'])}, as in the JSON")
             frames[(field.frame or 1) - 1][field.name] = value
     except BadShard as error:
         where = f"{shards.folder}: {shards.key(position)}"

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from shards import codec
 from shards.atomic import atomic_write
-from shards.errors import UserError
+from shards.errors import BadShard, UserError
 from shards.format import Field
 from shards.reader import ShardSet
 from shards.sample import texts_of
@@ -54,13 +54,14 @@ _PAGE = Environment(autoescape=True).from_string("""<!doctype html>
 {% endfor %}
 </html>
 """)
+_LOOK = "look at the set with cli.py verify-shard"
 _HEADS = ("per", "count", "least", "median", "mean", "most")
 
 
 FRAMES, OBJECTS, BYTES = "frames a sample", "objects a sample", "MB a sample"
 TEXTS, WORDS, SIDE = "texts an object", "words a text", "pixels a side of the original"
 AREA, CELLS = "area of a region, % of the picture", "prompt cells a region"
-_BINS = {
+_BINS: dict[str, list[float]] = {
     AREA: [0, 0.1, 0.2, 0.4, 1, 3, 10, 30, 100],  # small objects are where prompts fail
     CELLS: [0, 1, 4, 8, 16, 32, 64, 128, 257],  # fewer than 4 are what a recipe fills up or drops
 }
@@ -89,7 +90,11 @@ class SetStats:
         self.regions = {"empty": 0, "filled up": 0, "fewer than 4 cells": 0}
         """Objects in a frame: not visible there; with cells switched on by the recipe; few all the same."""
         for position in chosen:
-            self._count(shards, int(position), found)
+            try:
+                self._count(shards, int(position), found)
+            except BadShard as error:
+                where = error.where or f"{shards.folder}: {shards.key(int(position))}"
+                raise BadShard(error.what, where=where, met=error.met, wanted=error.wanted, do=_LOOK) from None
             tick(1)
         self.found: dict[str, Numbers] = {name: np.array(values) for name, values in found.items()}
 
@@ -105,8 +110,10 @@ class SetStats:
             found[WORDS] += [len(text.split()) for text in texts]
         for i, frame in enumerate(frames):
             number = None if len(frames) == 1 else i + 1
-            found[SIDE] += [frame["height"], frame["width"]]
+            found[SIDE] += [frame[side] for side in ("height", "width") if isinstance(frame.get(side), int)]
             cells = codec.decode_prompts(members[Field("prompt_masks", number)], shards.recipe.grid).sum(axis=(1, 2))
+            if len(cells) != len(objects):
+                raise BadShard("number of prompts", met=str(len(cells)), wanted=f"{len(objects)}, as in the JSON")
             for n, (item, count) in enumerate(zip(objects, cells, strict=True)):
                 mask = codec.decode_masks(members[Field("masks", number)], shards.recipe.sam_size, [n])
                 share = 100 * float(mask.mean())
@@ -115,7 +122,8 @@ class SetStats:
                     continue
                 found[AREA].append(share)
                 found[CELLS].append(int(count))
-                self.regions["filled up"] += bool(item["filled"][i])
+                filled = item.get("filled")
+                self.regions["filled up"] += isinstance(filled, list) and any(filled[i : i + 1])
                 self.regions["fewer than 4 cells"] += bool(count < 4)
 
     def lines(self) -> list[str]:

@@ -188,13 +188,14 @@ def test_a_video_without_frames_or_objects(predictor: Predictor, photos, monkeyp
     assert track.objects == 0 and [m.shape for m in track.masks] == [(0, *p.shape[:2]) for p in photos[:2]]
 
 
-def test_bfloat16_runs_and_says_about_the_same(talker: Sa2VA, photos):
+def test_bfloat16_runs_and_says_about_the_same(talker: Sa2VA, photos, monkeypatch):
     half = Predictor(copy.deepcopy(talker).to(torch.bfloat16), max_new_tokens=1)
     (met,) = half.segment(photos[:1], TEXTS[:1])
     (wanted,) = Predictor(talker, max_new_tokens=1).segment(photos[:1], TEXTS[:1])
     assert len(met.masks) and (met.masks[0] != wanted.masks[0]).mean() < 0.05
-    track = half.track([photos[0][:200]] * (PROMPTED_FRAMES + 1), TEXTS[0])
-    assert len(list(track.masks)) == PROMPTED_FRAMES + 1
+    monkeypatch.setattr("inference.predictor.PROMPTED_FRAMES", 1)  # a frame takes a CPU five seconds
+    track = half.track([photos[0][:200]] * 2, TEXTS[0])
+    assert len(list(track.masks)) == 2
 
 
 def test_the_official_normalisation_is_asked_for(talker: Sa2VA, photos, monkeypatch):

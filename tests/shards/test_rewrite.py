@@ -6,15 +6,20 @@ import random
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from shards.errors import UserError
 from shards.manifest import INDEX_DTYPE, positions_by_shard
+from shards.reader import ShardSet
 from shards.recode import recode
 from shards.select import split
+from shards.stats import look_at
 from tests.conftest import files_of
+from tests.shards.conftest import change_frame
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -59,6 +64,22 @@ def test_a_tar_that_vanished_is_written_again(sav_set, raw_set, tmp_path, monkey
     tars[1].write_bytes(tars[1].read_bytes()[:-512])
     recode(sav_set, tmp_path / "out", "raw")
     assert files_of(tmp_path / "out") == files_of(raw_set)
+
+
+def test_a_sample_that_is_not_sound_is_one_line_and_named(faulty, tmp_path):
+    """With right checksums: more prompts than objects."""
+
+    def more(samples):
+        prompts = samples[2].frames[0].prompt_masks.repeat(2, axis=0)
+        objects = [*samples[2].meta["objects"], *samples[2].meta["objects"]]
+        wrong = change_frame(replace(samples[2], meta={**samples[2].meta, "objects": objects}), 1, prompt_masks=prompts)
+        return [*samples[:2], replace(wrong, frames=tuple(replace(f, prompt_masks=prompts) for f in wrong.frames))]
+
+    folder = faulty(more)
+    with pytest.raises(UserError, match=rf"faulty: {ShardSet(folder).key(2)}: number of masks; met 1; wanted 2"):
+        recode(folder, tmp_path / "out", "raw")
+    with pytest.raises(UserError, match=rf"faulty: {ShardSet(folder).key(2)}: no such object; met 1; wanted 0 to 0"):
+        look_at([folder], 100)
 
 
 def test_the_rows_of_each_shard_in_one_go():
