@@ -87,7 +87,7 @@ def moments(loop: Step, optimizer: Any) -> dict[str, Tensor]:
     for name, parameter in loop.named_parameters():
         if parameter.requires_grad:
             found |= {f"{name}:{kind}": safe_get_full_optimizer_state(parameter, kind).cpu() for kind in _MOMENTS}
-            found[f"{name}:step"] = torch.as_tensor(step, dtype=torch.float32).cpu()
+            found[f"{name}:step"] = torch.tensor(float(step))  # a tensor each, as in a file
     return found
 
 
