@@ -82,7 +82,7 @@ def whole(value: Tensor | float) -> Tensor:
 def gathered(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
     """All of each tensor; of those in shares a copy on the CPU, where it is to `keep`. All processes have to ask."""
     found: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
+    for name, tensor in sorted(tensors.items()):  # in one order, whatever files they were read from
         if not isinstance(tensor, DTensor):
             found[name] = tensor
         elif (complete := tensor.full_tensor()) is not None and keep:

@@ -52,8 +52,9 @@ def to_stored(moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Moments by name as plain tensors: of those in 8 bits, codes and scales (the table of values is fixed)."""
     found: dict[str, Tensor] = {}
     for name, tensor in moments.items():
-        if hasattr(tensor, "codes"):
-            found |= {f"{name}{_CODES}": tensor.codes, f"{name}{_SCALE}": tensor.scale}
+        coded: Any = tensor
+        if hasattr(coded, "codes"):
+            found |= {f"{name}{_CODES}": coded.codes, f"{name}{_SCALE}": coded.scale}
         else:
             found[name] = tensor
     return found
@@ -62,9 +63,9 @@ def to_stored(moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def from_stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What `to_stored` was given."""
     found = {name: tensor for name, tensor in tensors.items() if not name.endswith((_CODES, _SCALE))}
-    for coded, codes in tensors.items():
-        name = coded.removesuffix(_CODES)
-        if name == coded or (scale := tensors.get(name + _SCALE)) is None:
+    for stored, codes in tensors.items():
+        name = stored.removesuffix(_CODES)
+        if name == stored or (scale := tensors.get(name + _SCALE)) is None:
             continue
         from torchao.optim.subclass_8bit import OptimState8bit
 

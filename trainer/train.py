@@ -187,7 +187,11 @@ def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
             started, waited = time.perf_counter(), stream.wait_seconds
             losses, counts, keys = backward(stream)
             losses["grad_norm"] = whole(accelerator.clip_grad_norm_(trainable, config.clip))
-            own = {**counts, "waited": stream.wait_seconds - waited, "memory": memory(accelerator.device)}
+            own: dict[str, Any] = {
+                **counts,
+                "waited": stream.wait_seconds - waited,
+                "memory": memory(accelerator.device),
+            }
             means, each, stopped = over_processes(accelerator, losses, own, preemption.signal)
             stop_unless_finite(means, losses, step, keys)
             stepper.step()

@@ -81,12 +81,13 @@ def moments(loop: Step, optimizer: Any) -> dict[str, Tensor]:
     """All moments, by "name of the parameter:name of the moment". Every process has to ask."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
+    _link(optimizer)
     step = next(iter(optimizer.optimizer.state.values()))["step"]
     found: dict[str, Tensor] = {}
     for name, parameter in loop.named_parameters():
         if parameter.requires_grad:
             found |= {f"{name}:{kind}": safe_get_full_optimizer_state(parameter, kind).cpu() for kind in _MOMENTS}
-            found[f"{name}:step"] = torch.as_tensor(step, dtype=torch.float32).cpu()
+            found[f"{name}:step"] = torch.tensor(float(step))  # a tensor each, as in a file
     return found
 
 
@@ -104,10 +105,16 @@ def restore(loop: Step, optimizer: Any, found: Mapping[str, Tensor]) -> None:
     for flat in optimizer.single_partition_of_fp32_groups:
         zeros = {kind: torch.zeros_like(flat) for kind in _MOMENTS}
         optimizer.optimizer.state[flat] = {"step": step.clone(), **zeros}
-    optimizer._lazy_init_hp_params_optimizer_state()
+    _link(optimizer)
     for name, parameter in loop.named_parameters():
         if parameter.requires_grad:
             safe_set_full_fp32_param(parameter, parameter.data.float())
             for kind in _MOMENTS:
                 value = found[f"{name}:{kind}"].to(parameter.device)
                 safe_set_full_optimizer_state(parameter, value, kind)
+
+
+def _link(optimizer: Any) -> None:
+    """Tell parameters of their moments. DeepSpeed does it once, when those of the first group alone are there."""
+    optimizer._hp_optimizer_states_linked = False
+    optimizer._lazy_init_hp_params_optimizer_state()

@@ -70,6 +70,7 @@ def test_kill_9_at_any_moment(given: list[str], undisturbed: Path, tmp_path: Pat
     time.sleep(random.random() / 2)
     process.kill()
     process.wait()
+    assert "Held-out samples after step 0" in (out / "report.html").read_text()
     print(f"killed after {records(out)[-1:]} and {sorted(p.name for p in (out / 'checkpoints').iterdir())}")
     main([*given, f"output_dir={out}"])
     assert_same(out, undisturbed)

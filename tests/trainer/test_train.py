@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from shards.errors import UserError
 from tests.trainer.runs import REPOSITORY, SMALL
@@ -42,7 +43,11 @@ def test_a_run_leaves_its_configuration_weights_metrics_and_report(sav_set: Path
     assert [r["lr"] for r in records if "lr" in r] == pytest.approx([1e-3, 5e-4])  # the schedule steps once a step
     assert "held_out/mask_loss" in records[0] and "held_out/iou" in records[0]
     assert load_config([str(out / "config.yaml")]) == load_config(given)
-    assert list((out / "tensorboard").rglob("events.out.tfevents*"))
+    told = EventAccumulator(str(out / "tensorboard"), {"images": 0}).Reload()
+    assert [event.step for event in told.Images("held_out/dual")] == [0, 1, 2]  # a contact sheet an evaluation
+    assert all(r["tokens_per_second"] > 0 and r["memory_bytes"] > 1e8 for r in records if "loss" in r)
+    report = (out / "report.html").read_text()
+    assert "Held-out samples after step 0" in report and "Held-out samples after step 2" in report
     assert (out / "report.html").stat().st_size > 20_000
     assert sorted(p.name for p in out.iterdir()) == [
         "checkpoint",
