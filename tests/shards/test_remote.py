@@ -1,6 +1,5 @@
 """Shard sets at URLs, read through a cache: from real servers, over a network that fails."""
 
-import hashlib
 import os
 import random
 import signal
@@ -250,24 +249,20 @@ def test_eviction_never_breaks_a_reader_in_another_process(server, small_set, tm
 
 
 def test_a_killed_download_leaves_nothing_that_is_taken_for_whole(server, small_set, tmp_path):
-    server.faults = lambda name, n: "drip" if name.endswith(".tar") else ""
+    server.faults = lambda name, n: "stall" if name.endswith(".tar") else ""
     process = reader(server, small_set, tmp_path, ANY, 1, 0)
     until = time.monotonic() + 100
-    while not (parts := list(tmp_path.glob("*/*.part"))) or not any(
-        part.read_bytes()[:512].strip(b"\0") for part in parts
-    ):
+    while not any(path.read_bytes()[:512].strip(b"\0") for path in tmp_path.glob("*/*.part")):
         assert process.poll() is None and time.monotonic() < until
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert files(tmp_path) == [parts[0].name]
+    assert [name[-9:] for name in files(tmp_path)] == [".tar.part"]
     server.faults = lambda name, n: ""
     assert_equal(remote(server, tmp_path), ShardSet(small_set))
     assert not list(tmp_path.glob("*/*.part"))
     for path in tmp_path.glob("*/*.tar"):
-        assert (
-            hashlib.sha256(path.read_bytes()).digest() == hashlib.sha256((small_set / path.name).read_bytes()).digest()
-        )
+        assert path.read_bytes() == (small_set / path.name).read_bytes()
 
 
 def test_a_full_disk_is_one_line(server, tmp_path, monkeypatch):
