@@ -252,7 +252,7 @@ def test_a_killed_download_leaves_nothing_that_is_taken_for_whole(server, small_
     server.faults = lambda name, n: "stall" if name.endswith(".tar") else ""
     process = reader(server, small_set, tmp_path, ANY, 1, 0)
     until = time.monotonic() + 100
-    while not any(path.read_bytes()[:512].strip(b"\0") for path in tmp_path.glob("*/*.part")):
+    while not any(path.read_bytes()[:512].strip(b"\0") for path in tmp_path.glob("*/*.tar.part")):
         assert process.poll() is None and time.monotonic() < until
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
