@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gc
 import hashlib
 import os
 import threading
@@ -152,6 +153,7 @@ class Cache:
             self._in_need += 1
         try:
             if not any(drop() for drop in self.drop):
+                gc.collect()  # a mapping may be part of a cycle
                 if time.monotonic() - since > _PATIENCE:
                     met, do = f"{self.limit:,} bytes, all of them in use", "raise data.cache_limit"
                     raise UserError("no room in the cache", where=str(path), met=met, do=do)

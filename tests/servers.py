@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Literal
 
-Fault = Literal["", "503", "403", "cut", "corrupt", "late", "drip"]
+Fault = Literal["", "503", "403", "cut", "corrupt", "late", "stall"]
 
 
 class FaultyServer(ThreadingHTTPServer):
@@ -64,10 +64,9 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "cut":
             self.wfile.write(body[: len(body) // 2])
             self.close_connection = True
-        elif fault == "drip":
-            for start in range(0, len(body), 1 << 20):
-                self.wfile.write(body[start : start + (1 << 20)])
-                time.sleep(0.2)
+        elif fault == "stall":
+            self.wfile.write(body[: len(body) // 2])
+            time.sleep(60)
         else:
             self.wfile.write(body)
 

@@ -94,7 +94,7 @@ def test_a_cache_that_holds_a_window_is_enough(server: FaultyServer, small_set, 
     monkeypatch.setattr(loading, "_SHUFFLE_WINDOW", 3)
     sizes = sorted(info.bytes for info in ShardSet(small_set).manifest.shards)
     limit = sum(sizes[-3:]) + 8192
-    options = [{"rank": rank, "world_size": ranks, "batch_size": 2 // ranks} for rank in range(ranks)]
+    options = [{"rank": rank, "world_size": ranks, "batch_size": 2 // ranks, "prefetch": 0} for rank in range(ranks)]
     local = [loader(small_set, **own) for own in options]
     far = [loader(f"{server.url}/sav", Cache(tmp_path, limit), **own) for own in options]
     for epoch in (0, 1):

@@ -226,7 +226,7 @@ class Loader:
                 ready = [row.result() for row in rows]
                 self.wait_seconds += time.perf_counter() - started
                 if ahead:
-                    ahead.consumed((done + 1 - start) * self._batch_size)
+                    ahead.consumed((done + 1 - start) * together)
                 position = {"epoch": epoch, "samples": (number + 1) * together}
                 yield self._batch(buffers[number % len(buffers)], ready, position)
         finally:
@@ -239,13 +239,12 @@ class Loader:
         if not self._cache or not any(isinstance(s, RemoteShardSet) for s in self._sets):
             return None
 
-        def own(order: NDArray[np.int64]) -> NDArray[np.int64]:
-            """This rank's samples."""
-            return order.reshape(-1, self._world_size, self._batch_size)[:, self._rank].ravel()
-
-        depth, fetches = 2 * _SHUFFLE_WINDOW if self._shuffled else self._cache.fetches + 1, self._cache.fetches
-        following = (lambda: own(self.order(epoch + 1)[: self._samples_per_epoch])) if self._shuffled else None
-        return Ahead(self._sets, self._starts, own(order), depth, fetches, following)
+        # All ranks fetch for all: those on one machine hold the same shards, and none waits for another's room.
+        fetches, depth = self._cache.fetches, self._cache.fetches + 1
+        if not self._shuffled:
+            return Ahead(self._sets, self._starts, order, depth, fetches)
+        depth, length = 2 * _SHUFFLE_WINDOW, self._samples_per_epoch
+        return Ahead(self._sets, self._starts, order, depth, fetches, lambda: self.order(epoch + 1)[:length])
 
     def _new_buffers(self) -> dict[str, torch.Tensor]:
         """One batch's tensors; those of objects are (B, objects_per_sample, ...)."""
