@@ -21,7 +21,7 @@ from pipeline.store import WORK, Store, store_at
 from pipeline.work import Share, Work
 from shards.errors import UserError
 from shards.format import MANIFEST
-from shards.manifest import Manifest
+from shards.manifest import LedgerLine, Manifest
 
 MakePlan = Callable[[Callable[[str], tuple[int, int] | None], Path], Plan]
 
@@ -93,18 +93,21 @@ def run_share(
     with _clear_errors(store), Work(store, share) as work:
         plan = _begin(make, work, overwrite=False)
         if isinstance(plan, Manifest):
+            work.remove()
             return Summary(plan, str(store), 0, time.monotonic() - started)
         own = share.of(plan.shards)
         written, bad = _write(plan, own, work, workers, max_bad, "local")
-        notes = [note for _, note in work.done(plan.outline, own)]
-        ledger = [line for note in notes for line in note.ledger]
+        samples, ledger = 0, list[LedgerLine]()
+        for _, note in work.done(plan.outline, own):
+            samples += note.shard.samples
+            ledger += note.ledger
         if bad > plan.outline.allowed(max_bad):
             raise too_many_bad(plan.outline, ledger, max_bad, str(store))
         return ShareSummary(
             place=str(store),
             share=share,
             inputs=sum(len(plan.part(shard)) for shard in own),
-            samples=sum(note.shard.samples for note in notes),
+            samples=samples,
             left_out=dict(sorted(Counter(line.reason for line in ledger).items())),
             shards=len(own),
             written_now=written,
@@ -120,15 +123,15 @@ def merge(out: str | Path, max_bad: float) -> Summary:
     """
     started, store = time.monotonic(), store_at(out)
     with _clear_errors(store):
-        finished, begun = MANIFEST in store.sizes(), store.sizes(WORK)
-        if not finished and not begun:
+        finished, known = MANIFEST in store.sizes(), store.sizes(WORK)
+        if not finished and "plan" not in known:
             do = "give the place that the tasks wrote to, down to the name of the source"
             raise UserError("no shard set here", where=str(store), do=do)
-        if finished and not begun:
+        if not known:
             return Summary(read_manifest(store), str(store), 0, time.monotonic() - started)
         with Work(store) as work:
             outline = work.outline()
-            if finished or outline is None:  # killed with its last breath
+            if finished or outline is None:  # a run was killed with its last breath
                 work.remove()
                 return Summary(read_manifest(store), str(store), 0, time.monotonic() - started)
             return Summary(finish(outline, work, max_bad), str(store), 0, time.monotonic() - started)

@@ -150,7 +150,7 @@ class Work:
     def remove(self) -> None:
         """Of a finished set: all that was known of it while it was not."""
         if self._folder:
-            shutil.rmtree(self._folder)
+            shutil.rmtree(self._folder, ignore_errors=self.share is not None)  # two late tasks may do it at once
         else:
             self.store.remove([f"{WORK}/{name}" for name in self.store.sizes(WORK)])
 
