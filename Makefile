@@ -7,7 +7,7 @@ READY := $(VENV)/ready
 .PHONY: demo test clean
 .DELETE_ON_ERROR:
 
-$(READY): requirements.lock pyproject.toml Makefile
+$(READY): requirements.lock pyproject.toml Makefile pipeline/_resample.c
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
