@@ -5,6 +5,7 @@ It may be killed at any moment; the same call goes on and ends with the same byt
 
 from __future__ import annotations
 
+import errno
 import multiprocessing as mp
 import os
 import signal
@@ -22,8 +23,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from pipeline.estimate import check_room, free_bytes
 from pipeline.plan import Job, Plan
 from pipeline.raw import RawInput
+from pipeline.size import size_text
 from pipeline.task import Done, write_shard
 from pipeline.work import RECORDS, WorkFolder
 from shards.atomic import atomic_write
@@ -53,6 +56,8 @@ def run(
     workers: int,
     max_bad: float,
     overwrite: bool = False,
+    force: bool = False,
+    command: str = "",
 ) -> Summary:
     """Write the shard set of a plan into `folder`.
 
@@ -60,15 +65,27 @@ def run(
         make: makes the plan, given what is known of an unfinished run and a file for what the source finds (see
             `make_plan`).
         max_bad: the share of bad inputs, of all, that stops the run.
+        force: begin even where the disk will not hold it.
+        command: that goes on with the run, for a message.
 
     Raises:
         UserError: too many bad inputs, another set in the folder, a full disk, a dead worker. What is done stays.
     """
-    with WorkFolder(folder) as work:
-        return _run(make, folder, work, workers, max_bad, overwrite)
+    again = f"{AGAIN}: {command}" if command else AGAIN
+    try:
+        with WorkFolder(folder) as work:
+            return _run(make, folder, work, workers, max_bad, overwrite, force)
+    except BrokenProcessPool:
+        raise UserError("a worker process died", where=str(folder), met="killed, or out of memory", do=again) from None
+    except OSError as error:
+        room = f", {size_text(free_bytes(folder))} free" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        met = f"{error.strerror}{room}"
+        raise UserError("cannot write", where=str(error.filename or folder), met=met, do=again) from None
 
 
-def _run(make: MakePlan, folder: Path, work: WorkFolder, workers: int, max_bad: float, overwrite: bool) -> Summary:
+def _run(
+    make: MakePlan, folder: Path, work: WorkFolder, workers: int, max_bad: float, overwrite: bool, force: bool
+) -> Summary:
     started = time.monotonic()
     try:
         plan = make(work.known_plan, work.path / RECORDS)
@@ -76,8 +93,10 @@ def _run(make: MakePlan, folder: Path, work: WorkFolder, workers: int, max_bad: 
         if finished is not None and not (overwrite and work.known_plan(plan.digest) is None):
             work.remove()
             return Summary(finished, folder, 0, time.monotonic() - started)
+        if not force:
+            check_room(plan, work)
         work.begin(plan, overwrite)
-    except UserError:
+    except (UserError, OSError):
         work.leave_as_found()
         raise
     work.share_lock()
@@ -87,21 +106,14 @@ def _run(make: MakePlan, folder: Path, work: WorkFolder, workers: int, max_bad: 
     allowed = int(max_bad * len(plan.inputs))
     bad = sum(stands.values())
     stood = sum(len(plan.part(shard)) for shard in stands)
-    try:
-        with (
-            tqdm(total=len(plan.inputs), initial=stood, unit="sample", desc=folder.name, mininterval=0.5) as bar,
-            closing(_write(plan, missing if bad <= allowed else [], folder, work, workers, bar.update)) as shards,
-        ):
-            for done in shards:
-                bad += done.bad
-                if bad > allowed:
-                    break
-    except BrokenProcessPool:
-        raise UserError("a worker process died", where=str(folder), met="killed, or out of memory", do=AGAIN) from None
-    except OSError as error:
-        raise UserError(
-            "cannot write", where=str(error.filename or folder), met=str(error.strerror), do=AGAIN
-        ) from None
+    with (
+        tqdm(total=len(plan.inputs), initial=stood, unit="sample", desc=folder.name, mininterval=0.5) as bar,
+        closing(_write(plan, missing if bad <= allowed else [], folder, work, workers, bar.update)) as shards,
+    ):
+        for done in shards:
+            bad += done.bad
+            if bad > allowed:
+                break
     if bad > allowed:
         ledger = [line for note in work.notes(plan) for line in note.ledger]
         atomic_write(folder / LEDGER, pack_ledger(ledger), temporary_folder=work.path)
@@ -216,6 +228,7 @@ def _pool(
         pool.shutdown(wait=False, cancel_futures=True)
         for process in list((pool._processes or {}).values()):
             process.terminate()  # a shard in the making is only a temporary file
+            process.join(10)
         raise
     pool.shutdown()
 

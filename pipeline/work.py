@@ -26,14 +26,18 @@ class WorkFolder:
         self.folder, self.path = folder, folder / WORK
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = hold_lock(self.lock_file, exclusive=True)
-        for leftover in self.path.glob("*.tmp"):
-            leftover.unlink()
+        self._sweep()
 
     def __enter__(self) -> WorkFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._sweep()  # of workers that were stopped
         os.close(self._lock)
+
+    def _sweep(self) -> None:
+        for leftover in self.path.glob("*.tmp"):
+            leftover.unlink()
 
     @property
     def lock_file(self) -> Path:

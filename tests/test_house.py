@@ -60,6 +60,7 @@ def test_exactly_one_module_resizes():
     [
         ["--help"],
         ["shard", "--help"],
+        ["estimate", "--help"],
         ["verify-shard", "--help"],
         ["recode", "--help"],
         ["preview", "--help"],
