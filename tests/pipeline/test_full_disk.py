@@ -29,7 +29,7 @@ def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
     yield mount
     if folder.is_mount():
-        subprocess.run(["umount", str(folder)], check=True)
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)  # this process may still read there
 
 
 def shard(root: Path, out: Path, *more: str) -> list[str]:
