@@ -23,6 +23,7 @@ except ImportError:  # it did not compile, or the processor is another: Pillow d
 
 UInt8 = NDArray[np.uint8]
 
+_MOST_COPIED = 1 << 24  # pixels, of four bytes: a larger picture is not held twice
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -33,7 +34,8 @@ def picture(original: UInt8 | Image.Image, size: int, recipe: Recipe) -> UInt8:
     """
     image = original if isinstance(original, Image.Image) else Image.fromarray(original)
     # Pillow 13 begins with the columns of a picture whose height shrinks more than its width.
-    if _resample is None or image.height > max(image.width, size):
+    by_rows = image.height <= max(image.width, size)
+    if _resample is None or not by_rows or image.width * image.height > _MOST_COPIED:
         resized = image.resize((size, size), _FILTERS[recipe.image_filter])
         planes = [np.frombuffer(resized.tobytes("raw", band), np.uint8) for band in "RGB"]
         return np.stack(planes).reshape(3, size, size)
