@@ -63,11 +63,11 @@ def _read_member(archive: zipfile.ZipFile, name: str, max_values: int) -> NDArra
         if left != values * dtype.itemsize:  # checked before anything of that size is decompressed
             raise BadInput("not a whole npz file", met=f"{name}: {left} bytes", wanted=f"{shape} {dtype}")
         array = np.empty(values, dtype)
-        body, start = memoryview(array).cast("B") if values else memoryview(b""), 0
+        body, start = array.view(np.uint8), 0
         while chunk := file.read(_CHUNK):  # to the end, so that the zip's CRC is checked
             if len(chunk) > left - start:
                 raise BadInput("not a whole npz file", met=f"{name}: more bytes", wanted=f"{left} bytes")
-            body[start : start + len(chunk)] = chunk
+            body[start : start + len(chunk)] = np.frombuffer(chunk, np.uint8)
             start += len(chunk)
     if start != left:
         raise BadInput("not a whole npz file", met=f"{name}: {start} bytes", wanted=f"{left} bytes")
