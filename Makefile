@@ -8,7 +8,7 @@ LONGEST := tests/trainer/test_two_processes.py tests/test_every_source.py tests/
 .PHONY: demo test clean
 .DELETE_ON_ERROR:
 
-$(READY): requirements.lock pyproject.toml Makefile
+$(READY): requirements.lock pyproject.toml Makefile pipeline/_resample.c
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	# Not compiled beforehand: of some 16,000 modules few are ever imported, and those are compiled then.

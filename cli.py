@@ -61,6 +61,7 @@ def shard(
     limit: Annotated[int | None, typer.Option(min=1, help="Take the first N inputs only.")] = None,
     max_bad: Annotated[float, typer.Option(min=0, max=1, help="Share of bad inputs that stops the run.")] = 0.05,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a set that was made otherwise.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Begin even where the disk will not hold it.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")] = False,
     engine: Annotated[
         Engine, typer.Option(help="local: this machine. ray: the cluster of RAY_ADDRESS, else one on this machine.")
@@ -74,6 +75,7 @@ def shard(
 
     May be stopped at any moment: the same command goes on and ends with the same bytes.
     """
+    import shlex
     from collections.abc import Callable
     from tempfile import TemporaryDirectory
 
@@ -95,10 +97,12 @@ def shard(
     if dry_run:
         with TemporaryDirectory() as folder:
             show_plan(make(lambda digest: None, Path(folder, "records")), place)
-    elif share:
-        show_share(run_share(make, place, workers, max_bad, share))
+        return
+    again = shlex.join(sys.orig_argv)
+    if share:
+        show_share(run_share(make, place, workers, max_bad, share, force, again))
     else:
-        show_summary(run(make, place, workers, max_bad, overwrite, engine))
+        show_summary(run(make, place, workers, max_bad, overwrite, engine, force, again))
 
 
 @app.command()
@@ -114,6 +118,42 @@ def merge(
     from pipeline.show import show_summary
 
     show_summary(finish(path, max_bad))
+
+
+@app.command()
+def estimate(
+    source: Annotated[str, typer.Option(help="As for shard, and so are the others.")],
+    out: Annotated[str, typer.Option(help="Folder that would get a folder named after the source.")] = "shards",
+    root: Annotated[Path | None, typer.Option(help="[default: data/SOURCE]")] = None,
+    recipe: Annotated[str, typer.Option()] = "default",
+    prompt_pooling: Annotated[str | None, typer.Option()] = None,
+    split: Annotated[str | None, typer.Option()] = None,
+    split_by: Annotated[str | None, typer.Option()] = None,
+    frames: Annotated[int | None, typer.Option(min=1)] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes, each with a core of its own.")] = os.cpu_count() or 1,
+    shard_size: Annotated[str, typer.Option()] = "1GB",
+    codec: Annotated[Codec, typer.Option()] = "zstd",
+    limit: Annotated[int | None, typer.Option(min=1)] = None,
+    samples: Annotated[int, typer.Option(min=1, help="To make and encode, spread over the dataset.")] = 64,
+) -> None:
+    """Say what sharding a dataset would take: samples, shards, bytes, hours, and how sure that is. Writes nothing."""
+    from tempfile import TemporaryDirectory
+
+    from pipeline.estimate import estimate as probe
+    from pipeline.estimate import free_bytes
+    from pipeline.plan import make_plan
+    from pipeline.show import show_estimate
+    from pipeline.sources import choices_of, source_named
+    from shards.recipe import named_recipe
+
+    dataset, chosen = source_named(source), named_recipe(recipe, prompt_pooling)
+    choices = choices_of(dataset, {"split": split, "split_by": split_by, "frames": frames})
+    where, most = root or Path("data", source), parse_size(shard_size)
+    with TemporaryDirectory() as folder:
+        plan = make_plan(dataset, where, chosen, most, Path(folder, "records"), choices, limit, codec=codec)
+        found = probe(plan, samples)
+    free = None if "://" in out else free_bytes(Path(out))
+    show_estimate(found, f"{out.rstrip('/')}/{source}", free, workers)
 
 
 @app.command("verify-shard")

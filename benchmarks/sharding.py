@@ -1,21 +1,29 @@
-"""What sharding costs beyond the bare work on the same files, in one process.
+"""What sharding costs beyond the bare work on the same files, and what a second process adds.
 
-    python -m benchmarks.sharding [--source sa1b ...] [--samples 24] [--rounds 5]
+    python -m benchmarks.sharding [--source sa1b ...] [--codec zstd raw] [--rate coco ...] [--samples 12] [--seconds 8]
 
 Bare work: decode, two image resizes, mask resizes, as one would write them down with Pillow, numpy and pycocotools,
-each done once; annotations lie parsed in memory. Ours: the same files through `pipeline` into a tar, annotations read
-from the index. The two take turns; the ratio of each turn is what counts on a shared machine. Printed twice: by the
-clock, and by processor time, since ours encodes one sample while it reads the next.
+each done once; annotations lie parsed in memory. Ours: the same files through `pipeline` into a tar in one process,
+annotations read from the index. The two take turns; the ratio of each turn is what counts on a shared machine. Printed
+twice: by the clock, and by processor time, since ours encodes one sample on a second thread while it reads the next.
+
+Rates: `pipeline.run` on several shards, its inputs repeated, the plan made before, the start of processes included:
+one process on one core, one process that may use two (its second thread does), two processes on two cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import os
+import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +35,15 @@ from pycocotools import mask as coco
 from benchmarks.raw_files import WRITERS
 from pipeline.plan import Plan, make_plan
 from pipeline.records import open_records
+from pipeline.run import run
 from pipeline.sources import choices_of, source_named
 from pipeline.store import Folder
 from pipeline.task import write_shard
+from shards.format import Codec
 from shards.recipe import RECIPES
 
 Meta = dict[str, Any]
+Times = dict[str, list[float]]
 
 
 def _resize(picture: Image.Image, masks: Sequence[Image.Image]) -> None:
@@ -117,30 +128,74 @@ BARE: dict[str, Callable[[Path, Sequence[Meta]], None]] = {
 }
 
 
-def measure(name: str, samples: int, rounds: int) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        root, out = Path(folder, "raw"), Folder(Path(folder, "out"))
-        out.work.mkdir(parents=True)
-        WRITERS[name](root, samples)
-        source = source_named(name)
-        plan = make_plan(source, root, RECIPES["default"], 10**12, Path(folder, "records"), choices_of(source, {}))
+def measure(name: str, codec: Codec, samples: int, seconds: float) -> None:
+    with _planned(name, codec, samples) as (plan, root, out):
+        store = Folder(out)
 
         def ours() -> None:
-            write_shard(plan.job, plan.inputs, f"{name}-000000", out, out.work, lambda count: None)
+            write_shard(plan.job, plan.inputs, f"{name}-000000", store, out, lambda count: None)
 
         metas = _metas(plan, root)
-        turns = {"bare": lambda: BARE[name](root, metas), "ours": ours}
-        clock: dict[str, list[float]] = {turn: [] for turn in turns}
-        processor: dict[str, list[float]] = {turn: [] for turn in turns}
-        for _ in range(rounds + 1):  # the first round warms up
-            for turn, call in turns.items():
-                started, used = time.perf_counter(), time.process_time()
-                call()
-                clock[turn].append(time.perf_counter() - started)
-                processor[turn].append(time.process_time() - used)
-    rates = {turn: len(metas) / statistics.median(times[1:]) for turn, times in clock.items()}
-    ratios = [_ratio(times["ours"][1:], times["bare"][1:]) for times in (clock, processor)]
-    print(f"{name:16} {rates['bare']:8.1f} {rates['ours']:8.1f}   {ratios[0]}   {ratios[1]}", flush=True)
+        clock, processor = _turns({"bare": lambda: BARE[name](root, metas), "ours": ours}, seconds)
+    rates = {turn: len(metas) / statistics.median(times) for turn, times in clock.items()}
+    ratios = [_ratio(times["ours"], times["bare"]) for times in (clock, processor)]
+    rows = f"{rates['bare']:8.1f} {rates['ours']:8.1f}   {ratios[0]}   {ratios[1]}"
+    print(f"{name:16} {codec:5} {rows}   {len(clock['bare'])} turns", flush=True)
+
+
+def rates(name: str, codec: Codec, samples: int, seconds: float, shards: int = 8) -> None:
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    with _planned(name, codec, samples) as (one, _, out):
+        plan = replace(one, inputs=one.inputs * shards, per_shard=len(one.inputs))
+
+        def turn(workers: int, on: Sequence[int]) -> None:
+            os.sched_setaffinity(0, on)
+            run(lambda known, records: plan, out / "set", workers, max_bad=0)
+            shutil.rmtree(out / "set")
+
+        try:
+            with redirect_stderr(io.StringIO()):  # the bar of progress
+                clock, _ = _turns(
+                    {
+                        "1 process, 1 core": lambda: turn(1, cores[:1]),
+                        "1 process, 2 cores": lambda: turn(1, cores),
+                        "2 processes, 2 cores": lambda: turn(2, cores),
+                    },
+                    seconds,
+                )
+        finally:
+            os.sched_setaffinity(0, cores)
+    first = clock["1 process, 1 core"]
+    for what, times in clock.items():
+        rate = len(plan.inputs) / statistics.median(times)
+        print(f"{name:16} {codec:5} {what:20} {rate:8.1f}   {_ratio(first, times)}", flush=True)
+
+
+@contextmanager
+def _planned(name: str, codec: Codec, samples: int) -> Iterator[tuple[Plan, Path, Path]]:
+    """Raw files of one shard: (plan, root, a folder to write into)."""
+    with tempfile.TemporaryDirectory() as folder:
+        root, out = Path(folder, "raw"), Path(folder, "out")
+        out.mkdir()
+        WRITERS[name](root, samples)
+        source = source_named(name)
+        choices = choices_of(source, {})
+        records = Path(folder, "records")
+        yield make_plan(source, root, RECIPES["default"], 10**12, records, choices, codec=codec), root, out
+
+
+def _turns(calls: dict[str, Callable[[], None]], seconds: float) -> tuple[Times, Times]:
+    """Times by the clock and of the processor, of at least three turns, for about so many seconds."""
+    clock: Times = {name: [] for name in calls}
+    processor: Times = {name: [] for name in calls}
+    begun = time.perf_counter()
+    while len(clock[next(iter(calls))]) < 4 or time.perf_counter() - begun < seconds:
+        for name, call in calls.items():
+            started, used = time.perf_counter(), time.process_time()
+            call()
+            clock[name].append(time.perf_counter() - started)
+            processor[name].append(time.process_time() - used)
+    return tuple({name: times[1:] for name, times in found.items()} for found in (clock, processor))  # one warms up
 
 
 def _metas(plan: Plan, root: Path) -> list[Meta]:
@@ -161,14 +216,22 @@ def _ratio(ours: Sequence[float], bare: Sequence[float]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Sharding against the bare work, as a ratio.")
+    parser = argparse.ArgumentParser(description="Sharding against the bare work, as a ratio, and its rates.")
     parser.add_argument("--source", nargs="*", choices=list(BARE), default=list(BARE))
-    parser.add_argument("--samples", type=int, default=24)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rate", nargs="*", choices=list(BARE), default=["coco", "sav"])
+    parser.add_argument("--codec", nargs="*", choices=["zstd", "raw"], default=["zstd", "raw"])
+    parser.add_argument("--samples", type=int, default=12)
+    parser.add_argument("--seconds", type=float, default=8, help="for each line")
     arguments = parser.parse_args()
-    print("source             bare/s   ours/s   ours / bare          by processor time")
+    print("source           codec   bare/s   ours/s   ours / bare           by processor time")
     for name in arguments.source:
-        measure(name, arguments.samples, arguments.rounds)
+        for codec in arguments.codec:
+            measure(name, codec, arguments.samples if name != "sa1b" else -(-arguments.samples // 4), arguments.seconds)
+    if arguments.rate:
+        print("source           codec                      samples/s   rate / that of 1 process on 1 core")
+    for name in arguments.rate:
+        for codec in arguments.codec:
+            rates(name, codec, arguments.samples, arguments.seconds)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pipeline.pictures import refuse_pointer
 from shards.errors import BadInput
 
+_CHUNK = 1 << 17  # read, summed up and copied while it is in the processor's cache
 _BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, RuntimeError, ValueError)
 
 
@@ -64,7 +65,13 @@ def _read_member(archive: zipfile.ZipFile, name: str, max_values: int) -> NDArra
             raise BadInput("array too large", met=f"{name} {shape}", wanted=f"at most {max_values} values")
         if left != values * dtype.itemsize:  # checked before anything of that size is decompressed
             raise BadInput("not a whole npz file", met=f"{name}: {left} bytes", wanted=f"{shape} {dtype}")
-        body = file.read()  # to the end, so that the zip's CRC is checked
-    if len(body) != left:
-        raise BadInput("not a whole npz file", met=f"{name}: {len(body)} bytes", wanted=f"{left} bytes")
-    return np.frombuffer(body, dtype).reshape(shape, order="F" if fortran_order else "C")
+        array = np.empty(values, dtype)
+        body, start = array.view(np.uint8), 0
+        while chunk := file.read(_CHUNK):  # to the end, so that the zip's CRC is checked
+            if len(chunk) > left - start:
+                raise BadInput("not a whole npz file", met=f"{name}: more bytes", wanted=f"{left} bytes")
+            body[start : start + len(chunk)] = np.frombuffer(chunk, np.uint8)
+            start += len(chunk)
+    if start != left:
+        raise BadInput("not a whole npz file", met=f"{name}: {start} bytes", wanted=f"{left} bytes")
+    return array.reshape(shape, order="F" if fortran_order else "C")

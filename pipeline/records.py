@@ -5,6 +5,7 @@ Kept in one SQLite file, so that annotations of gigabytes are streamed once and 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sqlite3
@@ -37,11 +38,18 @@ class RecordsWriter:
     def __enter__(self) -> RecordsWriter:
         return self
 
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            self._base.execute("CREATE INDEX part_of ON parts (path)")
-            self._base.execute("COMMIT")
-        self._base.close()
+    def __exit__(self, kind: object, error: object, _: object) -> None:
+        try:
+            if kind is None:
+                self._base.execute("CREATE INDEX part_of ON parts (path)")
+                self._base.execute("COMMIT")
+        except sqlite3.Error as failed:
+            error = failed
+        finally:
+            self._base.close()
+        if isinstance(error, sqlite3.Error):
+            full = error.sqlite_errorcode == sqlite3.SQLITE_FULL
+            raise OSError(errno.ENOSPC if full else errno.EIO, str(error), str(self._file)) from None
 
     def add(self, path: str, size: int) -> bool:
         """Put down an input: its path relative to the source's root, and its bytes. Once more does no harm.

@@ -10,13 +10,20 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.cropped import Bool, Mask
+from pipeline.weights import weights
 from shards.recipe import PromptPooling, Recipe
 
 if TYPE_CHECKING:  # torch is imported by the functions that need it: processes that shard do without
     from torch import Tensor
 
+try:
+    from pipeline import _resample
+except ImportError:  # it did not compile, or the processor is another: Pillow does it, in three times the time
+    _resample = None  # type: ignore[assignment]
+
 UInt8 = NDArray[np.uint8]
 
+_MOST_COPIED = 1 << 24  # pixels, of four bytes: a larger picture is not held twice
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -26,38 +33,16 @@ def picture(original: UInt8 | Image.Image, size: int, recipe: Recipe) -> UInt8:
     With Pillow's antialiased filter; aspect ratio not kept.
     """
     image = original if isinstance(original, Image.Image) else Image.fromarray(original)
-    if (2 * image.width, 2 * image.height) == (size, size) and recipe.image_filter == "bilinear":
-        return np.stack([_doubled(plane) for plane in _planes(image)])
-    return np.stack(_planes(image.resize((size, size), _FILTERS[recipe.image_filter])))
-
-
-def _planes(image: Image.Image) -> list[UInt8]:
-    """(H, W) uint8 for R, G and B: out of Pillow in a fraction of the time that a transposed copy takes."""
-    shape = image.height, image.width
-    return [np.frombuffer(image.tobytes("raw", band), np.uint8).reshape(shape) for band in "RGB"]
-
-
-def _doubled(plane: UInt8) -> UInt8:
-    """(H, W) uint8 -> (2 H, 2 W), bit-equal to Pillow's BILINEAR: SAV's frames are half of SAM 2's size.
-
-    Its weights are 1/4 and 3/4 then, its two passes round to 8 bits each, so small whole numbers do all of it.
-    """
-    height, width = plane.shape
-    wide = np.empty((height, 2 * width), np.uint8)
-    _double_rows(plane.T, wide.T)
-    out = np.empty((2 * height, 2 * width), np.uint8)
-    _double_rows(wide, out)
+    # Pillow 13 begins with the columns of a picture whose height shrinks more than its width.
+    by_rows = image.height <= max(image.width, size)
+    if _resample is None or not by_rows or image.width * image.height > _MOST_COPIED:
+        resized = image.resize((size, size), _FILTERS[recipe.image_filter])
+        planes = [np.frombuffer(resized.tobytes("raw", band), np.uint8) for band in "RGB"]
+        return np.stack(planes).reshape(3, size, size)
+    out = np.empty((3, size, size), np.uint8)
+    columns, rows = (weights(side, size, recipe.image_filter) for side in image.size)
+    _resample.resample(image.tobytes("raw", "RGBX"), image.height, image.width, size, columns, rows, out)
     return out
-
-
-def _double_rows(rows: UInt8, out: UInt8) -> None:
-    """Each row of `rows` (N, M) becomes two of `out` (2 N, M): 3/4 of it and 1/4 of the one before or after."""
-    quarters = rows.astype(np.uint16)
-    half = quarters + np.uint16(2)
-    quarters *= np.uint16(3)
-    out[0], out[-1] = rows[0], rows[-1]
-    out[2::2] = (quarters[1:] + half[:-1]) >> np.uint16(2)
-    out[1:-1:2] = (quarters[:-1] + half[1:]) >> np.uint16(2)
 
 
 def tiles(original: UInt8, columns: int, rows: int, size: int, recipe: Recipe) -> UInt8:

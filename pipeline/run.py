@@ -5,6 +5,7 @@ It may be killed at any moment; the same call goes on and ends with the same byt
 
 from __future__ import annotations
 
+import errno
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,13 +16,15 @@ from pathlib import Path
 from tqdm import tqdm
 
 from pipeline.engines import AGAIN, EngineName, engine_named
+from pipeline.estimate import check_room, free_bytes
 from pipeline.finish import finish, finished_manifest, read_manifest, too_many_bad
 from pipeline.plan import Plan
-from pipeline.store import WORK, Store, store_at
+from pipeline.store import WORK, Folder, Store, store_at
 from pipeline.work import Share, Work
 from shards.errors import UserError
 from shards.format import MANIFEST
 from shards.manifest import LedgerLine, Manifest
+from shards.size import size_text
 
 MakePlan = Callable[[Callable[[str], tuple[int, int] | None], Path], Plan]
 
@@ -58,6 +61,8 @@ def run(
     max_bad: float,
     overwrite: bool = False,
     engine: EngineName = "local",
+    force: bool = False,
+    command: str = "",
 ) -> Summary:
     """Write the shard set of a plan to `out`, a folder or a URL of an object store.
 
@@ -66,13 +71,15 @@ def run(
             `make_plan`).
         workers: of the engine; None for as many as there are processors.
         max_bad: the share of bad inputs, of all, that stops the run.
+        force: begin even where the disk will not hold it.
+        command: that goes on with the run, for a message.
 
     Raises:
         UserError: too many bad inputs, another set there, a full disk, a dead worker. What is done stays.
     """
     started, store = time.monotonic(), store_at(out)
-    with _clear_errors(store), Work(store) as work:
-        plan = _begin(make, work, overwrite)
+    with _clear_errors(store, command), Work(store) as work:
+        plan = _begin(make, work, overwrite, force)
         if isinstance(plan, Manifest):
             work.remove()
             return Summary(plan, str(store), 0, time.monotonic() - started)
@@ -82,7 +89,13 @@ def run(
 
 
 def run_share(
-    make: MakePlan, out: str | Path, workers: int | None, max_bad: float, share: Share
+    make: MakePlan,
+    out: str | Path,
+    workers: int | None,
+    max_bad: float,
+    share: Share,
+    force: bool = False,
+    command: str = "",
 ) -> ShareSummary | Summary:
     """Write one task's share of the shards to `out`; `merge` finishes the set.
 
@@ -90,8 +103,8 @@ def run_share(
         UserError: as `run`. Too many bad inputs: so many in this share that the whole set has too many.
     """
     started, store = time.monotonic(), store_at(out)
-    with _clear_errors(store), Work(store, share) as work:
-        plan = _begin(make, work, overwrite=False)
+    with _clear_errors(store, command), Work(store, share) as work:
+        plan = _begin(make, work, False, force)
         if isinstance(plan, Manifest):
             work.remove()
             return Summary(plan, str(store), 0, time.monotonic() - started)
@@ -137,15 +150,17 @@ def merge(out: str | Path, max_bad: float) -> Summary:
             return Summary(finish(outline, work, max_bad), str(store), 0, time.monotonic() - started)
 
 
-def _begin(make: MakePlan, work: Work, overwrite: bool) -> Plan | Manifest:
+def _begin(make: MakePlan, work: Work, overwrite: bool, force: bool) -> Plan | Manifest:
     """The plan, begun or gone on with; the manifest of the set that stands there, if it is the finished one of it."""
     try:
         plan = make(work.known_plan, work.records)
         finished = finished_manifest(work.store, plan)
         if finished is not None and not (overwrite and work.known_plan(plan.digest) is None):
             return finished
+        if not force:
+            check_room(plan, work)
         work.begin(plan, overwrite)
-    except UserError:
+    except (UserError, OSError):
         work.leave_as_found()
         raise
     work.share_lock()
@@ -176,10 +191,17 @@ def _write(
 
 
 @contextmanager
-def _clear_errors(store: Store) -> Iterator[None]:
-    """One line for what goes wrong with files."""
+def _clear_errors(store: Store, command: str = "") -> Iterator[None]:
+    """One line for what goes wrong with files; what is mended by `command` names it."""
+    again = f"{AGAIN}: {command}" if command else AGAIN
     try:
         yield
+    except UserError as error:
+        if error.do != AGAIN:
+            raise
+        raise type(error)(error.what, where=error.where, met=error.met, wanted=error.wanted, do=again) from None
     except OSError as error:
-        where, met = str(error.filename or store), str(error.strerror or error)
-        raise UserError("cannot read or write", where=where, met=met, do=AGAIN) from None
+        full, what = error.errno in (errno.ENOSPC, errno.EDQUOT), "cannot read or write"
+        room = f", {size_text(free_bytes(store.path))} free" if full and isinstance(store, Folder) else ""
+        where, met = str(error.filename or store), f"{error.strerror or error}{room}"
+        raise UserError("cannot write" if full else what, where=where, met=met, do=again) from None

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.estimate import Amount, Estimate
 from pipeline.plan import Plan
 from pipeline.run import ShareSummary, Summary
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
+from shards.size import size_text
 
 
 def _print(title: str, rows: list[tuple[str, str]]) -> None:
@@ -30,10 +26,10 @@ def show_plan(plan: Plan, place: str) -> None:
     """Print what `plan` would write to `place`."""
     rows = [
         ("inputs", f"{len(plan.inputs):,}"),
-        ("bytes of inputs", _size(sum(item.bytes for item in plan.inputs))),
+        ("bytes of inputs", size_text(sum(item.bytes for item in plan.inputs))),
         ("shards", f"{len(plan.shards):,}"),
         ("inputs a shard", f"{plan.per_shard:,}"),
-        ("bytes, about", _size(len(plan.inputs) * plan.sample_bytes)),
+        ("bytes, about", size_text(len(plan.inputs) * plan.sample_bytes)),
         ("recipe", f"{plan.job.recipe.name} ({plan.job.recipe.digest})"),
     ]
     options = plan.job.options
@@ -52,7 +48,7 @@ def show_summary(summary: Summary) -> None:
         *((f"left out: {reason}", f"{count:,}") for reason, count in manifest.left_out.items()),
         *((note, f"{count:,}") for note, count in manifest.notes.items()),
         ("shards", f"{len(manifest.shards):,} ({summary.written_now:,} by this run)"),
-        ("bytes", _size(sum(shard.bytes for shard in manifest.shards))),
+        ("bytes", size_text(sum(shard.bytes for shard in manifest.shards))),
         ("seconds", f"{summary.seconds:.1f}"),
     ]
     _print(summary.place, rows)
@@ -71,3 +67,24 @@ def show_share(summary: ShareSummary | Summary) -> None:
     ]
     _print(f"{summary.place}: task {summary.share.index} of {summary.share.count}", rows)
     Console().print(f"when all tasks are done: cli.py merge {summary.place}", soft_wrap=True, markup=False)
+
+
+def show_estimate(estimate: Estimate, place: str, free: int | None, workers: int) -> None:
+    """Print what a run into `place` would take with so many processes, and how sure that is."""
+    rows = [
+        ("inputs", f"{estimate.inputs:,}, of which {estimate.probed:,} were probed"),
+        ("samples", _about(estimate.samples, lambda count: f"{count:,.0f}")),
+        ("shards", f"{estimate.shards:,}"),
+        ("files", f"{estimate.files:,}"),
+        ("bytes", _about(estimate.bytes, size_text)),
+        ("free", "unknown" if free is None else size_text(free)),
+        (f"hours, {workers} processes", _about(estimate.seconds, lambda seconds: f"{seconds / workers / 3600:.3g}")),
+    ]
+    _print(f"{place}: nothing written (estimate)", rows)
+    if free is not None and estimate.bytes.total > free:
+        print("the disk will not hold it")
+
+
+def _about(amount: Amount, text: Callable[[float], str]) -> str:
+    """With half of the 95 % interval."""
+    return text(amount.total) + (f" +- {100 * amount.error / amount.total:.0f} %" if amount.total else "")

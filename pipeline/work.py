@@ -60,6 +60,7 @@ class Work:
 
     def __init__(self, store: Store, share: Share | None = None) -> None:
         self.store, self.share = store, share
+        self._own: set[str] = set()  # names of this task's shards, once there is a plan
         self._folder = store.work if isinstance(store, Folder) else None
         if self._folder:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -83,6 +84,7 @@ class Work:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._sweep()  # of workers that were stopped
         if self._local != self._folder:
             shutil.rmtree(self._local, ignore_errors=True)
         self._held.close()
@@ -120,9 +122,13 @@ class Work:
             saved = self.outline()
             if saved is None or saved.digest != wanted.digest:
                 raise UserError("another run has just begun here", where=str(self.store), do="wait for it, or stop it")
-        names = {wanted.name(shard) for shard in self.share.of(wanted.shards)} if self.share else None
+        self._own = {wanted.name(shard) for shard in (self.share.of(wanted.shards) if self.share else wanted.shards)}
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove what a killed or stopped process of this run, or of this task, left half-written."""
         for leftover in self.temporary.glob("*.tmp"):
-            if names is None or leftover.name.lstrip(".").partition(".")[0] in names:
+            if not self.share or leftover.name.lstrip(".").partition(".")[0] in self._own:
                 leftover.unlink(missing_ok=True)
 
     def _make_room(self, begun: bool, overwrite: bool) -> None:

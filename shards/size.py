@@ -1,4 +1,4 @@
-"""Sizes as people write them."""
+"""Sizes as people write and read them."""
 
 from __future__ import annotations
 
@@ -15,3 +15,12 @@ def parse_size(text: str, where: str = "") -> int:
     if match is None or match[2].upper() not in _UNITS or float(match[1]) <= 0:
         raise UserError("not a size", where=where, met=repr(text), wanted="a size such as 1GB, 500MB or 64MiB")
     return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def size_text(count: float) -> str:
+    """Such as 1.6 TB, in powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -55,7 +55,7 @@ def test_exactly_one_module_resizes():
     assert found == {"pipeline/resize.py"}
 
 
-VERBS = ("shard", "merge", "verify-shard", "recode", "preview", "stats", "split", "sample", "predict", "evaluate", "doctor")
+VERBS = "shard estimate merge verify-shard recode preview stats split sample export predict evaluate doctor".split()
 
 
 def test_help_imports_nothing_heavy():

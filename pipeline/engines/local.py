@@ -79,6 +79,7 @@ def _pool(
         pool.shutdown(wait=False, cancel_futures=True)
         for process in list((pool._processes or {}).values()):
             process.terminate()  # a shard in the making is only a temporary file
+            process.join(10)
         raise
     pool.shutdown()
 

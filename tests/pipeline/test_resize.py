@@ -11,6 +11,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
 from pipeline import resize
+from pipeline.weights import weights
 from shards.recipe import RECIPES, named_recipe
 
 SIZES = st.tuples(st.integers(1, 700), st.integers(1, 700))
@@ -37,6 +38,64 @@ def test_picture_equals_torchvision(size, seed, recipe, side):
     original = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
     wanted = TF.pil_to_tensor(TF.resize(Image.fromarray(original), [side, side], MODES[recipe]))
     assert np.array_equal(resize.picture(original, side, RECIPES[recipe]), wanted.numpy())
+
+
+@pytest.mark.parametrize("kind", ["bilinear", "bicubic"])
+def test_the_compiled_loop_and_pillow_take_each_others_place(kind, monkeypatch):
+    if resize._resample is None:
+        pytest.skip("not compiled here")
+    recipe = RECIPES["default" if kind == "bilinear" else "sa2va"]
+    rng = np.random.default_rng(7)
+    extremes = rng.integers(0, 2, (300, 451, 3), np.uint8) * 255  # where bicubic overshoots the most
+    large = rng.integers(0, 256, (1500, 2250, 3), np.uint8)
+    pictures = [extremes, large, large[:427, :640], large[:1024, :1024], large[:1, :3], large[:700, :448]]
+    met = [resize.picture(picture, side, recipe) for picture in pictures for side in (448, 1024)]
+    monkeypatch.setattr(resize, "_resample", None)
+    wanted = [resize.picture(picture, side, recipe) for picture in pictures for side in (448, 1024)]
+    assert all(np.array_equal(one, other) for one, other in zip(met, wanted, strict=True))
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_the_compiled_loop_reads_and_writes_nothing_beyond_its_buffers(data):
+    if resize._resample is None:
+        pytest.skip("not compiled here")
+    height, width = data.draw(SIZES)
+    columns, rows = (list(weights(side, 448, "bicubic")) for side in (width, height))
+    good = [
+        bytes(4 * height * width),
+        height,
+        width,
+        448,
+        tuple(columns),
+        tuple(rows),
+        np.empty((3, 448, 448), np.uint8),
+    ]
+    resize._resample.resample(*good)
+    bad = [*good]
+    fault = data.draw(st.sampled_from(["pixels", "height", "size", "out", "start", "count", "longer", "fewer"]))
+    if fault == "pixels":
+        bad[0] = bad[0][:-1]
+    elif fault == "height":
+        bad[1] += 1
+    elif fault == "size":
+        bad[3] = 480
+    elif fault == "out":
+        bad[6] = bad[6][:2].copy()
+    else:
+        taps = [part.copy() for part in columns]
+        at = data.draw(st.integers(0, 447))
+        if fault == "start":
+            taps[0][at] = data.draw(st.sampled_from([-1, width, 2**31 - 1]))
+        elif fault == "count":
+            taps[1][at] = data.draw(st.sampled_from([0, -1, taps[2].shape[1] + 1, 2**31 - 1]))
+        elif fault == "longer":
+            taps[2] = np.append(taps[2].ravel(), np.int32(0))
+        else:
+            taps[0] = taps[0][:-1]
+        bad[4] = tuple(taps)
+    with pytest.raises(ValueError, match="do not fit"):
+        resize._resample.resample(*bad)
 
 
 @pytest.mark.parametrize("recipe", MODES)

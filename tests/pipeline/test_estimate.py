@@ -1,0 +1,57 @@
+"""What a run will take, told from a part of it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.estimate import Amount, estimate
+from pipeline.plan import make_plan
+from pipeline.sources import source_named
+from shards.manifest import Manifest
+from shards.recipe import RECIPES
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def test_the_whole_probed_is_what_is_written(sav_root, sav_set, tmp_path):
+    plan = make_plan(source_named("sav"), sav_root, RECIPES["default"], 10_000_000, tmp_path / "records", {})
+    found = estimate(plan)
+    manifest = Manifest.read(sav_set)
+    assert (found.inputs, found.probed, found.shards) == (12, 12, len(manifest.shards))
+    assert (found.samples, found.files) == (Amount(12, 0), len([*sav_set.iterdir()]))
+    assert found.bytes.error == 0
+    assert found.bytes.total == pytest.approx(sum(shard.bytes for shard in manifest.shards), rel=0.02)
+    assert found.seconds.total > 0
+
+
+def test_inputs_that_go_to_the_ledger_take_no_room(sav_root, tmp_path):
+    for path in sorted(sav_root.rglob("*.npz"))[:3]:
+        (tmp_path / path.parent.name).mkdir(exist_ok=True)
+        (tmp_path / path.relative_to(sav_root)).symlink_to(path)
+    (tmp_path / "masklet_data_00000.npz").touch()
+    plan = make_plan(source_named("sav"), tmp_path, RECIPES["default"], 10**9, tmp_path / "records", {})
+    assert estimate(plan).samples.total == 3
+
+
+def test_the_interval_holds_the_sum_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    sizes = rng.lognormal(0, 0.5, 5000)
+    held = 0
+    for _ in range(400):
+        amount = Amount.of(rng.choice(sizes, 64, replace=False).tolist(), len(sizes))
+        held += abs(amount.total - sizes.sum()) <= amount.error
+    assert 360 <= held <= 396  # 95 %
+
+
+def test_from_the_command_line(sav_root, tmp_path):
+    call = [sys.executable, str(REPOSITORY / "cli.py"), "estimate", "--source", "sav", "--root", str(sav_root)]
+    done = subprocess.run(
+        [*call, "--out", str(tmp_path / "out"), "--samples", "2", "--codec", "raw"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    for words in ("inputs │ 12, of which 2", "shards", "files", "bytes", "free", "hours", "+-"):
+        assert words in done.stdout.replace("  ", " ") or words in " ".join(done.stdout.split())
+    assert not (tmp_path / "out").exists()
