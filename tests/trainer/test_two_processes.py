@@ -112,11 +112,11 @@ def test_two_processes_with_parameters_in_shares(two_processes: Path, tmp_path: 
     assert "parameters in shares (FSDP2)" in said
     for one, two in zip(losses(tmp_path), losses(two_processes), strict=True):
         assert one == pytest.approx(two, rel=1e-4)
-    for name in ("trained", "teacher", "optimizer"):
+    # How far the two may be apart, and how far the two steps went at least: the teacher moves a thousandth of the way.
+    for name, gap, moved in (("trained", 1e-5, 1e-4), ("teacher", 1e-7, 1e-6), ("optimizer", 1e-5, 1e-3)):
         file = f"checkpoint/{name}.safetensors"
-        shared, before, wanted = (
-            load_file(f) for f in (tmp_path / file, half / f"{name}.safetensors", two_processes / file)
-        )
+        shared, wanted = (load_file(run / file) for run in (tmp_path, two_processes))
+        before = load_file(half / f"{name}.safetensors")
         assert shared.keys() == wanted.keys()
-        assert max((shared[key] - wanted[key]).abs().max().item() for key in wanted) < 1e-5, name
-        assert max((before[key] - wanted[key]).abs().max().item() for key in wanted) > 1e-4, name
+        assert max((shared[key] - wanted[key]).abs().max().item() for key in wanted) < gap, name
+        assert max((before[key] - wanted[key]).abs().max().item() for key in wanted) > moved, name
