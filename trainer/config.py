@@ -52,6 +52,8 @@ class DataConfig:
     threads: int = 2
     prefetch: int = 2
     """Batches in the making ahead of the one in use."""
+    normalise: str = "auto"
+    """Where `pixel_values` become float32: host (by the threads), device, or auto: on the device where it is a GPU."""
 
 
 @dataclass
@@ -157,6 +159,7 @@ CHOICES = {
     "objective": OBJECTIVES,
     "mixed_precision": ("bf16", "no"),
     "model.dtype": ("float32", "bfloat16"),
+    "data.normalise": ("auto", "host", "device"),
 }
 POSITIVE = (
     *(

@@ -28,10 +28,12 @@ def choose(visible: NDArray[np.bool_], able: Sequence[int], most: int, salt: int
         able: the objects to choose among, each visible in a frame.
         salt: of the draw.
     """
-    order = [able[n] for n in np.argsort(mix(np.array(able, np.uint64), salt))] if len(able) > 1 else [*able]
+    order = np.array(able)
+    if len(order) > 1:
+        order = order[np.argsort(mix(order.astype(np.uint64), salt))]
     showing = np.flatnonzero(visible[:, order[0]])
     if len(visible) > 2:
         showing = showing[np.argsort(mix(showing.astype(np.uint64), salt + 1))]
     first, second = int(showing[0]), int(showing[min(1, len(showing) - 1)])
-    shown = [n for n in order if visible[first, n] and visible[second, n]]
-    return sorted(shown[:most]), (first, second)
+    shown = order[visible[first, order] & visible[second, order]]
+    return sorted(shown[:most].tolist()), (first, second)

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from trainer.config import Config
 from trainer.data.loader import Need
+from trainer.data.normalise import normalised
 from trainer.measure.judge import Judged, judge
+from trainer.model.grounding import MEAN, STD
 from trainer.model.sa2va import Sa2VA
 from trainer.modes import evaluating
 from trainer.objectives.dual_loop import dual_loop
@@ -104,4 +106,5 @@ class Step(nn.Module):
 
     def _to_device(self, batch: Batch) -> Batch:
         device = self.model.device
-        return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        moved = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        return moved | {k: normalised(v, MEAN, STD) for k, v in moved.items() if k.startswith("pixel_values")}
