@@ -42,13 +42,15 @@ from benchmarks.raw_files import sa1b, sav
 from pipeline.plan import make_plan
 from pipeline.run import run
 from pipeline.sources import choices_of, source_named
-from shards.format import INDEX, MANIFEST
+from shards.format import CODECS, INDEX, MANIFEST
 from shards.reader import ShardSet
 from shards.recipe import RECIPES
 from shards.recode import recode
 from trainer.data.loader import Loader
+from trainer.data.rows import Normalise
 
 FIELDS = ("pixel_values1", "g_pixel_values1", "prompt_masks1", "masks1")
+DELIVERED: dict[Normalise, str] = {"device": "uint8", "host": "float32"}
 _SHARD_BYTES = 64 << 20
 _BATCHES = 4  # that a copy goes round: a loader's `prefetch` + 2
 
@@ -79,13 +81,13 @@ class Way:
         self.rates.append(count / (time.perf_counter() - started))
 
 
-def ours(folder: Path, threads: int, where: str) -> Epoch:
-    loader = Loader([str(folder)], fields=FIELDS, batch_size=BATCH, seed=0, threads=threads, normalise=where)  # type: ignore[arg-type]
+def ours(folder: Path, threads: int, where: Normalise) -> Epoch:
+    loader = Loader([str(folder)], fields=FIELDS, batch_size=BATCH, seed=0, threads=threads, normalise=where)
     numbers = iter(range(10**9))
     return lambda: loader.epoch(next(numbers))
 
 
-def cold(folder: Path, threads: int, where: str) -> Epoch:
+def cold(folder: Path, threads: int) -> Epoch:
     """A loader of its own in each epoch, after the kernel has forgotten the tars, which nobody maps by then."""
 
     def epoch() -> Iterator[Any]:
@@ -94,7 +96,7 @@ def cold(folder: Path, threads: int, where: str) -> Epoch:
             with open(tar, "rb") as file:
                 os.fsync(file.fileno())
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        return ours(folder, threads, where)()
+        return ours(folder, threads, "device")()
 
     return epoch
 
@@ -133,50 +135,39 @@ def shard(name: str, raw: Path, out: Path) -> None:
     run(lambda known, records: make_plan(source, raw, RECIPES["default"], _SHARD_BYTES, records, choices), out, 2, 0.0)
 
 
-def stored_bytes(folder: Path) -> int:
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return size // len(ShardSet(folder))
-
-
 def all_ways(root: Path, count: int) -> Iterator[Way]:
-    """Write the data, then say how it can be read."""
+    """Write the data where it is not there yet, then say how it can be read."""
     if not (root / "raw").exists():
         sa1b(root / "sa1b", count)
         sav(root / "sav", count // 2)
         shard("sa1b", root / "sa1b", root / "zstd")
         recode(root / "zstd", root / "raw", "raw", 2)
-    size = {name: stored_bytes(root / name) for name in ("raw", "zstd")}
+
+    def stored(folder: str) -> int:
+        sizes = [path.stat().st_size for path in (root / folder).rglob("*") if path.is_file()]
+        return sum(sizes) // len(ShardSet(root / "raw"))
+
     for threads in (1, 2):
-        yield Way("bound", threads, size["raw"], partial(bound, root / "raw", threads))
-        for codec in size:
-            for where, delivered in (("device", "uint8"), ("host", "float32")):
+        yield Way("bound", threads, stored("raw"), partial(bound, root / "raw", threads))
+        for codec in CODECS:
+            for where, delivered in DELIVERED.items():
                 make = partial(ours, root / codec, threads, where)
-                yield Way(f"loader, {codec}, {delivered}", threads, size[codec], make)
-    for codec in size:
-        yield Way(f"cold, {codec}, uint8", 2, size[codec], partial(cold, root / codec, 2, "device"))  # type: ignore[arg-type]
-    for name, pattern in (("on the fly, 2250 x 1500", "sa1b/*.jpg"), ("on the fly, SAV npz", "sav/*/*.npz")):
+                yield Way(f"loader, {codec}, {delivered}", threads, stored(codec), make)
+    for codec in CODECS:
+        yield Way(f"cold, {codec}, uint8", 2, stored(codec), partial(cold, root / codec, 2))
+    for name, pattern in (("2250 x 1500", "sa1b/*.jpg"), ("SAV npz", "sav/*/*.npz")):
         paths = sorted(root.glob(pattern))[: 4 * BATCH]
-        read = sum(p.stat().st_size for p in paths) // len(paths)
+        size = sum(path.stat().st_size for path in paths) // len(paths)
         for workers in (0, 1, 2):
-            yield Way(f"{name}, float32", workers, read, partial(peers.on_the_fly, paths, workers))
-    known: dict[str, tuple[Any, Path, int]] = {"webdataset": (peers.webdataset, root / "raw", 0)}
-    for name, write in (
-        ("litdata", peers.write_litdata),
-        ("streaming", peers.write_streaming),
-        ("grain", peers.write_grain),
-    ):
-        if (root / name).exists() or peers.installed(write, root / "raw", root / name):
-            known[name] = getattr(peers, name), root / name, 0
-    for name, (make, folder, _) in known.items():
-        source = sorted(folder.glob("*.tar")) if name == "webdataset" else folder
+            yield Way(f"on the fly, {name}, float32", workers, size, partial(peers.on_the_fly, paths, workers))
+    for peer, (write, read) in peers.PEERS.items():
+        folder = peer if write else "raw"
+        if write and not (root / peer).exists() and not peers.installed(write, root / "raw", root / peer):
+            continue
         for workers in (0, 1, 2):
-            for normalise, delivered in ((False, "uint8"), (True, "float32")):
-                use = partial(make, source, workers, normalise)
-                yield Way(f"{name}, {delivered}", workers, stored_bytes_of(folder, count), use)
-
-
-def stored_bytes_of(folder: Path, count: int) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) // count
+            for where, delivered in DELIVERED.items():
+                make = partial(read, root / folder, workers, where == "host")
+                yield Way(f"{peer}, {delivered}", workers, stored(folder), make)
 
 
 def many_shards(source: Path, folder: Path, count: int) -> Path:

@@ -1,8 +1,8 @@
 """Other ways to load the same samples: on the fly, and from the formats of other libraries.
 
-Each way writes what it reads into a folder of its own (`write`) and yields batches of 8 as torch tensors (`epochs`):
-pictures, prompt cells and mask of one object, pictures as uint8 or normalised to float32. What is stored is the same
-for all: uint8 pictures, packed bits of the mask. A library that is not installed raises `ImportError` in `write`.
+Each yields batches of 8 as torch tensors: pictures, prompt cells and the mask of one object, `pixel_values` as uint8 or
+normalised to float32. Those with a format of their own write it first. What is stored is the same for all: uint8
+pictures, packed bits of the mask (webdataset reads our own tars).
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def on_the_fly(paths: list[Path], workers: int) -> Epoch:
     return _loader(Pictures(paths), workers)
 
 
-def webdataset(tars: list[Path], workers: int, normalise: bool) -> Epoch:
+def webdataset(folder: Path, workers: int, normalise: bool) -> Epoch:
     """On our own tars: npy members are decoded by the library, masks by our codec."""
     import webdataset as wds
 
@@ -96,12 +96,12 @@ def webdataset(tars: list[Path], workers: int, normalise: bool) -> Epoch:
         masks = codec.decode_masks(sample["masks.bits.zst"], 1024, [0])
         return small, sample["g_pixel_values.npy"], sample["prompt_masks.npy"][:1], masks
 
-    dataset = wds.WebDataset([str(tar) for tar in tars], shardshuffle=False, empty_check=False)
+    dataset = wds.WebDataset([str(tar) for tar in sorted(folder.glob("*.tar"))], shardshuffle=False, empty_check=False)
     return _loader(dataset.decode().map(four), workers)
 
 
 def write_litdata(source: Path, folder: Path) -> None:
-    from litdata.streaming import BinaryWriter
+    from litdata.streaming.writer import BinaryWriter
 
     writer = BinaryWriter(str(folder), chunk_bytes=64 << 20)
     for n, sample in enumerate(samples(source)):
@@ -174,7 +174,17 @@ def grain(folder: Path, threads: int, normalise: bool) -> Epoch:
     return epoch
 
 
-def installed(write: Callable[[Path, Path], None], source: Path, folder: Path) -> bool:
+Write = Callable[[Path, Path], None]
+Read = Callable[[Path, int, bool], Epoch]
+PEERS: dict[str, tuple[Write | None, Read]] = {
+    "webdataset": (None, webdataset),
+    "litdata": (write_litdata, litdata),
+    "streaming": (write_streaming, streaming),
+    "grain": (write_grain, grain),
+}
+
+
+def installed(write: Write, source: Path, folder: Path) -> bool:
     """Write a peer's own format; False, with a line, where its library is missing."""
     try:
         write(source, folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -34,11 +35,15 @@ class Row:
     copy: int
 
 
+_field = lru_cache(Field)
+
+
 class Later(Sequence[Any]):
     """A list that is made when somebody looks at it."""
 
     def __init__(self, make: Callable[[], list[Any]]) -> None:
-        self._make, self._made = make, None
+        self._make = make
+        self._made: list[Any] | None = None
 
     def _list(self) -> list[Any]:
         if self._made is None:
@@ -93,7 +98,7 @@ class Rows:
         count, frames, single = sample.objects, sample.frames, sample.frames == 1
 
         def decode(field: Field, objects: Sequence[int] | None = None, out: Array | None = None) -> Array:
-            stored = Field(field.name, None) if single else field
+            stored = _field(field.name, None) if single else field
             try:
                 return decode_field(stored, sample.members[stored], self._recipe, objects, out, self._normalise)
             except BadShard as error:
@@ -101,7 +106,7 @@ class Rows:
 
         visible = np.ones((min(frames, 2), count), np.bool_)
         if self._need:
-            visible = np.stack([decode(Field("prompt_masks", f + 1)).any(axis=(1, 2)) for f in range(frames)])
+            visible = np.stack([decode(_field("prompt_masks", f + 1)).any(axis=(1, 2)) for f in range(frames)])
         able: list[int] = np.flatnonzero(visible.any(axis=0)).tolist()
         if self._need == "texts":
             able = [n for n in able if texts_of(sample.meta["objects"][n])]
@@ -109,9 +114,9 @@ class Rows:
             wanted, do = NEEDED[self._need or "regions"], "look at the set with cli.py verify-shard"
             raise BadShard("index and sample differ", where=sample.where, wanted=wanted, do=do)
         objects, chosen = choose(visible, able, self._objects, salt)
-        for field in self._fields:
-            target, frame = buffers.arrays[str(field)][row], chosen[(field.frame or 1) - 1]
-            stored = Field(field.name, frame + 1)
+        for field, array in zip(self._fields, buffers.arrays, strict=True):
+            target, frame = array[row], chosen[(field.frame or 1) - 1]
+            stored = _field(field.name, frame + 1)
             if field.name in ("masks", "prompt_masks"):
                 decode(stored, objects, target[: len(objects)])
             elif field.name != "pixel_values" or field.frame == 1 or chosen[0] != chosen[1] or not self._first:
@@ -141,11 +146,11 @@ class Rows:
 
 
 class Buffers:
-    """The memory of one batch, as tensors and as arrays."""
+    """The memory of one batch, as tensors and, in the same order, as arrays."""
 
     def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
         self.tensors = tensors
-        self.arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        self.arrays = [tensor.numpy() for tensor in tensors.values()]
 
 
 class Ring:
