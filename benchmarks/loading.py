@@ -203,6 +203,15 @@ def anonymous_memory() -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1000
 
 
+def memory(folder: Path, epochs: int) -> list[float]:
+    """MB that a loader adds, after each epoch: those of `prefetch` + 2 batches, and no more with time."""
+    before, epoch, after = anonymous_memory(), ours(folder, 2, "device"), []
+    for _ in range(epochs):
+        list(map(lambda _: None, epoch()))
+        after.append(anonymous_memory() - before)
+    return after
+
+
 def spread(values: Sequence[float], digits: int) -> str:
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
@@ -223,7 +232,7 @@ def main() -> None:
         for number in range(arguments.rounds + 1):  # the first round opens and warms up
             for way in ways:
                 way.turn()
-            print(f"round {number}: anonymous memory {anonymous_memory():.0f} MB", flush=True)
+            print(f"round {number} of {arguments.rounds}", flush=True)
         bounds = next((way.rates for way in ways if way.name == "bound" and way.workers == 2), None)
         print("| way | workers or threads | samples/s | of the bound | bytes a sample | first batch, s |")
         print("|---" * 6 + "|")
@@ -232,6 +241,8 @@ def main() -> None:
             print(
                 f"| {way.name} | {way.workers} | {spread(way.rates, 0)} | {ratio} | {way.stored:,} | {way.start:.3f} |"
             )
+        told = ", ".join(f"{value:.0f}" for value in memory(root / "raw", 10))
+        print(f"anonymous memory above the start, MB, after each of 10 epochs of a loader: {told}")
         for count in (1000, 10_000):
             folder = many_shards(root / "raw", root / f"many-{count}", count)
             print(f"first batch of {count:,} shards, ms: {spread([1e3 * first_batch(folder) for _ in range(5)], 0)}")
