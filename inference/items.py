@@ -61,8 +61,7 @@ class Whole:
         try:
             found = decode_field(stored, self.members[stored], self.shards.recipe, objects)
         except BadShard as error:
-            where = f"{self.shards.folder}: {self.key}.{stored}"
-            raise BadShard(error.what, where=where, met=error.met, wanted=error.wanted, do=error.do) from None
+            raise error.at(f"{self.shards.folder}: {self.key}.{stored}") from None
         if objects is None:
             self.decoded[stored] = found
         return found

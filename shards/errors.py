@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 
 class UserError(Exception):
     """Something the user gave does not hold.
@@ -17,6 +19,10 @@ class UserError(Exception):
     def __init__(self, what: str, *, where: str = "", met: str = "", wanted: str = "", do: str = "") -> None:
         self.what, self.where, self.met, self.wanted, self.do = what, where, met, wanted, do
         super().__init__(what, where, met, wanted, do)  # as positional arguments, so that it survives pickling
+
+    def at(self, where: str) -> Self:
+        """The same error with its place."""
+        return type(self)(self.what, where=where, met=self.met, wanted=self.wanted, do=self.do)
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.what, self.where, self.met, self.wanted, self.do)

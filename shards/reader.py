@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from shards import codec
 from shards.archive import MappedTar, group_members, parse_meta
 from shards.errors import BadShard
-from shards.format import CODECS, META_EXTENSION, Codec, Field, frame_fields
+from shards.format import CODECS, FIELDS, META_EXTENSION, Codec, Field, frame_fields
 from shards.manifest import Manifest, read_index
 from shards.recipe import Recipe
 
@@ -21,26 +22,36 @@ _OPEN_TARS = 256  # mapped at a time; far below any limit on open files
 
 
 def decode_field(
-    field: Field, data: codec.Buffer, recipe: Recipe, objects: Sequence[int] | None = None, out: Array | None = None
+    field: Field,
+    data: codec.Buffer,
+    recipe: Recipe,
+    objects: Sequence[int] | None = None,
+    out: Array | None = None,
+    normalise: bool = True,
 ) -> Array:
-    """Decode one member to the array that DOMAIN's table promises (see `docs/FORMAT.md`).
+    """Decode one member to the array that the format's table promises (see `docs/FORMAT.md`).
 
     Args:
         objects: decode only these objects' masks (positions); all by default. Pictures have none.
         out: a contiguous array of the right shape and dtype that gets the result.
+        normalise: `pixel_values` as float32; else as they are stored, uint8.
     """
     if field.name == "masks":
         return codec.decode_masks(data, recipe.sam_size, objects, out)
     if field.name == "prompt_masks":
-        prompts = codec.decode_prompts(data, recipe.grid)
-        chosen = prompts if objects is None else prompts[list(objects)]
-        if out is None:
-            return chosen
-        out[...] = chosen
-        return out
+        return codec.decode_prompts(data, recipe.grid, objects, out)
     if field.name == "g_pixel_values":
         return codec.decode_picture(data, recipe.sam_size, out)
-    return codec.normalise(codec.decode_picture(data, recipe.vision_size), recipe.mean, recipe.std, out)
+    if not normalise:
+        return codec.decode_picture(data, recipe.vision_size, out)
+    return codec.normalise(codec.read_picture(data, recipe.vision_size), recipe.mean, recipe.std, out)
+
+
+@lru_cache(maxsize=256)
+def _member_names(frames: int, pictures: Codec) -> dict[str, Field | None]:
+    """What follows the key in the names of a sample's members, in the tar's order; None stands for the JSON."""
+    fields = {f".{field}.{field.extension(pictures)}": field for field in frame_fields(frames)}
+    return {f".{META_EXTENSION}": None, **fields}
 
 
 def stored_fields(
@@ -59,10 +70,16 @@ def stored_fields(
     if met != named.keys():
         missing, extra = sorted(named.keys() - met), sorted(met - named.keys())
         raise BadShard("incomplete sample", met=f"missing {missing}, unexpected {extra}", wanted="one member a field")
-    for name, field in named.items():
-        if field.is_picture and codec.codec_of(members[name]) != stored:
-            raise BadShard("not what the extension says", met=repr(bytes(members[name][:16])), wanted=name)
-    return {field: members[name] for name, field in named.items()}
+    views = {field: members[name] for name, field in named.items()}
+    _check_pictures(views, stored)
+    return views
+
+
+def _check_pictures(members: dict[Field, memoryview], pictures: Codec) -> None:
+    for field, data in members.items():
+        if field.is_picture and codec.codec_of(data) != pictures:
+            wanted = f"{field}.{field.extension(pictures)}"
+            raise BadShard("not what the extension says", met=repr(bytes(data[:16])), wanted=wanted)
 
 
 def read_samples(path: Path | str, recipe: Recipe | None = None) -> Iterator[dict[str, Any]]:
@@ -80,6 +97,34 @@ def read_samples(path: Path | str, recipe: Recipe | None = None) -> Iterator[dic
         yield {"__key__": key, "meta": meta, **arrays}
 
 
+class StoredSample:
+    """A sample as it stands in its tar: its members are views of the mapped file, neither decoded nor copied."""
+
+    def __init__(self, key: str, where: str, frames: int, json: memoryview, members: dict[Field, memoryview]) -> None:
+        self.key, self.where, self.frames, self.members, self._json = key, where, frames, members, json
+
+    @cached_property
+    def objects(self) -> int:
+        """How many objects it has, as its first member of masks says."""
+        try:
+            return codec.count_masks(self.members[Field("masks", 1 if self.frames > 1 else None)])
+        except BadShard as error:
+            raise error.at(self.where) from None
+
+    @cached_property
+    def meta(self) -> dict[str, Any]:
+        """Its JSON, read when it is first asked for."""
+        try:
+            meta = parse_meta(self._json)
+            met, wanted = (len(meta["frames"]), len(meta["objects"])), (self.frames, self.objects)
+            if met != wanted:
+                said = "%d frames, %d objects"
+                raise BadShard("JSON and members differ", met=said % met, wanted=said % wanted)
+            return meta
+        except BadShard as error:
+            raise error.at(self.where) from None
+
+
 class ShardSet:
     """A finished shard set: any sample by its position, from files that are mapped when they are first needed."""
 
@@ -88,6 +133,7 @@ class ShardSet:
         self.manifest = Manifest.read(self.folder)
         self.recipe = self.manifest.recipe
         self.index = read_index(self.folder)
+        self._rows = self.index.view(np.ndarray)  # a row of a memmap takes ten times as long to get
         if len(self.index) != self.manifest.samples:
             met, wanted = f"{len(self.index)} rows", f"{self.manifest.samples} samples"
             raise BadShard("index and manifest differ", where=str(self.folder), met=met, wanted=wanted)
@@ -111,23 +157,44 @@ class ShardSet:
         row = self.index[position]
         return self._tar(int(row["shard"])).view[int(row["offset"]) : int(row["offset"]) + int(row["size"])]
 
+    def open(self, position: int) -> StoredSample:
+        """A sample whose members are still encoded and whose JSON is still unread.
+
+        Raises:
+            BadShard: the index leads to something else than a whole sample of this key.
+        """
+        name, shard, offset, size, *_ = self._rows[position].item()
+        key = name.decode("ascii")
+        if shard >= len(self.manifest.shards):
+            raise BadShard("index", where=str(self.folder), met=f"shard {shard}")
+        tar = self._tar(shard)
+        where = f"{tar.path}: {key}"
+        try:
+            members = list(tar.members(offset, size))
+            frames = max(1, (len(members) - 1) // len(FIELDS))
+            expected = _member_names(frames, self.manifest.codec)
+            if [name for _, name, _ in members] != [key + rest for rest in expected]:
+                return self._open_unusual(key, where, members)
+            views = {field: data for field, (_, _, data) in zip(expected.values(), members, strict=True) if field}
+            _check_pictures(views, self.manifest.codec)
+            return StoredSample(key, where, frames, members[0][2], views)
+        except BadShard as error:
+            raise error.at(where) from None
+
+    def _open_unusual(self, key: str, where: str, members: list[tuple[int, str, memoryview]]) -> StoredSample:
+        """A sample whose members do not stand in the usual order: another key, one is missing, or only the order."""
+        groups = list(group_members(iter(members)))
+        if [group[0] for group in groups] != [key] or META_EXTENSION not in groups[0][2]:
+            raise BadShard("the index points at another sample", met=str([g[0] for g in groups]), wanted=key)
+        named = groups[0][2]
+        meta = parse_meta(named[META_EXTENSION])
+        stored = stored_fields(meta, named, self.manifest.codec)
+        return StoredSample(key, where, len(meta["frames"]), named[META_EXTENSION], stored)
+
     def sample(self, position: int) -> tuple[dict[str, Any], dict[Field, memoryview]]:
         """A sample's JSON and its still encoded members (views of the mapped file)."""
-        row = self.index[position]
-        key = self.key(position)
-        if row["shard"] >= len(self.manifest.shards):
-            raise BadShard("index", where=str(self.folder), met=f"shard {row['shard']}")
-        tar = self._tar(int(row["shard"]))
-        try:
-            groups = list(group_members(tar.members(int(row["offset"]), int(row["size"]))))
-            if [group[0] for group in groups] != [key] or META_EXTENSION not in groups[0][2]:
-                raise BadShard("the index points at another sample", met=str([g[0] for g in groups]), wanted=key)
-            members = groups[0][2]
-            meta = parse_meta(members[META_EXTENSION])
-            return meta, stored_fields(meta, members, self.manifest.codec)
-        except BadShard as error:
-            where = f"{tar.path}: {key}"
-            raise BadShard(error.what, where=where, met=error.met, wanted=error.wanted, do=error.do) from None
+        stored = self.open(position)
+        return stored.meta, stored.members
 
     def __getitem__(self, position: int) -> dict[str, Array | Any]:
         """Sample `position`, decoded, as `read_samples` yields it."""

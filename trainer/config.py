@@ -62,6 +62,8 @@ class DataConfig:
     threads: int = 2
     prefetch: int = 2
     """Batches in the making ahead of the one in use."""
+    normalise: str = "auto"
+    """Where `pixel_values` become float32: host (by the threads), device, or auto: on the device where it is a GPU."""
 
     def open_cache(self) -> Cache:
         """Where shards from URLs are read through; nothing is written before one is."""
@@ -176,6 +178,7 @@ CHOICES = {
     "mixed_precision": ("bf16", "no"),
     "optimizer": ("adamw", "adamw8bit"),
     "model.dtype": ("float32", "bfloat16"),
+    "data.normalise": ("auto", "host", "device"),
 }
 POSITIVE = (
     *(

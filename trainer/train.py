@@ -90,6 +90,8 @@ def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
         logging.basicConfig(format="%(message)s")
         logging.getLogger("trainer").setLevel(logging.INFO)
 
+    on_gpu, where = accelerator.device.type == "cuda", config.data.normalise
+
     # Loaders are not prepared: Accelerate would let one process read for all, or split their batches once more.
     def load(objective: str, fields: tuple[str, ...], **how: Any) -> Loader:
         return Loader(
@@ -105,7 +107,8 @@ def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
             need=NEED[objective],
             threads=config.data.threads,
             prefetch=config.data.prefetch,
-            pin=accelerator.device.type == "cuda",
+            pin=on_gpu,
+            normalise="device" if where == "device" or (where == "auto" and on_gpu) else "host",
             cache=cache,
             **how,
         )

@@ -1,17 +1,24 @@
 """Tars of samples: deterministic, plain, and read without trust."""
 
 import io
+import json
+import shutil
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from shards.archive import MappedTar, ShardWriter, group_members, parse_meta
+from shards.archive import MappedTar, ShardWriter, group_members, parse_meta, plain_header
 from shards.errors import BadShard
-from shards.format import key_for
+from shards.format import Field, key_for
 from shards.manifest import Manifest
-from shards.reader import ShardSet, read_samples
+from shards.reader import ShardSet, StoredSample, read_samples
 from tests.shards.conftest import stored_samples
+
+MASKS, MASKS_1 = Field("masks", None), Field("masks", 1)
 
 
 def test_the_same_samples_give_the_same_bytes(sav_set):
@@ -90,6 +97,41 @@ def test_a_tar_cut_short(sav_set, tmp_path):
         (tmp_path / "cut.tar").write_bytes(whole[:size])
         with pytest.raises(BadShard):
             list(read_samples(tmp_path / "cut.tar", Manifest.read(sav_set).recipe))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text("abzAZ09_-.", min_size=1, max_size=100), st.integers(0, 8**11 - 1))
+def test_headers_are_those_of_a_plain_tar(name, size):
+    info = tarfile.TarInfo(name)
+    info.size = size
+    assert plain_header(name.encode(), size) == info.tobuf(tarfile.USTAR_FORMAT)
+
+
+def test_no_byte_of_a_header_changes_unnoticed(sav_set, tmp_path):
+    whole = bytearray(sorted(sav_set.glob("*.tar"))[0].read_bytes())
+    for at in (
+        *range(154),
+        *range(156, 512),
+    ):  # the checksum may end in another way
+        whole[at] ^= 1
+        (tmp_path / "a.tar").write_bytes(whole[:4096])
+        with pytest.raises(BadShard):
+            next(MappedTar(tmp_path / "a.tar").members(0, 4096))
+        whole[at] ^= 1
+
+
+def test_json_is_checked_when_it_is_looked_at(sav_set, tmp_path):
+    folder = Path(shutil.copytree(sav_set, tmp_path / "sav"))
+    tar = sorted(folder.glob("*.tar"))[0]
+    tar.write_bytes(tar.read_bytes().replace(b'"objects"', b'"objectz"', 1))
+    damaged = ShardSet(folder).open(0)
+    assert (damaged.objects, damaged.frames) == (1, 2)
+    with pytest.raises(BadShard, match=rf"{tar}: {damaged.key}: JSON of a sample"):
+        _ = damaged.meta
+    whole = ShardSet(sav_set).open(0)
+    other = StoredSample("a", "a.tar", 1, memoryview(json.dumps(whole.meta).encode()), {MASKS: whole.members[MASKS_1]})
+    with pytest.raises(BadShard, match=r"a.tar: JSON and members differ; met 2 frames, 1 objects; wanted 1 "):
+        _ = other.meta
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"frames": []}', "[" * 100_000, '{"frames": [1], "objects": [{}]}'])

@@ -51,6 +51,16 @@ def test_masks_come_back_all_or_some(seed, count):
     assert np.array_equal(codec.decode_masks(encoded, 1024, chosen), masks[chosen])
 
 
+@pytest.mark.parametrize(
+    "box", [(0, 0, 0, 0), (0, 1, 0, 1), (1023, 1024, 1023, 1024), (31, 33, 5, 9), (0, 1024, 0, 1024)]
+)
+def test_a_mask_is_written_over_whatever_stood_there(box):
+    masks = np.zeros((1, 1024, 1024), bool)
+    masks[0, box[0] : box[1], box[2] : box[3]] = True
+    out = np.ones((1, 1024, 1024), bool)
+    assert np.array_equal(codec.decode_masks(codec.encode_masks(masks), 1024, [0], out), masks)
+
+
 def test_one_mask_is_decoded_without_the_others():
     masks = random_masks(4, 3)
     encoded = bytearray(codec.encode_masks(masks))

@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 from collections import Counter
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from skimage import data as photographs
 from pipeline.plan import make_plan
 from pipeline.run import run
 from pipeline.sources import choices_of, source_named
+from shards import codec
 from shards.errors import UserError
 from shards.manifest import sha256
 from shards.reader import ShardSet
@@ -23,7 +24,10 @@ from shards.recipe import named_recipe
 from tests.pipeline.test_folder import write as write_lines
 from tests.pipeline.test_folder import write_pictures
 from trainer.data.loader import Loader, check_recipe, held_out, mix
+from trainer.data.normalise import normalised
+from trainer.model.grounding import MEAN, STD
 from trainer.objectives.noise import object_generators
+from trainer.objectives.step import FIELDS as STEP_FIELDS
 
 FIELDS = ("pixel_values1", "prompt_masks1", "pixel_values2", "g_pixel_values2", "masks2")
 LIGHT = ("prompt_masks1",)
@@ -207,9 +211,57 @@ def test_a_batch_stays_valid_until_the_next_but_one(sav_set):
     assert torch.equal(first["pixel_values1"], copy)
 
 
-def test_buffers_are_reused(sav_set):
+def test_the_buffers_of_an_epoch_serve_in_the_next(sav_set):
     ready = loader(sav_set, batch_size=1, fields=("pixel_values1",), prefetch=1)
-    assert len({batch["pixel_values1"].data_ptr() for batch in ready.epoch(0)}) == 3
+    assert len({batch["pixel_values1"].data_ptr() for epoch in (0, 1) for batch in ready.epoch(epoch)}) == 3
+
+
+@pytest.mark.parametrize("seen", [2, 6])
+def test_the_last_batch_of_an_epoch_stays_valid_in_the_next(sav_set, seen):
+    ready = loader(sav_set, fields=("pixel_values1",))
+    *_, last = islice(ready.epoch(0), seen)
+    copy = last["pixel_values1"].clone()
+    following = ready.epoch(1)
+    next(following)
+    following.close()
+    assert torch.equal(last["pixel_values1"], copy)
+
+
+def test_only_the_tars_are_opened_whose_samples_are_read(sav_set, tmp_path):
+    """10,000 shards of which all but those of the first three batches are missing."""
+    shards = ShardSet(sav_set)
+    one = {**json.loads((sav_set / "manifest.json").read_text())["shards"][0], "samples": 1}
+    manifest = json.loads((sav_set / "manifest.json").read_text())
+    manifest |= {"shards": [{**one, "name": f"sav-{n:06d}.tar"} for n in range(10_000)], "samples": 10_000}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    index = np.repeat(shards.index[:1], 10_000)
+    index["shard"] = np.arange(10_000)
+    np.save(tmp_path / "index.npy", index)
+    many = loader(tmp_path)
+    for n in many.order(0)[:6]:
+        (tmp_path / f"sav-{n:06d}.tar").hardlink_to(sav_set / one["name"])
+    assert len(next(many.epoch(0))["keys"]) == 2
+    (tmp_path / f"sav-{many.order(0)[0]:06d}.tar").unlink()
+    with pytest.raises(UserError, match=r"cannot be read.*No such file"):
+        next(loader(tmp_path).epoch(0))
+
+
+def test_pictures_normalised_on_the_device_train_with_the_same_losses(sav_set, make_loop):
+    losses = []
+    for where, dtype in (("host", torch.float32), ("device", torch.uint8)):
+        loop = make_loop()
+        batches = loader(sav_set, fields=STEP_FIELDS["dual"], need="regions", normalise=where).epoch(0)
+        for batch in islice(batches, 2):
+            assert batch["pixel_values1"].dtype == batch["pixel_values2"].dtype == dtype
+            losses.append({k: float(v) for k, v in loop(batch, "dual").items()})
+    assert losses[:2] == losses[2:] and losses[0] != losses[1]
+
+
+def test_the_device_gives_the_values_of_the_reader():
+    values = np.arange(256, dtype=np.uint8).repeat(3).reshape(256, 3, 1).transpose(1, 0, 2).copy()
+    met = normalised(torch.from_numpy(values)[None], MEAN, STD)
+    assert met.dtype == torch.float32 and np.array_equal(met[0].numpy(), codec.normalise(values, MEAN, STD))
+    assert normalised(met, MEAN, STD) is met
 
 
 def test_too_few_samples_for_one_batch(sav_set):

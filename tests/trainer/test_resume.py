@@ -70,7 +70,14 @@ def test_the_latest_checkpoint_is_taken_up_and_the_records_are_cut_back_to_it(ru
 @pytest.mark.parametrize(
     "changed",
     [
-        *("steps=900", "eval.every=7", "data.threads=5", "data.prefetch=0", "checkpoint.every=3"),
+        *(
+            "steps=900",
+            "eval.every=7",
+            "data.threads=5",
+            "data.prefetch=0",
+            "data.normalise=device",
+            "checkpoint.every=3",
+        ),
         *("gradient_checkpointing=true", "compile=true", "data.shards=[elsewhere]", "batch_size=1"),
     ],
 )

@@ -15,17 +15,8 @@ from trainer.measure.journal import METRICS, read_records
 
 _ANEW = "give it as the run had it, or another output_dir for another run"
 _FREE = (
-    *(
-        "steps",
-        "output_dir",
-        "resume",
-        "gradient_checkpointing",
-        "compile",
-        "data.threads",
-        "data.prefetch",
-        "eval",
-        "checkpoint",
-    ),
+    *("steps", "output_dir", "resume", "gradient_checkpointing", "compile", "eval", "checkpoint"),
+    *("data.threads", "data.prefetch", "data.normalise"),
     *("batch_size", "accumulation"),  # what counts is their product with the number of processes
     "data.shards",  # what counts is what stands in them
     *("data.cache", "data.cache_limit", "data.fetches", "data.attempts"),

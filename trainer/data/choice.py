@@ -12,11 +12,10 @@ UInt64 = NDArray[np.uint64]
 
 def mix(values: UInt64, salt: int) -> UInt64:
     """A hash of each value, evenly spread over 64 bits (splitmix64's finaliser); the same everywhere."""
-    with np.errstate(over="ignore"):
-        z = values + np.uint64(salt * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
+    z = values + np.uint64(salt * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
 
 
 def choose(visible: NDArray[np.bool_], able: Sequence[int], most: int, salt: int) -> tuple[list[int], tuple[int, int]]:
@@ -29,10 +28,12 @@ def choose(visible: NDArray[np.bool_], able: Sequence[int], most: int, salt: int
         able: the objects to choose among, each visible in a frame.
         salt: of the draw.
     """
-    order = [able[n] for n in np.argsort(mix(np.array(able, np.uint64), salt))]
+    order = np.array(able)
+    if len(order) > 1:
+        order = order[np.argsort(mix(order.astype(np.uint64), salt))]
     showing = np.flatnonzero(visible[:, order[0]])
     if len(visible) > 2:
         showing = showing[np.argsort(mix(showing.astype(np.uint64), salt + 1))]
     first, second = int(showing[0]), int(showing[min(1, len(showing) - 1)])
-    shown = [n for n in order if visible[first, n] and visible[second, n]]
-    return sorted(shown[:most]), (first, second)
+    shown = order[visible[first, order] & visible[second, order]]
+    return sorted(shown[:most].tolist()), (first, second)

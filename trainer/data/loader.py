@@ -8,34 +8,36 @@ from __future__ import annotations
 
 import logging
 import time
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from shards.cache import Cache
-from shards.errors import BadShard, UserError
+from shards.errors import UserError
 from shards.format import FIELDS, Field
-from shards.reader import Array, decode_field
+from shards.reader import ShardSet
 from shards.recipe import Recipe
 from shards.remote import RemoteShardSet, open_set
-from shards.sample import texts_of
 from trainer.data.ahead import Ahead, check_room
-from trainer.data.choice import choose, mix
+from trainer.data.choice import mix
+from trainer.data.rows import NEEDED, Buffers, Need, Normalise, Ring, Row, Rows
 
 log = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
 """What the loader yields, B samples with M chosen objects in all, as host tensors valid until the next batch but one:
 
-- `pixel_values{k}` (B, 3, 448, 448) float32, `g_pixel_values{k}` (B, 3, 1024, 1024) uint8,
+- `pixel_values{k}` (B, 3, 448, 448) float32, or with `normalise="device"` uint8, before normalisation,
+- `g_pixel_values{k}` (B, 3, 1024, 1024) uint8,
 - `prompt_masks{k}` (M, 16, 16) bool, `masks{k}` (M, 1024, 1024) bool, for the frames k that were asked for,
 - `image_of_object` (M,) int64: the sample (row of the pictures) that each object belongs to,
-- `keys` list[str] (B), `meta` list[dict] (B), `texts` list[list[str]] (M), those that say something,
+- `keys` list[str] (B), `meta` list[dict] (B), `texts` list[list[str]] (M), those that say something; the JSON is read
+  when one of the last two is looked at,
 - `copies` list[int] (B): how often the sample stood in this epoch before, where sources are repeated,
 - `position`: what all ranks together have consumed once this batch is trained on.
 
@@ -47,10 +49,6 @@ Where more than two frames show an object, two are chosen, other ones in each ep
 
 Position = dict[str, int]
 """{"epoch": int, "samples": int}: so many samples of this epoch's global order are consumed."""
-
-Need = Literal["texts", "regions"]
-"""What a chosen object must have: a prompt cell in a frame, for "texts" a text too. Columns of the index."""
-_NEEDED = {"texts": "an object with a text", "regions": "an object with a prompt cell"}
 
 _SHUFFLE_WINDOW = 64  # shards whose samples are mixed; bounds how many tars are read at a time
 
@@ -102,6 +100,8 @@ class Loader:
         prefetch: batches in the making ahead of the one that is in use.
         pin: use page-locked memory (with a GPU).
         cache: where sets at URLs are read through.
+        normalise: "device" leaves `pixel_values` as they are stored, uint8, for `trainer.data.normalise` to turn into
+            the same float32 values where they are used.
 
     Raises:
         UserError: shards of different recipes, or fewer samples than one optimiser step takes that have what is needed.
@@ -127,6 +127,7 @@ class Loader:
         prefetch: int = 2,
         pin: bool = False,
         cache: Cache | None = None,
+        normalise: Normalise = "host",
     ) -> None:
         if not paths:
             raise UserError("no shard folder given", where="data.shards", do="for example data.shards=[shards/sav]")
@@ -147,12 +148,11 @@ class Loader:
             if other.recipe.digest != self.recipe.digest:
                 met, wanted = (f"{s.recipe.name} ({s.recipe.digest})" for s in (other, self._sets[0]))
                 raise UserError("shards of different recipes", where=str(other.folder), met=met, wanted=wanted)
-        self._fields = [_frame_field(name) for name in fields]
-        self._first = "pixel_values1" in fields
+        self._rows = Rows([_frame_field(name) for name in fields], self.recipe, objects_per_sample, need, normalise)
+        self._idle: list[Ring] = []
         self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
         self._seed, self._shuffled = seed, part == "train"
-        self._objects, self._threads, self._prefetch, self._pin = objects_per_sample, threads, prefetch, pin
-        self._need: Need | None = need
+        self._threads, self._prefetch, self._pin = threads, prefetch, pin
         if repeats and self._shuffled:
             # A set that counts several times stands there several times: each copy has positions of its own.
             copies = [(s, copy) for s in self._sets for copy in range(repeats.get(s.manifest.source, 1))]
@@ -163,7 +163,7 @@ class Loader:
         if self._shuffled:
             check_room(cache, self._sets, _SHUFFLE_WINDOW)
         # Global positions run through the sets in their order; `_starts[i]` is the first of set i.
-        self._starts = np.cumsum([0, *(len(s) for s in self._sets)])
+        self._starts = np.cumsum([0, *(len(s) for s in self._sets)]).tolist()
         chosen = np.concatenate([held_out(s.index["key"], holdout) == (part == "holdout") for s in self._sets])
         usable = np.concatenate([s.index[need] > 0 if need else np.ones(len(s), np.bool_) for s in self._sets])
         self.left_out = int((chosen & ~usable).sum())
@@ -181,7 +181,7 @@ class Loader:
         """Samples of an epoch that no batch holds: always fewer than one optimiser step takes."""
         self.wait_seconds = 0.0
         """Time that the consumer spent waiting for data so far."""
-        without = f"{self.left_out} without {_NEEDED[need]}" if need else ""
+        without = f"{self.left_out} without {NEEDED[need]}" if need else ""
         if not self.steps_per_epoch:
             met, product = f"{len(self._positions)} samples", "batch_size x processes x accumulation"
             wanted = f"{per_step} ({product if accumulation > 1 else 'batch_size x processes'})"
@@ -207,32 +207,37 @@ class Loader:
         """Yield this rank's batches of `epoch`, after the first `consumed` samples of the order of all ranks."""
         order = self.order(epoch)
         together = self._batch_size * self._world_size
-        start, end = consumed // together, self._samples_per_epoch // together
-        buffers = [self._new_buffers() for _ in range(self._prefetch + 2)]
-        pending: deque[tuple[int, list[Future[_Row]]]] = deque()
+        ring = self._idle.pop() if self._idle else self._new_ring()
+        pending: deque[tuple[Buffers, list[Future[list[Row]]]]] = deque()
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="shards")
-        ahead = self._ahead(order[start * together : end * together], epoch)
+        first = consumed // together
+        upcoming = iter(range(first, self._samples_per_epoch // together))
+        ahead = self._ahead(order[first * together : self._samples_per_epoch], epoch)
+        used = ring.turn
         try:
-            upcoming = iter(range(start, end))
-            for done in range(start, end):
+            for done in range(first, self._samples_per_epoch // together):
                 while len(pending) <= self._prefetch and (number := next(upcoming, None)) is not None:
                     begin = number * together + self._rank * self._batch_size
-                    part, target = order[begin : begin + self._batch_size], buffers[number % len(buffers)]
-                    rows = [pool.submit(self._fill, target, row, int(p), epoch) for row, p in enumerate(part)]
-                    pending.append((number, rows))
-                number, rows = pending.popleft()
-                assert number == done
+                    positions = order[begin : begin + self._batch_size].tolist()
+                    pending.append(self._submit(pool, ring.next(), positions, epoch))
+                buffers, parts = pending.popleft()
                 started = time.perf_counter()
-                ready = [row.result() for row in rows]
+                rows = [row for part in parts for row in part.result()]
                 self.wait_seconds += time.perf_counter() - started
+                used += 1
                 if ahead:
-                    ahead.consumed((done + 1 - start) * together)
-                position = {"epoch": epoch, "samples": (number + 1) * together}
-                yield self._batch(buffers[number % len(buffers)], ready, position)
+                    ahead.consumed((done + 1 - first) * together)
+                yield {
+                    **self._rows.batch(buffers, rows),
+                    "position": {"epoch": epoch, "samples": (done + 1) * together},
+                }
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             if ahead:
                 ahead.close()
+            ring.turn = used  # the batch that the consumer may still look at is the last one that is written to
+            if self._shuffled:  # the held-out part is read now and then
+                self._idle.append(ring)
 
     def _ahead(self, order: NDArray[np.int64], epoch: int) -> Ahead | None:
         """Fetch the shards of remote sets in the background, as the samples in `order` need them."""
@@ -246,74 +251,25 @@ class Loader:
         depth, length = 2 * _SHUFFLE_WINDOW, self._samples_per_epoch
         return Ahead(self._sets, self._starts, order, depth, fetches, lambda: self.order(epoch + 1)[:length])
 
-    def _new_buffers(self) -> dict[str, torch.Tensor]:
-        """One batch's tensors; those of objects are (B, objects_per_sample, ...)."""
-        dtypes = {"pixel_values": torch.float32, "g_pixel_values": torch.uint8}
-        buffers = {}
-        for field in self._fields:
-            shape = field.shape(self.recipe, self._objects)
-            dtype = dtypes.get(field.name, torch.bool)
-            buffers[str(field)] = torch.empty((self._batch_size, *shape), dtype=dtype, pin_memory=self._pin)
-        return buffers
+    def _new_ring(self) -> Ring:
+        return Ring([self._rows.buffers(self._batch_size, self._pin) for _ in range(self._prefetch + 2)])
 
-    def _fill(self, buffers: dict[str, torch.Tensor], row: int, position: int, epoch: int) -> _Row:
-        which = int(np.searchsorted(self._starts, position, side="right")) - 1
-        shards, local = self._sets[which], position - int(self._starts[which])
-        meta, members = shards.sample(local)
-        single, place = len(meta["frames"]) == 1, f"{shards.folder}: {shards.key(local)}"
+    def _submit(
+        self, pool: ThreadPoolExecutor, buffers: Buffers, positions: list[int], epoch: int
+    ) -> tuple[Buffers, list[Future[list[Row]]]]:
+        """Let each thread fill a run of rows: a task a row costs as much Python as reading it."""
+        size = -(-len(positions) // self._threads)
+        starts = range(0, len(positions), size)
+        return buffers, [pool.submit(self._fill, buffers, n, positions[n : n + size], epoch) for n in starts]
 
-        def decode(field: Field, *how: Any) -> Array:
-            stored = Field(field.name, None) if single else field
-            try:
-                return decode_field(stored, members[stored], self.recipe, *how)
-            except BadShard as error:
-                where = f"{place}.{stored}"
-                raise BadShard(error.what, where=where, met=error.met, wanted=error.wanted, do=error.do) from None
-
-        count, frames = len(meta["objects"]), len(meta["frames"])
-        visible = np.ones((min(frames, 2), count), np.bool_)
-        if self._need:
-            visible = np.stack([decode(Field("prompt_masks", f + 1)).any(axis=(1, 2)) for f in range(frames)])
-        able = [n for n in range(count) if visible[:, n].any()]
-        if self._need == "texts":
-            able = [n for n in able if texts_of(meta["objects"][n])]
-        if not able:
-            do = "look at the set with cli.py verify-shard"
-            raise BadShard("index and sample differ", where=place, wanted=_NEEDED[self._need or "regions"], do=do)
-        salt = (self._seed * 1_000_003 + epoch) * 1_000_003 + position
-        objects, chosen = choose(visible, able, self._objects, salt)
-        for field in self._fields:
-            target = buffers[str(field)][row].numpy()
-            frame = chosen[(field.frame or 1) - 1]
-            stored = Field(field.name, frame + 1)
-            if field.name in ("masks", "prompt_masks"):
-                decode(stored, objects, target[: len(objects)])
-            elif field.name != "pixel_values" or field.frame == 1 or chosen[0] != chosen[1] or not self._first:
-                decode(stored, None, target)
-        return _Row(shards.key(local), meta, objects, (chosen[0] + 1, chosen[1] + 1), self._copies[which])
-
-    def _batch(self, buffers: dict[str, torch.Tensor], rows: list[_Row], position: Position) -> Batch:
-        full = all(len(row.objects) == self._objects for row in rows)
-        taken = torch.tensor([[k < len(row.objects) for k in range(self._objects)] for row in rows])
-        batch: Batch = {}
-        for field in self._fields:
-            tensor = buffers[str(field)]
-            if field.name in ("masks", "prompt_masks"):
-                tensor = tensor.flatten(0, 1) if full else tensor[taken]
-            batch[str(field)] = tensor
-        batch["image_of_object"] = torch.tensor([i for i, row in enumerate(rows) for _ in row.objects])
-        batch["texts"] = [texts_of(row.meta["objects"][n]) for row in rows for n in row.objects]
-        batch |= {"keys": [r.key for r in rows], "meta": [r.meta for r in rows], "copies": [r.copy for r in rows]}
-        batch["frames"] = [row.frames for row in rows]
-        batch["paired"] = torch.tensor([first != second for first, second in batch["frames"]])
-        return {**batch, "position": position}
-
-
-class _Row:
-    """What a decoder says of the row that it filled."""
-
-    def __init__(self, key: str, meta: dict[str, Any], objects: list[int], frames: tuple[int, int], copy: int) -> None:
-        self.key, self.meta, self.objects, self.frames, self.copy = key, meta, objects, frames, copy
+    def _fill(self, buffers: Buffers, first: int, positions: list[int], epoch: int) -> list[Row]:
+        rows = []
+        for row, position in enumerate(positions, first):
+            which = bisect_right(self._starts, position) - 1
+            sample = self._sets[which].open(position - self._starts[which])
+            salt = (self._seed * 1_000_003 + epoch) * 1_000_003 + position
+            rows.append(self._rows.fill(buffers, row, sample, self._copies[which], salt))
+        return rows
 
 
 def _frame_field(name: str) -> Field:

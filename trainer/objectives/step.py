@@ -12,8 +12,10 @@ from torch.distributed.tensor import DTensor
 
 from trainer.config import Config
 from trainer.data.loader import Need
+from trainer.data.normalise import normalised
 from trainer.measure.flops import Costs
 from trainer.measure.judge import Judged, judge
+from trainer.model.grounding import MEAN, STD
 from trainer.model.sa2va import Sa2VA
 from trainer.model.work import Work
 from trainer.modes import evaluating
@@ -116,4 +118,5 @@ class Step(nn.Module):
 
     def _to_device(self, batch: Batch) -> Batch:
         device = self.model.device
-        return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        moved = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        return moved | {k: normalised(v, MEAN, STD) for k, v in moved.items() if k.startswith("pixel_values")}

@@ -1,0 +1,194 @@
+"""Other ways to load the same samples: on the fly, and from the formats of other libraries.
+
+Each yields batches of 8 as torch tensors: pictures, prompt cells and the mask of one object, `pixel_values` as uint8 or
+normalised to float32. Those with a format of their own write it first. What is stored is the same for all: uint8
+pictures, packed bits of the mask (webdataset reads our own tars).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from pycocotools import mask as coco
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms as T
+from torchvision.transforms import functional as TF
+
+from shards import codec
+from shards.reader import ShardSet
+
+BATCH = 8
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Epoch = Callable[[], Iterator[Any]]
+NAMES = ("pixel_values", "g_pixel_values", "prompt_masks", "masks")
+SHAPES = {"pixel_values": (3, 448, 448), "g_pixel_values": (3, 1024, 1024), "prompt_masks": (1, 16, 16)}
+SHAPES["masks"] = (1, 1024, 128)  # packed
+
+
+def samples(folder: Path) -> Iterator[dict[str, np.ndarray]]:
+    """What is stored of the first object of each sample of a set: uint8 arrays of `SHAPES`."""
+    shards = ShardSet(folder)
+    for n in range(len(shards)):
+        stored = shards.open(n).members
+        sample = {field.name: data for field, data in stored.items()}
+        yield {
+            "pixel_values": codec.decode_picture(sample["pixel_values"], 448),
+            "g_pixel_values": codec.decode_picture(sample["g_pixel_values"], 1024),
+            "prompt_masks": codec.decode_prompts(sample["prompt_masks"], 16, [0]).view(np.uint8),
+            "masks": np.packbits(codec.decode_masks(sample["masks"], 1024, [0]), axis=-1),
+        }
+
+
+def ready(sample: dict[str, np.ndarray], normalise: bool) -> tuple[np.ndarray, ...]:
+    """The four arrays as they are delivered."""
+    small = sample["pixel_values"]
+    small = codec.normalise(small, MEAN, STD) if normalise else small
+    masks = np.unpackbits(sample["masks"], axis=-1).view(np.bool_)
+    return small, sample["g_pixel_values"], np.asarray(sample["prompt_masks"]).view(np.bool_), masks
+
+
+def _loader(dataset: Any, workers: int) -> Epoch:
+    loader = DataLoader(dataset, BATCH, drop_last=True, num_workers=workers, persistent_workers=workers > 0)
+    return lambda: iter(loader)
+
+
+class Pictures(Dataset):
+    """Photographs with masks as run lengths (SA-1B), or frame 1 of SAV's npz, as people write it."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
+        self.to_448 = T.Compose([T.Resize((448, 448)), T.ToTensor(), T.Normalize(MEAN, STD)])
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, ...]:
+        if self.paths[i].suffix == ".npz":
+            with np.load(self.paths[i]) as arrays:
+                picture = Image.fromarray(np.rint(arrays["frame1"]).astype(np.uint8))
+                mask = Image.fromarray((arrays["mask1"] > 127.5).astype(np.uint8))
+        else:
+            picture = Image.open(self.paths[i]).convert("RGB")
+            said = json.loads(self.paths[i].with_suffix(".json").read_text())
+            mask = Image.fromarray(coco.decode(said["annotations"][0]["segmentation"]))
+        nearest = T.InterpolationMode.NEAREST
+        masks = [TF.pil_to_tensor(TF.resize(mask, [side, side], nearest)).bool() for side in (16, 1024)]
+        return self.to_448(picture), TF.pil_to_tensor(picture.resize((1024, 1024))), *masks
+
+
+def on_the_fly(paths: list[Path], workers: int) -> Epoch:
+    return _loader(Pictures(paths), workers)
+
+
+def webdataset(folder: Path, workers: int, normalise: bool) -> Epoch:
+    """On our own tars: npy members are decoded by the library, masks by our codec."""
+    import webdataset as wds
+
+    def four(sample: dict[str, Any]) -> tuple[np.ndarray, ...]:
+        small = sample["pixel_values.npy"]
+        small = codec.normalise(small, MEAN, STD) if normalise else small
+        masks = codec.decode_masks(sample["masks.bits.zst"], 1024, [0])
+        return small, sample["g_pixel_values.npy"], sample["prompt_masks.npy"][:1], masks
+
+    dataset = wds.WebDataset([str(tar) for tar in sorted(folder.glob("*.tar"))], shardshuffle=False, empty_check=False)
+    return _loader(dataset.decode().map(four), workers)
+
+
+def write_litdata(source: Path, folder: Path) -> None:
+    from litdata.streaming.writer import BinaryWriter
+
+    writer = BinaryWriter(str(folder), chunk_bytes=64 << 20)
+    for n, sample in enumerate(samples(source)):
+        writer[n] = sample
+    writer.done()
+    writer.merge()
+
+
+def litdata(folder: Path, workers: int, normalise: bool) -> Epoch:
+    from litdata import StreamingDataLoader, StreamingDataset
+
+    class Ready(StreamingDataset):
+        def __getitem__(self, index: Any) -> Any:
+            return ready(super().__getitem__(index), normalise)
+
+    loader = StreamingDataLoader(
+        Ready(str(folder)), batch_size=BATCH, num_workers=workers, drop_last=True, persistent_workers=workers > 0
+    )
+    return lambda: iter(loader)
+
+
+def write_streaming(source: Path, folder: Path) -> None:
+    from streaming import MDSWriter
+
+    columns = {name: f"ndarray:uint8:{','.join(map(str, shape))}" for name, shape in SHAPES.items()}
+    with MDSWriter(out=str(folder), columns=columns, size_limit=64 << 20) as writer:
+        for sample in samples(source):
+            writer.write(sample)
+
+
+def streaming(folder: Path, workers: int, normalise: bool) -> Epoch:
+    from streaming import StreamingDataset
+    from streaming.base.util import clean_stale_shared_memory
+
+    class Ready(StreamingDataset):
+        def __getitem__(self, index: Any) -> Any:
+            return ready(super().__getitem__(index), normalise)
+
+    clean_stale_shared_memory()
+    return _loader(Ready(local=str(folder), batch_size=BATCH, shuffle=False), workers)
+
+
+def write_grain(source: Path, folder: Path) -> None:
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    folder.mkdir(parents=True)
+    writer = ArrayRecordWriter(str(folder / "samples.array_record"), "group_size:1,uncompressed")
+    for sample in samples(source):
+        writer.write(b"".join(sample[name].tobytes() for name in NAMES))
+    writer.close()
+
+
+def grain(folder: Path, threads: int, normalise: bool) -> Epoch:
+    import grain.python as pygrain
+
+    ends = np.cumsum([np.prod(SHAPES[name]) for name in NAMES])
+
+    def decode(record: bytes) -> tuple[np.ndarray, ...]:
+        parts = np.split(np.frombuffer(record, np.uint8), ends[:-1])
+        return ready({n: part.reshape(SHAPES[n]) for n, part in zip(NAMES, parts, strict=True)}, normalise)
+
+    source = pygrain.ArrayRecordDataSource([str(folder / "samples.array_record")])
+    batches = pygrain.MapDataset.source(source).map(decode).batch(BATCH, drop_remainder=True)
+    options = pygrain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+
+    def epoch() -> Iterator[Any]:
+        for batch in batches.to_iter_dataset(options):
+            yield [torch.from_numpy(array) for array in batch]
+
+    return epoch
+
+
+Write = Callable[[Path, Path], None]
+Read = Callable[[Path, int, bool], Epoch]
+PEERS: dict[str, tuple[Write | None, Read]] = {
+    "webdataset": (None, webdataset),
+    "litdata": (write_litdata, litdata),
+    "streaming": (write_streaming, streaming),
+    "grain": (write_grain, grain),
+}
+
+
+def installed(write: Write, source: Path, folder: Path) -> bool:
+    """Write a peer's own format; False, with a line, where its library is missing."""
+    try:
+        write(source, folder)
+    except ImportError as error:
+        print(f"left out: {error}")
+        return False
+    return True

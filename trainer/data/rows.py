@@ -1,0 +1,164 @@
+"""A row of a batch: the objects and frames of a sample that it takes, decoded into the batch's buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from shards.errors import BadShard
+from shards.format import Field
+from shards.reader import Array, StoredSample, decode_field
+from shards.recipe import Recipe
+from shards.sample import texts_of
+from trainer.data.choice import choose
+
+Need = Literal["texts", "regions"]
+"""What a chosen object must have: a prompt cell in a frame, for "texts" a text too. Columns of the index."""
+NEEDED = {"texts": "an object with a text", "regions": "an object with a prompt cell"}
+Normalise = Literal["host", "device"]
+"""Who makes float32 of `pixel_values`: the loader, or whoever has moved them to the device."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What stands in a row."""
+
+    sample: StoredSample
+    objects: list[int]
+    frames: tuple[int, int]
+    """Which two of the sample's frames, from 1."""
+    copy: int
+
+
+_field = lru_cache(Field)
+
+
+class Later(Sequence[Any]):
+    """A list that is made when somebody looks at it."""
+
+    def __init__(self, make: Callable[[], list[Any]]) -> None:
+        self._make = make
+        self._made: list[Any] | None = None
+
+    def _list(self) -> list[Any]:
+        if self._made is None:
+            self._made = self._make()
+        return self._made
+
+    def __getitem__(self, at: Any) -> Any:
+        return self._list()[at]
+
+    def __len__(self) -> int:
+        return len(self._list())
+
+    def __eq__(self, other: object) -> bool:
+        return self._list() == (other._list() if isinstance(other, Later) else other)
+
+    def __repr__(self) -> str:
+        return repr(self._list())
+
+
+class Rows:
+    """How the rows of a loader's batches are filled.
+
+    Args:
+        fields: of frames 1 and 2.
+        objects: of a sample, at most.
+    """
+
+    def __init__(
+        self, fields: Sequence[Field], recipe: Recipe, objects: int, need: Need | None, normalise: Normalise
+    ) -> None:
+        self._fields, self._recipe, self._objects, self._need = [*fields], recipe, objects, need
+        self._normalise = normalise == "host"
+        self._first = Field("pixel_values", 1) in self._fields
+
+    def buffers(self, batch_size: int, pin: bool) -> Buffers:
+        """One batch's tensors; those of objects are (B, objects, ...)."""
+        tensors = {}
+        for field in self._fields:
+            stored = field.name == "pixel_values" and not self._normalise
+            shape = (batch_size, *field.shape(self._recipe, self._objects))
+            # numpy asks for huge pages, which are a tenth faster to write to.
+            empty = torch.from_numpy(np.empty(shape, np.uint8 if stored else field.dtype))
+            tensors[str(field)] = torch.empty_like(empty, pin_memory=True) if pin else empty
+        return Buffers(tensors)
+
+    def fill(self, buffers: Buffers, row: int, sample: StoredSample, copy: int, salt: int) -> Row:
+        """Decode what `salt` draws of a sample into row `row`.
+
+        Raises:
+            BadShard: the sample cannot be decoded, or has no object that has what is needed.
+        """
+        count, frames, single = sample.objects, sample.frames, sample.frames == 1
+
+        def decode(field: Field, objects: Sequence[int] | None = None, out: Array | None = None) -> Array:
+            stored = _field(field.name, None) if single else field
+            try:
+                return decode_field(stored, sample.members[stored], self._recipe, objects, out, self._normalise)
+            except BadShard as error:
+                raise error.at(f"{sample.where}.{stored}") from None
+
+        visible = np.ones((min(frames, 2), count), np.bool_)
+        if self._need:
+            visible = np.stack([decode(_field("prompt_masks", f + 1)).any(axis=(1, 2)) for f in range(frames)])
+        able: list[int] = np.flatnonzero(visible.any(axis=0)).tolist()
+        if self._need == "texts":
+            able = [n for n in able if texts_of(sample.meta["objects"][n])]
+        if not able:
+            wanted, do = NEEDED[self._need or "regions"], "look at the set with cli.py verify-shard"
+            raise BadShard("index and sample differ", where=sample.where, wanted=wanted, do=do)
+        objects, chosen = choose(visible, able, self._objects, salt)
+        for field, array in zip(self._fields, buffers.arrays, strict=True):
+            target, frame = array[row], chosen[(field.frame or 1) - 1]
+            stored = _field(field.name, frame + 1)
+            if field.name in ("masks", "prompt_masks"):
+                decode(stored, objects, target[: len(objects)])
+            elif field.name != "pixel_values" or field.frame == 1 or chosen[0] != chosen[1] or not self._first:
+                decode(stored, None, target)
+        return Row(sample, objects, (chosen[0] + 1, chosen[1] + 1), copy)
+
+    def batch(self, buffers: Buffers, rows: Sequence[Row]) -> dict[str, Any]:
+        """All of a batch but its position."""
+        full = all(len(row.objects) == self._objects for row in rows)
+        batch: dict[str, Any] = {}
+        for field in self._fields:
+            tensor = buffers.tensors[str(field)]
+            if field.name in ("masks", "prompt_masks"):
+                taken = [[k < len(row.objects) for k in range(self._objects)] for row in rows]
+                tensor = tensor.flatten(0, 1) if full else tensor[torch.tensor(taken)]
+            batch[str(field)] = tensor
+        return {
+            **batch,
+            "image_of_object": torch.tensor([i for i, row in enumerate(rows) for _ in row.objects]),
+            "keys": [row.sample.key for row in rows],
+            "meta": Later(lambda: [row.sample.meta for row in rows]),
+            "texts": Later(lambda: [texts_of(row.sample.meta["objects"][n]) for row in rows for n in row.objects]),
+            "copies": [row.copy for row in rows],
+            "frames": [row.frames for row in rows],
+            "paired": torch.tensor([row.frames[0] != row.frames[1] for row in rows]),
+        }
+
+
+class Buffers:
+    """The memory of one batch, as tensors and, in the same order, as arrays."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+        self.tensors = tensors
+        self.arrays = [tensor.numpy() for tensor in tensors.values()]
+
+
+class Ring:
+    """The buffers of batches that are made ahead, used in turn."""
+
+    def __init__(self, buffers: Sequence[Buffers]) -> None:
+        self._buffers, self.turn = buffers, 0
+
+    def next(self) -> Buffers:
+        self.turn += 1
+        return self._buffers[(self.turn - 1) % len(self._buffers)]
