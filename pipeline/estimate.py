@@ -66,8 +66,8 @@ def estimate(plan: Plan, most: int = 64) -> Estimate:
         seconds.append(time.perf_counter() - started)
         sizes.append(float(sum(len(blob) + _MEMBER_BYTES for blob in blobs)))
         kept.append(float(bool(blobs)))
-    amounts = [Amount.of(probed, len(plan.inputs)) for probed in (kept, sizes, seconds)]
-    return Estimate(len(plan.inputs), count, *amounts, shards=len(plan.shards))
+    samples, size, time_taken = (Amount.of(probed, len(plan.inputs)) for probed in (kept, sizes, seconds))
+    return Estimate(len(plan.inputs), count, samples, size, time_taken, shards=len(plan.shards))
 
 
 def free_bytes(folder: Path) -> int:
