@@ -174,6 +174,52 @@ def grain(folder: Path, threads: int, normalise: bool) -> Epoch:
     return epoch
 
 
+class _Stored(Dataset):
+    """Samples as tuples, for a writer that asks by number."""
+
+    def __init__(self, folder: Path) -> None:
+        self.samples = [tuple(np.asarray(sample[name]) for name in NAMES) for sample in samples(folder)]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, ...]:
+        return self.samples[i]
+
+
+def write_ffcv(source: Path, folder: Path) -> None:
+    from ffcv.fields import NDArrayField
+    from ffcv.writer import DatasetWriter
+
+    folder.mkdir(parents=True, exist_ok=True)
+    fields = {name: NDArrayField(np.dtype(np.uint8), SHAPES[name]) for name in NAMES}
+    DatasetWriter(str(folder / "samples.beton"), fields, num_workers=1).from_indexed_dataset(_Stored(source))
+
+
+def ffcv(folder: Path, threads: int, normalise: bool) -> Epoch:
+    """Its threads fill the batches; at least one. Masks are unpacked and pixels normalised a batch at a time."""
+    from ffcv.fields.decoders import NDArrayDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.transforms import ToTensor
+
+    loader = Loader(
+        str(folder / "samples.beton"),
+        batch_size=BATCH,
+        num_workers=max(1, threads),
+        order=OrderOption.SEQUENTIAL,
+        drop_last=True,
+        pipelines={name: [NDArrayDecoder(), ToTensor()] for name in NAMES},
+    )
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+
+    def epoch() -> Iterator[Any]:
+        for small, large, cells, packed in loader:
+            masks = torch.from_numpy(np.unpackbits(packed.numpy(), axis=-1).view(np.bool_))
+            yield (small / 255 - mean) / std if normalise else small, large, cells.bool(), masks
+
+    return epoch
+
+
 Write = Callable[[Path, Path], None]
 Read = Callable[[Path, int, bool], Epoch]
 PEERS: dict[str, tuple[Write | None, Read]] = {
@@ -181,6 +227,7 @@ PEERS: dict[str, tuple[Write | None, Read]] = {
     "litdata": (write_litdata, litdata),
     "streaming": (write_streaming, streaming),
     "grain": (write_grain, grain),
+    "ffcv": (write_ffcv, ffcv),
 }
 
 
