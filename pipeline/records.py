@@ -32,8 +32,12 @@ class RecordsWriter:
     def __init__(self, file: Path) -> None:
         file.unlink(missing_ok=True)
         self._file, self._base = file, sqlite3.connect(file, isolation_level=None)
-        self._base.executescript(_TABLES)
-        self._base.execute("BEGIN")
+        try:
+            self._base.executescript(_TABLES)
+            self._base.execute("BEGIN")
+        except sqlite3.Error as failed:
+            self._base.close()
+            raise self._said(failed) from None
 
     def __enter__(self) -> RecordsWriter:
         return self
@@ -48,8 +52,11 @@ class RecordsWriter:
         finally:
             self._base.close()
         if isinstance(error, sqlite3.Error):
-            full = error.sqlite_errorcode == sqlite3.SQLITE_FULL
-            raise OSError(errno.ENOSPC if full else errno.EIO, str(error), str(self._file)) from None
+            raise self._said(error) from None
+
+    def _said(self, error: sqlite3.Error) -> OSError:
+        full = error.sqlite_errorcode == sqlite3.SQLITE_FULL
+        return OSError(errno.ENOSPC if full else errno.EIO, str(error), str(self._file))
 
     def add(self, path: str, size: int) -> bool:
         """Put down an input: its path relative to the source's root, and its bytes. Once more does no harm.

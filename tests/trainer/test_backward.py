@@ -37,11 +37,12 @@ class Served:
 
 
 def gradients(config: Config, make_loop, batch: Batch, names: list[str]) -> tuple[dict, dict, dict]:
+    config.mixed_precision = "no"
     loop = make_loop(config)
     trainable = {n: p for n, p in loop.named_parameters() if p.requires_grad}
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation_steps(config))
     backward = Backward(accelerator, accelerator.prepare(loop), [*trainable.values()], config)
-    losses, keys = backward(Served({**batch, "texts": TEXTS}, names))
+    losses, _, keys = backward(Served({**batch, "texts": TEXTS}, names))
     return {n: p.grad.clone() for n, p in trainable.items()}, losses, keys
 
 
