@@ -1,5 +1,6 @@
 """Shard sets at URLs, read through a cache: from real servers, over a network that fails."""
 
+import fcntl
 import os
 import random
 import signal
@@ -85,9 +86,11 @@ def room(small_set: Path, tars: int) -> int:
 
 def used(cache: Path) -> int:
     total = 0
-    for path in cache.glob("*/*"):
-        with suppress(FileNotFoundError):
-            total += path.stat().st_size if path.suffix != ".json" else 0
+    with open(cache / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # nothing is deleted, and no room taken, between two looks
+        for path in cache.glob("*/*"):
+            with suppress(FileNotFoundError):
+                total += path.stat().st_size if path.suffix != ".json" else 0
     return total
 
 
@@ -196,7 +199,7 @@ def test_the_limit_holds_and_the_least_recently_used_goes_first(server, small_se
     view = met.stored(3)
     assert_equal(met, ShardSet(small_set))  # what is needed now takes the place of what was used before
     assert used(tmp_path) <= room(small_set, 3)
-    assert view == ShardSet(small_set).stored(3)  # still held by its view
+    assert view == ShardSet(small_set).stored(3)  # though the file is gone
     with pytest.raises(UserError, match="the limit of the cache is too low"):
         remote(server, tmp_path / "other", limit=1000)
 
