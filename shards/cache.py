@@ -1,6 +1,6 @@
 """Files of remote shard sets on a disk of this machine: whole ones, within a limit, shared by its processes.
 
-    CACHE/.lock                     held while room is made
+    CACHE/.lock                     held while room is made, and while a file gets its name
     CACHE/SET/manifest.json         SET: digest of the manifest
     CACHE/SET/index.npy, *.tar      whole: of the size and with the SHA-256 that the manifest names
     CACHE/SET/*.tar.part            being fetched, of the size that it will have
@@ -19,8 +19,8 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -100,7 +100,8 @@ class Cache:
                 else:
                     remote.retried(path.name, lambda: _fetch(remote, claim, path, size, sha256, exact))
                     os.fsync(claim)
-                    os.rename(part, path)
+                    with self._alone():  # who counts what is here sees it under one of the names
+                        os.rename(part, path)
                     sync_folder(path.parent)
                     fcntl.flock(claim, fcntl.LOCK_SH)
                     whole = True
@@ -117,12 +118,17 @@ class Cache:
                 raise NoRoom
             self._need_less(path, since)
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        with open(self.folder / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
     def _has_room(self, claim: int, size: int, ahead: bool) -> bool:
         """Give the open file `claim` its size, once there is room for it. The least recently used files go."""
         if ahead and self._in_need:
             return False
-        with open(self.folder / ".lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with self._alone():
             used = []
             for path in self.folder.glob("*/*"):
                 with suppress(FileNotFoundError):
