@@ -11,6 +11,7 @@ import mmap
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -144,13 +145,13 @@ class MappedTar:
     """A tar mapped into memory. Members are views of the mapped file: nothing is copied until it is decoded.
 
     Args:
-        opened: the file, where it is open already; it is closed. Its locks last as long as the mapping.
+        opened: the file, where it is open already; it stays open.
     """
 
     def __init__(self, path: Path, opened: BinaryIO | None = None) -> None:
         self.path = path
         try:
-            with opened or open(path, "rb") as file:
+            with nullcontext(opened) if opened else open(path, "rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             raise BadShard("cannot be read", where=str(path), met=str(error), wanted="a tar") from None

@@ -1,27 +1,26 @@
 """Files of remote shard sets on a disk of this machine: whole ones, within a limit, shared by its processes.
 
-    CACHE/.lock                     held while room is made
+    CACHE/.lock                     held while room is made, and while a file gets its name
     CACHE/SET/manifest.json         SET: digest of the manifest
     CACHE/SET/index.npy, *.tar      whole: of the size and with the SHA-256 that the manifest names
     CACHE/SET/*.tar.part            being fetched, of the size that it will have
 
 All claims are `flock`s, which end with the process that holds them, however that ends. Exclusive on NAME.part: this
-process fetches it; others wait, and fetch it themselves where it died. Shared on a file: somebody reads it, so it is
-not evicted. A mapping keeps the lock of the file that it was made from. Even a file that is deleted in spite of its
-lock stays readable where it is mapped: there is no moment at which a reader sees anything but the whole file.
+process fetches it; others wait, and fetch it themselves where it died. Shared on a file: somebody reads it, or will
+soon, so it is not evicted until `let_go`. A file that is deleted while it is still mapped stays readable there: there
+is no moment at which a reader sees anything but the whole file.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import gc
 import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -52,6 +51,8 @@ class Cache:
         self.fetches, self.attempts = fetches, attempts
         self.drop: list[Callable[[], bool]] = []
         """Ways to stop reading a file of the cache; each says whether there was one."""
+        self.spare = fetches + 1
+        """Files for which what is fetched ahead leaves room."""
         self._in_need = 0
         self._counting = threading.Lock()
 
@@ -68,11 +69,11 @@ class Cache:
     ) -> BinaryIO:
         """The file `path` of the cache, whole, opened; fetched from `remote` where it is not there.
 
-        It is not evicted until the returned file, and each mapping of it, is closed.
+        It is not evicted until `let_go` of the returned file, or until that and each mapping of it is closed.
 
         Args:
             size: in bytes. It holds as many, or at most as many where not `exact`.
-            ahead: it is not needed yet.
+            ahead: it is not needed yet. Room for `spare` files more is left to those that are.
 
         Raises:
             NoRoom: there is none, and it is fetched ahead.
@@ -99,7 +100,8 @@ class Cache:
                 else:
                     remote.retried(path.name, lambda: _fetch(remote, claim, path, size, sha256, exact))
                     os.fsync(claim)
-                    os.rename(part, path)
+                    with self._alone():  # who counts what is here sees it under one of the names
+                        os.rename(part, path)
                     sync_folder(path.parent)
                     fcntl.flock(claim, fcntl.LOCK_SH)
                     whole = True
@@ -116,12 +118,17 @@ class Cache:
                 raise NoRoom
             self._need_less(path, since)
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        with open(self.folder / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
     def _has_room(self, claim: int, size: int, ahead: bool) -> bool:
         """Give the open file `claim` its size, once there is room for it. The least recently used files go."""
         if ahead and self._in_need:
             return False
-        with open(self.folder / ".lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with self._alone():
             used = []
             for path in self.folder.glob("*/*"):
                 with suppress(FileNotFoundError):
@@ -129,15 +136,18 @@ class Cache:
                         status = path.stat()
                         used.append((status.st_mtime_ns, path, status.st_size))
             excess = sum(bytes_ for *_, bytes_ in used) + size - self.limit
+            wanted = excess + (self.spare * size if ahead else 0)
             claimed: list[int] = []
             leaving: list[Path] = []
             try:
                 for _, path, bytes_ in sorted(used):
-                    if excess > 0 and bytes_ and (taken := _claim(path)) is not None:
+                    if wanted > 0 and bytes_ and (taken := _claim(path)) is not None:
                         claimed.append(taken)
-                        leaving.append(path)
+                        if excess > 0:
+                            leaving.append(path)
                         excess -= bytes_
-                if excess > 0:
+                        wanted -= bytes_
+                if wanted > 0:
                     return False
                 for path in leaving:
                     path.unlink()
@@ -153,7 +163,6 @@ class Cache:
             self._in_need += 1
         try:
             if not any(drop() for drop in self.drop):
-                gc.collect()  # a mapping may be part of a cycle
                 if time.monotonic() - since > _PATIENCE:
                     met, do = f"{self.limit:,} bytes, all of them in use", "raise data.cache_limit"
                     raise UserError("no room in the cache", where=str(path), met=met, do=do)
@@ -161,6 +170,12 @@ class Cache:
         finally:
             with self._counting:
                 self._in_need -= 1
+
+
+def let_go(file: BinaryIO) -> None:
+    """Close a file that `Cache.hold` returned: it may be evicted, also where it is still mapped."""
+    fcntl.flock(file, fcntl.LOCK_UN)  # a mapping has a descriptor of its own, with the same lock
+    file.close()
 
 
 def _shared(path: Path, size: int | None) -> BinaryIO | None:

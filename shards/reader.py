@@ -100,7 +100,9 @@ def read_samples(path: Path | str, recipe: Recipe | None = None) -> Iterator[dic
 class StoredSample:
     """A sample as it stands in its tar: its members are views of the mapped file, neither decoded nor copied."""
 
-    def __init__(self, key: str, where: str, frames: int, json: memoryview, members: dict[Field, memoryview]) -> None:
+    def __init__(
+        self, key: str, where: str, frames: int, json: memoryview | bytes, members: dict[Field, memoryview]
+    ) -> None:
         self.key, self.where, self.frames, self.members, self._json = key, where, frames, members, json
 
     @cached_property
@@ -110,6 +112,12 @@ class StoredSample:
             return codec.count_masks(self.members[Field("masks", 1 if self.frames > 1 else None)])
         except BadShard as error:
             raise error.at(self.where) from None
+
+    def detached(self) -> StoredSample:
+        """The same sample without its members: its JSON is copied, and nothing of the mapped file is kept."""
+        detached = StoredSample(self.key, self.where, self.frames, bytes(self._json), {})
+        detached.objects = self.objects
+        return detached
 
     @cached_property
     def meta(self) -> dict[str, Any]:

@@ -8,9 +8,10 @@ import weakref
 from collections import OrderedDict
 from hashlib import sha256
 from pathlib import Path
+from typing import BinaryIO
 
 from shards.archive import MappedTar
-from shards.cache import Cache
+from shards.cache import Cache, let_go
 from shards.errors import BadShard, UserError
 from shards.format import INDEX, MANIFEST
 from shards.manifest import INDEX_DTYPE, Manifest
@@ -38,7 +39,8 @@ def open_set(path: Path | str, cache: Cache | None = None) -> ShardSet:
 class RemoteShardSet(ShardSet):
     """A shard set at `url`. `folder` is its place in the cache, where not all of its tars are.
 
-    A tar is not evicted from when it is read, or fetched ahead, to when it is released.
+    A tar is not evicted from when it is read, or fetched ahead, to when it is released. Views of
+    it stay whole after that.
     """
 
     def __init__(self, url: str, cache: Cache) -> None:
@@ -49,7 +51,8 @@ class RemoteShardSet(ShardSet):
         # Held as long as the set: the index is mapped.
         self._index = cache.hold(self._remote, folder / INDEX, most, manifest.index_sha256, exact=False)
         super().__init__(folder)
-        self._tars: OrderedDict[int, MappedTar] = OrderedDict()  # the least recently used first
+        # With the files that hold them in the cache; the least recently used first.
+        self._tars: OrderedDict[int, tuple[MappedTar, BinaryIO]] = OrderedDict()
         self._changing = threading.Lock()
         self._tar = self.fetch  # type: ignore[assignment]
         drop = weakref.WeakMethod(self._drop)
@@ -79,24 +82,36 @@ class RemoteShardSet(ShardSet):
     def fetch(self, shard: int, ahead: bool = False) -> MappedTar:
         """The tar of this shard, mapped, from the cache or else from the URL; raises as `Cache.hold` does."""
         with self._changing:
-            if tar := self._tars.get(shard):
+            if known := self._tars.get(shard):
                 self._tars.move_to_end(shard)
-                return tar
+                return known[0]
         info = self.manifest.shards[shard]
         path = self.folder / info.name
-        tar = MappedTar(path, self._cache.hold(self._remote, path, info.bytes, info.sha256, ahead=ahead))
+        file = self._cache.hold(self._remote, path, info.bytes, info.sha256, ahead=ahead)
+        try:
+            tar = MappedTar(path, file)
+        except BadShard:
+            let_go(file)
+            raise
         with self._changing:
-            self._tars[shard] = tar
+            if known := self._tars.get(shard):  # from another thread
+                let_go(file)
+                return known[0]
+            self._tars[shard] = tar, file
             if len(self._tars) > _OPEN_TARS:
-                self._tars.popitem(last=False)
+                let_go(self._tars.popitem(last=False)[1][1])
         return tar
 
     def release(self, shard: int) -> None:
-        """The tar of this shard is not needed for now: it may be evicted once nobody has a view of it."""
+        """The tar of this shard is not needed for now: it may be evicted."""
         with self._changing:
-            self._tars.pop(shard, None)
+            if known := self._tars.pop(shard, None):
+                let_go(known[1])
 
     def _drop(self) -> bool:
         """Release the tar that was not used for the longest time, if there is one."""
         with self._changing:
-            return bool(self._tars and self._tars.popitem(last=False))
+            if not self._tars:
+                return False
+            let_go(self._tars.popitem(last=False)[1][1])
+            return True

@@ -125,7 +125,6 @@ def retried(action: Callable[[], _T], url: str, attempts: int) -> _T:
                 if isinstance(error, Transient)
                 else Transient("cannot be read", _said(error))
             )
-            _forget_frames(error)
             if attempt == attempts:
                 do = f"tried {attempts} times; the same command tries again"
                 raise BadShard(fault.what, where=shown(url), met=fault.met, wanted=fault.wanted, do=do) from None
@@ -134,13 +133,6 @@ def retried(action: Callable[[], _T], url: str, attempts: int) -> _T:
             log.log(level, "%s: %s, %s; attempt %d in %.1f s", shown(url), fault.what, fault.met, attempt + 1, pause)
             time.sleep(pause)
     raise AssertionError("no attempts")
-
-
-def _forget_frames(error: BaseException | None) -> None:
-    """Libraries keep errors in cycles, and an error keeps the frames that it passed, and these what they mapped."""
-    while error:
-        error.__traceback__ = None
-        error = error.__cause__ or error.__context__
 
 
 def _said(error: Exception) -> str:

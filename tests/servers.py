@@ -1,7 +1,8 @@
-"""Real servers on this machine: files over HTTP, an S3-compatible one; and what goes wrong on the way from them."""
+"""Real servers on this machine (files over HTTP, S3-compatible), what goes wrong on the way, what a cache holds."""
 
 from __future__ import annotations
 
+import fcntl
 import http.client
 import os
 import socket
@@ -11,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Literal
@@ -130,3 +131,14 @@ def s3_server() -> Iterator[int]:
     finally:
         process.kill()
         process.wait()
+
+
+def used(cache: Path) -> int:
+    """Bytes that the files of a cache take, those on their way too."""
+    total = 0
+    with open(cache / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # nothing is deleted, and no room taken, between two looks
+        for path in cache.glob("*/*"):
+            with suppress(FileNotFoundError):
+                total += path.stat().st_size if path.suffix != ".json" else 0
+    return total

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from shards.reader import ShardSet
 from shards.remote import RemoteShardSet, open_set
 from shards.remote_files import RemoteFolder, file_system, is_url
 from shards.select import sample
-from tests.servers import FaultyServer, s3_server, serving
+from tests.servers import FaultyServer, s3_server, serving, used
 
 FAULTS = ["503", "cut", "corrupt", "late"]
 REPOSITORY = Path(__file__).parents[2]
@@ -81,14 +80,6 @@ def room(small_set: Path, tars: int) -> int:
     """Bytes that hold the index and so many tars of the set, and no tar more."""
     shards = ShardSet(small_set)
     return sum(sorted(info.bytes for info in shards.manifest.shards)[-tars:]) + shards.index.nbytes + 4096
-
-
-def used(cache: Path) -> int:
-    total = 0
-    for path in cache.glob("*/*"):
-        with suppress(FileNotFoundError):
-            total += path.stat().st_size if path.suffix != ".json" else 0
-    return total
 
 
 def assert_equal(met: ShardSet, wanted: ShardSet) -> None:
@@ -196,7 +187,7 @@ def test_the_limit_holds_and_the_least_recently_used_goes_first(server, small_se
     view = met.stored(3)
     assert_equal(met, ShardSet(small_set))  # what is needed now takes the place of what was used before
     assert used(tmp_path) <= room(small_set, 3)
-    assert view == ShardSet(small_set).stored(3)  # still held by its view
+    assert view == ShardSet(small_set).stored(3)  # though the file is gone
     with pytest.raises(UserError, match="the limit of the cache is too low"):
         remote(server, tmp_path / "other", limit=1000)
 
@@ -236,14 +227,16 @@ def test_processes_share_a_cache_and_each_tar_is_fetched_once(server, small_set,
 
 def test_eviction_never_breaks_a_reader_in_another_process(server, small_set, tmp_path):
     rng = random.Random(5)
-    server.faults = lambda name, n: rng.choice([*[""] * 9, *FAULTS])
+    # A manifest that is broken twice alike is one that was written so.
+    server.faults = lambda name, n: "" if name == "manifest.json" else rng.choice([*[""] * 9, *FAULTS])
     limit = room(small_set, 3)
     readers = [reader(server, small_set, tmp_path, limit, 4, seed) for seed in range(2)]
     most = 0
     while any(process.poll() is None for process in readers):
         most = max(most, used(tmp_path))
         time.sleep(0.005)
-    assert [process.communicate()[0] for process in readers] == ["equal\n"] * 2
+    said = [process.communicate()[0].splitlines() for process in readers]  # also of many attempts
+    assert [lines[-1] for lines in said] == ["equal"] * 2
     assert limit / 2 < most <= limit
     assert sum(server.gets.values()) > 30  # it was evicted and fetched again
 
@@ -295,11 +288,10 @@ def test_from_an_s3_server_over_a_network_that_fails(small_set, tmp_path, monkey
         store.mkdir("bucket")
         for path in small_set.iterdir():
             store.pipe_file(f"bucket/shards/sav/{path.name}", path.read_bytes())
-        network.faults = lambda name, n: FAULTS[n] if n < 4 else ""
+        network.faults = lambda name, n: FAULTS[n] if n < 4 and name == "sav-000000.tar" else ""
         met = open_set("s3://bucket/shards/sav", Cache(tmp_path, ANY))
         assert_equal(met, ShardSet(small_set))
-        assert {n for name, n in network.gets.items() if name.endswith(".tar")} == {4}
-        met.fetch(0)
+        assert {name: n for name, n in network.gets.items() if n > 1} == {"manifest.json": 2, "sav-000000.tar": 4}
         for url in ("s3://bucket/shards/none", "s3://none/sav"):
             with pytest.raises(UserError, match=f"{url}/manifest.json: no such file"):
                 open_set(url, Cache(tmp_path, ANY))

@@ -24,24 +24,23 @@ _PAUSE = 0.2  # seconds between two looks for room in the cache
 
 
 def check_room(cache: Cache | None, sets: Sequence[ShardSet], window: int) -> None:
-    """Raise `UserError` unless the cache can hold any `window` shards of the remote `sets`; warn where not twice that.
+    """Raise `UserError` unless the cache can hold any two windows of shards of the remote `sets`, and some to spare.
 
-    Samples of a window's shards are mixed, so all of these shards are needed until the window's end: a cache that
-    cannot hold them would fetch them again and again.
+    Samples of a window's shards are mixed, so all of these shards are needed until the window's end, and the next
+    window's should be there by then. What is to spare keeps a reader, such as of held-out samples, from having to wait
+    for what another process has fetched ahead.
     """
-    remote = [s for s in sets if isinstance(s, RemoteShardSet)]
-    sizes = sorted(info.bytes for s in remote for info in s.manifest.shards)
-    if cache is None or not sizes:
-        return
-    indexes = sum(s.index.nbytes for s in remote)
-    largest = sum(sizes[-window:]) + indexes
-    met, wanted = f"{cache.limit / 1e9:,.2f} GB", f"{largest / 1e9:,.2f} GB"
-    if cache.limit < largest:
-        do = "raise it, or write smaller shards (--shard-size)"
-        wanted = f">= {wanted}, so that the {min(window, len(sizes))} shards fit whose samples are mixed"
+    remote = [s for s in dict.fromkeys(sets) if isinstance(s, RemoteShardSet)]
+    sizes = sorted(info.bytes for s in remote for info in s.manifest.shards)[
+        -2 * window - (cache.spare if cache else 0) :
+    ]
+    needed = sum(sizes) + sum(s.index.nbytes for s in remote)
+    if cache and cache.limit < needed:
+        met, do = f"{cache.limit / 1e9:,.2f} GB", "raise it, or write smaller shards (--shard-size)"
+        wanted = (
+            f">= {needed / 1e9:,.2f} GB, so that {len(sizes)} shards fit: those whose samples are mixed, and the next"
+        )
         raise UserError("the cache is too small", where="data.cache_limit", met=met, wanted=wanted, do=do)
-    if cache.limit < min(2 * largest, sum(sizes) + indexes):
-        log.warning("data.cache_limit: %s; from %.2f GB on, shards are fetched a window ahead", met, 2 * largest / 1e9)
 
 
 class Ahead:
@@ -89,6 +88,7 @@ class Ahead:
         """Nothing more is fetched, and all is released. What is on its way still comes into the cache."""
         with self._changed:
             self._closed = True
+            self._current.clear()  # what comes in later is released at once
             for use in self._uses:
                 use.over = True
                 use.place[0].release(use.place[1])

@@ -29,6 +29,7 @@ class Row:
     """What stands in a row."""
 
     sample: StoredSample
+    """Detached: a batch, which may live long, keeps no tar mapped."""
     objects: list[int]
     frames: tuple[int, int]
     """Which two of the sample's frames, from 1."""
@@ -121,7 +122,7 @@ class Rows:
                 decode(stored, objects, target[: len(objects)])
             elif field.name != "pixel_values" or field.frame == 1 or chosen[0] != chosen[1] or not self._first:
                 decode(stored, None, target)
-        return Row(sample, objects, (chosen[0] + 1, chosen[1] + 1), copy)
+        return Row(sample.detached(), objects, (chosen[0] + 1, chosen[1] + 1), copy)
 
     def batch(self, buffers: Buffers, rows: Sequence[Row]) -> dict[str, Any]:
         """All of a batch but its position."""
