@@ -76,9 +76,10 @@ def test_a_sample_that_is_not_sound_is_one_line_and_named(faulty, tmp_path):
         return [*samples[:2], replace(wrong, frames=tuple(replace(f, prompt_masks=prompts) for f in wrong.frames))]
 
     folder = faulty(more)
-    with pytest.raises(UserError, match=rf"{ShardSet(folder).key(2)}: JSON and members differ; met 2 frames, 2 objects; wanted 2 frames, 1 obj"):
+    said = f"{ShardSet(folder).key(2)}: JSON and members differ; met 2 frames, 2 objects; wanted 2 frames, 1 objects"
+    with pytest.raises(UserError, match=said):
         recode(folder, tmp_path / "out", "raw")
-    with pytest.raises(UserError, match=rf"faulty: {ShardSet(folder).key(2)}: no such object; met 1; wanted 0 to 0"):
+    with pytest.raises(UserError, match=said):
         look_at([folder], 100)
 
 
