@@ -131,6 +131,7 @@ BARE: dict[str, Callable[[Path, Sequence[Meta]], None]] = {
 def measure(name: str, codec: Codec, samples: int, seconds: float) -> None:
     with _planned(name, codec, samples) as (plan, root, out):
         store = Folder(out)
+        store.work.mkdir(exist_ok=True)
 
         def ours() -> None:
             write_shard(plan.job, plan.inputs, f"{name}-000000", store, out, lambda count: None)
