@@ -203,6 +203,17 @@ def test_no_room_for_what_is_needed_is_an_error_after_a_while(server, small_set,
     assert_equal(other, ShardSet(small_set))
 
 
+def test_what_is_fetched_ahead_leaves_room_for_what_others_need(server, small_set, tmp_path, monkeypatch):
+    monkeypatch.setattr(caching, "_PATIENCE", 0.1)
+    one, other = (open_set(f"{server.url}/sav", Cache(tmp_path, room(small_set, 4), fetches=1)) for _ in range(2))
+    with pytest.raises(NoRoom):
+        for shard in range(7):
+            one.fetch(shard, ahead=True)
+    held = files(tmp_path)
+    other.fetch(7)
+    assert files(tmp_path) == [*held, "sav-000007.tar"] and 1 <= len(held) <= 2
+
+
 def test_a_file_that_was_damaged_or_deleted_is_fetched_again(server, small_set, tmp_path):
     met, local = remote(server, tmp_path), ShardSet(small_set)
     view = met.stored(0)
