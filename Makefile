@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
-LONGEST := tests/trainer/test_two_processes.py tests/test_every_source.py tests/inference/test_evaluate.py
 
 .PHONY: demo test clean
 .DELETE_ON_ERROR:
@@ -29,9 +28,9 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	# The type checker beside the tests, on what they leave of two cores. The longest file first: whole files go to either.
+	# The type checker beside the tests, on what they leave of two cores. Whole files go to either.
 	$(BIN)/mypy & types=$$!; \
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(LONGEST) tests; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests; \
 	tests=$$?; wait $$types && exit $$tests
 
 clean:
