@@ -147,7 +147,8 @@ def measure(name: str, codec: Codec, samples: int, seconds: float) -> None:
 def rates(name: str, codec: Codec, samples: int, seconds: float, shards: int = 8) -> None:
     cores = sorted(os.sched_getaffinity(0))[:2]
     with _planned(name, codec, samples) as (one, _, out):
-        plan = replace(one, inputs=one.inputs * shards, per_shard=len(one.inputs))
+        inputs, per_shard = one.inputs * shards, len(one.inputs)
+        plan = replace(one, inputs=inputs, outline=replace(one.outline, inputs=len(inputs), per_shard=per_shard))
 
         def turn(workers: int, on: Sequence[int]) -> None:
             os.sched_setaffinity(0, on)
