@@ -59,23 +59,20 @@ def test_a_node_that_is_killed_and_replaced(cluster, sav_root, sav_set, tmp_path
         except BaseException as error:
             failed.append(error)
 
-    def replace_a_node() -> None:
-        victim = next(iter(cluster.worker_nodes))
-        victim.kill_raylet()  # SIGKILL; its workers follow it
-        cluster.remove_node(victim, allow_graceful=False)
-        cluster.add_node(num_cpus=1)
-
-    leader, reaper = threading.Thread(target=write), threading.Thread(target=replace_a_node)
+    leader, replaced = threading.Thread(target=write), False
     leader.start()
     begun: set[str] = set()  # temporary files; each writer of a shard has one of its own
     while leader.is_alive():
         growing = {path.name for path in out.glob(".work/sav-*.tmp")}
         begun |= growing
-        if len(growing) == 2 and reaper.ident is None:
-            reaper.start()
+        if len(growing) == 2 and not replaced:
+            victim = next(iter(cluster.worker_nodes))
+            victim.kill_raylet()  # SIGKILL; its workers follow it
+            cluster.remove_node(victim, allow_graceful=False)
+            cluster.add_node(num_cpus=1)
+            replaced = True
         time.sleep(0.005)
-    assert not failed, failed
-    reaper.join()
+    assert replaced and not failed, failed
     shards = [name.split(".")[0] for name in begun]
     assert len(shards) > len(set(shards)), "no shard was begun twice"
     assert files_of(out) == files_of(sav_set)

@@ -10,6 +10,7 @@ import time
 from itertools import count
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -160,6 +161,7 @@ def test_what_is_no_set(server, tmp_path, url, said):
 
 @pytest.mark.parametrize("protocol, package", [("http", "aiohttp"), ("s3", "s3fs"), ("gs", "gcsfs")])
 def test_a_missing_package_is_named(monkeypatch, protocol, package):
+    monkeypatch.delitem(fsspec.registry._registry, protocol, raising=False)  # where a class stays, once imported
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setitem(sys.modules, f"fsspec.implementations.{protocol}", None)
     with pytest.raises(UserError, match=rf"wanted {package}; pip install {package}, or sa2va-shards\[remote\]"):
