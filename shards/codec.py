@@ -152,29 +152,47 @@ def encode_masks(masks: Bool) -> bytes:
 
 def count_masks(data: Buffer) -> int:
     """How many objects an encoded `masks` member holds."""
-    count = int(np.frombuffer(data[:4], "<u4")[0]) if len(data) >= 4 else -1
+    count = int.from_bytes(data[:4], "little") if len(data) >= 4 else -1
     if not 0 <= count <= min(_MAX_OBJECTS, len(data) // 4 - 1):
         raise BadShard("impossible number of masks", met=str(count), wanted=f"0 to {max(0, len(data) // 4 - 1)}")
     return count
 
 
-def decode_masks(data: Buffer, size: int, objects: Sequence[int] | None = None, out: Bool | None = None) -> Bool:
-    """Decode the masks of `objects` (positions; all by default) to (len(objects), size, size) bool."""
+def decode_masks(
+    data: Buffer, size: int, objects: Sequence[int] | None = None, out: NDArray[Any] | None = None, packed: bool = False
+) -> NDArray[Any]:
+    """Decode the masks of `objects` (positions; all by default) to (len(objects), size, size) bool.
+
+    Args:
+        out: a contiguous array that gets the result.
+        packed: to (len(objects), size, size // 8) uint8 instead, eight pixels a byte, the first in the highest bit.
+    """
     count = count_masks(data)
-    begin = 4 + 4 * count
-    ends = np.frombuffer(data[4:begin], "<u4")
-    length = len(data) - begin
-    if (count and np.any(ends[1:] < ends[:-1])) or (int(ends[-1]) if count else 0) != length:
-        raise BadShard("offsets of masks do not fit", met=str(ends.tolist()[-3:]), wanted=f"rising to {length}")
+    begin, length = 4 + 4 * count, len(data) - 4 - 4 * count
+    last = _end(data, count - 1)
+    if last != length:
+        raise BadShard("offsets of masks do not fit", met=f"the last is {last}", wanted=f"rising to {length}")
     objects = range(count) if objects is None else objects
     if out is None:
-        out = np.empty((len(objects), size, size), np.bool_)
+        shape = len(objects), size, size // 8 if packed else size
+        out = np.empty(shape, np.uint8 if packed else np.bool_)
     for row, position in enumerate(objects):
         if not 0 <= position < count:
             raise BadShard("no such object", met=str(position), wanted=f"0 to {count - 1}")
-        start = begin + (int(ends[position - 1]) if position else 0)
-        _unpack(_decompress(data[start : begin + int(ends[position])], size * size // 8), out[row])
+        start, end = _end(data, position - 1), _end(data, position)
+        if not start <= end <= length:
+            raise BadShard("offsets of masks do not fit", met=f"{start}, {end}", wanted=f"rising to {length}")
+        bits = _decompress(data[begin + start : begin + end], size * size // 8)
+        if packed:
+            out[row] = bits.reshape(out.shape[1:])
+        else:
+            _unpack(bits, out[row])
     return out
+
+
+def _end(data: Buffer, position: int) -> int:
+    """Where the frame of the mask at `position` ends, from the first one's beginning on."""
+    return int.from_bytes(data[4 + 4 * position : 8 + 4 * position], "little") if position >= 0 else 0
 
 
 def _unpack(packed: UInt8, out: Bool) -> None:
@@ -218,15 +236,14 @@ def decode_prompts(data: Buffer, grid: int, objects: Sequence[int] | None = None
     # Headers are padded to 64 bytes, and a count's digits do not reach the next 64: all are equally long.
     count = (len(data) - len(_npy_header("|b1", 1, grid, grid))) // (grid * grid)
     shape = min(max(count, 0), _MAX_OBJECTS), grid, grid
-    flat = _npy_values(data, "|b1", shape)
-    if flat.size and flat.max() > 1:
-        raise BadShard("prompt masks are not binary", met=str(int(flat.max())), wanted="0 or 1")
-    prompts = flat.view(np.bool_).reshape(shape)
+    prompts = _npy_values(data, "|b1", shape).reshape(shape)
     if objects is not None:
         if objects and not 0 <= min(objects) <= max(objects) < count:
             raise BadShard("no such object", met=str(list(objects)), wanted=f"0 to {count - 1}")
         prompts = prompts[list(objects)]
+    if prompts.size and prompts.max() > 1:
+        raise BadShard("prompt masks are not binary", met=str(int(prompts.max())), wanted="0 or 1")
     if out is None:
-        return prompts.copy()
-    out[...] = prompts
+        return prompts.view(np.bool_) if objects is not None else prompts.view(np.bool_).copy()
+    out[...] = prompts.view(np.bool_)
     return out

@@ -27,22 +27,22 @@ def decode_field(
     recipe: Recipe,
     objects: Sequence[int] | None = None,
     out: Array | None = None,
-    normalise: bool = True,
+    as_stored: bool = False,
 ) -> Array:
     """Decode one member to the array that the format's table promises (see `docs/FORMAT.md`).
 
     Args:
         objects: decode only these objects' masks (positions); all by default. Pictures have none.
         out: a contiguous array of the right shape and dtype that gets the result.
-        normalise: `pixel_values` as float32; else as they are stored, uint8.
+        as_stored: `pixel_values` before normalisation, uint8, and `masks` as packed bits (see `codec.decode_masks`).
     """
     if field.name == "masks":
-        return codec.decode_masks(data, recipe.sam_size, objects, out)
+        return codec.decode_masks(data, recipe.sam_size, objects, out, as_stored)
     if field.name == "prompt_masks":
         return codec.decode_prompts(data, recipe.grid, objects, out)
     if field.name == "g_pixel_values":
         return codec.decode_picture(data, recipe.sam_size, out)
-    if not normalise:
+    if as_stored:
         return codec.decode_picture(data, recipe.vision_size, out)
     return codec.normalise(codec.read_picture(data, recipe.vision_size), recipe.mean, recipe.std, out)
 

@@ -63,7 +63,8 @@ class DataConfig:
     prefetch: int = 2
     """Batches in the making ahead of the one in use."""
     normalise: str = "auto"
-    """Where `pixel_values` become float32: host (by the threads), device, or auto: on the device where it is a GPU."""
+    """Where `pixel_values` become float32 and masks a byte a pixel: host (by the threads), device, or auto: on the
+    device where it is a GPU."""
 
     def open_cache(self) -> Cache:
         """Where shards from URLs are read through; nothing is written before one is."""

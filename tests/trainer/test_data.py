@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from skimage import data as photographs
 
@@ -25,7 +27,11 @@ from tests.pipeline.test_folder import write as write_lines
 from tests.pipeline.test_folder import write_pictures
 from trainer.data.loader import Loader, check_recipe, held_out, mix
 from trainer.data.normalise import normalised
+from trainer.data.unpack import unpacked
+from trainer.measure.evaluation import SHOWN, _panels
+from trainer.measure.judge import Judged
 from trainer.model.grounding import MEAN, STD
+from trainer.objectives import step as steps
 from trainer.objectives.noise import object_generators
 from trainer.objectives.step import FIELDS as STEP_FIELDS
 
@@ -58,6 +64,7 @@ def test_batches_hold_what_the_reader_returns(sav_set):
 
 def test_order_is_a_pure_function_of_seed_and_epoch(sav_set):
     assert keys(loader(sav_set, threads=1, prefetch=0)) == keys(loader(sav_set, threads=3, prefetch=4))
+    assert keys(loader(sav_set, threads=0)) == keys(loader(sav_set))
     first, second = keys(loader(sav_set)), keys(loader(sav_set), epoch=1)
     assert sorted(chain(*first)) == sorted(chain(*second)) and first != second
     assert first != keys(loader(sav_set, seed=8))
@@ -246,15 +253,26 @@ def test_only_the_tars_are_opened_whose_samples_are_read(sav_set, tmp_path):
         next(loader(tmp_path).epoch(0))
 
 
-def test_pictures_normalised_on_the_device_train_with_the_same_losses(sav_set, make_loop):
-    losses = []
-    for where, dtype in (("host", torch.float32), ("device", torch.uint8)):
-        loop = make_loop()
-        batches = loader(sav_set, fields=STEP_FIELDS["dual"], need="regions", normalise=where).epoch(0)
-        for batch in islice(batches, 2):
-            assert batch["pixel_values1"].dtype == batch["pixel_values2"].dtype == dtype
-            losses.append({k: float(v) for k, v in loop(batch, "dual").items()})
-    assert losses[:2] == losses[2:] and losses[0] != losses[1]
+def test_a_step_does_what_is_left_to_the_device(sav_set, make_loop, monkeypatch):
+    seen, loop = [], make_loop()
+    monkeypatch.setattr(steps, "dual_loop", lambda passes, teacher, batch, draws: seen.append(batch) or {})
+    monkeypatch.setattr(loop, "_total", lambda parts: parts)
+    for where, dtype, width in (("host", torch.float32, 1024), ("device", torch.uint8, 128)):
+        batch = next(loader(sav_set, fields=STEP_FIELDS["dual"], need="regions", normalise=where).epoch(0))
+        assert batch["pixel_values1"].dtype == batch["pixel_values2"].dtype == dtype
+        assert batch["masks2"].shape == (2, 1024, width)
+        loop(batch, "dual")
+    for field in STEP_FIELDS["dual"]:
+        assert seen[0][field].dtype == seen[1][field].dtype and torch.equal(seen[0][field], seen[1][field]), field
+
+
+def test_what_is_left_to_the_device_is_shown_as_it_is(sav_set):
+    shown = []
+    for where in ("host", "device"):
+        batch = next(loader(sav_set, fields=SHOWN["dual"], normalise=where).epoch(0))
+        panels = _panels(batch, Judged({}, ["a", "b"], None), "dual")
+        shown.append(np.array([[panel.prompt, panel.image, np.stack([panel.truth] * 3, -1)] for panel in panels]))
+    assert np.array_equal(*shown) and shown[0][:, 2].any((1, 2, 3)).all()
 
 
 def test_the_device_gives_the_values_of_the_reader():
@@ -262,6 +280,23 @@ def test_the_device_gives_the_values_of_the_reader():
     met = normalised(torch.from_numpy(values)[None], MEAN, STD)
     assert met.dtype == torch.float32 and np.array_equal(met[0].numpy(), codec.normalise(values, MEAN, STD))
     assert normalised(met, MEAN, STD) is met
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 3))
+def test_the_device_unpacks_masks_as_numpy_does(seed, count):
+    packed = np.random.default_rng(seed).integers(0, 256, (count, 8, 4), np.uint8)
+    met = unpacked(torch.from_numpy(packed))
+    assert met.dtype == torch.bool and np.array_equal(met.numpy(), np.unpackbits(packed, axis=2))
+    assert unpacked(met) is met
+
+
+def test_several_masks_a_sample_come_packed(coco_set, sav_set):
+    options = {"fields": ("masks1",), "batch_size": 5, "seed": 7, "objects_per_sample": 2}
+    masks = [
+        next(Loader([str(path) for path in (coco_set, sav_set)], **options, normalise=where).epoch(0))["masks1"]
+        for where in ("host", "device")
+    ]
+    assert 5 < len(masks[0]) < 10 and np.array_equal(np.packbits(masks[0].numpy(), axis=2), masks[1].numpy())
 
 
 def test_too_few_samples_for_one_batch(sav_set):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,7 +16,9 @@ def mix(values: UInt64, salt: int) -> UInt64:
     return z ^ (z >> np.uint64(31))
 
 
-def choose(visible: NDArray[np.bool_], able: Sequence[int], most: int, salt: int) -> tuple[list[int], tuple[int, int]]:
+def choose(
+    visible: NDArray[np.bool_], able: NDArray[np.int64], most: int, salt: int
+) -> tuple[list[int], tuple[int, int]]:
     """At most `most` objects, rising, and the two frames (from 0) that show them all; one frame twice if need be.
 
     One object is drawn; then, of more than two frames that show it, two; then further objects that both frames show.
@@ -28,12 +28,14 @@ def choose(visible: NDArray[np.bool_], able: Sequence[int], most: int, salt: int
         able: the objects to choose among, each visible in a frame.
         salt: of the draw.
     """
-    order = np.array(able)
-    if len(order) > 1:
-        order = order[np.argsort(mix(order.astype(np.uint64), salt))]
-    showing = np.flatnonzero(visible[:, order[0]])
+    drawn = mix(able.astype(np.uint64), salt)
+    first_drawn = int(able[drawn.argmin()])
+    showing = visible[:, first_drawn].nonzero()[0]
     if len(visible) > 2:
         showing = showing[np.argsort(mix(showing.astype(np.uint64), salt + 1))]
     first, second = int(showing[0]), int(showing[min(1, len(showing) - 1)])
+    if most == 1:
+        return [first_drawn], (first, second)
+    order = able[np.argsort(drawn)]
     shown = order[visible[first, order] & visible[second, order]]
     return sorted(shown[:most].tolist()), (first, second)

@@ -10,8 +10,8 @@ import logging
 import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, Literal
 
 import numpy as np
@@ -32,9 +32,11 @@ log = logging.getLogger(__name__)
 Batch = dict[str, Any]
 """What the loader yields, B samples with M chosen objects in all, as host tensors valid until the next batch but one:
 
-- `pixel_values{k}` (B, 3, 448, 448) float32, or with `normalise="device"` uint8, before normalisation,
+- `pixel_values{k}` (B, 3, 448, 448) float32,
 - `g_pixel_values{k}` (B, 3, 1024, 1024) uint8,
 - `prompt_masks{k}` (M, 16, 16) bool, `masks{k}` (M, 1024, 1024) bool, for the frames k that were asked for,
+- with `normalise="device"` instead `pixel_values{k}` uint8, before normalisation, and `masks{k}` (M, 1024, 128) uint8,
+  eight pixels a byte, the first in the highest bit,
 - `image_of_object` (M,) int64: the sample (row of the pictures) that each object belongs to,
 - `keys` list[str] (B), `meta` list[dict] (B), `texts` list[list[str]] (M), those that say something; the JSON is read
   when one of the last two is looked at,
@@ -96,12 +98,12 @@ class Loader:
         repeats: how often the training samples of a source stand in an epoch, by its name; once where it is not named.
         objects_per_sample: objects chosen at random from each sample; all of them where it has fewer.
         need: choose among the objects that have this, and leave out samples where none has; any object by default.
-        threads: decoders.
+        threads: decoders; 0: a batch is decoded when it is asked for, by who asks.
         prefetch: batches in the making ahead of the one that is in use.
         pin: use page-locked memory (with a GPU).
         cache: where sets at URLs are read through.
-        normalise: "device" leaves `pixel_values` as they are stored, uint8, for `trainer.data.normalise` to turn into
-            the same float32 values where they are used.
+        normalise: "device" leaves `pixel_values` and `masks` as they are stored, for `trainer.data.normalise` and
+            `trainer.data.unpack` to turn into the same values where they are used.
 
     Raises:
         UserError: shards of different recipes, or fewer samples than one optimiser step takes that have what is needed.
@@ -209,14 +211,15 @@ class Loader:
         together = self._batch_size * self._world_size
         ring = self._idle.pop() if self._idle else self._new_ring()
         pending: deque[tuple[Buffers, list[Future[list[Row]]]]] = deque()
-        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="shards")
+        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="shards") if self._threads else _AtOnce()
+        depth = self._prefetch if self._threads else 0
         first = consumed // together
         upcoming = iter(range(first, self._samples_per_epoch // together))
         ahead = self._ahead(order[first * together : self._samples_per_epoch], epoch)
         used = ring.turn
         try:
             for done in range(first, self._samples_per_epoch // together):
-                while len(pending) <= self._prefetch and (number := next(upcoming, None)) is not None:
+                while len(pending) <= depth and (number := next(upcoming, None)) is not None:
                     begin = number * together + self._rank * self._batch_size
                     positions = order[begin : begin + self._batch_size].tolist()
                     pending.append(self._submit(pool, ring.next(), positions, epoch))
@@ -255,10 +258,10 @@ class Loader:
         return Ring([self._rows.buffers(self._batch_size, self._pin) for _ in range(self._prefetch + 2)])
 
     def _submit(
-        self, pool: ThreadPoolExecutor, buffers: Buffers, positions: list[int], epoch: int
+        self, pool: Executor, buffers: Buffers, positions: list[int], epoch: int
     ) -> tuple[Buffers, list[Future[list[Row]]]]:
         """Let each thread fill a run of rows: a task a row costs as much Python as reading it."""
-        size = -(-len(positions) // self._threads)
+        size = -(-len(positions) // max(1, self._threads))
         starts = range(0, len(positions), size)
         return buffers, [pool.submit(self._fill, buffers, n, positions[n : n + size], epoch) for n in starts]
 
@@ -270,6 +273,18 @@ class Loader:
             salt = (self._seed * 1_000_003 + epoch) * 1_000_003 + position
             rows.append(self._rows.fill(buffers, row, sample, self._copies[which], salt))
         return rows
+
+
+class _AtOnce(Executor):
+    """Does what it is given before it gives it back."""
+
+    def submit(self, task: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
+        future = Future[Any]()
+        try:
+            future.set_result(task(*arguments, **named))
+        except Exception as error:
+            future.set_exception(error)
+        return future
 
 
 def _frame_field(name: str) -> Field:

@@ -21,7 +21,7 @@ Need = Literal["texts", "regions"]
 """What a chosen object must have: a prompt cell in a frame, for "texts" a text too. Columns of the index."""
 NEEDED = {"texts": "an object with a text", "regions": "an object with a prompt cell"}
 Normalise = Literal["host", "device"]
-"""Who makes float32 of `pixel_values`: the loader, or whoever has moved them to the device."""
+"""Who makes float32 of `pixel_values` and a byte a pixel of `masks`: the loader, or who moved them to the device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +76,20 @@ class Rows:
         self, fields: Sequence[Field], recipe: Recipe, objects: int, need: Need | None, normalise: Normalise
     ) -> None:
         self._fields, self._recipe, self._objects, self._need = [*fields], recipe, objects, need
-        self._normalise = normalise == "host"
+        self._as_stored = normalise == "device"
         self._first = Field("pixel_values", 1) in self._fields
 
     def buffers(self, batch_size: int, pin: bool) -> Buffers:
         """One batch's tensors; those of objects are (B, objects, ...)."""
         tensors = {}
         for field in self._fields:
-            stored = field.name == "pixel_values" and not self._normalise
-            shape = (batch_size, *field.shape(self._recipe, self._objects))
+            shape, dtype = (batch_size, *field.shape(self._recipe, self._objects)), field.dtype
+            if self._as_stored and field.name == "pixel_values":
+                dtype = np.dtype(np.uint8)
+            elif self._as_stored and field.name == "masks":
+                shape, dtype = (*shape[:-1], shape[-1] // 8), np.dtype(np.uint8)
             # numpy asks for huge pages, which are a tenth faster to write to.
-            empty = torch.from_numpy(np.empty(shape, np.uint8 if stored else field.dtype))
+            empty = torch.from_numpy(np.empty(shape, dtype))
             tensors[str(field)] = torch.empty_like(empty, pin_memory=True) if pin else empty
         return Buffers(tensors)
 
@@ -101,17 +104,18 @@ class Rows:
         def decode(field: Field, objects: Sequence[int] | None = None, out: Array | None = None) -> Array:
             stored = _field(field.name, None) if single else field
             try:
-                return decode_field(stored, sample.members[stored], self._recipe, objects, out, self._normalise)
+                return decode_field(stored, sample.members[stored], self._recipe, objects, out, self._as_stored)
             except BadShard as error:
                 raise error.at(f"{sample.where}.{stored}") from None
 
-        visible = np.ones((min(frames, 2), count), np.bool_)
         if self._need:
             visible = np.stack([decode(_field("prompt_masks", f + 1)).any(axis=(1, 2)) for f in range(frames)])
-        able: list[int] = np.flatnonzero(visible.any(axis=0)).tolist()
+            able = np.flatnonzero(visible.any(axis=0))
+        else:
+            visible, able = np.ones((min(frames, 2), count), np.bool_), np.arange(count)
         if self._need == "texts":
-            able = [n for n in able if texts_of(sample.meta["objects"][n])]
-        if not able:
+            able = np.array([n for n in able.tolist() if texts_of(sample.meta["objects"][n])], np.int64)
+        if not len(able):
             wanted, do = NEEDED[self._need or "regions"], "look at the set with cli.py verify-shard"
             raise BadShard("index and sample differ", where=sample.where, wanted=wanted, do=do)
         objects, chosen = choose(visible, able, self._objects, salt)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from trainer.config import Config
 from trainer.data.loader import Batch, Loader
+from trainer.data.unpack import unpacked
 from trainer.measure.judge import JUDGED, TARGET_FRAME, Judged
 from trainer.measure.report import Panel, tinted
 from trainer.modes import autocast
@@ -71,7 +72,7 @@ def _panels(batch: Batch, judged: Judged, objective: str) -> Iterator[Panel]:
         points = regular_points(1, _SIDE, torch.device("cpu"))
         prompt = None
         if objective in ("dual", "describe"):
-            region = _square(truth_at(batch["masks1"][i : i + 1], points))
+            region = _square(truth_at(unpacked(batch["masks1"][i : i + 1]), points))
             prompt = tinted(_thumbnail(batch["g_pixel_values1"][sample]), region)
         prediction = None if judged.logits is None else judged.logits[i : i + 1].cpu()
         numbers = ("iou", "swap_gap", "caption")
@@ -79,7 +80,7 @@ def _panels(batch: Batch, judged: Judged, objective: str) -> Iterator[Panel]:
             name=batch["keys"][sample],
             prompt=prompt,
             image=_thumbnail(batch[f"g_pixel_values{frame}"][sample]),
-            truth=_square(truth_at(batch[f"masks{frame}"][i : i + 1], points)),
+            truth=_square(truth_at(unpacked(batch[f"masks{frame}"][i : i + 1]), points)),
             prediction=None if prediction is None else _square(logits_at(prediction, points) > 0),
             caption=judged.captions[i],
             values={name: float(judged.values[name][i]) for name in numbers if name in judged.values},

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from trainer.config import Config
 from trainer.data.loader import Need
 from trainer.data.normalise import normalised
+from trainer.data.unpack import unpacked
 from trainer.measure.flops import Costs
 from trainer.measure.judge import Judged, judge
 from trainer.model.grounding import MEAN, STD
@@ -119,4 +120,5 @@ class Step(nn.Module):
     def _to_device(self, batch: Batch) -> Batch:
         device = self.model.device
         moved = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
-        return moved | {k: normalised(v, MEAN, STD) for k, v in moved.items() if k.startswith("pixel_values")}
+        pixels = {k: normalised(v, MEAN, STD) for k, v in moved.items() if k.startswith("pixel_values")}
+        return moved | pixels | {k: unpacked(v) for k, v in moved.items() if k.startswith("masks")}
