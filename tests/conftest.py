@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,11 @@ from pipeline.engines import EngineName
 from pipeline.plan import Plan, make_plan
 from pipeline.run import MakePlan, Summary, run
 from pipeline.sources import source_named
+from shards import remote_files
 from shards.recipe import named_recipe
 from shards.recode import recode
+from shards.select import sample
+from tests.servers import FaultyServer, serving
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -76,6 +79,27 @@ def raw_set(sav_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("raw_shards") / "sav"
     recode(sav_set, folder, "raw", 2)
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_set(sav_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """8 samples of `sav_set`, a tar each. Not to be changed."""
+    folder = tmp_path_factory.mktemp("small") / "sav"
+    sample(sav_set, folder, 8, 0, 1)
+    return folder
+
+
+@pytest.fixture
+def server(small_set: Path, short_pauses: None) -> Iterator[FaultyServer]:
+    """Serves `small_set` as /sav."""
+    with serving(small_set.parent) as server:
+        yield server
+
+
+@pytest.fixture
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two attempts at a file of a URL."""
+    monkeypatch.setattr(remote_files, "_BACKOFF", 0.01)
 
 
 @pytest.fixture

@@ -10,18 +10,16 @@ import time
 from itertools import count
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pytest
+from fsspec.registry import _registry
 
 from shards import cache as caching
-from shards import remote_files
 from shards.cache import Cache, NoRoom
 from shards.errors import UserError
 from shards.reader import ShardSet
 from shards.remote import RemoteShardSet, open_set
 from shards.remote_files import RemoteFolder, file_system, is_url
-from shards.select import sample
 from tests.servers import FaultyServer, s3_server, serving, used
 
 FAULTS = ["503", "cut", "corrupt", "late"]
@@ -42,25 +40,6 @@ for position in order:
     assert remote.stored(position) == local.stored(position)
 print("equal")
 """
-
-
-@pytest.fixture(scope="module")
-def small_set(sav_set, tmp_path_factory) -> Path:
-    """8 samples, a tar each."""
-    folder = tmp_path_factory.mktemp("small") / "sav"
-    sample(sav_set, folder, 8, 0, 1)
-    return folder
-
-
-@pytest.fixture
-def server(small_set):
-    with serving(small_set.parent) as server:
-        yield server
-
-
-@pytest.fixture(autouse=True)
-def short_pauses(monkeypatch):
-    monkeypatch.setattr(remote_files, "_BACKOFF", 0.01)
 
 
 def remote(server: FaultyServer, folder: Path, limit: int = ANY, attempts: int = 6) -> ShardSet:
@@ -161,7 +140,7 @@ def test_what_is_no_set(server, tmp_path, url, said):
 
 @pytest.mark.parametrize("protocol, package", [("http", "aiohttp"), ("s3", "s3fs"), ("gs", "gcsfs")])
 def test_a_missing_package_is_named(monkeypatch, protocol, package):
-    monkeypatch.delitem(fsspec.registry._registry, protocol, raising=False)  # where a class stays, once imported
+    monkeypatch.delitem(_registry, protocol, raising=False)  # where a class stays, once imported
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setitem(sys.modules, f"fsspec.implementations.{protocol}", None)
     with pytest.raises(UserError, match=rf"wanted {package}; pip install {package}, or sa2va-shards\[remote\]"):
@@ -286,7 +265,7 @@ def test_a_full_disk_is_one_line(server, tmp_path, monkeypatch):
     assert files(tmp_path / "there") == []
 
 
-def test_from_an_s3_server_over_a_network_that_fails(small_set, tmp_path, monkeypatch):
+def test_from_an_s3_server_over_a_network_that_fails(small_set, tmp_path, monkeypatch, short_pauses):
     with s3_server() as port, serving(upstream=port) as network:
         for name, value in {
             "AWS_ACCESS_KEY_ID": "someone",

@@ -9,37 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from shards import remote_files
 from shards.cache import Cache
 from shards.errors import UserError
 from shards.reader import ShardSet
-from shards.select import sample
-from tests.servers import FaultyServer, serving, used
+from tests.servers import FaultyServer, used
 from trainer.data import loader as loading
 from trainer.data.loader import Batch, Loader
 from trainer.train import main
 
 FIELDS = ("pixel_values1", "prompt_masks1", "pixel_values2", "g_pixel_values2", "masks2")
 ANY = 10**9
-
-
-@pytest.fixture(scope="module")
-def small_set(sav_set, tmp_path_factory) -> Path:
-    """12 samples, a tar each."""
-    folder = tmp_path_factory.mktemp("small") / "sav"
-    sample(sav_set, folder, 12, 0, 1)
-    return folder
-
-
-@pytest.fixture
-def server(small_set):
-    with serving(small_set.parent) as server:
-        yield server
-
-
-@pytest.fixture(autouse=True)
-def short_pauses(monkeypatch):
-    monkeypatch.setattr(remote_files, "_BACKOFF", 0.01)
 
 
 def loader(path: object, cache: Cache | None = None, **options) -> Loader:
@@ -82,7 +61,7 @@ def test_shards_are_fetched_ahead_in_the_order_of_their_use(server: FaultyServer
     batches = far.epoch(0)
     next(batches)
     until = time.monotonic() + 60
-    while len(list(tmp_path.glob("*/*.tar"))) < 12:  # though one batch alone was asked for
+    while len(list(tmp_path.glob("*/*.tar"))) < 8:  # though one batch alone was asked for
         assert time.monotonic() < until
         time.sleep(0.02)
     assert [name for name in asked if name.endswith(".tar")] == [f"sav-{index[p]['shard']:06d}.tar" for p in order]
@@ -109,7 +88,7 @@ def test_a_cache_that_holds_two_windows_is_enough(server, small_set, tmp_path, m
             assert used(tmp_path) <= limit
         assert [next(own, None) for own in batches] == [None] * ranks
     fetched = sum(n for name, n in server.gets.items() if name.endswith(".tar"))
-    assert 12 + 6 <= fetched <= 24 + 3  # each shard once an epoch, but for what stood there still
+    assert 8 + 2 <= fetched <= 16 + 3  # each shard once an epoch, but for what stood there still
     until = time.monotonic() + 60
     while f"{tmp_path}/" in re.sub(
         r".*\.npy.*", "", Path("/proc/self/maps").read_text()
@@ -138,7 +117,7 @@ def test_held_out_samples_are_fetched_as_far_as_they_are_read(server: FaultyServ
 
 
 def test_a_cache_too_small_for_two_windows_is_refused(server, small_set, tmp_path, monkeypatch):
-    for window, tars in ((64, 12), (2, 6)):  # all of them; 2 * 2 and 2 to spare
+    for window, tars in ((64, 8), (2, 6)):  # all of them; 2 * 2 and 2 to spare
         monkeypatch.setattr(loading, "_SHUFFLE_WINDOW", window)
         enough = room(small_set, tars)
         said = (
