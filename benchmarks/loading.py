@@ -1,32 +1,37 @@
 """How fast batches come: the loader, other libraries, decoding on the fly, and the bound that memory sets.
 
-    python -m benchmarks.loading [--samples 64] [--rounds 5] [--only loader,bound]
+    python -m benchmarks.loading [--only loader,bound] [--rounds 5] [--samples 16] [--repeats 12] [--data FOLDER]
 
-One sample is one picture with one object, all four tensors ready as torch tensors in a batch of 8; photographs of
-2250 x 1500 (SA-1B's layout, 100 masks each), and pairs as SAV has them. `benchmarks/peers.py` holds the other ways;
-those whose library is missing are left out (`pip install sa2va-shards[bench]`).
+One sample is one picture of 2250 x 1500 with 100 masks (SA-1B's layout), of which one is taken; all four tensors are
+ready as torch tensors in a batch of 8. `benchmarks/peers.py` holds the other ways; those whose library is missing are
+left out (`pip install sa2va-shards[bench]`).
 
-  loader     shards through trainer.data.loader.Loader with 1 or 2 threads, codecs raw and zstd
-  bound      the bytes that raw shards store, copied from the mapped tar into ready batches by as many threads
+  bound      as many bytes as a uint8 batch holds, copied from the mapped tars into ready batches
+  loader     shards through trainer.data.loader.Loader, codecs raw and zstd
   cold       as loader, its pages dropped before: from the disk
+  on the fly Pillow, torchvision and pycocotools in a DataLoader: SA-1B's photographs; SAV's npz, a pair each
+  ...        the libraries by name
+  first      seconds to the first batch of sets of 1,000 and 10,000 shards
+  memory     what a loader holds, after each of ten epochs
 
-uint8 and float32 say how `pixel_values` are delivered. All ways take turns; the medians of the rounds are printed, with
-the spread, and the ratio of each round's rate to that round's bound with 2 threads. Start-up is the time from making
-the loader (and its worker processes) to its first batch.
+`--only` takes parts of these names, or of "loader, raw, uint8" and the like. All with 0, 1 and 2 threads (bound,
+loader, grain, ffcv) or worker processes. uint8: `pixel_values` before normalisation and masks as packed bits, what is
+left is the device's; float32: normalised, and a byte a pixel of the mask. All ways take turns; the medians of the
+rounds are printed, with the lowest and the highest; ratios are those of the rates in the same round. Start-up is the
+time from making the loader (and its worker processes) to its first batch.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
 import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import cycle
@@ -37,22 +42,14 @@ import numpy as np
 import torch
 
 from benchmarks import peers
+from benchmarks.loading_data import EXACT, repeat, write
 from benchmarks.peers import BATCH, Epoch
-from benchmarks.raw_files import sa1b, sav
-from pipeline.plan import make_plan
-from pipeline.run import run
-from pipeline.sources import choices_of, source_named
-from shards.format import CODECS, INDEX, LOSSY, MANIFEST
 from shards.reader import ShardSet
-from shards.recipe import RECIPES
-from shards.recode import recode
 from trainer.data.loader import Loader
 from trainer.data.rows import Normalise
 
 FIELDS = ("pixel_values1", "g_pixel_values1", "prompt_masks1", "masks1")
 DELIVERED: dict[Normalise, str] = {"device": "uint8", "host": "float32"}
-_SHARD_BYTES = 64 << 20
-_EXACT = [codec for codec in CODECS if codec not in LOSSY]
 _BATCHES = 4  # that a copy goes round: a loader's `prefetch` + 2
 
 
@@ -103,25 +100,31 @@ def cold(folder: Path, threads: int) -> Epoch:
 
 
 def bound(folder: Path, threads: int) -> Epoch:
-    """Copy all members of the samples, one after the other, into batches of bytes."""
-    shards = ShardSet(folder)
-    views = [[np.frombuffer(v, np.uint8) for v in shards.open(n).members.values()] for n in range(len(shards))]
-    widths = [max(view[k].size for view in views) for k in range(len(views[0]))]
-    ring = cycle([[np.zeros((BATCH, width), np.uint8) for width in widths] for _ in range(_BATCHES)])
-    pool = ThreadPoolExecutor(threads)
+    """Copy both pictures of each sample, and for the cells and the mask's bits as many bytes once more.
+
+    The latter come from the beginning of a picture: they are in the processor's cache, as what was just unpacked is.
+    """
+    shards, views = ShardSet(folder), []
+    for n in range(len(shards)):
+        small, large, *_ = (np.frombuffer(data, np.uint8) for data in shards.open(n).members.values())
+        views.append([small, large, large[: (1024 * 1024 + 8 * 16 * 16) // 8]])
+    ring = cycle([[np.zeros((BATCH, view.size), np.uint8) for view in views[0]] for _ in range(_BATCHES)])
+    pool = ThreadPoolExecutor(max(1, threads))
 
     def copy(batch: Sequence[np.ndarray], start: int, rows: range) -> None:
         for row in rows:
             for target, view in zip(batch, views[start + row], strict=True):
-                target[row, : view.size] = view
+                target[row] = view
 
     def epoch() -> Iterator[int]:
-        share = BATCH // threads
-        pending = []
+        pending: list[list[Future[None]]] = []
         for start in range(0, len(views) // BATCH * BATCH, BATCH):
             batch = next(ring)
-            parts = [range(n, n + share) for n in range(0, BATCH, share)]
-            pending.append([pool.submit(copy, batch, start, rows) for rows in parts])
+            if not threads:
+                yield copy(batch, start, range(BATCH)) or start
+                continue
+            share = BATCH // threads
+            pending.append([pool.submit(copy, batch, start, range(n, n + share)) for n in range(0, BATCH, share)])
         for number, futures in enumerate(pending):
             for future in futures:
                 future.result()
@@ -130,62 +133,41 @@ def bound(folder: Path, threads: int) -> Epoch:
     return epoch
 
 
-def shard(name: str, raw: Path, out: Path) -> None:
-    source = source_named(name)
-    choices = choices_of(source, {})
-    run(lambda known, records: make_plan(source, raw, RECIPES["default"], _SHARD_BYTES, records, choices), out, 2, 0.0)
-
-
-def all_ways(root: Path, count: int) -> Iterator[Way]:
-    """Write the data where it is not there yet, then say how it can be read."""
-    if not (root / "raw").exists():
-        sa1b(root / "sa1b", count)
-        sav(root / "sav", count // 2)
-        shard("sa1b", root / "sa1b", root / "zstd")
-        recode(root / "zstd", root / "raw", "raw", 2)
+def all_ways(root: Path, wanted: Callable[[str], bool]) -> Iterator[Way]:
+    """How the data below `root` can be read, those whose name is wanted."""
 
     def stored(folder: str) -> int:
         sizes = [path.stat().st_size for path in (root / folder).rglob("*") if path.is_file()]
         return sum(sizes) // len(ShardSet(root / "raw"))
 
-    for threads in (1, 2):
-        yield Way("bound", threads, stored("raw"), partial(bound, root / "raw", threads))
-        for codec in _EXACT:
+    for threads in (0, 1, 2):
+        if wanted("bound"):
+            yield Way("bound", threads, stored("raw"), partial(bound, root / "raw", threads))
+        for codec in EXACT:
             for where, delivered in DELIVERED.items():
-                make = partial(ours, root / codec, threads, where)
-                yield Way(f"loader, {codec}, {delivered}", threads, stored(codec), make)
-    for codec in _EXACT:
-        yield Way(f"cold, {codec}, uint8", 2, stored(codec), partial(cold, root / codec, 2))
-    for name, pattern in (("2250 x 1500", "sa1b/*.jpg"), ("SAV npz", "sav/*/*.npz")):
-        paths = sorted(root.glob(pattern))[: 4 * BATCH]
+                if wanted(name := f"loader, {codec}, {delivered}"):
+                    yield Way(name, threads, stored(codec), partial(ours, root / codec, threads, where))
+    for codec in EXACT:
+        if wanted(name := f"cold, {codec}, uint8"):
+            yield Way(name, 2, stored(codec), partial(cold, root / f"cold-{codec}", 2))
+    for kind, pattern in (("2250 x 1500", "sa1b/*.jpg"), ("SAV npz", "sav/*/*.npz")):
+        paths = sorted(root.glob(pattern)) * 2
         size = sum(path.stat().st_size for path in paths) // len(paths)
-        for workers in (0, 1, 2):
-            yield Way(f"on the fly, {name}, float32", workers, size, partial(peers.on_the_fly, paths, workers))
-    for peer, (write, read) in peers.PEERS.items():
-        folder = peer if write else "raw"
-        if write and not (root / peer).exists() and not peers.installed(write, root / "raw", root / peer):
+        for delivered in DELIVERED.values():
+            for workers in (0, 1, 2):
+                if wanted(name := f"on the fly, {kind}, {delivered}"):
+                    yield Way(name, workers, size, partial(peers.on_the_fly, paths, workers, delivered == "float32"))
+    for peer, (write_own, read) in peers.PEERS.items():
+        names = {where: f"{peer}, {delivered}" for where, delivered in DELIVERED.items()}
+        if not any(map(wanted, names.values())):
             continue
-        for workers in (0, 1, 2):
-            for where, delivered in DELIVERED.items():
-                make = partial(read, root / folder, workers, where == "host")
-                yield Way(f"{peer}, {delivered}", workers, stored(folder), make)
-
-
-def many_shards(source: Path, folder: Path, count: int) -> Path:
-    """A set of `count` tars that are all the same file under other names, as many samples each."""
-    folder.mkdir()
-    body = json.loads((source / MANIFEST).read_text())
-    first = body["shards"][0]
-    names = [f"sa1b-{n:06d}.tar" for n in range(count)]
-    for name in names:
-        (folder / name).hardlink_to(source / first["name"])
-    rows = np.load(source / INDEX)
-    rows = np.tile(rows[rows["shard"] == 0], count)
-    rows["shard"] = np.arange(count).repeat(first["samples"])
-    np.save(folder / INDEX, rows)
-    body |= {"shards": [{**first, "name": name} for name in names], "samples": len(rows)}
-    (folder / MANIFEST).write_text(json.dumps(body))
-    return folder
+        if write_own and not (root / peer).exists() and not peers.installed(write_own, root / "raw", root / peer):
+            continue
+        folder = peer if write_own else "raw"
+        for workers in (1, 2) if peer == "ffcv" else (0, 1, 2):
+            for where, name in names.items():
+                if wanted(name):
+                    yield Way(name, workers, stored(folder), partial(read, root / folder, workers, where == "host"))
 
 
 def first_batch(folder: Path) -> float:
@@ -217,36 +199,63 @@ def spread(values: Sequence[float], digits: int) -> str:
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
+def against(rates: Sequence[float], reference: Way | None, over: bool) -> str:
+    """The ratio to the reference's rate of the same round, or what the reference is over it."""
+    if reference is None:
+        return ""
+    pairs = zip(rates, reference.rates, strict=True)
+    return spread([b / a if over else a / b for a, b in pairs], 1 if over else 2)
+
+
+def measure(ways: Sequence[Way], rounds: int) -> None:
+    for number in range(rounds + 1):  # the first round opens and warms up
+        for way in ways:
+            way.turn()
+        print(f"round {number} of {rounds}", flush=True)
+    with_two = {way.name: way for way in ways if way.workers == 2}
+    print("| way | workers or threads | samples/s | of the bound | loader's | bytes a sample | first batch, s |")
+    print("|---" * 7 + "|")
+    for way in ways:
+        share = against(way.rates, with_two.get("bound"), False)
+        delivered = "float32" if way.name.endswith("float32") else "uint8"
+        times = against(way.rates, with_two.get(f"loader, raw, {delivered}"), True)
+        print(
+            f"| {way.name} | {way.workers} | {spread(way.rates, 0)} | {share} | {times} | {way.stored:,} "
+            f"| {way.start:.3f} |",
+            flush=True,
+        )
+    print("of the bound: with 2 threads. loader's: how often the rate that the loader has with raw shards, 2 threads.")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Loading rates, as ratios.")
-    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=16, help="photographs")
+    parser.add_argument("--repeats", type=int, default=12, help="how often each stands in an epoch")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", default="", help="parts of the names of the ways to measure, with commas between")
+    parser.add_argument("--only", default="", help="parts of the names of what to measure, with commas between")
     parser.add_argument(
         "--data", type=Path, help="folder for the data, kept for another run; a temporary one by default"
     )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+
+    def wanted(name: str) -> bool:
+        return any(part in name for part in arguments.only.split(","))
+
     with tempfile.TemporaryDirectory() as name:
-        root, only = arguments.data or Path(name), arguments.only.split(",")
-        ways = [w for w in all_ways(root, arguments.samples) if any(part in w.name for part in only)]
-        for number in range(arguments.rounds + 1):  # the first round opens and warms up
-            for way in ways:
-                way.turn()
-            print(f"round {number} of {arguments.rounds}", flush=True)
-        bounds = next((way.rates for way in ways if way.name == "bound" and way.workers == 2), None)
-        print("| way | workers or threads | samples/s | of the bound | bytes a sample | first batch, s |")
-        print("|---" * 6 + "|")
-        for way in ways:
-            ratio = "" if bounds is None else spread([a / b for a, b in zip(way.rates, bounds, strict=True)], 3)
-            print(
-                f"| {way.name} | {way.workers} | {spread(way.rates, 0)} | {ratio} | {way.stored:,} | {way.start:.3f} |"
-            )
-        told = ", ".join(f"{value:.0f}" for value in memory(root / "raw", 10))
-        print(f"anonymous memory above the start, MB, after each of 10 epochs of a loader: {told}")
-        for count in (1000, 10_000):
-            folder = many_shards(root / "raw", root / f"many-{count}", count)
-            print(f"first batch of {count:,} shards, ms: {spread([1e3 * first_batch(folder) for _ in range(5)], 0)}")
+        root = arguments.data or Path(name)
+        write(root, arguments.samples, arguments.repeats)
+        ways = [*all_ways(root, wanted)]
+        os.sync()
+        if ways:
+            measure(ways, arguments.rounds)
+        if wanted("memory"):
+            told = ", ".join(f"{value:.0f}" for value in memory(root / "raw", 10))
+            print(f"anonymous memory above the start, MB, after each of 10 epochs of a loader: {told}")
+        for count in (1000, 10_000) if wanted("first") else ():
+            folder = repeat(root / "cold-raw", root / f"many-{count}", count)
+            taken = [1e3 * first_batch(folder) for _ in range(1 + arguments.rounds)][1:]  # the first one warms up
+            print(f"first batch of {count:,} shards, ms: {spread(taken, 0)}", flush=True)
             shutil.rmtree(folder)
 
 

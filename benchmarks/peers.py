@@ -1,8 +1,9 @@
 """Other ways to load the same samples: on the fly, and from the formats of other libraries.
 
-Each yields batches of 8 as torch tensors: pictures, prompt cells and the mask of one object, `pixel_values` as uint8 or
-normalised to float32. Those with a format of their own write it first. What is stored is the same for all: uint8
-pictures, packed bits of the mask (webdataset reads our own tars).
+Each yields batches of 8 as torch tensors: pictures, prompt cells and the mask of one object; `finished`: `pixel_values`
+normalised to float32 and a byte a pixel of the mask, else both as they are stored. Those with a format of their own
+write it first. What is stored is the same for all: uint8 pictures, packed bits of the mask (webdataset reads our own
+tars).
 """
 
 from __future__ import annotations
@@ -41,15 +42,15 @@ def samples(folder: Path) -> Iterator[dict[str, np.ndarray]]:
             "pixel_values": codec.decode_picture(sample["pixel_values"], 448),
             "g_pixel_values": codec.decode_picture(sample["g_pixel_values"], 1024),
             "prompt_masks": codec.decode_prompts(sample["prompt_masks"], 16, [0]).view(np.uint8),
-            "masks": np.packbits(codec.decode_masks(sample["masks"], 1024, [0]), axis=-1),
+            "masks": codec.decode_masks(sample["masks"], 1024, [0], packed=True),
         }
 
 
-def ready(sample: dict[str, np.ndarray], normalise: bool) -> tuple[np.ndarray, ...]:
+def ready(sample: dict[str, np.ndarray], finished: bool) -> tuple[np.ndarray, ...]:
     """The four arrays as they are delivered."""
-    small = sample["pixel_values"]
-    small = codec.normalise(small, MEAN, STD) if normalise else small
-    masks = np.unpackbits(sample["masks"], axis=-1).view(np.bool_)
+    small, masks = sample["pixel_values"], sample["masks"]
+    if finished:
+        small, masks = codec.normalise(small, MEAN, STD), np.unpackbits(masks, axis=-1).view(np.bool_)
     return small, sample["g_pixel_values"], np.asarray(sample["prompt_masks"]).view(np.bool_), masks
 
 
@@ -61,9 +62,10 @@ def _loader(dataset: Any, workers: int) -> Epoch:
 class Pictures(Dataset):
     """Photographs with masks as run lengths (SA-1B), or frame 1 of SAV's npz, as people write it."""
 
-    def __init__(self, paths: list[Path]) -> None:
+    def __init__(self, paths: list[Path], finished: bool) -> None:
         self.paths = paths
-        self.to_448 = T.Compose([T.Resize((448, 448)), T.ToTensor(), T.Normalize(MEAN, STD)])
+        last = [T.ToTensor(), T.Normalize(MEAN, STD)] if finished else [T.PILToTensor()]
+        self.to_448 = T.Compose([T.Resize((448, 448)), *last])
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -82,18 +84,19 @@ class Pictures(Dataset):
         return self.to_448(picture), TF.pil_to_tensor(picture.resize((1024, 1024))), *masks
 
 
-def on_the_fly(paths: list[Path], workers: int) -> Epoch:
-    return _loader(Pictures(paths), workers)
+def on_the_fly(paths: list[Path], workers: int, finished: bool) -> Epoch:
+    """Its masks are a byte a pixel in either way."""
+    return _loader(Pictures(paths, finished), workers)
 
 
-def webdataset(folder: Path, workers: int, normalise: bool) -> Epoch:
+def webdataset(folder: Path, workers: int, finished: bool) -> Epoch:
     """On our own tars: npy members are decoded by the library, masks by our codec."""
     import webdataset as wds
 
     def four(sample: dict[str, Any]) -> tuple[np.ndarray, ...]:
         small = sample["pixel_values.npy"]
-        small = codec.normalise(small, MEAN, STD) if normalise else small
-        masks = codec.decode_masks(sample["masks.bits.zst"], 1024, [0])
+        small = codec.normalise(small, MEAN, STD) if finished else small
+        masks = codec.decode_masks(sample["masks.bits.zst"], 1024, [0], packed=not finished)
         return small, sample["g_pixel_values.npy"], sample["prompt_masks.npy"][:1], masks
 
     dataset = wds.WebDataset([str(tar) for tar in sorted(folder.glob("*.tar"))], shardshuffle=False, empty_check=False)
@@ -110,12 +113,12 @@ def write_litdata(source: Path, folder: Path) -> None:
     writer.merge()
 
 
-def litdata(folder: Path, workers: int, normalise: bool) -> Epoch:
+def litdata(folder: Path, workers: int, finished: bool) -> Epoch:
     from litdata import StreamingDataLoader, StreamingDataset
 
     class Ready(StreamingDataset):
         def __getitem__(self, index: Any) -> Any:
-            return ready(super().__getitem__(index), normalise)
+            return ready(super().__getitem__(index), finished)
 
     loader = StreamingDataLoader(
         Ready(str(folder)), batch_size=BATCH, num_workers=workers, drop_last=True, persistent_workers=workers > 0
@@ -132,13 +135,13 @@ def write_streaming(source: Path, folder: Path) -> None:
             writer.write(sample)
 
 
-def streaming(folder: Path, workers: int, normalise: bool) -> Epoch:
+def streaming(folder: Path, workers: int, finished: bool) -> Epoch:
     from streaming import StreamingDataset
     from streaming.base.util import clean_stale_shared_memory
 
     class Ready(StreamingDataset):
         def __getitem__(self, index: Any) -> Any:
-            return ready(super().__getitem__(index), normalise)
+            return ready(super().__getitem__(index), finished)
 
     clean_stale_shared_memory()
     return _loader(Ready(local=str(folder), batch_size=BATCH, shuffle=False), workers)
@@ -154,14 +157,14 @@ def write_grain(source: Path, folder: Path) -> None:
     writer.close()
 
 
-def grain(folder: Path, threads: int, normalise: bool) -> Epoch:
+def grain(folder: Path, threads: int, finished: bool) -> Epoch:
     import grain.python as pygrain
 
     ends = np.cumsum([np.prod(SHAPES[name]) for name in NAMES])
 
     def decode(record: bytes) -> tuple[np.ndarray, ...]:
         parts = np.split(np.frombuffer(record, np.uint8), ends[:-1])
-        return ready({n: part.reshape(SHAPES[n]) for n, part in zip(NAMES, parts, strict=True)}, normalise)
+        return ready({n: part.reshape(SHAPES[n]) for n, part in zip(NAMES, parts, strict=True)}, finished)
 
     source = pygrain.ArrayRecordDataSource([str(folder / "samples.array_record")])
     batches = pygrain.MapDataset.source(source).map(decode).batch(BATCH, drop_remainder=True)
@@ -196,8 +199,8 @@ def write_ffcv(source: Path, folder: Path) -> None:
     DatasetWriter(str(folder / "samples.beton"), fields, num_workers=1).from_indexed_dataset(_Stored(source))
 
 
-def ffcv(folder: Path, threads: int, normalise: bool) -> Epoch:
-    """Its threads fill the batches; at least one. Masks are unpacked and pixels normalised a batch at a time."""
+def ffcv(folder: Path, threads: int, finished: bool) -> Epoch:
+    """Its threads, at least one, fill the batches. Masks are unpacked and pixels normalised a batch at a time."""
     from ffcv.fields.decoders import NDArrayDecoder
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import ToTensor
@@ -205,7 +208,7 @@ def ffcv(folder: Path, threads: int, normalise: bool) -> Epoch:
     loader = Loader(
         str(folder / "samples.beton"),
         batch_size=BATCH,
-        num_workers=max(1, threads),
+        num_workers=threads,
         order=OrderOption.SEQUENTIAL,
         drop_last=True,
         pipelines={name: [NDArrayDecoder(), ToTensor()] for name in NAMES},
@@ -214,8 +217,11 @@ def ffcv(folder: Path, threads: int, normalise: bool) -> Epoch:
 
     def epoch() -> Iterator[Any]:
         for small, large, cells, packed in loader:
+            if not finished:
+                yield small, large, cells.bool(), packed
+                continue
             masks = torch.from_numpy(np.unpackbits(packed.numpy(), axis=-1).view(np.bool_))
-            yield (small / 255 - mean) / std if normalise else small, large, cells.bool(), masks
+            yield (small / 255 - mean) / std, large, cells.bool(), masks
 
     return epoch
 

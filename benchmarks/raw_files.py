@@ -33,12 +33,21 @@ def mosaic(height: int, width: int) -> NDArray[np.uint8]:
 def shapes(height: int, width: int, count: int, seed: int) -> list[Bool]:
     """Ellipses whose areas spread as SA-1B's do: a median of half a percent of the picture."""
     rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:height, :width]
+    y, x = np.ogrid[:height, :width]
     found = []
     for _ in range(count):
         radius = np.sqrt(np.clip(rng.lognormal(np.log(0.005), 1.3), 2e-4, 0.3) * height * width / np.pi)
         tall, centre = rng.uniform(0.6, 1.6), (rng.uniform(0, height), rng.uniform(0, width))
-        found.append(((y - centre[0]) / tall) ** 2 + ((x - centre[1]) * tall) ** 2 <= radius**2)
+        mask = np.zeros((height, width), np.bool_)
+        # Nowhere else than in the box around it.
+        rows, columns = (
+            slice(max(0, int(middle - reach)), int(middle + reach) + 2)
+            for middle, reach in zip(centre, (radius * tall, radius / tall), strict=True)
+        )
+        mask[rows, columns] = ((y[rows] - centre[0]) / tall) ** 2 + (
+            (x[:, columns] - centre[1]) * tall
+        ) ** 2 <= radius**2
+        found.append(mask)
     return found
 
 

@@ -1,0 +1,70 @@
+"""Shard sets for `benchmarks.loading`: of a few photographs in SA-1B's layout, and of many times as many samples."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.raw_files import sa1b, sav
+from pipeline.plan import make_plan
+from pipeline.run import run
+from pipeline.sources import choices_of, source_named
+from shards.format import CODECS, INDEX, LOSSY, MANIFEST, Codec
+from shards.recipe import RECIPES
+from shards.recode import recode
+
+EXACT: list[Codec] = [codec for codec in CODECS if codec not in LOSSY]
+_SHARD_BYTES = 32 << 20
+
+
+def write(root: Path, samples: int, repeats: int) -> None:
+    """Below `root`, where it is not there yet: raw files, and by codec a set of `repeats` times `samples`.
+
+    Each repeat has tars of its own, so that nothing stays in the processor's cache that others have to read anew.
+    `cold-CODEC` is a set of `samples` that nobody else maps: only such pages can be dropped.
+    """
+    if (root / "done").exists():
+        return
+    sa1b(root / "sa1b", samples)
+    sav(root / "sav", samples // 2)
+    source = source_named("sa1b")
+    choices, recipe = choices_of(source, {}), RECIPES["default"]
+    run(
+        lambda known, records: make_plan(source, root / "sa1b", recipe, _SHARD_BYTES, records, choices),
+        root / "cold-zstd",
+        2,
+        0.0,
+    )
+    for codec in EXACT:
+        if codec != "zstd":
+            recode(root / "cold-zstd", root / f"cold-{codec}", codec, 2)
+        shards = len(json.loads((root / f"cold-{codec}" / MANIFEST).read_text())["shards"])
+        repeat(root / f"cold-{codec}", root / codec, repeats * shards, shutil.copyfile)
+    (root / "done").touch()
+
+
+def repeat(source: Path, folder: Path, count: int, copy: Callable[[Path, Path], Any] | None = None) -> Path:
+    """A set of `count` tars: those of `source`, round and round, under other names; links where no `copy` is given."""
+    folder.mkdir()
+    body, rows = json.loads((source / MANIFEST).read_text()), np.load(source / INDEX)
+    parts, shards = [], []
+    for number in range(count):
+        which = number % len(body["shards"])
+        info = {**body["shards"][which], "name": f"sa1b-{number:06d}.tar"}
+        shards.append(info)
+        if copy:
+            copy(source / body["shards"][which]["name"], folder / info["name"])
+        else:
+            (folder / info["name"]).hardlink_to(source / body["shards"][which]["name"])
+        part = rows[rows["shard"] == which]
+        part["shard"] = number
+        parts.append(part)
+    index = np.concatenate(parts)
+    np.save(folder / INDEX, index)
+    (folder / MANIFEST).write_text(json.dumps(body | {"shards": shards, "samples": len(index)}))
+    return folder
