@@ -191,6 +191,24 @@ class MappedTar:
         if size is None:
             raise BadShard("no end of archive", where=str(self.path), wanted="two zero blocks", do="write it again")
 
+    def those(self, offset: int, size: int, names: Sequence[bytes]) -> list[memoryview] | None:
+        """The bytes of the members of these names that fill `size` bytes from `offset` on, in their order.
+
+        None unless they stand there exactly as `ShardWriter` writes them: `members` tells what does.
+        """
+        end, found = offset + size, []
+        for name in names:
+            start, header = offset + BLOCK, bytes(self.view[offset : offset + BLOCK])
+            try:
+                length = int(header[124:135], 8)
+            except ValueError:
+                return None
+            if not 0 <= length <= end - start or header != plain_header(name, length):
+                return None
+            found.append(self.view[start : start + length])
+            offset = start + length + -length % BLOCK
+        return found if offset == end else None
+
     def _at(self, offset: int) -> str:
         return f"{self.path} at byte {offset}"
 

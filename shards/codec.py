@@ -236,14 +236,16 @@ def decode_prompts(data: Buffer, grid: int, objects: Sequence[int] | None = None
     # Headers are padded to 64 bytes, and a count's digits do not reach the next 64: all are equally long.
     count = (len(data) - len(_npy_header("|b1", 1, grid, grid))) // (grid * grid)
     shape = min(max(count, 0), _MAX_OBJECTS), grid, grid
-    prompts = _npy_values(data, "|b1", shape).reshape(shape)
-    if objects is not None:
+    values = _npy_values(data, "|b1", shape)
+    if objects is None:
+        prompts = values.reshape(shape).copy()
+    else:
         if objects and not 0 <= min(objects) <= max(objects) < count:
             raise BadShard("no such object", met=str(list(objects)), wanted=f"0 to {count - 1}")
-        prompts = prompts[list(objects)]
+        prompts = values.reshape(shape)[list(objects)]
     if prompts.size and prompts.max() > 1:
         raise BadShard("prompt masks are not binary", met=str(int(prompts.max())), wanted="0 or 1")
     if out is None:
-        return prompts.view(np.bool_) if objects is not None else prompts.view(np.bool_).copy()
+        return prompts.view(np.bool_)
     out[...] = prompts.view(np.bool_)
     return out

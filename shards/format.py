@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -32,8 +31,7 @@ _FIELD = re.compile(r"(pixel_values|g_pixel_values|prompt_masks|masks)([1-9][0-9
 KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
-@dataclass(frozen=True)
-class Field:
+class Field(NamedTuple):
     """One of the four formats, for one frame."""
 
     name: FieldName

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from shards import codec
 from shards.archive import MappedTar, group_members, parse_meta
 from shards.errors import BadShard
-from shards.format import CODECS, FIELDS, META_EXTENSION, Codec, Field, frame_fields
+from shards.format import CODECS, FIELDS, KEY, META_EXTENSION, Codec, Field, frame_fields
 from shards.manifest import Manifest, read_index
 from shards.recipe import Recipe
 
@@ -48,10 +48,10 @@ def decode_field(
 
 
 @lru_cache(maxsize=256)
-def _member_names(frames: int, pictures: Codec) -> dict[str, Field | None]:
+def _member_names(frames: int, pictures: Codec) -> dict[bytes, Field | None]:
     """What follows the key in the names of a sample's members, in the tar's order; None stands for the JSON."""
-    fields = {f".{field}.{field.extension(pictures)}": field for field in frame_fields(frames)}
-    return {f".{META_EXTENSION}": None, **fields}
+    fields = {f".{field}.{field.extension(pictures)}".encode(): field for field in frame_fields(frames)}
+    return {f".{META_EXTENSION}".encode(): None, **fields}
 
 
 def stored_fields(
@@ -145,6 +145,7 @@ class ShardSet:
         if len(self.index) != self.manifest.samples:
             met, wanted = f"{len(self.index)} rows", f"{self.manifest.samples} samples"
             raise BadShard("index and manifest differ", where=str(self.folder), met=met, wanted=wanted)
+        self._frames = 1  # of the sample that was opened last
         self._tar = lru_cache(maxsize=_OPEN_TARS)(self._map)
 
     def _map(self, shard: int) -> MappedTar:
@@ -178,14 +179,19 @@ class ShardSet:
         tar = self._tar(shard)
         where = f"{tar.path}: {key}"
         try:
-            members = list(tar.members(offset, size))
-            frames = max(1, (len(members) - 1) // len(FIELDS))
+            frames = self._frames
             expected = _member_names(frames, self.manifest.codec)
-            if [name for _, name, _ in members] != [key + rest for rest in expected]:
-                return self._open_unusual(key, where, members)
-            views = {field: data for field, (_, _, data) in zip(expected.values(), members, strict=True) if field}
+            found = tar.those(offset, size, [name + rest for rest in expected]) if KEY.fullmatch(key) else None
+            if found is None:
+                members = list(tar.members(offset, size))
+                frames = max(1, (len(members) - 1) // len(FIELDS))
+                expected = _member_names(frames, self.manifest.codec)
+                if [met for _, met, _ in members] != [key + rest.decode() for rest in expected]:
+                    return self._open_unusual(key, where, members)
+                self._frames, found = frames, [data for _, _, data in members]
+            views = {field: data for field, data in zip(expected.values(), found, strict=True) if field}
             _check_pictures(views, self.manifest.codec)
-            return StoredSample(key, where, frames, members[0][2], views)
+            return StoredSample(key, where, frames, found[0], views)
         except BadShard as error:
             raise error.at(where) from None
 

@@ -266,12 +266,14 @@ class Loader:
         return buffers, [pool.submit(self._fill, buffers, n, positions[n : n + size], epoch) for n in starts]
 
     def _fill(self, buffers: Buffers, first: int, positions: list[int], epoch: int) -> list[Row]:
-        rows = []
+        rows, later = [], list[Callable[[], object]]()
         for row, position in enumerate(positions, first):
             which = bisect_right(self._starts, position) - 1
             sample = self._sets[which].open(position - self._starts[which])
             salt = (self._seed * 1_000_003 + epoch) * 1_000_003 + position
-            rows.append(self._rows.fill(buffers, row, sample, self._copies[which], salt))
+            rows.append(self._rows.fill(buffers, row, sample, self._copies[which], salt, later))
+        for do in later:
+            do()
         return rows
 
 

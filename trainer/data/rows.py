@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from shards import codec
 from shards.errors import BadShard
 from shards.format import Field
 from shards.reader import Array, StoredSample, decode_field
 from shards.recipe import Recipe
 from shards.sample import texts_of
-from trainer.data.choice import choose
+from trainer.data.choice import choose, draw
 
 Need = Literal["texts", "regions"]
 """What a chosen object must have: a prompt cell in a frame, for "texts" a text too. Columns of the index."""
@@ -93,11 +94,16 @@ class Rows:
             tensors[str(field)] = torch.empty_like(empty, pin_memory=True) if pin else empty
         return Buffers(tensors)
 
-    def fill(self, buffers: Buffers, row: int, sample: StoredSample, copy: int, salt: int) -> Row:
-        """Decode what `salt` draws of a sample into row `row`.
+    def fill(
+        self, buffers: Buffers, row: int, sample: StoredSample, copy: int, salt: int, later: list[Callable[[], object]]
+    ) -> Row:
+        """Decode what `salt` draws of a sample into row `row`; its pictures are there when `later` is done.
+
+        Between two copies of megabytes Python finds nothing of its own in the processor's cache, and takes three times
+        as long: so there is first Python for several rows, then their copies.
 
         Raises:
-            BadShard: the sample cannot be decoded, or has no object that has what is needed.
+            BadShard: the sample cannot be decoded, or has no object that has what is needed. So may `later`.
         """
         count, frames, single = sample.objects, sample.frames, sample.frames == 1
 
@@ -108,24 +114,38 @@ class Rows:
             except BadShard as error:
                 raise error.at(f"{sample.where}.{stored}") from None
 
+        def decode_picture(field: Field, out: Array) -> None:
+            stored = _field(field.name, None) if single else field
+            if (self._as_stored or field.name != "pixel_values") and codec.is_raw(sample.members[stored]):
+                try:
+                    view = codec.read_picture(sample.members[stored], out.shape[1])
+                except BadShard as error:
+                    raise error.at(f"{sample.where}.{stored}") from None
+                later.append(partial(np.copyto, out, view))
+            else:
+                later.append(partial(decode, field, None, out))
+
         if self._need:
             visible = np.stack([decode(_field("prompt_masks", f + 1)).any(axis=(1, 2)) for f in range(frames)])
-            able = np.flatnonzero(visible.any(axis=0))
+            able: Sequence[int] = np.flatnonzero(visible.any(axis=0)).tolist()
+            if self._need == "texts":
+                able = [n for n in able if texts_of(sample.meta["objects"][n])]
         else:
-            visible, able = np.ones((min(frames, 2), count), np.bool_), np.arange(count)
-        if self._need == "texts":
-            able = np.array([n for n in able.tolist() if texts_of(sample.meta["objects"][n])], np.int64)
-        if not len(able):
+            able = range(count)
+        if not able:
             wanted, do = NEEDED[self._need or "regions"], "look at the set with cli.py verify-shard"
             raise BadShard("index and sample differ", where=sample.where, wanted=wanted, do=do)
-        objects, chosen = choose(visible, able, self._objects, salt)
+        if self._need:
+            objects, chosen = choose(visible, able, self._objects, salt)
+        else:
+            objects, chosen = sorted(draw(able, self._objects, salt)), (0, min(1, frames - 1))
         for field, array in zip(self._fields, buffers.arrays, strict=True):
             target, frame = array[row], chosen[(field.frame or 1) - 1]
             stored = _field(field.name, frame + 1)
             if field.name in ("masks", "prompt_masks"):
                 decode(stored, objects, target[: len(objects)])
             elif field.name != "pixel_values" or field.frame == 1 or chosen[0] != chosen[1] or not self._first:
-                decode(stored, None, target)
+                decode_picture(stored, target)
         return Row(sample.detached(), objects, (chosen[0] + 1, chosen[1] + 1), copy)
 
     def batch(self, buffers: Buffers, rows: Sequence[Row]) -> dict[str, Any]:
