@@ -245,13 +245,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         root = arguments.data or Path(name)
         write(root, arguments.samples, arguments.repeats)
+        if wanted("memory"):
+            told = ", ".join(f"{value:.0f}" for value in memory(root / "raw", 10))
+            print(f"anonymous memory above the start, MB, after each of 10 epochs of a loader: {told}", flush=True)
         ways = [*all_ways(root, wanted)]
         os.sync()
         if ways:
             measure(ways, arguments.rounds)
-        if wanted("memory"):
-            told = ", ".join(f"{value:.0f}" for value in memory(root / "raw", 10))
-            print(f"anonymous memory above the start, MB, after each of 10 epochs of a loader: {told}")
         for count in (1000, 10_000) if wanted("first") else ():
             folder = repeat(root / "cold-raw", root / f"many-{count}", count)
             taken = [1e3 * first_batch(folder) for _ in range(1 + arguments.rounds)][1:]  # the first one warms up

@@ -49,6 +49,7 @@ def test_masks_come_back_all_or_some(seed, count):
     assert np.array_equal(codec.decode_masks(encoded, 1024), masks)
     chosen = [*range(count)][::-2]
     assert np.array_equal(codec.decode_masks(encoded, 1024, chosen), masks[chosen])
+    assert np.array_equal(codec.decode_masks(encoded, 1024, chosen, packed=True), np.packbits(masks[chosen], axis=2))
 
 
 @pytest.mark.parametrize(
@@ -77,6 +78,15 @@ def test_prompts_come_back_and_are_plain_npy(seed, count):
     encoded = codec.encode_prompts(prompts)
     assert np.array_equal(codec.decode_prompts(encoded, 16), prompts)
     assert np.array_equal(np.load(io.BytesIO(encoded), allow_pickle=False), prompts)
+
+
+@pytest.mark.parametrize("objects", [None, [2, 1]])
+def test_cells_that_are_not_binary_are_refused(objects):
+    encoded = bytearray(codec.encode_prompts(np.ones((3, 16, 16), bool)))
+    encoded[-300] = 2  # of the second object
+    assert codec.decode_prompts(bytes(encoded), 16, [0, 2]).all()
+    with pytest.raises(BadShard, match="not binary; met 2"):
+        codec.decode_prompts(bytes(encoded), 16, objects)
 
 
 def test_normalise_equals_torchvision_for_all_values():
