@@ -14,7 +14,7 @@ left out (`pip install sa2va-shards[bench]`).
   first      seconds to the first batch of sets of 1,000 and 10,000 shards
   memory     what a loader holds, after each of ten epochs
 
-`--only` takes parts of these names, or of "loader, raw, uint8" and the like. All with 0, 1 and 2 threads (bound,
+`--only` takes parts of these names, or of "loader raw uint8" and the like. All with 0, 1 and 2 threads (bound,
 loader, grain, ffcv) or worker processes. uint8: `pixel_values` before normalisation and masks as packed bits, what is
 left is the device's; float32: normalised, and a byte a pixel of the mask. All ways take turns; the medians of the
 rounds are printed, with the lowest and the highest; ratios are those of the rates in the same round. Start-up is the
@@ -145,20 +145,20 @@ def all_ways(root: Path, wanted: Callable[[str], bool]) -> Iterator[Way]:
             yield Way("bound", threads, stored("raw"), partial(bound, root / "raw", threads))
         for codec in EXACT:
             for where, delivered in DELIVERED.items():
-                if wanted(name := f"loader, {codec}, {delivered}"):
+                if wanted(name := f"loader {codec} {delivered}"):
                     yield Way(name, threads, stored(codec), partial(ours, root / codec, threads, where))
     for codec in EXACT:
-        if wanted(name := f"cold, {codec}, uint8"):
+        if wanted(name := f"cold {codec} uint8"):
             yield Way(name, 2, stored(codec), partial(cold, root / f"cold-{codec}", 2))
     for kind, pattern in (("2250 x 1500", "sa1b/*.jpg"), ("SAV npz", "sav/*/*.npz")):
         paths = sorted(root.glob(pattern)) * 2
         size = sum(path.stat().st_size for path in paths) // len(paths)
         for delivered in DELIVERED.values():
             for workers in (0, 1, 2):
-                if wanted(name := f"on the fly, {kind}, {delivered}"):
+                if wanted(name := f"on the fly {kind} {delivered}"):
                     yield Way(name, workers, size, partial(peers.on_the_fly, paths, workers, delivered == "float32"))
     for peer, (write_own, read) in peers.PEERS.items():
-        names = {where: f"{peer}, {delivered}" for where, delivered in DELIVERED.items()}
+        names = {where: f"{peer} {delivered}" for where, delivered in DELIVERED.items()}
         if not any(map(wanted, names.values())):
             continue
         if write_own and not (root / peer).exists() and not peers.installed(write_own, root / "raw", root / peer):
@@ -218,7 +218,7 @@ def measure(ways: Sequence[Way], rounds: int) -> None:
     for way in ways:
         share = against(way.rates, with_two.get("bound"), False)
         delivered = "float32" if way.name.endswith("float32") else "uint8"
-        times = against(way.rates, with_two.get(f"loader, raw, {delivered}"), True)
+        times = against(way.rates, with_two.get(f"loader raw {delivered}"), True)
         print(
             f"| {way.name} | {way.workers} | {spread(way.rates, 0)} | {share} | {times} | {way.stored:,} "
             f"| {way.start:.3f} |",
