@@ -51,8 +51,7 @@ def _at(masks: Tensor) -> Tensor:
 
 def _masks(config: Config, part: Literal["train", "holdout"]) -> Tensor:
     """The truth of a part's objects, (N, 1024, 1024): one epoch in training, the evaluation's first samples."""
-    (objective,) = config.objectives()
-    field = f"masks{TARGET_FRAME[objective]}"
+    field = f"masks{TARGET_FRAME['dual']}"
     held = part == "holdout"
     loader = Loader(
         config.data.shards,
@@ -61,6 +60,7 @@ def _masks(config: Config, part: Literal["train", "holdout"]) -> Tensor:
         seed=config.seed,
         holdout=config.data.holdout,
         part=part,
+        sources=config.objectives()["dual"].sources,
         objects_per_sample=max(2, config.data.objects_per_sample),
         need="regions",
     )

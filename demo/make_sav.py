@@ -3,7 +3,7 @@
     python demo/make_sav.py data/sav --pairs 72
 
 Each pair shows one object in two views of its photograph (shift, scale, crop), with the object's outline, drawn once by
-hand on the photograph, as the mask in both.
+hand on the photograph, as the mask in both. With `--scenes`, objects are large and views show several of them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -101,6 +101,40 @@ OUTLINES: dict[str, dict[str, list[list[Point]]]] = {
     },
     "rocket": {"rocket": [_ROCKET]},
 }
+_SUIT: list[Point] = [(22, 512), (25, 430), (28, 350), (45, 280), (75, 240), (115, 220), (125, 250), (170, 285)]
+_SUIT += [(230, 295), (290, 270), (305, 232), (335, 260), (355, 310), (360, 348), (335, 358), (312, 378), (295, 405)]
+_SUIT += [(282, 440), (277, 480), (278, 512)]
+_FLAG: list[Point] = [
+    (0, 0),
+    (60, 0),
+    (62, 60),
+    (45, 90),
+    (60, 140),
+    (95, 200),
+    (75, 235),
+    (50, 270),
+    (25, 350),
+    (0, 390),
+]
+_TABLE: list[Point] = [
+    (600, 0),
+    (600, 400),
+    (420, 400),
+    (462, 330),
+    (482, 240),
+    (470, 170),
+    (435, 110),
+    (420, 70),
+    (500, 0),
+]
+_SAUCER: list[Point] = [(120, 105), (172, 130), (182, 180), (205, 205), (200, 290), (235, 310), (320, 325), (400, 330)]
+_SAUCER += [(360, 365), (300, 388), (230, 385), (150, 350), (95, 290), (78, 230), (85, 165)]
+
+SCENES: dict[str, dict[str, list[list[Point]]]] = {
+    "astronaut": {"suit": [_SUIT], "helmet": [_HELMET], "head": [_HEAD], "flag": [_FLAG]},
+    "coffee": {"table": [_TABLE], "cup": [_ellipse(292, 108, 100, 85)], "saucer": [_SAUCER]},
+}
+"""Large objects, several in each photograph."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +152,7 @@ def photograph(name: str) -> Image.Image:
     return Image.fromarray(getattr(data, name)()).convert("RGB")
 
 
-def _draw(outlines: list[list[Point]], box: Box, size: tuple[int, int]) -> Image.Image:
+def draw(outlines: list[list[Point]], box: Box, size: tuple[int, int]) -> Image.Image:
     """The union of the outlines inside `box` of the photograph, drawn on a canvas of `size`."""
     left, top, right, bottom = box
     scale_x, scale_y = size[0] / (right - left), size[1] / (bottom - top)
@@ -132,7 +166,7 @@ def _draw(outlines: list[list[Point]], box: Box, size: tuple[int, int]) -> Image
 
 def _view(photo: Image.Image, outlines: list[list[Point]], box: Box) -> View:
     frame = photo.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=box)
-    mask = _draw(outlines, box, (SIZE, SIZE))
+    mask = draw(outlines, box, (SIZE, SIZE))
     return View(np.asarray(frame, np.float32), np.asarray(mask, np.float32))
 
 
@@ -145,7 +179,7 @@ def _boxes(photo: Image.Image, outlines: list[list[Point]], zoom: float, rng: np
     xs, ys = zip(*[point for outline in outlines for point in outline], strict=True)
     left, top = max(0.0, min(xs)), max(0.0, min(ys))
     right, bottom = min(float(width), max(xs)), min(float(height), max(ys))
-    whole = np.asarray(_draw(outlines, (0, 0, width, height), photo.size))
+    whole = np.asarray(draw(outlines, (0, 0, width, height), photo.size))
     area = np.count_nonzero(whole) / (width * height)
     margin = 1.02
     most = min(1.0, math.sqrt(area / SMALLEST) / margin)
@@ -172,12 +206,42 @@ def pairs(count: int, seed: int = 0) -> Iterator[tuple[str, str, View, View]]:
         yield name, thing, first, second
 
 
-def write(root: Path, count: int, seed: int = 0) -> list[Path]:
+def scenes(count: int, seed: int = 0) -> Iterator[tuple[str, str, View, View]]:
+    """As `pairs`, of `SCENES`: the views are crops at random, so that they do not betray which object is meant."""
+    rng = np.random.default_rng(seed)
+    objects = [(name, thing, shapes) for name, things in SCENES.items() for thing, shapes in things.items()]
+    for i in range(count):
+        name, thing, shapes = objects[i % len(objects)]
+        photo = photograph(name)
+        first, second = (_view(photo, shapes, crop(photo, [shapes], 0.7, rng)) for _ in range(2))
+        yield name, thing, first, second
+
+
+def crop(photo: Image.Image, objects: Sequence[list[list[Point]]], least: float, rng: np.random.Generator) -> Box:
+    """A crop of 0.6 to 0.9 of each side that shows at least the share `least` of one of the objects."""
+    width, height = photo.size
+    while True:
+        side = rng.uniform(0.6, 0.9)
+        x, y = rng.uniform(0, (1 - side) * width), rng.uniform(0, (1 - side) * height)
+        box = (x, y, x + side * width, y + side * height)
+        if any(shown(photo, outlines, box) >= least for outlines in objects):
+            return box
+
+
+def shown(photo: Image.Image, outlines: list[list[Point]], box: Box) -> float:
+    """The share of an object that lies inside `box` of its photograph."""
+    width, height = photo.size
+    left, top, right, bottom = box
+    whole = np.count_nonzero(draw(outlines, (0, 0, width, height), photo.size))
+    return np.count_nonzero(draw(outlines, box, (round(right - left), round(bottom - top)))) / whole
+
+
+def write(root: Path, count: int, seed: int = 0, scenery: bool = False) -> list[Path]:
     """Write `count` pairs below `root` as SAV's loaders expect them; file names start anew in each folder."""
     shutil.rmtree(root, ignore_errors=True)
     written: list[Path] = []
     in_folder: dict[str, int] = {}
-    for name, _, first, second in pairs(count, seed):
+    for name, _, first, second in (scenes if scenery else pairs)(count, seed):
         folder = root / f"sav_{name}"
         folder.mkdir(parents=True, exist_ok=True)
         number = in_folder[name] = in_folder.get(name, -1) + 1
@@ -191,8 +255,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write a small SAV set from scikit-image's photographs.")
     parser.add_argument("root", type=Path, help="folder to write, replaced if it is there")
     parser.add_argument("--pairs", type=int, default=72)
+    parser.add_argument("--seed", type=int, default=0, help="of the views")
+    parser.add_argument("--scenes", action="store_true", help="large objects, several in each view")
     arguments = parser.parse_args()
-    written = write(arguments.root, arguments.pairs)
+    written = write(arguments.root, arguments.pairs, arguments.seed, arguments.scenes)
     size = sum(path.stat().st_size for path in written)
     print(f"{len(written)} pairs, {size / 1e6:.0f} MB: {arguments.root}")
 

@@ -128,6 +128,9 @@ class Config:
 
     ema_decay: float = 0.999
     """Of the teacher, an optimiser step."""
+    vary_wording: bool = True
+    """Draw the wording of segmentation questions and answers for each object; else it is the one that an evaluation
+    asks with."""
     max_caption_tokens: int = 64
     caption_temperature: float = 0.0
     """Of the teacher's pseudo captions; 0 is greedy."""

@@ -24,33 +24,39 @@ class Sam:
     """Hydra overrides of it."""
 
 
-_TINY_WIDTH = 32
-# Hiera with the fewest blocks and thin ones; it takes 1024 x 1024 like the real one.
-_TINY = (
-    "model.image_encoder.trunk.embed_dim=8",
-    "model.image_encoder.trunk.num_heads=1",
-    "model.image_encoder.trunk.stages=[1,1,1,1]",
-    "model.image_encoder.trunk.global_att_blocks=[]",
-    "+model.image_encoder.trunk.window_spec=[8,4,16,8]",
-    "model.image_encoder.neck.backbone_channel_list=[64,32,16,8]",
-    f"model.image_encoder.neck.d_model={_TINY_WIDTH}",
-    f"model.image_encoder.neck.position_encoding.num_pos_feats={_TINY_WIDTH}",
-    "model.memory_attention.num_layers=1",
-    f"model.memory_attention.d_model={_TINY_WIDTH}",
-    f"model.memory_attention.layer.d_model={_TINY_WIDTH}",
-    "model.memory_attention.layer.dim_feedforward=128",
-    f"model.memory_attention.layer.self_attention.embedding_dim={_TINY_WIDTH}",
-    f"model.memory_attention.layer.cross_attention.embedding_dim={_TINY_WIDTH}",
-    "model.memory_attention.layer.cross_attention.kv_in_dim=16",
-    "model.memory_encoder.out_dim=16",
-    f"+model.memory_encoder.in_dim={_TINY_WIDTH}",
-    "model.memory_encoder.position_encoding.num_pos_feats=16",
-    f"+model.memory_encoder.mask_downsampler.embed_dim={_TINY_WIDTH}",
-    f"model.memory_encoder.fuser.layer.dim={_TINY_WIDTH}",
-)
+def tiny_sam(width: int) -> Sam:
+    """Hiera with the fewest blocks and thin ones; it takes 1024 x 1024 like the real one. `width`: of prompt tokens."""
+    trunk, memory = "model.image_encoder.trunk", "model.memory_encoder"
+    layer = "model.memory_attention.layer"
+    return Sam(
+        "configs/sam2/sam2_hiera_t.yaml",
+        (
+            f"{trunk}.embed_dim=8",
+            f"{trunk}.num_heads=1",
+            f"{trunk}.stages=[1,1,1,1]",
+            f"{trunk}.global_att_blocks=[]",
+            f"+{trunk}.window_spec=[8,4,16,8]",
+            "model.image_encoder.neck.backbone_channel_list=[64,32,16,8]",
+            f"model.image_encoder.neck.d_model={width}",
+            f"model.image_encoder.neck.position_encoding.num_pos_feats={width}",
+            "model.memory_attention.num_layers=1",
+            f"model.memory_attention.d_model={width}",
+            f"{layer}.d_model={width}",
+            f"{layer}.dim_feedforward=128",
+            f"{layer}.self_attention.embedding_dim={width}",
+            f"{layer}.cross_attention.embedding_dim={width}",
+            f"{layer}.cross_attention.kv_in_dim={width // 2}",
+            f"{memory}.out_dim={width // 2}",
+            f"+{memory}.in_dim={width}",
+            f"{memory}.position_encoding.num_pos_feats={width // 2}",
+            f"+{memory}.mask_downsampler.embed_dim={width}",
+            f"{memory}.fuser.layer.dim={width}",
+        ),
+    )
+
+
 _HIERA = {(96, 12): "t", (96, 16): "s", (112, 24): "b+", (144, 48): "l"}
 """Width of the first stage and number of blocks, by size."""
-TINY_SAM = Sam("configs/sam2/sam2_hiera_t.yaml", _TINY)
 LARGE_SAM = Sam("configs/sam2/sam2_hiera_l.yaml")  # in all released models
 SAM_21_ONLY = ("no_obj_embed_spatial", "obj_ptr_tpos_proj.weight", "obj_ptr_tpos_proj.bias")
 """What SAM 2.1 has and SAM 2 has not; only tracking uses it."""
@@ -66,7 +72,7 @@ def sam_of(shapes: Mapping[str, tuple[int, ...]], where: str) -> Sam:
     width = shapes.get(f"{trunk}patch_embed.proj.weight", (0,))[0]
     blocks = {name.removeprefix(f"{trunk}blocks.").split(".")[0] for name in shapes if f"{trunk}blocks." in name}
     if (width, len(blocks)) == (8, 4):
-        return TINY_SAM
+        return tiny_sam(shapes.get("image_encoder.neck.convs.0.conv.weight", (32,))[0])
     if (width, len(blocks)) not in _HIERA:
         met = f"a Hiera of width {width} with {len(blocks)} blocks"
         wanted = ", ".join(f"{size}: {w} with {b}" for (w, b), size in _HIERA.items())
@@ -242,7 +248,7 @@ _TINY_LANGUAGE = {"vocab_size": 272, "max_position_embeddings": 2048, "rope_thet
 _INTERNLM2, _QWEN2 = "InternLM2ForCausalLM", "Qwen2ForCausalLM"
 # Sizes as in the configurations of InternVL 2.5 and 3.
 _RELEASED = {
-    "tiny": (_TINY_TOWER, _language(_QWEN2, 128, 2, 4, 2, 256, **_TINY_LANGUAGE), "qwen_chat", TINY_SAM),
+    "tiny": (_TINY_TOWER, _language(_QWEN2, 128, 2, 4, 2, 256, **_TINY_LANGUAGE), "qwen_chat", tiny_sam(32)),
     "sa2va-1b": (_SMALL_TOWER, _language(_QWEN2, 896, 24, 14, 2, 4864), "qwen_chat", LARGE_SAM),
     "sa2va-4b": (_SMALL_TOWER, _language(_QWEN2, 2048, 36, 16, 2, 11008), "phi3_chat", LARGE_SAM),
     "sa2va-8b": (_SMALL_TOWER, _language(_INTERNLM2, 4096, 32, 32, 8, 14336), "internlm2_chat", LARGE_SAM),

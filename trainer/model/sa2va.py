@@ -207,12 +207,17 @@ def build(preset: str) -> Sa2VA:
     architecture = preset_named(preset)
     prompts = Prompts(byte_tokenizer(), architecture.template, architecture.language.vocab_size)
     model = Sa2VA(architecture, prompts)
+    initialise(model)
+    return model
+
+
+def initialise(model: Sa2VA) -> None:
+    """Random weights anew for what InternVL does not hold, such that a signal keeps its variance on its way."""
     for part in (model.grounding_encoder, model.mlp1, model.text_hidden_fcs):
         part.apply(_keep_variance)
     # No loss trains the predicted IoU. At random it would choose among the three masks at random; constant, it always
     # takes the same one.
     nn.init.zeros_(model.grounding_encoder.sam2_model.sam_mask_decoder.iou_prediction_head.layers[-1].weight)
-    return model
 
 
 def _keep_variance(module: nn.Module) -> None:

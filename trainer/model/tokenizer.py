@@ -21,6 +21,11 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
+    return with_added_tokens(tokenizer)
+
+
+def with_added_tokens(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """`tokenizer` with a chat's marks, InternVL's picture marks and Sa2VA's own tokens."""
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=CHAT[1])
     fast.add_tokens([*CHAT, IMAGE_START, IMAGE_END, IMAGE_CONTEXT, *ADDED], special_tokens=True)
     return fast

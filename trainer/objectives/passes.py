@@ -94,10 +94,13 @@ class Passes:
     def question(
         self, batch: Batch, phrases: Sequence[str | Sequence[int]], draws: Sequence[torch.Generator] | None
     ) -> list[Row]:
-        """A segmentation question and answer for each phrase, worded at random; in the first wording without draws."""
+        """A segmentation question and answer for each phrase: worded at random, or without draws in the first wording,
+        as always where `vary_wording` says no."""
         rows = []
         for i, (name, phrase) in enumerate(zip(names_of(batch), phrases, strict=True)):
-            wording = (choice(draws[i], len(SEGMENT)), choice(draws[i], len(SEGMENT_ANSWERS))) if draws else (0, 0)
+            wording = (0, 0)
+            if draws and self.config.vary_wording:
+                wording = choice(draws[i], len(SEGMENT)), choice(draws[i], len(SEGMENT_ANSWERS))
             rows.append(self.model.prompts.segment(name, phrase, *wording))
         return rows
 
