@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
-import time
 from pathlib import Path
 
 import psutil
@@ -15,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from shards.errors import UserError
-from tests.trainer.runs import SMALL, assert_same, begin_run, launch, losses, wait_for
+from tests.trainer.runs import SMALL, assert_same, begin_run, environment_of, finish, fork_run, losses, wait_for
 from trainer.config import load_config
 from trainer.model.sa2va import build
 from trainer.model.trainable import set_trainable
@@ -32,7 +30,7 @@ def two_processes(sav_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     given = [f"data.shards=[{sav_set}]", "data.holdout=0", "steps=4", "accumulation=2", *SMALL, "eps=1e-3"]
     given += ["checkpoint={every: 1, keep: 4}"]
     (out / "given.json").write_text(json.dumps(given))
-    launch([*given, "batch_size=1", f"output_dir={out}"], out / "said", processes=2)
+    finish([*given, "batch_size=1", f"output_dir={out}"], out / "said", processes=2)
     return out
 
 
@@ -61,7 +59,8 @@ def test_two_processes_end_with_the_weights_of_one(two_processes: Path, tmp_path
 
 
 def test_two_processes_of_which_one_is_killed(two_processes: Path, tmp_path: Path):
-    """kill -9 of the second process ends the run for both, at once; the same command goes on."""
+    """As a user starts them. kill -9 of the second process ends the run for both, at once; the same command goes on,
+    and ends where processes did that no launcher started."""
     out = tmp_path / "run"
     command = [*given_to_two(two_processes), "batch_size=1", f"output_dir={out}"]
     process = begin_run(command, tmp_path / "said", processes=2)
@@ -73,24 +72,20 @@ def test_two_processes_of_which_one_is_killed(two_processes: Path, tmp_path: Pat
     assert process.wait(timeout=180) == 1
     assert not any(child.is_running() for child in children)
     assert len(losses(out)) < 4
-    assert "going on after step" in launch(command, tmp_path / "said again", processes=2)
+    assert "2 process(es) on cpu" in (tmp_path / "said").read_text()
+    assert "going on after step" in finish(command, tmp_path / "said again", processes=2)
     assert_same(out, two_processes)
 
 
 def test_two_processes_that_are_preempted_go_on_as_one(two_processes: Path, tmp_path: Path):
-    """The same samples in each step, whoever takes them; sums are rounded in another order."""
+    """Both stop after the same step, though one alone gets the signal. Then the same samples in each step, whoever
+    takes them; sums are rounded in another order."""
     out = tmp_path / "run"
     command = [*given_to_two(two_processes), f"output_dir={out}"]
-    process = begin_run([*command, "batch_size=1"], tmp_path / "said", processes=2)
-    wait_for(lambda: losses(out), process)
-    os.killpg(process.pid, signal.SIGTERM)
-    process.wait(timeout=180)
-    workers = psutil.process_iter(["cmdline"])
-    wait = time.monotonic() + 180
-    while any(f"output_dir={out}" in (worker.info["cmdline"] or ()) for worker in workers):
-        assert time.monotonic() < wait, "a process hangs"
-        time.sleep(0.1)
-        workers = psutil.process_iter(["cmdline"])
+    run = fork_run([*command, "batch_size=1"], tmp_path / "said", processes=2)
+    wait_for(lambda: losses(out), run)
+    run.processes[1].terminate()
+    assert run.wait() == [128 + signal.SIGTERM] * 2
     done = len(losses(out))
     assert f"stopped by SIGTERM after step {done}" in (tmp_path / "said").read_text()
     assert done < 4 and losses(out) == losses(two_processes)[:done]
@@ -108,7 +103,7 @@ def test_two_processes_with_parameters_in_shares(two_processes: Path, tmp_path: 
     does: weights, teacher and moments come out of a checkpoint into shares and get back into one."""
     half = two_processes / "checkpoints" / "step-0000002"
     command = [*given_to_two(two_processes), "batch_size=1", f"output_dir={tmp_path}", f"resume={half}"]
-    said = launch(command, tmp_path / "said", processes=2, configuration="trainer/launch/fsdp2.yaml")
+    said = finish(command, tmp_path / "said", processes=2, environment=environment_of("fsdp2.yaml"))
     assert "parameters in shares (FSDP2)" in said
     for one, two in zip(losses(tmp_path), losses(two_processes), strict=True):
         assert one == pytest.approx(two, rel=1e-4)
