@@ -5,13 +5,15 @@ from __future__ import annotations
 import multiprocessing as mp
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.distributed import TCPStore
+
+import cli
 
 _FORKS = mp.get_context("forkserver")
 _FORKS.set_forkserver_preload(["trainer.train", "inference.evaluate", "tests.joined"])
@@ -67,6 +69,12 @@ class Joined:
         for process in self.processes:
             process.kill()
         return codes
+
+
+def command_line(arguments: Sequence[object]) -> None:
+    """`cli.py ...` in this process."""
+    sys.argv = ["cli.py", *map(str, arguments)]
+    cli.main()
 
 
 def _run(

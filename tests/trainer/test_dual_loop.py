@@ -282,8 +282,11 @@ def test_a_single_frame_goes_through_the_vision_tower_once(make_loop, batch: Bat
 
 
 def test_the_head_sees_needed_places_alone_and_an_encoder_a_picture_once(make_loop, batch: Batch):
-    """No logits of a whole row over the whole vocabulary; frozen encoders keep nothing for a gradient."""
+    """No logits of a whole row over the whole vocabulary; frozen encoders keep nothing for a gradient. A frame whose
+    pixels are all zero is a frame."""
     loop = make_loop()
+    batch = {**batch, **{name: batch[name].clone() for name in ("pixel_values2", "g_pixel_values2")}}
+    batch["pixel_values2"][0], batch["g_pixel_values2"][0] = 0, 0
     model = loop.model
     heads: list[tuple[int, ...]] = []
     encoded: list[tuple[int, bool]] = []
