@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing as mp
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -47,6 +48,7 @@ class Joined:
             "TORCHELASTIC_RESTART_COUNT": "0",
             "ACCELERATE_USE_CPU": "true",
         }
+        said.touch()
         self.processes: list[ForkServerProcess] = []
         for rank in range(count):
             own = {**told, "RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {}
@@ -61,10 +63,11 @@ class Joined:
         codes = [process.exitcode for process in self.processes]
         return next((code for code in codes if code), None if None in codes else 0)
 
-    def wait(self, seconds: float = 180) -> list[int | None]:
+    def wait(self, seconds: float = 400) -> list[int | None]:
         """Their exit statuses, once all have ended. A process that is still there then is killed: None."""
+        until = time.monotonic() + seconds
         for process in self.processes:
-            process.join(seconds)
+            process.join(max(0.0, until - time.monotonic()))
         codes = [process.exitcode for process in self.processes]
         for process in self.processes:
             process.kill()
