@@ -17,22 +17,22 @@ from shards.errors import UserError
 from shards.recipe import named_recipe
 from shards.verify import verify
 from tests.conftest import files_of, shard_sav
-from tests.pipeline.bucket import environment, faulty_way, objects, s3_server
 from tests.pipeline.built import SQUARE, jpeg, put
+from tests.servers import objects, reach, serving
 
 REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def way():
-    with s3_server() as port, faulty_way(port) as way:
+def way(s3):
+    with serving(upstream=s3) as way:
         yield way
 
 
 @pytest.fixture(scope="module")
 def cluster(way):
     """A head without processors, and two nodes with one each; processes on them reach the object store."""
-    more = {**environment(way.server_port), "PYTHONPATH": str(REPOSITORY), "RAY_USAGE_STATS_ENABLED": "0"}
+    more = {**reach(way.server_port), "PYTHONPATH": str(REPOSITORY), "RAY_USAGE_STATS_ENABLED": "0"}
     more["RAY_agent_register_timeout_ms"] = "120000"  # on a busy machine
     with pytest.MonkeyPatch.context() as patch:
         for name, value in more.items():

@@ -10,7 +10,7 @@ import time
 from itertools import count
 from pathlib import Path
 
-import fsspec
+from fsspec.registry import _registry
 import numpy as np
 import pytest
 
@@ -22,7 +22,7 @@ from shards.reader import ShardSet
 from shards.remote import RemoteShardSet, open_set
 from shards.remote_files import RemoteFolder, file_system, is_url
 from shards.select import sample
-from tests.servers import FaultyServer, s3_server, serving, used
+from tests.servers import FaultyServer, reach, serving, used
 
 FAULTS = ["503", "cut", "corrupt", "late"]
 REPOSITORY = Path(__file__).parents[2]
@@ -161,7 +161,7 @@ def test_what_is_no_set(server, tmp_path, url, said):
 
 @pytest.mark.parametrize("protocol, package", [("http", "aiohttp"), ("s3", "s3fs"), ("gs", "gcsfs")])
 def test_a_missing_package_is_named(monkeypatch, protocol, package):
-    monkeypatch.delitem(fsspec.registry._registry, protocol, raising=False)  # where a class stays, once imported
+    monkeypatch.delitem(_registry, protocol, raising=False)  # where a class stays, once imported
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setitem(sys.modules, f"fsspec.implementations.{protocol}", None)
     with pytest.raises(UserError, match=rf"wanted {package}; pip install {package}, or sa2va-shards\[remote\]"):
@@ -286,19 +286,14 @@ def test_a_full_disk_is_one_line(server, tmp_path, monkeypatch):
     assert files(tmp_path / "there") == []
 
 
-def test_from_an_s3_server_over_a_network_that_fails(small_set, tmp_path, monkeypatch):
-    with s3_server() as port, serving(upstream=port) as network:
-        for name, value in {
-            "AWS_ACCESS_KEY_ID": "someone",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": network.url,
-        }.items():
+def test_from_an_s3_server_over_a_network_that_fails(s3, small_set, tmp_path, monkeypatch):
+    with serving(upstream=s3) as network:
+        for name, value in reach(network.server_port).items():
             monkeypatch.setenv(name, value)
         import s3fs
 
-        store = s3fs.S3FileSystem(endpoint_url=f"http://127.0.0.1:{port}")
-        store.mkdir("bucket")
+        s3fs.S3FileSystem.clear_instance_cache()
+        store = s3fs.S3FileSystem(endpoint_url=f"http://127.0.0.1:{s3}")
         for path in small_set.iterdir():
             store.pipe_file(f"bucket/shards/sav/{path.name}", path.read_bytes())
         network.faults = lambda name, n: FAULTS[n] if n < 4 and name == "sav-000000.tar" else ""
