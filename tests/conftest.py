@@ -21,13 +21,12 @@ from shards.recipe import named_recipe
 from shards.recode import recode
 from tests.servers import s3_server
 
-
 Process = subprocess.CompletedProcess[str]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--flips", type=int, default=40, help="how often the test of damaged tars flips a bit")
-    parser.addoption("--kills", type=int, default=5, help="how often the test of killed runs kills")
+    parser.addoption("--kills", type=int, default=3, help="how often the test of killed runs kills")
 
 
 @pytest.fixture(scope="session")

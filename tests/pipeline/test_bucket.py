@@ -38,10 +38,10 @@ def process(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("workers, cut", [("1", False), ("2", True)])
 def test_uploads_that_fail_leave_nothing_torn_and_the_same_command_goes_on(here, way, given, sav_set, workers, cut):
-    place, cli = f"bucket/fails-{cut}/sav", process if workers == "2" else here
-    command = [*given, "--out", f"s3://{place.removesuffix('/sav')}", "--workers", workers]
+    place = f"bucket/fails-{cut}/sav"
+    command = [*given, "--out", f"s3://{place.removesuffix('/sav')}", "--workers"]
     way.fail(".tar", sound=1, cut=cut)
-    failed = cli(*command)
+    failed = process(*command, workers) if workers == "2" else here(*command, workers)
     assert failed.returncode == 1 and "Traceback" not in failed.stderr
     error = failed.stderr.splitlines()[-1]
     assert f"s3://{place}/sav-00000" in error and "give the same command" in error
@@ -50,7 +50,7 @@ def test_uploads_that_fail_leave_nothing_torn_and_the_same_command_goes_on(here,
     assert len(stands) == 1 and stands.items() <= files_of(sav_set).items()
     assert "manifest.json" not in found
     way.heal()
-    done = cli(*command)
+    done = here(*command, "1")
     assert done.returncode == 0, done.stderr
     assert "(3 by this run)" in done.stdout
     assert objects(way.upstream, place.removeprefix("bucket/")) == files_of(sav_set)

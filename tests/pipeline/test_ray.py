@@ -1,4 +1,4 @@
-"""Shards written on a real Ray cluster of three nodes, of which one dies: the bytes of a local run."""
+"""Shards written on a real Ray cluster of two nodes, of which one dies: the bytes of a local run."""
 
 import os
 import re
@@ -31,7 +31,7 @@ def way(s3):
 
 @pytest.fixture(scope="module")
 def cluster(way):
-    """A head without processors, and two nodes with one each; processes on them reach the object store."""
+    """A head and another node, with one processor each; processes on them reach the object store."""
     more = {**reach(way.server_port), "PYTHONPATH": str(REPOSITORY), "RAY_USAGE_STATS_ENABLED": "0"}
     more["RAY_agent_register_timeout_ms"] = "120000"  # on a busy machine
     with pytest.MonkeyPatch.context() as patch:
@@ -39,10 +39,9 @@ def cluster(way):
             patch.setenv(name, value)
         from ray.cluster_utils import Cluster
 
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         try:
-            for _ in range(2):
-                cluster.add_node(num_cpus=1)
+            cluster.add_node(num_cpus=1)
             patch.setenv("RAY_ADDRESS", cluster.address)
             yield cluster
         finally:
@@ -50,7 +49,7 @@ def cluster(way):
 
 
 def test_a_node_that_is_killed_and_replaced(cluster, sav_root, sav_set, tmp_path):
-    """Both nodes have begun a shard when the raylet of one gets kill -9: its shard is begun once more."""
+    """Both nodes have begun a shard when the raylet of the second gets kill -9: its shard is begun once more."""
     out, failed = tmp_path / "sav", []
 
     def write() -> None:

@@ -165,7 +165,9 @@ def test_a_full_disk_leaves_nothing_torn(sav_root, sav_set, tmp_path, monkeypatc
 
 
 def test_dry_run_writes_nothing(here, sav_root, tmp_path):
-    assert "12" in here(*command(sav_root, tmp_path / "out", "--dry-run")[2:]).stdout and not (tmp_path / "out").exists()
+    assert (
+        "12" in here(*command(sav_root, tmp_path / "out", "--dry-run")[2:]).stdout and not (tmp_path / "out").exists()
+    )
 
 
 @pytest.mark.parametrize(

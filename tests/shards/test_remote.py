@@ -10,9 +10,9 @@ import time
 from itertools import count
 from pathlib import Path
 
-from fsspec.registry import _registry
 import numpy as np
 import pytest
+from fsspec.registry import _registry
 
 from shards import cache as caching
 from shards import remote_files
