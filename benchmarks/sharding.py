@@ -7,23 +7,22 @@ each done once; annotations lie parsed in memory. Ours: the same files through `
 annotations read from the index. The two take turns; the ratio of each turn is what counts on a shared machine. Printed
 twice: by the clock, and by processor time, since ours encodes one sample on a second thread while it reads the next.
 
-Rates: `pipeline.run` on several shards, its inputs repeated, the plan made before, the start of processes included:
-one process on one core, one process that may use two (its second thread does), two processes on two cores.
+Rates: several shards by one process on one core, by one that may use two (its second thread does), and by two
+processes on two cores, all of them started before; and the bare work of as many, which says what the machine gives.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
-import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
-from dataclasses import replace
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,6 @@ from pycocotools import mask as coco
 from benchmarks.raw_files import WRITERS
 from pipeline.plan import Plan, make_plan
 from pipeline.records import open_records
-from pipeline.run import run
 from pipeline.sources import choices_of, source_named
 from pipeline.store import Folder
 from pipeline.task import write_shard
@@ -146,31 +144,40 @@ def measure(name: str, codec: Codec, samples: int, seconds: float) -> None:
 
 def rates(name: str, codec: Codec, samples: int, seconds: float, shards: int = 8) -> None:
     cores = sorted(os.sched_getaffinity(0))[:2]
-    with _planned(name, codec, samples) as (one, _, out):
-        inputs, per_shard = one.inputs * shards, len(one.inputs)
-        plan = replace(one, inputs=inputs, outline=replace(one.outline, inputs=len(inputs), per_shard=per_shard))
+    with _planned(name, codec, samples) as (plan, root, out), ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        Folder(out).work.mkdir(exist_ok=True)
+        metas = _metas(plan, root)
 
-        def turn(workers: int, on: Sequence[int]) -> None:
-            os.sched_setaffinity(0, on)
-            run(lambda known, records: plan, out / "set", workers, max_bad=0)
-            shutil.rmtree(out / "set")
+        def turn(what: str, processes: int, on: Sequence[int]) -> Callable[[], None]:
+            task = (_shards, what, name, plan, root, metas, out, shards // processes, on)
+            return lambda: [done.result() for done in [pool.submit(*task) for _ in range(processes)]] and None
 
-        try:
-            with redirect_stderr(io.StringIO()):  # the bar of progress
-                clock, _ = _turns(
-                    {
-                        "1 process, 1 core": lambda: turn(1, cores[:1]),
-                        "1 process, 2 cores": lambda: turn(1, cores),
-                        "2 processes, 2 cores": lambda: turn(2, cores),
-                    },
-                    seconds,
-                )
-        finally:
-            os.sched_setaffinity(0, cores)
-    first = clock["1 process, 1 core"]
+        clock, _ = _turns(
+            {
+                "bare, 1 process on 1 core": turn("bare", 1, cores[:1]),
+                "bare, 2 processes": turn("bare", 2, cores),
+                "ours, 1 process on 1 core": turn("ours", 1, cores[:1]),
+                "ours, 1 process": turn("ours", 1, cores),
+                "ours, 2 processes": turn("ours", 2, cores),
+            },
+            seconds,
+        )
     for what, times in clock.items():
-        rate = len(plan.inputs) / statistics.median(times)
-        print(f"{name:16} {codec:5} {what:20} {rate:8.1f}   {_ratio(first, times)}", flush=True)
+        rate = shards * len(metas) / statistics.median(times)
+        first = clock[f"{what[:4]}, 1 process on 1 core"]
+        print(f"{name:16} {codec:5} {what:26} {rate:8.1f}   {_ratio(first, times)}", flush=True)
+
+
+def _shards(
+    what: str, name: str, plan: Plan, root: Path, metas: Sequence[Meta], out: Path, count: int, on: Sequence[int]
+) -> None:
+    """So many shards, or the bare work of as many; runs in a process of its own, on some cores."""
+    os.sched_setaffinity(0, on)
+    for _ in range(count):
+        if what == "bare":
+            BARE[name](root, metas)
+        else:
+            write_shard(plan.job, plan.inputs, f"{name}-{os.getpid()}", Folder(out), out, lambda count: None)
 
 
 @contextmanager
@@ -230,7 +237,7 @@ def main() -> None:
         for codec in arguments.codec:
             measure(name, codec, arguments.samples if name != "sa1b" else -(-arguments.samples // 4), arguments.seconds)
     if arguments.rate:
-        print("source           codec                      samples/s   rate / that of 1 process on 1 core")
+        print("source           codec                            samples/s   rate / that of 1 process on 1 core")
     for name in arguments.rate:
         for codec in arguments.codec:
             rates(name, codec, arguments.samples, arguments.seconds)

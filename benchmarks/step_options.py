@@ -41,9 +41,9 @@ def compare(ways: dict[str, Callable[[], object]], rounds: int, device: torch.de
             taken[name].append(seconds(run, device))
     (plain, ours), (reference, option) = [*ways][:2], [times[_WARM_UP:] for times in taken.values()]
     for name, times in taken.items():
-        low, *_, high = sorted(times[_WARM_UP:])
-        first, median = times[0], statistics.median(times[_WARM_UP:])
-        print(f"  {name}: {median * 1e3:.0f} ms ({low * 1e3:.0f} to {high * 1e3:.0f}), the first {first:.1f} s")
+        kept, first = sorted(times[_WARM_UP:]), times[0]
+        low, median, high = kept[0] * 1e3, statistics.median(kept) * 1e3, kept[-1] * 1e3
+        print(f"  {name}: {median:.0f} ms ({low:.0f} to {high:.0f}), the first {first:.1f} s")
     ratios = sorted(a / b for a, b in zip(reference, option, strict=True))
     print(f"  {plain} / {ours}: {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})", flush=True)
 

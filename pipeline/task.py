@@ -19,6 +19,7 @@ from pipeline.store import WORK, Store
 from shards.archive import Entry, ShardWriter
 from shards.errors import BadInput, DroppedInput
 from shards.manifest import LedgerLine, ShardInfo
+from shards.memory import keep_freed_memory
 from shards.sample import Sample
 
 
@@ -80,6 +81,7 @@ def write_shard(
         temporary_folder: for the tar while it grows, on a local disk; of a `Folder`, on the disk of that folder.
         tick: called with 1 after each input.
     """
+    keep_freed_memory()
     tar, temporary = f"{name}.tar", temporary_folder / f"{name}.{uuid.uuid4().hex}.tmp"
     ledger: list[LedgerLine] = []
     notes: Counter[str] = Counter()

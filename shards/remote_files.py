@@ -168,6 +168,8 @@ class RemoteFolder:
             {"block_size": 0, "size": 1} if self._http else {"block_size": _BLOCK, "cache_type": "none"}
         )
         with self._files.open(f"{self._path}/{name}", "rb", **how) as file:
+            if not self._http:  # there the size is not asked for; elsewhere a range past the end may be refused
+                most = min(most, file.size)
             while most > 0 and (piece := file.read(min(most, _BLOCK))):
                 most -= len(piece)
                 yield piece

@@ -27,6 +27,7 @@ from shards.format import INDEX, LEDGER, MANIFEST
 from shards.lock import hold_lock
 from shards.lossy import Psnr
 from shards.manifest import Manifest, ShardInfo, pack_index, sha256
+from shards.memory import keep_freed_memory
 from shards.reader import ShardSet
 
 Put = Callable[[ShardWriter, int], object]
@@ -56,6 +57,7 @@ def rewrite(
     Raises:
         UserError: another set in `out`, a full disk, what `put` raises. What is done stays.
     """
+    keep_freed_memory()
     work = out / ".work"
     if (out / MANIFEST).exists():
         met = Manifest.read(out)

@@ -26,6 +26,7 @@ from shards.errors import BadShard, UserError
 from shards.format import INDEX, KEY, LEDGER, MANIFEST, META_EXTENSION, Field
 from shards.lossy import ROUNDED, Psnr, psnr, ratios_of
 from shards.manifest import Manifest, ShardInfo, positions_by_shard, read_index, read_ledger, sha256
+from shards.memory import keep_freed_memory
 from shards.reader import decode_field, stored_fields
 from shards.recipe import Recipe
 from shards.report import Failure, FieldRow, Report
@@ -211,6 +212,7 @@ def _check_set(
 
 def _check_shard(shard: _Shard) -> Report:
     """Check one tar. Everything that can still be read is checked even where its checksum fails."""
+    keep_freed_memory()
     report, path, info = Report(), shard.folder / shard.info.name, shard.info
 
     def fail(key: str, field: str, what: str, met: object = "", wanted: object = "") -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import cli
 from demo.make_sav import write
 from pipeline.engines import EngineName
 from pipeline.plan import Plan, make_plan
@@ -18,12 +21,14 @@ from shards import remote_files
 from shards.recipe import named_recipe
 from shards.recode import recode
 from shards.select import sample
-from tests.servers import FaultyServer, serving
+from tests.servers import FaultyServer, s3_server, serving
+
+Process = subprocess.CompletedProcess[str]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--flips", type=int, default=40, help="how often the test of damaged tars flips a bit")
-    parser.addoption("--kills", type=int, default=5, help="how often the test of killed runs kills")
+    parser.addoption("--kills", type=int, default=3, help="how often the test of killed runs kills")
 
 
 @pytest.fixture(scope="session")
@@ -107,6 +112,35 @@ def small_pair(sav_root: Path) -> dict[str, np.ndarray]:
     """One real pair at a quarter of its size: quick to write again with a fault."""
     with np.load(sav_root / "sav_astronaut" / "masklet_data_00000.npz") as arrays:
         return {name: arrays[name][::4, ::4].copy() for name in arrays.files}
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Process]:
+    """`cli.py` with these arguments, in this process: to start one takes longer than the work."""
+
+    def call(*arguments: object) -> Process:
+        command = [str(Path(cli.__file__)), *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", command)
+        monkeypatch.setattr(sys, "orig_argv", [sys.executable, *command])
+        capsys.readouterr()
+        status: int | str | None = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = end.code
+        said = capsys.readouterr()
+        # A string that a program exits with is printed to stderr, and the exit status is 1.
+        error = f"{status}\n" if isinstance(status, str) else ""
+        return Process(command, 1 if error else int(status or 0), said.out, said.err + error)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[int]:
+    """The port of an S3-compatible server with the bucket `bucket`; each test has a place of its own there."""
+    with s3_server() as port:
+        yield port
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -18,12 +18,19 @@ from pathlib import Path
 from typing import Literal
 
 Fault = Literal["", "503", "403", "cut", "corrupt", "late", "stall"]
+KEYS = {
+    "AWS_ACCESS_KEY_ID": "someone",
+    "AWS_SECRET_ACCESS_KEY": "secret",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_MAX_ATTEMPTS": "1",  # of botocore; s3fs has five of its own on top
+}
 
 
 class FaultyServer(ThreadingHTTPServer):
     """Serves a folder, or passes on what another server answers, with faults.
 
-    `faults(name, n)` says what befalls the n-th request, from 0, for the file `name`; `gets` counts them.
+    `faults(name, n)` says what befalls the n-th request, from 0, for the file `name`; `gets` counts them. After
+    `fail(...)`, all but the first uploads whose name ends so fail: answered with 500, or cut when half has come.
     """
 
     daemon_threads = True
@@ -35,6 +42,13 @@ class FaultyServer(ThreadingHTTPServer):
         self.faults: Callable[[str, int], Fault] = lambda name, n: ""
         self.counting = threading.Lock()
         self.url = f"http://127.0.0.1:{self.server_port}"
+        self.heal()
+
+    def fail(self, ending: str, sound: int, cut: bool) -> None:
+        self.ending, self.sound, self.cut = ending, sound, cut
+
+    def heal(self) -> None:
+        self.fail("no such ending", 0, False)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that goes away is no news."""
@@ -71,19 +85,36 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.wfile.write(body)
 
-    def do_HEAD(self) -> None:
-        status, headers, body = self._answer()
+    def do_PUT(self) -> None:
+        length = int(self.headers.get("Content-Length") or 0)
+        fails = False
+        if self.path.split("?")[0].endswith(self.server.ending):
+            with self.server.counting:
+                self.server.sound -= 1
+                fails = self.server.sound < 0
+        if fails and self.server.cut:
+            self.rfile.read(length // 2)
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
+            return
+        sent = self.rfile.read(length)
+        error = 500, {}, b"<Error><Code>InternalError</Code></Error>"
+        status, headers, body = error if fails else self._answer(sent)
         self.send_response(status)
         for key, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(key, value)
         self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
-    def _answer(self) -> tuple[int, dict[str, str], bytes]:
+    do_POST = do_DELETE = do_HEAD = do_PUT
+
+    def _answer(self, sent: bytes = b"") -> tuple[int, dict[str, str], bytes]:
         if self.server.upstream is None:
             path = self.server.root / self.path.lstrip("/")
             return (200, {}, path.read_bytes()) if path.is_file() else (404, {}, b"")
-        connection = http.client.HTTPConnection("127.0.0.1", self.server.upstream, timeout=30)
-        connection.request(self.command, self.path, headers=dict(self.headers))
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.upstream, timeout=60)
+        connection.request(self.command, self.path, body=sent, headers=dict(self.headers))
         answer = connection.getresponse()
         own = {"connection", "content-length", "transfer-encoding", "server", "date"}
         if self.command == "HEAD":
@@ -109,7 +140,7 @@ def serving(root: Path | None = None, upstream: int | None = None) -> Iterator[F
 
 @contextmanager
 def s3_server() -> Iterator[int]:
-    """The port of an S3-compatible server, a process of its own."""
+    """The port of an S3-compatible server, a process of its own, with an empty bucket `bucket`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -122,7 +153,9 @@ def s3_server() -> Iterator[int]:
         until = time.monotonic() + 120
         while True:
             try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+                connection.request("PUT", "/bucket")
+                assert connection.getresponse().status == 200
                 break
             except OSError:
                 assert process.poll() is None and time.monotonic() < until, "it does not start"
@@ -131,6 +164,22 @@ def s3_server() -> Iterator[int]:
     finally:
         process.kill()
         process.wait()
+
+
+def reach(port: int) -> dict[str, str]:
+    """The environment in which the library finds that server."""
+    return {**KEYS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
+
+
+def objects(port: int, folder: str = "") -> dict[str, bytes]:
+    """Every object below `bucket/folder`, past any fault on the way."""
+    import s3fs
+
+    files = s3fs.S3FileSystem(
+        key="someone", secret="secret", endpoint_url=f"http://127.0.0.1:{port}", use_listings_cache=False
+    )
+    prefix = f"bucket/{folder}".rstrip("/") + "/"
+    return {name.removeprefix(prefix): files.cat_file(name) for name in files.find(prefix)}
 
 
 def used(cache: Path) -> int:

@@ -50,11 +50,14 @@ def stop_unless_finite(
     """Raise `UserError` on every process where a loss or the gradient norm of any is not finite.
 
     `means` are over all processes, so that all agree; `own` are this one's, whose samples, `keys` of each objective,
-    are named.
+    are named. The gradient norm, `grad_norm`, is that of all of them: where a loss is not finite either, the process
+    that has it is meant.
     """
-    if all(math.isfinite(value) for value in means.values()):
+    anywhere = {name for name, value in means.items() if not math.isfinite(value)}
+    if not anywhere:
         return
-    broken = {name: float(value) for name, value in own.items() if not math.isfinite(value)}
+    told = anywhere - {"grad_norm"} or anywhere
+    broken = {name: float(value) for name, value in own.items() if name in told and not math.isfinite(value)}
     met = ", ".join(f"{name} {value}" for name, value in broken.items()) or "finite here, not on another process"
     took = "; ".join(f"objective {objective}, samples {', '.join(names)}" for objective, names in keys.items())
     where = f"step {step}, {took}"

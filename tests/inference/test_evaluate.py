@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -30,6 +28,8 @@ from shards.errors import UserError
 from shards.reader import ShardSet, decode_field
 from shards.recipe import named_recipe
 from tests.conftest import files_of
+from tests.joined import Joined, command_line
+from trainer import processes
 from trainer.config import Config
 from trainer.export import export
 from trainer.model.sa2va import build
@@ -37,7 +37,6 @@ from trainer.model.trainable import set_trainable
 from trainer.released.folder import save_model
 from trainer.trained import Origin, save_trained, trained_tensors
 
-REPOSITORY = Path(__file__).parents[2]
 SENTENCES = [
     [["the cup", "a white cup", "the cup"], ["spoon"]],
     [["left"], ["right", "on the right"], [" "]],
@@ -248,30 +247,33 @@ def test_sums_at_the_edges():
     assert "0.2000" in table("t", {"sav": found}) and "cycle IoU" in table("t", {"sav": found})
 
 
-def launch(arguments: list[object], processes: int) -> subprocess.CompletedProcess[str]:
-    """`accelerate launch --num_processes N cli.py evaluate ...` as a user types it; one thread, for equal rounding."""
-    started = {"LOCAL_RANK", "WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"}
-    environment = {k: v for k, v in os.environ.items() if k not in started}
-    environment |= {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", processes]
-    return subprocess.run(
-        [*map(str, command), "cli.py", "evaluate", *map(str, arguments)],
-        cwd=REPOSITORY,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+def started_by_accelerate(folder: Path, script: Path) -> None:
+    """`cli.py evaluate` in the one process that Accelerate starts for two; it starts `script` in place of itself."""
+    sys.argv = [str(script)]
+    processes.asked_processes = lambda command: 2
+    print("returned", evaluate("/nowhere", [str(folder)]))
+
+
+def test_the_processes_that_accelerate_does_not_start_are_started(refer_set: Path, tmp_path: Path):
+    """Before a model is loaded. They run the command line again, and are told of one another."""
+    script, said = tmp_path / "script.py", tmp_path / "said"
+    script.write_text("import os\nprint(os.environ['RANK'], 'of', os.environ['WORLD_SIZE'], flush=True)\n")
+    environment = {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_PORT": "29500"}  # as Accelerate leaves it
+    run = Joined(1, started_by_accelerate, refer_set, script, said=said, environment=environment)
+    assert run.wait() == [0]
+    assert {"0 of 2", "1 of 2", "returned None"} <= {*said.read_text().splitlines()}
 
 
 def test_two_processes_count_what_one_counts(released: Path, refer_set: Path, sav_set: Path, tmp_path: Path):
     """A process has 3 pictures with 6 objects, the other 3 pairs with 3: they need 3 batches and 1."""
     given = ["--shards", refer_set, "--shards", sav_set, "--objective", "dual", "--batch-size", 2]
     given += ["--limit", 3, "--max-caption-tokens", 3]
-    two = launch(["--model", released, *given, "--json", tmp_path / "two.json"], processes=2)
-    assert two.returncode == 0, two.stderr[-3000:]
-    assert two.stdout.count("cycle IoU") == 1  # one process speaks
-    assert "process 1 of 2" in two.stderr and "sample/s" in two.stderr
+    command = ["evaluate", "--model", released, *given, "--json", tmp_path / "two.json"]
+    two = Joined(2, command_line, command, said=tmp_path / "said")
+    codes, said = two.wait(), (tmp_path / "said").read_text()
+    assert codes == [0, 0], said[-3000:]
+    assert said.count("cycle IoU") == 1  # one process speaks
+    assert "process 1 of 2" in said and "sample/s" in said
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from inference.loading import load
 from inference.predictor import Predictor
 from inference.run import predict
 from shards.errors import UserError
+from tests.joined import Joined, command_line
 from trainer.released.folder import save_model
 
 REPOSITORY = Path(__file__).parents[2]
@@ -50,11 +50,10 @@ def never() -> Predictor:
 def test_the_command_line_writes_masks_overlay_and_answer(folder, files, photos, talker):
     options = ["--max-new-tokens", "3", "--tiles", "12", "--device", "cpu"]
     asked = ["--image", str(files / "b.png"), "--text", "Where?", "--out", str(files / "out")]
-    command = [sys.executable, str(REPOSITORY / "cli.py"), "predict", "--model", str(folder), *asked, *options]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run = Joined(1, command_line, ["predict", "--model", folder, *asked, *options], said=files / "said")
+    assert run.wait() == [0]
     (wanted,) = Predictor(talker, max_new_tokens=3, most_tiles=12).segment([photos[1]], ["Where?"])
-    assert done.stdout.strip() == f"b.png: {wanted.text}".strip()
+    assert f"b.png: {wanted.text}".strip() in (files / "said").read_text()
     noted = json.loads((files / "out" / "b.json").read_text())
     assert noted["answer"] == wanted.text and noted["question"] == "Where?"
     assert noted["masks"] == [f"b.mask{n}.png" for n in range(1, len(wanted.masks) + 1)] != []

@@ -6,59 +6,68 @@ import sys
 from pathlib import Path
 
 import pytest
+import s3fs
 
 from shards.verify import verify
 from tests.conftest import files_of
-from tests.pipeline.bucket import environment, faulty_way, objects, s3_server
+from tests.servers import objects, reach, serving
 
 REPOSITORY = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def way():
-    with s3_server() as port, faulty_way(port) as way:
+@pytest.fixture
+def way(s3, monkeypatch):
+    """To the server, through what can fail; this process and those that it starts take it."""
+    with serving(upstream=s3) as way:
+        for name, value in reach(way.server_port).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(s3fs.S3FileSystem, "retries", 2)  # with pauses between
+        s3fs.S3FileSystem.clear_instance_cache()
         yield way
+        s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture
-def cli(way, sav_root):
-    def call(verb: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        more = ["--source", "sav", "--root", str(sav_root), "--shard-size", "10MB"] if verb == "shard" else []
-        command = [sys.executable, str(REPOSITORY / "cli.py"), verb, *more, *arguments]
-        return subprocess.run(command, capture_output=True, text=True, env=environment(way.server_port))
-
-    return call
+def given(sav_root):
+    return ["shard", "--source", "sav", "--root", str(sav_root), "--shard-size", "10MB"]
 
 
-@pytest.mark.parametrize("cut", [False, True])
-def test_uploads_that_fail_leave_nothing_torn_and_the_same_command_goes_on(cli, way, sav_set, tmp_path, cut):
-    place = f"one-{cut}"
+def process(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(REPOSITORY / "cli.py"), *arguments], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("workers, cut", [("1", False), ("2", True)])
+def test_uploads_that_fail_leave_nothing_torn_and_the_same_command_goes_on(here, way, given, sav_set, workers, cut):
+    place = f"bucket/fails-{cut}/sav"
+    command = [*given, "--out", f"s3://{place.removesuffix('/sav')}", "--workers"]
     way.fail(".tar", sound=1, cut=cut)
-    failed = cli("shard", "--out", f"s3://bucket/{place}", "--workers", "2")
+    failed = process(*command, workers) if workers == "2" else here(*command, workers)
     assert failed.returncode == 1 and "Traceback" not in failed.stderr
     error = failed.stderr.splitlines()[-1]
-    assert f"s3://bucket/{place}/sav/sav-00000" in error and "give the same command" in error
-    stands = {name: data for name, data in objects(way.upstream, f"{place}/sav").items() if name.endswith(".tar")}
+    assert f"s3://{place}/sav-00000" in error and "give the same command" in error
+    found = objects(way.upstream, place.removeprefix("bucket/"))
+    stands = {name: data for name, data in found.items() if name.endswith(".tar")}
     assert len(stands) == 1 and stands.items() <= files_of(sav_set).items()
-    assert "manifest.json" not in objects(way.upstream, f"{place}/sav")
+    assert "manifest.json" not in found
     way.heal()
-    done = cli("shard", "--out", f"s3://bucket/{place}", "--workers", "2")
+    done = here(*command, "1")
     assert done.returncode == 0, done.stderr
     assert "(3 by this run)" in done.stdout
-    assert objects(way.upstream, f"{place}/sav") == files_of(sav_set)
+    assert objects(way.upstream, place.removeprefix("bucket/")) == files_of(sav_set)
 
 
-def test_tasks_and_merge(cli, way, sav_set, tmp_path):
+def test_tasks_and_merge(here, way, given, sav_set, tmp_path):
     for index in ("0", "1"):
-        merged = cli("merge", "s3://bucket/tasks/sav")
+        merged = here("merge", "s3://bucket/tasks/sav")
         assert merged.returncode == 1 and ("no shard set" in merged.stderr) == (index == "0"), merged.stderr
-        done = cli("shard", "--out", "s3://bucket/tasks", "--workers", "1", "--task-index", index, "--task-count", "2")
+        task = ["--workers", "1", "--task-index", index, "--task-count", "2"]
+        done = here(*given, "--out", "s3://bucket/tasks", *task)
         assert done.returncode == 0, done.stderr
     way.fail("index.npy", sound=0, cut=False)
-    assert cli("merge", "s3://bucket/tasks/sav").returncode == 1
+    assert here("merge", "s3://bucket/tasks/sav").returncode == 1
     assert "manifest.json" not in objects(way.upstream, "tasks/sav")
     way.heal()
-    assert cli("merge", "s3://bucket/tasks/sav").returncode == 0
+    assert here("merge", "s3://bucket/tasks/sav").returncode == 0
     found = objects(way.upstream, "tasks/sav")
     assert found == files_of(sav_set)
     for name, data in found.items():
@@ -66,21 +75,22 @@ def test_tasks_and_merge(cli, way, sav_set, tmp_path):
     assert verify([tmp_path]).ok
 
 
-def test_another_set_is_replaced_only_with_overwrite(cli, way):
-    out = ["--out", "s3://bucket/again", "--workers", "1"]
-    assert cli("shard", *out, "--limit", "2").returncode == 0
+def test_another_set_is_replaced_only_with_overwrite(here, way, given):
+    command = [*given, "--out", "s3://bucket/again", "--workers", "1", "--limit"]
+    assert here(*command, "2").returncode == 0
     before = objects(way.upstream, "again")
-    assert cli("shard", *out, "--limit", "2").returncode == 0
-    refused = cli("shard", *out, "--limit", "1")
+    assert here(*command, "2").returncode == 0
+    refused = here(*command, "1")
     assert refused.returncode == 1 and "--overwrite" in refused.stderr and objects(way.upstream, "again") == before
-    assert cli("shard", *out, "--limit", "1", "--overwrite").returncode == 0
+    assert here(*command, "1", "--overwrite").returncode == 0
     after = objects(way.upstream, "again")
     assert sorted(after) == sorted(before) and b'"samples": 1' in after["sav/manifest.json"]
 
 
-def test_without_keys(cli, way, monkeypatch, tmp_path):
-    monkeypatch.setattr("tests.pipeline.bucket.KEYS", {"HOME": str(tmp_path), "AWS_EC2_METADATA_DISABLED": "true"})
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
+def test_without_keys(way, given, monkeypatch, tmp_path):
+    for name in [name for name in os.environ if name.startswith("AWS_") and name != "AWS_ENDPOINT_URL"]:
         monkeypatch.delenv(name)
-    refused = cli("shard", "--out", "s3://bucket/none", "--workers", "1")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    refused = process(*given, "--out", "s3://bucket/none", "--workers", "1")
     assert refused.returncode == 1 and len(refused.stderr.splitlines()) == 1 and "credentials" in refused.stderr

@@ -6,8 +6,10 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline.plan import make_plan
@@ -17,22 +19,22 @@ from shards.errors import UserError
 from shards.recipe import named_recipe
 from shards.verify import verify
 from tests.conftest import files_of, shard_sav
-from tests.pipeline.bucket import environment, faulty_way, objects, s3_server
 from tests.pipeline.built import SQUARE, jpeg, put
+from tests.servers import objects, reach, serving
 
 REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def way():
-    with s3_server() as port, faulty_way(port) as way:
+def way(s3):
+    with serving(upstream=s3) as way:
         yield way
 
 
 @pytest.fixture(scope="module")
 def cluster(way):
     """A head without processors, and two nodes with one each; processes on them reach the object store."""
-    more = {**environment(way.server_port), "PYTHONPATH": str(REPOSITORY), "RAY_USAGE_STATS_ENABLED": "0"}
+    more = {**reach(way.server_port), "PYTHONPATH": str(REPOSITORY), "RAY_USAGE_STATS_ENABLED": "0"}
     more["RAY_agent_register_timeout_ms"] = "120000"  # on a busy machine
     with pytest.MonkeyPatch.context() as patch:
         for name, value in more.items():
@@ -49,8 +51,25 @@ def cluster(way):
             cluster.shutdown()
 
 
+def stopped_while_writing(node) -> psutil.Process | None:
+    """A worker of the node whose tar is still growing, held there with SIGSTOP."""
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    for worker in raylet.children():
+        with suppress(psutil.NoSuchProcess):
+            if growing(worker):
+                worker.suspend()
+                if growing(worker):
+                    return worker
+                worker.resume()
+    return None
+
+
+def growing(worker: psutil.Process) -> list[str]:
+    return [name for name in (Path(file.path).name for file in worker.open_files()) if name.startswith("sav-")]
+
+
 def test_a_node_that_is_killed_and_replaced(cluster, sav_root, sav_set, tmp_path):
-    """Both nodes have begun a shard when the raylet of one gets kill -9: its shard is begun once more."""
+    """Node and worker get kill -9 in the middle of a shard, as where a machine dies: it is begun once more."""
     out, failed = tmp_path / "sav", []
 
     def write() -> None:
@@ -59,22 +78,20 @@ def test_a_node_that_is_killed_and_replaced(cluster, sav_root, sav_set, tmp_path
         except BaseException as error:
             failed.append(error)
 
-    leader, replaced = threading.Thread(target=write), False
+    leader, killed = threading.Thread(target=write), list[str]()
     leader.start()
-    begun: set[str] = set()  # temporary files; each writer of a shard has one of its own
-    while leader.is_alive():
-        growing = {path.name for path in out.glob(".work/sav-*.tmp")}
-        begun |= growing
-        if len(growing) == 2 and not replaced:
-            victim = next(iter(cluster.worker_nodes))
-            victim.kill_raylet()  # SIGKILL; its workers follow it
-            cluster.remove_node(victim, allow_graceful=False)
-            cluster.add_node(num_cpus=1)
-            replaced = True
+    while leader.is_alive() and not killed:
         time.sleep(0.005)
-    assert replaced and not failed, failed
-    shards = [name.split(".")[0] for name in begun]
-    assert len(shards) > len(set(shards)), "no shard was begun twice"
+        for node in [*cluster.worker_nodes]:
+            if not killed and (worker := stopped_while_writing(node)):
+                killed = growing(worker)
+                node.kill_raylet()
+                worker.kill()
+                cluster.remove_node(node, allow_graceful=False)
+                cluster.add_node(num_cpus=1)
+    leader.join()
+    assert killed and not failed, failed
+    assert killed[0].endswith(".tmp") and (out / f"{killed[0].partition('.')[0]}.tar").exists()
     assert files_of(out) == files_of(sav_set)
     assert verify([out]).ok
 

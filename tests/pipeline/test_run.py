@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-import cli
 from pipeline.store import Folder
 from shards.errors import UserError
 from shards.manifest import Manifest, read_index, read_ledger
@@ -124,16 +123,15 @@ def test_bad_inputs_go_to_the_ledger_and_the_run_goes_on(root_with_faults, sav_s
     assert {ShardSet(tmp_path / "sav").key(i) for i in range(12)} == sound
 
 
-def test_too_many_bad_inputs_stop_the_run_and_it_can_go_on(root_with_faults, tmp_path, capsys):
+def test_too_many_bad_inputs_stop_the_run_and_it_can_go_on(here, root_with_faults, tmp_path):
     call = command(root_with_faults, tmp_path, "--shard-size", "10MB", "--workers", "1")
-    stopped = subprocess.run(call, capture_output=True, text=True)
-    assert stopped.returncode == 1 and "Traceback" not in stopped.stderr
+    stopped = here(*call[2:])
+    assert stopped.returncode == 1
     error = stopped.stderr.splitlines()[-1]
     assert "too many bad inputs" in error and "sav_coffee/masklet_data_00099.npz: not a whole npz file" in error
     assert read_ledger(tmp_path / "sav")[0].path == "sav_coffee/masklet_data_00099.npz"
     assert not (tmp_path / "sav" / "manifest.json").exists()
-    cli.app([*call[2:], "--max-bad", "0.5"], standalone_mode=False)
-    assert "left out: empty mask" in capsys.readouterr().out
+    assert "left out: empty mask" in here(*call[2:], "--max-bad", "0.5").stdout
     shard_sav(root_with_faults, tmp_path / "undisturbed", max_bad=0.5)
     assert files_of(tmp_path / "sav") == files_of(tmp_path / "undisturbed")
 
@@ -166,21 +164,18 @@ def test_a_full_disk_leaves_nothing_torn(sav_root, sav_set, tmp_path, monkeypatc
     assert files_of(tmp_path / "sav") == files_of(sav_set)
 
 
-def test_dry_run_writes_nothing(sav_root, tmp_path, capsys):
-    cli.app(command(sav_root, tmp_path / "out", "--dry-run")[2:], standalone_mode=False)
-    assert "12" in capsys.readouterr().out and not (tmp_path / "out").exists()
+def test_dry_run_writes_nothing(here, sav_root, tmp_path):
+    assert (
+        "12" in here(*command(sav_root, tmp_path / "out", "--dry-run")[2:]).stdout and not (tmp_path / "out").exists()
+    )
 
 
 @pytest.mark.parametrize(
     "more", [["--root", "nowhere"], ["--recipe", "mine"], ["--source", "imagenet"], ["--prompt-pooling", "max"]]
 )
-def test_a_users_mistake_is_one_line(sav_root, tmp_path, more, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", [*command(sav_root, tmp_path / "out")[1:], *more])
-    with pytest.raises(SystemExit) as wrong:
-        cli.main()
-    # Python prints a string that a program exits with to stderr, and the exit status is 1.
-    assert isinstance(wrong.value.code, str) and wrong.value.code.startswith("error: ")
-    assert "\n" not in wrong.value.code and not capsys.readouterr().err
+def test_a_users_mistake_is_one_line(here, sav_root, tmp_path, more):
+    wrong = here(*command(sav_root, tmp_path / "out", *more)[2:])
+    assert wrong.returncode == 1 and wrong.stderr.startswith("error: ") and len(wrong.stderr.splitlines()) == 1
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
 
 

@@ -1,6 +1,7 @@
 """Where sets are written: the same words for a folder and an object store; whole or not at all."""
 
 import errno
+import os
 import pickle
 from pathlib import Path
 
@@ -9,19 +10,13 @@ import s3fs
 
 from pipeline.store import Bucket, Folder, Store, store_at
 from shards.errors import UserError
-from tests.pipeline.bucket import environment, faulty_way, objects, s3_server, sparse
-
-
-@pytest.fixture(scope="module")
-def server():
-    with s3_server() as port:
-        yield port
+from tests.servers import objects, reach, serving
 
 
 @pytest.fixture
-def reach(monkeypatch):
+def go_by(monkeypatch):
     def set_environment(port: int) -> None:
-        for name, value in environment(port).items():
+        for name, value in reach(port).items():
             monkeypatch.setenv(name, value)
         s3fs.S3FileSystem.clear_instance_cache()
 
@@ -30,9 +25,9 @@ def reach(monkeypatch):
 
 
 @pytest.fixture(params=["folder", "bucket"])
-def store(request, server, reach, tmp_path) -> Store:
+def store(request, s3, go_by, tmp_path) -> Store:
     if request.param == "bucket":
-        reach(server)
+        go_by(s3)
         return Bucket("s3://bucket/words/")
     (tmp_path / "set/.work").mkdir(parents=True)
     return Folder(tmp_path / "set")
@@ -61,19 +56,21 @@ def test_what_is_put_is_read(store, tmp_path):
         store.read("a.tar")
 
 
-def test_a_large_object_goes_up_in_parts_and_appears_whole_or_not_at_all(server, reach, tmp_path):
-    file = sparse(tmp_path / "large", 101 << 20)  # from 100 MiB on
-    with faulty_way(server) as way:
+def test_a_large_object_goes_up_in_parts_and_appears_whole_or_not_at_all(s3, go_by, tmp_path):
+    file = tmp_path / "large"
+    file.touch()
+    os.truncate(file, 101 << 20)  # from 100 MiB on
+    with serving(upstream=s3) as way:
         way.fail("large.tar", sound=1, cut=True)
-        reach(way.server_port)
+        go_by(way.server_port)
         with pytest.raises(OSError) as failed:
             Bucket("s3://bucket/large").put_file(file, "large.tar")
     assert failed.value.filename == "s3://bucket/large/large.tar"
-    assert objects(server, "large") == {}
+    assert objects(s3, "large") == {}
 
 
-def test_an_error_names_the_object(server, reach):
-    reach(server)
+def test_an_error_names_the_object(s3, go_by):
+    go_by(s3)
     with pytest.raises(OSError, match="bucket does not exist") as failed:
         Bucket("s3://no-such-bucket/set").put("a.tar", b"")
     assert failed.value.errno == errno.ENOENT and failed.value.filename == "s3://no-such-bucket/set/a.tar"

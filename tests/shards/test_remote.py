@@ -20,7 +20,7 @@ from shards.errors import UserError
 from shards.reader import ShardSet
 from shards.remote import RemoteShardSet, open_set
 from shards.remote_files import RemoteFolder, file_system, is_url
-from tests.servers import FaultyServer, s3_server, serving, used
+from tests.servers import FaultyServer, reach, serving, used
 
 FAULTS = ["503", "cut", "corrupt", "late"]
 REPOSITORY = Path(__file__).parents[2]
@@ -265,19 +265,14 @@ def test_a_full_disk_is_one_line(server, tmp_path, monkeypatch):
     assert files(tmp_path / "there") == []
 
 
-def test_from_an_s3_server_over_a_network_that_fails(small_set, tmp_path, monkeypatch, short_pauses):
-    with s3_server() as port, serving(upstream=port) as network:
-        for name, value in {
-            "AWS_ACCESS_KEY_ID": "someone",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": network.url,
-        }.items():
+def test_from_an_s3_server_over_a_network_that_fails(s3, small_set, tmp_path, monkeypatch, short_pauses):
+    with serving(upstream=s3) as network:
+        for name, value in reach(network.server_port).items():
             monkeypatch.setenv(name, value)
         import s3fs
 
-        store = s3fs.S3FileSystem(endpoint_url=f"http://127.0.0.1:{port}")
-        store.mkdir("bucket")
+        s3fs.S3FileSystem.clear_instance_cache()
+        store = s3fs.S3FileSystem(endpoint_url=f"http://127.0.0.1:{s3}")
         for path in small_set.iterdir():
             store.pipe_file(f"bucket/shards/sav/{path.name}", path.read_bytes())
         network.faults = lambda name, n: FAULTS[n] if n < 4 and name == "sav-000000.tar" else ""

@@ -23,6 +23,14 @@ def test_what_is_finite_goes_on():
     stop_unless_finite({"loss": 1.0, "grad_norm": 2.0}, {"loss": torch.tensor(1.0)}, 3, KEYS)
 
 
+def test_a_gradient_that_is_not_finite_is_its_own_reason_only_where_no_loss_is():
+    """All processes have the norm of the mean gradient; one of them has the loss that spoilt it."""
+    own = {"loss": torch.tensor(1.0), "grad_norm": torch.tensor(torch.nan)}
+    for loss, said in ((torch.nan, "met finite here, not on another process"), (1.0, "met grad_norm nan")):
+        with pytest.raises(UserError, match=said):
+            stop_unless_finite({"loss": loss, "grad_norm": torch.nan}, own, 3, KEYS)
+
+
 @pytest.mark.parametrize(
     ("own", "said"),
     [(torch.nan, "loss nan"), (torch.inf, "loss inf"), (1.0, "finite here, not on another process")],

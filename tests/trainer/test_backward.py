@@ -15,7 +15,14 @@ from trainer.data.loader import Batch
 from trainer.objectives.backward import Backward, accumulation_steps
 from trainer.train import reached
 
-TEXTS = [["the left eye."], ["a white helmet"]]
+TEXTS = [["the left eye."]]
+
+
+@pytest.fixture
+def batch(batch: Batch) -> Batch:
+    """A sample will do."""
+    alone = {k: v[:1] if isinstance(v, torch.Tensor | list) else v for k, v in batch.items()}
+    return {**alone, "image_of_object": torch.tensor([0])}
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ from trainer.config import Config
 from trainer.data.loader import Batch
 from trainer.model.captioner import Caption
 from trainer.objectives.dual_loop import Spoken, corrupted, pass_a
+from trainer.objectives.gumbel import straight_through_gumbel
 from trainer.objectives.losses import point_losses, uncertain_points
 from trainer.objectives.noise import object_generators
 from trainer.objectives.passes import cross_entropy
@@ -222,9 +223,17 @@ def test_several_objects_of_one_picture(make_loop, batch: Batch):
     assert loop.judge(two, "segment").captions == ["The Left eye.", "a helmet"]
 
 
-def test_bfloat16_autocast_trains_all_of_it_too(make_loop, batch: Batch):
-    """Weights used under no_grad first must not be left in autocast's cache without their gradient."""
+def test_bfloat16_autocast_trains_all_of_it_too(make_loop, batch: Batch, monkeypatch: pytest.MonkeyPatch):
+    """Weights used under no_grad first must not be left in autocast's cache without their gradient. Noise is drawn and
+    used in float32: in bfloat16 it has another distribution."""
     loop = make_loop()
+
+    def spying(logits, table, uniform, *how):
+        assert not torch.is_autocast_enabled("cpu")
+        assert uniform.dtype == torch.float32 and (uniform != uniform.bfloat16()).float().mean() > 0.9
+        return straight_through_gumbel(logits, table, uniform, *how)
+
+    monkeypatch.setattr("trainer.objectives.dual_loop.straight_through_gumbel", spying)
     with torch.autocast("cpu", torch.bfloat16):
         result = loop(first(batch), "dual")
     assert all(value.dtype == torch.float32 for value in result.values())
@@ -282,8 +291,11 @@ def test_a_single_frame_goes_through_the_vision_tower_once(make_loop, batch: Bat
 
 
 def test_the_head_sees_needed_places_alone_and_an_encoder_a_picture_once(make_loop, batch: Batch):
-    """No logits of a whole row over the whole vocabulary; frozen encoders keep nothing for a gradient."""
+    """No logits of a whole row over the whole vocabulary; frozen encoders keep nothing for a gradient. A frame whose
+    pixels are all zero is a frame."""
     loop = make_loop()
+    batch = {**batch, **{name: batch[name].clone() for name in ("pixel_values2", "g_pixel_values2")}}
+    batch["pixel_values2"][0], batch["g_pixel_values2"][0] = 0, 0
     model = loop.model
     heads: list[tuple[int, ...]] = []
     encoded: list[tuple[int, bool]] = []

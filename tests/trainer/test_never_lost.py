@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from shards.errors import UserError
 from tests.conftest import files_of
-from tests.trainer.runs import SMALL, assert_same, begin_run, losses, records, wait_for
+from tests.trainer.runs import SMALL, assert_same, fork_run, losses, records, wait_for
 from trainer.checkpoints.preemption import SIGNALS
 from trainer.checkpoints.run_folder import RunFolder
 from trainer.data.stream import Stream
@@ -64,12 +64,12 @@ def steps_told(run: Path) -> list[tuple[int, bool]]:
 
 def test_kill_9_at_any_moment(given: list[str], undisturbed: Path, tmp_path: Path):
     out = tmp_path / "run"
-    process = begin_run([*given, f"output_dir={out}"], tmp_path / "said", processes=None)
+    run = fork_run([*given, f"output_dir={out}"], tmp_path / "said", processes=1)
     after = random.randrange(3)
-    wait_for(lambda: len(losses(out)) > after, process)
+    wait_for(lambda: len(losses(out)) > after, run)
     time.sleep(random.random() / 2)
-    process.kill()
-    process.wait()
+    run.processes[0].kill()
+    run.wait()
     assert "Held-out samples after step 0" in (out / "report.html").read_text()
     print(f"killed after {records(out)[-1:]} and {sorted(p.name for p in (out / 'checkpoints').iterdir())}")
     main([*given, f"output_dir={out}"])

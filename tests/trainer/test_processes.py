@@ -1,9 +1,14 @@
 """Finding out how many processes Accelerate was asked for where it starts one only."""
 
 import os
+import signal
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
+from tests.joined import Joined
 from trainer import processes
 from trainer.processes import asked_processes, missing_processes
 
@@ -48,3 +53,48 @@ def test_a_process_with_a_rank_starts_no_others(launched: pytest.MonkeyPatch, na
 def test_one_process_that_was_asked_for_is_all(launched: pytest.MonkeyPatch, name: str):
     launched.delenv(name)
     assert missing_processes() == 0
+
+
+SCRIPT = """
+import os, pathlib, signal, sys, time
+rank = os.environ["RANK"]
+def told(number, frame):
+    pathlib.Path("told" + rank).touch()
+    sys.exit(128 + number)
+signal.signal(signal.SIGTERM, told)
+pathlib.Path("ready" + rank).touch()
+while sys.argv[1:] == ["fail"] and rank == "1":
+    if pathlib.Path("ready0").exists():
+        sys.exit(3)
+    time.sleep(0.02)
+time.sleep(120)
+"""
+
+
+def start_script(folder: Path, *arguments: str) -> None:
+    os.chdir(folder)
+    sys.argv = ["script.py", *arguments]
+    processes.start(2)
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    return tmp_path
+
+
+def test_a_signal_is_passed_on_to_all_and_is_the_exit_status(script: Path):
+    run = Joined(1, start_script, script, said=script / "said")
+    until = time.monotonic() + 60
+    while len([*script.glob("ready*")]) < 2:
+        assert time.monotonic() < until and run.poll() is None, (script / "said").read_text()
+        time.sleep(0.02)
+    run.processes[0].terminate()
+    assert run.wait() == [128 + signal.SIGTERM]
+    assert sorted(path.name for path in script.glob("told*")) == ["told0", "told1"]
+
+
+def test_a_process_that_fails_ends_the_others(script: Path):
+    run = Joined(1, start_script, script, "fail", said=script / "said")
+    assert run.wait(60) == [1]
+    assert [path.name for path in script.glob("told*")] == ["told0"]

@@ -112,7 +112,8 @@ def test_a_wrong_count_of_image_places_names_the_sample(model: Sa2VA, cells: int
 
 def test_a_black_picture_is_a_picture(model: Sa2VA):
     pictures = torch.stack([torch.zeros(3, 448, 448), torch.full((3, 448, 448), -2.0)])
-    assert model.see(pictures).isfinite().all()
+    seen = model.see(pictures)
+    assert len(seen) == 2 and seen.isfinite().all()
     looked = model.look(torch.zeros(1, 3, 1024, 1024, dtype=torch.uint8))
     assert model.grounding_encoder.decode(looked, ONE, torch.randn(1, model.grounding_encoder.width)).isfinite().all()
 

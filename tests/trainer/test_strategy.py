@@ -6,25 +6,12 @@ import os
 from types import SimpleNamespace
 
 import pytest
-from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
-from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
 from shards.errors import UserError
-from tests.trainer.runs import REPOSITORY
+from tests.trainer.runs import environment_of
 from trainer import fsdp, zero
 from trainer.config import Config, load_config
-
-
-def environment_of(file: str, *flags: str) -> dict[str, str]:
-    """What `accelerate launch --config_file FILE ...` would set for the processes that it starts."""
-    path = str(REPOSITORY / "trainer" / "launch" / file)
-    given = ["--config_file", path, "--num_processes", "2", *flags, "trainer/train.py"]
-    arguments, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(given))
-    if arguments.use_deepspeed:
-        arguments.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
-        return dict(prepare_deepspeed_cmd_env(arguments)[1])
-    return dict(prepare_multi_gpu_env(arguments))
 
 
 @pytest.fixture
@@ -35,8 +22,7 @@ def launched(monkeypatch: pytest.MonkeyPatch):
         for name in [name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_"))]:
             monkeypatch.delenv(name)
         for name, value in environment_of(file, *flags).items():
-            if name.startswith(("ACCELERATE_", "FSDP_")):
-                monkeypatch.setenv(name, value)
+            monkeypatch.setenv(name, value)
         if zero.is_asked():
             plugin, kind = DeepSpeedPlugin(), DistributedType.DEEPSPEED
             return SimpleNamespace(distributed_type=kind, state=SimpleNamespace(deepspeed_plugin=plugin))

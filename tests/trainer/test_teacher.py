@@ -46,6 +46,9 @@ def test_it_holds_trainable_tensors_only(make_loop):
 def test_a_step_does_not_move_it_and_an_update_does(make_loop, batch: Batch):
     loop = make_loop()
     before = {name: s.clone() for name, s in loop.teacher.shadow.items()}
+    with torch.no_grad():
+        for parameter in loop.teacher._student.values():
+            parameter.add_(0.01)  # an update would be noticed from the first step on
     optimizer = torch.optim.SGD([p for p in loop.parameters() if p.requires_grad], lr=0.1)
     loop(batch, "dual")["loss"].backward()
     optimizer.step()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,14 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from shards.errors import UserError
+from tests.joined import Joined, command_line
 from trainer.config import Config, ModelConfig
 from trainer.export import export, load_any
 from trainer.model.sa2va import Sa2VA, build
 from trainer.model.trainable import set_trainable
 from trainer.released.folder import load_model, save_model
 from trainer.trained import Origin, base_model, load_trained, save_trained, trained_tensors
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +88,9 @@ def test_two_checkpoints_give_two_exports_in_the_type_of_their_base(released, tm
             config_of(released, ["lora", "mlp1", "text_hidden_fcs", "sam_mask_decoder"]), run / "checkpoint", seed
         )
         if seed == 1:
-            command = [sys.executable, "cli.py", "export", "--checkpoint", run, "--out", tmp_path / "out1"]
-            done = subprocess.run([*map(str, command)], cwd=REPOSITORY, capture_output=True, text=True)
-            assert done.returncode == 0 and "bytes of weights in 1 file(s)" in done.stdout, done.stderr
+            command, said = ["export", "--checkpoint", run, "--out", tmp_path / "out1"], tmp_path / "said"
+            assert Joined(1, command_line, command, said=said).wait() == [0]
+            assert "bytes of weights in 1 file(s)" in said.read_text()
         else:
             export(run, tmp_path / "out2", None)
         exports.append(load_file(tmp_path / f"out{seed}" / "model.safetensors"))

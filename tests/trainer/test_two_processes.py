@@ -6,7 +6,7 @@ import json
 import os
 import random
 import signal
-import time
+from itertools import count, islice
 from pathlib import Path
 
 import psutil
@@ -15,10 +15,25 @@ import torch
 from safetensors.torch import load_file
 
 from shards.errors import UserError
-from tests.trainer.runs import SMALL, assert_same, begin_run, launch, losses, wait_for
+from tests.conftest import files_of
+from tests.joined import Joined
+from tests.trainer.runs import (
+    SMALL,
+    STATE_OF_THE_RUN,
+    assert_same,
+    begin_run,
+    environment_of,
+    finish,
+    fork_run,
+    losses,
+    train,
+    wait_for,
+)
 from trainer.config import load_config
+from trainer.data.loader import Loader
 from trainer.model.sa2va import build
 from trainer.model.trainable import set_trainable
+from trainer.objectives import passes
 from trainer.train import main
 
 
@@ -32,7 +47,7 @@ def two_processes(sav_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     given = [f"data.shards=[{sav_set}]", "data.holdout=0", "steps=4", "accumulation=2", *SMALL, "eps=1e-3"]
     given += ["checkpoint={every: 1, keep: 4}"]
     (out / "given.json").write_text(json.dumps(given))
-    launch([*given, "batch_size=1", f"output_dir={out}"], out / "said", processes=2)
+    finish([*given, "batch_size=1", f"output_dir={out}"], out / "said", processes=2)
     return out
 
 
@@ -61,7 +76,8 @@ def test_two_processes_end_with_the_weights_of_one(two_processes: Path, tmp_path
 
 
 def test_two_processes_of_which_one_is_killed(two_processes: Path, tmp_path: Path):
-    """kill -9 of the second process ends the run for both, at once; the same command goes on."""
+    """As a user starts them. kill -9 of the second process ends the run for both, at once; the same command goes on,
+    and ends where processes did that no launcher started."""
     out = tmp_path / "run"
     command = [*given_to_two(two_processes), "batch_size=1", f"output_dir={out}"]
     process = begin_run(command, tmp_path / "said", processes=2)
@@ -73,24 +89,60 @@ def test_two_processes_of_which_one_is_killed(two_processes: Path, tmp_path: Pat
     assert process.wait(timeout=180) == 1
     assert not any(child.is_running() for child in children)
     assert len(losses(out)) < 4
-    assert "going on after step" in launch(command, tmp_path / "said again", processes=2)
+    assert "2 process(es) on cpu" in (tmp_path / "said").read_text()
+    assert "going on after step" in finish(command, tmp_path / "said again", processes=2)
     assert_same(out, two_processes)
 
 
+def spoilt(arguments: list[str], from_step: int) -> None:
+    """Train; in the second process the mask losses are NaN from a step of two batches on. Each update is told."""
+    original, update, asked = passes.point_losses, torch.optim.AdamW.step, count()
+
+    def point_losses(*how: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        bad = os.environ["RANK"] == "1" and next(asked) >= 2 * (from_step - 1)
+        return tuple(loss * torch.nan if bad else loss for loss in original(*how))
+
+    def told(optimizer: torch.optim.AdamW, *how: object) -> object:
+        print("an update", flush=True)
+        return update(optimizer, *how)
+
+    passes.point_losses, torch.optim.AdamW.step = point_losses, told
+    train(arguments)
+
+
+def test_two_processes_of_which_one_has_a_loss_that_is_not_finite(two_processes: Path, sav_set: Path, tmp_path: Path):
+    """Both stop before the update, none waits for the other, and the checkpoint before stands."""
+    out = tmp_path / "run"
+    run = Joined(
+        2, spoilt, [*given_to_two(two_processes), "batch_size=1", f"output_dir={out}"], 2, said=tmp_path / "said"
+    )
+    assert run.wait() == [1, 1]
+    said = (tmp_path / "said").read_text()
+    assert said.count("an update") == 2 and "Traceback" not in said  # of step 1, in both
+    met = {}
+    for rank in (0, 1):
+        batches = Loader([str(sav_set)], fields=(), batch_size=1, seed=0, rank=rank, world_size=2, accumulation=2)
+        met[rank] = ", ".join(key for batch in islice(batches.epoch(0), 2, 4) for key in batch["keys"])
+    errors = sorted(line for line in said.splitlines() if line.startswith("error: "))
+    start = "error: step 2, objective dual, samples {}: loss or gradient is not finite; met {}"
+    assert len(errors) == 2 and met[0] != met[1]
+    assert any(e.startswith(start.format(met[0], "finite here, not on another process; ")) for e in errors)
+    assert any(e.startswith(start.format(met[1], "loss nan, bce nan, dice nan; ")) for e in errors)
+    assert losses(out) == losses(two_processes)[:1]
+    assert [path.name for path in (out / "checkpoints").glob("step-*")] == ["step-0000001"]
+    written, wanted = (files_of(folder / "checkpoints" / "step-0000001") for folder in (out, two_processes))
+    assert [name for name in STATE_OF_THE_RUN if written[name] != wanted[name]] == []
+
+
 def test_two_processes_that_are_preempted_go_on_as_one(two_processes: Path, tmp_path: Path):
-    """The same samples in each step, whoever takes them; sums are rounded in another order."""
+    """Both stop after the same step, though one alone gets the signal. Then the same samples in each step, whoever
+    takes them; sums are rounded in another order."""
     out = tmp_path / "run"
     command = [*given_to_two(two_processes), f"output_dir={out}"]
-    process = begin_run([*command, "batch_size=1"], tmp_path / "said", processes=2)
-    wait_for(lambda: losses(out), process)
-    os.killpg(process.pid, signal.SIGTERM)
-    process.wait(timeout=180)
-    workers = psutil.process_iter(["cmdline"])
-    wait = time.monotonic() + 180
-    while any(f"output_dir={out}" in (worker.info["cmdline"] or ()) for worker in workers):
-        assert time.monotonic() < wait, "a process hangs"
-        time.sleep(0.1)
-        workers = psutil.process_iter(["cmdline"])
+    run = fork_run([*command, "batch_size=1"], tmp_path / "said", processes=2)
+    wait_for(lambda: losses(out), run)
+    run.processes[1].terminate()
+    assert run.wait() == [128 + signal.SIGTERM] * 2
     done = len(losses(out))
     assert f"stopped by SIGTERM after step {done}" in (tmp_path / "said").read_text()
     assert done < 4 and losses(out) == losses(two_processes)[:done]
@@ -108,7 +160,7 @@ def test_two_processes_with_parameters_in_shares(two_processes: Path, tmp_path: 
     does: weights, teacher and moments come out of a checkpoint into shares and get back into one."""
     half = two_processes / "checkpoints" / "step-0000002"
     command = [*given_to_two(two_processes), "batch_size=1", f"output_dir={tmp_path}", f"resume={half}"]
-    said = launch(command, tmp_path / "said", processes=2, configuration="trainer/launch/fsdp2.yaml")
+    said = finish(command, tmp_path / "said", processes=2, environment=environment_of("fsdp2.yaml"))
     assert "parameters in shares (FSDP2)" in said
     for one, two in zip(losses(tmp_path), losses(two_processes), strict=True):
         assert one == pytest.approx(two, rel=1e-4)

@@ -24,7 +24,6 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.model.architecture import VISION_SIZE
 from trainer.model.grounding import IMAGE_SIZE
@@ -141,6 +140,8 @@ def _point_out(model: Sa2VA, picture: Tensor) -> None:
 
 def _counted(run: Callable[[], object]) -> float:
     """Operations of what `run` does, without doing it."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton, which is for those that count
+
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
         sdpa_kernel(SDPBackend.MATH),  # the counter does not know all kernels of attention

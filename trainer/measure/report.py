@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment
 from markupsafe import Markup
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -142,6 +140,9 @@ def _belongs(key: str, names: Sequence[str]) -> bool:
 
 
 def _curve(title: str, records: list[dict[str, Any]], keys: Sequence[str]) -> Markup:
+    from matplotlib import rc_context  # takes a second, which only the process that draws should spend
+    from matplotlib.figure import Figure
+
     with rc_context({"svg.hashsalt": title, "svg.fonttype": "none"}):
         figure = Figure(figsize=(9, 2.6))
         axes = figure.add_axes((0.07, 0.2, 0.92, 0.68))  # a layout that is computed takes twice as long as all the rest

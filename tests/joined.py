@@ -1,0 +1,93 @@
+"""Processes as a launcher starts them, joined through gloo, forked from one that has imported what takes seconds."""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed import TCPStore
+
+import cli
+
+_FORKS = mp.get_context("forkserver")
+_FORKS.set_forkserver_preload(["trainer.train", "inference.evaluate", "tests.joined"])
+_OF_A_LAUNCHER = ("ACCELERATE_", "FSDP_", "TORCHELASTIC_")
+JOINED = {"LOCAL_RANK", "WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"}
+"""What tells a process of the others."""
+
+
+class Joined:
+    """`count` processes that call `run` with `arguments`; with 1 it is alone, and told of no others.
+
+    Args:
+        said: the file that gets what they say.
+        environment: what a launcher sets besides.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        run: Callable[..., object],
+        *arguments: Any,
+        said: Path,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        # The store lives here, as it does in a launcher: no port has to be guessed.
+        self._store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+        kept = {k: v for k, v in os.environ.items() if k not in JOINED and not k.startswith(_OF_A_LAUNCHER)}
+        told = {"WORLD_SIZE": str(count), "MASTER_ADDR": "localhost", "MASTER_PORT": str(self._store.port)}
+        told |= {
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "TORCHELASTIC_RESTART_COUNT": "0",
+            "ACCELERATE_USE_CPU": "true",
+        }
+        said.touch()
+        self.processes: list[ForkServerProcess] = []
+        for rank in range(count):
+            own = {**told, "RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {}
+            threads = 1 if count > 1 else torch.get_num_threads()  # a launcher gives each of several one
+            how = (run, arguments, str(said), kept | dict(environment or {}) | own, threads)
+            self.processes.append(_FORKS.Process(target=_run, args=how))
+        for process in self.processes:
+            process.start()
+
+    def poll(self) -> int | None:
+        """The exit status of one that failed, 0 where all have ended well, None where none has failed so far."""
+        codes = [process.exitcode for process in self.processes]
+        return next((code for code in codes if code), None if None in codes else 0)
+
+    def wait(self, seconds: float = 400) -> list[int | None]:
+        """Their exit statuses, once all have ended. A process that is still there then is killed: None."""
+        until = time.monotonic() + seconds
+        for process in self.processes:
+            process.join(max(0.0, until - time.monotonic()))
+        codes = [process.exitcode for process in self.processes]
+        for process in self.processes:
+            process.kill()
+        return codes
+
+
+def command_line(arguments: Sequence[object]) -> None:
+    """`cli.py ...` in this process."""
+    sys.argv = ["cli.py", *map(str, arguments)]
+    cli.main()
+
+
+def _run(
+    run: Callable[..., object], arguments: tuple[Any, ...], said: str, environment: dict[str, str], threads: int
+) -> None:
+    file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    os.environ.clear()
+    os.environ.update(environment)
+    torch.set_num_threads(threads)
+    run(*arguments)
