@@ -311,3 +311,13 @@ def test_the_head_sees_needed_places_alone_and_an_encoder_a_picture_once(make_lo
     assert all(len(shape) == 2 and shape[1] == 128 for shape in heads)
     assert max(shape[0] for shape in heads) < 2 * 60 < 2 * 256
     assert encoded == [(2, False)] * 3  # both frames through the tower, frame 2 through SAM 2's
+
+
+def test_questions_are_worded_at_random_or_as_an_evaluation_words_them(make_loop, batch, config):
+    passes = make_loop().passes
+    first = [row.ids for row in passes.question(batch, ["a cat", "a cup"], None)]
+    worded = [passes.question(batch, ["a cat", "a cup"], object_generators(batch, seed)) for seed in range(20)]
+    assert len({tuple(rows[0].ids) for rows in worded}) > 5
+    config.vary_wording = False
+    worded = [passes.question(batch, ["a cat", "a cup"], object_generators(batch, seed)) for seed in range(20)]
+    assert all([row.ids for row in rows] == first for rows in worded)

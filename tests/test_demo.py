@@ -1,0 +1,64 @@
+"""The demo's data and model are what the demo says of them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from demo import make_folder
+from demo.make_model import make
+from demo.make_sav import SCENES, SIZE, crop, draw, photograph, shown
+from trainer.model.sa2va import Sa2VA
+from trainer.released.folder import load_model, save_model
+
+NAMES = [thing for things in SCENES.values() for thing in things]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Sa2VA:
+    """As a training finds it: written, and read again."""
+    folder = tmp_path_factory.mktemp("demo") / "model"
+    save_model(make(NAMES), folder)
+    return load_model(folder)
+
+
+def test_a_name_is_one_token_alone_and_in_a_question(model):
+    prompts = model.prompts
+    for name in NAMES:
+        (token,) = prompts.encode(name)
+        assert prompts.segment("any", name).ids == prompts.segment("any", [token]).ids
+
+
+def test_what_is_asked_for_reaches_the_prompt_token(model):
+    """More than the picture does, in each of two noises seen as pictures."""
+    prompts = model.prompts
+    rows = prompts.pack([prompts.segment("any", name) for name in NAMES], model.device)
+    seen = torch.randn(2, 256, 256, generator=torch.Generator().manual_seed(0))
+    tokens = []
+    with torch.no_grad():
+        for image in (0, 1):
+            embeddings = model.embed(rows, seen, torch.full((len(NAMES),), image))
+            states = model.read(embeddings, rows.attention, rows.positions)
+            tokens.append(model.text_hidden_fcs(states[rows.ids == prompts.seg]))
+    by_phrase, by_picture = tokens[0].std(0).mean(), (tokens[0] - tokens[1]).abs().mean()
+    assert by_phrase > 4 and by_phrase > 2 * by_picture
+
+
+def test_named_objects_lie_where_the_photograph_has_them(tmp_path):
+    make_folder.write(tmp_path, 2, seed=5)
+    rng = np.random.default_rng(5)
+    lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    for line, name in zip(lines, SCENES, strict=True):
+        box = crop(photograph(name), list(SCENES[name].values()), 0.5, rng)
+        assert Image.open(tmp_path / line["image"]).size == (SIZE, SIZE)
+        wanted = [thing for thing, outlines in SCENES[name].items() if shown(photograph(name), outlines, box) >= 0.5]
+        assert [one["texts"] for one in line["objects"]] == [[thing] for thing in wanted]
+        for one in line["objects"]:
+            met = Image.new("L", (SIZE, SIZE))
+            for polygon in one["mask"]:
+                ImageDraw.Draw(met).polygon(polygon, fill=255)
+            truth = np.asarray(draw(SCENES[name][one["id"]], box, (SIZE, SIZE))) > 0
+            both, either = truth & (np.asarray(met) > 0), truth | (np.asarray(met) > 0)
+            assert both.sum() > 0.97 * either.sum()
