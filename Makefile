@@ -19,7 +19,7 @@ $(READY): requirements.lock pyproject.toml Makefile pipeline/_resample.c
 demo: $(READY)
 	$(BIN)/python demo/make_sav.py data/sav --pairs 84 --scenes
 	$(BIN)/python -m demo.make_folder data/folder --pictures 40
-	$(BIN)/python -m demo.make_model data/model
+	$(BIN)/python -m demo.make_model data/model --seed 1
 	$(BIN)/python cli.py shard --source sav --out shards/ --shard-size 32MB --overwrite
 	$(BIN)/python cli.py shard --source folder --out shards/ --shard-size 32MB --overwrite
 	$(BIN)/python cli.py verify-shard shards/sav shards/folder

@@ -27,7 +27,7 @@ from trainer.released.folder import save_model
 
 _LOCAL = 1.5  # of queries' and keys' biases
 _PICTURE = 0.1  # how much of a visual token tells it from others
-_PROMPT = 8.0  # spread of SAM 2's prompt token over phrases; SAM 2's own tokens have 1
+_PROMPT = 4.0  # spread of SAM 2's prompt token over phrases; SAM 2's own tokens have 1
 
 
 def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:

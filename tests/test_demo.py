@@ -43,7 +43,7 @@ def test_what_is_asked_for_reaches_the_prompt_token(model):
             states = model.read(embeddings, rows.attention, rows.positions)
             tokens.append(model.text_hidden_fcs(states[rows.ids == prompts.seg]))
     by_phrase, by_picture = tokens[0].std(0).mean(), (tokens[0] - tokens[1]).abs().mean()
-    assert by_phrase > 4 and by_phrase > 2 * by_picture
+    assert by_phrase > 2 and by_phrase > 2 * by_picture
 
 
 def test_named_objects_lie_where_the_photograph_has_them(tmp_path):
