@@ -18,13 +18,15 @@ $(READY): requirements.lock pyproject.toml Makefile pipeline/_resample.c
 
 demo: $(READY)
 	$(BIN)/python demo/make_sav.py data/sav --pairs 84 --scenes
-	$(BIN)/python -m demo.make_folder data/folder --pictures 40
-	$(BIN)/python -m demo.make_model data/model --seed 1
+	$(BIN)/python -m demo.make_folder data/folder --pictures 84
+	$(BIN)/python -m demo.make_model data/model
 	$(BIN)/python cli.py shard --source sav --out shards/ --shard-size 32MB --overwrite
 	$(BIN)/python cli.py shard --source folder --out shards/ --shard-size 32MB --overwrite
 	$(BIN)/python cli.py verify-shard shards/sav shards/folder
 	$(BIN)/python cli.py preview shards/sav --out runs/demo/preview
-	rm -rf runs/demo/checkpoint*  # a demo trains anew, it does not go on
+	rm -rf runs/segment runs/demo/checkpoint*  # a demo trains anew, it does not go on
+	$(BIN)/accelerate launch --quiet --num_processes 1 --num_cpu_threads_per_process 2 trainer/train.py demo/segment.yaml
+	$(BIN)/python cli.py export --checkpoint runs/segment --out runs/segment/model
 	$(BIN)/accelerate launch --quiet --num_processes 1 --num_cpu_threads_per_process 2 trainer/train.py demo/train.yaml
 	$(BIN)/python demo/check_run.py runs/demo
 

@@ -22,19 +22,20 @@ _LEAST = 0.5  # of an object that counts as shown
 
 
 def write(root: Path, count: int, seed: int = 0) -> None:
-    """Write `count` pictures with the objects that they show below `root`, going round the photographs."""
+    """Write `count` pictures with the objects that they show below `root`; they go round the objects."""
     shutil.rmtree(root, ignore_errors=True)
     (root / "images").mkdir(parents=True)
     rng = np.random.default_rng(seed)
+    every = [(name, shapes) for name, things in SCENES.items() for shapes in things.values()]
     with open(root / "samples.jsonl", "w", encoding="utf-8") as lines:
         for number in range(count):
-            name = list(SCENES)[number % len(SCENES)]
-            photo, things = photograph(name), SCENES[name]
-            box = crop(photo, list(things.values()), _LEAST, rng)
+            name, shapes = every[number % len(every)]
+            photo = photograph(name)
+            box = crop(photo, shapes, _LEAST, rng)
             path = f"images/{number:05d}.png"
             photo.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=box).save(root / path)
             objects = []
-            for thing, outlines in things.items():
+            for thing, outlines in SCENES[name].items():
                 if shown(photo, outlines, box) >= _LEAST:
                     objects.append({"id": thing, "mask": [_placed(o, box) for o in outlines], "texts": [thing]})
             lines.write(json.dumps({"image": path, "objects": objects}) + "\n")

@@ -26,8 +26,8 @@ from trainer.model.tokenizer import with_added_tokens
 from trainer.released.folder import save_model
 
 _LOCAL = 1.5  # of queries' and keys' biases
-_PICTURE = 0.1  # how much of a visual token tells it from others
-_PROMPT = 4.0  # spread of SAM 2's prompt token over phrases; SAM 2's own tokens have 1
+_PICTURE = 0.1
+_PROMPT = 4.0
 
 
 def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
@@ -59,7 +59,7 @@ def make(words: Sequence[str], seed: int = 0) -> Sa2VA:
     with torch.no_grad():
         _see_shapes(model)
         _read_near(model)
-        _tell_phrases_apart(model)
+        _tell_phrases_apart(model, words)
     return model
 
 
@@ -83,21 +83,23 @@ def _read_near(model: Sa2VA) -> None:
         layer.self_attn.k_proj.bias.fill_(_LOCAL)
 
 
-def _tell_phrases_apart(model: Sa2VA, count: int = 48) -> None:
-    """Scale and centre SAM 2's prompt token over random phrases, as in data-dependent initialisation (Salimans and
-    Kingma 2016): what all phrases share would hide what tells them apart."""
+def _tell_phrases_apart(model: Sa2VA, phrases: Sequence[str]) -> None:
+    """Centre SAM 2's prompt token over phrases and spread it evenly, as in data-dependent initialisation (Krähenbühl
+    et al. 2016): what all phrases share would hide what tells them apart."""
     prompts = model.prompts
-    words = prompts.ordinary.nonzero()[:, 0]
-    chosen = words[torch.randint(len(words), (count,))]
-    rows = prompts.pack([prompts.segment("any", [int(word)]) for word in chosen], model.device)
+    rows = prompts.pack([prompts.segment("any", phrase) for phrase in phrases], model.device)
     seen = torch.randn(1, IMAGE_TOKENS, model.mlp1[0].normalized_shape[0])
-    embeddings = model.embed(rows, seen, torch.zeros(count, dtype=torch.int64), given=model.embedding(chosen))
+    embeddings = model.embed(rows, seen, torch.zeros(len(phrases), dtype=torch.int64))
     states = model.read(embeddings, rows.attention, rows.positions)
     tokens = model.text_hidden_fcs(states[rows.ids == prompts.seg])
+    mean = tokens.mean(0)
+    _, spread, directions = torch.linalg.svd(tokens - mean, full_matrices=False)
+    directions, spread = directions[:-1], spread[:-1]  # centred, they span one dimension less
+    wanted = _PROMPT * (tokens.numel() / len(spread)) ** 0.5
     last = model.text_hidden_fcs[2]
-    factor = _PROMPT / tokens.std(0).mean()
-    last.weight.mul_(factor)
-    last.bias.copy_(-tokens.mean(0) * factor)
+    even = torch.eye(len(mean)) + directions.T @ (directions * (wanted / spread - 1)[:, None])
+    last.weight.copy_(even @ last.weight)
+    last.bias.copy_(-even @ mean)
 
 
 def whitening_filters(count: int, side: int) -> Tensor:

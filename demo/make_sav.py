@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -213,18 +213,18 @@ def scenes(count: int, seed: int = 0) -> Iterator[tuple[str, str, View, View]]:
     for i in range(count):
         name, thing, shapes = objects[i % len(objects)]
         photo = photograph(name)
-        first, second = (_view(photo, shapes, crop(photo, [shapes], 0.7, rng)) for _ in range(2))
+        first, second = (_view(photo, shapes, crop(photo, shapes, 0.7, rng)) for _ in range(2))
         yield name, thing, first, second
 
 
-def crop(photo: Image.Image, objects: Sequence[list[list[Point]]], least: float, rng: np.random.Generator) -> Box:
-    """A crop of 0.6 to 0.9 of each side that shows at least the share `least` of one of the objects."""
+def crop(photo: Image.Image, outlines: list[list[Point]], least: float, rng: np.random.Generator) -> Box:
+    """A crop of 0.6 to 0.9 of each side that shows at least the share `least` of an object."""
     width, height = photo.size
     while True:
         side = rng.uniform(0.6, 0.9)
         x, y = rng.uniform(0, (1 - side) * width), rng.uniform(0, (1 - side) * height)
         box = (x, y, x + side * width, y + side * height)
-        if any(shown(photo, outlines, box) >= least for outlines in objects):
+        if shown(photo, outlines, box) >= least:
             return box
 
 

@@ -32,7 +32,7 @@ def test_a_name_is_one_token_alone_and_in_a_question(model):
 
 
 def test_what_is_asked_for_reaches_the_prompt_token(model):
-    """More than the picture does, in each of two noises seen as pictures."""
+    """More than the picture does, in each of two noises seen as pictures; and every name differs from all others."""
     prompts = model.prompts
     rows = prompts.pack([prompts.segment("any", name) for name in NAMES], model.device)
     seen = torch.randn(2, 256, 256, generator=torch.Generator().manual_seed(0))
@@ -44,14 +44,17 @@ def test_what_is_asked_for_reaches_the_prompt_token(model):
             tokens.append(model.text_hidden_fcs(states[rows.ids == prompts.seg]))
     by_phrase, by_picture = tokens[0].std(0).mean(), (tokens[0] - tokens[1]).abs().mean()
     assert by_phrase > 2 and by_phrase > 2 * by_picture
+    spread = torch.linalg.svdvals(tokens[0] - tokens[0].mean(0))
+    assert spread[-2] > 0.5 * spread[0]
 
 
 def test_named_objects_lie_where_the_photograph_has_them(tmp_path):
-    make_folder.write(tmp_path, 2, seed=5)
+    every = [(name, shapes) for name, things in SCENES.items() for shapes in things.values()]
+    make_folder.write(tmp_path, len(every), seed=5)
     rng = np.random.default_rng(5)
     lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
-    for line, name in zip(lines, SCENES, strict=True):
-        box = crop(photograph(name), list(SCENES[name].values()), 0.5, rng)
+    for line, (name, shapes) in zip(lines, every, strict=True):
+        box = crop(photograph(name), shapes, 0.5, rng)
         assert Image.open(tmp_path / line["image"]).size == (SIZE, SIZE)
         wanted = [thing for thing, outlines in SCENES[name].items() if shown(photograph(name), outlines, box) >= 0.5]
         assert [one["texts"] for one in line["objects"]] == [[thing] for thing in wanted]
