@@ -17,9 +17,9 @@ $(READY): requirements.lock pyproject.toml Makefile pipeline/_resample.c
 	touch $@
 
 demo: $(READY)
-	$(BIN)/python demo/make_sav.py data/sav --pairs 84 --scenes
-	$(BIN)/python -m demo.make_folder data/folder --pictures 84
-	$(BIN)/python -m demo.make_model data/model
+	$(BIN)/python demo/make_sav.py data/sav --pairs 84 --scenes --seed 4
+	$(BIN)/python -m demo.make_folder data/folder --pictures 84 --seed 104
+	$(BIN)/python -m demo.make_model data/model --seed 4
 	$(BIN)/python cli.py shard --source sav --out shards/ --shard-size 32MB --overwrite
 	$(BIN)/python cli.py shard --source folder --out shards/ --shard-size 32MB --overwrite
 	$(BIN)/python cli.py verify-shard shards/sav shards/folder
