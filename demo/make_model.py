@@ -50,8 +50,8 @@ def make(words: Sequence[str], seed: int = 0) -> Sa2VA:
     tokenizer = word_tokenizer(words)
     tiny = PRESETS["tiny"]
     language = {"vocab_size": len(tokenizer), "num_attention_heads": 8, "num_key_value_heads": 8}
-    # The second layer sees the last words alone: beside 256 visual tokens the phrase would not count.
-    language |= {"initializer_range": 0.15, "use_sliding_window": True, "sliding_window": 32, "max_window_layers": 1}
+    # Each layer sees the last words alone: beside 256 visual tokens the phrase would not count.
+    language |= {"initializer_range": 0.15, "use_sliding_window": True, "sliding_window": 32, "max_window_layers": 0}
     config = {**tiny.config, "llm_config": {**tiny.config["llm_config"], **language}}
     architecture = Architecture(config, tiny_sam(64))
     model = Sa2VA(architecture, Prompts(tokenizer, architecture.template, len(tokenizer)))
