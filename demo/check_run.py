@@ -1,4 +1,4 @@
-"""Fail unless a run learnt the dual loop: its held-out masks beat all foreground, its captions carry something.
+"""Fail unless a run learnt the dual loop: its held-out masks beat every constant, its captions carry something.
 
 python demo/check_run.py runs/demo
 """
@@ -27,9 +27,10 @@ def main(folder: Path) -> None:
     for name, values in tried.items():
         print(f"  {name} {values['iou']:.3f}, {values['dice']:.3f}")
     print(f"text -> mask on pictures that were held out: IoU {judged['held_out/segment/iou']:.3f}")
-    # The mean mask's level is chosen on the held-out pairs themselves: it is shown, and no threshold for one run.
-    if not iou > (least := tried["all foreground"]["iou"]):
-        sys.exit(f"error: {folder}: no better than all foreground: IoU {iou:.3f}; wanted above {least:.3f}")
+    # The mean mask's level is chosen on the held-out pairs themselves: no constant reaches more.
+    best = max(tried, key=lambda name: tried[name]["iou"])
+    if not iou > (least := tried[best]["iou"]):
+        sys.exit(f"error: {folder}: no better than {best}: IoU {iou:.3f}; wanted above {least:.3f}")
     if not gap > 0:
         sys.exit(f"error: {folder}: captions carry nothing: the swap gap is {gap:.3f}; wanted above 0")
     page = (folder / "report.html").read_text("utf-8")
