@@ -5,9 +5,8 @@ from __future__ import annotations
 import html
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,132 +15,13 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 import cli
-from demo.make_sav import write as write_sav
 from pipeline.sources import SOURCES
 from shards.manifest import Manifest
+from tests.layouts import CASES
 from tests.models import composed_once  # noqa: F401 (a fixture)
-from tests.pipeline import (
-    test_coco,
-    test_dam,
-    test_folder,
-    test_gcg,
-    test_openimages,
-    test_osprey,
-    test_refvos,
-    test_sa1b,
-    test_sav_video,
-    videos,
-)
-from tests.pipeline.built import jpeg, put, tar_of, zipped
 from tests.trainer.runs import SMALL
 from trainer import train
 from trainer.trained import base_model
-
-
-@dataclass(frozen=True)
-class Case:
-    """A few inputs in a dataset's layout."""
-
-    write: Callable[[Path], object]
-    samples: int
-    """That become of them, ..."""
-    left_out: dict[str, int] = field(default_factory=dict)
-    """... and those that do not, by reason."""
-    texts: tuple[str, ...] = ()
-    """Some of the objects'. Without any, the dual loop is trained."""
-    untold: int = 0
-    """Samples whose objects have no text."""
-    options: tuple[str, ...] = ()
-
-
-def write_coco(root: Path, name: str = "instances_train2017.json") -> None:
-    """Two pictures; the second shows nothing annotated."""
-    objects = [test_coco.annotation(1, 7, test_coco.SQUARE, 18), test_coco.annotation(2, 7, test_coco.SQUARE)]
-    pictures = [{**test_coco.picture(n), "coco_url": f"http://x/train2017/{n:012d}.jpg"} for n in (7, 8)]
-    test_coco.write_instances(root, pictures, objects, name)
-    for number in (7, 8):
-        test_coco.jpeg(root / f"train2017/{number:012d}.jpg")
-
-
-def write_osprey(root: Path) -> None:
-    """Of the second picture there are conversations only."""
-    described = test_osprey.described()
-    spoken = test_osprey.record(conversations=test_osprey.talk("What is <region1>?", "A cat."), file_name="8.jpg")
-    test_osprey.write(root, described, spoken)
-    put(root / "coco/train2017/8.jpg", jpeg("coffee"))
-
-
-def write_dam(root: Path) -> None:
-    """In the second subset no region has a caption."""
-    test_dam.write(root, test_dam.region(), test_dam.region(test_dam.SECOND, None, 2), subset="PACO")
-    test_dam.write(root, test_dam.region(caption=None), subset="SAV")
-
-
-def write_gcg(root: Path) -> None:
-    phrase = test_gcg.CAPTION[:5], [test_gcg.SQUARE]
-    test_gcg.write(root, test_gcg.GRAND, [test_gcg.grand()])
-    test_gcg.write(root, test_gcg.PSG, [test_gcg.grand()])
-    test_gcg.write(root, test_gcg.REF, [test_gcg.refcocog(phrase)], name=f"COCO_train2014_{test_gcg.NAME}")
-    test_gcg.write(root, test_gcg.FLICKR, test_gcg.flickr((test_gcg.CAPTION, [([[0, 5]], test_gcg.FIRST)])))
-
-
-def write_folder(root: Path) -> None:
-    root.mkdir()
-    test_folder.write_pictures(root)
-    pair = {"frames": ["a.jpg", "b.png"], "objects": [{"masks": ["m.png", "ids.png"], "texts": ["The cup."]}], "id": 1}
-    test_folder.write(root, pair, {"image": "b.png", "objects": [{"mask": "m.png"}]}, "broken")
-
-
-def write_openimages(root: Path) -> None:
-    """An object of a class without a name, one in a zip, and a photo without an object."""
-    own = test_openimages
-    rows = [own.row(own.FIRST), own.row(own.FIRST, "aa", "/m/0zzz"), own.row(own.SECOND, label="/m/0663v")]
-    masks = {**own.ONE, own.mask_name(own.FIRST, "aa", "m0zzz"): own.png(own.shape(left=0.5))}
-    own.write_openimages(root, rows, masks, (own.FIRST, own.SECOND, own.THIRD))
-    in_zip = {own.mask_name(own.SECOND, mid="m0663v"): own.png(own.shape(800, 600))}
-    (root / "train-masks-0.zip").write_bytes(zipped(in_zip))
-
-
-def write_sa1b(root: Path) -> None:
-    test_sa1b.write(root, {**test_sa1b.pair(1), "sa_000000.tar": tar_of(test_sa1b.pair(2))})
-
-
-def write_video(root: Path) -> None:
-    videos.write_video(root.parent / "video.mp4", test_sav_video.FRAMES)
-    test_sav_video.write_sav_video(root / "sav_train", root.parent / "video.mp4")
-
-
-def write_ref_sav(root: Path) -> None:
-    write_video(root)
-    test_sav_video.write_ref_sav(root)
-
-
-NOTHING = {"no annotated object": 1}
-LVIS = "lvis_v1_train.json"
-FEW = ("--frames", "2")  # fewer pictures to encode, to check and to draw
-REFER = Case(test_coco.write_refer, 1, NOTHING, ("The LEFT woman.", "lady in orange"))
-CASES = {
-    "sav": Case(lambda root: write_sav(root, 2), 2),
-    "coco": Case(write_coco, 1, NOTHING, ("dog", "person")),
-    "lvis": Case(lambda root: write_coco(root, LVIS), 1, NOTHING, ("dog", "person")),
-    "refcoco": Case(lambda root: test_coco.write_refer(root, "refcoco"), 1, NOTHING, REFER.texts),
-    "refcoco+": REFER,
-    "refcocog": Case(lambda root: test_coco.write_refer(root, "refcocog", "umd"), 1, NOTHING, REFER.texts),
-    "osprey": Case(write_osprey, 2, {}, ("Thing 1.", "Thing 2."), untold=1),
-    "dam": Case(write_dam, 2, {}, ("A cat's head.",), untold=1),
-    "gcg": Case(write_gcg, 4, {}, ("A cat",)),
-    "folder": Case(write_folder, 2, {"not a sample": 1}, ("The cup.",), untold=1),
-    "sa1b": Case(write_sa1b, 2),
-    "openimages": Case(write_openimages, 2, NOTHING, ("Dog", "Pizza, hot")),
-    "ref-youtube-vos": Case(test_refvos.write_youtube, 2, {}, ("a1 says 0", "b0 says 9"), options=FEW),
-    "mevis": Case(test_refvos.write_mevis, 1, {}, ("the left one",)),
-    "revos": Case(
-        test_refvos.write_revos, 1, {"no expression refers to an object": 1}, ("which one may fly?",), options=FEW
-    ),
-    "ref-davis": Case(test_refvos.write_davis, 1, {}, ("annot1 café 2", "annot2_full_video café 4"), options=FEW),
-    "sav-video": Case(write_video, 2, {"visible in too few frames": 2}, options=("--split", "manual")),
-    "ref-sav": Case(write_ref_sav, 1, {}, ("The disc that comes late.", "A disc."), options=FEW),
-}
 
 
 @pytest.fixture(autouse=True)
