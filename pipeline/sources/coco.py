@@ -10,7 +10,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline import masks
-from pipeline.annotations import PictureFinder, below, coco_names, inside, read_items
+from pipeline.annotations import read_items
+from pipeline.finder import PictureFinder, below, coco_names, inside
 from pipeline.pictures import read_picture
 from pipeline.raw import RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter

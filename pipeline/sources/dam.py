@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipeline.annotations import PictureFinder, below, inside, read_pairs
+from pipeline.annotations import read_pairs
 from pipeline.archives import Member, member_path, read_member, tar_members
+from pipeline.finder import PictureFinder, below, inside
 from pipeline.raw import RawInput, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.regions import Regions, picture_for, rle_size

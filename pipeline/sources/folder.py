@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from pipeline import masks
-from pipeline.annotations import below
 from pipeline.cropped import Bool
+from pipeline.finder import below
 from pipeline.pictures import open_image, read_picture, refuse_pointer
 from pipeline.raw import RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter

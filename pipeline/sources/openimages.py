@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from pipeline import masks
-from pipeline.annotations import below
 from pipeline.archives import member_path, read_member, zip_members
 from pipeline.cropped import Bool
+from pipeline.finder import below
 from pipeline.pictures import open_image, read_picture
 from pipeline.raw import RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter

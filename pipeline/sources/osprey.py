@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.annotations import PictureFinder, below, coco_names, inside, read_items
+from pipeline.annotations import read_items
+from pipeline.finder import PictureFinder, below, coco_names, inside
 from pipeline.raw import RawInput, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.regions import Regions, picture_for, rle_size, size_of

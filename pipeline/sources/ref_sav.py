@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline import masks
-from pipeline.annotations import below
+from pipeline.finder import below
 from pipeline.raw import RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.sources.clips import choose_frames, stream_pairs

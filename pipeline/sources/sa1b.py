@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline import masks
-from pipeline.annotations import below
 from pipeline.archives import member_path, read_member, tar_members
+from pipeline.finder import below
 from pipeline.pictures import is_pointer, read_bytes, read_picture
 from pipeline.raw import RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import masks
-from pipeline.annotations import below
 from pipeline.cropped import Bool
+from pipeline.finder import below
 from pipeline.pictures import read_bytes, refuse_pointer
 from pipeline.raw import RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter

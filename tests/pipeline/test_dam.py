@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.annotations import OUTSIDE
+from pipeline.finder import OUTSIDE
 from pipeline.regions import LEFT_OUT, SCALED
 from pipeline.sources.dam import NO_CAPTION
 from shards.errors import BadInput, UserError

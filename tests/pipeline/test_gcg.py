@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from pipeline import captions
-from pipeline.annotations import OUTSIDE
 from pipeline.captions import place, places_of, rebased, unquoted
+from pipeline.finder import OUTSIDE
 from pipeline.regions import LEFT_OUT
 from pipeline.sources.gcg import BARE, IGNORED, NO_SPAN, SHORT
 from shards.errors import BadInput, UserError

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.annotations import OUTSIDE
+from pipeline.finder import OUTSIDE
 from pipeline.regions import LEFT_OUT, SCALED
 from pipeline.sources.osprey import OTHER_SHAPE, RECORDS
 from shards.errors import BadInput, UserError
