@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.cropped import Bool, Mask
+from pipeline.ids import as_id
 from pipeline.masks import from_coco
 from pipeline.pictures import MAX_PIXELS, read_picture
 from pipeline.raw import RawFrame, RawObject, RawSample
@@ -104,7 +105,7 @@ class Regions:
         return RawSample(path, source, (frame,), objects, more, +self.notes)
 
     def _name(self, given: Any) -> str:
-        name = str(len(self._ids)) if given is None else str(given)
+        name = as_id(given) or str(len(self._ids))
         self._used[name] += 1
         while self._used[name] > 1:
             name = f"{name}-{self._used[name]}"

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -46,6 +47,8 @@ class ShareSummary:
 
     place: str
     share: Share
+    options: dict[str, Any]
+    """Of the source, with what it counted while it found the inputs of the whole set."""
     inputs: int
     samples: int
     left_out: dict[str, int]
@@ -119,6 +122,7 @@ def run_share(
         return ShareSummary(
             place=str(store),
             share=share,
+            options=plan.job.options,
             inputs=sum(len(plan.part(shard)) for shard in own),
             samples=samples,
             left_out=dict(sorted(Counter(line.reason for line in ledger).items())),

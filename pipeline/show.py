@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.estimate import Amount, Estimate
 from pipeline.plan import Plan
@@ -14,12 +16,17 @@ from shards.size import size_text
 
 
 def _print(title: str, rows: list[tuple[str, str]]) -> None:
-    table = Table(title=title, title_justify="left", show_header=False)
+    table = Table(title=Text(title), title_justify="left", show_header=False)
     table.add_column()
     table.add_column(justify="right")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # as text: rich would read a name in brackets as markup
     Console().print(table)
+
+
+def _found(options: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """All that was counted while the inputs were found and is not 0: what was lost there stands in no ledger."""
+    return [(f"found: {name}", f"{count:,}") for name, count in options.get("found", {}).items() if count]
 
 
 def show_plan(plan: Plan, place: str) -> None:
@@ -34,7 +41,7 @@ def show_plan(plan: Plan, place: str) -> None:
     ]
     options = plan.job.options
     rows += [(name, str(value)) for name, value in options.items() if name not in ("limit", "shard_size", "found")]
-    rows += [(f"found: {name}", f"{count:,}") for name, count in options.get("found", {}).items()]
+    rows += _found(options)
     _print(f"{place}: nothing written (dry run)", rows)
 
 
@@ -42,6 +49,7 @@ def show_summary(summary: Summary) -> None:
     """Print what a run did, what it left out and why."""
     manifest = summary.manifest
     rows = [
+        *_found(manifest.options),
         ("inputs", f"{manifest.inputs:,}"),
         ("samples written", f"{manifest.samples:,}"),
         ("objects", f"{manifest.objects:,}"),
@@ -59,6 +67,7 @@ def show_share(summary: ShareSummary | Summary) -> None:
     if isinstance(summary, Summary):  # finished already
         return show_summary(summary)
     rows = [
+        *_found(summary.options),
         ("inputs", f"{summary.inputs:,}"),
         ("samples written", f"{summary.samples:,}"),
         *((f"left out: {reason}", f"{count:,}") for reason, count in summary.left_out.items()),

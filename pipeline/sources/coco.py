@@ -12,6 +12,7 @@ from typing import Any
 from pipeline import masks
 from pipeline.annotations import read_items
 from pipeline.finder import PictureFinder, below, coco_names, inside
+from pipeline.ids import as_id, id_of
 from pipeline.pictures import read_picture
 from pipeline.raw import RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter
@@ -38,7 +39,7 @@ class Coco:
     def find(self, root: Path, choices: Mapping[str, Any], records: RecordsWriter) -> dict[str, int]:
         file = annotation_file(root, self._pattern, str(choices["split"]))
         counts = Counter(dict.fromkeys(("images", "images without a file"), 0))
-        names = category_names(file)
+        names = category_names(file, counts)
         paths = put_down_images(file, image_finder(root), records, counts)
         for annotation in read_items(file, "annotations.item"):
             if id_of(annotation) is None:
@@ -77,16 +78,21 @@ def annotation_file(root: Path, pattern: str, split: str) -> Path:
     return found[0]
 
 
-def id_of(record: Any, key: str = "id") -> str | None:
-    """What a record calls itself, or another; None where it does not, or is no record. 7 and "7" are one id."""
-    number = record.get(key) if isinstance(record, dict) else None
-    return str(number) if isinstance(number, int | str) else None
+def category_names(file: Path, counts: Counter[str]) -> dict[str | None, str]:
+    """Id -> name of the categories of an instances file.
 
-
-def category_names(file: Path) -> dict[str | None, str]:
-    """Id -> name of the categories of an instances file."""
-    items = (item for item in read_items(file, "categories.item") if isinstance(item, dict))
-    return {id_of(item): item["name"] for item in items if id_of(item) and isinstance(item.get("name"), str)}
+    An id that two categories of different names share has no name: nobody can tell which one an object is of.
+    """
+    names: dict[str | None, str] = {}
+    shared: set[str] = set()
+    for item in read_items(file, "categories.item"):
+        number, name = id_of(item), item.get("name") if isinstance(item, dict) else None
+        if number is None or not isinstance(name, str) or not name:
+            counts["categories without an id or a name"] += 1
+        elif names.setdefault(number, name) != name:
+            shared.add(number)
+            counts["categories that share an id: their objects have no name"] += 1
+    return {number: name for number, name in names.items() if number not in shared}
 
 
 def put_down_images(
@@ -153,4 +159,4 @@ def image_sample(
 def _candidate(annotation: dict[str, Any], size: tuple[int, int], texts: tuple[str, ...]) -> Candidate:
     more = {key: value for key, value in annotation.items() if key not in ("segmentation", "id", "image_id")}
     read = partial(masks.from_coco, annotation.get("segmentation"), *size)
-    return Candidate(RawObject(str(annotation["id"]), texts, more), (read,))
+    return Candidate(RawObject(as_id(annotation["id"]) or "", texts, more), (read,))

@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.annotations import read_items
 from pipeline.captions import Span, phrases, place, rebased, unquoted
 from pipeline.finder import PictureFinder, below, coco_names, inside
+from pipeline.ids import id_of
 from pipeline.raw import RawInput, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.regions import Regions, picture_for, rle_size, size_of
@@ -67,7 +68,7 @@ class Gcg:
         )  # a caption may be of one split and its picture in the folder of another
         folders = (folder.format(part) for part in parts for folder in _FOLDERS[kind])
         pictures = PictureFinder(root, dict.fromkeys(top + folder for folder in folders for top in _BELOW))
-        named: dict[str, str] = {}
+        named: dict[str | None, str] = {}
         for record in _captions(kind, file):
             name = record.get("img_file_name", record.get("file_name")) if isinstance(record, dict) else None
             if not isinstance(name, str) or not isinstance(record.get("caption"), str):
@@ -75,7 +76,7 @@ class Gcg:
                 continue
             where = pictures.find(*coco_names(name)) if inside(name) else (name, 0)
             if kind == _FLICKR:
-                named[str(record.get("id"))] = where[0]
+                named[id_of(record)] = where[0]
             found["captions without a picture"] += where[1] == 0
             records.add(*where)
             records.attach(where[0], {"file": file.name, "kind": kind, "caption": record})
@@ -83,7 +84,8 @@ class Gcg:
         if kind != _FLICKR:
             return
         for annotation in read_items(file, "annotations.item"):
-            path = named.get(str(annotation.get("image_id"))) if isinstance(annotation, dict) else None
+            number = id_of(annotation, "image_id")
+            path = None if number is None else named.get(number)
             if path is None:
                 found["regions of no caption"] += 1
             else:
@@ -175,7 +177,7 @@ def _told(part: dict[str, Any], grounded: Iterable[Grounded], regions: Regions) 
 
 
 def _same_caption(region: dict[str, Any], part: dict[str, Any]) -> bool:
-    return str(region["region"].get("image_id")) == str(part["caption"].get("id"))
+    return id_of(region["region"], "image_id") == id_of(part["caption"])
 
 
 def _but(record: dict[str, Any], *names: str) -> dict[str, Any]:

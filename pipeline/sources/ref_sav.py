@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline import masks
 from pipeline.finder import below
+from pipeline.ids import as_id
 from pipeline.raw import RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.sources.clips import choose_frames, stream_pairs
@@ -35,7 +36,7 @@ class RefSav:
                 paths = [
                     (PurePosixPath(bases[0]) / _mended(body[key])).as_posix() for key in ("video_path", "anno_path")
                 ]
-                objects = [{**item, "id": str(number)} for number, item in body["objects"].items()]
+                objects = [{**item, "id": as_id(number) or number} for number, item in body["objects"].items()]
                 if not all(isinstance(item.get(_TEXT, ""), str) for item in objects):
                     raise TypeError("an expression that is no text")
             except (KeyError, TypeError, AttributeError) as error:

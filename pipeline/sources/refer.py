@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.annotations import read_items
+from pipeline.ids import as_id, id_of
 from pipeline.pickles import read_pickle
 from pipeline.raw import RawInput, RawSample
 from pipeline.records import RecordsWriter
-from pipeline.sources.coco import category_names, id_of, image_finder, image_sample, put_down_images
+from pipeline.sources.coco import category_names, image_finder, image_sample, put_down_images
 from shards.errors import UserError
 
 _IMAGES = ("images/mscoco/images/train2014", "coco2014/train2014", "images/train2014")
@@ -35,9 +36,9 @@ class Refer:
         file, counts = folder / "instances.json", Counter(dict.fromkeys(("images", "images without a file"), 0))
         of_object: dict[str | None, list[Any]] = defaultdict(list)
         for ref in refs:
-            of_object[str(ref["ann_id"])].append(ref)
-        images = {str(ref["image_id"]) for ref in refs}
-        names = category_names(file)
+            of_object[as_id(ref["ann_id"])].append(ref)
+        images = {as_id(ref["image_id"]) for ref in refs}
+        names = category_names(file, counts)
         # A ref's own file_name ends with an object's number: it is no picture's.
         paths = put_down_images(file, image_finder(root, _IMAGES), records, counts, images)
         for annotation in read_items(file, "annotations.item"):
@@ -80,7 +81,7 @@ def _read_refs(file: Path, split: str) -> list[dict[str, Any]]:
             }
             for ref in refs
         ]
-        if not all(isinstance(ref[key], int | str) for ref in chosen for key in ("ann_id", "image_id")):
+        if not all(as_id(ref[key]) is not None for ref in chosen for key in ("ann_id", "image_id")):
             raise TypeError("ids that are neither numbers nor texts")
         if not all(isinstance(said["raw"], str) for ref in chosen for said in ref["sentences"]):
             raise TypeError("sentences that are no texts")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.finder import below
+from pipeline.ids import as_id
 from pipeline.pictures import read_picture
 from pipeline.raw import RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter
@@ -87,7 +88,8 @@ class RefVos:
         if pickled:
             pickled.check_all_taken()
         elif layout.masks:
-            for number, lists in stream_pairs(layout.masks, ""):
+            for key, lists in stream_pairs(layout.masks, ""):
+                number = as_id(key) or key
                 for path in dict.fromkeys(paths.get(number, ())):
                     records.attach(path, {"object": number, "masks": lists})
                 counts["masks that no expression of this split refers to"] += number not in paths
@@ -144,7 +146,7 @@ def _described(name: str, body: Any, layout: Layout, ids: str) -> dict[str, Any]
             raise TypeError(f"expression {number} is no text")
         objects = refers if isinstance(refers, list) else [] if refers is None else [refers]
         rest = {key: value for key, value in item.items() if key != "exp"}
-        objects = [*dict.fromkeys(str(number) for number in objects)]
+        objects = [*dict.fromkeys(_object_id(number) for number in objects)]
         expressions.append({**rest, "id": number, "text": item["exp"], "objects": objects})
     return {
         "path": f"{layout.pictures}/{name}".lstrip("/"),
@@ -154,6 +156,13 @@ def _described(name: str, body: Any, layout: Layout, ids: str) -> dict[str, Any]
         "categories": layout.categories.get(name, {}),
         "video": {"id": name, **{key: body[key] for key in body if key not in ("expressions", "frames")}},
     }
+
+
+def _object_id(value: Any) -> str:
+    number = as_id(value)
+    if number is None:
+        raise TypeError(f"{str(value)[:40]!r} is no id of an object")
+    return number
 
 
 def _objects(video: Mapping[str, Any]) -> list[str]:

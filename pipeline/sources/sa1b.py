@@ -13,6 +13,7 @@ from typing import Any
 from pipeline import masks
 from pipeline.archives import member_path, read_member, tar_members
 from pipeline.finder import below
+from pipeline.ids import id_of
 from pipeline.pictures import is_pointer, read_bytes, read_picture
 from pipeline.raw import RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter
@@ -95,11 +96,12 @@ class Sa1b:
 
 
 def _candidate(annotation: Any, size: tuple[int, int]) -> Candidate:
-    if not isinstance(annotation, dict) or "id" not in annotation:
+    number = id_of(annotation)
+    if number is None:
         raise BadInput("not SA-1B's json", met=str(annotation)[:60], wanted="annotations with an id")
     more = {key: value for key, value in annotation.items() if key not in ("segmentation", "id")}
     read = partial(masks.from_coco, annotation.get("segmentation"), *size)
-    return Candidate(RawObject(str(annotation["id"]), (), more), (read,))
+    return Candidate(RawObject(number, (), more), (read,))
 
 
 def _read_json(root: Path, where: Mapping[str, Any], stem: str) -> dict[str, Any]:

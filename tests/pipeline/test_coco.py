@@ -246,6 +246,7 @@ def test_records_that_are_malformed_are_counted_and_the_others_kept(write_coco):
     assert {name: count for name, count in found.items() if count} == {
         **{"images": 2, "images of another shape": 3, "images listed twice": 2, "objects": 5},
         **{"objects of another shape": 2, "objects of no listed image": 1, "objects of a category without a name": 1},
+        "categories without an id or a name": 5,
     }
 
 
