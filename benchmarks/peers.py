@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 from torchvision.transforms import functional as TF
 
+from pipeline.pictures import FORMATS
 from shards import codec
 from shards.reader import ShardSet
 
@@ -76,7 +77,7 @@ class Pictures(Dataset):
                 picture = Image.fromarray(np.rint(arrays["frame1"]).astype(np.uint8))
                 mask = Image.fromarray((arrays["mask1"] > 127.5).astype(np.uint8))
         else:
-            picture = Image.open(self.paths[i]).convert("RGB")
+            picture = Image.open(self.paths[i], formats=FORMATS).convert("RGB")
             said = json.loads(self.paths[i].with_suffix(".json").read_text())
             mask = Image.fromarray(coco.decode(said["annotations"][0]["segmentation"]))
         nearest = T.InterpolationMode.NEAREST

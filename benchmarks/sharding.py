@@ -32,6 +32,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from benchmarks.raw_files import WRITERS
+from pipeline.pictures import FORMATS
 from pipeline.plan import Plan, make_plan
 from pipeline.records import open_records
 from pipeline.sources import choices_of, source_named
@@ -67,13 +68,13 @@ def bare_sav(root: Path, metas: Sequence[Meta]) -> None:
 def bare_sa1b(root: Path, metas: Sequence[Meta]) -> None:
     for meta in metas:
         said = json.loads((root / meta["path"]).with_suffix(".json").read_bytes())
-        picture = Image.open(root / meta["path"]).convert("RGB")
+        picture = Image.open(root / meta["path"], formats=FORMATS).convert("RGB")
         _resize(picture, _decoded([annotation["segmentation"] for annotation in said["annotations"]]))
 
 
 def bare_coco(root: Path, metas: Sequence[Meta]) -> None:
     for meta in metas:
-        picture = Image.open(root / meta["path"]).convert("RGB")
+        picture = Image.open(root / meta["path"], formats=FORMATS).convert("RGB")
         polygons = [annotation["segmentation"] for annotation in meta["annotations"]]
         encoded = [coco.merge(coco.frPyObjects(one, picture.height, picture.width)) for one in polygons]
         _resize(picture, _decoded(encoded))
@@ -81,16 +82,19 @@ def bare_coco(root: Path, metas: Sequence[Meta]) -> None:
 
 def bare_openimages(root: Path, metas: Sequence[Meta]) -> None:
     for meta in metas:
-        masks = [Image.open(root / "masks/train" / item["MaskPath"]).convert("L") for item in meta["objects"]]
-        _resize(Image.open(root / meta["path"]).convert("RGB"), masks)
+        masks = [
+            Image.open(root / "masks/train" / item["MaskPath"], formats=FORMATS).convert("L")
+            for item in meta["objects"]
+        ]
+        _resize(Image.open(root / meta["path"], formats=FORMATS).convert("RGB"), masks)
 
 
 def bare_ref_youtube_vos(root: Path, metas: Sequence[Meta]) -> None:
     for meta in metas:
         for frame in meta["frames"]:
-            picture = Image.open(root / meta["path"] / f"{frame['name']}.jpg").convert("RGB")
+            picture = Image.open(root / meta["path"] / f"{frame['name']}.jpg", formats=FORMATS).convert("RGB")
             annotation = root / meta["path"].replace("JPEGImages", "Annotations") / f"{frame['name']}.png"
-            ids = np.asarray(Image.open(annotation))
+            ids = np.asarray(Image.open(annotation, formats=FORMATS))
             _resize(picture, [Image.fromarray((ids == int(item["id"])).view(np.uint8)) for item in meta["objects"]])
 
 

@@ -8,10 +8,10 @@ import re
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from pipeline import pictures
-from pipeline.pictures import open_image
+from pipeline.pictures import decoding, open_image, upright
 from pipeline.resize import Bool, UInt8
 from shards.atomic import atomic_write
 from shards.errors import UserError
@@ -31,10 +31,11 @@ def read_region(path: Path) -> Bool:
     Raises:
         BadInput: as `read_picture`.
     """
-    image = ImageOps.exif_transpose(open_image(path))
+    image = upright(open_image(path), str(path))
     if image.mode == "P":
         return np.asarray(image) > 0
-    values = np.asarray(image if image.mode.startswith("I") else image.convert("L"))
+    with decoding(str(path)):
+        values = np.asarray(image if image.mode[0] in "IF" else image.convert("L"))
     return values > values.max() / 2
 
 

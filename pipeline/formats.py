@@ -9,13 +9,15 @@ import numpy as np
 
 from pipeline import resize
 from pipeline.cropped import Bool, Mask
+from pipeline.pictures import notes_of
 from pipeline.raw import RawFrame, RawSample
 from shards.errors import DroppedInput
 from shards.format import key_for
 from shards.recipe import Recipe
 from shards.sample import FrameTensors, Sample
 
-FILLED = "regions filled up to the least number of prompt cells"
+FILLED = "small regions given more prompt cells"
+STILL_SMALL = "regions still below the least number of prompt cells"
 DROPPED = "objects dropped for too few prompt cells"
 TOO_SMALL = "all regions have too few prompt cells"
 
@@ -26,6 +28,7 @@ def make_sample(raw: RawSample, recipe: Recipe) -> tuple[Sample, Counter[str]]:
     Raises `DroppedInput` where the recipe leaves no object of it.
     """
     notes = Counter(raw.notes)
+    notes.update(note for frame in raw.frames for note in notes_of(frame.picture))
     cells = np.array([[_cells(mask, recipe) for mask in frame.masks] for frame in raw.frames])  # (F, N, grid, grid)
     visible = np.array([[mask.any() for mask in frame.masks] for frame in raw.frames])  # (F, N)
     counts = cells.sum(axis=(2, 3))
@@ -37,7 +40,9 @@ def make_sample(raw: RawSample, recipe: Recipe) -> tuple[Sample, Counter[str]]:
     else:
         for f, n in np.argwhere(small):
             cells[f, n] = resize.fill_small(cells[f, n], raw.frames[f].masks[n], recipe)
-        notes[FILLED] += int(small.sum())
+        after = cells.sum(axis=(2, 3))
+        notes[FILLED] += int((after > counts).sum())
+        notes[STILL_SMALL] += int((visible & (after < recipe.min_prompt_cells)).sum())
     if not kept:
         met, wanted = f"{int(counts.max(initial=0))} cells", f"at least {recipe.min_prompt_cells}"
         raise DroppedInput(TOO_SMALL, where=raw.path, met=met, wanted=wanted)

@@ -4,20 +4,45 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from shards.errors import BadInput
 
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 1 << 30
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""What `Image.open` may take a file for, everywhere. Without a list Pillow tries all it knows, whatever the name of the
+file says, and hands PostScript to another program."""
 _POINTERS = (b"version https://git-lfs", b"/annex/objects/", b"../.git/annex/")
+_MAX_TEXT = 64 << 20  # bytes of an ICC profile or a text in a PNG, and of all texts of one; Pillow's own limit is 1 MB
+_ORIENTATION = 0x0112  # tag of Exif 2.3
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_NOTES = "notes"  # key of what is noted of a picture, in Pillow's dict of what is known of it
+BROKEN_EXIF = "pictures whose EXIF cannot be read: taken as they are stored"
+TURN_LEFT = "pictures with an EXIF orientation that their size does not show: taken as they are stored"
+TURN_APPLIED = "pictures with an EXIF orientation that their size does not show: taken upright"
+DARK = "grey pictures of 16 bits with no value above 255: nearly black"
+
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = _MAX_TEXT
 
 
 def read_picture(source: Path | bytes, size: tuple[int, int] | None = None, *, stored: bool = False) -> Image.Image:
     """A picture of mode RGB. An alpha channel is left out, 16 bits are scaled to 8, CMYK is converted.
+
+    What is noted of it on the way, `notes_of` gives.
 
     Args:
         source: a file, or its bytes.
@@ -26,26 +51,37 @@ def read_picture(source: Path | bytes, size: tuple[int, int] | None = None, *, s
         stored: without a size, take the bitmap as it is stored.
 
     Raises:
-        BadInput: no file, no picture, a truncated or an enormous one, or one of another size.
+        BadInput: no file, no picture, a truncated or an enormous one, one of another size, or one of more than 16 bits
+            per channel, for which no range is agreed on.
     """
-    where = _place(source)
+    where, notes = _place(source), set[str]()
     image = open_image(source)
-    if image.size[::-1] != size and not (stored and size is None):
-        ImageOps.exif_transpose(image, in_place=True)
-    if size is not None and image.size[::-1] != size:
-        met = f"{image.height} x {image.width}"
-        raise BadInput("picture and annotation differ in size", where=where, met=met, wanted=f"{size[0]} x {size[1]}")
-    if image.mode.startswith("I"):  # 16 bits a pixel
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 0xFFFF:
-            raise BadInput("grey values", where=where, met=f"{values.min()} to {values.max()}", wanted="16 bits")
-        grey = ((values * 255 + 0x7FFF) // 0xFFFF).astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB")
-    try:
-        return image if image.mode == "RGB" else image.convert("RGB")
-    except ValueError:
-        met = f"a picture of mode {image.mode}"
-        raise BadInput("no way to RGB", where=where, met=met, wanted="grey, RGB, CMYK or a palette") from None
+    with decoding(where):
+        turn = _orientation(image, notes)
+        as_stored = image.size[::-1] == size or (stored and size is None)
+        if turn in _TURNS and (turn < 5 or image.width == image.height):  # the size is the same after the turn
+            notes.add(TURN_LEFT if as_stored else TURN_APPLIED)
+        form = image.format
+        if turn in _TURNS and not as_stored:
+            image = image.transpose(_TURNS[turn])
+        if size is not None and image.size[::-1] != size:
+            met, wanted = f"{image.height} x {image.width}", f"{size[0]} x {size[1]}"
+            raise BadInput("picture and annotation differ in size", where=where, met=met, wanted=wanted)
+        picture = _to_rgb(image, form, where, notes)
+    picture.info = {_NOTES: sorted(notes)} if notes else {}
+    return picture
+
+
+def notes_of(picture: Image.Image) -> list[str]:
+    """What was noted of a picture by `read_picture`: kinds of doubt, to be counted."""
+    return list(picture.info.get(_NOTES, ()))
+
+
+def upright(image: Image.Image, where: str = "") -> Image.Image:
+    """An image turned by its EXIF orientation; as it is stored where its EXIF cannot be read."""
+    with decoding(where):
+        turn = _orientation(image, set())
+        return image.transpose(_TURNS[turn]) if turn in _TURNS else image
 
 
 def open_image(source: Path | bytes) -> Image.Image:
@@ -53,27 +89,68 @@ def open_image(source: Path | bytes) -> Image.Image:
     where = _place(source)
     data = source if isinstance(source, bytes) else read_bytes(source)
     refuse_pointer(data, where)
+    with decoding(where), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # bombs are checked by a limit of our own; broken EXIF is noted
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                met, wanted = f"{image.width} x {image.height}", f"at most {MAX_PIXELS} pixels"
+                raise BadInput("too large a picture", where=where, met=met, wanted=wanted)
+            image.load()
+            return image
+
+
+@contextmanager
+def decoding(where: str) -> Iterator[None]:
+    """Everything that is done to an image from a file: Pillow raises many kinds, all of them the file's fault."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # checked below, by a limit of our own
-            with Image.open(io.BytesIO(data)) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    met, wanted = f"{image.width} x {image.height}", f"at most {MAX_PIXELS} pixels"
-                    raise BadInput("too large a picture", where=where, met=met, wanted=wanted)
-                if image.mode == "F":
-                    raise BadInput(
-                        "a picture of floating point", where=where, met="mode F", wanted="8 or 16 bits a channel"
-                    )
-                image.load()
-                return image
-    except BadInput:
+        yield
+    except (BadInput, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         wanted = f"at most {MAX_PIXELS} pixels"
         raise BadInput("too large a picture", where=where, met=str(error).split(",")[0], wanted=wanted) from None
-    except Exception as error:  # Pillow's decoders raise many kinds on broken files
-        met = type(error).__name__ if "BytesIO" in str(error) else (str(error).splitlines() or [""])[0]
+    except UnidentifiedImageError:
+        wanted = ", ".join(FORMATS)
+        raise BadInput("cannot be read as a picture", where=where, met="none of these formats", wanted=wanted) from None
+    except Exception as error:
+        met = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise BadInput("cannot be read as a picture", where=where, met=met, wanted="a whole picture") from None
+
+
+def _orientation(image: Image.Image, notes: set[str]) -> int:
+    """The EXIF orientation, 1 to 8; 1 where there is none. Only this tag is looked at: others may be broken."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            turn = image.getexif().get(_ORIENTATION, 1)
+        turn = turn[0] if isinstance(turn, tuple) and turn else turn
+    except MemoryError:
+        raise
+    except Exception:  # what Pillow raises depends on where the bytes are broken
+        turn = None
+    if isinstance(turn, int) and 0 <= turn <= 8:  # 0: some cameras write it for "unknown"
+        return turn or 1
+    notes.add(BROKEN_EXIF)
+    return 1
+
+
+def _to_rgb(image: Image.Image, form: str | None, where: str, notes: set[str]) -> Image.Image:
+    if image.mode == "F" or (image.mode == "I" and form != "PPM"):  # of a PPM Pillow scales values to 16 bits
+        values = np.asarray(image)
+        met = f"mode {image.mode}, {values.min()} to {values.max()}"
+        do = "save it with 8 or 16 bits per channel"
+        raise BadInput("a grey picture of 32 bits", where=where, met=met, wanted="8 or 16 bits per channel", do=do)
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if 0 < values.max() <= 255:
+            notes.add(DARK)
+        grey = ((values * 255 + 0x7FFF) // 0xFFFF).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
+    try:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    except ValueError:
+        met = f"a picture of mode {image.mode}"
+        raise BadInput("no way to RGB", where=where, met=met, wanted="grey, RGB, CMYK or a palette") from None
 
 
 def refuse_pointer(data: bytes, where: str) -> None:

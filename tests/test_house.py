@@ -55,6 +55,20 @@ def test_exactly_one_module_resizes():
     assert found == {"pipeline/resize.py"}
 
 
+def test_pictures_are_opened_with_a_list_of_formats_and_nowhere_without():
+    opened = []
+    for room in (*ROOMS, "demo", "benchmarks"):
+        for path in modules(room):
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                if isinstance(node, ast.ImportFrom) and node.module == "PIL.Image":
+                    assert "open" not in {alias.name for alias in node.names}, path
+                if isinstance(node, ast.Call) and ast.unparse(node.func) in ("Image.open", "PIL.Image.open"):
+                    formats = [ast.unparse(given.value) for given in node.keywords if given.arg == "formats"]
+                    assert formats and formats != ["None"], f"{path}:{node.lineno}"
+                    opened.append(path.relative_to(REPOSITORY).as_posix())
+    assert {"pipeline/pictures.py", "shards/lossy.py"} <= {*opened}
+
+
 VERBS = (
     *("shard", "estimate", "merge", "verify-shard", "recode", "split", "sample", "preview", "stats"),
     *("doctor", "evaluate", "export", "predict"),

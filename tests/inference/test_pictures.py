@@ -52,7 +52,7 @@ def test_half_a_picture_is_no_picture(tmp_path, photos, suffix):
 def test_what_is_no_picture(tmp_path):
     (tmp_path / "a.jpg").write_text("no")
     Image.fromarray(np.zeros((3, 3), np.float32)).save(tmp_path / "f.tif")
-    for name, what in (("a.jpg", "cannot be read"), ("none.jpg", "no such file"), ("f.tif", "floating point")):
+    for name, what in (("a.jpg", "cannot be read"), ("none.jpg", "no such file"), ("f.tif", "32 bits; met mode F")):
         with pytest.raises(UserError, match=what):
             read_picture(tmp_path / name)
     with pytest.raises(UserError, match="cannot be read"):

@@ -10,7 +10,11 @@ from PIL import Image
 from torchvision import transforms as T
 from torchvision.transforms import InterpolationMode
 
+from pipeline.cropped import Mask
+from pipeline.formats import make_sample
+from pipeline.raw import RawFrame, RawObject, RawSample
 from shards.reader import ShardSet
+from shards.recipe import named_recipe
 from tests.conftest import shard_sav
 
 FILTER = {"default": InterpolationMode.BILINEAR, "sa2va": InterpolationMode.BICUBIC}
@@ -79,7 +83,7 @@ def test_sa2va_drops_what_default_fills(sav_root: Path, tmp_path: Path):
     filled = shard_sav(sav_root, tmp_path / "default").manifest
     dropped = shard_sav(sav_root, tmp_path / "sa2va", recipe="sa2va", max_bad=0).manifest
     assert filled.samples == filled.inputs == 12
-    assert filled.notes["regions filled up to the least number of prompt cells"] > 0
+    assert filled.notes["small regions given more prompt cells"] > 0
     assert dropped.left_out == {"all regions have too few prompt cells": 12 - dropped.samples}
     assert 0 < dropped.samples < 12
     for sample in (ShardSet(tmp_path / "sa2va")[i] for i in range(dropped.samples)):
@@ -106,3 +110,25 @@ def test_the_json_says_where_a_sample_comes_from(sav_set: Path):
     assert meta["path"] == "sav_astronaut/masklet_data_00000.npz"
     assert meta["frames"] == [{"name": f"frame{k}", "height": 512, "width": 512} for k in (1, 2)]
     assert meta["objects"] == [{"id": "0", "texts": [], "filled": [0, 0]}]
+
+
+def test_notes_count_regions_that_got_cells_and_those_still_small():
+    """Four regions of a picture of 1600 x 1600, whose cells are 100 x 100: each touches the cells that it names."""
+    recipe, masks = named_recipe("default", None), []
+    for rows, columns in (
+        ((0, 400), (0, 400)),
+        ((240, 260), (240, 260)),
+        ((280, 320), (280, 320)),
+        ((590, 610), (520, 580)),
+    ):
+        mask = np.zeros((1600, 1600), np.bool_)  # 16 cells; 1 at its centre; 4 corners, none at a centre; 2, no centre
+        mask[slice(*rows), slice(*columns)] = True
+        masks.append(Mask.of(mask))
+    frame = RawFrame("a", Image.new("RGB", (1600, 1600)), tuple(masks))
+    raw = RawSample("a", "folder", (frame,), tuple(RawObject(str(n)) for n in range(4)), {}, {})
+    sample, notes = make_sample(raw, recipe)
+    assert [item["filled"] for item in sample.meta["objects"]] == [[0], [0], [4], [2]]
+    assert notes == {
+        "small regions given more prompt cells": 2,
+        "regions still below the least number of prompt cells": 2,
+    }

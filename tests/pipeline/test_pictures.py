@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+import subprocess
 import zlib
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from demo.make_sav import photograph
-from pipeline.pictures import MAX_PIXELS, open_image, read_picture
+from pipeline.pictures import FORMATS, MAX_PIXELS, notes_of, open_image, read_picture, upright
 from shards.errors import BadInput
 
 PHOTO = photograph("chelsea").convert("RGB").crop((60, 60, 100, 90))  # 30 x 40
@@ -111,7 +113,6 @@ def test_a_decompression_bomb_is_not_decompressed(size):
         (b"<html>not found</html>", "cannot be read as a picture"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a pointer, not the file"),
         (b"/annex/objects/MD5E-s3--0.jpg", "a pointer, not the file"),
-        (stored(Image.fromarray(np.zeros((3, 4), np.float32)), "TIFF"), "a picture of floating point"),
     ],
 )
 def test_what_is_no_whole_picture_is_refused_with_what_was_met_and_wanted(data, what):
@@ -122,3 +123,122 @@ def test_what_is_no_whole_picture_is_refused_with_what_was_met_and_wanted(data, 
 def test_a_picture_that_is_not_there(tmp_path):
     with pytest.raises(BadInput, match=r"none\.jpg: no such file; met nothing there; wanted a file; .*docs/datasets"):
         read_picture(tmp_path / "none.jpg")
+
+
+@pytest.mark.parametrize(
+    "start", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"\xc5\xd0\xd3\xc6" + bytes(28)]
+)
+def test_postscript_starts_no_program(start, monkeypatch):
+    def started(*_: Any, **__: Any) -> None:
+        raise AssertionError("a program was started")
+
+    monkeypatch.setattr(subprocess, "Popen", started)
+    monkeypatch.setattr(os, "posix_spawn", started)
+    with pytest.raises(BadInput, match=r"cannot be read as a picture; met none of these formats; wanted .*JPEG.*PNG"):
+        read_picture(start + b"%%EndComments\nshowpage\n%%EOF\n")
+    assert not {"EPS", "WMF", "PDF", "FITS", "GRIB", "HDF5"} & {*FORMATS}
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("TIFF", np.int32), ("TIFF", np.float32), ("TIFF", np.int16)])
+def test_grey_of_32_bits_is_refused_with_its_range(kind, mode):
+    values = np.array([[0, 3], [100, 255]], mode)
+    with pytest.raises(
+        BadInput, match=r"32 bits; met mode [IF], 0(\.0)? to 255(\.0)?; wanted 8 or 16 bits per channel"
+    ):
+        read_picture(stored(Image.fromarray(values), kind))
+
+
+def test_grey_of_any_bits_in_a_pgm_is_scaled_by_its_own_largest_value():
+    assert rgb(b"P5 2 1 1023\n\x00\x00\x03\xff").tolist() == [[[0] * 3, [255] * 3]]
+    with pytest.raises(BadInput, match=r"32 bits; met mode F, 1\.0 to 1\.0"):
+        read_picture(b"Pf 1 1 -1.0\n\x00\x00\x80\x3f")
+
+
+def test_16_bits_that_come_out_nearly_black_are_noted():
+    for values, dark in (([0, 255], True), ([0, 256], False), ([0, 0], False)):
+        picture = read_picture(stored(Image.fromarray(np.array([values], np.uint16))))
+        assert notes_of(picture) == ["grey pictures of 16 bits with no value above 255: nearly black"] * dark
+
+
+def test_a_long_icc_profile_and_a_long_text_do_no_harm():
+    profile = np.random.default_rng(0).bytes(2 << 20)
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("made with", "x" * (2 << 20), zip=True)
+    assert np.array_equal(rgb(stored(PHOTO, icc_profile=profile, pnginfo=texts)), VALUES)
+    texts.add_text("bomb", "x" * (80 << 20), zip=True)
+    with pytest.raises(BadInput, match="cannot be read as a picture"):
+        read_picture(stored(PHOTO, pnginfo=texts))
+
+
+SQUARE = PHOTO.crop((0, 0, 30, 30))
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_a_turn_that_the_size_does_not_show_is_noted(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    wide, square = stored(PHOTO, exif=exif), stored(SQUARE, exif=exif)
+    left = ["pictures with an EXIF orientation that their size does not show: taken as they are stored"]
+    applied = ["pictures with an EXIF orientation that their size does not show: taken upright"]
+    mirrored, turned = orientation in (2, 3, 4), orientation > 1
+    assert notes_of(read_picture(wide, (30, 40))) == left * mirrored == notes_of(read_picture(wide, stored=True))
+    assert notes_of(read_picture(wide)) == applied * mirrored
+    assert (
+        notes_of(read_picture(square, (30, 30))) == left * turned and notes_of(read_picture(square)) == applied * turned
+    )
+    assert notes_of(read_picture(wide, (40, 30) if orientation > 4 else (30, 40))) == left * mirrored
+
+
+def exif_of(*entries: tuple[int, int, int, int | bytes]) -> bytes:
+    """EXIF of (tag, type, count, value or bytes of it), which need not fit one another."""
+    at, body, listed = 8 + 2 + 12 * len(entries) + 4, b"", b""
+    for tag, kind, count, value in entries:
+        where = at + len(body) if isinstance(value, bytes) else value
+        listed += struct.pack("<HHII", tag, kind, count, where)
+        body += value if isinstance(value, bytes) else b""
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + listed + bytes(4) + body
+
+
+TURN = (0x0112, 3, 1, 6)
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        exif_of(TURN, (0x011A, 10, 1, struct.pack("<ii", -1, 0))),  # a rational that Pillow cannot write again
+        exif_of(TURN, (0x8825, 4, 1, 0xFFFFFF)),  # GPS far behind the end
+        exif_of(TURN, (0x010E, 5, 1, struct.pack("<II", 1, 2))),  # a number for a text
+        exif_of((0x0112, 4, 1, 6)),
+        exif_of((0x0112, 3, 2, 6)),
+    ],
+)
+def test_a_turn_is_read_whatever_else_is_broken_in_its_exif(exif):
+    assert np.array_equal(rgb(stored(PHOTO, "JPEG", quality=100, subsampling=0, exif=exif)), rgb_turned())
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\0\0" + b"\0\x08\0\x02\x01\x12\0\x03",
+        exif_of(TURN)[:20],
+        exif_of((0x0112, 2, 2, 0x36)),
+        exif_of((0x0112, 3, 1, 9)),
+        exif_of((0x0112, 5, 1, struct.pack("<II", 6, 0))),
+    ],
+)
+def test_broken_exif_leaves_the_picture_as_it_is_stored(exif):
+    data = stored(PHOTO, "JPEG", exif=exif)
+    assert np.array_equal(rgb(data), rgb(stored(PHOTO, "JPEG")))
+    assert upright(open_image(data)).size == PHOTO.size
+
+
+def rgb_turned() -> np.ndarray:
+    return np.rot90(rgb(stored(PHOTO, "JPEG", quality=100, subsampling=0)), -1)
+
+
+def test_whatever_a_decoder_raises_is_a_bad_input(monkeypatch):
+    for name in ("load", "convert"):
+        with monkeypatch.context() as patch:
+            patch.setattr(PngImagePlugin.PngImageFile, name, lambda *_, **__: [].pop())
+            with pytest.raises(BadInput, match="cannot be read as a picture; met pop from empty list"):
+                read_picture(stored(PHOTO.convert("L")))
