@@ -1,0 +1,246 @@
+"""One damaged input: the product is run on it in a fork with bounds on time and memory, and its faults are named."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import resource
+import select
+import shutil
+import signal
+import sys
+import traceback
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import cli
+from shards.manifest import read_ledger
+from shards.reader import ShardSet
+from tests.fuzz.mutate import MARK, Mutation, mutate
+from tests.layouts import CASES
+
+SECONDS = 60
+"""An input of some kilobytes takes a tenth of a second: more than this is a hang."""
+MEBIBYTES = 1024
+"""Memory that an input may take above what the process takes before it: a picture of the largest size, decoded."""
+ADDRESSES = 4 << 30
+"""Bytes of address space that it may take: an allocation past this fails, so that no input can fill the machine."""
+KINDS = ("traceback", "hang", "memory", "lost", "broken set", "executed", "unsaid")
+SET = "set"
+"""The target that is not a source: a finished shard set, whose own files are damaged."""
+TARGETS = (*CASES, SET)
+
+
+@dataclass
+class Verdict:
+    target: str
+    seed: int
+    number: int
+    mutations: list[Mutation]
+    status: int | None = None
+    """Exit status; None where the process had to be killed."""
+    faults: dict[str, str] = field(default_factory=dict)
+    """Kind of fault -> what was seen."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.target}:{self.seed}:{self.number}"
+
+
+@dataclass(frozen=True)
+class Pristine:
+    """A sound layout of a target, and what becomes of it."""
+
+    target: str
+    root: Path
+    inputs: frozenset[str]
+    """Paths of samples and of lines of the ledger."""
+    digests: dict[str, bytes]
+    """Of a set: each sample's tensors by its key."""
+
+    @classmethod
+    def made(cls, target: str, folder: Path) -> Pristine:
+        root = folder / target / "raw"
+        source = "folder" if target == SET else target
+        root.parent.mkdir(parents=True)
+        CASES[source].write(root)
+        out = folder / target / "out"
+        shard(source, root, out)
+        inputs = _inputs(out / source)
+        if target != SET:
+            return cls(target, root, inputs, {})
+        return cls(target, out / source, inputs, _digests(out / source))
+
+
+def shard(source: str, root: Path, out: Path) -> None:
+    """`cli.py shard`, in this process."""
+    _cli("shard", "--source", source, "--root", root, "--out", out, "--workers", 1, "--max-bad", 1, *_options(source))
+
+
+def judge(pristine: Pristine, seed: int, number: int, folder: Path) -> Verdict:
+    """Damage a copy of a layout in `folder`, run the product on it, and say what it did wrong."""
+    draw = random.Random(f"{pristine.target}:{seed}:{number}")
+    root, out = folder / "raw", folder / "out"
+    shutil.copytree(pristine.root, root, copy_function=os.link, symlinks=True)
+    verdict = Verdict(pristine.target, seed, number, mutate(root, draw))
+
+    def work() -> None:
+        if pristine.target == SET:
+            _judge_set(root, pristine)
+            return
+        shard(pristine.target, root, out)
+        _judge_output(pristine, out / pristine.target, verdict.mutations)
+
+    report = folder / "report"
+    verdict.status, seconds, grown = _forked(work, report)
+    text = report.read_text("utf-8", "replace")
+    for line in text.splitlines():
+        if line.startswith("FAULT "):
+            kind, _, detail = line.removeprefix("FAULT ").partition(": ")
+            verdict.faults[kind] = detail
+    if verdict.status is None:
+        verdict.faults["hang"] = f"after {seconds:.0f} s"
+    if "Traceback (most recent call last)" in text or (verdict.status or 0) < 0:
+        last = [line for line in text.splitlines() if line.strip()][-1:]
+        verdict.faults["traceback"] = f"status {verdict.status}: {''.join(last)[:200]}"
+    if grown > MEBIBYTES:
+        verdict.faults["memory"] = f"{grown} MiB"
+    if (folder / MARK).exists() or (root / MARK).exists():
+        verdict.faults["executed"] = "hostile input was run"
+    said = [line for line in text.splitlines() if line.startswith("error: ")]
+    # `verify-shard` says what is wrong with a set in a table.
+    if verdict.status and len(said) != 1 and pristine.target != SET and "traceback" not in verdict.faults:
+        verdict.faults["unsaid"] = f"status {verdict.status} and {len(said)} lines that say why"
+    return verdict
+
+
+def _options(source: str) -> tuple[str, ...]:
+    return CASES[source].options
+
+
+def _cli(*arguments: object) -> None:
+    sys.argv = [str(Path(cli.__file__)), *map(str, arguments)]
+    try:
+        cli.main()
+    except SystemExit as end:
+        if end.code not in (0, None):
+            raise
+
+
+def _fault(kind: str, detail: object) -> None:
+    print(f"FAULT {kind}: {ascii(detail)[:300]}", flush=True)
+
+
+def _inputs(folder: Path) -> frozenset[str]:
+    shards = ShardSet(folder)
+    paths = [shards.sample(position)[0]["path"] for position in range(len(shards))]
+    return frozenset([*paths, *(line.path for line in read_ledger(folder))])
+
+
+def _digests(folder: Path) -> dict[str, bytes]:
+    """Each sample of a set decoded whole, as bytes that tell one from another."""
+    shards = ShardSet(folder)
+    out = {}
+    for position in range(len(shards)):
+        sample = shards[position]
+        arrays = {name: _crc32(value) for name, value in sample.items() if isinstance(value, np.ndarray)}
+        out[sample["__key__"]] = json.dumps([arrays, sample["meta"]], sort_keys=True).encode()
+    return out
+
+
+def _crc32(array: np.ndarray[Any, Any]) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).view(np.uint8).data)
+
+
+def _judge_output(pristine: Pristine, folder: Path, mutations: list[Mutation]) -> None:
+    """Check a set that was written with status 0: it is whole, all its readers take it, no input is lost."""
+    shards, ledger = ShardSet(folder), read_ledger(folder)
+    manifest = shards.manifest
+    if manifest.inputs != manifest.samples + len(ledger):
+        _fault("lost", f"{manifest.inputs} inputs, {manifest.samples} samples, {len(ledger)} lines of the ledger")
+    for line in ledger:
+        if not line.reason or "met ; " in line.detail or "wanted ;" in line.detail:
+            _fault("unsaid", f"{line.path}: {line.reason} ({line.detail})")
+    if mutations and all(mutation.within for mutation in mutations):
+        # Nothing but the data of some inputs is damaged.
+        gone = pristine.inputs - _inputs(folder)
+        if gone:
+            _fault("lost", sorted(gone))
+    try:
+        _cli("verify-shard", folder, "--workers", 1)
+    except SystemExit as end:
+        print(end.code)
+        _fault("broken set", "verify-shard fails")
+    for position in range(len(shards)):
+        shards[position]
+
+
+def _judge_set(folder: Path, pristine: Pristine) -> None:
+    """Check what a damaged set is taken for: verification sees the damage, or every sample is what it was."""
+    with contextlib.suppress(SystemExit):
+        _cli("stats", folder, "--out", folder.parent / "stats")
+    _cli("verify-shard", folder, "--workers", 1)
+    if _digests(folder) != pristine.digests:
+        _fault("broken set", "verify-shard passes other tensors")
+
+
+def _forked(work: Callable[[], None], report: Path) -> tuple[int | None, float, int]:
+    """Run `work` in a fork; its output goes to `report`.
+
+    Returns:
+        The exit status (negative: a signal; None: killed after `SECONDS`), seconds, MiB that it took more than this.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    before = _own_memory()
+    process = os.fork()
+    if process == 0:
+        _child(work, report)
+    handle = os.pidfd_open(process)
+    try:
+        ready, _, _ = select.select([handle], [], [], SECONDS)
+        if not ready:
+            os.kill(process, signal.SIGKILL)
+        _, status, usage = os.wait4(process, 0)
+    finally:
+        os.close(handle)
+    code = os.waitstatus_to_exitcode(status) if ready else None
+    return code, usage.ru_utime + usage.ru_stime, max(0, usage.ru_maxrss // 1024 - before)
+
+
+def _own_memory() -> int:
+    """MiB of memory that this process holds now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() >> 20
+
+
+def _child(work: Callable[[], None], report: Path) -> None:
+    code = 1
+    try:
+        descriptor = os.open(report, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8", errors="surrogateescape", closefd=False)
+        sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        claimed = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (claimed + ADDRESSES,) * 2)
+        work()
+        code = 0
+    except SystemExit as end:
+        code = 1 if isinstance(end.code, str) else int(end.code or 0)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
