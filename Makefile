@@ -4,16 +4,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
+# Container images often set it: then every process compiles some 3,200 modules again, which takes longer than its work.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test clean
 .DELETE_ON_ERROR:
 
 $(READY): requirements.lock pyproject.toml Makefile pipeline/_resample.c
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	# Not compiled beforehand: of some 16,000 modules few are ever imported, and those are compiled then.
+	# Not compiled beforehand: of some 16,000 modules few are ever imported, and those are compiled by the last line.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.lock
 	SAM2_BUILD_CUDA=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation sam2==1.1.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(BIN)/python -c 'import cli, inference.evaluate, inference.run, trainer.doctor.checks, trainer.export, trainer.train'
 	touch $@
 
 demo: $(READY)
