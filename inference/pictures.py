@@ -15,6 +15,7 @@ from pipeline.pictures import decoding, open_image, upright
 from pipeline.resize import Bool, UInt8
 from shards.atomic import atomic_write
 from shards.errors import UserError
+from shards.hidden import is_hidden
 from shards.preview import tint
 
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -42,7 +43,7 @@ def read_region(path: Path) -> Bool:
 def files_of_frames(folder: Path) -> list[Path]:
     """The pictures in `folder`, by name; numbers in names are in order of their value."""
     try:
-        found = [path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES]
+        found = [path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES and not is_hidden(path.name)]
     except OSError as error:
         raise UserError("no folder of frames", where=str(folder), met=str(error.strerror)) from None
     if not found:

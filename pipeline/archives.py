@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
+from pipeline.absent import no_such_file
 from pipeline.pictures import MAX_BYTES, is_pointer
 from shards.errors import BadInput
 
@@ -112,6 +113,8 @@ def _unpack(packed: bytes, member: Mapping[str, int], path: Path) -> bytes:
 
 
 def _refuse_pointer(path: Path) -> None:
+    if not path.is_file():
+        raise no_such_file(path)
     with open(path, "rb") as file:
         if is_pointer(file.read(64)):
             met = "a Git LFS or git-annex pointer"

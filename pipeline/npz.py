@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.absent import no_such_file
 from pipeline.pictures import refuse_pointer
 from shards.errors import BadInput
 
@@ -29,6 +30,8 @@ def read_npz(path: Path, names: Sequence[str], max_values: int) -> dict[str, NDA
         BadInput: the file is not a whole zip, lacks an array, or holds one of objects, of another kind, or too large.
     """
     try:
+        if not path.is_file():
+            raise no_such_file(path)
         with open(path, "rb") as file:
             refuse_pointer(file.read(64), str(path))
         with warnings.catch_warnings(), zipfile.ZipFile(path) as archive:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
+from pipeline.absent import no_such_file
 from shards.errors import BadInput
 
 MAX_PIXELS = 100_000_000
@@ -163,11 +164,10 @@ def refuse_pointer(data: bytes, where: str) -> None:
 def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
     """A file's bytes; raises `BadInput` where there is none or it is larger than `most`."""
     try:
+        if not path.is_file():  # nothing is read from a pipe: it may never end
+            raise no_such_file(path)
         with open(path, "rb") as file:
             data = file.read(most + 1)
-    except FileNotFoundError:
-        do = "its dataset's page in docs/datasets/ says where it is looked for"
-        raise BadInput("no such file", where=str(path), met="nothing there", wanted="a file", do=do) from None
     except OSError as error:
         raise BadInput("cannot be read", where=str(path), met=str(error.strerror), wanted="a file") from None
     if len(data) > most:

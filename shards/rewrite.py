@@ -24,6 +24,7 @@ from shards.archive import Entry, ShardWriter
 from shards.atomic import atomic_write, sync_folder
 from shards.errors import BadShard, UserError
 from shards.format import INDEX, LEDGER, MANIFEST
+from shards.hidden import is_hidden
 from shards.lock import hold_lock
 from shards.lossy import Psnr
 from shards.manifest import Manifest, ShardInfo, pack_index, sha256
@@ -114,7 +115,8 @@ def _begin(work: Path, wanted: dict[str, str]) -> None:
     """Go on with the run that `work` is of, or begin one in an empty folder."""
     plan = work / "plan"
     begun = json.loads(plan.read_bytes()) if plan.exists() else None
-    if begun not in (None, wanted) or (begun is None and any(work.parent.glob("*.tar"))):
+    tars = [tar for tar in work.parent.glob("*.tar") if not is_hidden(tar.name)]
+    if begun not in (None, wanted) or (begun is None and tars):
         raise _another(work.parent)
     for leftover in work.glob("*.tmp"):
         leftover.unlink()

@@ -24,6 +24,7 @@ from shards.agree import pictures_agree, regions_agree
 from shards.archive import BLOCK, MappedTar, group_members, parse_meta
 from shards.errors import BadShard, UserError
 from shards.format import INDEX, KEY, LEDGER, MANIFEST, META_EXTENSION, Field
+from shards.hidden import is_hidden
 from shards.lossy import ROUNDED, Psnr, psnr, ratios_of
 from shards.manifest import Manifest, ShardInfo, positions_by_shard, read_index, read_ledger, sha256
 from shards.memory import keep_freed_memory
@@ -137,7 +138,7 @@ def _sets(paths: Sequence[str | Path]) -> dict[Path, set[str] | None]:
     """The folders to check; for each the tars asked for, or None for all of it."""
     sets: dict[Path, set[str] | None] = {}
     for path in paths:
-        matches = sorted(glob.glob(str(path))) if glob.has_magic(str(path)) else [str(path)]
+        matches = _matches(str(path))
         if not matches:
             raise UserError("nothing matches", where=str(path), wanted="tars or folders of shard sets")
         for match in map(Path, matches):
@@ -152,6 +153,13 @@ def _sets(paths: Sequence[str | Path]) -> dict[Path, set[str] | None]:
             else:
                 raise UserError("no such tar or folder", where=str(match), wanted="a tar or the folder of a shard set")
     return sets
+
+
+def _matches(path: str) -> list[str]:
+    """What a pattern such as `shards/*` stands for, without hidden files; a plain path stands for itself."""
+    if not glob.has_magic(path):
+        return [path]
+    return sorted(match for match in glob.glob(path) if not is_hidden(Path(match).name))
 
 
 def _check_set(
@@ -194,7 +202,7 @@ def _check_set(
     for key in keys[counts > 1]:
         fail(INDEX, "key stands twice", key.decode("ascii", "replace"))
     known = {shard.name for shard in manifest.shards}
-    there = {path.name for path in folder.glob("*.tar")}
+    there = {path.name for path in folder.glob("*.tar") if not is_hidden(path.name)}
     for name in sorted(there - known if names is None else names - known):
         fail(name, "tar that the manifest does not list")
     if same_inputs is not None and not same_inputs(manifest):

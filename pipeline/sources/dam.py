@@ -13,7 +13,9 @@ from pipeline.finder import PictureFinder, below, inside
 from pipeline.raw import RawInput, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.regions import Regions, picture_for, rle_size
+from pipeline.walk import HIDDEN, matching
 from shards.errors import BadInput, UserError
+from shards.hidden import is_hidden_path
 
 _ANNOTATIONS = "annotations.json"
 _PICTURES = {".jpg", ".jpeg", ".png", ".webp"}
@@ -29,7 +31,7 @@ class Dam:
 
         A region with an unsafe name becomes an input that `load` refuses.
         """
-        files = sorted(file for pattern in (_ANNOTATIONS, f"*/{_ANNOTATIONS}") for file in root.glob(pattern))
+        files = sorted(file for pattern in (_ANNOTATIONS, f"*/{_ANNOTATIONS}") for file in matching(root, pattern))
         if not files:
             raise UserError("no annotations of Describe Anything", where=str(root), wanted=f"SUBSET/{_ANNOTATIONS}")
         found = Counter(dict.fromkeys(("regions", "regions without a picture", "regions of another shape"), 0))
@@ -112,8 +114,13 @@ class _Subset:
         """Where each member of a safe name lies; of equal names the last."""
         places = {}
         for name, member in tar_members(tar):
+            if is_hidden_path(name):
+                self._counts[HIDDEN] += 1
+                continue
             try:
-                places[member_path(name)] = member
+                if (path := member_path(name)) in places:
+                    self._counts["tar members of the name of an earlier one, which they replace"] += 1
+                places[path] = member
             except BadInput:
                 self._counts["tar members that would leave their folder"] += 1
         return places

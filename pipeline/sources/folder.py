@@ -20,7 +20,9 @@ from pipeline.finder import below
 from pipeline.pictures import open_image, read_picture, refuse_pointer
 from pipeline.raw import RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter
+from pipeline.refused import raise_refused
 from pipeline.sources.objects import Candidate, sample_of
+from pipeline.walk import listed, walk
 from shards.errors import BadInput, UserError
 
 LINES = "samples.jsonl"
@@ -43,6 +45,7 @@ class Folder:
         return {}
 
     def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any]) -> RawSample:
+        raise_refused(parts)
         if len(parts) != 1:
             do = 'give each line an "id" of its own'
             raise BadInput("described more than once", met=f"{len(parts)} lines", wanted="one line a sample", do=do)
@@ -90,15 +93,12 @@ def _find_lines(root: Path, records: RecordsWriter) -> dict[str, int]:
 def _find_beside(root: Path, records: RecordsWriter) -> dict[str, int]:
     """`images/A.jpg` with `masks/A.png` (an object's id in each pixel) or `masks/A/*.png` (one object each)."""
     counts: Counter[str] = Counter()
-    for file in sorted((root / "images").rglob("*")):
-        if file.suffix.lower() not in _PICTURES or not file.is_file():
-            continue
-        path = file.relative_to(root).as_posix()
+    for path, size in sorted(walk(root, _is_picture, counts, records, lambda name: True, "images")):
         place = PurePosixPath("masks") / PurePosixPath(path).relative_to("images").with_suffix("")
-        records.add(path, file.stat().st_size)
+        records.add(path, size)
         counts["images"] += 1
         if (root / place).is_dir():
-            own = sorted(p.name for p in (root / place).iterdir() if p.suffix.lower() == ".png")
+            own = [name for name in listed(root / place) if PurePosixPath(name).suffix.lower() == ".png"]
             objects: list[dict[str, Any]] = [
                 {"id": PurePosixPath(name).stem, "mask": str(place / name)} for name in own
             ]
@@ -109,6 +109,10 @@ def _find_beside(root: Path, records: RecordsWriter) -> dict[str, int]:
         counts["objects"] += len(objects)
         records.attach(path, {"image": path, "objects": objects})
     return dict(counts)
+
+
+def _is_picture(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in _PICTURES
 
 
 def _values(file: Path) -> list[int]:

@@ -22,7 +22,9 @@ from pipeline.raw import RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.sources.objects import NO_OBJECT, Candidate, sample_of
 from pipeline.tables import read_table
+from pipeline.walk import HIDDEN, count_other, matching
 from shards.errors import BadInput, DroppedInput, UserError
+from shards.hidden import is_hidden, is_hidden_path
 
 _SPLITS = ("train", "validation", "test")
 # Where things lie: as the owners' pages lead to it, or as FiftyOne downloads it.
@@ -61,7 +63,7 @@ class OpenImages:
         names = _class_names(_first(root, _CLASSES, split, "class descriptions"))
         folder = _first(root, _PHOTOS, split, "folder of photos").relative_to(root).as_posix()
         counts: Counter[str] = Counter()
-        for name, size in _photos(root / folder):
+        for name, size in _photos(root / folder, counts):
             records.add(f"{folder}/{name}", size)
             counts["images"] += 1
         # Names are counted as 64-bit hashes: there are millions. Kept sorted: parts must come in one order everywhere.
@@ -159,10 +161,14 @@ def _first(root: Path, patterns: Sequence[str], split: str, what: str) -> Path:
     raise UserError(f"no {what}", where=str(root), wanted=patterns[0].format(split=split), do=do)
 
 
-def _photos(folder: Path) -> Iterator[tuple[str, int]]:
+def _photos(folder: Path, counts: Counter[str]) -> Iterator[tuple[str, int]]:
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.endswith(".jpg"):
+            if not entry.name.endswith(".jpg"):
+                count_other(entry.name, counts)
+            elif is_hidden(entry.name):
+                counts[HIDDEN] += 1
+            else:
                 yield entry.name, entry.stat().st_size if entry.is_file() else 0
 
 
@@ -170,16 +176,22 @@ def _stored_masks(root: Path, split: str, counts: Counter[str]) -> Iterator[tupl
     """Name and place of every mask: in the first of the usual folders that exists, and in zips."""
     patterns = [root / pattern.format(split=split) for pattern in _MASKS]
     for folder in [path for path in patterns if path.is_dir()][:1]:
-        below = sorted(path for path in folder.iterdir() if path.is_dir())  # FiftyOne: by the first letter
-        for own in (folder, *below):
+        below = sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
+        for own in (folder, *below):  # FiftyOne: by the first letter
             place = own.relative_to(root).as_posix()
             for name in sorted(name for name in os.listdir(own) if name.endswith(".png")):
-                yield name, {"file": f"{place}/{name}"}
+                if is_hidden(name):
+                    counts[HIDDEN] += 1
+                else:
+                    yield name, {"file": f"{place}/{name}"}
     for pattern in _ZIPS:
-        for file in sorted(root.glob(pattern.format(split=split))):
+        for file in matching(root, pattern.format(split=split)):
             path = file.relative_to(root).as_posix()
             for name, member in zip_members(file):
                 if not name.endswith(".png"):
+                    continue
+                if is_hidden_path(name):
+                    counts[HIDDEN] += 1
                     continue
                 try:
                     inner = member_path(name).rpartition("/")[2]

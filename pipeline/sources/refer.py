@@ -13,6 +13,7 @@ from pipeline.pickles import read_pickle
 from pipeline.raw import RawInput, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.sources.coco import category_names, image_finder, image_sample, put_down_images
+from pipeline.walk import matching
 from shards.errors import UserError
 
 _IMAGES = ("images/mscoco/images/train2014", "coco2014/train2014", "images/train2014")
@@ -69,7 +70,7 @@ def _sentences(annotation: dict[str, Any]) -> tuple[str, ...]:
 def _read_refs(file: Path, split: str) -> list[dict[str, Any]]:
     """The refs of a split ("all": of every split), each with what is needed of it and no more."""
     if not file.exists():
-        met = ", ".join(sorted(path.name for path in file.parent.glob("refs(*).p"))) or "none"
+        met = ", ".join(sorted(path.name for path in matching(file.parent, "refs(*).p"))) or "none"
         raise UserError("no such file", where=str(file), met=met, do="say which with --split-by, or give --root")
     loaded = read_pickle(file)
     try:

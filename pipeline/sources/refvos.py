@@ -18,7 +18,9 @@ from pipeline.records import RecordsWriter
 from pipeline.sources.clips import Shown, choose_frames, stream_pairs
 from pipeline.sources.objects import Candidate, sample_of
 from pipeline.sources.refvos_masks import Lists, Pickled, Pngs
+from pipeline.walk import listed
 from shards.errors import BadInput, DroppedInput, UserError
+from shards.hidden import is_hidden
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class RefVos:
                     records.attach(path, {"object": number, "masks": lists})
                 counts["masks that no expression of this split refers to"] += number not in paths
         if layout.pictures and (root / layout.pictures).is_dir() and not any("/" in name for name in known):
-            counts["folders of frames without expressions"] = len({*os.listdir(root / layout.pictures)} - known)
+            counts["folders of frames without expressions"] = len({*listed(root / layout.pictures)} - known)
         return dict(counts)
 
     def options(self, root: Path, probe: Sequence[RawInput]) -> dict[str, Any]:
@@ -179,8 +181,10 @@ def _object(number: str, video: Mapping[str, Any]) -> RawObject:
 def _folder_size(root: Path, path: str) -> tuple[int, int]:
     """(bytes, files) of a folder; zeros where there is none inside the root."""
     try:
+        if not path:
+            return 0, 0
         with os.scandir(below(root, path)) as found:
-            sizes = [entry.stat().st_size for entry in found if entry.is_file()] if path else []
+            sizes = [entry.stat().st_size for entry in found if entry.is_file() and not is_hidden(entry.name)]
     except (OSError, BadInput):
         return 0, 0
     return sum(sizes), len(sizes)

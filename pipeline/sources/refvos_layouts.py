@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.pictures import refuse_pointer
 from pipeline.sources.clips import stream_pairs
 from pipeline.sources.refvos import Layout
+from pipeline.walk import matching
 from shards.errors import UserError
 
 _LINE = re.compile(r'\s*(\S+)\s+(\d+)\s+"?(.*?)"?\s*')
@@ -91,7 +92,7 @@ def _davis_videos(texts: Path, names: list[str], pictures: Path) -> Iterator[tup
             for texts_of_kind in own
             for text in texts_of_kind
         ]
-        frames = sorted(path.stem for path in (pictures / name).glob("*.jpg"))
+        frames = [path.stem for path in matching(pictures / name, "*.jpg")]
         yield name, {"expressions": {str(n): item for n, item in enumerate(expressions)}, "frames": frames}
 
 

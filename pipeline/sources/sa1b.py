@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -17,10 +16,14 @@ from pipeline.ids import id_of
 from pipeline.pictures import is_pointer, read_bytes, read_picture
 from pipeline.raw import RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter
+from pipeline.refused import raise_refused, refuse
 from pipeline.sources.objects import Candidate, sample_of
+from pipeline.walk import HIDDEN, walk
 from shards.errors import BadInput
+from shards.hidden import hidden_stand_in, is_hidden_path
 
 _DEPTH = 3  # folders below the root: root / a folder a tar / img or js
+_KINDS = (".jpg", ".json", ".tar")
 _MAX_JSON = 1 << 28
 Found = tuple[str, dict[str, Any]]  # a path below the root, and where its bytes lie
 
@@ -34,11 +37,12 @@ class Sa1b:
     def find(self, root: Path, choices: Mapping[str, Any], records: RecordsWriter) -> dict[str, int]:
         counts = Counter({"images": 0, "images without a json": 0, "jsons without an image": 0, "paired": 0})
         # Photos first: a json then shows whether it has one.
-        for path, where in _files(root, ".jpg"):
-            records.add(path, where["bytes"])
-            counts["images"] += 1
-        _annotate(_files(root, ".json"), records, counts)
-        for path, where in _files(root, ".tar"):
+        for path, size in walk(root, partial(_is_named, suffix=_KINDS), counts, records, _is_photo, depth=_DEPTH):
+            if path.endswith(".jpg"):
+                records.add(path, size)
+                counts["images"] += 1
+        _annotate(_files(root, ".json", records), records, counts)
+        for path, where in _files(root, ".tar", records):
             self._find_in_tar(root, path, where["bytes"], records, counts)
         counts["images without a json"] = counts["images"] - counts.pop("paired")
         return dict(counts)
@@ -49,6 +53,9 @@ class Sa1b:
         jsons: list[Found] = []
         try:
             for name, member in tar_members(root / tar):
+                if is_hidden_path(name.removeprefix("./")):
+                    counts[HIDDEN] += _is_named(hidden_stand_in(PurePosixPath(name).name), (".jpg", ".json"))
+                    continue
                 if not _is_named(PurePosixPath(name).name, (".jpg", ".json")):
                     counts["tar members that are neither"] += 1
                     continue
@@ -76,8 +83,7 @@ class Sa1b:
         return {}
 
     def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any]) -> RawSample:
-        if refused := next((part["refused"] for part in parts if "refused" in part), None):
-            raise BadInput(refused["what"], met=refused["met"], wanted=refused["wanted"], do=refused["do"])
+        raise_refused(parts)
         annotations = [part for part in parts if "annotation" in part]
         if len(annotations) != 1:
             what = "more than one json for an image" if annotations else "an image without its json"
@@ -146,28 +152,19 @@ def _image_of(json_path: str) -> str:
 
 def _refuse(path: str, size: int, error: BadInput, records: RecordsWriter, counts: Counter[str]) -> None:
     """Make it an input of its own, so that it comes to the ledger."""
-    records.add(path, size)
-    said = {"what": error.what, "met": error.met, "wanted": error.wanted, "do": error.do}
-    records.attach(path, {"refused": said})
+    refuse(records, path, error, size)
     counts[error.what] += 1
 
 
-def _files(folder: Path, suffix: str, prefix: str = "", depth: int = _DEPTH) -> Iterator[Found]:
-    """SA-1B's files of one kind below `folder`, one by one: a folder may hold millions."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                if depth:
-                    yield from _files(folder / entry.name, suffix, f"{prefix}{entry.name}/", depth - 1)
-            elif _is_named(entry.name, suffix):
-                yield prefix + entry.name, {"file": prefix + entry.name, "bytes": _size(entry)}
+def _files(root: Path, suffix: str, records: RecordsWriter) -> Iterator[Found]:
+    """SA-1B's files of one kind below `root`, one by one: a folder may hold millions."""
+    passed_over = Counter[str]()  # counted with the photos
+    for path, size in walk(root, partial(_is_named, suffix=suffix), passed_over, records, depth=_DEPTH):
+        yield path, {"file": path, "bytes": size}
 
 
-def _size(entry: os.DirEntry[str]) -> int:
-    try:
-        return entry.stat().st_size
-    except OSError:  # a link to nowhere: reading it will say so
-        return 0
+def _is_photo(name: str) -> bool:
+    return name.startswith("sa_")
 
 
 def _is_named(name: str, suffix: str | tuple[str, ...]) -> bool:

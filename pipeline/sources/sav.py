@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from pipeline.cropped import Mask
 from pipeline.npz import read_npz
 from pipeline.raw import RawFrame, RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter
+from pipeline.refused import raise_refused
+from pipeline.walk import walk
 from shards.errors import BadInput
 
 _ARRAYS = ("frame1", "mask1", "frame2", "mask2")
@@ -31,12 +33,10 @@ class Sav:
     choices: Mapping[str, Any] = {}
 
     def find(self, root: Path, choices: Mapping[str, Any], records: RecordsWriter) -> dict[str, int]:
-        for folder, _, names in os.walk(root):
-            for name in names:
-                if name.startswith("masklet_data_") and name.endswith(".npz"):
-                    path = Path(folder, name)
-                    records.add(path.relative_to(root).as_posix(), os.stat(path).st_size)
-        return {}
+        counts: Counter[str] = Counter()
+        for path, size in walk(root, _is_pair, counts, records, lambda name: ".npz" in name.lower()):
+            records.add(path, size)
+        return dict(counts)
 
     def options(self, root: Path, probe: Sequence[RawInput]) -> dict[str, Any]:
         """`value_range`: the maximum of the set's frames, 255 or 1.
@@ -55,6 +55,7 @@ class Sav:
         return {"value_range": 255}
 
     def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any] = ()) -> RawSample:
+        raise_refused(parts)
         arrays = _read(root / path)
         top = _value_range(arrays, options["value_range"])
         notes = {UNIT_RANGE: int(top == 1)}
@@ -67,6 +68,10 @@ class Sav:
             picture = Image.fromarray(_picture(arrays[f"frame{number}"], top))
             frames.append(RawFrame(f"frame{number}", picture, (Mask.of(mask),)))
         return RawSample(path, self.name, tuple(frames), (RawObject("0"),), notes=notes)
+
+
+def _is_pair(name: str) -> bool:
+    return name.startswith("masklet_data_") and name.lower().endswith(".npz")
 
 
 def _read(path: Path) -> dict[str, Float]:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline import masks
+from pipeline.absent import no_such_file
 from pipeline.cropped import Bool
 from pipeline.finder import below
 from pipeline.pictures import read_bytes, refuse_pointer
 from pipeline.raw import RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter
+from pipeline.refused import raise_refused
 from pipeline.sources.clips import choose_frames
 from pipeline.sources.objects import Candidate, sample_of
 from pipeline.sources.video_file import VideoFile, open_video
+from pipeline.walk import walk
 from shards.errors import BadInput, DroppedInput, UserError
 
 STEP = 4  # frames of the video from one annotated frame to the next
@@ -28,8 +32,10 @@ CLOSE = "pairs of frames less than a second apart"
 TRUNCATED = "videos and annotations that differ by one annotated frame"
 KINDS = ("manual", "auto")
 _NUMBER = re.compile(rb'"masklet_num"\s*:\s*(\d+)')
+_ANNOTATION = re.compile(r"(.+)_(manual|auto)\.json")
 _INPUT = re.compile(r"(.+)\.mp4#(manual|auto)-(\d+)")
 _TAIL = 1 << 12
+_OTHER_VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".webm"}
 
 
 class SavVideo:
@@ -44,27 +50,27 @@ class SavVideo:
             raise UserError("no such split", where="--split", met=str(choices["split"]), wanted="manual, auto or all")
         kinds = KINDS if choices["split"] == "all" else (choices["split"],)
         counts: Counter[str] = Counter()
-        for folder, _, names in os.walk(root):
-            known = {*names}
-            stems = {name.removesuffix(".mp4") for name in names if name.endswith(".mp4")}
-            counts["videos"] += len(stems)
-            for name in known:
-                orphan = re.fullmatch(r"(.+)_(manual|auto)\.json", name)
-                counts["annotation files without a video"] += orphan is not None and orphan[1] not in stems
-            for stem in stems:
-                for kind in kinds:
-                    if f"{stem}_{kind}.json" not in known:
-                        counts[f"videos without {kind} annotation"] += 1
-                        continue
-                    masklets = _put_down(root, Path(folder), stem, kind, records)
-                    counts[f"{kind} masklets"] += masklets
-                    counts["annotation files without a masklet"] += masklets == 0
+        sizes = dict(walk(root, _is_named, counts, records, _resembles))
+        videos = [path for path in sizes if path.endswith(".mp4")]
+        counts["videos"] = len(videos)
+        counts["annotation files without a video"] = sum(
+            match is not None and f"{match[1]}.mp4" not in sizes for match in map(_ANNOTATION.fullmatch, sizes)
+        )
+        for video, kind in itertools.product(videos, kinds):
+            file = f"{video.removesuffix('.mp4')}_{kind}.json"
+            if file not in sizes:
+                counts[f"videos without {kind} annotation"] += 1
+                continue
+            masklets = _put_down(root, (video, file), (sizes[video], sizes[file]), kind, records)
+            counts[f"{kind} masklets"] += masklets
+            counts["annotation files without a masklet"] += masklets == 0
         return dict(counts)
 
     def options(self, root: Path, probe: Sequence[RawInput]) -> dict[str, Any]:
         return {}
 
     def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any]) -> RawSample:
+        raise_refused(parts)
         match = _INPUT.fullmatch(path)
         if match is None:
             raise BadInput("no masklet", met=path, wanted="VIDEO.mp4#manual-N or VIDEO.mp4#auto-N")
@@ -87,22 +93,36 @@ class SavVideo:
         return RawSample(path, self.name, raw.frames, raw.objects, raw.more, notes)
 
 
-def _put_down(root: Path, folder: Path, stem: str, kind: str, records: RecordsWriter) -> int:
-    """Put down the masklets of one annotation file as inputs; how many."""
-    video, file = folder / f"{stem}.mp4", folder / f"{stem}_{kind}.json"
-    sizes = [video.stat().st_size, file.stat().st_size]
-    with open(file, "rb") as opened:
-        opened.seek(max(0, sizes[1] - _TAIL))
-        match = _NUMBER.search(opened.read())  # the last key: the file need not be parsed for it
+def _is_named(name: str) -> bool:
+    return name.endswith(".mp4") or _ANNOTATION.fullmatch(name) is not None
+
+
+def _resembles(name: str) -> bool:
+    return PurePosixPath(name.lower()).suffix in _OTHER_VIDEOS or ".mp4." in name.lower()
+
+
+def _put_down(root: Path, files: tuple[str, str], sizes: tuple[int, int], kind: str, records: RecordsWriter) -> int:
+    """Put down the masklets of a video and its annotation as inputs; how many."""
+    video, annotation = files
     try:
-        count = int(match[1]) if match else open_annotation(file).objects
+        count = _masklets(root / annotation, sizes[1])
     except BadInput:
         count = 1  # it goes to the ledger when its turn comes
     for place in range(count):
-        path = f"{video.relative_to(root).as_posix()}#{kind}-{place}"
+        path = f"{video}#{kind}-{place}"
         records.add(path, sum(sizes) // count)
         records.attach(path, {"bytes": sizes})
     return count
+
+
+def _masklets(file: Path, size: int) -> int:
+    """How many masklets an annotation says it has; raises `BadInput` where it cannot be read."""
+    if not file.is_file():
+        raise no_such_file(file)
+    with open(file, "rb") as opened:
+        opened.seek(max(0, size - _TAIL))
+        match = _NUMBER.search(opened.read())  # the last key: the file need not be parsed for it
+    return int(match[1]) if match else open_annotation(file).objects
 
 
 class Annotation:
@@ -168,10 +188,9 @@ def _kept(file: Path, changed: int, size: int) -> Annotation:
 
 def open_annotation(file: Path) -> Annotation:
     """The annotation in `file`; the last ones are kept, as videos are."""
-    try:
-        state = os.stat(file)
-    except OSError as error:
-        raise BadInput("no such file", where=str(file), met=str(error.strerror)) from None
+    if not file.is_file():
+        raise no_such_file(file)
+    state = os.stat(file)
     return _kept(file, state.st_mtime_ns, state.st_size)
 
 

@@ -13,6 +13,7 @@ import av
 import numpy as np
 from PIL import Image
 
+from pipeline.absent import no_such_file
 from pipeline.pictures import MAX_PIXELS, refuse_pointer
 from pipeline.resize import UInt8
 from shards.errors import BadInput
@@ -119,8 +120,7 @@ def _kept(path: Path, changed: int, size: int) -> VideoFile:
 
 def open_video(path: Path) -> VideoFile:
     """The video at `path`; neighbours in a plan share videos, so the last ones are kept."""
-    try:
-        state = os.stat(path)
-    except OSError as error:
-        raise BadInput("no such file", where=str(path), met=str(error.strerror)) from None
+    if not path.is_file():
+        raise no_such_file(path)
+    state = os.stat(path)
     return _kept(path, state.st_mtime_ns, state.st_size)

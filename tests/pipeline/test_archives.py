@@ -60,7 +60,7 @@ def test_pointers_and_missing_files(tmp_path, members):
     (tmp_path / "a").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid")
     with pytest.raises(BadInput, match="a pointer, not the file"):
         list(members(tmp_path / "a"))
-    with pytest.raises(BadInput, match="No such file"):
+    with pytest.raises(BadInput, match="no such file"):
         list(members(tmp_path / "none"))
 
 

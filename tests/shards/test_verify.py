@@ -158,7 +158,8 @@ def test_files_of_the_set_that_were_changed(copied):
     assert "recipe and its hash differ" in failing(recipe_hash="0" * 16)
     assert "format version" in failing(version=2)
     assert "name of a shard" in failing(shards=[{**manifest["shards"][0], "name": "../../x.tar"}])
-    failing()
+    (copied / "._sav-000000.tar").write_bytes(b"\0\5\26\7")  # a Mac's, beside each file that it copies
+    assert failing() == set() == {failure.what for failure in verify([copied / "*"]).failures}
     (copied / "sav-000000.tar").rename(copied / "sav-000777.tar")
     assert {"tar that the manifest does not list", "missing"} <= {f.what for f in verify([copied]).failures}
 

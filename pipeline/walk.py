@@ -1,0 +1,118 @@
+"""The one way through folders of raw data: links are followed, hidden files are passed over."""
+
+from __future__ import annotations
+
+import heapq
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+
+from pipeline.absent import no_such_file
+from pipeline.records import RecordsWriter
+from pipeline.refused import refuse
+from shards.errors import UserError
+from shards.hidden import hidden_stand_in, is_hidden
+
+HIDDEN = "hidden files passed over"
+HIDDEN_FOLDERS = "hidden folders passed over"
+TWICE = "linked folders passed over: their files are found by another path"
+OTHER = "files of a kind that is not taken:"
+_DEEPEST = 64  # folders below the root
+_MOST_SUFFIXES = 12
+
+
+def walk(
+    root: Path,
+    wanted: Callable[[str], bool],
+    counts: Counter[str],
+    records: RecordsWriter,
+    resembles: Callable[[str], bool] = lambda name: False,
+    folder: str = "",
+    depth: int = _DEEPEST,
+) -> Iterator[tuple[str, int]]:
+    """Path relative to `root`, and bytes, of each file below it whose name is `wanted`.
+
+    Every folder is entered once, by the path without links where there is one, else by the first of its paths in the
+    order of texts: links cannot loop. A link to nothing is a file of 0 bytes: reading it says so. Where it may have
+    been a folder's it is put down as an input that is refused.
+
+    Args:
+        wanted: whether files of a name (its last part) are looked for.
+        counts: gets what was passed over.
+        records: gets the links to nothing that are no `wanted` files.
+        resembles: whether files of a name may have been meant as data, though they are not `wanted`; they are counted.
+        folder: below `root`, where to begin.
+        depth: folders to go down.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+    entered: set[tuple[int, int]] = set()
+    plain = [(folder, 0)]
+    linked: list[tuple[str, int]] = []  # a heap: taken after all others, by their names
+    while plain or linked:
+        place, level = plain.pop() if plain else heapq.heappop(linked)
+        try:
+            state = os.stat(root / place)
+            if (state.st_dev, state.st_ino) in entered:
+                counts[TWICE] += 1
+                continue
+            entered.add((state.st_dev, state.st_ino))
+            with os.scandir(root / place) as entries:
+                for entry in entries:
+                    path = f"{place}/{entry.name}" if place else entry.name
+                    if is_hidden(entry.name):
+                        _count_hidden(entry, wanted, counts)
+                    elif entry.is_dir(follow_symlinks=False):
+                        _go_down(plain.append, path, level, depth, counts)
+                    elif entry.is_symlink() and os.path.isdir(entry.path):
+                        _go_down(lambda item: heapq.heappush(linked, item), path, level, depth, counts)
+                    elif wanted(entry.name):
+                        yield path, _size(entry)
+                    elif entry.is_symlink() and not PurePosixPath(path).suffix and not os.path.exists(entry.path):
+                        refuse(records, path, no_such_file(root / path))
+                    elif resembles(entry.name):
+                        count_other(entry.name, counts)
+        except OSError as error:
+            raise UserError("a folder that cannot be read", where=str(root / place), met=str(error.strerror)) from None
+
+
+def listed(folder: Path) -> list[str]:
+    """The names in a folder that are not hidden, in the order of texts; raises `OSError`."""
+    return sorted(name for name in os.listdir(folder) if not is_hidden(name))
+
+
+def matching(root: Path, pattern: str) -> list[Path]:
+    """The files and folders that fit a pattern of `Path.glob`, in order, without hidden ones."""
+    found = sorted(root.glob(pattern))
+    return [path for path in found if not any(map(is_hidden, path.relative_to(root).parts))]
+
+
+def count_other(name: str, counts: Counter[str]) -> None:
+    """Count a file that is not taken, by its suffix; suffixes are few, so that a table can list them."""
+    suffix = PurePosixPath(name).suffix.lower()
+    key = f"{OTHER} *{suffix}" if suffix else f"{OTHER} without a suffix"
+    kinds = sum(known.startswith(OTHER) for known in counts)
+    counts[key if key in counts or kinds < _MOST_SUFFIXES else f"{OTHER} of further suffixes"] += 1
+
+
+def _go_down(put: Callable[[tuple[str, int]], object], path: str, level: int, depth: int, counts: Counter[str]) -> None:
+    if level < depth:
+        put((path, level + 1))
+    else:
+        counts["folders passed over: too deep"] += 1
+
+
+def _count_hidden(entry: os.DirEntry[str], wanted: Callable[[str], bool], counts: Counter[str]) -> None:
+    if entry.is_dir():
+        counts[HIDDEN_FOLDERS] += 1
+    elif wanted(entry.name) or wanted(hidden_stand_in(entry.name)):
+        counts[HIDDEN] += 1
+
+
+def _size(entry: os.DirEntry[str]) -> int:
+    try:
+        return entry.stat().st_size
+    except OSError:
+        return 0
