@@ -353,8 +353,12 @@ def predict(
         int, typer.Option(min=1, max=12, help="1: the whole picture at 448 x 448. 12: as the official inference.")
     ] = 1,
     recipe: Annotated[
-        str, typer.Option(help="How tensors are made: sa2va, as released models were trained, or default.")
-    ] = "sa2va",
+        str | None,
+        typer.Option(
+            help="Make tensors otherwise than in the model's training: sa2va or default.  [default: the model's own; "
+            "sa2va where its folder names none]"
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 8,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 2048,
     dtype: Annotated[
@@ -373,15 +377,18 @@ def predict(
     from inference.run import predict as run
     from shards.recipe import named_recipe
 
-    chosen = named_recipe(recipe)
+    asked = None if recipe is None else named_recipe(recipe)
 
     def load() -> Predictor:
         from inference.loading import load as load_model
         from inference.predictor import Predictor
+        from inference.recipes import explain
 
+        loaded = load_model(model, device, dtype)
+        print(explain(loaded, asked), file=sys.stderr)
         return Predictor(
-            load_model(model, device, dtype),
-            recipe=chosen,
+            loaded,
+            recipe=asked,
             most_tiles=tiles,
             max_new_tokens=max_new_tokens,
             official_normalisation=official_normalisation,

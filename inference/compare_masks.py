@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from inference.recipes import recipe_of
 from pipeline import resize
 from pipeline.resize import Bool, UInt8
 from shards.codec import normalise
 from shards.errors import UserError
-from shards.recipe import named_recipe
 from trainer.model.sa2va import Sa2VA
 
 SIDE = 256
@@ -33,13 +33,13 @@ class Example:
 
 
 @torch.no_grad()
-def masks_of(model: Sa2VA, examples: Sequence[Example], recipe: str = "sa2va") -> Bool:
+def masks_of(model: Sa2VA, examples: Sequence[Example]) -> Bool:
     """(n, 256, 256): the mask of each example, one at a time.
 
     The answer is given, "It is [SEG].", so that masks differ only by the state at `[SEG]`. SAM 2 runs in float32, the
-    rest in the precision of its weights.
+    rest in the precision of its weights. Pictures become tensors by the model's own recipe.
     """
-    chosen, prompts, device = named_recipe(recipe), model.prompts, model.device
+    chosen, prompts, device = recipe_of(model), model.prompts, model.device
     sam = copy.deepcopy(model.grounding_encoder).float().eval()
     first = torch.zeros(1, dtype=torch.int64, device=device)
     masks = []

@@ -6,6 +6,7 @@ Nothing but the JSON is written. A run that trains meanwhile is not disturbed: i
 from __future__ import annotations
 
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import timedelta
@@ -21,6 +22,7 @@ from tqdm import tqdm
 from inference.items import TEXT_OBJECTIVES, Place, batches, cut, read
 from inference.loading import load
 from inference.pictures import write
+from inference.recipes import explain_shards
 from inference.scores import ALL, Tally, table
 from shards.cache import Cache
 from shards.errors import UserError
@@ -34,6 +36,7 @@ from trainer.model.grounding import IMAGE_SIZE, MEAN, STD
 from trainer.model.sa2va import Sa2VA
 from trainer.objectives.passes import Passes
 from trainer.processes import missing_processes, start
+from trainer.released.training import recipe_to_json
 
 _PATIENCE = timedelta(days=7)
 """How long a process waits for the slowest one at the end: shares of the data differ, minutes would be too short."""
@@ -91,6 +94,9 @@ def evaluate(
         met = f"{device} for {state.num_processes} processes"
         raise UserError("one device for all", where="--device", met=met, do="leave it out: each takes its own")
     loaded = load(model, str(state.device) if state.num_processes > 1 else device, dtype).eval()
+    notes = [explain_shards(loaded, sets[0].recipe)]
+    if state.is_main_process:  # what is wrong is said before hours go into it
+        print(*notes, sep="\n", file=sys.stderr)
     loaded.grounding_encoder.float()  # as in prediction: bfloat16 for SAM 2 is left to autocast
 
     tallies = _tally(loaded, groups, chosen, batch_size, max_caption_tokens, state)
@@ -107,14 +113,16 @@ def evaluate(
             "dtype": str(loaded.embedding.weight.dtype).removeprefix("torch."),
             "objective": chosen,
             **settings,
-            "recipe": sets[0].recipe.name,
+            **recipe_to_json(sets[0].recipe),
+            "model_recipe": None if loaded.recipe is None else recipe_to_json(loaded.recipe),
+            "notes": notes,
             "shards": [{"folder": str(s.folder), "source": s.manifest.source, "plan": s.manifest.plan} for s in sets],
             "sources": {name: values for name, values in of_source.items() if name != ALL},
             ALL: of_source[ALL],
         }
         if json_file is not None:
             write(json_file, (json.dumps(said, indent=1, ensure_ascii=False) + "\n").encode())
-        shown = table(title, of_source)
+        shown = "\n".join([table(title, of_source), *notes])
     state.destroy_process_group()
     return shown
 
@@ -176,7 +184,7 @@ def _open(paths: Sequence[str], split: str | None, cache: Cache | None) -> list[
             raise UserError("no shards of this split", where="--split", met=met, wanted=split, do=do)
     for other in sets:
         if other.recipe.digest != sets[0].recipe.digest:
-            met, wanted = (f"{s.recipe.name} ({s.recipe.digest})" for s in (other, sets[0]))
+            met, wanted = map(str, (other.recipe, sets[0].recipe))
             raise UserError("shards of different recipes", where=str(other.folder), met=met, wanted=wanted)
     check_recipe(sets[0].recipe, vision_size=VISION_SIZE, grid=GRID, sam_size=IMAGE_SIZE, mean=MEAN, std=STD)
     return sets

@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from inference.packages import need
+from inference.recipes import recipe_of
 from pipeline import resize
 from pipeline.resize import UInt8
 from shards.errors import UserError
-from shards.recipe import named_recipe
 from trainer.model.grounding import IMAGE_SIZE, GroundingEncoder, SamFeatures
 from trainer.model.sa2va import Sa2VA
 from trainer.released.files import new_folder
+from trainer.released.training import write_training
 
 IMAGE_ENCODER, MASK_DECODER = "image_encoder.onnx", "mask_decoder.onnx"
 FEATURES = ("embedding", "high_256", "high_128")
@@ -104,10 +105,10 @@ class MaskDecoder(nn.Module):
 
 
 @torch.no_grad()
-def export_onnx(
-    model: Sa2VA, out: Path, pictures: Sequence[UInt8], *, recipe: str = "sa2va", bound: float = BOUND
-) -> OnnxReport:
+def export_onnx(model: Sa2VA, out: Path, pictures: Sequence[UInt8], *, bound: float = BOUND) -> OnnxReport:
     """Write `image_encoder.onnx` and `mask_decoder.onnx` into `out`, float32, once they agree with PyTorch.
+
+    `training.json` beside them holds the recipe by which pictures become `g_pixel_values`, where the model has one.
 
     image_encoder: `g_pixel_values` (B, 3, 1024, 1024) uint8 to `FEATURES`; the normalisation is inside.
     mask_decoder: `FEATURES` of one picture and `language_embeddings` (N, C) float32, what `text_hidden_fcs` gives for
@@ -117,8 +118,7 @@ def export_onnx(
     Args:
         model: in any precision, on any device; it is not changed.
         out: a new folder. It stands under its name only when both files are written and checked.
-        pictures: to compare on, (H, W, 3) uint8 RGB of any size.
-        recipe: how they are resized.
+        pictures: to compare on, (H, W, 3) uint8 RGB of any size; resized by the model's own recipe.
         bound: of the difference, see `BOUND`.
 
     Raises:
@@ -128,7 +128,8 @@ def export_onnx(
     if not pictures:
         raise UserError("no pictures to compare on", wanted="at least one")
     encoder = copy.deepcopy(model.grounding_encoder).cpu().float().eval().requires_grad_(False)
-    sizes = [resize.picture(picture, IMAGE_SIZE, named_recipe(recipe)) for picture in pictures]
+    recipe = recipe_of(model)
+    sizes = [resize.picture(picture, IMAGE_SIZE, recipe) for picture in pictures]
     images = torch.from_numpy(np.stack(sizes))
     language = _language_embeddings(model, max(_OBJECTS))
     with new_folder(out) as folder:
@@ -147,6 +148,7 @@ def export_onnx(
                     wanted=f"at most {bound:.0e}",
                     do="nothing was written",
                 )
+        write_training(folder, model.recipe)
         written = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     return OnnxReport(out, written, len(images), differences, flipped)
 

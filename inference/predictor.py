@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from inference import tiles
+from inference.recipes import recipe_of
 from inference.regions import cells_of
 from inference.tracking import Tracker
 from pipeline import resize
@@ -58,7 +59,7 @@ class Predictor:
         self,
         model: Sa2VA,
         *,
-        recipe: str | Recipe = "sa2va",
+        recipe: str | Recipe | None = None,
         most_tiles: int = 1,
         max_new_tokens: int = 2048,
         official_normalisation: bool = False,
@@ -68,7 +69,7 @@ class Predictor:
         Args:
             model: what `inference.loading.load` returns. Where its weights are bfloat16 it runs under autocast, SAM 2
                 with float32 weights: it mixes precisions in ways that a CPU's layer norm does not take otherwise.
-            recipe: how pictures become tensors. Released models were trained with "sa2va".
+            recipe: how pictures become tensors; None: as in the model's training (see `inference.recipes.recipe_of`).
             most_tiles: 1 shows the model the whole picture at 448 x 448, as shards do. Up to 12 tiles at 448 x 448
                 and a thumbnail are the official inference.
             max_new_tokens: of an answer.
@@ -79,7 +80,8 @@ class Predictor:
             raise UserError("number of tiles", met=str(most_tiles), wanted=f"1 to {tiles.MOST_TILES}")
         self.model = model.eval()
         self.model.grounding_encoder.float()
-        self.recipe = named_recipe(recipe) if isinstance(recipe, str) else recipe
+        asked = named_recipe(recipe) if isinstance(recipe, str) else recipe
+        self.recipe = asked or recipe_of(model)
         self.most_tiles, self.max_new_tokens, self.rounded = most_tiles, max_new_tokens, official_normalisation
 
     @torch.no_grad()

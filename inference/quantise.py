@@ -28,6 +28,7 @@ from trainer.model.prompts import Prompts
 from trainer.model.sa2va import Sa2VA
 from trainer.released.files import TensorFolder, check_fit, read_json, write_folder
 from trainer.released.tokenizer import load_tokenizer, save_tokenizer
+from trainer.released.training import read_training, write_training
 
 MODEL_TYPE = "sa2va_chat_int8"
 """`model_type` in the folder's `config.json`, so that nothing takes it for a released one."""
@@ -111,7 +112,8 @@ def tensors_of(model: Sa2VA) -> dict[str, Tensor]:
 
 
 def save_quantised(model: Sa2VA, out: Path, card: str = "") -> None:
-    """Write a folder for `load_quantised`: config.json, safetensors, tokenizer, README.md.
+    """Write a folder for `load_quantised`: config.json, safetensors, tokenizer, README.md and, where the recipe is
+    known, training.json.
 
     Args:
         model: after `quantise_language_model`.
@@ -129,6 +131,7 @@ def save_quantised(model: Sa2VA, out: Path, card: str = "") -> None:
         (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         save_tokenizer(model.prompts.tokenizer, model.source, folder)
         (folder / "README.md").write_text(card, encoding="utf-8")
+        write_training(folder, model.recipe)
 
     write_folder(out, tensors_of(model), files)
 
@@ -161,6 +164,7 @@ def load_quantised(folder: Path, device: torch.device | str = "cpu") -> Sa2VA:
         model.source, model.tied = folder, bool(config.get("tie_word_embeddings"))
         check_fit(_shapes(model), shapes, str(folder))
         tensors = {name: files[name].to(device) for name in shapes}
+    model.recipe = read_training(folder)
     model.stored_dtype = tensors[_PART + _TABLE].dtype
     linears = _linears(model)
     for name, layer in linears.items():

@@ -37,7 +37,7 @@ def show_plan(plan: Plan, place: str) -> None:
         ("shards", f"{len(plan.shards):,}"),
         ("inputs a shard", f"{plan.per_shard:,}"),
         ("bytes, about", size_text(len(plan.inputs) * plan.sample_bytes)),
-        ("recipe", f"{plan.job.recipe.name} ({plan.job.recipe.digest})"),
+        ("recipe", str(plan.job.recipe)),
     ]
     options = plan.job.options
     rows += [(name, str(value)) for name, value in options.items() if name not in ("limit", "shard_size", "found")]

@@ -82,7 +82,7 @@ def preview(path: Path | str, out: Path, samples: int = 8) -> Path:
             name=str(path),
             total=len(positions),
             source=shards.manifest.source,
-            recipe=f"{shards.recipe.name} ({shards.recipe.digest})",
+            recipe=str(shards.recipe),
             shown=shown,
         ),
         encoding="utf-8",

@@ -16,7 +16,8 @@ PromptPooling = Literal["center", "corner", "area"]
 class Recipe:
     """How the four formats are made from an original picture and its masks.
 
-    `name` is what the user asked for; two recipes are the same if all their values are (see `digest`).
+    `name` is what the user asked for and no more than a label: `--recipe default --prompt-pooling corner` is called
+    "default" too. Two recipes are the same if all their values are (see `digest`).
     """
 
     name: str = "default"
@@ -52,6 +53,8 @@ class Recipe:
             if values[name] not in allowed:
                 wanted = repr(allowed)[:60]
                 raise UserError(f"recipe.{name}", where=where, met=repr(values[name]), wanted=wanted)
+        if not isinstance(values["name"], str):
+            raise UserError("recipe.name", where=where, met=repr(values["name"])[:60], wanted="a text")
         checked: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**checked)
 
@@ -60,6 +63,16 @@ class Recipe:
         """Hexadecimal hash of all values but the name."""
         values = {k: v for k, v in self.to_json().items() if k != "name"}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+    def __str__(self) -> str:
+        """The label, the digest, and every value in which recipes that this release reads can differ."""
+        values = ", ".join(f"{name} {getattr(self, name)}" for name, allowed in _ALLOWED.items() if len(allowed) > 1)
+        return f"{self.name} ({self.digest}: {values})"
+
+    def differences(self, other: Recipe) -> str:
+        """The values of this recipe that `other` has otherwise, as text; empty where the two are the same."""
+        pairs = ((f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self) if f.name != "name")
+        return ", ".join(f"{name} {own}, not {theirs}" for name, own, theirs in pairs if own != theirs)
 
 
 # The sizes and constants belong to the model: a shard with others is not one that this release reads.

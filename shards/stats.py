@@ -131,7 +131,7 @@ class SetStats:
         manifest = self.manifest
         left_out = sum(manifest.left_out.values())
         lines = [
-            f"source {manifest.source}, recipe {manifest.recipe.name} ({manifest.recipe.digest}): {manifest.samples:,} "
+            f"source {manifest.source}, recipe {manifest.recipe}: {manifest.samples:,} "
             f"samples, {manifest.objects:,} objects, {len(manifest.shards):,} shards, {self.bytes / 1e9:.2f} GB; "
             f"{left_out:,} of {manifest.inputs:,} inputs left out; pictures {manifest.pictures}",
         ]

@@ -81,7 +81,7 @@ def model_card(model: Sa2VA, origin: Origin | None) -> str:
             f"| started from | {_started_from(origin.model)} |",
             f"| trained parts | {', '.join(origin.trainable)}{lora} |",
             f"| training | objective {origin.objective}, {origin.step} steps of {origin.batch} samples a process |",
-            f"| recipe of the tensors | {origin.recipe} |",
+            f"| recipe of the tensors | {origin.recipe or 'unknown'} |",
             *(f"| data | {line} |" for line in origin.data),
         ]
     return "\n".join(lines) + "\n"

@@ -136,6 +136,8 @@ def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
 
     set_seed(config.seed)  # the same for all processes, so that they build the same model
     model, new = base_model(config.model, accelerator.device)
+    if model.recipe and (differences := recipe.differences(model.recipe)):
+        show(f"the model to start from was trained with another recipe than that of the shards: {differences}")
     sizes = set_trainable(model, config.trainable, **vars(config.lora))
     if config.gradient_checkpointing:
         model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -177,7 +179,7 @@ def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
         tensors = parts.tensors(keep=main)
         if journal:
             journal.sync()
-            origin = Origin.of(config, step, recipe.name, described)
+            origin = Origin.of(config, step, recipe, described)
             state = State(step, stream.position, samples, mask_loss, parts.schedule(), flat(config), described)
             run.save(step, nbytes(tensors), lambda target: write(target, tensors, state, origin, random_states))
         accelerator.wait_for_everyone()

@@ -18,12 +18,14 @@ from safetensors.torch import save as to_safetensors
 
 from shards.atomic import atomic_write
 from shards.errors import UserError
+from shards.recipe import Recipe
 from trainer.config import Config, LoraConfig, ModelConfig
 from trainer.fsdp import own, shared_like
 from trainer.model.sa2va import Sa2VA, build
 from trainer.model.trainable import set_trainable
 from trainer.released.files import check_fit, read_json
 from trainer.released.folder import cast, load_model, load_parts
+from trainer.released.training import recipe_from_json, recipe_to_json
 
 WEIGHTS, ORIGIN = "trained.safetensors", "origin.json"
 _VERSION = 1
@@ -41,12 +43,13 @@ class Origin:
     """Optimiser steps."""
     batch: int
     """Samples an optimiser step and process."""
-    recipe: str
+    recipe: Recipe | None
+    """How the tensors were made; None in a checkpoint of an earlier release that names none of today's."""
     data: list[str]
     """A line a shard set."""
 
     @classmethod
-    def of(cls, config: Config, step: int, recipe: str, data: list[str]) -> Origin:
+    def of(cls, config: Config, step: int, recipe: Recipe, data: list[str]) -> Origin:
         """Of a run; folders of the model are made absolute, so that the checkpoint can move."""
         given = config.model
         places = {k: v and _absolute(v) for k, v in asdict(given).items() if k in ("path", "internvl", "sam2")}
@@ -57,7 +60,8 @@ class Origin:
 
     def to_bytes(self) -> bytes:
         """What `origin.json` holds."""
-        return (json.dumps({"version": _VERSION, **asdict(self)}, indent=1) + "\n").encode()
+        recipe = {} if self.recipe is None else recipe_to_json(self.recipe)
+        return (json.dumps({"version": _VERSION, **asdict(self), **recipe}, indent=1) + "\n").encode()
 
 
 def base_model(config: ModelConfig, device: torch.device | str) -> tuple[Sa2VA, set[str]]:
@@ -101,6 +105,7 @@ def load_trained(folder: Path, device: torch.device | str = "cpu") -> tuple[Sa2V
     model, new = base_model(origin.model, device)
     set_trainable(model, origin.trainable, **asdict(origin.lora))
     fill(trained_tensors(model, new), folder / WEIGHTS)
+    model.recipe = origin.recipe or model.recipe
     return model.requires_grad_(False).eval(), origin
 
 
@@ -141,7 +146,9 @@ def _read_origin(path: Path) -> Origin:
         if body.pop("version") != _VERSION:
             raise UserError("another version of checkpoint", where=str(path), wanted=str(_VERSION))
         model, lora = ModelConfig(**body.pop("model")), LoraConfig(**body.pop("lora"))
-        return Origin(model=model, lora=lora, **body)
+        recipe = recipe_from_json(body, str(path))
+        own = {key: value for key, value in body.items() if key not in ("recipe", "recipe_hash")}
+        return Origin(model=model, lora=lora, recipe=recipe, **own)
     except (KeyError, TypeError) as error:
         raise UserError("not the origin of a checkpoint", where=str(path), met=str(error)) from None
 

@@ -303,7 +303,9 @@ def test_a_run_is_measured_while_it_trains(sav_set: Path, tmp_path: Path):
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
     folder = tmp_path / "run"
-    save_trained(folder / "checkpoint", trained_tensors(model, new), Origin.of(config, 3, "default", ["sav"]))
+    save_trained(
+        folder / "checkpoint", trained_tensors(model, new), Origin.of(config, 3, named_recipe("default"), ["sav"])
+    )
     before = files_of(folder)
     export(folder, tmp_path / "exported")
     wanted = load(tmp_path / "exported", "cpu").state_dict()

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import LambdaLR
 
 from shards.errors import UserError
+from shards.recipe import RECIPES
 from trainer.checkpoints.checkpoint import Parts, State, nbytes, read_random_states, read_state, write
 from trainer.trained import Origin, load_trained
 
@@ -41,7 +42,7 @@ def written(make, config, tmp_path: Path) -> tuple[Parts, Path]:
     parts = make(3)
     position = {"dual": {"epoch": 1, "samples": 4}}
     state = State(3, position, 2, 0.5, parts.scheduler.state_dict(), {"lr": 1e-3}, ["sav"])
-    write(tmp_path, parts.tensors(), state, Origin.of(config, 3, "default", ["sav"]), [{"torch": "00"}])
+    write(tmp_path, parts.tensors(), state, Origin.of(config, 3, RECIPES["default"], ["sav"]), [{"torch": "00"}])
     return parts, tmp_path
 
 

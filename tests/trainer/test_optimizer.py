@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
+from shards.recipe import RECIPES
 from trainer.checkpoints.checkpoint import Parts, State, nbytes, write
 from trainer.config import Config
 from trainer.optimizer import from_stored, make_optimizer, set_rate, to_stored
@@ -66,7 +67,7 @@ def test_moments_in_8_bits_come_back_to_the_bit(make_loop, config: Config, tmp_p
     json.dumps(parts.schedule())
     tensors = parts.tensors()
     assert nbytes(tensors) == sum(t.nbytes for group in tensors.values() for t in group.values())
-    write(tmp_path, tensors, state, Origin.of(config, 3, "default", []), [])
+    write(tmp_path, tensors, state, Origin.of(config, 3, RECIPES["default"], []), [])
     other = trained(make_loop, config, 0)
     other.read(tmp_path)
     for one in (parts, other):

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from shards.errors import UserError
+from shards.recipe import RECIPES
 from tests.trainer.runs import REPOSITORY, SMALL
 from trainer.config import load_config
 from trainer.model.sa2va import build
@@ -58,7 +59,7 @@ def test_a_run_leaves_its_configuration_weights_metrics_and_report(sav_set: Path
         "tensorboard",
     ]
     model, origin = load_trained(out / "checkpoint")
-    assert (origin.step, origin.batch, origin.recipe, origin.objective) == (2, 2, "default", "dual")
+    assert (origin.step, origin.batch, origin.recipe, origin.objective) == (2, 2, RECIPES["default"], "dual")
     saved = load_file(out / "checkpoint" / "trained.safetensors")
     assert saved.keys() == model.state_dict().keys()  # of a random model no file holds anything
     assert all(torch.equal(tensor, saved[name]) for name, tensor in model.state_dict().items())

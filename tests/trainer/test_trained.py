@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from shards.errors import UserError
+from shards.recipe import RECIPES
 from tests.joined import Joined, command_line
 from trainer.config import Config, ModelConfig
 from trainer.export import export, load_any
@@ -46,7 +47,7 @@ def train_a_little(config: Config, folder: Path, seed: int) -> Sa2VA:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data += 0.05 * torch.randn_like(parameter)
-    save_trained(folder, trained_tensors(model, new), Origin.of(config, 3, "default", ["sav: 7 samples"]))
+    save_trained(folder, trained_tensors(model, new), Origin.of(config, 3, RECIPES["default"], ["sav: 7 samples"]))
     return model.eval()
 
 

@@ -148,7 +148,7 @@ class Loader:
         """A line a set whose pictures are not quite what the recipe makes."""
         for other in self._sets[1:]:
             if other.recipe.digest != self.recipe.digest:
-                met, wanted = (f"{s.recipe.name} ({s.recipe.digest})" for s in (other, self._sets[0]))
+                met, wanted = map(str, (other.recipe, self.recipe))
                 raise UserError("shards of different recipes", where=str(other.folder), met=met, wanted=wanted)
         self._rows = Rows([_frame_field(name) for name in fields], self.recipe, objects_per_sample, need, normalise)
         self._idle: list[Ring] = []

@@ -93,7 +93,7 @@ def check_sets(config: Config, data: Data) -> Iterator[Finding]:
         bytes_ = size(sum(info.bytes for info in manifest.shards))
         yield from (fail("data", f"{shards.folder}: {fault}") for fault in faults)
         if not faults:
-            yield ok("data", f"{said}, {bytes_}, recipe {manifest.recipe.name} ({manifest.recipe.digest})")
+            yield ok("data", f"{said}, {bytes_}, recipe {manifest.recipe}")
         if manifest.psnr:
             yield warn("data", f"{shards.folder}: pictures are not bit-equal to the recipe: {manifest.pictures}")
     yield from (fail("data", fault) for fault in data.faults)

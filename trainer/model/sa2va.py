@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, InternVLVisionModel
 from transformers.cache_utils import Cache
 
 from shards.errors import UserError
+from shards.recipe import Recipe
 from trainer.model.architecture import Architecture, preset_named
 from trainer.model.grounding import GroundingEncoder, SamFeatures
 from trainer.model.prompts import IGNORE, IMAGE_TOKENS, Prompts, Rows
@@ -47,6 +48,8 @@ class Sa2VA(nn.Module):
         """The folder that the weights came from."""
         self.stored_dtype: torch.dtype | None = None
         """That of the token table in the file."""
+        self.recipe: Recipe | None = None
+        """How the tensors that it was trained on were made; None where nothing says so."""
         self.tied = False
         """Whether the language model's head is its token table."""
         self.together: Callable[[bool], bool] = bool

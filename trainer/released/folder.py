@@ -20,6 +20,7 @@ from trainer.model.tokenizer import ADDED
 from trainer.released.files import TensorFolder, check_fit, floating, read_json, resolve, write_folder
 from trainer.released.names import Stored, plan, released_name
 from trainer.released.tokenizer import load_tokenizer, save_tokenizer
+from trainer.released.training import read_training, write_training
 
 _SAM = "grounding_encoder.sam2_model."
 _TABLE, _HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
@@ -49,6 +50,7 @@ def load_model(source: str | Path, *, dtype: torch.dtype | None = None, device: 
         sam = sam_of({n.removeprefix(_SAM): s for n, s in shapes.items() if n.startswith(_SAM)}, str(folder))
         model = _hollow(Architecture(config, sam, str(folder / "config.json")), folder)
         _fill(model, shapes, files.__getitem__, str(folder), dtype, device)
+    model.recipe = read_training(folder)
     return model
 
 
@@ -140,7 +142,8 @@ def save_model(
     card: str = "",
     shard_bytes: int = 5 * 10**9,
 ) -> list[str]:
-    """Write a released folder: config.json, safetensors with an index where there are several, tokenizer, model card.
+    """Write a released folder: config.json, safetensors with an index where there are several, tokenizer, model card;
+    and training.json, where it is known what the model was trained on.
 
     Args:
         model: without adapters, see `trainer.model.adapters.merge_adapters`.
@@ -168,6 +171,7 @@ def save_model(
                 if path.exists():
                     shutil.copyfile(path, folder / path.name)
         (folder / "README.md").write_text(card, encoding="utf-8")
+        write_training(folder, model.recipe)
 
     write_folder(out, {s.name: s.join(state) for s in stored}, files, shard_bytes)
     return left_out

@@ -1,0 +1,62 @@
+"""`training.json` in a model's folder: how the tensors that the model was trained on were made.
+
+Released folders have no such file. Where it stands, prediction makes the same tensors, so that a model meets the
+pictures and prompt cells of its training.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from shards.errors import UserError
+from shards.recipe import RECIPES, Recipe
+from trainer.released.files import read_json
+
+TRAINING = "training.json"
+_VERSION = 1
+
+
+def write_training(folder: Path, recipe: Recipe | None) -> None:
+    """Write `training.json` into `folder`; nothing where the recipe is unknown."""
+    if recipe is not None:
+        body = {"version": _VERSION, **recipe_to_json(recipe)}
+        (folder / TRAINING).write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+
+
+def read_training(folder: Path) -> Recipe | None:
+    """The recipe that `training.json` in `folder` names; None where there is no such file.
+
+    Raises:
+        UserError: the file is broken, of another version, or its recipe and its hash differ.
+    """
+    path = folder / TRAINING
+    if not path.exists():
+        return None
+    body = read_json(path)
+    if body.get("version") != _VERSION:
+        raise UserError("another version", where=str(path), met=repr(body.get("version")), wanted=str(_VERSION))
+    return recipe_from_json(body, str(path))
+
+
+def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
+    """The whole definition with its digest, under the keys that a shard set's manifest has them."""
+    return {"recipe": recipe.to_json(), "recipe_hash": recipe.digest}
+
+
+def recipe_from_json(body: dict[str, Any], where: str) -> Recipe | None:
+    """The recipe in `body`, which stands at `where`; None where there is none.
+
+    Earlier releases wrote its name alone: then it is the recipe that has this name, if there is one.
+
+    Raises:
+        UserError: values that a recipe cannot take, or another hash than theirs.
+    """
+    stored = body.get("recipe")
+    if stored is None or isinstance(stored, str):
+        return RECIPES.get(stored or "")
+    recipe = Recipe.from_json(stored, where)
+    if (met := body.get("recipe_hash")) != recipe.digest:
+        raise UserError("recipe and its hash differ", where=where, met=str(met), wanted=recipe.digest)
+    return recipe
