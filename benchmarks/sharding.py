@@ -37,7 +37,7 @@ from pipeline.plan import Plan, make_plan
 from pipeline.records import open_records
 from pipeline.sources import choices_of, source_named
 from pipeline.store import Folder
-from pipeline.task import write_shard
+from pipeline.task import Watch, write_shard
 from shards.format import Codec
 from shards.recipe import RECIPES
 
@@ -136,7 +136,7 @@ def measure(name: str, codec: Codec, samples: int, seconds: float) -> None:
         store.work.mkdir(exist_ok=True)
 
         def ours() -> None:
-            write_shard(plan.job, plan.inputs, f"{name}-000000", store, out, lambda count: None)
+            write_shard(plan.job, plan.inputs, f"{name}-000000", store, out, Watch())
 
         metas = _metas(plan, root)
         clock, processor = _turns({"bare": lambda: BARE[name](root, metas), "ours": ours}, seconds)
@@ -181,7 +181,7 @@ def _shards(
         if what == "bare":
             BARE[name](root, metas)
         else:
-            write_shard(plan.job, plan.inputs, f"{name}-{os.getpid()}", Folder(out), out, lambda count: None)
+            write_shard(plan.job, plan.inputs, f"{name}-{os.getpid()}", Folder(out), out, Watch())
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 
 import ijson
 
+from pipeline.boundary import entries
 from pipeline.pictures import is_pointer
 from shards.errors import UserError
 
@@ -29,7 +30,7 @@ def _stream(path: Path, prefix: str, read: Any) -> Iterator[Any]:
                 met = "a Git LFS or git-annex pointer"
                 raise UserError("a pointer, not the file", where=str(path), met=met, do="fetch the file itself")
             file.seek(0)
-            yield from read(file, prefix, use_float=True)
+            yield from entries(path, read(file, prefix, use_float=True))
     except OSError as error:
         raise UserError("cannot be read", where=str(path), met=str(error.strerror)) from None
     except (ijson.JSONError, UnicodeDecodeError) as error:

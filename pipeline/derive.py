@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pipeline.boundary import read_sample
 from pipeline.plan import Job, find_inputs, plan_digest
 from pipeline.records import open_records
 from pipeline.sources import source_named
-from pipeline.task import read_sample
 from shards.errors import UserError
 from shards.manifest import Manifest
 from shards.sample import Sample

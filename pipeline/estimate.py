@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 import statistics
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.boundary import input_errors, read_sample
+from pipeline.finish import no_sample
 from pipeline.plan import Plan
 from pipeline.store import Folder
-from pipeline.task import read_sample
 from pipeline.work import Work
 from shards.archive import encode_sample
 from shards.errors import BadInput, UserError
@@ -53,19 +55,25 @@ class Estimate:
 
 
 def estimate(plan: Plan, most: int = 64) -> Estimate:
-    """Make and encode up to `most` samples, spread over the plan's inputs."""
+    """Make and encode up to `most` samples, spread over the plan's inputs; `UserError` where none can be made."""
     count = min(most, len(plan.inputs))
     kept, sizes, seconds = [], [], []
+    left_out: list[BadInput] = []
     for i in range(count):
         started = time.perf_counter()
         try:
-            sample, _ = read_sample(plan.job, plan.inputs[i * len(plan.inputs) // count].path)
-            blobs = [blob for _, blob in encode_sample(sample, plan.job.codec)]
-        except BadInput:
+            path = plan.inputs[i * len(plan.inputs) // count].path
+            sample, _ = read_sample(plan.job, path)
+            with input_errors(plan.job.root, path):
+                blobs = [blob for _, blob in encode_sample(sample, plan.job.codec)]
+        except BadInput as error:
             blobs = []
+            left_out.append(error)
         seconds.append(time.perf_counter() - started)
         sizes.append(float(sum(len(blob) + _MEMBER_BYTES for blob in blobs)))
         kept.append(float(bool(blobs)))
+    if len(left_out) == count:
+        raise no_sample(Counter(error.what for error in left_out), str(plan.job.root), str(left_out[0]))
     samples, size, time_taken = (Amount.of(probed, len(plan.inputs)) for probed in (kept, sizes, seconds))
     return Estimate(len(plan.inputs), count, samples, size, time_taken, shards=len(plan.shards))
 

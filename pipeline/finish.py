@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from pipeline.plan import Outline, Plan
 from pipeline.store import Store
@@ -22,11 +22,12 @@ def finish(outline: Outline, work: Work, max_bad: float) -> Manifest:
     """Put down index, ledger and, last, the manifest: it says that the set is finished.
 
     Raises:
-        UserError: too many bad inputs (the ledger is put down all the same), or shards are missing.
+        UserError: too many bad inputs or no sample (the ledger is put down all the same), or shards are missing.
     """
     counts: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
     shards, ledger, objects, missing = [], [], 0, set(outline.shards)
+    first = ""  # input that was left out
     ratios = array("d")
     bad: list[LedgerLine] = []
     for shard, note in work.done(outline, outline.shards):
@@ -34,6 +35,7 @@ def finish(outline: Outline, work: Work, max_bad: float) -> Manifest:
         counts.update(note.notes)
         left_out.update(line.reason for line in note.ledger)
         bad += [line for line in note.ledger if line.bad]
+        first = first or next((_told(line) for line in note.ledger), "")
         ledger.append(pack_ledger(note.ledger))
         shards += [note.shard] if note.entries else []
         objects += note.objects
@@ -44,6 +46,10 @@ def finish(outline: Outline, work: Work, max_bad: float) -> Manifest:
         raise too_many_bad(outline, bad, max_bad, str(work.store))
     if missing:
         raise _shards_missing(outline, sorted(missing), str(work.store))
+
+    if not shards:
+        work.store.put(LEDGER, ledger_bytes)
+        raise no_sample(left_out, str(work.store), first, f"{work.store}/{LEDGER}")
 
     def entries() -> Iterator[list[Entry]]:
         return (note.entries for _, note in work.done(outline, outline.shards) if note.entries)
@@ -95,9 +101,29 @@ def finished_manifest(store: Store, plan: Plan) -> Manifest | None:
     return manifest
 
 
+def no_sample(left_out: Mapping[str, int], where: str, first: str, ledger: str = "") -> UserError:
+    """The error that no input becomes a sample.
+
+    Args:
+        left_out: number of inputs by reason.
+        first: one of them, with its reason.
+        ledger: that names all of them.
+    """
+    reasons = ", ".join(
+        f"{count:,} x {reason}" for reason, count in sorted(left_out.items(), key=lambda item: -item[1])
+    )
+    do = f"see {ledger}" if ledger else "see the source's page in docs/datasets/"
+    met = f"{sum(left_out.values()):,} inputs left out: {reasons}; the first: {first}"
+    return UserError("not one sample", where=where, met=met, wanted="at least one", do=do)
+
+
+def _told(line: LedgerLine) -> str:
+    return f"{line.path}: {line.reason} ({line.detail})" if line.detail else f"{line.path}: {line.reason}"
+
+
 def too_many_bad(outline: Outline, ledger: Sequence[LedgerLine], max_bad: float, place: str) -> UserError:
     bad = [line for line in ledger if line.bad]
-    shown = " | ".join(f"{line.path}: {line.reason} ({line.detail})" for line in bad[:3])
+    shown = " | ".join(map(_told, bad[:3]))
     return UserError(
         f"too many bad inputs, the first: {shown}",
         where=place,

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pipeline.formats import make_sample
+from pipeline.boundary import annotation_errors, input_errors, read_sample
 from pipeline.raw import RawInput
 from pipeline.records import RecordsWriter, open_records
 from pipeline.sources import Source
@@ -156,7 +156,9 @@ def make_plan(
     if not inputs:
         raise UserError(f"no {source.name} files found", where=str(root), do="see docs/datasets/ for the layout")
     probe = [inputs[i * len(inputs) // _PROBES] for i in range(min(_PROBES, len(inputs)))]
-    options = {**choices, **source.options(root, probe), "limit": limit, "shard_size": shard_bytes}
+    with annotation_errors(root):
+        own = source.options(root, probe)
+    options = {**choices, **own, "limit": limit, "shard_size": shard_bytes}
     if found:
         options["found"] = found
     if codec != "zstd":
@@ -187,7 +189,7 @@ def check_libraries(wanted: Mapping[str, str], where: str) -> None:
 def find_inputs(source: Source, root: Path, choices: Mapping[str, Any], records: Path) -> dict[str, int]:
     """Write `records`; what was counted on the way."""
     open_records.cache_clear()
-    with RecordsWriter(records) as writer:
+    with RecordsWriter(records) as writer, annotation_errors(root):
         return source.find(root, choices, writer)
 
 
@@ -208,11 +210,11 @@ def _probe(job: Job, probe: Sequence[RawInput], shard_bytes: int) -> tuple[int, 
     sizes = []
     for item in probe:
         try:
-            parts = open_records(job.records).parts(item.path)
-            sample, _ = make_sample(job.source.load(job.root, item.path, job.options, parts), job.recipe)
+            sample, _ = read_sample(job, item.path)
+            with input_errors(job.root, item.path):
+                members = encode_sample(sample, job.codec)
         except BadInput:
             continue  # it goes to the ledger when its turn comes
-        members = encode_sample(sample, job.codec)
         sizes.append(sum(len(blob) + 1024 for _, blob in members))  # a header and the padding each
     if not sizes:
         return max(1, shard_bytes // _FALLBACK_BYTES), _FALLBACK_BYTES

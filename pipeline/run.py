@@ -6,6 +6,7 @@ It may be killed at any moment; the same call goes on and ends with the same byt
 from __future__ import annotations
 
 import errno
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from pipeline.estimate import check_room, free_bytes
 from pipeline.finish import finish, finished_manifest, read_manifest, too_many_bad
 from pipeline.plan import Plan
 from pipeline.store import WORK, Folder, Store, store_at
+from pipeline.task import Watch
 from pipeline.work import Share, Work
 from shards.errors import UserError
 from shards.format import MANIFEST
@@ -167,6 +169,9 @@ def _begin(make: MakePlan, work: Work, overwrite: bool, force: bool) -> Plan | M
     except (UserError, OSError):
         work.leave_as_found()
         raise
+    if work.killed_over:
+        text = f"the run before this one was killed while it read: {', '.join(work.killed_over)}"
+        tqdm.write(f"{text}; if this one dies there too, take the input away", file=sys.stderr)
     work.share_lock()
     return plan
 
@@ -185,13 +190,26 @@ def _write(
         return 0, bad
     with (
         tqdm(total=inputs, initial=stood, unit="sample", desc=name, mininterval=0.5) as bar,
-        closing(engine_named(engine)(plan, missing, work, workers, bar.update)) as notes,
+        closing(engine_named(engine)(plan, missing, work, workers, Watch(bar.update, _FirstOfKind()))) as notes,
     ):
         for note in notes:
             bad, written = bad + note.bad, written + 1
             if bad > allowed:
                 break
     return written, bad
+
+
+class _FirstOfKind:
+    """Says of each kind of bad input the first, at once: a run may take days, and the ledger comes at its end."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def __call__(self, line: LedgerLine) -> None:
+        if line.bad and line.reason not in self._said:
+            self._said.add(line.reason)
+            text = f"bad input, the first of its kind: {line.path}: {line.reason}"
+            tqdm.write(f"{text}; {line.detail}" if line.detail else text, file=sys.stderr)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.boundary import entries
 from pipeline.pictures import is_pointer
 from shards.errors import UserError
 
@@ -18,7 +19,7 @@ def read_table(file: Path) -> Iterator[list[str]]:
                 do = "fetch the file itself"
                 raise UserError("a pointer, not the file", where=str(file), met="a Git LFS or git-annex pointer", do=do)
         with open(file, encoding="utf-8-sig", newline="") as text:
-            yield from (row for row in csv.reader(text) if row)
+            yield from entries(file, (row for row in csv.reader(text) if row))
     except OSError as error:
         raise UserError("cannot be read", where=str(file), met=str(error.strerror)) from None
     except (csv.Error, UnicodeDecodeError) as error:

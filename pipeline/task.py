@@ -11,12 +11,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from pipeline.formats import make_sample
+from pipeline.boundary import input_errors, read_sample
 from pipeline.plan import Job
 from pipeline.raw import RawInput
-from pipeline.records import open_records
 from pipeline.store import WORK, Store
-from shards.archive import Entry, ShardWriter
+from shards.archive import Entry, ShardWriter, encode_sample
 from shards.errors import BadInput, DroppedInput
 from shards.manifest import LedgerLine, ShardInfo
 from shards.memory import keep_freed_memory
@@ -58,20 +57,81 @@ def note_of(name: str) -> str:
     return f"{WORK}/{name}.json"
 
 
-def read_sample(job: Job, path: str) -> tuple[Sample, Counter[str]]:
-    """Read one input and make its sample; raises `BadInput`, which names the file."""
-    try:
-        path.encode()
-        parts = open_records(job.records).parts(path)
-        return make_sample(job.source.load(job.root, path, job.options, parts), job.recipe)
-    except UnicodeEncodeError:
-        raise BadInput("file name is not UTF-8", where=repr(path), do="rename it") from None
-    except BadInput as error:
-        raise type(error)(error.what, where=path, met=error.met, wanted=error.wanted, do=error.do) from None
+@dataclass(frozen=True)
+class Watch:
+    """What `write_shard` calls as it goes."""
+
+    tick: Callable[[int], object] = lambda count: None
+    """With the number of inputs that are done since it was called last."""
+    left_out: Callable[[LedgerLine], object] = lambda line: None
+    """With each input that did not become a sample, at once."""
+
+
+class Reading:
+    """A file that says which process reads which input of a shard: it stays where the process is killed.
+
+    Args:
+        file: the name ends as `READING` says.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+    def __enter__(self) -> Reading:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+        self._file.unlink(missing_ok=True)
+
+    def begin(self, path: str) -> None:
+        line = f"{os.getpid()} {path}\n".encode("utf-8", "surrogateescape")
+        os.pwrite(self._descriptor, line, 0)
+
+    @staticmethod
+    def parse(file: Path) -> tuple[int, str] | None:
+        """(process, input) that the file at `file` names; None where it had not begun with one, or is gone."""
+        try:
+            process, _, path = file.read_bytes().partition(b"\n")[0].decode("utf-8", "surrogateescape").partition(" ")
+        except OSError:
+            return None
+        return (int(process), path) if process.isdecimal() else None
+
+
+READING = ".reading.tmp"
+
+
+@dataclass
+class _Made:
+    """What became of the inputs of a shard."""
+
+    job: Job
+    writer: ShardWriter
+    watch: Watch
+    ledger: dict[int, LedgerLine] = field(default_factory=dict)
+    notes: Counter[str] = field(default_factory=Counter)
+    objects: int = 0
+
+    def leave_out(self, number: int, path: str, error: BadInput) -> None:
+        self.ledger[number] = line = LedgerLine(path, error.what, error.detail, not isinstance(error, DroppedInput))
+        self.watch.left_out(line)
+
+    def write(self, number: int, path: str, sample: Sample, counted: Counter[str]) -> None:
+        """Encode and write a sample. One that cannot be stored is left out: nothing of it is in the tar."""
+        try:
+            with input_errors(self.job.root, path):
+                members = encode_sample(sample, self.job.codec)
+        except BadInput as error:
+            self.leave_out(number, path, error)
+            return
+        self.writer.put(sample, members)
+        self.notes += counted
+        self.objects += len(sample.meta["objects"])
 
 
 def write_shard(
-    job: Job, inputs: Sequence[RawInput], name: str, store: Store, temporary_folder: Path, tick: Callable[[int], object]
+    job: Job, inputs: Sequence[RawInput], name: str, store: Store, temporary_folder: Path, watch: Watch
 ) -> Done:
     """Write `name.tar` and then its note `.work/name.json` into `store`; both appear whole or not at all.
 
@@ -79,32 +139,31 @@ def write_shard(
 
     Args:
         temporary_folder: for the tar while it grows, on a local disk; of a `Folder`, on the disk of that folder.
-        tick: called with 1 after each input.
     """
     keep_freed_memory()
-    tar, temporary = f"{name}.tar", temporary_folder / f"{name}.{uuid.uuid4().hex}.tmp"
-    ledger: list[LedgerLine] = []
-    notes: Counter[str] = Counter()
-    objects = 0
+    tar, unique = f"{name}.tar", f"{name}.{uuid.uuid4().hex}"
+    temporary = temporary_folder / f"{unique}.tmp"
     try:
         # While a sample is encoded and written, the next is read and resized: most of both is done without the
         # interpreter's lock.
-        with open(temporary, "wb") as file, ThreadPoolExecutor(1) as encoder:
-            writer = ShardWriter(file, job.codec)
+        with (
+            Reading(temporary_folder / f"{unique}{READING}") as reading,
+            open(temporary, "wb") as file,
+            ThreadPoolExecutor(1) as encoder,
+        ):
+            made = _Made(job, writer := ShardWriter(file, job.codec), watch)
             written: Future[None] | None = None
-            for item in inputs:
+            for number, item in enumerate(inputs):
+                reading.begin(item.path)
                 try:
                     sample, counted = read_sample(job, item.path)
                 except BadInput as error:
-                    detail = f"met {error.met}; wanted {error.wanted}" + (f"; {error.do}" if error.do else "")
-                    ledger.append(LedgerLine(item.path, error.what, detail, not isinstance(error, DroppedInput)))
+                    made.leave_out(number, item.path, error)
                 else:
                     if written:
                         written.result()
-                    written = encoder.submit(writer.write, sample)
-                    notes += counted
-                    objects += len(sample.meta["objects"])
-                tick(1)
+                    written = encoder.submit(made.write, number, item.path, sample, counted)
+                watch.tick(1)
             if written:
                 written.result()
             sha256 = writer.close()
@@ -115,6 +174,7 @@ def write_shard(
             store.put_file(temporary, tar)
     finally:
         temporary.unlink(missing_ok=True)
-    done = Done(info, writer.entries, ledger, dict(sorted(notes.items())), objects)
+    ledger = [line for _, line in sorted(made.ledger.items())]
+    done = Done(info, writer.entries, ledger, dict(sorted(made.notes.items())), made.objects)
     store.put(note_of(name), done.to_bytes())
     return done

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline.plan import Outline, Plan, check_libraries
 from pipeline.store import WORK, Folder, Store
-from pipeline.task import Done, note_of
+from pipeline.task import READING, Done, Reading, note_of
 from shards.errors import UserError
 from shards.format import MANIFEST
 from shards.lock import hold_lock, share_lock
@@ -61,6 +61,8 @@ class Work:
     def __init__(self, store: Store, share: Share | None = None) -> None:
         self.store, self.share = store, share
         self._own: set[str] = set()  # names of this task's shards, once there is a plan
+        self.killed_over: list[str] = []
+        """Inputs that an earlier run, or task, was reading when it was killed; known once this one has begun."""
         self._folder = store.work if isinstance(store, Folder) else None
         if self._folder:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -129,6 +131,8 @@ class Work:
         """Remove what a killed or stopped process of this run, or of this task, left half-written."""
         for leftover in self.temporary.glob("*.tmp"):
             if not self.share or leftover.name.lstrip(".").partition(".")[0] in self._own:
+                if leftover.name.endswith(READING) and (reading := Reading.parse(leftover)):
+                    self.killed_over.append(reading[1])
                 leftover.unlink(missing_ok=True)
 
     def _make_room(self, begun: bool, overwrite: bool) -> None:

@@ -100,8 +100,11 @@ class ShardWriter:
         self.size += len(data)
 
     def write(self, sample: Sample) -> None:
+        self.put(sample, encode_sample(sample, self._pictures))
+
+    def put(self, sample: Sample, members: Sequence[tuple[str, bytes]]) -> None:
+        """Write a sample that is encoded already; `members` as `encode_sample` returns them."""
         offset, crc32 = self.size, 0
-        members = encode_sample(sample, self._pictures)
         for name, blob in members:
             info = tarfile.TarInfo(name)  # its defaults: mode 0644, no owner, time 0
             info.size = len(blob)

@@ -27,15 +27,15 @@ class UserError(Exception):
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.what, self.where, self.met, self.wanted, self.do)
 
+    @property
+    def detail(self) -> str:
+        """All but what and where, on one line: "met ...; wanted ...; what to do", without the parts that are empty."""
+        met, wanted = (f"{word} {text}" if text else "" for word, text in (("met", self.met), ("wanted", self.wanted)))
+        return " ".join("; ".join(part for part in (met, wanted, self.do) if part).split())
+
     def __str__(self) -> str:
-        parts = [f"{self.where}: {self.what}" if self.where else self.what]
-        if self.met:
-            parts.append(f"met {self.met}")
-        if self.wanted:
-            parts.append(f"wanted {self.wanted}")
-        if self.do:
-            parts.append(self.do)
-        return " ".join("; ".join(parts).split())
+        parts = [f"{self.where}: {self.what}" if self.where else self.what, self.detail]
+        return " ".join("; ".join(part for part in parts if part).split())
 
 
 def _rebuild(kind: type[UserError], what: str, where: str, met: str, wanted: str, do: str) -> UserError:

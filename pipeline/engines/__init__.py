@@ -5,21 +5,21 @@ An engine is given shards that are missing, and yields the note of each as it st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from importlib import import_module
 from typing import Literal, Protocol
 
+from pipeline.boundary import AGAIN as AGAIN
 from pipeline.plan import Plan
-from pipeline.task import Done
+from pipeline.task import Done, Watch
 from pipeline.work import Work
 
 EngineName = Literal["local", "ray"]
-AGAIN = "mend it and give the same command: it goes on where it stopped"
 
 
 class Engine(Protocol):
     def __call__(
-        self, plan: Plan, missing: Sequence[int], work: Work, workers: int | None, tick: Callable[[int], object]
+        self, plan: Plan, missing: Sequence[int], work: Work, workers: int | None, watch: Watch
     ) -> Generator[Done, None, None]:
         """Write the missing shards; yield the note of each as it is done.
 
@@ -27,7 +27,7 @@ class Engine(Protocol):
 
         Args:
             workers: at a time; None for as many as there are processors.
-            tick: called with the number of inputs done since it was called last.
+            watch: called in this process.
 
         Raises:
             UserError: a worker died and will not be replaced.

@@ -13,7 +13,7 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from pipeline.plan import Job, Plan, check_libraries
 from pipeline.raw import RawInput
 from pipeline.records import RecordsWriter, open_records
 from pipeline.store import Folder, Store
-from pipeline.task import Done, write_shard
+from pipeline.task import Done, Watch, write_shard
 from pipeline.work import PLAN, Work
 from shards.errors import UserError
 from shards.lock import hold_lock
@@ -50,7 +50,7 @@ class _Leader:
 
 
 def write(
-    plan: Plan, missing: Sequence[int], work: Work, workers: int | None, tick: Callable[[int], object]
+    plan: Plan, missing: Sequence[int], work: Work, workers: int | None, watch: Watch
 ) -> Generator[Done, None, None]:
     """See `Engine`. A worker is a task that runs; None: as many as the cluster has processors."""
     root = plan.job.root.absolute()
@@ -72,7 +72,9 @@ def write(
                 ready, _ = ray.wait(list(running), timeout=1)
                 for reference in ready:
                     done = _result(ray, reference, work.store)
-                    tick(len(plan.part(running.pop(reference))))
+                    watch.tick(len(plan.part(running.pop(reference))))
+                    for line in done.ledger:
+                        watch.left_out(line)
                     yield done
         finally:
             for reference in running:
@@ -144,7 +146,7 @@ def _task(leader: _Leader, inputs: Sequence[RawInput], said: list[tuple[str, lis
                 for body in bodies:
                     writer.attach(path, json.loads(body))
         held.callback(open_records.cache_clear)
-        return write_shard(job, inputs, name, leader.store, temporary, lambda count: None)
+        return write_shard(job, inputs, name, leader.store, temporary, Watch())
 
 
 def _look_around(leader: _Leader) -> None:

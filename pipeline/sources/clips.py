@@ -9,6 +9,7 @@ from typing import Any
 
 import ijson
 
+from pipeline.boundary import entries
 from pipeline.pictures import refuse_pointer
 from shards.errors import BadInput, UserError
 
@@ -68,7 +69,7 @@ def stream_pairs(file: Path, prefix: str) -> Iterator[tuple[str, Any]]:
         with open(file, "rb") as opened:
             refuse_pointer(opened.read(64), str(file))
             opened.seek(0)
-            yield from ijson.kvitems(opened, prefix, use_float=True)
+            yield from entries(file, ijson.kvitems(opened, prefix, use_float=True))
     except OSError as error:
         raise UserError("cannot be read", where=str(file), met=str(error.strerror)) from None
     except (ijson.JSONError, UnicodeDecodeError) as error:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import masks
+from pipeline.boundary import entries
 from pipeline.cropped import Bool
 from pipeline.finder import below
 from pipeline.pictures import open_image, read_picture, refuse_pointer
@@ -70,7 +71,7 @@ def _find_lines(root: Path, records: RecordsWriter) -> dict[str, int]:
     with open(root / LINES, "rb") as file:
         refuse_pointer(file.read(64), str(root / LINES))
         file.seek(0)
-        for number, raw in enumerate(iter(partial(file.readline, _MOST_BYTES), b""), 1):
+        for number, raw in enumerate(entries(root / LINES, iter(partial(file.readline, _MOST_BYTES), b"")), 1):
             if not raw.strip():
                 continue
             counts["lines"] += 1

@@ -56,9 +56,7 @@ def sample_of(
             if not any(mask.any() for mask in own):
                 raise BadInput(EMPTY, met="0 pixels", wanted="an object")
         except BadInput as error:
-            left_out.append(
-                {"id": candidate.object.id, "reason": error.what, "detail": f"met {error.met}; wanted {error.wanted}"}
-            )
+            left_out.append({"id": candidate.object.id, "reason": error.what, "detail": error.detail})
             continue
         kept.append(candidate.object)
         for frame, mask in zip(masks, own, strict=True):

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.boundary import input_errors
 from pipeline.cropped import Mask
 from pipeline.npz import read_npz
 from pipeline.raw import RawFrame, RawInput, RawObject, RawSample
@@ -45,7 +46,8 @@ class Sav:
         """
         for item in probe:
             try:
-                arrays = _read(root / item.path)
+                with input_errors(root, item.path):
+                    arrays = _read(root / item.path)
             except BadInput:
                 continue  # it goes to the ledger when its turn comes
             if max(arrays["frame1"].max(), arrays["frame2"].max()) > 1 + _TOLERANCE:

@@ -108,13 +108,18 @@ def test_two_runs_into_one_folder(sav_root, tmp_path, monkeypatch):
         shard_sav(sav_root, tmp_path / "sav")
 
 
-def test_bad_inputs_go_to_the_ledger_and_the_run_goes_on(root_with_faults, sav_set, tmp_path):
+def test_bad_inputs_go_to_the_ledger_and_the_run_goes_on(root_with_faults, sav_set, tmp_path, capsys):
+    """The first of each kind is said at once, also where two workers meet one of it each."""
+    (root_with_faults / "masklet_data_00000.npz").write_bytes(b"PK\x03\x04 cut short")
     summary = shard_sav(root_with_faults, tmp_path / "sav", workers=2, max_bad=0.25)
     manifest = summary.manifest
-    assert manifest.inputs == 15 == manifest.samples + sum(manifest.left_out.values())
-    assert manifest.left_out == {"empty mask": 1, "not a whole npz file": 1, "wrong keys": 1}
+    assert manifest.inputs == 16 == manifest.samples + sum(manifest.left_out.values())
+    assert manifest.left_out == {"empty mask": 1, "not a whole npz file": 2, "wrong keys": 1}
+    told = [line for line in capsys.readouterr().err.splitlines() if "first of its kind" in line]
+    assert len(told) == 3 and all(any(reason in line for line in told) for reason in manifest.left_out)
     lines = read_ledger(tmp_path / "sav")
     assert [(line.path, line.reason, line.bad) for line in lines] == [
+        ("masklet_data_00000.npz", "not a whole npz file", True),
         ("sav_coffee/masklet_data_00099.npz", "not a whole npz file", True),
         ("sav_rocket/masklet_data_00001.npz", "empty mask", True),
         ("sav_rocket/masklet_data_00002.npz", "wrong keys", True),
@@ -136,27 +141,31 @@ def test_too_many_bad_inputs_stop_the_run_and_it_can_go_on(here, root_with_fault
     assert files_of(tmp_path / "sav") == files_of(tmp_path / "undisturbed")
 
 
-def test_a_shard_with_nothing_in_it_is_not_written(tmp_path):
+def test_a_shard_with_nothing_in_it_is_not_written(sav_root, tmp_path):
     root = tmp_path / "raw"
     root.mkdir()
     for i in range(3):
         (root / f"masklet_data_{i:05d}.npz").touch()
-    manifest = shard_sav(root, tmp_path / "sav", max_bad=1.0).manifest
-    assert manifest.samples == 0 and manifest.shards == ()
-    assert sorted(files_of(tmp_path / "sav")) == ["index.npy", "ledger.jsonl", "manifest.json"]
+    with pytest.raises(UserError, match=r"not one sample; met 3 inputs left out: 3 x not a whole npz file"):
+        shard_sav(root, tmp_path / "sav", max_bad=1.0)
+    assert [file for file in files_of(tmp_path / "sav") if "/" not in file] == ["ledger.jsonl"]
+    shutil.copyfile(sav_root / "sav_rocket" / "masklet_data_00000.npz", root / "masklet_data_00001.npz")
+    manifest = shard_sav(root, tmp_path / "sav", max_bad=1.0, shard_bytes=1, overwrite=True).manifest
+    assert (manifest.inputs, manifest.samples) == (3, 1)
+    assert sorted(files_of(tmp_path / "sav")) == ["index.npy", "ledger.jsonl", "manifest.json", "sav-000001.tar"]
 
 
 def test_a_full_disk_leaves_nothing_torn(sav_root, sav_set, tmp_path, monkeypatch):
     from shards.archive import ShardWriter
 
-    write, calls = ShardWriter.write, iter(range(100))
+    put, calls = ShardWriter.put, iter(range(100))
 
-    def write_until_full(self, sample):
+    def put_until_full(self, sample, members):
         if next(calls) == 5:
             raise OSError(28, "No space left on device")
-        write(self, sample)
+        put(self, sample, members)
 
-    monkeypatch.setattr(ShardWriter, "write", write_until_full)
+    monkeypatch.setattr(ShardWriter, "put", put_until_full)
     with pytest.raises(UserError, match=r"No space left.*same command"):
         shard_sav(sav_root, tmp_path / "sav")
     assert not list((tmp_path / "sav").rglob("*.tmp"))

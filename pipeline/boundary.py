@@ -1,0 +1,190 @@
+"""Where a user's data ends and this program begins: the one place that decides what an exception means.
+
+While raw data is read, an exception is the fault of one of three:
+
+- the program: `NameError` and `ImportError`; `AssertionError` and `NotImplementedError` that this package raised itself
+  (libraries raise these two on data as well). It ends the run as a `ProgramError`, which names the input.
+- the machine: no memory, no room, too many open files, a file system that has gone. It ends the run, and nothing is
+  noted of the input: the same command goes on with it.
+- the data: everything else, whatever a library or this package raises. An input goes to the ledger; an annotation file
+  that cannot be understood ends the run with its place.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import sqlite3
+import tempfile
+import traceback
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pipeline.formats import make_sample
+from pipeline.records import open_records
+from shards.errors import BadInput, UserError
+from shards.sample import Sample
+
+if TYPE_CHECKING:
+    from pipeline.plan import Job
+
+AGAIN = "mend it and give the same command: it goes on where it stopped"
+_HERE = Path(__file__).parents[1]
+_MACHINE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EROFS),
+    *(errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED, errno.EHOSTUNREACH),
+    *(errno.EHOSTDOWN, errno.ENETDOWN, errno.ENETUNREACH, errno.ESHUTDOWN),
+}
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # differs from run to run: a ledger's bytes must not
+_LONGEST = 300  # characters of an exception's text
+_MOST_BYTES = 1 << 33  # of one array: a claim of more is the data's, whatever the machine has
+_Item = TypeVar("_Item")
+_place: ContextVar[tuple[str, int]] = ContextVar("_place", default=("", 0))
+
+
+class ProgramError(UserError):
+    """A fault of this program, met while some input was read. The traceback is in a file that the message names."""
+
+
+def read_sample(job: Job, path: str) -> tuple[Sample, Counter[str]]:
+    """Read one input and make its sample: (sample, what was counted on the way).
+
+    Raises:
+        BadInput: it cannot become a sample, for whatever reason. Names the input.
+        UserError: the fault is the machine's, or the program's.
+    """
+    with input_errors(job.root, path):
+        parts = open_records(job.records).parts(path)
+        return make_sample(job.source.load(job.root, path, job.options, parts), job.recipe)
+
+
+@contextmanager
+def input_errors(root: Path, path: str) -> Iterator[None]:
+    """Turn any exception over the input at `path` into `BadInput`, `ProgramError` or, of the machine, `UserError`."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise BadInput("file name is not UTF-8", where=repr(path), do="rename it") from None
+    try:
+        yield
+    except ProgramError:
+        raise
+    except Exception as error:
+        raise _about_input(error, root, path) from None
+
+
+@contextmanager
+def annotation_errors(root: Path) -> Iterator[None]:
+    """Turn any exception over the files below `root` that say which inputs there are into one `UserError`."""
+    _place.set(("", 0))
+    try:
+        yield
+    except (UserError, sqlite3.Error):
+        raise
+    except Exception as error:
+        file, entry = _place.get()
+        where = f"{file}, entry {entry}" if entry else file or str(root)
+        if (machine := _of_the_machine(error)) is not None or isinstance(error, OSError):
+            found = machine or error
+            at = getattr(found, "filename", None) or where
+            raise UserError("cannot be read", where=str(at), met=_said(found), do=AGAIN) from None
+        if _of_the_program(error):
+            raise _program_error(error, where) from None
+        wanted = "what the source's page in docs/datasets/ says"
+        met = f"{type(error).__name__}: {_said(error)} ({_line_of_ours(error)})"
+        raise UserError("annotations of another shape", where=where, met=met, wanted=wanted) from None
+
+
+def entries(file: Path, items: Iterable[_Item]) -> Iterator[_Item]:
+    """Hand on the `items` of an annotation file: what goes wrong before the next one is this one's fault."""
+    _place.set((str(file), 0))
+    for number, item in enumerate(items, 1):
+        _place.set((str(file), number))
+        yield item
+
+
+def _about_input(error: Exception, root: Path, path: str) -> UserError:
+    machine = _of_the_machine(error)
+    if machine is not None:
+        what = "out of memory" if isinstance(machine, MemoryError) else "cannot be read now"
+        do = f"fewer --workers take less memory; {AGAIN}" if isinstance(machine, MemoryError) else AGAIN
+        return UserError(what, where=path, met=_said(machine), do=do)
+    if isinstance(error, UserError):
+        kind = type(error) if isinstance(error, BadInput) else BadInput
+        inner = _without_root(error.where, root)
+        met = ": ".join(part for part in (inner if inner != path else "", error.met) if part)
+        return kind(error.what, where=path, met=met, wanted=error.wanted, do=error.do)
+    if _of_the_program(error):
+        return _program_error(error, path)
+    met = f"{_without_root(_said(error), root)} ({_line_of_ours(error)})"
+    return BadInput(f"cannot be read: {type(error).__name__}", where=path, met=met, wanted="a sound input")
+
+
+def _of_the_machine(error: BaseException | None) -> BaseException | None:
+    """The exception that started it, if that one is the machine's; readers wrap what they catch."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _MACHINE:
+            return error
+        if isinstance(error, MemoryError) and _claimed_bytes(error) <= _MOST_BYTES:
+            return error
+        if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _claimed_bytes(error: MemoryError) -> int:
+    """Bytes of the array that numpy could not make; 0 where nobody says."""
+    size: Any = getattr(error, "_total_size", 0)
+    return int(size)
+
+
+def _of_the_program(error: Exception) -> bool:
+    if isinstance(error, NameError | ImportError):
+        return True
+    if not isinstance(error, AssertionError | NotImplementedError):
+        return False
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    return any(_ours(frame.filename) for frame in last)
+
+
+def _program_error(error: Exception, where: str) -> ProgramError:
+    handle, name = tempfile.mkstemp(prefix="sa2va-shards-", suffix=".txt")
+    with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(f"{where}\n")
+        file.writelines(traceback.format_exception(error))
+    met, do = f"{type(error).__name__}: {_said(error)}", f"please report it, with {name}"
+    return ProgramError("a fault of this program, not of the data", where=where, met=met, do=do)
+
+
+def _said(error: BaseException) -> str:
+    """An exception's text on one line, the same in every run; its kind where it has none."""
+    try:
+        text = " ".join((getattr(error, "strerror", None) or str(error)).split())
+    except Exception:  # an exception of a library that cannot even be printed
+        text = ""
+    text = _ADDRESS.sub("", text) or type(error).__name__
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + " ..."
+
+
+def _line_of_ours(error: Exception) -> str:
+    """The last line of this package that was on the way to it."""
+    ours = [frame for frame in traceback.extract_tb(error.__traceback__) if _ours(frame.filename)]
+    return f"{Path(ours[-1].filename).relative_to(_HERE)}:{ours[-1].lineno}" if ours else "outside of this package"
+
+
+def _ours(file: str) -> bool:
+    return Path(file).parent.is_relative_to(_HERE / "pipeline") or Path(file).parent.is_relative_to(_HERE / "shards")
+
+
+def _without_root(text: str, root: Path) -> str:
+    """`text` with paths below `root` as relative ones: sets do not depend on where the raw data lies."""
+    for folder in (root.absolute(), root):
+        if folder.name:  # not "." or "/"
+            text = text.replace(f"{folder}/", "")
+    return text
