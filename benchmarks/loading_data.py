@@ -15,6 +15,7 @@ from pipeline.plan import make_plan
 from pipeline.run import run
 from pipeline.sources import choices_of, source_named
 from shards.format import CODECS, INDEX, LOSSY, MANIFEST, Codec
+from shards.manifest import pack_manifest
 from shards.recipe import RECIPES
 from shards.recode import recode
 
@@ -66,5 +67,5 @@ def repeat(source: Path, folder: Path, count: int, copy: Callable[[Path, Path], 
         parts.append(part)
     index = np.concatenate(parts)
     np.save(folder / INDEX, index)
-    (folder / MANIFEST).write_text(json.dumps(body | {"shards": shards, "samples": len(index)}))
+    (folder / MANIFEST).write_bytes(pack_manifest(body | {"shards": shards, "samples": len(index)}))
     return folder

@@ -97,7 +97,7 @@ def webdataset(folder: Path, workers: int, finished: bool) -> Epoch:
     def four(sample: dict[str, Any]) -> tuple[np.ndarray, ...]:
         small = sample["pixel_values.npy"]
         small = codec.normalise(small, MEAN, STD) if finished else small
-        masks = codec.decode_masks(sample["masks.bits.zst"], 1024, [0], packed=not finished)
+        masks = codec.decode_masks(sample["masks.bits"], 1024, [0], packed=not finished)
         return small, sample["g_pixel_values.npy"], sample["prompt_masks.npy"][:1], masks
 
     dataset = wds.WebDataset([str(tar) for tar in sorted(folder.glob("*.tar"))], shardshuffle=False, empty_check=False)

@@ -32,7 +32,7 @@ class Against:
         choices = {name: manifest.options.get(name, default) for name, default in source.choices.items()}
         find_inputs(source, self.root, choices, job.records)
         inputs = open_records(job.records).inputs()[: manifest.options.get("limit")]
-        return plan_digest(job, inputs) == manifest.plan
+        return plan_digest(job, inputs, manifest.version) == manifest.plan
 
     def derive(self, meta: dict[str, Any], manifest: Manifest) -> Sample:
         """Derive the sample whose JSON is `meta` from the raw files, as `manifest` says.

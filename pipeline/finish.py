@@ -6,12 +6,12 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from pipeline.plan import Outline, Plan
+from pipeline.plan import Outline, Plan, plan_digest
 from pipeline.store import Store
 from pipeline.work import Work
 from shards.archive import Entry
 from shards.errors import UserError
-from shards.format import INDEX, LEDGER, LOSSY, MANIFEST
+from shards.format import INDEX, LEDGER, LOSSY, MANIFEST, VERSION
 from shards.lossy import Psnr
 from shards.manifest import LedgerLine, Manifest, pack_index, pack_ledger, sha256
 
@@ -70,6 +70,7 @@ def finish(outline: Outline, work: Work, max_bad: float) -> Manifest:
         ledger_sha256=sha256(ledger_bytes),
         codec=outline.codec,
         psnr=Psnr.of(ratios),
+        version=outline.version,
     )
     for name, data in ((INDEX, index_bytes), (LEDGER, ledger_bytes), (MANIFEST, manifest.to_bytes())):
         work.store.put(name, data)
@@ -82,12 +83,17 @@ def read_manifest(store: Store) -> Manifest:
 
 
 def finished_manifest(store: Store, plan: Plan) -> Manifest | None:
-    """The manifest in `store`, if it is that of this plan; raises `UserError` if one of its tars is gone."""
+    """The manifest in `store`, if it is that of this plan, in any version of the format that is read.
+
+    Raises `UserError` if one of its tars is gone.
+    """
     try:
         manifest = read_manifest(store)
     except FileNotFoundError:
         return None
-    if manifest.plan != plan.digest or manifest.codec != plan.job.codec or manifest.selection:
+    old = manifest.version != VERSION
+    digest = plan_digest(plan.job, plan.inputs, manifest.version) if old else plan.digest
+    if manifest.plan != digest or manifest.codec != plan.job.codec or manifest.selection:
         return None
     if manifest.psnr and plan.job.codec not in LOSSY:  # recoded from a lossy one
         return None

@@ -67,6 +67,8 @@ class Outline:
     """Versions of what the bytes depend on."""
     tasks: int = 1
     """Among which the shards were shared."""
+    version: int = 1
+    """Of the format. Plans of version 1 do not say it."""
 
     @property
     def shards(self) -> range:
@@ -167,7 +169,15 @@ def make_plan(
     digest = plan_digest(job, inputs)
     per_shard, sample_bytes = known(digest) or _probe(job, probe, shard_bytes)
     outline = Outline(
-        source.name, recipe, options, digest, len(inputs), per_shard, sample_bytes, libraries=library_versions()
+        source.name,
+        recipe,
+        options,
+        digest,
+        len(inputs),
+        per_shard,
+        sample_bytes,
+        libraries=library_versions(),
+        version=VERSION,
     )
     return Plan(job, tuple(inputs), outline)
 
@@ -193,9 +203,9 @@ def find_inputs(source: Source, root: Path, choices: Mapping[str, Any], records:
         return source.find(root, choices, writer)
 
 
-def plan_digest(job: Job, inputs: Sequence[RawInput]) -> str:
-    """Hash of all that a set is made from."""
-    head = [FORMAT, VERSION, job.source.name, job.recipe.to_json(), job.options]
+def plan_digest(job: Job, inputs: Sequence[RawInput], version: int = VERSION) -> str:
+    """Hash of all that a set of this version of the format is made from."""
+    head = [FORMAT, version, job.source.name, job.recipe.to_json(), job.options]
     total = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
     records = open_records(job.records)
     for item in inputs:

@@ -15,7 +15,7 @@ from pipeline.plan import Outline, Plan, check_libraries
 from pipeline.store import WORK, Folder, Store
 from pipeline.task import READING, Done, Reading, note_of
 from shards.errors import UserError
-from shards.format import MANIFEST
+from shards.format import MANIFEST, VERSION
 from shards.lock import hold_lock, share_lock
 
 PLAN = f"{WORK}/plan"
@@ -119,7 +119,7 @@ class Work:
             if saved and saved.digest == wanted.digest:
                 check_libraries(saved.libraries, f"{self.store}/{PLAN}")
             else:
-                self._make_room(saved is not None, overwrite)
+                self._make_room(saved, overwrite)
             self.store.put(PLAN, wanted.to_bytes())
             saved = self.outline()
             if saved is None or saved.digest != wanted.digest:
@@ -135,12 +135,17 @@ class Work:
                     self.killed_over.append(reading[1])
                 leftover.unlink(missing_ok=True)
 
-    def _make_room(self, begun: bool, overwrite: bool) -> None:
+    def _make_room(self, begun: Outline | None, overwrite: bool) -> None:
         """Remove the set that stands here, if it may be overwritten."""
         old = [name for name in self.store.sizes() if name.endswith(".tar") or name == MANIFEST]
         if (old or begun) and not overwrite:
             do = "give --overwrite to write it again, or another --out"
             met = "other raw files, recipe, limit or shard size"
+            if begun and begun.version != VERSION:
+                met = f"an unfinished one of format version {begun.version}"
+                do = (
+                    f"finish it with the release that began it, or with cli.py merge if all its shards stand; else {do}"
+                )
             raise UserError("a shard set made otherwise stands here", where=str(self.store), met=met, do=do)
         # The manifest goes first: from here on, nobody takes what is left for a finished set.
         self.store.remove(name for name in old if name == MANIFEST)

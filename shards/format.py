@@ -1,4 +1,4 @@
-"""Names, shapes and ranges of the shard format, version 1. `docs/FORMAT.md` is the specification in words."""
+"""Names, shapes and ranges of the shard format, version 2. `docs/FORMAT.md` is the specification in words."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from shards.errors import BadShard, UserError
 from shards.recipe import Recipe
 
 FORMAT = "sa2va-shards"
-VERSION = 1
+VERSION = 2
+"""Of the sets that are written."""
+READABLE = (1, VERSION)
+"""Versions of sets that are read. In version 1, `.zst` follows what is `.up` and `.bits` now."""
 MANIFEST, INDEX, LEDGER = "manifest.json", "index.npy", "ledger.jsonl"
 META_EXTENSION = "json"
 
@@ -24,9 +27,11 @@ Codec = Literal["zstd", "raw", "jpeg"]
 """How a set stores its pictures; masks and prompts are stored in one way."""
 CODECS: tuple[Codec, ...] = get_args(Codec)
 LOSSY: tuple[Codec, ...] = ("jpeg",)
-# Extensions name the codec (see `shards.codec`).
-_PICTURES: dict[Codec, str] = {"zstd": "up.zst", "raw": "npy", "jpeg": "jpg"}
-_MASKS = {"prompt_masks": "npy", "masks": "bits.zst"}
+# Extensions name the codec (see `shards.codec`). Those of our own codecs mean nothing to libraries that decode or
+# unpack members by extension: they leave the bytes alone.
+_PICTURES: dict[Codec, str] = {"zstd": "up", "raw": "npy", "jpeg": "jpg"}
+_MASKS = {"prompt_masks": "npy", "masks": "bits"}
+_OWN = ("up", "bits")
 _FIELD = re.compile(r"(pixel_values|g_pixel_values|prompt_masks|masks)([1-9][0-9]?)?")
 KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -52,8 +57,10 @@ class Field(NamedTuple):
     def is_picture(self) -> bool:
         return self.name not in _MASKS
 
-    def extension(self, codec: Codec) -> str:
-        return _MASKS.get(self.name) or _PICTURES[codec]
+    def extension(self, codec: Codec, version: int = VERSION) -> str:
+        """The end of a member's name in a set of this codec and version of the format."""
+        extension = _MASKS.get(self.name) or _PICTURES[codec]
+        return f"{extension}.zst" if version == 1 and extension in _OWN else extension
 
     def shape(self, recipe: Recipe, objects: int) -> tuple[int, ...]:
         """The shape that the reader returns."""

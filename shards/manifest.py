@@ -16,11 +16,14 @@ from numpy.typing import NDArray
 
 from shards.archive import Entry
 from shards.errors import BadShard, UserError
-from shards.format import CODECS, FORMAT, INDEX, LEDGER, LOSSY, MANIFEST, VERSION, Codec
+from shards.format import CODECS, FORMAT, INDEX, LEDGER, LOSSY, MANIFEST, READABLE, VERSION, Codec
 from shards.lossy import Psnr
 from shards.recipe import Recipe
 from shards.remote_files import is_url
+from shards.strict_json import parse_json
 
+_AGAIN = "copy it here again, or write the set again"
+_OWN_CHECKSUM = "manifest_sha256"
 _Record = TypeVar("_Record", "ShardInfo", "Manifest")
 INDEX_DTYPE = np.dtype(
     [
@@ -77,6 +80,8 @@ class Manifest:
     """Which samples these are of those that the plan led to; empty for all. Inputs, counts and ledger are theirs."""
     psnr: Psnr | None = None
     """Of pictures that are not what the recipe makes, whatever the codec they are stored in now; None: all bits are."""
+    version: int = VERSION
+    """Of the format. A set of version 1 says so for ever: the names of its members depend on it."""
 
     @property
     def pictures(self) -> str:
@@ -84,14 +89,14 @@ class Manifest:
         return f"{self.codec}, lossy: {self.psnr}" if self.psnr else self.codec
 
     def to_bytes(self) -> bytes:
-        body = {"format": FORMAT, "version": VERSION, "recipe_hash": self.recipe.digest, **asdict(self)}
+        body = {"format": FORMAT, "recipe_hash": self.recipe.digest, **asdict(self)}
         if self.codec == "zstd":
             del body["codec"]  # a set that does not say is of zstd
         if not self.selection:
             del body["selection"]
         if self.psnr is None:
             del body["psnr"]
-        return (json.dumps(body, indent=1, sort_keys=True) + "\n").encode()
+        return pack_manifest(body)
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -112,15 +117,18 @@ class Manifest:
     def parse(cls, data: bytes, path: str | Path) -> Manifest:
         """The manifest that stands at `path`; raises `BadShard` where it is not what the format says."""
         try:
-            body = json.loads(data)
+            body = parse_json(data)
         except ValueError as error:
-            raise BadShard("not a manifest", where=str(path), met=str(error), do="write the set again") from None
-        if not isinstance(body, dict) or body.pop("format", None) != FORMAT:
+            raise BadShard("not a manifest", where=str(path), met=str(error), do=_AGAIN) from None
+        if not isinstance(body, dict) or body.get("format") != FORMAT:
             raise BadShard("not a manifest of ours", where=str(path), wanted=f"format {FORMAT}")
-        version = body.pop("version", None)
-        if version != VERSION:
-            do = "use the release that wrote it, or write it again"
-            raise BadShard("format version", where=str(path), met=str(version), wanted=str(VERSION), do=do)
+        if (version := body.get("version")) not in READABLE:
+            do, wanted = "use the release that wrote it, or write it again", " or ".join(map(str, READABLE))
+            raise BadShard("format version", where=str(path), met=str(version)[:60], wanted=wanted, do=do)
+        told = body.pop(_OWN_CHECKSUM, None) if version != 1 else None
+        if version != 1 and told != (met := _own_checksum(body)):
+            raise BadShard("checksum of the manifest itself", where=str(path), met=met, wanted=str(told), do=_AGAIN)
+        del body["format"]
         recipe = Recipe.from_json(body.pop("recipe", None), where=str(path))
         digest = body.pop("recipe_hash", None)
         try:
@@ -143,6 +151,19 @@ class Manifest:
         return manifest
 
 
+def pack_manifest(body: dict[str, Any]) -> bytes:
+    """The bytes of manifest.json with these keys, and the checksum of itself where its version has one."""
+    body = {name: value for name, value in body.items() if name != _OWN_CHECKSUM}
+    if body.get("version") != 1:
+        body[_OWN_CHECKSUM] = _own_checksum(body)
+    return (json.dumps(body, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _own_checksum(body: dict[str, Any]) -> str:
+    """SHA-256 of the manifest's other keys, as canonical JSON: sorted, without spaces, ASCII."""
+    return sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode())
+
+
 def _check_types(value: _Record) -> _Record:
     """Raise `TypeError` unless counts are counts, texts are texts and tables are tables."""
     for name, met in vars(value).items():
@@ -152,7 +173,7 @@ def _check_types(value: _Record) -> _Record:
         counts = (
             met.values() if name in ("left_out", "notes") and isinstance(met, dict) else [met] if kind is int else []
         )
-        if not isinstance(met, kind) or any(type(count) is not int or count < 0 for count in counts):
+        if not isinstance(met, kind) or any(type(count) is not int or not 0 <= count < 1 << 63 for count in counts):
             raise TypeError(f"{name}: {str(met)[:60]!r}")
     return value
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from shards import codec
 from shards.archive import MappedTar, group_members, parse_meta
 from shards.errors import BadShard
-from shards.format import CODECS, FIELDS, KEY, META_EXTENSION, Codec, Field, frame_fields
+from shards.format import CODECS, FIELDS, KEY, META_EXTENSION, VERSION, Codec, Field, frame_fields
 from shards.manifest import Manifest, read_index
 from shards.recipe import Recipe
 
@@ -48,24 +48,26 @@ def decode_field(
 
 
 @lru_cache(maxsize=256)
-def _member_names(frames: int, pictures: Codec) -> dict[bytes, Field | None]:
+def _member_names(frames: int, pictures: Codec, version: int) -> dict[bytes, Field | None]:
     """What follows the key in the names of a sample's members, in the tar's order; None stands for the JSON."""
-    fields = {f".{field}.{field.extension(pictures)}".encode(): field for field in frame_fields(frames)}
+    fields = {f".{field}.{field.extension(pictures, version)}".encode(): field for field in frame_fields(frames)}
     return {f".{META_EXTENSION}".encode(): None, **fields}
 
 
 def stored_fields(
-    meta: dict[str, Any], members: dict[str, memoryview], pictures: Codec | None = None
+    meta: dict[str, Any], members: dict[str, memoryview], pictures: Codec | None = None, version: int | None = None
 ) -> dict[Field, memoryview]:
     """The members of a sample by field; raises `BadShard` unless they are exactly those that its JSON calls for.
 
     Args:
         pictures: the codec of its pictures, where it is known beforehand.
+        version: of the format, where it is known beforehand.
     """
     fields = frame_fields(len(meta["frames"]))
-    met_codecs = [c for c in CODECS if f"{fields[0]}.{fields[0].extension(c)}" in members]
+    version = version or (1 if any(name.endswith(".zst") for name in members) else VERSION)
+    met_codecs = [c for c in CODECS if f"{fields[0]}.{fields[0].extension(c, version)}" in members]
     stored = pictures or (met_codecs or [CODECS[0]])[0]
-    named = {f"{field}.{field.extension(stored)}": field for field in fields}
+    named = {f"{field}.{field.extension(stored, version)}": field for field in fields}
     met = members.keys() - {META_EXTENSION}
     if met != named.keys():
         missing, extra = sorted(named.keys() - met), sorted(met - named.keys())
@@ -180,12 +182,12 @@ class ShardSet:
         where = f"{tar.path}: {key}"
         try:
             frames = self._frames
-            expected = _member_names(frames, self.manifest.codec)
+            expected = _member_names(frames, self.manifest.codec, self.manifest.version)
             found = tar.those(offset, size, [name + rest for rest in expected]) if KEY.fullmatch(key) else None
             if found is None:
                 members = list(tar.members(offset, size))
                 frames = max(1, (len(members) - 1) // len(FIELDS))
-                expected = _member_names(frames, self.manifest.codec)
+                expected = _member_names(frames, self.manifest.codec, self.manifest.version)
                 if [met for _, met, _ in members] != [key + rest.decode() for rest in expected]:
                     return self._open_unusual(key, where, members)
                 self._frames, found = frames, [data for _, _, data in members]
@@ -202,7 +204,7 @@ class ShardSet:
             raise BadShard("the index points at another sample", met=str([g[0] for g in groups]), wanted=key)
         named = groups[0][2]
         meta = parse_meta(named[META_EXTENSION])
-        stored = stored_fields(meta, named, self.manifest.codec)
+        stored = stored_fields(meta, named, self.manifest.codec, self.manifest.version)
         return StoredSample(key, where, len(meta["frames"]), named[META_EXTENSION], stored)
 
     def sample(self, position: int) -> tuple[dict[str, Any], dict[Field, memoryview]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from shards import codec
 from shards.errors import BadShard, UserError
-from shards.format import LOSSY, Codec
+from shards.format import LOSSY, VERSION, Codec
 from shards.lossy import ratios_of
 from shards.manifest import Manifest, positions_by_shard
 from shards.reader import Array, ShardSet, decode_field
@@ -18,7 +18,8 @@ from shards.sample import FrameTensors, Sample
 def recode(folder: Path, out: Path, pictures: Codec, threads: int = 1) -> Manifest:
     """Write the finished set in `folder` into `out`, its pictures stored as `pictures` says; return the manifest.
 
-    Shards keep their names and samples, and what was lost stays told. Stopped, the same call goes on.
+    Shards keep their names and samples, and what was lost stays told. The new set has the current version of the
+    format, whatever that of `folder` is. Stopped, the same call goes on.
 
     Raises:
         UserError: a sample that is not what its checksum says, another set in `out`, a full disk: what is done stays.
@@ -31,7 +32,7 @@ def recode(folder: Path, out: Path, pictures: Codec, threads: int = 1) -> Manife
         raise UserError("a lossy set already", where=str(folder), met=met, wanted="a lossless one", do=do)
     ledger, positions = check_index(source), positions_by_shard(source.index, len(manifest.shards))
     parts = [Part(info.name, own) for info, own in zip(manifest.shards, positions, strict=True)]
-    target = replace(manifest, codec=pictures)
+    target = replace(manifest, codec=pictures, version=VERSION)
     return rewrite(
         source, out, target, ledger, parts, lambda writer, at: writer.write(stored_sample(source, at)), threads
     )

@@ -281,7 +281,7 @@ class _Checker:
                 self.fail(META_EXTENSION, "sample without JSON", sorted(members), f"{self.key}.{META_EXTENSION}")
                 return
             meta = parse_meta(members[META_EXTENSION])
-            fields = stored_fields(meta, members, self.shard.manifest.codec)
+            fields = stored_fields(meta, members, self.shard.manifest.codec, self.shard.manifest.version)
         except BadShard as error:
             self.fail("", error.what, error.met, error.wanted)
             return

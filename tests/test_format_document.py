@@ -22,12 +22,29 @@ def jpeg_set(sav_set: Path, tmp_path: Path) -> Path:
     return tmp_path / "sav"
 
 
-@pytest.mark.parametrize("codec", ["sav_set", "raw_set", "jpeg_set"])
+def snippet_with(text: str) -> str:
+    """The one Python snippet of the document that holds `text`."""
+    (snippet,) = [s for s in re.findall(r"```python\n(.*?)```", DOCUMENT.read_text("utf-8"), re.S) if text in s]
+    return snippet
+
+
+def executed(snippet: str) -> dict:
+    names: dict = {}
+    exec(compile(snippet, str(DOCUMENT), "exec"), names)
+    return names
+
+
+@pytest.fixture
+def old_set() -> Path:
+    """A set of version 1."""
+    return Path(__file__).parent / "shards" / "version_1" / "folder"
+
+
+@pytest.mark.parametrize("codec", ["sav_set", "raw_set", "jpeg_set", "old_set"])
 def test_the_documents_reader_returns_what_ours_does(codec, request):
-    (snippet,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text("utf-8"), re.S)
+    snippet = snippet_with("def read_samples")
     assert len([line for line in snippet.splitlines() if line.strip()]) <= 43
-    stranger: dict = {}
-    exec(compile(snippet, str(DOCUMENT), "exec"), stranger)
+    stranger = executed(snippet)
     for tar in sorted(request.getfixturevalue(codec).glob("*.tar")):
         for met, wanted in zip(stranger["read_samples"](tar), read_samples(tar), strict=True):
             assert met.keys() == wanted.keys()
@@ -44,7 +61,7 @@ def test_plain_webdataset_reads_the_tars(sav_set):
     for met, wanted in zip(plain, ours, strict=True):
         assert met["json"] == wanted["meta"]
         assert np.array_equal(met["prompt_masks2.npy"], wanted["prompt_masks2"])
-        assert isinstance(met["g_pixel_values1.up.zst"], bytes)
+        assert isinstance(met["g_pixel_values1.up"], bytes)
 
 
 def test_plain_webdataset_decodes_raw_pictures(raw_set):
@@ -53,3 +70,44 @@ def test_plain_webdataset_decodes_raw_pictures(raw_set):
     for met, wanted in zip(plain, read_samples(tar), strict=True):
         assert np.array_equal(met["g_pixel_values1.npy"], wanted["g_pixel_values1"])
         assert met["pixel_values2.npy"].shape == (3, 448, 448) and met["pixel_values2.npy"].dtype == np.uint8
+
+
+@pytest.fixture
+def mixed_set(tmp_path: Path) -> Path:
+    """Samples of one frame and of two, whose JSON has other keys, stored with zstd."""
+    recode(Path(__file__).parent / "shards" / "version_1" / "folder", tmp_path / "mixed", "zstd")
+    return tmp_path / "mixed"
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_hugging_face_datasets_opens_a_set(mixed_set, streaming, monkeypatch, tmp_path):
+    """As the document shows it; and a library that unpacks by extension leaves the members alone."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    decode = executed(snippet_with("def read_samples"))["decode"]
+    rows = list(executed(snippet_with("load_dataset"))["open_set"](mixed_set, streaming=streaming))
+    ours = [sample for tar in sorted(mixed_set.glob("*.tar")) for sample in read_samples(tar)]
+    assert [row["__key__"] for row in rows] == [sample["__key__"] for sample in ours] and len(rows) == 3
+    for row, wanted in zip(rows, ours, strict=True):
+        assert row["json"] == wanted["meta"]
+        stored = {tuple(k.split(".")): v for k, v in row.items() if "." in k and v is not None}
+        assert {field for field, _ in stored} == wanted.keys() - {"__key__", "meta"}
+        for (field, codec), value in stored.items():
+            met = np.array(value) if codec == "npy" else decode(field, codec, value)
+            assert np.array_equal(met, wanted[field]), field
+
+
+def test_webdataset_opens_a_set_of_mixed_samples(mixed_set):
+    tars = [str(tar) for tar in sorted(mixed_set.glob("*.tar"))]
+    plain = list(webdataset.WebDataset(tars, shardshuffle=False).decode())
+    names = [{k.partition(".")[2]: type(v) for k, v in one.items() if "." in k} for one in plain]
+    assert names == [{"up": bytes, "npy": np.ndarray, "bits": bytes}] * 3
+
+
+def test_no_library_has_a_use_for_our_own_extensions():
+    from datasets.filesystems import EXTENSION_TO_COMPRESSION_FS_FILE_CLS as unpacked
+    from datasets.packaged_modules.webdataset.webdataset import WebDataset as table
+    from webdataset.autodecode import IMAGE_EXTENSIONS, decoders
+
+    files = (table.IMAGE_EXTENSIONS, table.AUDIO_EXTENSIONS, table.VIDEO_EXTENSIONS, table.DECODERS)
+    known = {*decoders, *IMAGE_EXTENSIONS, *(one.lstrip(".") for one in unpacked), *(x for some in files for x in some)}
+    assert {"zst", "npy", "json", "jpg"} <= known and not {"up", "bits"} & known

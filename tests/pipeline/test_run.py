@@ -192,6 +192,6 @@ def test_no_clock_and_no_user_in_the_bytes(sav_set):
     for name, data in files_of(sav_set).items():
         for word in (os.environ.get("USER", "root-user"), str(Path.home()), str(sav_set)):
             assert word.encode() not in data or len(word) < 4, name
-    assert json.loads((sav_set / "manifest.json").read_bytes())["version"] == 1
+    assert json.loads((sav_set / "manifest.json").read_bytes())["version"] == 2
     keys = read_index(sav_set)["key"]
     assert len(set(keys.tolist())) == len(keys) == 12

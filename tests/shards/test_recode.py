@@ -17,7 +17,7 @@ from pipeline.sources import source_named
 from shards.archive import ShardWriter
 from shards.errors import UserError
 from shards.format import INDEX
-from shards.manifest import Manifest, sha256
+from shards.manifest import Manifest, pack_manifest, sha256
 from shards.reader import ShardSet
 from shards.recipe import RECIPES
 from shards.recode import recode
@@ -125,12 +125,12 @@ def test_a_member_of_another_codec_than_its_name_is_noticed(raw_set, tmp_path):
     shutil.copytree(raw_set, tmp_path / "sav")
     body = json.loads((tmp_path / "sav" / "manifest.json").read_text())
     for said, met in (("zstd", "incomplete sample"), ("webp", "codec of the pictures"), ([], "codec of the pictures")):
-        (tmp_path / "sav" / "manifest.json").write_text(json.dumps({**body, "codec": said}))
+        (tmp_path / "sav" / "manifest.json").write_bytes(pack_manifest({**body, "codec": said}))
         assert met in {failure.what for failure in verify([tmp_path / "sav"]).failures}
     tar = tmp_path / "sav" / body["shards"][0]["name"]
     tar.write_bytes(tar.read_bytes().replace(b"\x93NUMPY", b"\x93numpy"))
     body["shards"][0]["sha256"] = sha256(tar.read_bytes())
-    (tmp_path / "sav" / "manifest.json").write_text(json.dumps(body))
+    (tmp_path / "sav" / "manifest.json").write_bytes(pack_manifest(body))
     assert "not what the extension says" in {failure.what for failure in verify([tar]).failures}
 
 

@@ -10,7 +10,7 @@ import pytest
 from shards.codec import normalise
 from shards.errors import UserError
 from shards.format import INDEX, MANIFEST
-from shards.manifest import Manifest, read_index, sha256
+from shards.manifest import Manifest, pack_manifest, read_index, sha256
 from shards.reader import ShardSet
 from shards.verify import verify
 from tests.shards.conftest import change_frame
@@ -147,7 +147,7 @@ def test_files_of_the_set_that_were_changed(copied):
     manifest = json.loads((copied / "manifest.json").read_text())
 
     def failing(**changes) -> set[str]:
-        (copied / "manifest.json").write_text(json.dumps({**manifest, **changes}))
+        (copied / "manifest.json").write_bytes(pack_manifest({**manifest, **changes}))
         return {failure.what for failure in verify([copied]).failures}
 
     assert failing() == set()
@@ -156,7 +156,7 @@ def test_files_of_the_set_that_were_changed(copied):
     assert "inputs left out" in failing(left_out={"empty mask": 1}, inputs=13)
     assert "SHA-256" in failing(index_sha256="0" * 64)
     assert "recipe and its hash differ" in failing(recipe_hash="0" * 16)
-    assert "format version" in failing(version=2)
+    assert "format version" in failing(version=3)
     assert "name of a shard" in failing(shards=[{**manifest["shards"][0], "name": "../../x.tar"}])
     (copied / "._sav-000000.tar").write_bytes(b"\0\5\26\7")  # a Mac's, beside each file that it copies
     assert failing() == set() == {failure.what for failure in verify([copied / "*"]).failures}
@@ -190,18 +190,18 @@ def test_a_manifest_of_other_types_is_an_error_and_no_traceback(copied, value):
     manifest = json.loads((copied / "manifest.json").read_text())
     shard = manifest["shards"][0]
     for name in ("inputs", "samples", "objects", "index_sha256", "shards"):
-        (copied / "manifest.json").write_text(json.dumps({**manifest, name: value}))
+        (copied / "manifest.json").write_bytes(pack_manifest({**manifest, name: value}))
         assert not verify([copied]).ok, name
     for name in shard:
-        (copied / "manifest.json").write_text(json.dumps({**manifest, "shards": [{**shard, name: value}]}))
+        (copied / "manifest.json").write_bytes(pack_manifest({**manifest, "shards": [{**shard, name: value}]}))
         assert not verify([copied]).ok, name
-    (copied / "manifest.json").write_text(json.dumps({**manifest, "left_out": {"empty mask": value}}))
+    (copied / "manifest.json").write_bytes(pack_manifest({**manifest, "left_out": {"empty mask": value}}))
     assert not verify([copied]).ok
 
 
 def test_objects_are_counted(copied):
     manifest = json.loads((copied / "manifest.json").read_text())
-    (copied / "manifest.json").write_text(json.dumps({**manifest, "objects": 13}))
+    (copied / "manifest.json").write_bytes(pack_manifest({**manifest, "objects": 13}))
     assert [(f.what, f.met, f.wanted) for f in verify([copied]).failures] == [("objects", "12", "13")]
 
 

@@ -20,7 +20,7 @@ from pipeline.run import run
 from pipeline.sources import choices_of, source_named
 from shards import codec
 from shards.errors import UserError
-from shards.manifest import sha256
+from shards.manifest import pack_manifest, sha256
 from shards.reader import ShardSet
 from shards.recipe import named_recipe
 from tests.pipeline.test_folder import write as write_lines
@@ -240,7 +240,7 @@ def test_only_the_tars_are_opened_whose_samples_are_read(sav_set, tmp_path):
     one = {**json.loads((sav_set / "manifest.json").read_text())["shards"][0], "samples": 1}
     manifest = json.loads((sav_set / "manifest.json").read_text())
     manifest |= {"shards": [{**one, "name": f"sav-{n:06d}.tar"} for n in range(10_000)], "samples": 10_000}
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "manifest.json").write_bytes(pack_manifest(manifest))
     index = np.repeat(shards.index[:1], 10_000)
     index["shard"] = np.arange(10_000)
     np.save(tmp_path / "index.npy", index)
@@ -310,7 +310,7 @@ def test_shards_of_two_recipes_are_refused(sav_set, tmp_path):
     manifest["recipe"]["image_filter"] = "bicubic"
     values = {k: v for k, v in manifest["recipe"].items() if k != "name"}
     manifest["recipe_hash"] = sha256(json.dumps(values, sort_keys=True).encode())[:16]
-    (tmp_path / "other" / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "other" / "manifest.json").write_bytes(pack_manifest(manifest))
     with pytest.raises(UserError, match="different recipes"):
         Loader([str(sav_set), str(tmp_path / "other")], fields=LIGHT, batch_size=2, seed=0)
 

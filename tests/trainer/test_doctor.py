@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 import cli
 from shards.errors import UserError
 from shards.lock import hold_lock
-from shards.manifest import sha256
+from shards.manifest import pack_manifest, sha256
 from shards.reader import ShardSet
 from tests.conftest import files_of
 from tests.trainer.runs import SMALL
@@ -151,7 +151,7 @@ def damage(sav_set: Path, folder: Path, how: str) -> Path:
         np.save(index, rows)
         body = json.loads(manifest.read_text())
         body |= {"source": "folder", "plan": "1" * 64, "index_sha256": sha256(index.read_bytes())}
-        manifest.write_text(json.dumps(body))
+        manifest.write_bytes(pack_manifest(body))
     elif how == "pixels":
         row, data = ShardSet(sav_set).index[0], bytearray(tar.read_bytes())
         data[int(row["offset"]) + 3000 : int(row["offset"]) + 400_000] = bytes(397_000)
@@ -162,7 +162,7 @@ def damage(sav_set: Path, folder: Path, how: str) -> Path:
         values = {k: v for k, v in body["recipe"].items() if k != "name"}
         body["recipe_hash"] = sha256(json.dumps(values, sort_keys=True).encode())[:16]
         body["plan"] = "0" * 64
-        manifest.write_text(json.dumps(body))
+        manifest.write_bytes(pack_manifest(body))
     return folder
 
 
