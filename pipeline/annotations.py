@@ -1,7 +1,9 @@
-"""JSON files of annotations, of any size, as a stream."""
+"""JSON files of annotations: as a stream where they may have any size, whole where they are of one sample."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,12 @@ from typing import Any
 import ijson
 
 from pipeline.boundary import entries
-from pipeline.pictures import is_pointer
-from shards.errors import UserError
+from pipeline.json_faults import MAX_DEPTH, Nesting, Watched, fault_of, fault_of_bytes, too_deep
+from pipeline.text import open_text, read_text, unpacked
+from shards.errors import BadInput, UserError
+
+_MAX_BYTES = 1 << 30  # of a file that is read whole
+_HUGE = re.compile(rb"[eE]\+?[0-9]{3}")
 
 
 def read_items(path: Path, prefix: str = "item") -> Iterator[Any]:
@@ -23,16 +29,42 @@ def read_pairs(path: Path, prefix: str = "") -> Iterator[tuple[str, Any]]:
     return _stream(path, prefix, ijson.kvitems)
 
 
-def _stream(path: Path, prefix: str, read: Any) -> Iterator[Any]:
+def read_json(path: Path, most: int = _MAX_BYTES) -> Any:
+    """What a JSON file of at most `most` bytes says; raises `BadInput` on a broken one, as on one of NaN."""
+    return parse_json(read_text(path, most), str(path))
+
+
+def parse_json(data: bytes, where: str, most: int = _MAX_BYTES) -> Any:
+    """What these bytes of JSON say, with a byte order mark or in gzip; raises `BadInput` as `read_json` does."""
+    data = unpacked(data, where, most)
+    nesting = Nesting()
+    nesting.add(data)
+    if nesting.deepest > MAX_DEPTH:
+        raise too_deep(where, BadInput)
     try:
-        with open(path, "rb") as file:
-            if is_pointer(file.read(64)):
-                met = "a Git LFS or git-annex pointer"
-                raise UserError("a pointer, not the file", where=str(path), met=met, do="fetch the file itself")
-            file.seek(0)
-            yield from entries(path, read(file, prefix, use_float=True))
-    except OSError as error:
-        raise UserError("cannot be read", where=str(path), met=str(error.strerror)) from None
-    except (ijson.JSONError, UnicodeDecodeError) as error:
-        met = (str(error).splitlines() or [""])[0]
-        raise UserError("not whole JSON", where=str(path), met=met, do="download it again") from None
+        return json.loads(data, parse_constant=_refuse, parse_float=_finite if _HUGE.search(data) else None)
+    except (ValueError, RecursionError) as error:
+        raise fault_of_bytes(data, where, BadInput, (str(error).splitlines() or [""])[0]) from None
+
+
+def _stream(path: Path, prefix: str, read: Any) -> Iterator[Any]:
+    with open_text(path) as file:
+        watched = Watched(file, str(path), UserError)
+        try:
+            yield from entries(path, read(watched, prefix, use_float=True))
+            return
+        except (ijson.JSONError, UnicodeDecodeError) as error:
+            start, said = watched.start, (str(error).splitlines() or [""])[0]
+    with open_text(path) as file:
+        raise fault_of(file, str(path), UserError, start, said)
+
+
+def _refuse(word: str) -> Any:
+    raise ValueError(f"{word} in JSON")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if number - number != 0:
+        raise ValueError(f"{digits} is beyond all numbers")
+    return number

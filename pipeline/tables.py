@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.boundary import entries
-from pipeline.pictures import is_pointer
+from pipeline.text import open_text
 from shards.errors import UserError
 
 
 def read_table(file: Path) -> Iterator[list[str]]:
     """The lines of a CSV that are not empty, in any of the usual line ends; raises `UserError` where it is none."""
-    try:
-        with open(file, "rb") as raw:
-            if is_pointer(raw.read(64)):
-                do = "fetch the file itself"
-                raise UserError("a pointer, not the file", where=str(file), met="a Git LFS or git-annex pointer", do=do)
-        with open(file, encoding="utf-8-sig", newline="") as text:
-            yield from entries(file, (row for row in csv.reader(text) if row))
-    except OSError as error:
-        raise UserError("cannot be read", where=str(file), met=str(error.strerror)) from None
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError("not a whole CSV", where=str(file), met=str(error), do="fetch it again") from None
+    with open_text(file) as raw:
+        rows = csv.reader(io.TextIOWrapper(raw, encoding="utf-8", newline=""))
+        try:
+            yield from entries(file, (row for row in rows if row))
+        except UnicodeDecodeError as error:
+            met = f"the byte 0x{error.object[error.start]:02x} behind line {rows.line_num}"
+            raise _broken(file, met, "UTF-8", "save it as UTF-8") from None
+        except csv.Error as error:
+            wanted = f"values of at most {csv.field_size_limit()} characters"
+            raise _broken(
+                file, f"{error} behind line {rows.line_num}", wanted, "look for an open quote there"
+            ) from None
+
+
+def _broken(file: Path, met: str, wanted: str, do: str) -> UserError:
+    return UserError("not a whole CSV", where=str(file), met=met, wanted=wanted, do=do)

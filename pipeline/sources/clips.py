@@ -1,17 +1,11 @@
-"""Which frames of a video become a sample, and files with one entry a video or an object."""
+"""Which frames of a video become a sample."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from functools import cache
-from pathlib import Path
-from typing import Any
 
-import ijson
-
-from pipeline.boundary import entries
-from pipeline.pictures import refuse_pointer
-from shards.errors import BadInput, UserError
+from shards.errors import BadInput
 
 Shown = Callable[[int], Set[str]]
 
@@ -58,20 +52,3 @@ def _spread(frames: Sequence[int], k: int, shown: Shown, objects: Set[str]) -> l
             seen |= shown(best)
         chosen.append(best)
     return chosen or [None]
-
-
-def stream_pairs(file: Path, prefix: str) -> Iterator[tuple[str, Any]]:
-    """Keys and values of the object at `prefix` of a JSON file of any size, one by one, in the file's order.
-
-    Raises `UserError` where there is no such file or it is broken.
-    """
-    try:
-        with open(file, "rb") as opened:
-            refuse_pointer(opened.read(64), str(file))
-            opened.seek(0)
-            yield from entries(file, ijson.kvitems(opened, prefix, use_float=True))
-    except OSError as error:
-        raise UserError("cannot be read", where=str(file), met=str(error.strerror)) from None
-    except (ijson.JSONError, UnicodeDecodeError) as error:
-        met = str(error).splitlines()[0]
-        raise UserError("not whole JSON", where=str(file), met=met, do="fetch it again") from None

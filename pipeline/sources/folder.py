@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -15,19 +15,23 @@ from typing import Any
 import numpy as np
 
 from pipeline import masks
+from pipeline.annotations import parse_json
 from pipeline.boundary import entries
 from pipeline.cropped import Bool
 from pipeline.finder import below
-from pipeline.pictures import open_image, read_picture, refuse_pointer
+from pipeline.pictures import open_image, read_picture
 from pipeline.raw import RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.refused import raise_refused
 from pipeline.sources.objects import Candidate, sample_of
+from pipeline.text import open_text
 from pipeline.walk import listed, walk
 from shards.errors import BadInput, UserError
 
 LINES = "samples.jsonl"
 _PICTURES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+# One list or one object over many lines; a list of something else is one broken line.
+_ONE_DOCUMENT = re.compile(rb"\s*(\[\s*\{|[\[{]\s*\n.)", re.DOTALL)
 _MOST_BYTES = 64 << 20  # of a line
 
 
@@ -68,23 +72,29 @@ class Folder:
 
 def _find_lines(root: Path, records: RecordsWriter) -> dict[str, int]:
     counts: Counter[str] = Counter()
-    with open(root / LINES, "rb") as file:
-        refuse_pointer(file.read(64), str(root / LINES))
-        file.seek(0)
+    with open_text(root / LINES) as file:
         for number, raw in enumerate(entries(root / LINES, iter(partial(file.readline, _MOST_BYTES), b"")), 1):
             if not raw.strip():
                 continue
+            if not counts["lines"] and _ONE_DOCUMENT.match(raw + file.peek(1)[:1]):
+                met, do = (
+                    f"{raw[:20].decode('latin-1')!a} in line {number}",
+                    "write it with json.dumps, a line each",
+                )
+                raise UserError("not JSON Lines", where=str(root / LINES), met=met, wanted="one sample a line", do=do)
             counts["lines"] += 1
             try:
-                line = json.loads(raw)
+                line = parse_json(raw.rstrip(), f"{LINES}#line-{number}", _MOST_BYTES)
                 first = str(line["image"] if "image" in line else line["frames"][0])
                 path = f"{first}#{line['id']}" if "id" in line else first
                 counts["objects"] += len(line.get("objects", ()))
-            except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+            except (BadInput, ValueError, KeyError, TypeError, IndexError) as error:
                 counts["lines that are no sample"] += 1
                 path = f"{LINES}#line-{number}"
+                met = str(error.met if isinstance(error, BadInput) else f"{type(error).__name__} {error}")
+                met = met.replace("line 1, ", "")  # each is a text of its own to the parser
                 records.add(path, len(raw))
-                records.attach(path, {"broken": f"{type(error).__name__} {error}"})
+                records.attach(path, {"broken": met})
                 continue
             records.add(path, _size(root, first))
             records.attach(path, line)

@@ -8,11 +8,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline import masks
+from pipeline.annotations import read_pairs
 from pipeline.finder import below
 from pipeline.ids import as_id
 from pipeline.raw import RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter
-from pipeline.sources.clips import choose_frames, stream_pairs
+from pipeline.sources.clips import choose_frames
 from pipeline.sources.sav_video import TRUNCATED, annotated_sample, open_annotation
 from pipeline.sources.video_file import open_video
 from shards.errors import BadInput, UserError
@@ -31,7 +32,7 @@ class RefSav:
         file = next((root / base / _FILE for base in _VIDEOS if (root / base / _FILE).exists()), root / _FILE)
         bases = [base for base in _VIDEOS if (root / base / "sav_train").is_dir()] or [""]
         counts: Counter[str] = Counter()
-        for video_id, body in stream_pairs(file, ""):
+        for video_id, body in read_pairs(file):
             try:
                 paths = [
                     (PurePosixPath(bases[0]) / _mended(body[key])).as_posix() for key in ("video_path", "anno_path")

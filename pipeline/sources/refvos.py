@@ -10,12 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipeline.annotations import read_pairs
 from pipeline.finder import below
 from pipeline.ids import as_id
 from pipeline.pictures import read_picture
 from pipeline.raw import RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter
-from pipeline.sources.clips import Shown, choose_frames, stream_pairs
+from pipeline.sources.clips import Shown, choose_frames
 from pipeline.sources.objects import Candidate, sample_of
 from pipeline.sources.refvos_masks import Lists, Pickled, Pngs
 from pipeline.walk import listed
@@ -90,7 +91,7 @@ class RefVos:
         if pickled:
             pickled.check_all_taken()
         elif layout.masks:
-            for key, lists in stream_pairs(layout.masks, ""):
+            for key, lists in read_pairs(layout.masks):
                 number = as_id(key) or key
                 for path in dict.fromkeys(paths.get(number, ())):
                     records.attach(path, {"object": number, "masks": lists})

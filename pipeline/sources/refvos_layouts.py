@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.pictures import refuse_pointer
-from pipeline.sources.clips import stream_pairs
+from pipeline.annotations import read_pairs
 from pipeline.sources.refvos import Layout
+from pipeline.text import read_text
 from pipeline.walk import matching
 from shards.errors import UserError
 
 _LINE = re.compile(r'\s*(\S+)\s+(\d+)\s+"?(.*?)"?\s*')
+_MOST_BYTES = 1 << 28  # of a text file
 _TEXTS = ("annot1", "annot1_full_video", "annot2", "annot2_full_video")  # expressions of an object are interleaved so
 _MISSPELT = {"clasic-car": "classic-car", "dog-scale": "dogs-scale", "motor-bike": "motorbike"}
 
@@ -24,10 +25,10 @@ def youtube_vos(root: Path, split: str) -> Layout:
     annotations, pickle, test = f"{split}/Annotations", root / "mask_dict.pkl", file.parents[1] / "test" / file.name
     has_pngs, without = (root / annotations).is_dir(), frozenset[str]()
     if split == "valid" and test.exists():  # the file of `valid` holds the videos of `test` too
-        without = frozenset(name for name, _ in stream_pairs(test, "videos"))
+        without = frozenset(name for name, _ in read_pairs(test, "videos"))
     return Layout(
         where=file,
-        videos=stream_pairs(file, "videos"),
+        videos=read_pairs(file, "videos"),
         pictures=f"{split}/JPEGImages",
         annotations=annotations if has_pngs else "",
         masks=pickle if pickle.exists() and not has_pngs and split == "train" else None,
@@ -39,7 +40,7 @@ def youtube_vos(root: Path, split: str) -> Layout:
 def mevis(root: Path, split: str) -> Layout:
     """Splits `train` and `valid_u`; `valid` has no masks."""
     file, masks = _expressions(root / split / "meta_expressions.json"), root / split / "mask_dict.json"
-    videos = stream_pairs(file, "videos")
+    videos = read_pairs(file, "videos")
     return Layout(file, videos, f"{split}/JPEGImages", masks=masks if masks.exists() else None)
 
 
@@ -50,7 +51,7 @@ def revos(root: Path, split: str) -> Layout:
     file = _expressions(root / base / name)
     official = (root / base / "JPEGImages").is_dir()
     pictures = f"{base}JPEGImages" if official else base.rstrip("/")
-    return Layout(file, stream_pairs(file, "videos"), pictures, masks=_file(root / base / "mask_dict.json"))
+    return Layout(file, read_pairs(file, "videos"), pictures, masks=_file(root / base / "mask_dict.json"))
 
 
 def davis(root: Path, split: str) -> Layout:
@@ -103,7 +104,7 @@ def _categories(file: Path) -> dict[str, dict[str, str]]:
     try:
         return {
             name: {number: str(item["category"]) for number, item in body["objects"].items() if "category" in item}
-            for name, body in stream_pairs(file, "videos")
+            for name, body in read_pairs(file, "videos")
         }
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError("not a file of objects", where=str(file), met=f"{type(error).__name__} {error}") from None
@@ -117,8 +118,7 @@ def _expressions(file: Path) -> Path:
 
 
 def _read(file: Path, encoding: str) -> str:
-    data = file.read_bytes()
-    refuse_pointer(data, str(file))
+    data = read_text(file, _MOST_BYTES, UserError)
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -10,10 +9,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline import masks
+from pipeline.annotations import parse_json
 from pipeline.archives import member_path, read_member, tar_members
 from pipeline.finder import below
 from pipeline.ids import id_of
-from pipeline.pictures import is_pointer, read_bytes, read_picture
+from pipeline.pictures import read_bytes, read_picture
 from pipeline.raw import RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.refused import raise_refused, refuse
@@ -112,16 +112,10 @@ def _candidate(annotation: Any, size: tuple[int, int]) -> Candidate:
 
 def _read_json(root: Path, where: Mapping[str, Any], stem: str) -> dict[str, Any]:
     """The annotation of the image called `stem`, its outer layers checked."""
-    data = _read(root, where)
-    if is_pointer(data):
-        raise BadInput("a pointer, not the file", met=f"{where['file']}", do="fetch the file itself")
+    said = parse_json(_read(root, where), where["file"], _MAX_JSON)
     try:
-        said = json.loads(data)
         image, size = said["image"], (said["image"]["height"], said["image"]["width"])
         fits = all(isinstance(side, int) and side > 0 for side in size) and isinstance(said["annotations"], list)
-    except (ValueError, RecursionError) as error:
-        met = (str(error).splitlines() or [""])[0]
-        raise BadInput("not whole JSON", met=f"{where['file']}: {met}", wanted="a json of SA-1B") from None
     except (KeyError, TypeError, IndexError):
         fits = False
     if not fits:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import re
 from collections import Counter
@@ -14,9 +13,9 @@ from typing import Any
 
 from pipeline import masks
 from pipeline.absent import no_such_file
+from pipeline.annotations import read_json
 from pipeline.cropped import Bool
 from pipeline.finder import below
-from pipeline.pictures import read_bytes, refuse_pointer
 from pipeline.raw import RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.refused import raise_refused
@@ -130,16 +129,11 @@ class Annotation:
 
     def __init__(self, file: Path) -> None:
         try:
-            data = read_bytes(file)
-            refuse_pointer(data, str(file))
-            body = json.loads(data)
+            body = read_json(file)
             self._masklet: list[list[Any]] = body["masklet"]
             self.objects = int(body["masklet_num"])
             lengths = {len(row) for row in self._masklet}
-        except (ValueError, RecursionError) as error:
-            met = str(error).splitlines()[0]
-            raise BadInput("not whole JSON", where=str(file), met=met, do="fetch it again") from None
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             met = f"{type(error).__name__} {error}"
             raise BadInput("not SA-V's annotation", where=str(file), met=met, wanted="masklet, masklet_num") from None
         if lengths - {self.objects}:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -163,3 +164,34 @@ def test_from_raw_to_verified(root):
     raw = Against(root, root)
     report = verify([out], derive=raw.derive, same_inputs=raw.same_inputs)
     assert report.ok, report.table()
+
+
+def test_lines_as_windows_and_packers_leave_them(root):
+    lines = [json.dumps({"image": name, "objects": [{"mask": "m.png"}]}).encode() for name in ("a.jpg", "b.png")]
+    text = b"\xef\xbb\xbf" + b"\r\n".join(lines) + b"\r\n"
+    for data in (text, gzip.compress(text)):
+        (root / "samples.jsonl").write_bytes(data)
+        assert [len(sample.objects) for sample in load_all(root).values()] == [1, 1]
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_one_list_is_not_json_lines(root, indent):
+    (root / "samples.jsonl").write_text(json.dumps([{"image": "a.jpg", "objects": []}], indent=indent))
+    with pytest.raises(UserError, match=r"samples\.jsonl: not JSON Lines; met .* in line 1; wanted one sample a line"):
+        load_all(root)
+
+
+@pytest.mark.parametrize(
+    ("line", "met"),
+    [
+        ('{"image": "a.jpg", "weight": NaN}', "NaN at byte 29"),
+        ('{"image": "a.jpg", "weight": 1e999}', "1e999 at byte"),
+        ('{"image": "a.jpg"', "its end at byte 17"),
+        ("[" * 300, "more than 200 levels"),
+        ('{"picture": "a.jpg"}', "KeyError 'frames'"),
+    ],
+)
+def test_a_broken_line_says_what_is_broken(root, line, met):
+    write(root, line, {"image": "b.png", "objects": [{"mask": "m.png"}]})
+    samples = load_all(root)
+    assert met in samples["samples.jsonl#line-1"].met and len(samples["b.png"].objects) == 1

@@ -155,8 +155,8 @@ def test_masks_that_cannot_be_used_are_named(tmp_path):
     [
         (said(1)[:-9], "not whole JSON"),
         (b"", "not whole JSON"),
-        (b"\xff\xfe", "not whole JSON"),
-        (b"[" * 100_000, "not whole JSON"),
+        (b"\xff\xfe", "not a text file of UTF-8"),
+        (b"[" * 100_000, "JSON nested too deep"),
         (b"[]", "not SA-1B's json"),
         (b'{"image": {"height": 1}, "annotations": []}', "not SA-1B's json"),
         (said(1, height="90"), "not SA-1B's json"),

@@ -1,0 +1,137 @@
+"""Text files of any kind and size, as bytes of UTF-8: gzip is unpacked and a byte order mark left out, everywhere."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import stat
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from pipeline.pictures import is_pointer
+from shards.errors import BadInput, UserError
+
+AGAIN = "download it again"
+_MARK = b"\xef\xbb\xbf"
+_GZIP = b"\x1f\x8b"
+_BLOCK = 1 << 16
+_MOST_UNPACKED = 250  # times the packed size; gzip itself reaches 1032
+_ALWAYS_UNPACKED = 1 << 28  # bytes, whatever the ratio
+_OTHERS = {
+    b"PK\3\4": "a zip file",
+    b"\x28\xb5\x2f\xfd": "a zstd file",
+    b"\xfd7zXZ\0": "an xz file",
+    b"BZh": "a bzip2 file",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+    b"\0\0\xfe\xff": "UTF-32",
+}
+
+
+@contextmanager
+def open_text(path: Path, error: type[UserError] = UserError) -> Iterator[BufferedReader]:
+    """The bytes of a text file, from behind its byte order mark, unpacked where it is gzip.
+
+    Raises:
+        UserError: or `error`, a kind of it: no such file, a pointer, another encoding or packing, gzip that is damaged,
+            cut short or grows without bounds.
+    """
+    try:
+        with open(path, "rb", opener=_open) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise error("not a file", where=str(path), met="a folder, a device or a pipe", wanted="a regular file")
+            with BufferedReader(cast(Any, _Bytes(file, str(path), error)), _BLOCK) as text:
+                yield text
+    except OSError as failed:
+        met = str(failed.strerror or failed)
+        raise error("cannot be read", where=str(path), met=met, wanted="a readable file") from None
+
+
+def read_text(path: Path, most: int, error: type[UserError] = BadInput) -> bytes:
+    """All of a text file, of at most `most` bytes unpacked; raises as `open_text`."""
+    with open_text(path, error) as file:
+        return _whole(file, str(path), most, error)
+
+
+def unpacked(data: bytes, where: str, most: int) -> bytes:
+    """What a text file of these bytes says, at most `most` bytes of it; raises `BadInput` as `open_text` does."""
+    if not data.startswith(_GZIP) and not _is_odd(data[:64]):
+        return data
+    return _whole(_Bytes(io.BytesIO(data), where, BadInput), where, most, BadInput)
+
+
+def _whole(file: Any, where: str, most: int, error: type[UserError]) -> bytes:
+    blocks, size = [], 0
+    while block := file.read(_BLOCK):  # not all at once: memory for `most` bytes would be taken
+        blocks.append(block)
+        size += len(block)
+        if size > most:
+            raise error("too large a file", where=where, met=f"more than {most} bytes", wanted="at most that")
+    return b"".join(blocks)
+
+
+class _Bytes(io.RawIOBase):
+    """The bytes of `open_text`, a block at a time."""
+
+    def __init__(self, file: BinaryIO, where: str, error: type[UserError]) -> None:
+        self._where, self._error, self._count = where, error, 0
+        head = file.read(64)
+        self._refuse(head)
+        size = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        self._most = max(_ALWAYS_UNPACKED, _MOST_UNPACKED * size)
+        self._packed = head.startswith(_GZIP)
+        self._file: Any = gzip.GzipFile(fileobj=file, mode="rb") if self._packed else file
+        self._start = self._read(64)
+        if self._packed:
+            self._refuse(self._start)
+        self._start = self._start.removeprefix(_MARK)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._start[: len(buffer)] or self._read(len(buffer))
+        self._start = self._start[len(data) :]
+        buffer[: len(data)] = data
+        return len(data)
+
+    def _read(self, most: int) -> bytes:
+        try:
+            data: bytes = self._file.read(most)
+        except EOFError:
+            met = f"its end after {self._count} unpacked bytes"
+            raise self._error("gzip cut short", where=self._where, met=met, wanted="a whole file", do=AGAIN) from None
+        except (gzip.BadGzipFile, zlib.error) as failed:
+            raise self._error("damaged gzip", where=self._where, met=str(failed), wanted="gzip", do=AGAIN) from None
+        self._count += len(data)
+        if self._packed and self._count > self._most:
+            wanted = f"at most {_MOST_UNPACKED} times the packed size"
+            met = f"more than {self._most} unpacked bytes"
+            raise self._error("gzip that grows too much", where=self._where, met=met, wanted=wanted)
+        return data
+
+    def _refuse(self, head: bytes) -> None:
+        if is_pointer(head):
+            met, do = "a Git LFS or git-annex pointer", "fetch the file itself"
+            raise self._error("a pointer, not the file", where=self._where, met=met, wanted="the file itself", do=do)
+        met = next((what for start, what in _OTHERS.items() if head.startswith(start)), "")
+        if not met and b"\0" in head[:4] and not head.startswith(_GZIP):
+            met = "UTF-16 or UTF-32 without a mark" if any(head[:4]) else "zero bytes"
+        if met:
+            do = "save it as UTF-8" if "UTF" in met else AGAIN if "zero" in met else "unpack it"
+            raise self._error("not a text file of UTF-8", where=self._where, met=met, wanted="UTF-8, or gzip", do=do)
+
+
+def _is_odd(head: bytes) -> bool:
+    """Whether a file that begins so is anything but plain text."""
+    return is_pointer(head) or b"\0" in head[:4] or head.startswith((_MARK, *_OTHERS))
+
+
+def _open(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # else a pipe that nobody writes to is waited for
