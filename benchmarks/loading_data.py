@@ -14,6 +14,7 @@ from benchmarks.raw_files import sa1b, sav
 from pipeline.plan import make_plan
 from pipeline.run import run
 from pipeline.sources import choices_of, source_named
+from shards.checksum import file_sha256
 from shards.format import CODECS, INDEX, LOSSY, MANIFEST, Codec
 from shards.manifest import pack_manifest
 from shards.recipe import RECIPES
@@ -67,5 +68,6 @@ def repeat(source: Path, folder: Path, count: int, copy: Callable[[Path, Path], 
         parts.append(part)
     index = np.concatenate(parts)
     np.save(folder / INDEX, index)
-    (folder / MANIFEST).write_bytes(pack_manifest(body | {"shards": shards, "samples": len(index)}))
+    said = {"shards": shards, "samples": len(index), "index_sha256": file_sha256(folder / INDEX)}
+    (folder / MANIFEST).write_bytes(pack_manifest(body | said))
     return folder

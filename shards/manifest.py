@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.archive import Entry
+from shards.checksum import file_sha256
 from shards.errors import BadShard, UserError
 from shards.format import CODECS, FORMAT, INDEX, LEDGER, LOSSY, MANIFEST, READABLE, VERSION, Codec
 from shards.lossy import Psnr
@@ -32,6 +33,7 @@ INDEX_DTYPE = np.dtype(
     ]
 )
 """A row a sample, in the order of the set. `shard` counts the manifest's list of shards from 0."""
+COPY_AGAIN = "it has changed since it was written: copy the set again; cli.py verify-shard says more"
 
 
 @dataclass(frozen=True)
@@ -190,10 +192,19 @@ def pack_index(entries: Iterable[Iterable[Entry]]) -> bytes:
     return buffer.getvalue()
 
 
-def read_index(folder: Path) -> NDArray[Any]:
-    """The index of the set in `folder`, mapped: rows of `INDEX_DTYPE`."""
+def read_index(folder: Path, wanted: str | None = None) -> NDArray[Any]:
+    """The index of the set in `folder`, mapped: rows of `INDEX_DTYPE`.
+
+    Args:
+        wanted: the SHA-256 of the file, which is compared before anything is read out of it; None: nothing is compared.
+
+    Raises:
+        BadShard: there is none, or it is not what the format or the checksum says.
+    """
     path = folder / INDEX
     try:
+        if wanted is not None and (met := file_sha256(path)) != wanted:
+            raise BadShard("SHA-256 of the index", where=str(path), met=met, wanted=wanted, do=COPY_AGAIN)
         index = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise BadShard("not an index", where=str(path), met=str(error)) from None

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from shards import codec
 from shards.archive import MappedTar, group_members, parse_meta
+from shards.checksum import Check, crc32
 from shards.errors import BadShard
 from shards.format import CODECS, FIELDS, KEY, META_EXTENSION, VERSION, Codec, Field, frame_fields
-from shards.manifest import Manifest, read_index
+from shards.manifest import COPY_AGAIN, Manifest, read_index
 from shards.recipe import Recipe
 
 Array = NDArray[Any]
@@ -87,16 +88,37 @@ def _check_pictures(members: dict[Field, memoryview], pictures: Codec) -> None:
 def read_samples(path: Path | str, recipe: Recipe | None = None) -> Iterator[dict[str, Any]]:
     """Yield each sample of the tar at `path`: `__key__`, `meta`, and the arrays under their fields' names.
 
-    The recipe is read from the manifest beside the tar where it is not given.
+    Args:
+        path: of a tar. Its samples are compared with the CRC-32 in the index of the set that it lies in.
+        recipe: of a tar that lies in no set. Its members are compared with the CRC-32 in the JSON of their sample;
+            nothing protects that JSON and the headers then.
+
+    Raises:
+        BadShard: it is not what the format, the index or the JSON says.
     """
     path = Path(path)
-    recipe = recipe or Manifest.read(path.parent).recipe
+    if recipe is None:
+        yield from _read_listed(path)
+        return
     for key, _, members in group_members(MappedTar(path).members()):
         if META_EXTENSION not in members:
             raise BadShard("sample without JSON", where=f"{path}: {key}")
-        meta = parse_meta(members[META_EXTENSION])
-        arrays = {str(f): decode_field(f, data, recipe) for f, data in stored_fields(meta, members).items()}
+        meta, arrays = parse_meta(members[META_EXTENSION]), {}
+        for field, data in stored_fields(meta, members).items():
+            if (met := crc32(data)) != (wanted := meta["crc32"].get(str(field))):
+                where = f"{path}: {key}.{field}"
+                raise BadShard("CRC-32 of the member", where=where, met=str(met), wanted=str(wanted), do=COPY_AGAIN)
+            arrays[str(field)] = decode_field(field, data, recipe)
         yield {"__key__": key, "meta": meta, **arrays}
+
+
+def _read_listed(path: Path) -> Iterator[dict[str, Any]]:
+    shards = ShardSet(path.parent)
+    names = [info.name for info in shards.manifest.shards]
+    if path.name not in names:
+        raise BadShard("a tar that the manifest does not list", where=str(path))
+    for position in np.flatnonzero(shards.index["shard"] == names.index(path.name)).tolist():
+        yield shards[position]
 
 
 class StoredSample:
@@ -136,13 +158,22 @@ class StoredSample:
 
 
 class ShardSet:
-    """A finished shard set: any sample by its position, from files that are mapped when they are first needed."""
+    """A finished shard set: any sample by its position, from files that are mapped when they are first needed.
 
-    def __init__(self, folder: Path | str) -> None:
+    Args:
+        folder: of the set.
+        check: when a sample's bytes (headers, JSON, members, padding) are compared with the CRC-32 in the index. What
+            has been compared is remembered by this object, for all threads that read from it. The index itself is
+            compared with the manifest when the set is opened, unless this is "never".
+    """
+
+    def __init__(self, folder: Path | str, check: Check = "first") -> None:
         self.folder = Path(folder)
         self.manifest = Manifest.read(self.folder)
         self.recipe = self.manifest.recipe
-        self.index = read_index(self.folder)
+        self.index = read_index(self.folder, None if check == "never" else self.manifest.index_sha256)
+        self.check: Check = check
+        self._checked = bytearray(len(self.index))  # a byte per sample: setting a bit would not be atomic
         self._rows = self.index.view(np.ndarray)  # a row of a memmap takes ten times as long to get
         if len(self.index) != self.manifest.samples:
             met, wanted = f"{len(self.index)} rows", f"{self.manifest.samples} samples"
@@ -172,13 +203,17 @@ class ShardSet:
         """A sample whose members are still encoded and whose JSON is still unread.
 
         Raises:
-            BadShard: the index leads to something else than a whole sample of this key.
+            BadShard: the bytes are not those that were written, or the index leads to something else than a whole
+                sample of this key.
         """
-        name, shard, offset, size, *_ = self._rows[position].item()
+        name, shard, offset, size, crc, *_ = self._rows[position].item()
         key = name.decode("ascii")
         if shard >= len(self.manifest.shards):
             raise BadShard("index", where=str(self.folder), met=f"shard {shard}")
         tar = self._tar(shard)
+        if self.check == "always" or (self.check == "first" and not self._checked[position]):
+            tar = self._compared(tar, shard, key, offset, size, crc)
+            self._checked[position] = 1
         where = f"{tar.path}: {key}"
         try:
             frames = self._frames
@@ -196,6 +231,13 @@ class ShardSet:
             return StoredSample(key, where, frames, found[0], views)
         except BadShard as error:
             raise error.at(where) from None
+
+    def _compared(self, tar: MappedTar, shard: int, key: str, offset: int, size: int, wanted: int) -> MappedTar:
+        """The tar to read the sample from: `tar`, if the sample's bytes there have the CRC-32 `wanted`."""
+        if (met := crc32(tar.view[offset : offset + size])) != wanted:
+            where = f"{tar.path}: {key}"
+            raise BadShard("CRC-32 of the sample", where=where, met=str(met), wanted=str(wanted), do=COPY_AGAIN)
+        return tar
 
     def _open_unusual(self, key: str, where: str, members: list[tuple[int, str, memoryview]]) -> StoredSample:
         """A sample whose members do not stand in the usual order: another key, one is missing, or only the order."""

@@ -11,7 +11,7 @@ from shards.format import LOSSY, VERSION, Codec
 from shards.lossy import ratios_of
 from shards.manifest import Manifest, positions_by_shard
 from shards.reader import Array, ShardSet, decode_field
-from shards.rewrite import Part, check_index, checked_bytes, rewrite
+from shards.rewrite import Part, read_checked_ledger, rewrite
 from shards.sample import FrameTensors, Sample
 
 
@@ -30,7 +30,7 @@ def recode(folder: Path, out: Path, pictures: Codec, threads: int = 1) -> Manife
     if pictures in LOSSY and manifest.psnr:
         met, do = manifest.pictures, "recode the lossless set that it was made of"
         raise UserError("a lossy set already", where=str(folder), met=met, wanted="a lossless one", do=do)
-    ledger, positions = check_index(source), positions_by_shard(source.index, len(manifest.shards))
+    ledger, positions = read_checked_ledger(source), positions_by_shard(source.index, len(manifest.shards))
     parts = [Part(info.name, own) for info, own in zip(manifest.shards, positions, strict=True)]
     target = replace(manifest, codec=pictures, version=VERSION)
     return rewrite(
@@ -45,7 +45,6 @@ def stored_sample(shards: ShardSet, position: int) -> Sample:
         BadShard: its bytes are not those that the index counted, or cannot be decoded.
     """
     meta, members = shards.sample(position)
-    checked_bytes(shards, position)
     del meta["crc32"]
     frames: list[dict[str, Array]] = [{} for _ in meta["frames"]]
     try:

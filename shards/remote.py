@@ -2,38 +2,48 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import shutil
 import threading
 import weakref
 from collections import OrderedDict
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
 
 from shards.archive import MappedTar
 from shards.cache import Cache, let_go
+from shards.checksum import Check, file_sha256
 from shards.errors import BadShard, UserError
 from shards.format import INDEX, MANIFEST
 from shards.manifest import INDEX_DTYPE, Manifest
 from shards.reader import ShardSet
 from shards.remote_files import RemoteFolder, Transient, is_url
 
+log = logging.getLogger(__name__)
+
 _MOST_MANIFEST = 256 << 20  # bytes; those of a million shards
 _NPY_HEADER = 4096  # bytes, at most
 _OPEN_TARS = 256  # mapped at a time, as of a set on this machine
 
 
-def open_set(path: Path | str, cache: Cache | None = None) -> ShardSet:
+def open_set(path: Path | str, cache: Cache | None = None, check: Check = "first") -> ShardSet:
     """The shard set in a folder here or at a URL.
+
+    Args:
+        cache: where a set at a URL is read through.
+        check: as of `ShardSet`.
 
     Raises:
         UserError: it is not there, or not a finished set; or it is at a URL and there is no cache.
     """
     if not is_url(path):
-        return ShardSet(path)
+        return ShardSet(path, check)
     if cache is None:
         raise UserError("a shard set at a URL needs a cache", where=str(path))
-    return RemoteShardSet(str(path), cache)
+    return RemoteShardSet(str(path), cache, check)
 
 
 class RemoteShardSet(ShardSet):
@@ -41,19 +51,26 @@ class RemoteShardSet(ShardSet):
 
     A tar is not evicted from when it is read, or fetched ahead, to when it is released. Views of
     it stay whole after that.
+
+    Each file is compared with its SHA-256 as it arrives. Samples are compared with the index like those of a set on
+    this machine, since a file may have changed in the cache after that; such a file is fetched once more.
     """
 
-    def __init__(self, url: str, cache: Cache) -> None:
+    def __init__(self, url: str, cache: Cache, check: Check = "first") -> None:
         self._remote, self._cache = RemoteFolder(url, cache.attempts), cache
         self.url = self._remote.url
         folder, manifest = self._fetch_manifest()
         most = manifest.samples * INDEX_DTYPE.itemsize + _NPY_HEADER
         # Held as long as the set: the index is mapped.
         self._index = cache.hold(self._remote, folder / INDEX, most, manifest.index_sha256, exact=False)
-        super().__init__(folder)
+        if check != "never" and file_sha256(folder / INDEX) != manifest.index_sha256:
+            self._forget(folder / INDEX, self._index)
+            self._index = cache.hold(self._remote, folder / INDEX, most, manifest.index_sha256, exact=False)
+        super().__init__(folder, check)
         # With the files that hold them in the cache; the least recently used first.
         self._tars: OrderedDict[int, tuple[MappedTar, BinaryIO]] = OrderedDict()
         self._changing = threading.Lock()
+        self._renewing = threading.Lock()
         self._tar = self.fetch  # type: ignore[assignment]
         drop = weakref.WeakMethod(self._drop)
         cache.drop.append(lambda: (method := drop()) is not None and method())
@@ -101,6 +118,33 @@ class RemoteShardSet(ShardSet):
             if len(self._tars) > _OPEN_TARS:
                 let_go(self._tars.popitem(last=False)[1][1])
         return tar
+
+    def _compared(self, tar: MappedTar, shard: int, key: str, offset: int, size: int, wanted: int) -> MappedTar:
+        for _ in range(2):
+            try:
+                return super()._compared(tar, shard, key, offset, size, wanted)
+            except BadShard:
+                tar = self._renewed(tar, shard)
+        return super()._compared(tar, shard, key, offset, size, wanted)
+
+    def _renewed(self, damaged: MappedTar, shard: int) -> MappedTar:
+        """The shard's tar, fetched once more if the cache still holds the damaged one."""
+        with self._renewing:
+            if (tar := self.fetch(shard)) is not damaged:
+                return tar  # another thread has fetched it
+            with self._changing:
+                held = self._tars.pop(shard, None)
+            if held:
+                self._forget(damaged.path, held[1])
+            return self.fetch(shard)
+
+    def _forget(self, path: Path, file: BinaryIO) -> None:
+        """Let go of a damaged file of the cache, and remove it so that it is fetched again."""
+        log.warning("%s: it has changed since it was fetched; it is fetched again", path)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):  # else another reader has replaced it
+                path.unlink()
+        let_go(file)
 
     def release(self, shard: int) -> None:
         """The tar of this shard is not needed for now: it may be evicted."""

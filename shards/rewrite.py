@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import threading
-import zlib
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
@@ -22,6 +21,7 @@ from tqdm import tqdm
 
 from shards.archive import Entry, ShardWriter
 from shards.atomic import atomic_write, sync_folder
+from shards.checksum import crc32
 from shards.errors import BadShard, UserError
 from shards.format import INDEX, LEDGER, MANIFEST
 from shards.hidden import is_hidden
@@ -84,20 +84,24 @@ def rewrite(
         raise UserError("cannot write", where=where, met=why, do=_AGAIN) from None
 
 
-def check_index(source: ShardSet) -> bytes:
-    """The ledger of a set; raises `BadShard` unless ledger and index are what the manifest says."""
-    manifest, ledger = source.manifest, (source.folder / LEDGER).read_bytes()
-    index = (source.folder / INDEX).read_bytes()
-    for name, data, wanted in ((INDEX, index, manifest.index_sha256), (LEDGER, ledger, manifest.ledger_sha256)):
-        if sha256(data) != wanted:
-            raise BadShard("SHA-256", where=str(source.folder / name), met=sha256(data), wanted=wanted, do=_LOOK)
+def read_checked_ledger(source: ShardSet) -> bytes:
+    """The ledger of a set; raises `BadShard` unless it is what the manifest says. The index was compared when the set
+    was opened.
+    """
+    ledger, wanted = (source.folder / LEDGER).read_bytes(), source.manifest.ledger_sha256
+    if (met := sha256(ledger)) != wanted:
+        raise BadShard("SHA-256", where=str(source.folder / LEDGER), met=met, wanted=wanted, do=_LOOK)
     return ledger
 
 
 def checked_bytes(source: ShardSet, position: int) -> memoryview:
-    """A sample's bytes in its tar; raises `BadShard` unless they are those that the index counted."""
+    """A sample's bytes in its tar, compared once more where they are copied.
+
+    Raises:
+        BadShard: they are not those that the index counted.
+    """
     data, wanted = source.stored(position), int(source.index[position]["crc32"])
-    if (met := zlib.crc32(data)) != wanted:
+    if (met := crc32(data)) != wanted:
         where = f"{source.folder}: {source.key(position)}"
         raise BadShard("CRC-32 of the sample", where=where, met=str(met), wanted=str(wanted), do=_LOOK)
     return data

@@ -20,7 +20,7 @@ from shards.errors import UserError
 from shards.lossy import ratios_of
 from shards.manifest import Manifest, sha256
 from shards.reader import ShardSet
-from shards.rewrite import Part, check_index, checked_bytes, rewrite
+from shards.rewrite import Part, checked_bytes, read_checked_ledger, rewrite
 
 Group = Literal["sample", "file", "folder"]
 """What stays together: nothing; all samples of one raw file, such as the objects of a video; all files of a folder."""
@@ -37,7 +37,7 @@ def split(folder: Path, out: Path, share: float, by: Group, shard_bytes: int) ->
         UserError: a part without samples, and whatever `rewrite` raises.
     """
     source = ShardSet(folder)
-    check_index(source)
+    read_checked_ledger(source)
     below, objects = np.zeros(len(source), np.bool_), np.zeros(len(source), np.int64)
     for position in tqdm(range(len(source)), unit="sample", desc="names", mininterval=0.5):
         meta = source.sample(position)[0]
@@ -67,7 +67,7 @@ def sample(folder: Path, out: Path, count: int, seed: int, shard_bytes: int) -> 
         UserError: fewer samples than that, and whatever `rewrite` raises.
     """
     source = ShardSet(folder)
-    check_index(source)
+    read_checked_ledger(source)
     if count > len(source):
         met, wanted = f"{len(source)} samples", f"at least {count}"
         raise UserError("too few samples", where=str(folder), met=met, wanted=wanted)

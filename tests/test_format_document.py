@@ -43,7 +43,7 @@ def old_set() -> Path:
 @pytest.mark.parametrize("codec", ["sav_set", "raw_set", "jpeg_set", "old_set"])
 def test_the_documents_reader_returns_what_ours_does(codec, request):
     snippet = snippet_with("def read_samples")
-    assert len([line for line in snippet.splitlines() if line.strip()]) <= 43
+    assert len([line for line in snippet.splitlines() if line.strip()]) <= 45
     stranger = executed(snippet)
     for tar in sorted(request.getfixturevalue(codec).glob("*.tar")):
         for met, wanted in zip(stranger["read_samples"](tar), read_samples(tar), strict=True):
@@ -51,6 +51,15 @@ def test_the_documents_reader_returns_what_ours_does(codec, request):
             for name, value in wanted.items():
                 assert met[name].dtype == value.dtype if isinstance(value, np.ndarray) else True
                 assert np.array_equal(met[name], value) if isinstance(value, np.ndarray) else met[name] == value
+
+
+def test_the_documents_reader_finds_a_flip_in_a_member(sav_set, tmp_path):
+    stranger = executed(snippet_with("def read_samples"))
+    data = bytearray(sorted(sav_set.glob("*.tar"))[0].read_bytes())
+    data[len(data) // 40] ^= 1
+    (tmp_path / "a.tar").write_bytes(data)
+    with pytest.raises(ValueError, match="CRC-32"):
+        list(stranger["read_samples"](tmp_path / "a.tar"))
 
 
 def test_plain_webdataset_reads_the_tars(sav_set):

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from shards.cache import DEFAULT_FOLDER, DEFAULT_LIMIT, Cache
+from shards.checksum import CHECKS
 from shards.errors import UserError
 from shards.size import parse_size
 
@@ -65,6 +66,8 @@ class DataConfig:
     normalise: str = "auto"
     """Where `pixel_values` become float32 and masks a byte a pixel: host (by the threads), device, or auto: on the
     device where it is a GPU."""
+    check: str = "first"
+    """When a sample's bytes are compared with their checksum: at a process's first read of it, always, or never."""
 
     def open_cache(self) -> Cache:
         """Where shards from URLs are read through; nothing is written before one is."""
@@ -183,6 +186,7 @@ CHOICES = {
     "optimizer": ("adamw", "adamw8bit"),
     "model.dtype": ("float32", "bfloat16"),
     "data.normalise": ("auto", "host", "device"),
+    "data.check": CHECKS,
 }
 POSITIVE = (
     *(

@@ -30,12 +30,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from signal import Signals
-from typing import Any
+from typing import Any, cast
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from torch.optim.lr_scheduler import LambdaLR
 
+from shards.checksum import Check
 from shards.errors import UserError
 from trainer.agreement import decided_by_main, over_processes, stop_unless_finite
 from trainer.checkpoints.checkpoint import Parts, State, nbytes, write
@@ -110,6 +111,7 @@ def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
             pin=on_gpu,
             normalise="device" if where == "device" or (where == "auto" and on_gpu) else "host",
             cache=cache,
+            check=cast(Check, config.data.check),
             **how,
         )
 

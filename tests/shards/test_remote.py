@@ -16,7 +16,7 @@ from fsspec.registry import _registry
 
 from shards import cache as caching
 from shards.cache import Cache, NoRoom
-from shards.errors import UserError
+from shards.errors import BadShard, UserError
 from shards.reader import ShardSet
 from shards.remote import RemoteShardSet, open_set
 from shards.remote_files import RemoteFolder, file_system, is_url
@@ -110,6 +110,33 @@ def test_a_file_of_another_size_is_refused(server, small_set, tmp_path, size):
     with pytest.raises(UserError, match=r"not of the manifest's size; met .* bytes; wanted .* bytes; tried 2 times"):
         held.hold(folder, tmp_path / "set" / info.name, info.bytes + size, info.sha256)
     assert files(tmp_path) == []
+
+
+def test_what_has_changed_in_the_cache_is_fetched_again(server, small_set, tmp_path, caplog):
+    local = ShardSet(small_set)
+    assert_equal(remote(server, tmp_path), local)
+    tar, index = local.manifest.shards[0], next(tmp_path.glob("*/index.npy"))
+    for path in (index.parent / tar.name, index):
+        changed = bytearray(path.read_bytes())
+        changed[len(changed) // 2] ^= 1
+        path.unlink()  # as of an earlier run: nobody maps it
+        path.write_bytes(changed)
+    before, met = server.gets.copy(), remote(server, tmp_path)
+    assert np.array_equal(met.index, local.index)
+    for position in range(len(local)):
+        assert met.open(position).meta == local.open(position).meta
+    assert_equal(met, local)
+    assert (server.gets - before) == {"manifest.json": 1, "index.npy": 1, tar.name: 1}
+    said = [record.message for record in caplog.records if "it is fetched again" in record.message]
+    assert len(said) == 2 and tar.name in said[1]
+
+
+def test_what_changes_in_the_cache_once_more_is_an_error(server, small_set, tmp_path, monkeypatch):
+    met = remote(server, tmp_path)
+    met.stored(0)
+    monkeypatch.setattr("shards.reader.crc32", lambda view: 1)
+    with pytest.raises(BadShard, match="CRC-32 of the sample"):
+        met.open(0)
 
 
 def test_a_manifest_is_read_alike_twice(server, tmp_path):

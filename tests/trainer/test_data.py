@@ -19,6 +19,7 @@ from pipeline.plan import make_plan
 from pipeline.run import run
 from pipeline.sources import choices_of, source_named
 from shards import codec
+from shards.checksum import crc32
 from shards.errors import UserError
 from shards.manifest import pack_manifest, sha256
 from shards.reader import ShardSet
@@ -163,7 +164,38 @@ def test_an_index_that_counts_otherwise_is_noticed(sav_set, tmp_path):
     index["texts"] = 1
     np.save(tmp_path / "sav" / "index.npy", index)
     with pytest.raises(UserError, match="index and sample differ; wanted an object with a text"):
-        next(loader(tmp_path / "sav", need="texts").epoch(0))
+        next(loader(tmp_path / "sav", need="texts", check="never").epoch(0))
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_flipped_bit_ends_the_epoch_before_its_batch(sav_set, tmp_path, threads):
+    folder = Path(shutil.copytree(sav_set, tmp_path / "sav"))
+    loads = loader(folder, batch_size=1, threads=threads, prefetch=0)
+    order, index = loads.order(0), ShardSet(sav_set).index
+    row = index[order[2]]
+    tar = folder / ShardSet(sav_set).manifest.shards[row["shard"]].name
+    data = bytearray(tar.read_bytes())
+    data[int(row["offset"] + row["size"] // 2)] ^= 16
+    tar.write_bytes(data)
+    met = []
+    with pytest.raises(UserError, match=f"{tar}: {row['key'].decode()}: CRC-32 of the sample; met "):
+        met.extend(batch["keys"] for batch in loads.epoch(0))
+    assert len(met) <= 2
+    unchecked = loader(folder, batch_size=1, threads=threads, check="never")
+    assert len(list(unchecked.epoch(0))) == len(order)  # the flip is in a picture: read as data
+
+
+def test_what_was_compared_in_one_epoch_is_remembered_by_all_threads_in_the_next(sav_set, monkeypatch):
+    compared = Counter()
+    real = crc32
+    monkeypatch.setattr("shards.reader.crc32", lambda view: compared.update(["sample"]) or real(view))
+    loads = loader(sav_set, threads=2)
+    for epoch in range(3):
+        assert len(list(loads.epoch(epoch))) == loads.steps_per_epoch
+    assert compared["sample"] == len(loads.order(0))
+    for epoch in range(2):
+        list(loader(sav_set, threads=2, check="always").epoch(epoch))
+    assert compared["sample"] == 3 * len(loads.order(0))
 
 
 def test_copies_of_a_sample_are_drawn_for_anew(coco_set):
@@ -240,10 +272,11 @@ def test_only_the_tars_are_opened_whose_samples_are_read(sav_set, tmp_path):
     one = {**json.loads((sav_set / "manifest.json").read_text())["shards"][0], "samples": 1}
     manifest = json.loads((sav_set / "manifest.json").read_text())
     manifest |= {"shards": [{**one, "name": f"sav-{n:06d}.tar"} for n in range(10_000)], "samples": 10_000}
-    (tmp_path / "manifest.json").write_bytes(pack_manifest(manifest))
     index = np.repeat(shards.index[:1], 10_000)
     index["shard"] = np.arange(10_000)
     np.save(tmp_path / "index.npy", index)
+    manifest["index_sha256"] = sha256((tmp_path / "index.npy").read_bytes())
+    (tmp_path / "manifest.json").write_bytes(pack_manifest(manifest))
     many = loader(tmp_path)
     for n in many.order(0)[:6]:
         (tmp_path / f"sav-{n:06d}.tar").hardlink_to(sav_set / one["name"])

@@ -16,7 +16,7 @@ from trainer.measure.journal import METRICS, read_records
 _ANEW = "give it as the run had it, or another output_dir for another run"
 _FREE = (
     *("steps", "output_dir", "resume", "gradient_checkpointing", "compile", "eval", "checkpoint"),
-    *("data.threads", "data.prefetch", "data.normalise"),
+    *("data.threads", "data.prefetch", "data.normalise", "data.check"),
     *("batch_size", "accumulation"),  # what counts is their product with the number of processes
     "data.shards",  # what counts is what stands in them
     *("data.cache", "data.cache_limit", "data.fetches", "data.attempts"),

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.cache import Cache
+from shards.checksum import Check
 from shards.errors import UserError
 from shards.format import FIELDS, Field
 from shards.reader import ShardSet
@@ -104,6 +105,7 @@ class Loader:
         cache: where sets at URLs are read through.
         normalise: "device" leaves `pixel_values` and `masks` as they are stored, for `trainer.data.normalise` and
             `trainer.data.unpack` to turn into the same values where they are used.
+        check: when a sample's bytes are compared with their checksum, see `shards.reader.ShardSet`.
 
     Raises:
         UserError: shards of different recipes, or fewer samples than one optimiser step takes that have what is needed.
@@ -130,10 +132,11 @@ class Loader:
         pin: bool = False,
         cache: Cache | None = None,
         normalise: Normalise = "host",
+        check: Check = "first",
     ) -> None:
         if not paths:
             raise UserError("no shard folder given", where="data.shards", do="for example data.shards=[shards/sav]")
-        self._sets = [open_set(path, cache) for path in paths]
+        self._sets = [open_set(path, cache, check) for path in paths]
         names = {s.manifest.source for s in self._sets}
         for where, asked in (("data.sources", repeats or {}), ("mix", sources)):
             if unknown := sorted({*asked} - names):
