@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import difflib
 import os
-import re
-from collections.abc import Iterable
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pipeline.records import RecordsWriter
+from pipeline.refused import refuse
+from pipeline.spelling import Parts, coco_names, look_alike, may_be_one, meaning, spellings, tail
+from pipeline.walk import listed
 from shards.errors import BadInput
+from shards.hidden import is_hidden
 
-_COCO_NAME = re.compile(r"(?:.*_)?(\d{12}\.jpg)")
 _LONGEST = 255  # bytes of a name
+_LISTINGS = 512  # folders whose names are kept
+_MOST_NAMES = 1 << 21  # of a folder: a larger one is not searched for names that look alike
+_MOST_COMPARED = 4096  # names, for the nearest one
+_MOST_EXPLAINED = 20  # missing files for which the nearest name is looked for
 OUTSIDE = "path leaves the dataset"
+SHARED = "one file for several names"
 
 
 def inside(name: Any) -> bool:
@@ -43,40 +52,161 @@ def _can_be_named(name: Any) -> bool:
         return False
 
 
-def coco_names(name: str) -> list[str]:
-    """What the picture that annotations call `name` may be called on disk.
+class Finder:
+    """Finds the files that annotations name, in some folders below a root.
 
-    COCO's pictures with and without the prefix of 2014, in one order whatever the name, so that all names of a picture
-    find one file.
+    A name as it stands is tried in every folder first. After a miss the folders are listed, once each, and the name is
+    compared with what is there without regard to what a reader cannot see (see `pipeline.spelling`). A name that looks
+    like two of the files that are there means none.
+
+    Args:
+        root: the dataset's folder.
+        folders: relative to it, in the order in which they are tried.
+        bare: whether a file may be found by the last part of its name alone.
     """
-    last = name.rsplit("/", 1)[-1]
-    match = _COCO_NAME.fullmatch(last)
-    if match is None:
-        return list(dict.fromkeys((name, last)))
-    plain = match[1]
-    folders = [name.removesuffix(last) + plain] if last != name else []
-    return [*folders, plain, f"COCO_train2014_{plain}", f"COCO_val2014_{plain}"]
 
-
-class PictureFinder:
-    """Finds pictures that annotations name, in those of some folders that exist, in their order."""
-
-    def __init__(self, root: Path, folders: Iterable[str]) -> None:
-        wanted = [*folders]
-        self._folders = [folder for folder in wanted if (root / folder).is_dir()] or wanted[:1]
-        self._root = root
+    def __init__(self, root: Path, folders: Iterable[str], bare: bool = True) -> None:
+        self._root, self._bare = root, bare
+        self._wanted = [*dict.fromkeys(folders)]
+        self._folders = [folder for folder in self._wanted if (root / folder).is_dir()] or self._wanted[:1]
+        self._claims = _Claims()
+        self._explained = 0
+        self._listing = lru_cache(maxsize=_LISTINGS)(self._list)
         self.find = lru_cache(maxsize=1 << 16)(self._find)
 
-    def _find(self, *names: str) -> tuple[str, int]:
-        """The first picture of one of these names: its path relative to the root, and its bytes.
+    def put_down(self, name: str, records: RecordsWriter) -> tuple[str, int, bool]:
+        """Path and bytes (0: not there) of the input that `name` means, and whether it is a new one.
 
-        Where there is none, the path where it might have been, and 0: an input for the ledger.
+        Where there is no such file the input is refused, with the folders that were looked into and the nearest name.
         """
-        for folder in self._folders:
-            for name in names:
-                try:
-                    size = os.stat(self._root / folder / name).st_size
-                except OSError:
-                    continue
-                return (PurePosixPath(folder) / name).as_posix(), size
-        return (PurePosixPath(self._folders[0]) / names[0]).as_posix(), 0
+        path, size = self.find(name)
+        new = records.add(path, size)
+        is_alone = name not in self._claims.late and inside(path)
+        if new and not size and is_alone and not os.path.lexists(self._root / path):
+            refuse(records, path, self._missing(name))
+        return path, size, new
+
+    def refuse_shared(self, records: RecordsWriter) -> int:
+        """Refuse the files to which names of several meanings led; how many. To be called when all are put down."""
+        for path, (first, *later) in self._claims.shared.items():
+            met = f"{', '.join((first, *later))} -> {path}"[:300]
+            error = BadInput(SHARED, met=met, wanted="a file for each", do="keep the folders that the names have")
+            for one in dict.fromkeys((path, *map(self._place_of_missing, later))):
+                refuse(records, one, error)
+        return len(self._claims.shared)
+
+    def _find(self, name: str) -> tuple[str, int]:
+        """Path relative to the root, and bytes; where there is none, the path where it might have been, and 0."""
+        path = self._as_it_stands(name) or self._look_alike(name)
+        if path is None or not self._claims.claim(path, name):
+            return self._place_of_missing(name), 0
+        return path, os.stat(self._root / path).st_size if os.path.exists(self._root / path) else 0
+
+    def _as_it_stands(self, name: str) -> str | None:
+        if not inside(name):
+            return None
+        names = coco_names(name) if self._bare else [name]
+        places = [(PurePosixPath(folder) / one).as_posix() for folder in self._folders for one in names]
+        for place in places:
+            if os.path.exists(self._root / place):
+                return place
+        # A link to nothing is better than no file: reading it says what it points to.
+        return next((place for place in places if os.path.islink(self._root / place)), None)
+
+    def _look_alike(self, name: str) -> str | None:
+        if not _can_be_named(name):
+            return None
+        for spelling in spellings(name, self._bare):
+            for folder in self._wanted:
+                path = self._go_down((*PurePosixPath(folder).parts, *spelling))
+                if path is not None and os.path.isfile(self._root / path):
+                    return path
+        return None
+
+    def _go_down(self, parts: Sequence[str]) -> str | None:
+        """The path whose parts look like `parts`; None where there is none, or more than one."""
+        path = ""
+        for part in parts:
+            name = self._listing(path).get(look_alike(part))
+            if os.path.lexists(self._root / path / part):
+                name = part
+            if name is None:
+                return None
+            path = f"{path}/{name}" if path else name
+        return path
+
+    def _list(self, folder: str) -> dict[str, str | None]:
+        """How the names in a folder look -> the name; None for two that look alike. Empty where it cannot be read."""
+        try:
+            names = listed(self._root / folder)
+        except OSError:
+            return {}
+        alike: dict[str, str | None] = {}
+        for name in names if len(names) <= _MOST_NAMES else ():
+            key = look_alike(name)
+            alike[key] = None if key in alike else name
+        return alike
+
+    def _place_of_missing(self, name: str) -> str:
+        return (PurePosixPath(self._folders[0]) / name).as_posix() if inside(name) else name
+
+    def _missing(self, name: str) -> BadInput:
+        folders = ", ".join(str(PurePosixPath(folder)) for folder in self._folders)
+        met = f"no {name!r} in {folders}"
+        if nearest := self._nearest(name):
+            met += f"; the nearest name is {nearest!r}"
+        do = "its dataset's page in docs/datasets/ says where it is looked for"
+        return BadInput("no such file", met=met, wanted="a file of this name", do=do)
+
+    def _nearest(self, name: str) -> str:
+        """The path of the file whose name is most like `name`; empty for none, and after many questions."""
+        self._explained += 1
+        if self._explained > _MOST_EXPLAINED:
+            return ""
+        last = look_alike((spellings(name, False) or [(name,)])[0][-1])
+        close = difflib.get_close_matches(last, self._some_files, n=1, cutoff=0.4)
+        return self._some_files[close[0]] if close else ""
+
+    @cached_property
+    def _some_files(self) -> dict[str, str]:
+        """How the names of the first files look -> their paths."""
+        found: dict[str, str] = {}
+        for folder, folders, names in os.walk(self._root):
+            folders[:] = sorted(name for name in folders if not is_hidden(name))
+            for name in sorted(names):
+                if not is_hidden(name) and not name.endswith((".json", ".csv")):
+                    found.setdefault(look_alike(name), (Path(folder) / name).relative_to(self._root).as_posix())
+            if len(found) >= _MOST_COMPARED:
+                break
+        return dict([*found.items()][:_MOST_COMPARED])
+
+
+class _Claims:
+    """By which name each file was found. Two names of one file are well where one of them is the end of the other."""
+
+    def __init__(self) -> None:
+        # A name that is the end of its path is kept as the number of its parts: there are millions of them.
+        self._ends: dict[int, int] = {}
+        self._others: dict[str, Parts] = {}
+        self.shared: dict[str, list[str]] = {}
+        """Path -> the first name that led to it, and those that cannot mean the same."""
+        self.late: set[str] = set()
+        """The latter, of all paths."""
+
+    def claim(self, path: str, name: str) -> bool:
+        """Whether the file at `path` can be what `name` means, in the light of the names before."""
+        own, count = meaning(name), len(PurePosixPath(name).parts)
+        before = self._others.get(path)
+        if before is None and hash(path) in self._ends:
+            before = meaning(tail(path, self._ends[hash(path)]))
+        if before is not None and not may_be_one(own, before):
+            names = self.shared.setdefault(path, ["/".join(before)])
+            if name not in self.late:
+                self.late.add(name)
+                names.append(name)
+            return False
+        if tail(path, count) == name:
+            self._ends.setdefault(hash(path), count)
+        else:
+            self._others.setdefault(path, own)
+        return True

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.records import RecordsWriter
 from shards.errors import BadInput
 
-_KEY = "refused"
+_KEY = "refused input"
 
 
 def refuse(records: RecordsWriter, path: str, error: BadInput, size: int = 0) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
 from functools import partial
@@ -11,15 +10,19 @@ from typing import Any
 
 from pipeline import masks
 from pipeline.annotations import read_items
-from pipeline.finder import PictureFinder, below, coco_names, inside
+from pipeline.finder import Finder, below
 from pipeline.ids import as_id, id_of
 from pipeline.pictures import read_picture
 from pipeline.raw import RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter
+from pipeline.refused import raise_refused, refuse
 from pipeline.regions import size_of
+from pipeline.sources.coco_layouts import annotation_file, image_finder
 from pipeline.sources.objects import Candidate, sample_of
-from shards.errors import BadInput, UserError
+from shards.errors import BadInput
 
+ONE_ID = "one id for two pictures"
+_AGAIN = "height and width, where it is listed again"
 TextsOf = Callable[[dict[str, Any]], tuple[str, ...]]
 
 
@@ -37,10 +40,10 @@ class Coco:
         self.name, self._pattern = name, pattern
 
     def find(self, root: Path, choices: Mapping[str, Any], records: RecordsWriter) -> dict[str, int]:
-        file = annotation_file(root, self._pattern, str(choices["split"]))
+        file, folders = annotation_file(root, self._pattern, str(choices["split"]), tools=self.name == "coco")
         counts = Counter(dict.fromkeys(("images", "images without a file"), 0))
         names = category_names(file, counts)
-        paths = put_down_images(file, image_finder(root), records, counts)
+        paths = put_down_images(file, image_finder(root, folders), records, counts)
         for annotation in read_items(file, "annotations.item"):
             if id_of(annotation) is None:
                 counts["objects of another shape"] += 1
@@ -65,19 +68,6 @@ def _category(annotation: dict[str, Any]) -> tuple[str, ...]:
     return (annotation["category"],) if annotation.get("category") else ()
 
 
-def annotation_file(root: Path, pattern: str, split: str) -> Path:
-    """The one file of `split` in `root` or its `annotations`; raises `UserError` for none or several."""
-    folders = (root, root / "annotations")
-    wanted = pattern.format(split=glob.escape(split)) if "/" not in split else ""
-    found = sorted({path for folder in folders if wanted for path in folder.glob(wanted)})
-    if len(found) != 1:
-        there = found or sorted({path for folder in folders for path in folder.glob(pattern.format(split=""))})
-        met = ", ".join(path.name for path in there) or "none"
-        do = "say which with --split" if there else "see docs/datasets/coco.md for the layout"
-        raise UserError("annotation file", where=str(root), met=met, wanted=f"one {pattern.format(split=split)}", do=do)
-    return found[0]
-
-
 def category_names(file: Path, counts: Counter[str]) -> dict[str | None, str]:
     """Id -> name of the categories of an instances file.
 
@@ -97,7 +87,7 @@ def category_names(file: Path, counts: Counter[str]) -> dict[str | None, str]:
 
 def put_down_images(
     file: Path,
-    finder: PictureFinder,
+    finder: Finder,
     records: RecordsWriter,
     counts: Counter[str],
     wanted: Container[str | None] | None = None,
@@ -112,15 +102,21 @@ def put_down_images(
         if wanted is not None and number not in wanted:
             continue
         name = _file_name(image)
-        path, size = place_of(finder, name)
-        if number in paths or not records.add(path, size):
+        path, size, new = finder.put_down(name, records)
+        first = paths.setdefault(number, path)
+        if first != path:  # nobody can tell which of the two an outline was drawn on
+            met = f"image {number} is {first} and {path}"
+            for one in (first, path):
+                refuse(records, one, BadInput(ONE_ID, met=met, wanted="an id for each", do="mend the annotations"))
+            counts["images that share an id with another file"] += 1
+        if new:
+            records.attach(path, {**image, "file_name": name})
+            counts["images"] += 1
+            counts["images without a file"] += size == 0
+        else:  # another id of one picture: its objects are the picture's
+            records.attach(path, {_AGAIN: size_of(image)})
             counts["images listed twice"] += 1
-            paths.setdefault(number, path)  # another id of one picture: its objects are the picture's
-            continue
-        paths[number] = path
-        records.attach(path, {**image, "file_name": name})
-        counts["images"] += 1
-        counts["images without a file"] += size == 0
+    finder.refuse_shared(records)
     return paths
 
 
@@ -131,26 +127,20 @@ def _file_name(image: dict[str, Any]) -> str:
     return "/".join(str(image.get("coco_url", "")).split("/")[-2:])
 
 
-def image_finder(root: Path, folders: Sequence[str] = ()) -> PictureFinder:
-    """Finds the images of a COCO-like dataset: in `folders`, or where they usually lie."""
-    years = [f"{part}{year}" for year in (2017, 2014) for part in ("train", "val", "test")]
-    return PictureFinder(root, [*folders, "", "images", *years, *(f"images/{year}" for year in years)])
-
-
-def place_of(finder: PictureFinder, name: str) -> tuple[str, int]:
-    """Path and bytes of the image called `name`; 0 bytes where there is none, or where it would lie elsewhere."""
-    return finder.find(*coco_names(name)) if inside(name) else (name, 0)
-
-
 def image_sample(
     root: Path, path: str, kind: str, parts: Sequence[Any], texts_of: TextsOf, more: Mapping[str, Any]
 ) -> RawSample:
     """A sample of an image and its objects, as `find` attached them; `texts_of` gives the texts of an object."""
-    image, *annotations = parts
+    raise_refused(parts)
+    image, *rest = parts
+    annotations = [part for part in rest if _AGAIN not in part]
     size = size_of(image)
     if size is None:
         met = f"height {image.get('height')}, width {image.get('width')}"
         raise BadInput("image without its size", met=met[:80], wanted="whole numbers of pixels")
+    if others := [part[_AGAIN] for part in rest if _AGAIN in part and part[_AGAIN] != [*size]]:
+        met, wanted = f"{[*size]} and {others[0]}", "one height and width"
+        raise BadInput("listed twice with different sizes", met=met, wanted=wanted)
     picture = read_picture(below(root, path), size)
     candidates = [_candidate(annotation, size, texts_of(annotation)) for annotation in annotations]
     return sample_of(path, kind, [(PurePosixPath(path).name, picture)], candidates, {"image": image, **more})

@@ -9,9 +9,10 @@ from typing import Any
 
 from pipeline.annotations import read_pairs
 from pipeline.archives import Member, member_path, read_member, tar_members
-from pipeline.finder import PictureFinder, below, inside
+from pipeline.finder import Finder, below, inside
 from pipeline.raw import RawInput, RawSample
 from pipeline.records import RecordsWriter
+from pipeline.refused import raise_refused
 from pipeline.regions import Regions, picture_for, rle_size
 from pipeline.walk import HIDDEN, matching
 from shards.errors import BadInput, UserError
@@ -57,6 +58,7 @@ class Dam:
         return {}
 
     def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any]) -> RawSample:
+        raise_refused(parts)
         notes: Counter[str] = Counter()
         source: Path | bytes = below(root, path)
         if "missing" in parts[0]:
@@ -80,7 +82,7 @@ class _Subset:
     def __init__(self, root: Path, folder: str, counts: Counter[str]) -> None:
         self._root, self._folder, self._counts = root, PurePosixPath(folder), counts
         self._tars: dict[str, tuple[str, _Members]] = {}
-        self._files = PictureFinder(root, [(self._folder / name).as_posix() for name in ("images", ".")])
+        self._files = Finder(root, [(self._folder / name).as_posix() for name in ("images", ".")])
 
     def place(self, image: str, tar: str | None) -> tuple[str, int, dict[str, Any]]:
         """Input path, bytes (0: not there), and where in which tar the picture lies."""
@@ -88,7 +90,7 @@ class _Subset:
             if not inside(name):
                 return name, 0, {}
         if tar is None or not self._open(tar):
-            path, size = self._files.find(image, PurePosixPath(image).name)
+            path, size = self._files.find(image)
             if tar is None or size:
                 return path, size, {}
             return (self._folder / "images" / tar / image).as_posix(), 0, {"missing": tar}

@@ -9,12 +9,13 @@ from typing import Any
 
 from pipeline.annotations import read_items
 from pipeline.captions import Span, phrases, place, rebased, unquoted
-from pipeline.finder import PictureFinder, below, coco_names, inside
+from pipeline.finder import Finder, below
 from pipeline.ids import id_of
 from pipeline.raw import RawInput, RawSample
 from pipeline.records import RecordsWriter
+from pipeline.refused import raise_refused, refuse
 from pipeline.regions import Regions, picture_for, rle_size, size_of
-from shards.errors import UserError
+from shards.errors import BadInput, UserError
 
 _SPLITS = ("train", "val", "test")
 _PARTS = ("train", "val", "val_test", "test")
@@ -67,34 +68,37 @@ class Gcg:
             (split, *_PARTS)
         )  # a caption may be of one split and its picture in the folder of another
         folders = (folder.format(part) for part in parts for folder in _FOLDERS[kind])
-        pictures = PictureFinder(root, dict.fromkeys(top + folder for folder in folders for top in _BELOW))
-        named: dict[str | None, str] = {}
+        pictures = Finder(root, dict.fromkeys(top + folder for folder in folders for top in _BELOW))
+        named: dict[str, str] = {}
         for record in _captions(kind, file):
             name = record.get("img_file_name", record.get("file_name")) if isinstance(record, dict) else None
             if not isinstance(name, str) or not isinstance(record.get("caption"), str):
                 found["captions of another shape"] += 1
                 continue
-            where = pictures.find(*coco_names(name)) if inside(name) else (name, 0)
-            if kind == _FLICKR:
-                named[id_of(record)] = where[0]
-            found["captions without a picture"] += where[1] == 0
-            records.add(*where)
-            records.attach(where[0], {"file": file.name, "kind": kind, "caption": record})
+            path, size, _ = pictures.put_down(name, records)
+            number = id_of(record)
+            if kind == _FLICKR and number is not None and named.setdefault(number, path) != path:
+                met = f"caption {number} of {named[number]} and {path}"
+                for one in (path, named[number]):
+                    refuse(records, one, BadInput("one id for two pictures", met=met, wanted="an id for each"))
+            found["captions without a picture"] += size == 0
+            records.attach(path, {"file": file.name, "kind": kind, "caption": record})
             found[f"captions of {file.name}"] += 1
+        pictures.refuse_shared(records)
         if kind != _FLICKR:
             return
         for annotation in read_items(file, "annotations.item"):
             number = id_of(annotation, "image_id")
-            path = None if number is None else named.get(number)
-            if path is None:
+            if number is None or number not in named:
                 found["regions of no caption"] += 1
             else:
-                records.attach(path, {"file": file.name, "kind": kind, "region": annotation})
+                records.attach(named[number], {"file": file.name, "kind": kind, "region": annotation})
 
     def options(self, root: Path, probe: Sequence[RawInput]) -> dict[str, Any]:
         return {}
 
     def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any]) -> RawSample:
+        raise_refused(parts)
         notes: Counter[str] = Counter()
         source = below(root, path)
         grounded = [(part, [*_grounded(part, parts, notes)]) for part in parts if "caption" in part]

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.annotations import read_items
-from pipeline.finder import PictureFinder, below, coco_names, inside
+from pipeline.finder import Finder, below
 from pipeline.raw import RawInput, RawSample
 from pipeline.records import RecordsWriter
+from pipeline.refused import raise_refused
 from pipeline.regions import Regions, picture_for, rle_size, size_of
 from shards.errors import BadInput, UserError
 
@@ -48,7 +49,7 @@ class Osprey:
         if folder is None:
             wanted = f"{_ANNOTATIONS[0]}/{_FILES[0]} or another of the five"
             raise UserError("no annotations of Osprey-724K", where=str(root), wanted=wanted)
-        pictures = PictureFinder(root, _FOLDERS)
+        pictures = Finder(root, _FOLDERS)
         found: Counter[str] = Counter({"records without a picture": 0, "records of another shape": 0})
         for file in _FILES:
             if not (folder / file).is_file():
@@ -58,19 +59,20 @@ class Osprey:
                 if not isinstance(name, str):
                     found["records of another shape"] += 1
                     continue
-                place = pictures.find(*coco_names(name)) if inside(name) else (name, 0)
-                found["records without a picture"] += place[1] == 0
-                records.add(*place)
-                records.attach(place[0], {"file": file, "record": record})
+                path, size, _ = pictures.put_down(name, records)
+                found["records without a picture"] += size == 0
+                records.attach(path, {"file": file, "record": record})
                 found[f"records of {file}"] += 1
                 annotation = record.get("annotation")
                 found["regions"] += len(annotation) if isinstance(annotation, list) else 0
+        pictures.refuse_shared(records)
         return dict(found)
 
     def options(self, root: Path, probe: Sequence[RawInput]) -> dict[str, Any]:
         return {}
 
     def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any]) -> RawSample:
+        raise_refused(parts)
         notes: Counter[str] = Counter()
         source, kept = below(root, path), []
         for part in parts:

@@ -12,7 +12,8 @@ from pipeline.ids import as_id, id_of
 from pipeline.pickles import read_pickle
 from pipeline.raw import RawInput, RawSample
 from pipeline.records import RecordsWriter
-from pipeline.sources.coco import category_names, image_finder, image_sample, put_down_images
+from pipeline.sources.coco import category_names, image_sample, put_down_images
+from pipeline.sources.coco_layouts import image_finder
 from pipeline.walk import matching
 from shards.errors import UserError
 

@@ -1,0 +1,153 @@
+"""Pictures are found by the names that annotations give them, whatever machine wrote those."""
+
+import os
+import unicodedata
+
+import pytest
+
+from pipeline import finder as finding
+from pipeline.finder import Finder
+from pipeline.records import RecordsWriter, open_records
+from pipeline.refused import raise_refused
+from shards.errors import BadInput
+from tests.pipeline.built import put
+
+NFC, NFD = (unicodedata.normalize(form, "é.jpg") for form in ("NFC", "NFD"))
+
+
+def put_down(finder, names, work):
+    """Path and size of each name; and what each input was refused for."""
+    open_records.cache_clear()
+    with RecordsWriter(work / "records.sqlite") as writer:
+        found = [finder.put_down(name, writer)[:2] for name in names]
+        finder.refuse_shared(writer)
+    records, said = open_records(work / "records.sqlite"), {}
+    for item in records.inputs():
+        try:
+            raise_refused(records.parts(item.path))
+        except BadInput as error:
+            said[item.path] = error
+    return found, said
+
+
+@pytest.mark.parametrize(
+    ("there", "name"),
+    [
+        *(
+            ("images/a/1.jpg", name)
+            for name in ("a/1.jpg", r"a\1.jpg", "./a/1.jpg", "a//1.jpg", "A/1.JPG", " a/1.jpg ")
+        ),
+        *(
+            ("images/a/1.jpg", name)
+            for name in ("/home/x/images/a/1.jpg", r"C:\x\a\1.jpg", "images/a/1.jpeg", "../1.jpg")
+        ),
+        *(("images/a/1.jpg", name) for name in ("https://x.org/y/a/1.jpg?z=1", "/data/local-files/?d=set/a/1.jpg")),
+        *(
+            (f"images/{NFD}", NFC),
+            (f"images/{NFC}", NFD),
+            ("images/a b.jpg", "a%20b.jpg"),
+            ("images/a%20b.jpg", "a b.jpg"),
+        ),
+        *(("Images/1.JPG", "1.jpg"), ("images/1.jpeg", "1.jpg"), ("images/cat.jpg", "upload/3/1f2e3d4c-cat.jpg")),
+    ],
+)
+def test_names_that_look_otherwise(tmp_path, there, name):
+    put(tmp_path / there, b"123")
+    if name == "../1.jpg":
+        os.rename(tmp_path / "images/a/1.jpg", tmp_path / "images/1.jpg")
+        there = "images/1.jpg"
+    assert Finder(tmp_path, ["", "images"]).find(name) == (there, 3)
+
+
+def test_the_name_as_it_stands_comes_first(tmp_path):
+    for size, name in enumerate(("1.JPG", "images/1.jpg", "images/1.JPG", "images/%31.jpg"), 1):
+        put(tmp_path / name, b"x" * size)
+    finder = Finder(tmp_path, ["", "images"])
+    assert finder.find("1.jpg") == ("images/1.jpg", 2) and finder.find("1.JPG") == ("1.JPG", 1)
+    assert finder.find("%31.jpg") == ("images/%31.jpg", 4)
+
+
+def test_a_name_that_looks_like_two_files_means_none(tmp_path):
+    put(tmp_path / "a.jpg", b"1")
+    put(tmp_path / "A.JPEG", b"1")
+    found, said = put_down(Finder(tmp_path, [""]), ["A.jpg"], tmp_path)
+    assert found == [("A.jpg", 0)] and "no 'A.jpg' in ." in said["A.jpg"].met
+
+
+def test_nothing_is_listed_where_all_names_stand(tmp_path, monkeypatch):
+    put(tmp_path / "images/1.jpg", b"1")
+    monkeypatch.setattr(finding, "listed", None)
+    assert Finder(tmp_path, ["", "images", "none"]).find("1.jpg") == ("images/1.jpg", 1)
+
+
+def test_a_missing_file_is_refused_with_where_it_was_looked_for(tmp_path):
+    put(tmp_path / "images/photo_001.jpg", b"1")
+    put(tmp_path / "elsewhere/dog.jpg", b"1")
+    found, said = put_down(Finder(tmp_path, ["", "images", "none"]), ["photo_01.jpg", "x/dog.png"], tmp_path)
+    assert found == [("photo_01.jpg", 0), ("x/dog.png", 0)]
+    error = said["photo_01.jpg"]
+    assert error.what == "no such file"
+    assert error.met == "no 'photo_01.jpg' in ., images; the nearest name is 'images/photo_001.jpg'"
+    assert said["x/dog.png"].met.endswith("the nearest name is 'elsewhere/dog.jpg'")
+
+
+def test_the_nearest_name_is_not_looked_for_without_end(tmp_path):
+    put(tmp_path / "photo_001.jpg", b"1")
+    _, said = put_down(Finder(tmp_path, [""]), [f"photo_{n}.jpg" for n in range(40)], tmp_path)
+    assert sum("nearest" in error.met for error in said.values()) == 20 and len(said) == 40
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../x.jpg", "a\0.jpg", "a" * 300, "\ud800.jpg"])
+def test_nothing_is_found_outside(tmp_path, name):
+    put(tmp_path / "x.jpg", b"1")
+    finder = Finder(tmp_path / "images", [""])
+    (tmp_path / "images").mkdir()
+    assert finder.find(name) == (name, 0)
+
+
+@pytest.mark.parametrize(
+    ("names", "there"),
+    [
+        (("a/x.jpg", "b/x.jpg"), "images/x.jpg"),
+        (("b/x.jpg", "images/x.jpg"), "images/x.jpg"),
+        (("images/x.jpg", "b/x.jpg"), "images/x.jpg"),
+        (("X.jpg", "x.jpg"), "images/x.jpg"),
+        (("x.jpg", "X.jpg"), "images/x.jpg"),
+        (("/m/train/x.jpg", "/m/val/x.jpg"), "x.jpg"),
+        (("1f2e3d4c-x.jpg", "2f2e3d4c-x.jpg"), "x.jpg"),
+        (("a/000000000009.jpg", "b/000000000009.jpg"), "images/000000000009.jpg"),
+    ],
+)
+def test_names_of_two_pictures_do_not_share_a_file(tmp_path, names, there):
+    put(tmp_path / there, b"1")
+    found, said = put_down(Finder(tmp_path, ["", "images"]), [*names, *names], tmp_path)
+    assert there in said and all(path in said for path, _ in found)
+    assert {error.what for error in said.values()} == {finding.SHARED}
+    assert all(name.lstrip("/") in said[there].met for name in names)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("x.jpg", "a/x.jpg", "/m/a/x.jpg", "./x.jpg", "x.jpg"),
+        ("train2014/COCO_train2014_000000000009.jpg", "train2017/000000000009.jpg", "000000000009.jpg"),
+    ],
+)
+def test_names_of_one_picture_do(tmp_path, names):
+    there = "images/x.jpg" if "x" in names[0] else "images/000000000009.jpg"
+    put(tmp_path / there, b"12")
+    found, said = put_down(Finder(tmp_path, ["", "images"]), names, tmp_path)
+    assert {*found} == {(there, 2)} and not said
+
+
+def test_a_link_to_nothing_is_found(tmp_path):
+    (tmp_path / "images").mkdir()
+    os.symlink(tmp_path / "gone.jpg", tmp_path / "images/1.jpg")
+    found, said = put_down(Finder(tmp_path, ["", "images"]), ["1.jpg"], tmp_path)
+    assert found == [("images/1.jpg", 0)] and not said  # reading it says what it points to
+
+
+def test_hidden_files_are_not_taken_for_others(tmp_path):
+    put(tmp_path / "._1.JPG", b"1")
+    put(tmp_path / ".ipynb_checkpoints/1.jpg", b"1")
+    assert Finder(tmp_path, [""]).find("1.jpg") == ("1.jpg", 0)
