@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 from PIL import Image
 
 from pipeline.cropped import Bool, Mask
@@ -14,6 +15,8 @@ from shards.errors import BadInput, DroppedInput
 
 EMPTY = "empty mask"
 NO_OBJECT = "no annotated object"
+TWICE = "objects listed twice, taken once"
+ONE_ID = "objects that share an id with another of their sample"
 ReadMask = Callable[[], Bool]
 
 
@@ -34,7 +37,8 @@ def sample_of(
 ) -> RawSample:
     """A sample of all candidates whose masks are sound and not empty in every frame.
 
-    The others are counted by reason, and named in the sample's JSON under `left_out`.
+    The others are counted by reason, and named in the sample's JSON under `left_out`. Of objects that share an id the
+    second becomes `ID-2`, and so on; one that is the same in all is taken once.
 
     Args:
         path: of the input.
@@ -50,15 +54,19 @@ def sample_of(
     kept: list[RawObject] = []
     masks: list[list[Mask]] = [[] for _ in pictures]
     left_out: list[dict[str, str]] = []
+    names = _Names()
     for candidate in candidates:
+        described = names.own(candidate.object)
         try:
             own = [Mask.of(read()) for read in candidate.masks]
             if not any(mask.any() for mask in own):
                 raise BadInput(EMPTY, met="0 pixels", wanted="an object")
         except BadInput as error:
-            left_out.append({"id": candidate.object.id, "reason": error.what, "detail": error.detail})
+            left_out.append({"id": described.id, "reason": error.what, "detail": error.detail})
             continue
-        kept.append(candidate.object)
+        if names.is_known(candidate.object, own):
+            continue
+        kept.append(described)
         for frame, mask in zip(masks, own, strict=True):
             frame.append(mask)
     if not kept:
@@ -67,6 +75,41 @@ def sample_of(
         met = ", ".join(f"{item['id']}: {item['reason']}" for item in left_out[:3])
         raise BadInput("no object that can be used", met=f"{len(left_out)} objects, {met}", wanted="at least one")
     frames = tuple(RawFrame(name, picture, tuple(own)) for (name, picture), own in zip(pictures, masks, strict=True))
-    notes = Counter(f"objects left out: {item['reason']}" for item in left_out)
+    notes = Counter(f"objects left out: {item['reason']}" for item in left_out) + names.notes
     extra = {**(more or {}), **({"left_out": left_out} if left_out else {})}
     return RawSample(path, kind, frames, tuple(kept), extra, notes)
+
+
+class _Names:
+    """The ids of a sample's objects, one each."""
+
+    def __init__(self) -> None:
+        self.notes: Counter[str] = Counter()
+        self._used: set[str] = set()
+        self._shared: dict[str, list[tuple[RawObject, list[Mask]]]] = {}
+
+    def own(self, described: RawObject) -> RawObject:
+        """The object under an id that none before it has."""
+        name, number = described.id, 1
+        while name in self._used:
+            number += 1
+            name = f"{described.id}-{number}"
+        self._used.add(name)
+        return described if number == 1 else replace(described, id=name)
+
+    def is_known(self, described: RawObject, masks: list[Mask]) -> bool:
+        """Whether an object before is the same in id, texts, annotation and masks; counts it, and a shared id."""
+        before = self._shared.setdefault(described.id, [])
+        known = any(described == other and _equal(masks, theirs) for other, theirs in before)
+        if before:
+            self.notes[TWICE if known else ONE_ID] += 1
+        before.append((described, masks))
+        return known
+
+
+def _equal(some: Sequence[Mask], others: Sequence[Mask]) -> bool:
+    return all(
+        (one.shape, one.top, one.left) == (other.shape, other.top, other.left)
+        and np.array_equal(one.pixels, other.pixels)
+        for one, other in zip(some, others, strict=True)
+    )
