@@ -421,8 +421,14 @@ def evaluate(
     ] = None,
     split: Annotated[str | None, typer.Option(help="Only the sets that were made with this --split.")] = None,
     holdout: Annotated[
-        float, typer.Option(min=0, max=1, help="Only what a training with this data.holdout left out. 0: everything.")
-    ] = 0.0,
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Only what a training with this data.holdout left out. 0: everything.  [default: what the model was "
+            "not trained on, where its folder says]",
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N samples of each set.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 8,
     max_caption_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a caption (dual).")] = 64,

@@ -17,10 +17,12 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from inference.items import TEXT_OBJECTIVES, Place, batches, cut, read
 from inference.loading import load
+from inference.new_samples import count_trained, explain_samples, new_parts, trained_on
 from inference.pictures import write
 from inference.recipes import explain_shards
 from inference.scores import ALL, Tally, table
@@ -48,7 +50,7 @@ def evaluate(
     *,
     objective: str | None = None,
     split: str | None = None,
-    holdout: float = 0.0,
+    holdout: float | None = None,
     limit: int | None = None,
     batch_size: int = 8,
     max_caption_tokens: int = 64,
@@ -64,7 +66,8 @@ def evaluate(
         shards: folders of shard sets, or their URLs, of one recipe.
         objective: a key of `trainer.measure.judge.JUDGED`; where None, segment if the objects have texts, else dual.
         split: keep the sets that were made of this split.
-        holdout: keep the samples that a training with this `data.holdout` leaves out; 0 keeps all.
+        holdout: keep the samples that a training with this `data.holdout` leaves out; 0 keeps all; None those that the
+            model was not trained on, as far as its folder says (see `inference.new_samples`).
         limit: keep the first so many samples of each set.
         batch_size: items a batch; samples a group (see `inference.items`).
         max_caption_tokens: of the captions that the model writes itself (dual).
@@ -83,18 +86,22 @@ def evaluate(
         raise UserError("no such folder", where=str(json_file), do="make it, or give another --json")
     sets = _open(shards, split, cache)
     chosen = objective or _objective(sets)
-    groups = [group for own in sets for group in cut(_places(own, holdout, limit), batch_size)]
-    if not groups:
-        raise UserError("nothing to evaluate", where=", ".join(shards), met="no sample in this part of the shards")
     if processes := missing_processes():
         start(processes)
         return None
+    record = trained_on(model)
+    parts = new_parts(sets, record) if holdout is None else [_held_out(own, holdout) for own in sets]
+    places = [_places(own, part, limit) for own, part in zip(sets, parts, strict=True)]
+    groups = [group for own in places for group in cut(own, batch_size)]
+    every = [place for own in places for place in own]
+    if not groups:
+        raise UserError("nothing to evaluate", where=", ".join(shards), met="no sample in this part of the shards")
     state = PartialState(cpu=device == "cpu" or not torch.accelerator.is_available(), timeout=_PATIENCE)
     if state.num_processes > 1 and device not in (None, "cpu"):
         met = f"{device} for {state.num_processes} processes"
         raise UserError("one device for all", where="--device", met=met, do="leave it out: each takes its own")
     loaded = load(model, str(state.device) if state.num_processes > 1 else device, dtype).eval()
-    notes = [explain_shards(loaded, sets[0].recipe)]
+    notes = [explain_shards(loaded, sets[0].recipe), explain_samples(sets, every, record)]
     if state.is_main_process:  # what is wrong is said before hours go into it
         print(*notes, sep="\n", file=sys.stderr)
     loaded.grounding_encoder.float()  # as in prediction: bfloat16 for SAM 2 is left to autocast
@@ -104,7 +111,10 @@ def evaluate(
     state.wait_for_everyone()
     shown = None
     if state.is_main_process:
-        of_source = _together(gathered, sum(map(len, groups)), chosen)
+        of_source = _together(gathered, len(every), chosen)
+        trained = count_trained(every, record)
+        for source, values in of_source.items():
+            values["trained_on"] = None if trained is None else trained.total() if source == ALL else trained[source]
         title = f"{chosen}: {model}" + (f", split {split}" if split else "")
         settings = {"holdout": holdout, "limit": limit, "batch_size": batch_size, "split": split}
         settings["max_caption_tokens"] = max_caption_tokens if chosen == "dual" else None
@@ -190,8 +200,11 @@ def _open(paths: Sequence[str], split: str | None, cache: Cache | None) -> list[
     return sets
 
 
-def _places(shards: ShardSet, holdout: float, limit: int | None) -> list[Place]:
-    kept = held_out(shards.index["key"], holdout) if holdout else np.ones(len(shards), np.bool_)
+def _held_out(shards: ShardSet, share: float) -> NDArray[np.bool_]:
+    return held_out(shards.index["key"], share) if share else np.ones(len(shards), np.bool_)
+
+
+def _places(shards: ShardSet, kept: NDArray[np.bool_], limit: int | None) -> list[Place]:
     return [(shards, int(position)) for position in np.flatnonzero(kept)[:limit]]
 
 

@@ -148,7 +148,7 @@ def export_onnx(model: Sa2VA, out: Path, pictures: Sequence[UInt8], *, bound: fl
                     wanted=f"at most {bound:.0e}",
                     do="nothing was written",
                 )
-        write_training(folder, model.recipe)
+        write_training(folder, model)
         written = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     return OnnxReport(out, written, len(images), differences, flipped)
 

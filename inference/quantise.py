@@ -131,7 +131,7 @@ def save_quantised(model: Sa2VA, out: Path, card: str = "") -> None:
         (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         save_tokenizer(model.prompts.tokenizer, model.source, folder)
         (folder / "README.md").write_text(card, encoding="utf-8")
-        write_training(folder, model.recipe)
+        write_training(folder, model)
 
     write_folder(out, tensors_of(model), files)
 
@@ -164,7 +164,7 @@ def load_quantised(folder: Path, device: torch.device | str = "cpu") -> Sa2VA:
         model.source, model.tied = folder, bool(config.get("tie_word_embeddings"))
         check_fit(_shapes(model), shapes, str(folder))
         tensors = {name: files[name].to(device) for name in shapes}
-    model.recipe = read_training(folder)
+    model.recipe, model.trained_on = read_training(folder)
     model.stored_dtype = tensors[_PART + _TABLE].dtype
     linears = _linears(model)
     for name, layer in linears.items():

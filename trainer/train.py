@@ -28,6 +28,7 @@ import time
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from signal import Signals
 from typing import Any, cast
@@ -63,6 +64,7 @@ from trainer.optimizer import make_optimizer
 from trainer.schedule import rate_factor
 from trainer.strategy import lay_out, layout_of, make_accelerator
 from trainer.trained import Origin, base_model
+from trainer.trained_on import after_training
 from trainer.zero import sharing
 
 
@@ -140,6 +142,8 @@ def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
     model, new = base_model(config.model, accelerator.device)
     if model.recipe and (differences := recipe.differences(model.recipe)):
         show(f"the model to start from was trained with another recipe than that of the shards: {differences}")
+    ids, plans = ([getattr(loader, name) for loader in loaders.values()] for name in ("sample_ids", "plans"))
+    trained_on = after_training(model.trained_on, ids, chain(*plans))
     sizes = set_trainable(model, config.trainable, **vars(config.lora))
     if config.gradient_checkpointing:
         model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -181,7 +185,7 @@ def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
         tensors = parts.tensors(keep=main)
         if journal:
             journal.sync()
-            origin = Origin.of(config, step, recipe, described)
+            origin = Origin.of(config, step, recipe, described, trained_on)
             state = State(step, stream.position, samples, mask_loss, parts.schedule(), flat(config), described)
             run.save(step, nbytes(tensors), lambda target: write(target, tensors, state, origin, random_states))
         accelerator.wait_for_everyone()

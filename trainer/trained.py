@@ -1,7 +1,8 @@
 """What a training changed, and the model that it started from.
 
 A checkpoint is a folder: `trained.safetensors` holds the tensors that trained, and those that no file held at the
-start; `origin.json` says what the rest comes from. Where only adapters train, it holds the adapters alone.
+start; `origin.json` says what the rest comes from, and with `trained_on.bin` which samples it was
+trained on. Where only adapters train, it holds the adapters alone.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from trainer.model.trainable import set_trainable
 from trainer.released.files import check_fit, read_json
 from trainer.released.folder import cast, load_model, load_parts
 from trainer.released.training import recipe_from_json, recipe_to_json
+from trainer.trained_on import FILE, KEY, TrainedOn, ids_to_bytes, read_trained_on
 
 WEIGHTS, ORIGIN = "trained.safetensors", "origin.json"
 _VERSION = 1
@@ -47,21 +49,27 @@ class Origin:
     """How the tensors were made; None in a checkpoint of an earlier release that names none of today's."""
     data: list[str]
     """A line a shard set."""
+    trained_on: TrainedOn | None = None
+    """None in a checkpoint of an earlier release."""
 
     @classmethod
-    def of(cls, config: Config, step: int, recipe: Recipe, data: list[str]) -> Origin:
+    def of(
+        cls, config: Config, step: int, recipe: Recipe, data: list[str], trained_on: TrainedOn | None = None
+    ) -> Origin:
         """Of a run; folders of the model are made absolute, so that the checkpoint can move."""
         given = config.model
         places = {k: v and _absolute(v) for k, v in asdict(given).items() if k in ("path", "internvl", "sam2")}
         batch = config.batch_size * config.accumulation
         model = replace(given, **places)
         objective = ", ".join(config.objectives())
-        return cls(model, config.trainable, config.lora, objective, step, batch, recipe, data)
+        return cls(model, config.trainable, config.lora, objective, step, batch, recipe, data, trained_on)
 
     def to_bytes(self) -> bytes:
         """What `origin.json` holds."""
-        recipe = {} if self.recipe is None else recipe_to_json(self.recipe)
-        return (json.dumps({"version": _VERSION, **asdict(self), **recipe}, indent=1) + "\n").encode()
+        more = {} if self.recipe is None else recipe_to_json(self.recipe)
+        more[KEY] = None if self.trained_on is None else self.trained_on.to_json()
+        body = asdict(replace(self, trained_on=None)) | more
+        return (json.dumps({"version": _VERSION, **body}, indent=1) + "\n").encode()
 
 
 def base_model(config: ModelConfig, device: torch.device | str) -> tuple[Sa2VA, set[str]]:
@@ -72,6 +80,7 @@ def base_model(config: ModelConfig, device: torch.device | str) -> tuple[Sa2VA, 
     if config.internvl and config.sam2:
         return load_parts(config.internvl, Path(config.sam2), dtype=dtype, device=device)
     model = cast(build(config.preset), dtype).to(device)
+    model.trained_on = TrainedOn()
     return model, set(model.state_dict())
 
 
@@ -86,6 +95,8 @@ def save_trained(folder: Path, tensors: Mapping[str, torch.Tensor], origin: Orig
     folder.mkdir(parents=True, exist_ok=True)
     weights = {n: t.cpu().contiguous() for n, t in tensors.items()}
     atomic_write(folder / WEIGHTS, to_safetensors(weights))
+    if origin.trained_on is not None:
+        atomic_write(folder / FILE, ids_to_bytes(origin.trained_on))
     atomic_write(folder / ORIGIN, origin.to_bytes())
 
 
@@ -101,11 +112,11 @@ def load_trained(folder: Path, device: torch.device | str = "cpu") -> tuple[Sa2V
     Raises:
         UserError: no such checkpoint, or one whose tensors are not those that its training must have left.
     """
-    origin = _read_origin(folder / ORIGIN)
+    origin = read_origin(folder / ORIGIN)
     model, new = base_model(origin.model, device)
     set_trainable(model, origin.trainable, **asdict(origin.lora))
     fill(trained_tensors(model, new), folder / WEIGHTS)
-    model.recipe = origin.recipe or model.recipe
+    model.recipe, model.trained_on = origin.recipe or model.recipe, origin.trained_on
     return model.requires_grad_(False).eval(), origin
 
 
@@ -140,15 +151,17 @@ def _kept(model: Sa2VA, new: set[str]) -> set[str]:
     return kept - ({"language_model.lm_head.weight"} if model.tied else set())
 
 
-def _read_origin(path: Path) -> Origin:
+def read_origin(path: Path) -> Origin:
+    """What the `origin.json` at `path` says. Raises `UserError` where it is none of this version."""
     body = read_json(path)
     try:
         if body.pop("version") != _VERSION:
             raise UserError("another version of checkpoint", where=str(path), wanted=str(_VERSION))
         model, lora = ModelConfig(**body.pop("model")), LoraConfig(**body.pop("lora"))
         recipe = recipe_from_json(body, str(path))
-        own = {key: value for key, value in body.items() if key not in ("recipe", "recipe_hash")}
-        return Origin(model=model, lora=lora, recipe=recipe, **own)
+        own = {key: value for key, value in body.items() if key not in ("recipe", "recipe_hash", KEY)}
+        trained_on = read_trained_on(path.parent, body, str(path))
+        return Origin(model=model, lora=lora, recipe=recipe, trained_on=trained_on, **own)
     except (KeyError, TypeError) as error:
         raise UserError("not the origin of a checkpoint", where=str(path), met=str(error)) from None
 

@@ -27,6 +27,7 @@ from shards.remote import RemoteShardSet, open_set
 from trainer.data.ahead import Ahead, check_room
 from trainer.data.choice import mix
 from trainer.data.rows import NEEDED, Buffers, Need, Normalise, Ring, Row, Rows
+from trainer.trained_on import sample_ids
 
 log = logging.getLogger(__name__)
 
@@ -196,6 +197,16 @@ class Loader:
             log.warning("%s part: samples left out, %s", part, without)
         counts = len(self._positions), self.steps_per_epoch, self.unused
         log.info("%s part: %d samples, %d steps an epoch, %d samples of each epoch unused", part, *counts)
+
+    @property
+    def plans(self) -> list[str]:
+        """The plan of each set."""
+        return [s.manifest.plan for s in self._sets]
+
+    @property
+    def sample_ids(self) -> NDArray[np.uint64]:
+        """Who the samples of this part are, see `trainer.trained_on`; one that stands there several times, as often."""
+        return np.concatenate([sample_ids(s) for s in self._sets])[self._positions.astype(np.int64)]
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """The positions of an epoch's samples in the order in which all ranks together consume them."""

@@ -23,6 +23,7 @@ from trainer.model.grounding import GroundingEncoder, SamFeatures
 from trainer.model.prompts import IGNORE, IMAGE_TOKENS, Prompts, Rows
 from trainer.model.tokenizer import byte_tokenizer
 from trainer.model.work import Work
+from trainer.trained_on import TrainedOn
 
 
 def pixel_shuffle(tokens: Tensor) -> Tensor:
@@ -50,6 +51,8 @@ class Sa2VA(nn.Module):
         """That of the token table in the file."""
         self.recipe: Recipe | None = None
         """How the tensors that it was trained on were made; None where nothing says so."""
+        self.trained_on: TrainedOn | None = None
+        """The samples that it was trained on; None where nothing says so."""
         self.tied = False
         """Whether the language model's head is its token table."""
         self.together: Callable[[bool], bool] = bool

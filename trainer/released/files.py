@@ -18,7 +18,7 @@ from torch import Tensor
 from shards.errors import UserError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-_WANTED = ("*.json", "*.safetensors", "tokenizer.model", "vocab.txt", "merges.txt")  # and not one line of code
+_WANTED = ("*.json", "*.safetensors", "tokenizer.model", "vocab.txt", "merges.txt", "trained_on.bin")  # and no code
 
 
 def resolve(source: str | Path) -> Path:

@@ -50,7 +50,7 @@ def load_model(source: str | Path, *, dtype: torch.dtype | None = None, device: 
         sam = sam_of({n.removeprefix(_SAM): s for n, s in shapes.items() if n.startswith(_SAM)}, str(folder))
         model = _hollow(Architecture(config, sam, str(folder / "config.json")), folder)
         _fill(model, shapes, files.__getitem__, str(folder), dtype, device)
-    model.recipe = read_training(folder)
+    model.recipe, model.trained_on = read_training(folder)
     return model
 
 
@@ -171,7 +171,7 @@ def save_model(
                 if path.exists():
                     shutil.copyfile(path, folder / path.name)
         (folder / "README.md").write_text(card, encoding="utf-8")
-        write_training(folder, model.recipe)
+        write_training(folder, model)
 
     write_folder(out, {s.name: s.join(state) for s in stored}, files, shard_bytes)
     return left_out

@@ -1,4 +1,4 @@
-"""`training.json` in a model's folder: how the tensors that the model was trained on were made.
+"""`training.json` in a model's folder: what the model was trained on, and how its tensors were made.
 
 Released folders have no such file. Where it stands, prediction makes the same tensors, so that a model meets the
 pictures and prompt cells of its training.
@@ -12,32 +12,38 @@ from typing import Any
 
 from shards.errors import UserError
 from shards.recipe import RECIPES, Recipe
+from trainer.model.sa2va import Sa2VA
 from trainer.released.files import read_json
+from trainer.trained_on import FILE, KEY, TrainedOn, ids_to_bytes, read_trained_on
 
 TRAINING = "training.json"
 _VERSION = 1
 
 
-def write_training(folder: Path, recipe: Recipe | None) -> None:
-    """Write `training.json` into `folder`; nothing where the recipe is unknown."""
-    if recipe is not None:
-        body = {"version": _VERSION, **recipe_to_json(recipe)}
+def write_training(folder: Path, model: Sa2VA) -> None:
+    """Write `training.json` and `trained_on.bin` into `folder`; nothing where nothing is known."""
+    body: dict[str, Any] = {} if model.recipe is None else recipe_to_json(model.recipe)
+    if model.trained_on is not None:
+        body[KEY] = model.trained_on.to_json()
+        (folder / FILE).write_bytes(ids_to_bytes(model.trained_on))
+    if body:
+        body = {"version": _VERSION, **body}
         (folder / TRAINING).write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
 
 
-def read_training(folder: Path) -> Recipe | None:
-    """The recipe that `training.json` in `folder` names; None where there is no such file.
+def read_training(folder: Path) -> tuple[Recipe | None, TrainedOn | None]:
+    """The recipe that `training.json` in `folder` names, and the samples; None each where it does not say.
 
     Raises:
         UserError: the file is broken, of another version, or its recipe and its hash differ.
     """
     path = folder / TRAINING
     if not path.exists():
-        return None
+        return None, None
     body = read_json(path)
     if body.get("version") != _VERSION:
         raise UserError("another version", where=str(path), met=repr(body.get("version")), wanted=str(_VERSION))
-    return recipe_from_json(body, str(path))
+    return recipe_from_json(body, str(path)), read_trained_on(folder, body, str(path))
 
 
 def recipe_to_json(recipe: Recipe) -> dict[str, Any]:

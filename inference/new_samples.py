@@ -1,0 +1,70 @@
+"""What a model was not trained on: measured by default, and how many other samples are in the numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.items import Place
+from shards.reader import ShardSet
+from trainer.export import CHECKPOINT
+from trainer.released.files import resolve
+from trainer.released.training import read_training
+from trainer.trained import ORIGIN, read_origin
+from trainer.trained_on import TrainedOn
+
+Mask = NDArray[np.bool_]
+
+
+def trained_on(model: str) -> TrainedOn | None:
+    """What the model in a folder, a run's or one that was exported, or on the hub records; None where it does not say.
+
+    Raises:
+        UserError: no such model, or a damaged record.
+    """
+    path = Path(model)
+    for folder in (path, path / CHECKPOINT):
+        if (folder / ORIGIN).exists():
+            return read_origin(folder / ORIGIN).trained_on
+    return read_training(resolve(model))[1]
+
+
+def new_parts(sets: Sequence[ShardSet], record: TrainedOn | None) -> list[Mask]:
+    """The samples of each set that a model was not trained on; all where that is unknown, or it was trained on all."""
+    if record is not None:
+        new = [~record.holds(shards) for shards in sets]
+        if any(part.any() for part in new):
+            return new
+    return [np.ones(len(shards), np.bool_) for shards in sets]
+
+
+def count_trained(places: Sequence[Place], record: TrainedOn | None) -> Counter[str] | None:
+    """By source, how many of the samples at `places` the model was trained on; None where that is unknown."""
+    if record is None:
+        return None
+    held = {id(shards): record.holds(shards) for shards, _ in places}
+    return Counter(shards.manifest.source for shards, position in places if held[id(shards)][position])
+
+
+def explain_samples(sets: Sequence[ShardSet], places: Sequence[Place], record: TrainedOn | None) -> str:
+    """One line for the user: how many of the samples at `places`, out of `sets`, the model was trained on."""
+    counts = count_trained(places, record)
+    if record is None or counts is None:
+        return "what the model was trained on is unknown: samples of its training may be in these numbers"
+    trained, every = counts.total(), sum(map(len, sets))
+    said = f"{len(places):,} of {every:,} samples, none of which the model was trained on"
+    if trained:
+        said = f"warning: the model was trained on {trained:,} of these {len(places):,} samples"
+        if trained == len(places):
+            said += ": the numbers tell how well it remembers them, not how good it is on new ones"
+    other = [shards for shards in sets if shards.manifest.plan not in record.plans and record.holds(shards).any()]
+    if other:
+        names = ", ".join(str(shards.folder) for shards in other)
+        said += f"; in {names} samples are recognised by source and name alone: other raw files, recipe or options"
+    if not record.complete:
+        said += "; what the model that its training started from was trained on is unknown"
+    return said

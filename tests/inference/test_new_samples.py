@@ -1,0 +1,146 @@
+"""An evaluation knows what the model was trained on: it leaves that out, or says how much of it is in the numbers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
+from inference.evaluate import evaluate
+from inference.new_samples import explain_samples, new_parts, trained_on
+from shards.errors import UserError
+from shards.reader import ShardSet
+from tests.trainer.runs import SMALL
+from trainer.data.loader import Loader
+from trainer.export import export
+from trainer.released.folder import save_model
+from trainer.train import main
+from trainer.trained_on import FILE, TrainedOn, after_training, sample_ids
+
+HOLDOUT = 0.4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fresh_accelerate():
+    yield
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+@pytest.fixture(scope="module")
+def run(sav_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of one step. Not to be changed."""
+    out = tmp_path_factory.mktemp("run") / "run"
+    given = [f"data.shards=[{sav_set}]", f"output_dir={out}", "steps=1", "batch_size=1", "accumulation=1"]
+    main([*SMALL, *given, f"data.holdout={HOLDOUT}", "eval.samples=1", "eval.show=0"])
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+    return out
+
+
+@pytest.fixture(scope="module")
+def trained_keys(sav_set: Path) -> set[str]:
+    """What an epoch of that run gives, batch for batch."""
+    loader = Loader([str(sav_set)], fields=("prompt_masks1",), batch_size=1, seed=0, holdout=HOLDOUT)
+    return {key for batch in loader.epoch(0) for key in batch["keys"]}
+
+
+def new_keys(folder: Path, record: TrainedOn | None) -> set[str]:
+    shards = ShardSet(folder)
+    (part,) = new_parts([shards], record)
+    return {shards.key(position) for position in np.flatnonzero(part)}
+
+
+def test_a_run_and_its_export_know_their_held_out_part(
+    run: Path, trained_keys: set[str], sav_set: Path, raw_set: Path, small_set: Path, tmp_path: Path
+):
+    """In a recoded set and in a part of it, too."""
+    export(run, tmp_path / "model")
+    for folder in (run, run / "checkpoint", tmp_path / "model"):
+        record = trained_on(str(folder))
+        assert record is not None and record.complete  # the weights were random before
+        for shards in (sav_set, raw_set, small_set):
+            every = {ShardSet(shards).key(n) for n in range(len(ShardSet(shards)))}
+            assert new_keys(shards, record) == every - trained_keys
+    assert 0 < len(trained_keys) < 12
+
+
+def test_by_default_nothing_that_was_trained_on_is_counted(
+    run: Path, trained_keys: set[str], sav_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    how = {"batch_size": 4, "max_caption_tokens": 1, "json_file": tmp_path / "numbers.json", "device": "cpu"}
+    shown = evaluate(str(run), [str(sav_set)], **how)
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    left = 12 - len(trained_keys)
+    for values in (numbers["all"], numbers["sources"]["sav"]):
+        assert (values["samples"], values["trained_on"]) == (left, 0)
+    line = f"{left} of 12 samples, none of which the model was trained on"
+    assert line in numbers["notes"] and line in shown.splitlines() and line in capsys.readouterr().err
+    PartialState._reset_state()
+    shown = evaluate(str(run), [str(sav_set)], holdout=0, **how)
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert (numbers["all"]["samples"], numbers["all"]["trained_on"]) == (12, len(trained_keys))
+    assert f"warning: the model was trained on {len(trained_keys)} of these 12 samples" in shown.splitlines()
+    assert "trained on" in shown.split("\n", 3)[2]  # a column
+
+
+def test_what_a_note_says(sav_set: Path, talker, tmp_path: Path):
+    shards = ShardSet(sav_set)
+    places = [(shards, n) for n in range(12)]
+    said = explain_samples([shards], places, None)
+    assert said.startswith("what the model was trained on is unknown")
+    save_model(talker, tmp_path / "released")
+    assert trained_on(str(tmp_path / "released")) is None
+    every = TrainedOn().and_then([sample_ids(shards)], [shards.manifest.plan])
+    assert new_parts([shards], every)[0].all()  # there is nothing else
+    assert explain_samples([shards], places, every).endswith(
+        "the model was trained on 12 of these 12 samples: "
+        "the numbers tell how well it remembers them, not how good it is on new ones"
+    )
+    other = after_training(None, [sample_ids(shards)[:3]], ["another plan"])
+    said = explain_samples([shards], places, other)
+    assert "trained on 3 of these 12 samples; " in said and "recognised by source and name alone" in said
+    assert said.endswith("what the model that its training started from was trained on is unknown")
+
+
+def test_a_training_adds_to_what_the_model_was_trained_on_before(sav_set: Path):
+    ids = sample_ids(ShardSet(sav_set))
+    assert len(np.unique(ids)) == 12
+    first = after_training(TrainedOn(), [ids[:4]], ["a"])
+    second = after_training(first, [ids[3:6], ids[5:7]], ["b", "b"])
+    assert second.holds(ShardSet(sav_set)).tolist() == [True] * 7 + [False] * 5
+    assert second.plans == ("a", "b") and second.complete
+
+
+def test_another_source_has_other_samples(sav_set: Path, tmp_path: Path):
+    shutil.copytree(sav_set, tmp_path / "other")
+    other = ShardSet(tmp_path / "other")
+    object.__setattr__(other.manifest, "source", "coco")
+    assert not np.isin(sample_ids(ShardSet(sav_set)), sample_ids(other)).any()
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda path: path.unlink(), "cannot be read"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-3]), "not as long as it should be; met"),
+        (lambda path: _edit(path, samples="7"), "not what a model was trained on"),
+        (lambda path: _edit(path, plans=None), "not what a model was trained on"),
+    ],
+)
+def test_a_damaged_record_is_one_line(run: Path, tmp_path: Path, damage, said: str):
+    shutil.copytree((run / "checkpoint").resolve(), tmp_path / "checkpoint")
+    damage(tmp_path / "checkpoint" / FILE)
+    with pytest.raises(UserError, match=said):
+        trained_on(str(tmp_path / "checkpoint"))
+
+
+def _edit(path: Path, **values: object) -> None:
+    origin = path.with_name("origin.json")
+    body = json.loads(origin.read_text())
+    body["trained_on"] |= values
+    origin.write_text(json.dumps(body))

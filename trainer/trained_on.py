@@ -1,0 +1,97 @@
+"""Which samples a model was trained on: recorded with it, so that an evaluation does not take them for new ones.
+
+A sample is known by its source and its key, a hash of its raw file's path. So it is recognised in a set that was cut,
+recoded or written again with another recipe; a raw file of the same name in another folder is taken for the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import UserError
+from shards.reader import ShardSet
+from trainer.data.choice import UInt64, mix
+
+FILE, KEY = "trained_on.bin", "trained_on"
+"""The file beside a model's weights with `TrainedOn.ids`, uint64 little-endian; the key in the JSON beside it."""
+_ID = np.dtype("<u8")
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedOn:
+    """The samples of all trainings of a model."""
+
+    ids: UInt64 = field(default_factory=lambda: np.empty(0, np.uint64))
+    """(S,) of `sample_ids`, rising."""
+    plans: tuple[str, ...] = ()
+    """Of the sets that held them, see `shards.manifest.Manifest.plan`."""
+    complete: bool = True
+    """Whether the weights were random before; else they came from a model whose own training is not recorded."""
+
+    def and_then(self, ids: Iterable[UInt64], plans: Iterable[str]) -> TrainedOn:
+        """What the model has been trained on after a training on further samples."""
+        every = np.unique(np.concatenate([self.ids, *ids]))
+        return TrainedOn(every, tuple(sorted({*self.plans, *plans})), self.complete)
+
+    def holds(self, shards: ShardSet) -> NDArray[np.bool_]:
+        """Which samples of a set it was trained on: (N,)."""
+        return np.isin(sample_ids(shards), self.ids)
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the ids."""
+        return {"samples": len(self.ids), "plans": list(self.plans), "complete": self.complete}
+
+
+def after_training(before: TrainedOn | None, ids: Iterable[UInt64], plans: Iterable[str]) -> TrainedOn:
+    """As `TrainedOn.and_then`, for a model of which it may be unknown what it was trained on before."""
+    return (before or TrainedOn(complete=False)).and_then(ids, plans)
+
+
+def sample_ids(shards: ShardSet) -> UInt64:
+    """A hash of source and key of each sample: (N,)."""
+    keys = np.ascontiguousarray(shards.index["key"])
+    source = hashlib.sha256(shards.manifest.source.encode()).digest()[:8]
+    total = np.full(len(keys), int.from_bytes(source, "little"), np.uint64)
+    for column in keys.view(_ID).reshape(len(keys), keys.dtype.itemsize // 8).T:
+        total = mix(total ^ column, salt=1)
+    return total
+
+
+def read_trained_on(folder: Path, body: dict[str, Any], where: str) -> TrainedOn | None:
+    """What `folder` records; None where it records nothing.
+
+    Args:
+        folder: holds `trained_on.bin`.
+        body: the JSON there that says how many samples it names.
+        where: that file, for messages.
+
+    Raises:
+        UserError: the two differ, or are damaged.
+    """
+    said = body.get(KEY)
+    if said is None:
+        return None
+    kinds = {"samples": int, "plans": list, "complete": bool}
+    if not isinstance(said, dict) or any(type(said.get(name)) is not kind for name, kind in kinds.items()):
+        raise UserError("not what a model was trained on", where=f"{where}, {KEY}", wanted=", ".join(kinds))
+    path = folder / FILE
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError("cannot be read", where=str(path), met=str(error.strerror), wanted=f"as {where} says") from None
+    if len(data) != said["samples"] * _ID.itemsize:
+        wanted = f"{said['samples'] * _ID.itemsize} bytes"
+        raise UserError("not as long as it should be", where=str(path), met=f"{len(data)} bytes", wanted=wanted)
+    return TrainedOn(np.frombuffer(data, _ID).astype(np.uint64), tuple(map(str, said["plans"])), said["complete"])
+
+
+def ids_to_bytes(trained_on: TrainedOn) -> bytes:
+    """What `trained_on.bin` holds."""
+    return trained_on.ids.astype(_ID).tobytes()
