@@ -369,6 +369,9 @@ def predict(
         bool,
         typer.Option("--official-normalisation", help="SAM 2's mean and std rounded to bfloat16, as in official code."),
     ] = False,
+    memory_dtype: Annotated[
+        Dtype, typer.Option(help="Of what SAM 2 remembers of a video's frames; float32 takes twice the memory.")
+    ] = "bfloat16",
 ) -> None:
     """Segment pictures and videos, or describe regions, with a Sa2VA model.
 
@@ -392,6 +395,7 @@ def predict(
             most_tiles=tiles,
             max_new_tokens=max_new_tokens,
             official_normalisation=official_normalisation,
+            memory_dtype=memory_dtype,
         )
 
     for line in run(

@@ -13,7 +13,7 @@ from trainer.model.sa2va import Sa2VA
 from trainer.released.folder import load_model
 from trainer.trained import ORIGIN
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def load(folder: str | Path, device: str | None = None, dtype: str | None = None) -> Sa2VA:
@@ -31,14 +31,14 @@ def load(folder: str | Path, device: str | None = None, dtype: str | None = None
     if dtype is None:
         fast = place.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         dtype = "bfloat16" if fast else "float32"
-    if dtype not in _DTYPES:
-        raise UserError("unknown dtype", met=dtype, wanted=" or ".join(_DTYPES))
+    if dtype not in DTYPES:
+        raise UserError("unknown dtype", met=dtype, wanted=" or ".join(DTYPES))
     path = Path(folder)
     if any((run / ORIGIN).exists() for run in (path, path / CHECKPOINT)):
-        return load_any(path, _DTYPES[dtype])[0].to(place)
+        return load_any(path, DTYPES[dtype])[0].to(place)
     if (path / "config.json").exists() and is_int8_folder(path):
         return load_quantised(path, place)  # its other weights are as the folder has them
-    return load_model(folder, dtype=_DTYPES[dtype], device=place)
+    return load_model(folder, dtype=DTYPES[dtype], device=place)
 
 
 def _device(name: str | None) -> torch.device:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from inference import tiles
+from inference.loading import DTYPES
 from inference.recipes import recipe_of
 from inference.regions import cells_of
 from inference.tracking import Tracker
@@ -63,6 +64,7 @@ class Predictor:
         most_tiles: int = 1,
         max_new_tokens: int = 2048,
         official_normalisation: bool = False,
+        memory_dtype: str = "bfloat16",
     ) -> None:
         """Put the model into evaluation mode, and its SAM 2 into float32.
 
@@ -75,13 +77,18 @@ class Predictor:
             max_new_tokens: of an answer.
             official_normalisation: round SAM 2's mean and standard deviation to bfloat16, as the official inference
                 does.
+            memory_dtype: "bfloat16", in which the official inference keeps what it remembers of a video's frames, or
+                "float32", which does not round it.
         """
+        if memory_dtype not in DTYPES:
+            raise UserError("unknown dtype of memories", met=memory_dtype, wanted=" or ".join(DTYPES))
         if not 1 <= most_tiles <= tiles.MOST_TILES:
             raise UserError("number of tiles", met=str(most_tiles), wanted=f"1 to {tiles.MOST_TILES}")
         self.model = model.eval()
         self.model.grounding_encoder.float()
         asked = named_recipe(recipe) if isinstance(recipe, str) else recipe
         self.recipe = asked or recipe_of(model)
+        self.memory_dtype = DTYPES[memory_dtype]
         self.most_tiles, self.max_new_tokens, self.rounded = most_tiles, max_new_tokens, official_normalisation
 
     @torch.no_grad()
@@ -172,7 +179,7 @@ class Predictor:
         return Track(answer, len(embeddings), self._follow(frames, embeddings, name))
 
     def _follow(self, frames: Sequence[UInt8], embeddings: Tensor, name: str) -> Iterator[Bool]:
-        tracker = Tracker(self.model.grounding_encoder, len(frames))
+        tracker = Tracker(self.model.grounding_encoder, len(frames), self.memory_dtype)
         for i in range(len(frames)):
             yield self._step(tracker, i, _checked(frames[i], name), embeddings)
 

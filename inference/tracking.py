@@ -1,7 +1,7 @@
 """Objects through a video: SAM 2's memory, started by language embeddings. SAM 2's own parts do all the work.
 
 As in the official inference every prompted frame is a conditioning frame, object scores move the object pointer alone
-(no mask is blanked by them), and memories are kept in bfloat16.
+(no mask is blanked by them), and memories are kept in bfloat16 unless float32 is asked for.
 """
 
 from __future__ import annotations
@@ -18,8 +18,16 @@ from trainer.model.grounding import IMAGE_SIZE, Decoded, GroundingEncoder, SamFe
 class Tracker:
     """The memory of N objects of one video. Frames come in order: first those that are prompted."""
 
-    def __init__(self, encoder: GroundingEncoder, frames: int) -> None:
-        """`frames`: how many the video has."""
+    def __init__(self, encoder: GroundingEncoder, frames: int, memory_dtype: torch.dtype = torch.bfloat16) -> None:
+        """Remember nothing yet.
+
+        Args:
+            encoder: SAM 2.
+            frames: how many the video has.
+            memory_dtype: of the memories' maps, (N, 64, 64, 64) a frame in the released models, of which 7 and those
+                of prompted frames are read. float32 takes twice the memory.
+        """
+        self._memory_dtype = memory_dtype
         self._encoder, self._sam, self._frames = encoder, encoder.sam2_model, frames
         self._memory: dict[str, dict[int, dict[str, Any]]] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
         self._places: list[Tensor] | None = None
@@ -66,7 +74,7 @@ class Tracker:
         self._places = self._places or places  # the same for every frame
         memory = self._memory[kind]
         memory[frame] = {
-            "maskmem_features": features.to(torch.bfloat16),
+            "maskmem_features": features.to(self._memory_dtype),
             "maskmem_pos_enc": self._places,
             "obj_ptr": pointer,
         }

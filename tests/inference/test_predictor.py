@@ -209,6 +209,10 @@ def test_settings_and_pictures_are_checked(talker: Sa2VA, predictor: Predictor):
     for most_tiles in (0, 13):
         with pytest.raises(UserError, match="1 to 12"):
             Predictor(talker, most_tiles=most_tiles)
+    assert predictor.memory_dtype == torch.bfloat16
+    assert Predictor(talker, memory_dtype="float32").memory_dtype == torch.float32
+    with pytest.raises(UserError, match="unknown dtype of memories"):
+        Predictor(talker, memory_dtype="float64")
     with pytest.raises(UserError, match="unknown recipe"):
         Predictor(talker, recipe="best")
     for wrong in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)):

@@ -47,7 +47,13 @@ def apart(met: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((met - wanted).norm() / wanted.norm())
 
 
-def sam_alone(encoder: GroundingEncoder, video: torch.Tensor, embedding: torch.Tensor, prompted: int):
+def sam_alone(
+    encoder: GroundingEncoder,
+    video: torch.Tensor,
+    embedding: torch.Tensor,
+    prompted: int,
+    dtype: torch.dtype = torch.bfloat16,
+):
     """One object with SAM 2's own methods and positions from a new module: masks (F, 256, 256), pointers (F, C)."""
     from sam2.modeling.position_encoding import PositionEmbeddingSine
 
@@ -65,16 +71,22 @@ def sam_alone(encoder: GroundingEncoder, video: torch.Tensor, embedding: torch.T
         hook = sam.sam_prompt_encoder.register_forward_hook(with_language)
         step = sam.track_step(i, is_prompted, features, positions, sizes, None, None, outputs, len(video))
         hook.remove()
-        step["maskmem_features"] = step["maskmem_features"].bfloat16()
+        step["maskmem_features"] = step["maskmem_features"].to(dtype)
         outputs["cond_frame_outputs" if is_prompted else "non_cond_frame_outputs"][i] = step
         logits.append(step["pred_masks"][0, 0])
         pointers.append(step["obj_ptr"][0])
     return torch.stack(logits), torch.stack(pointers)
 
 
-def tracked(encoder: GroundingEncoder, video: torch.Tensor, embeddings: torch.Tensor, prompted: int):
+def tracked(
+    encoder: GroundingEncoder,
+    video: torch.Tensor,
+    embeddings: torch.Tensor,
+    prompted: int,
+    dtype: torch.dtype = torch.bfloat16,
+):
     """Masks (F, N, 256, 256), pointers (F, N, C)."""
-    tracker, logits = Tracker(encoder, len(video)), []
+    tracker, logits = Tracker(encoder, len(video), dtype), []
     for i, frame in enumerate(video):
         looked = encoder.encode(frame)
         logits.append(tracker.prompt(i, looked, embeddings) if i < prompted else tracker.follow(i, looked))
@@ -89,6 +101,17 @@ def test_it_is_sam2s_own_tracking(encoder, video):
     for i in range(FRAMES):
         assert apart(met[i, 0], wanted[i]) < 1e-3 and apart(pointers[i, 0], wanted_pointers[i]) < 1e-3, i
         assert i == 0 or apart(wanted[i], wanted[i - 1]) > 0.02
+
+
+def test_memories_in_float32_are_not_rounded(encoder, video):
+    """Against SAM 2's own tracking in float32: nearly equal where rounded memories are far off."""
+    embeddings = 3 * torch.randn(1, encoder.width)
+    wanted, _ = sam_alone(encoder, video[:4], embeddings[0], PROMPTED, torch.float32)
+    exact, _ = tracked(encoder, video[:4], embeddings, PROMPTED, torch.float32)
+    rounded, _ = tracked(encoder, video[:4], embeddings, PROMPTED)
+    for i in range(PROMPTED, 4):
+        assert apart(exact[i, 0], wanted[i]) < 1e-5
+        assert apart(rounded[i, 0], wanted[i]) > 10 * apart(exact[i, 0], wanted[i])
 
 
 def test_objects_are_tracked_as_if_alone(encoder, video):
