@@ -47,6 +47,14 @@ def shard(
     split: Annotated[str | None, typer.Option(help="Part of the dataset, where it has several.")] = None,
     split_by: Annotated[str | None, typer.Option(help="Who split it: unc, google or umd (refcoco).")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Frames a sample, where the source is a video.")] = None,
+    void: Annotated[
+        int | None,
+        typer.Option(min=0, help="Value of mask files that is no object, beside 0 (folder).  [default: VOC's 255]"),
+    ] = None,
+    mask_slack: Annotated[
+        int | None,
+        typer.Option(min=0, max=64, help="Pixels by which a mask's sides may differ from its picture's.  [default: 0]"),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes.  [default: one a processor, of the cluster with ray]")
     ] = None,
@@ -87,7 +95,8 @@ def shard(
     from shards.recipe import named_recipe
 
     dataset, chosen = source_named(source), named_recipe(recipe, prompt_pooling)
-    choices = choices_of(dataset, {"split": split, "split_by": split_by, "frames": frames})
+    given = {"split": split, "split_by": split_by, "frames": frames, "void": void, "mask_slack": mask_slack}
+    choices = choices_of(dataset, given)
     where, most = root or Path("data", source), parse_size(shard_size)
     share, place = share_of(task_index, task_count, engine, overwrite), f"{out.rstrip('/') or '/'}/{source}"
 
@@ -130,6 +139,8 @@ def estimate(
     split: Annotated[str | None, typer.Option()] = None,
     split_by: Annotated[str | None, typer.Option()] = None,
     frames: Annotated[int | None, typer.Option(min=1)] = None,
+    void: Annotated[int | None, typer.Option(min=0)] = None,
+    mask_slack: Annotated[int | None, typer.Option(min=0, max=64)] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes, each with a core of its own.")] = os.cpu_count() or 1,
     shard_size: Annotated[str, typer.Option()] = "1GB",
     codec: Annotated[Codec, typer.Option()] = "zstd",
@@ -147,7 +158,8 @@ def estimate(
     from shards.recipe import named_recipe
 
     dataset, chosen = source_named(source), named_recipe(recipe, prompt_pooling)
-    choices = choices_of(dataset, {"split": split, "split_by": split_by, "frames": frames})
+    given = {"split": split, "split_by": split_by, "frames": frames, "void": void, "mask_slack": mask_slack}
+    choices = choices_of(dataset, given)
     where, most = root or Path("data", source), parse_size(shard_size)
     with TemporaryDirectory() as folder:
         plan = make_plan(dataset, where, chosen, most, Path(folder, "records"), choices, limit, codec=codec)

@@ -1,4 +1,4 @@
-"""One door for masks: polygons, run lengths plain or compressed, PNG, arrays. Out comes (H, W) bool."""
+"""One door for masks: polygons, run lengths plain or compressed, pictures, arrays. Out comes (H, W) bool."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from pipeline.cropped import Bool
+from pipeline.mask_values import distinct, values_of, void_of
 from shards.errors import BadInput
 
 _MIN_NUMBERS = 6  # of a polygon: three corners
@@ -62,28 +63,35 @@ def has_pixels(segmentation: Any) -> bool:
         return False
 
 
-def from_image(image: Image.Image, value: int | None = None) -> Bool:
+def from_image(image: Image.Image, value: int | None = None, void: int | None = None) -> Bool:
     """A mask stored as a picture: (H, W) bool.
 
     Args:
-        image: mode 1: its set pixels. Mode P or L, with `value`: the pixels of this value. Otherwise the pixels above
-            half of the full range; of a palette those whose index is not 0; of a picture with no value above 1 those
-            that are 1.
-        value: an object's id.
+        image: as `values_of` reads it.
+        value: an object's id: the pixels of this value. Without one the mask is of one object. Of a palette, and of a
+            picture that holds no more than one value beside 0: all pixels that are not 0. Otherwise, with grey edges,
+            the pixels above half of the full range.
+        void: see `void_of`: pixels that belong to no object.
 
     Raises:
-        BadInput: a picture with several channels.
+        BadInput: as `values_of`; several values of which none is above half of the range.
     """
-    if image.mode == "1":
-        return from_array(np.asarray(image))
-    if image.mode not in ("L", "P") and not image.mode.startswith("I"):
-        raise BadInput("no mask", met=f"a picture of mode {image.mode}", wanted="one channel: mode 1, L, P or I")
-    values = np.asarray(image)
+    values = values_of(image, soft=value is None)
     if value is not None:
-        return values == value
-    if image.mode == "P":
-        return values != 0
-    return from_array(values)
+        return np.asarray(values == value)
+    numbers = distinct(values)
+    void = void_of(image, numbers, void)
+    if void in numbers:
+        values = np.where(values == void, values.dtype.type(0), values)
+        numbers = [number for number in numbers if number != void]
+    if image.mode in ("1", "P", "PA") or len([number for number in numbers if number]) <= 1:
+        return np.asarray(values != 0)
+    mask = from_array(values)
+    if not mask.any():
+        met = ", ".join(map(str, numbers[:6])) + (", ..." if len(numbers) > 6 else "")
+        do = 'give the object\'s id as "value"'
+        raise BadInput("a mask of several values", met=met, wanted="one beside 0, or grey above half", do=do)
+    return mask
 
 
 def from_array(values: NDArray[Any]) -> Bool:

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from pipeline.absent import no_such_file
+from pipeline.fit import advice, off_by
 from shards.errors import BadInput
 
 MAX_PIXELS = 100_000_000
@@ -40,7 +41,9 @@ DARK = "grey pictures of 16 bits with no value above 255: nearly black"
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = _MAX_TEXT
 
 
-def read_picture(source: Path | bytes, size: tuple[int, int] | None = None, *, stored: bool = False) -> Image.Image:
+def read_picture(
+    source: Path | bytes, size: tuple[int, int] | None = None, *, stored: bool = False, slack: int | None = None
+) -> Image.Image:
     """A picture of mode RGB. An alpha channel is left out, 16 bits are scaled to 8, CMYK is converted.
 
     What is noted of it on the way, `notes_of` gives.
@@ -50,6 +53,7 @@ def read_picture(source: Path | bytes, size: tuple[int, int] | None = None, *, s
         size: (H, W) that annotations were made for. The bitmap is taken as it is stored where it has this size, else
             upright by its EXIF orientation where it has it then. Without a size it is taken upright.
         stored: without a size, take the bitmap as it is stored.
+        slack: pixels by which each side may differ from `size`, if no turn fits exactly; None: the user has no choice.
 
     Raises:
         BadInput: no file, no picture, a truncated or an enormous one, one of another size, or one of more than 16 bits
@@ -59,15 +63,16 @@ def read_picture(source: Path | bytes, size: tuple[int, int] | None = None, *, s
     image = open_image(source)
     with decoding(where):
         turn = _orientation(image, notes)
-        as_stored = image.size[::-1] == size or (stored and size is None)
+        as_stored = stored if size is None else _fits_as_stored(image, size, turn, slack or 0)
         if turn in _TURNS and (turn < 5 or image.width == image.height):  # the size is the same after the turn
             notes.add(TURN_LEFT if as_stored else TURN_APPLIED)
         form = image.format
         if turn in _TURNS and not as_stored:
             image = image.transpose(_TURNS[turn])
-        if size is not None and image.size[::-1] != size:
+        if size is not None and (off := off_by(size, (image.height, image.width))) > (slack or 0):
             met, wanted = f"{image.height} x {image.width}", f"{size[0]} x {size[1]}"
-            raise BadInput("picture and annotation differ in size", where=where, met=met, wanted=wanted)
+            do = "" if slack is None else advice(off)
+            raise BadInput("picture and annotation differ in size", where=where, met=met, wanted=wanted, do=do)
         picture = _to_rgb(image, form, where, notes)
     picture.info = {_NOTES: sorted(notes)} if notes else {}
     return picture
@@ -133,6 +138,13 @@ def _orientation(image: Image.Image, notes: set[str]) -> int:
         return turn or 1
     notes.add(BROKEN_EXIF)
     return 1
+
+
+def _fits_as_stored(image: Image.Image, size: tuple[int, int], turn: int, slack: int) -> bool:
+    """Whether the bitmap fits `size` (H, W) as it is stored, and not only upright."""
+    stored = off_by(size, (image.height, image.width))
+    upright = off_by(size, image.size) if turn >= 5 else stored  # orientations from 5 on exchange the sides
+    return stored <= slack and stored <= upright
 
 
 def _to_rgb(image: Image.Image, form: str | None, where: str, notes: set[str]) -> Image.Image:

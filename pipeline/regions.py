@@ -134,5 +134,6 @@ class Regions:
 def _size(stated: Any) -> Size | None:
     if not isinstance(stated, list | tuple) or len(stated) != 2:
         return None
+    stated = [int(side) if isinstance(side, str) and side.isascii() and side.isdecimal() else side for side in stated]
     fits = all(isinstance(side, int | float) and side == int(side) and 0 < side < 1 << 16 for side in stated)
     return (int(stated[0]), int(stated[1])) if fits else None

@@ -40,7 +40,8 @@ def show_plan(plan: Plan, place: str) -> None:
         ("recipe", str(plan.job.recipe)),
     ]
     options = plan.job.options
-    rows += [(name, str(value)) for name, value in options.items() if name not in ("limit", "shard_size", "found")]
+    shown = {name: value for name, value in options.items() if name not in ("limit", "shard_size", "found")}
+    rows += [(name, str(value)) for name, value in shown.items() if value is not None]
     rows += _found(options)
     _print(f"{place}: nothing written (dry run)", rows)
 

@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,17 +19,17 @@ from pipeline.annotations import parse_json
 from pipeline.boundary import entries
 from pipeline.cropped import Bool
 from pipeline.finder import below
+from pipeline.fit import check_size, count_off
 from pipeline.pictures import open_image, read_picture
 from pipeline.raw import RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.refused import raise_refused
+from pipeline.sources.beside import find_beside, load_beside
 from pipeline.sources.objects import Candidate, sample_of
 from pipeline.text import open_text
-from pipeline.walk import listed, walk
 from shards.errors import BadInput, UserError
 
 LINES = "samples.jsonl"
-_PICTURES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 # One list or one object over many lines; a list of something else is one broken line.
 _ONE_DOCUMENT = re.compile(rb"\s*(\[\s*\{|[\[{]\s*\n.)", re.DOTALL)
 _MOST_BYTES = 64 << 20  # of a line
@@ -37,13 +37,13 @@ _MOST_BYTES = 64 << 20  # of a line
 
 class Folder:
     name = "folder"
-    choices: Mapping[str, Any] = {}
+    choices: Mapping[str, Any] = {"void": None, "mask_slack": 0}
 
     def find(self, root: Path, choices: Mapping[str, Any], records: RecordsWriter) -> dict[str, int]:
         if (root / LINES).exists():
             return _find_lines(root, records)
         if (root / "images").is_dir() and (root / "masks").is_dir():
-            return _find_beside(root, records)
+            return find_beside(root, records)
         raise UserError("not a folder of this kind", where=str(root), wanted=f"{LINES}, or images/ and masks/")
 
     def options(self, root: Path, probe: Sequence[RawInput]) -> dict[str, Any]:
@@ -54,9 +54,11 @@ class Folder:
         if len(parts) != 1:
             do = 'give each line an "id" of its own'
             raise BadInput("described more than once", met=f"{len(parts)} lines", wanted="one line a sample", do=do)
-        (line,) = parts
-        if "broken" in line:
-            raise BadInput("not a sample", met=line["broken"], wanted='{"image": PATH, "objects": [...]}')
+        if "broken" in parts[0]:
+            raise BadInput("not a sample", met=parts[0]["broken"], wanted='{"image": PATH, "objects": [...]}')
+        if "masks" in parts[0]:
+            return load_beside(root, path, parts[0]["masks"], options)
+        line = parts[0]["line"]
         frames = [line["image"]] if "image" in line else line.get("frames")
         if not isinstance(frames, list) or not frames or not all(isinstance(name, str) for name in frames):
             raise BadInput("no picture named", met=str(frames)[:80], wanted='"image": PATH or "frames": [PATH, ...]')
@@ -65,9 +67,10 @@ class Folder:
         described = line.get("objects", [])
         if not isinstance(described, list) or not all(isinstance(item, dict) for item in described):
             raise BadInput("no list of objects", met=str(described)[:80], wanted='"objects": [{...}, ...]')
-        candidates = [_candidate(root, number, item, sizes) for number, item in enumerate(described)]
+        candidates = [_candidate(root, number, item, sizes, options) for number, item in enumerate(described)]
         more = {key: value for key, value in line.items() if key not in ("image", "frames", "objects")}
-        return sample_of(path, self.name, pictures, candidates, {"source_json": more} if more else None)
+        raw = sample_of(path, self.name, pictures, candidates, {"source_json": more} if more else None)
+        return count_off(raw)
 
 
 def _find_lines(root: Path, records: RecordsWriter) -> dict[str, int]:
@@ -97,47 +100,13 @@ def _find_lines(root: Path, records: RecordsWriter) -> dict[str, int]:
                 records.attach(path, {"broken": met})
                 continue
             records.add(path, _size(root, first))
-            records.attach(path, line)
+            records.attach(path, {"line": line})
     return dict(counts)
 
 
-def _find_beside(root: Path, records: RecordsWriter) -> dict[str, int]:
-    """`images/A.jpg` with `masks/A.png` (an object's id in each pixel) or `masks/A/*.png` (one object each)."""
-    counts: Counter[str] = Counter()
-    for path, size in sorted(walk(root, _is_picture, counts, records, lambda name: True, "images")):
-        place = PurePosixPath("masks") / PurePosixPath(path).relative_to("images").with_suffix("")
-        records.add(path, size)
-        counts["images"] += 1
-        if (root / place).is_dir():
-            own = [name for name in listed(root / place) if PurePosixPath(name).suffix.lower() == ".png"]
-            objects: list[dict[str, Any]] = [
-                {"id": PurePosixPath(name).stem, "mask": str(place / name)} for name in own
-            ]
-        else:
-            single = f"{place}.png"
-            objects = [{"id": str(value), "mask": single, "value": value} for value in _values(root / single)]
-        counts["images without masks"] += not objects
-        counts["objects"] += len(objects)
-        records.attach(path, {"image": path, "objects": objects})
-    return dict(counts)
-
-
-def _is_picture(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in _PICTURES
-
-
-def _values(file: Path) -> list[int]:
-    """The ids in a mask of many objects: every value but 0."""
-    try:
-        image = open_image(file)
-    except BadInput:
-        return []
-    if image.mode == "1":
-        return [1]
-    return [int(value) for value in np.unique(np.asarray(image)) if value] if image.mode in ("L", "P") else []
-
-
-def _candidate(root: Path, number: int, item: dict[str, Any], sizes: Sequence[tuple[int, int]]) -> Candidate:
+def _candidate(
+    root: Path, number: int, item: dict[str, Any], sizes: Sequence[tuple[int, int]], options: Mapping[str, Any]
+) -> Candidate:
     given = [item["mask"]] if "mask" in item else item.get("masks", [])
     if not isinstance(given, list) or len(given) != len(sizes):
         met = f"object {number}: {str(given)[:60]}"
@@ -147,21 +116,23 @@ def _candidate(root: Path, number: int, item: dict[str, Any], sizes: Sequence[tu
         raise BadInput("texts of an object", met=f"object {number}: {str(texts)[:60]}", wanted="a list of texts")
     more = {key: value for key, value in item.items() if key not in ("id", "mask", "masks", "texts", "value")}
     pairs = zip(given, sizes, strict=True)
-    readers = [partial(_read_mask, root, mask, item.get("value"), size) for mask, size in pairs]
+    readers = [partial(_read_mask, root, mask, item.get("value"), size, options) for mask, size in pairs]
     return Candidate(RawObject(str(item.get("id", number)), tuple(texts), more), readers)
 
 
-def _read_mask(root: Path, mask: Any, value: int | None, size: tuple[int, int]) -> Bool:
+def _read_mask(root: Path, mask: Any, value: Any, size: tuple[int, int], options: Mapping[str, Any]) -> Bool:
     """A mask as a path, run lengths or polygons; None where the object is not in the frame."""
     if mask is None:
         return np.zeros(size, np.bool_)
     if not isinstance(mask, str):
         return masks.from_coco(mask, *size)
+    if isinstance(value, str) and value.isdecimal():
+        value = int(value)
+    if value is not None and not isinstance(value, int):
+        raise BadInput("an object's value", met=str(value)[:60], wanted="a whole number")
     image = open_image(below(root, mask))
-    decoded = masks.from_image(image, None if image.mode == "1" else value)
-    if decoded.shape != size:
-        met, wanted = f"{decoded.shape[0]} x {decoded.shape[1]}", f"{size[0]} x {size[1]}"
-        raise BadInput("mask and picture differ in size", met=met, wanted=wanted)
+    decoded = masks.from_image(image, None if image.mode == "1" else value, options.get("void"))
+    check_size(decoded.shape, size, options.get("mask_slack", 0))
     return decoded
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.annotations import read_pairs
 from pipeline.finder import below
+from pipeline.fit import count_off
 from pipeline.ids import as_id
 from pipeline.pictures import read_picture
 from pipeline.raw import RawInput, RawObject, RawSample
@@ -53,7 +54,7 @@ class RefVos:
         ids: the key by which an expression names its objects.
     """
 
-    choices: Mapping[str, Any] = {"split": "train", "frames": 5}
+    choices: Mapping[str, Any] = {"split": "train", "frames": 5, "mask_slack": 0}
 
     def __init__(self, name: str, layout: Callable[[Path, str], Layout], ids: str) -> None:
         self.name, self._layout, self._ids = name, layout, ids
@@ -123,10 +124,12 @@ class RefVos:
             raise BadInput("no frames", where=path, met=met, wanted="pictures with masks")
         shown: Shown = lambda i: read.shown(there[i]) & {*objects}  # noqa: E731
         chosen = [there[i] for i in choose_frames(len(there), options["frames"], shown, {*objects})]
+        sizes, names = [read.size(n) for n in chosen], [video["frames"][n] for n in chosen]
+        slack = options.get("mask_slack", 0)
         pictures = [
-            (name, read_picture(folder / f"{name}.jpg", read.size(n))) for n in chosen for name in [video["frames"][n]]
+            (name, read_picture(folder / f"{name}.jpg", size, slack=slack))
+            for name, size in zip(names, sizes, strict=True)
         ]
-        sizes = [(picture.height, picture.width) for _, picture in pictures]
         candidates = [
             Candidate(
                 _object(number, video),
@@ -135,7 +138,7 @@ class RefVos:
             for number in objects
         ]
         more = {"split": options["split"], "video": video["video"], "expressions": video["expressions"]}
-        raw = sample_of(path, self.name, pictures, candidates, more)
+        raw = count_off(sample_of(path, self.name, pictures, candidates, more))
         notes = {**raw.notes, "frames without a picture or mask": len(video["frames"]) - len(there)}
         return RawSample(path, self.name, raw.frames, raw.objects, raw.more, notes)
 

@@ -11,39 +11,33 @@ import numpy as np
 
 from pipeline import masks
 from pipeline.cropped import Bool
+from pipeline.mask_values import distinct, read_values
 from pipeline.pickles import read_pickle
-from pipeline.pictures import open_image
 from pipeline.regions import rle_size
 from shards.errors import BadInput, UserError
 
 
 class Pngs:
-    """Palette PNGs, a frame each: a pixel's value is the id of the object there."""
+    """Mask files, as a rule palette PNGs, a frame each: a pixel's value is the id of the object there."""
 
     def __init__(self, folder: Path, frames: Sequence[str]) -> None:
         self._files = [folder / f"{name}.png" for name in frames]
-        self._open = lru_cache(maxsize=8)(open_image)
+        self._read = lru_cache(maxsize=8)(read_values)
 
     def has(self, n: int) -> bool:
         return self._files[n].is_file()
 
     def size(self, n: int) -> tuple[int, int]:
-        image = self._open(self._files[n])
-        return image.height, image.width
+        height, width = self._read(self._files[n]).shape
+        return height, width
 
     def shown(self, n: int) -> set[str]:
-        image = self._open(self._files[n])
-        if image.mode not in ("P", "L", "1"):
-            met = f"a picture of mode {image.mode}"
-            raise BadInput("no mask", where=self._files[n].name, met=met, wanted="a palette PNG of object ids")
-        if image.mode == "1":
-            return {"1"} if image.getbbox() else set()
-        return {str(value) for value, pixels in enumerate(image.histogram()) if value and pixels}
+        return {str(value) for value in distinct(self._read(self._files[n])) if value}
 
     def mask(self, n: int, number: str, height: int, width: int) -> Bool:
         if not number.isdecimal():
             raise BadInput("object id", met=number, wanted="a number")
-        return masks.from_image(self._open(self._files[n]), int(number))
+        return np.asarray(self._read(self._files[n]) == int(number))
 
 
 class Lists:

@@ -13,11 +13,12 @@ from PIL import Image
 from skimage import data as photographs
 
 from pipeline.derive import Against
+from pipeline.fit import check_size
 from pipeline.plan import find_inputs, make_plan
 from pipeline.records import open_records
 from pipeline.run import run
 from pipeline.sources import source_named
-from shards.errors import BadInput, UserError
+from shards.errors import BadInput, DroppedInput, UserError
 from shards.manifest import read_ledger
 from shards.recipe import named_recipe
 from shards.verify import verify
@@ -195,3 +196,113 @@ def test_a_broken_line_says_what_is_broken(root, line, met):
     write(root, line, {"image": "b.png", "objects": [{"mask": "m.png"}]})
     samples = load_all(root)
     assert met in samples["samples.jsonl#line-1"].met and len(samples["b.png"].objects) == 1
+
+
+IDS = (MASK > 0).astype(np.uint8)
+IDS[55:, :30] = 2
+
+
+def put_beside(root: Path, name: str, mask: Image.Image | bytes | None, at: str = "masks/{}.png") -> None:
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(exist_ok=True)
+    Image.open(root / "a.jpg").save(root / f"images/{name}.jpg")
+    if isinstance(mask, bytes):
+        (root / at.format(name)).write_bytes(mask)
+    elif mask is not None:
+        mask.save(root / at.format(name), **({"quality": 90} if at.endswith("jpg") else {}))
+
+
+def found_beside(root: Path) -> dict[str, Any]:
+    return {Path(path).stem: item for path, item in load_all(root).items()}
+
+
+def test_ids_of_every_kind_become_objects(root):
+    grey = Image.fromarray(IDS)
+    deep = Image.fromarray(IDS.astype(np.uint16) * 300)
+    kinds = {
+        "deep": (deep, "masks/{}.png"),
+        "tiff": (Image.fromarray(IDS.astype(np.int32)), "masks/{}.tif"),
+        "rgb": (Image.merge("RGB", [grey] * 3), "masks/{}.png"),
+        "upper": (grey, "masks/{}.PNG"),
+        "ended": (grey, "masks/{}_mask.png"),
+        "doubled": (grey, "masks/{}.jpg.png"),
+        "beside": (grey, "images/{}_mask.png"),
+        "lossy": (Image.fromarray(MASK), "masks/{}.jpg"),
+    }
+    for name, (mask, at) in kinds.items():
+        put_beside(root, name, mask, at)
+    samples = found_beside(root)
+    assert samples.keys() == kinds.keys()
+    for name, sample in samples.items():
+        wanted = {"deep": ["300", "600"], "lossy": ["255"]}.get(name, ["1", "2"])
+        assert [item.id for item in sample.objects] == wanted, name
+        if name != "lossy":
+            for number, mask in enumerate(sample.frames[0].masks, 1):
+                assert np.array_equal(mask, number == IDS), name
+    assert np.mean(np.asarray(samples["lossy"].frames[0].masks[0]) == (MASK > 0)) > 0.95
+
+
+def test_what_is_no_mask_is_bad_and_what_has_none_is_not(root):
+    grey = Image.fromarray(IDS)
+    colours = Image.merge("RGB", [grey, grey.point(lambda v: v * 9), grey])
+    kinds = {
+        "colours": (colours, "a mask of colours"),
+        "broken": (b"\x89PNG nothing", "cannot be read as a picture"),
+        "pointer": (b"version https://git-lfs.github.com/spec/v1\noid", "a pointer, not the file"),
+        "alpha": (Image.merge("LA", [grey, grey]), "a mask whose alpha differs"),
+        "small": (grey.resize((9, 9)), "mask and picture differ in size"),
+    }
+    for name, (mask, _) in kinds.items():
+        put_beside(root, name, mask)
+    put_beside(root, "blurred", grey.point(lambda v: v * 90), "masks/{}.jpg")
+    put_beside(root, "none", None)
+    put_beside(root, "black", Image.new("L", grey.size))
+    samples = found_beside(root)
+    for name, (_, said) in {**kinds, "blurred": (None, "stored with losses")}.items():
+        assert said in samples[name].what and not isinstance(samples[name], DroppedInput), name
+        assert samples[name].met and samples[name].wanted, name
+    for name, met in (("none", "a picture alone"), ("black", "masks/black.png: the background alone")):
+        assert isinstance(samples[name], DroppedInput) and samples[name].met == met
+
+
+def test_masks_of_no_picture_are_counted(root):
+    put_beside(root, "one", Image.fromarray(IDS))
+    put_beside(root, "two", None)
+    for name in ("twoo.png", "other.npy", "one.jpg"):
+        Image.fromarray(MASK).save(root / "masks" / name, "PNG")
+    found = find_inputs(FOLDER, root, {"void": None, "mask_slack": 0}, root / "records.sqlite")
+    assert found["images"] == 2 and found["images without a mask"] == 1
+    assert found["mask files without an image"] == 2
+    assert found["files of a kind that is not taken: *.npy"] == 1
+
+
+def test_pixels_of_no_object_and_grey_edges(root):
+    edged = IDS.copy()
+    edged[0] = 255
+    put_beside(root, "edged", Image.fromarray(edged))
+    soft = np.where(IDS == 1, 255, np.arange(WIDTH)).astype(np.uint8) * (IDS > 0)
+    soft[30:32, 1:18] = np.arange(1, 35).reshape(2, 17)
+    put_beside(root, "soft", Image.fromarray(soft))
+    samples = found_beside(root)
+    assert [item.id for item in samples["edged"].objects] == ["1", "2", "255"] and not samples["edged"].notes
+    assert samples["soft"].notes == {"masks whose ids look like grey edges, not like objects": 1}
+    parts = open_records(root / "records.sqlite").parts("images/edged.jpg")
+    sample = FOLDER.load(root, "images/edged.jpg", {"void": 255, "mask_slack": 0}, parts)
+    assert [item.id for item in sample.objects] == ["1", "2"]
+    assert sample.notes == {"masks with pixels of no object beside the background (void)": 1}
+
+
+def test_a_mask_that_is_off_by_a_pixel_is_taken_where_the_user_says_so(root):
+    narrow = Image.fromarray(MASK[:, : WIDTH - 1])
+    narrow.save(root / "m.png")
+    write(root, {"image": "a.jpg", "objects": [{"mask": "m.png"}]})
+    (error,) = load_all(root).values()
+    assert "mask and picture differ in size" in str(error)
+    parts = open_records(root / "records.sqlite").parts("a.jpg")
+    sample = FOLDER.load(root, "a.jpg", {"void": None, "mask_slack": 1}, parts)
+    assert sample.notes == {"masks of another size than their picture, within --mask-slack": 1}
+    assert np.array_equal(sample.frames[0].masks[0], np.asarray(narrow) > 0)
+    with pytest.raises(BadInput, match="59 x 80; wanted 60 x 80; --mask-slack 1 takes masks"):
+        check_size((59, 80), (60, 80), 0)
+    with pytest.raises(BadInput, match=r"met 50 x 80; wanted 60 x 80$"):
+        check_size((50, 80), (60, 80), 9)

@@ -38,8 +38,11 @@ def shape(width: int = 160, height: int = 120, left: float = 0.2) -> np.ndarray:
 
 
 def png(mask: np.ndarray, mode: str = "1") -> bytes:
+    """A mask as a PNG; of mode RGB it is red, which stands for no number."""
     out = io.BytesIO()
-    Image.fromarray(mask.astype(np.uint8) * 255).convert(mode).save(out, "PNG")
+    grey = Image.fromarray(mask.astype(np.uint8) * 255)
+    image = Image.merge("RGB", [grey, *[Image.new("L", grey.size)] * 2]) if mode == "RGB" else grey.convert(mode)
+    image.save(out, "PNG")
     return out.getvalue()
 
 
@@ -235,7 +238,7 @@ def test_masks_that_cannot_be_used_are_named(write):
     masks = {**ONE, **{mask_name(FIRST, box): data for box, data in boxes.items()}}
     (sample,) = load(write([row(FIRST), *(row(FIRST, box) for box in boxes)], masks))[0].values()
     assert [item["reason"] for item in sample.more["left_out"]] == [
-        *("empty mask", "cannot be read as a picture", "a pointer, not the file", "no mask"),
+        *("empty mask", "cannot be read as a picture", "a pointer, not the file", "a mask of colours"),
     ]
     assert sample.notes["objects left out: empty mask"] == 1 and len(sample.objects) == 1
 

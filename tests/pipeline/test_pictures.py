@@ -242,3 +242,23 @@ def test_whatever_a_decoder_raises_is_a_bad_input(monkeypatch):
             patch.setattr(PngImagePlugin.PngImageFile, name, lambda *_, **__: [].pop())
             with pytest.raises(BadInput, match="cannot be read as a picture; met pop from empty list"):
                 read_picture(stored(PHOTO.convert("L")))
+
+
+def test_annotations_that_are_off_by_a_pixel_are_taken_where_the_user_says_so():
+    wide = stored(PHOTO)  # 30 x 40
+    with pytest.raises(BadInput, match=r"met 30 x 40; wanted 30 x 39; --mask-slack 1 takes"):
+        read_picture(wide, (30, 39), slack=0)
+    with pytest.raises(BadInput, match=r"met 30 x 40; wanted 30 x 39$"):  # a source without this option
+        read_picture(wide, (30, 39))
+    assert read_picture(wide, (30, 39), slack=1).size == (40, 30)
+    with pytest.raises(BadInput, match="differ in size"):
+        read_picture(wide, (40, 30), slack=3)
+    assert read_picture(turned(6), (39, 30), slack=2).size == (30, 40) and read_picture(
+        turned(6), (31, 40), slack=2
+    ).size == (40, 30)
+    nearly_square = PHOTO.crop((0, 0, 30, 31))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = stored(nearly_square, exif=exif)
+    assert read_picture(data, (31, 30), slack=1).size == (30, 31)  # an exact fit goes before one that is off
+    assert read_picture(data, (30, 31), slack=1).size == (31, 30)

@@ -1,0 +1,132 @@
+"""A user's own data as two folders beside one another: `images/` and `masks/`. `docs/datasets/folder.md`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import lru_cache, partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from pipeline import masks
+from pipeline.cropped import Bool
+from pipeline.finder import below
+from pipeline.fit import check_size, count_off
+from pipeline.mask_values import distinct, looks_like_edges, read_ids
+from pipeline.pictures import open_image, read_picture
+from pipeline.raw import RawObject, RawSample
+from pipeline.records import RecordsWriter
+from pipeline.sources.objects import NO_OBJECT, Candidate, sample_of
+from pipeline.walk import listed, walk
+from shards.errors import DroppedInput
+
+EDGES = "masks whose ids look like grey edges, not like objects"
+VOID = "masks with pixels of no object beside the background (void)"
+_PICTURES = (".png", ".bmp", ".tif", ".tiff", ".webp", ".jpg", ".jpeg")  # for masks in this order: the safest first
+_ENDS = ("_mask", "-mask", "_masks")  # of a mask's name behind the picture's
+_NAMED = "a mask of the picture's name in masks/"
+Size = tuple[int, int]
+
+
+def find_beside(root: Path, records: RecordsWriter) -> dict[str, int]:
+    """Put down `images/A.jpg` with `masks/A.png`, an object's id in each pixel, or `masks/A/*.png`, one object each.
+
+    A mask's suffix may be any of a picture's, in any case, and its name may end in `_mask`; such files are taken from
+    `images/` too. Masks are not opened here: there may be millions.
+    """
+    counts: Counter[str] = Counter()
+    in_folder = lru_cache(maxsize=1 << 10)(partial(_by_stem, root))
+    used = 0
+    for path, size in sorted(walk(root, _is_picture, counts, records, lambda name: True, "images")):
+        own = PurePosixPath(path)
+        if _picture_of(own.stem) in in_folder(str(own.parent)):
+            counts["masks among the images"] += 1
+            continue
+        found, alone = _masks_of(root, own, in_folder)
+        used += len(found) * all(name.startswith("masks/") for name in found)
+        counts["images"] += 1
+        counts["images without a mask"] += not found
+        records.add(path, size)
+        records.attach(path, {"masks": {"files": found, "alone": alone}})
+    stored = sum(1 for _ in walk(root, _is_picture, counts, records, lambda name: True, "masks"))
+    counts["mask files without an image"] = stored - used
+    return dict(counts)
+
+
+def load_beside(root: Path, path: str, found: Mapping[str, Any], options: Mapping[str, Any]) -> RawSample:
+    """The sample of a picture with the masks that `find_beside` found."""
+    picture = read_picture(below(root, path))
+    size = (picture.height, picture.width)
+    if not found["files"]:
+        raise DroppedInput(NO_OBJECT, met="a picture alone", wanted=_NAMED)
+    notes: Counter[str] = Counter()
+    if found["alone"]:
+        candidates = [_of_one(root, file, size, options) for file in found["files"]]
+    else:
+        candidates = [*_of_several(root, found["files"][0], size, options, notes)]
+        if not candidates:
+            raise DroppedInput(NO_OBJECT, met=f"{found['files'][0]}: the background alone", wanted="ids in the mask")
+    raw = sample_of(path, "folder", [(path, picture)], candidates)
+    return count_off(replace(raw, notes=Counter(raw.notes) + notes))
+
+
+def _of_one(root: Path, file: str, size: Size, options: Mapping[str, Any]) -> Candidate:
+    def read() -> Bool:
+        mask = masks.from_image(open_image(below(root, file)), void=options.get("void"))
+        check_size(mask.shape, size, options.get("mask_slack", 0))
+        return mask
+
+    return Candidate(RawObject(PurePosixPath(file).stem), [read])
+
+
+def _of_several(
+    root: Path, file: str, size: Size, options: Mapping[str, Any], notes: Counter[str]
+) -> Iterator[Candidate]:
+    values, ids = read_ids(below(root, file), options.get("void"))
+    check_size(values.shape, size, options.get("mask_slack", 0))
+    notes[EDGES] += looks_like_edges(values, ids)
+    notes[VOID] += len(ids) < sum(number != 0 for number in distinct(values))
+    for number in ids:
+        yield Candidate(RawObject(str(number)), [partial(np.equal, values, number)])
+
+
+def _masks_of(root: Path, picture: PurePosixPath, in_folder: Any) -> tuple[list[str], bool]:
+    """The mask files of `images/.../A.jpg`; whether each is of one object alone."""
+    folder = PurePosixPath("masks", *picture.parent.parts[1:])
+    if (root / folder / picture.stem).is_dir():
+        own = folder / picture.stem
+        return [str(own / name) for name in listed(root / own) if _is_picture(name)], True
+    stems = (picture.stem, picture.name, *(picture.stem + end for end in _ENDS))
+    for place in (folder, picture.parent):
+        for stem in stems if place == folder else stems[2:]:
+            if names := in_folder(str(place)).get(stem):
+                return [str(place / names[0])], False
+    return [], False
+
+
+def _by_stem(root: Path, folder: str) -> dict[str, list[str]]:
+    """Stem -> names of the pictures in a folder, those first whose format is safest for a mask."""
+    found: dict[str, list[str]] = {}
+    try:
+        names = listed(root / folder)
+    except OSError:
+        return found
+    for name in sorted(filter(_is_picture, names), key=lambda name: (_PICTURES.index(_suffix(name)), name)):
+        found.setdefault(PurePosixPath(name).stem, []).append(name)
+    return found
+
+
+def _picture_of(stem: str) -> str:
+    """The stem of the picture that a file of this stem would be the mask of; empty where it is none."""
+    return next((stem.removesuffix(end) for end in _ENDS if stem.endswith(end)), "")
+
+
+def _is_picture(name: str) -> bool:
+    return _suffix(name) in _PICTURES
+
+
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
