@@ -31,7 +31,8 @@ class VideoFile:
             refuse_pointer(file.read(64), str(path))
         with self._opened() as (container, stream):
             times = [packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard]
-        self._times = None if None in times or len({*times}) != len(times) else sorted(times)
+            timed = container.format.name != "avi"  # it has none of its own: libraries guess them, in decoding order
+        self._times = sorted(times) if timed and None not in times and len({*times}) == len(times) else None
         self.count = len(times)
         """Frames, as the container lists them; nothing is decoded for it."""
 
@@ -44,9 +45,9 @@ class VideoFile:
         """
         missing = [number for number in numbers if (number, size) not in self._decoded]
         if missing:
-            with self._opened() as (container, stream):
-                found = self._sought(container, stream, missing)
-            if found is None:  # a file that cannot be sought in: decode it from its start
+            found = self._sought(missing)
+            if found is None:
+                self._times = None  # this file cannot be sought in: decode it from its start, now and later
                 with self._opened() as (container, stream):
                     found = _counted(container, stream, missing)
             for number, frame in zip(missing, found, strict=True):
@@ -56,17 +57,26 @@ class VideoFile:
             del self._decoded[key]
         return pictures
 
-    def _sought(self, container: Any, stream: Any, numbers: Sequence[int]) -> list[Any] | None:
+    def _sought(self, numbers: Sequence[int]) -> list[Any] | None:
+        """The frames, each decoded from the key frame before it; None where that does not give every one of them.
+
+        An error is no sign of damage here: behind a key frame of an open group, or of pictures that are refreshed piece
+        by piece, frames refer to others before it.
+        """
         if self._times is None:
             return None
         found = []
-        for number in numbers:
-            time = self._times[number]
-            container.seek(time, stream=stream, backward=True)
-            frame = next((f for f in container.decode(stream) if f.pts is None or f.pts >= time), None)
-            if frame is None or frame.pts != time or frame.is_corrupt:
-                return None
-            found.append(frame)
+        try:
+            with self._opened() as (container, stream):
+                for number in numbers:
+                    time = self._times[number]
+                    container.seek(time, stream=stream, backward=True)
+                    frame = next((f for f in container.decode(stream) if f.pts is None or f.pts >= time), None)
+                    if frame is None or frame.pts != time or frame.is_corrupt:
+                        return None
+                    found.append(frame)
+        except BadInput:
+            return None
         return found
 
     def _picture(self, frame: Any, size: tuple[int, int]) -> Image.Image:
