@@ -83,7 +83,7 @@ class Finder:
         new = records.add(path, size)
         is_alone = name not in self._claims.late and inside(path)
         if new and not size and is_alone and not os.path.lexists(self._root / path):
-            refuse(records, path, self._missing(name))
+            refuse(records, path, self.missing(name))
         return path, size, new
 
     def refuse_shared(self, records: RecordsWriter) -> int:
@@ -95,9 +95,13 @@ class Finder:
                 refuse(records, one, error)
         return len(self._claims.shared)
 
+    def locate(self, name: str) -> str | None:
+        """The path, relative to the root, of the file that `name` means; None where there is none."""
+        return self._as_it_stands(name) or self._look_alike(name)
+
     def _find(self, name: str) -> tuple[str, int]:
         """Path relative to the root, and bytes; where there is none, the path where it might have been, and 0."""
-        path = self._as_it_stands(name) or self._look_alike(name)
+        path = self.locate(name)
         if path is None or not self._claims.claim(path, name):
             return self._place_of_missing(name), 0
         return path, os.stat(self._root / path).st_size if os.path.exists(self._root / path) else 0
@@ -150,7 +154,8 @@ class Finder:
     def _place_of_missing(self, name: str) -> str:
         return (PurePosixPath(self._folders[0]) / name).as_posix() if inside(name) else name
 
-    def _missing(self, name: str) -> BadInput:
+    def missing(self, name: str) -> BadInput:
+        """Says that there is no such file, in which folders it was looked for, and the nearest name that is there."""
         folders = ", ".join(str(PurePosixPath(folder)) for folder in self._folders)
         met = f"no {name!r} in {folders}"
         if nearest := self._nearest(name):
@@ -179,6 +184,27 @@ class Finder:
             if len(found) >= _MOST_COMPARED:
                 break
         return dict([*found.items()][:_MOST_COMPARED])
+
+
+def located(root: Path, name: str) -> Path:
+    """The file that `name` means, a path relative to `root` or one that looks like it.
+
+    Raises:
+        BadInput: there is none, or it would lie outside.
+    """
+    if inside(name) and os.path.lexists(root / name):
+        return root / name
+    found = finder_at(root).locate(name)
+    if found is None:
+        below(root, name)
+        raise finder_at(root).missing(name)
+    return root / found
+
+
+@lru_cache(maxsize=4)
+def finder_at(root: Path) -> Finder:
+    """Finds paths relative to `root`, with all their folders; kept, with what it has listed."""
+    return Finder(root, [""], bare=False)
 
 
 class _Claims:

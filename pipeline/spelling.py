@@ -52,7 +52,7 @@ def spellings(name: str, bare: bool) -> list[Parts]:
         parts, elsewhere = parts_of(text)
         shortest = 1 if bare else 2
         last = len(parts) - shortest if bare or elsewhere else 0
-        found += [parts[start:] for start in range(min(max(last, 0), _MOST_TAILS) + 1)]
+        found += [parts[start:] for start in range(min(last, _MOST_TAILS) + 1)]
         if bare and parts:
             found.append(parts[-1:])
             if match := _UPLOAD.fullmatch(parts[-1]):

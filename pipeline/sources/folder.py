@@ -18,13 +18,14 @@ from pipeline import masks
 from pipeline.annotations import parse_json
 from pipeline.boundary import entries
 from pipeline.cropped import Bool
-from pipeline.finder import below
+from pipeline.finder import finder_at, located
 from pipeline.fit import check_size, count_off
 from pipeline.pictures import open_image, read_picture
 from pipeline.raw import RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.refused import raise_refused
 from pipeline.sources.beside import find_beside, load_beside
+from pipeline.sources.labelme import find_labelme, is_labelme, load_labelme
 from pipeline.sources.objects import Candidate, sample_of
 from pipeline.text import open_text
 from shards.errors import BadInput, UserError
@@ -44,7 +45,10 @@ class Folder:
             return _find_lines(root, records)
         if (root / "images").is_dir() and (root / "masks").is_dir():
             return find_beside(root, records)
-        raise UserError("not a folder of this kind", where=str(root), wanted=f"{LINES}, or images/ and masks/")
+        if is_labelme(root):
+            return find_labelme(root, records)
+        wanted = f"{LINES}, or images/ and masks/, or labelme's json files"
+        raise UserError("not a folder of this kind", where=str(root), wanted=wanted)
 
     def options(self, root: Path, probe: Sequence[RawInput]) -> dict[str, Any]:
         return {}
@@ -58,11 +62,13 @@ class Folder:
             raise BadInput("not a sample", met=parts[0]["broken"], wanted='{"image": PATH, "objects": [...]}')
         if "masks" in parts[0]:
             return load_beside(root, path, parts[0]["masks"], options)
+        if "labelme" in parts[0]:
+            return load_labelme(root, path, parts[0]["labelme"])
         line = parts[0]["line"]
         frames = [line["image"]] if "image" in line else line.get("frames")
         if not isinstance(frames, list) or not frames or not all(isinstance(name, str) for name in frames):
             raise BadInput("no picture named", met=str(frames)[:80], wanted='"image": PATH or "frames": [PATH, ...]')
-        pictures = [(name, read_picture(below(root, name))) for name in frames]
+        pictures = [(name, read_picture(located(root, name))) for name in frames]
         sizes = [(picture.height, picture.width) for _, picture in pictures]
         described = line.get("objects", [])
         if not isinstance(described, list) or not all(isinstance(item, dict) for item in described):
@@ -75,6 +81,7 @@ class Folder:
 
 def _find_lines(root: Path, records: RecordsWriter) -> dict[str, int]:
     counts: Counter[str] = Counter()
+    finder_at.cache_clear()
     with open_text(root / LINES) as file:
         for number, raw in enumerate(entries(root / LINES, iter(partial(file.readline, _MOST_BYTES), b"")), 1):
             if not raw.strip():
@@ -130,7 +137,7 @@ def _read_mask(root: Path, mask: Any, value: Any, size: tuple[int, int], options
         value = int(value)
     if value is not None and not isinstance(value, int):
         raise BadInput("an object's value", met=str(value)[:60], wanted="a whole number")
-    image = open_image(below(root, mask))
+    image = open_image(located(root, mask))
     decoded = masks.from_image(image, None if image.mode == "1" else value, options.get("void"))
     check_size(decoded.shape, size, options.get("mask_slack", 0))
     return decoded
@@ -138,6 +145,6 @@ def _read_mask(root: Path, mask: Any, value: Any, size: tuple[int, int], options
 
 def _size(root: Path, path: str) -> int:
     try:
-        return below(root, path).stat().st_size
+        return located(root, path).stat().st_size
     except (OSError, BadInput):
         return 0

@@ -306,3 +306,29 @@ def test_a_mask_that_is_off_by_a_pixel_is_taken_where_the_user_says_so(root):
         check_size((59, 80), (60, 80), 0)
     with pytest.raises(BadInput, match=r"met 50 x 80; wanted 60 x 80$"):
         check_size((50, 80), (60, 80), 9)
+
+
+@pytest.mark.parametrize("name", [r"x\a.JPG", "./x//a.jpg", "/home/me/set/x/a.jpg", r"D:\set\x\A.jpeg", "x/%61.jpg"])
+def test_names_of_another_machine(root, name):
+    (root / "x").mkdir()
+    (root / "a.jpg").rename(root / "x/a.jpg")
+    (root / "m.png").rename(root / "x/a.png")
+    mask = name.replace("jpeg", "png").replace("jpg", "png").replace("JPG", "PNG")
+    write(root, {"image": name, "objects": [{"mask": mask}]})
+    (sample,) = load_all(root).values()
+    assert np.array_equal(sample.frames[0].masks[0], MASK > 0)
+    (item,) = open_records(root / "records.sqlite").inputs()
+    assert item.bytes == (root / "x/a.jpg").stat().st_size
+
+
+def test_a_picture_is_no_mask_of_its_name(root):
+    (root / "a.jpg").rename(root / "m.jpg")
+    write(root, {"image": "m.jpg", "objects": [{"mask": "/else/m.jpg"}, {"mask": "../m.jpg"}, {"mask": "none/m.jpg"}]})
+    (error,) = load_all(root).values()
+    assert "no object that can be used" in str(error)
+
+
+def test_a_missing_picture_is_told_with_the_nearest_name(root):
+    write(root, {"image": "b.jpg", "objects": [{"mask": "m.png"}]})
+    (error,) = load_all(root).values()
+    assert "no such file; met no 'b.jpg' in .; the nearest name is 'b.png'" in str(error)

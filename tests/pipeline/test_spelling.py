@@ -55,7 +55,8 @@ def test_ends_of_a_name_are_taken_only_where_they_may_be():
     assert spellings("/x/a/1.jpg", bare=True) == [("x", "a", "1.jpg"), ("a", "1.jpg"), ("1.jpg",)]
     assert spellings("/x/a/1.jpg", bare=False) == [("x", "a", "1.jpg"), ("a", "1.jpg")]
     assert spellings("a/1.jpg", bare=True) == [("a", "1.jpg"), ("1.jpg",)]
-    assert spellings("a/1.jpg", bare=False) == [("a", "1.jpg")]
+    assert spellings("a/1.jpg", bare=False) == [("a", "1.jpg")] and spellings("1.jpg", bare=False) == [("1.jpg",)]
+    assert spellings("../1.jpg", bare=False) == spellings("/1.jpg", bare=False) == []
     assert spellings("u/3fd6a1b2-cat.jpg", bare=True)[-1] == ("cat.jpg",)
     assert spellings("a%2Fb.jpg", bare=False) == [("a%2Fb.jpg",), ("a", "b.jpg")]
     assert spellings("/", bare=True) == spellings("..", bare=True) == []
