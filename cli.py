@@ -69,7 +69,12 @@ def shard(
     limit: Annotated[int | None, typer.Option(min=1, help="Take the first N inputs only.")] = None,
     max_bad: Annotated[float, typer.Option(min=0, max=1, help="Share of bad inputs that stops the run.")] = 0.05,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a set that was made otherwise.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Begin even where the disk will not hold it.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Begin even where the disk will not hold it; keep shards whose raw files have new times."
+        ),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")] = False,
     engine: Annotated[
         Engine, typer.Option(help="local: this machine. ray: the cluster of RAY_ADDRESS, else one on this machine.")

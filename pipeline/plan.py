@@ -15,7 +15,8 @@ from typing import Any
 
 from pipeline.boundary import annotation_errors, input_errors, read_sample
 from pipeline.raw import RawInput
-from pipeline.records import RecordsWriter, open_records
+from pipeline.raw_files import forget_states, states
+from pipeline.records import RecordsWriter, open_records, path_bytes
 from pipeline.sources import Source
 from shards.archive import encode_sample
 from shards.errors import BadInput, UserError
@@ -199,12 +200,16 @@ def check_libraries(wanted: Mapping[str, str], where: str) -> None:
 def find_inputs(source: Source, root: Path, choices: Mapping[str, Any], records: Path) -> dict[str, int]:
     """Write `records`; what was counted on the way."""
     open_records.cache_clear()
+    forget_states()
     with RecordsWriter(records) as writer, annotation_errors(root):
         return source.find(root, choices, writer)
 
 
 def plan_digest(job: Job, inputs: Sequence[RawInput], version: int = VERSION) -> str:
-    """Hash of all that a set of this version of the format is made from."""
+    """Hash of all that a set of this version of the format is made from.
+
+    Files have the size in it (-1 where there is none); annotations that `find` put down stand in it word for word.
+    """
     head = [FORMAT, version, job.source.name, job.recipe.to_json(), job.options]
     total = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
     records = open_records(job.records)
@@ -212,6 +217,9 @@ def plan_digest(job: Job, inputs: Sequence[RawInput], version: int = VERSION) ->
         total.update(f"{item.path}\0{item.bytes}\n".encode("utf-8", "surrogateescape"))
         for body in records.bodies(item.path):
             total.update(body.encode())
+        if version > 1:
+            for name, (size, *_) in states(job, item.path):
+                total.update(path_bytes(f"{name}\0{size}\n"))
     return total.hexdigest()[:32]
 
 

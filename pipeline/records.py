@@ -63,15 +63,16 @@ class RecordsWriter:
 
         Returns whether it was new.
         """
-        done = self._base.execute("INSERT OR IGNORE INTO inputs VALUES (?, ?)", (_bytes(path), size))
+        done = self._base.execute("INSERT OR IGNORE INTO inputs VALUES (?, ?)", (path_bytes(path), size))
         return done.rowcount == 1
 
     def attach(self, path: str, part: Any) -> None:
         """Put down something that an annotation file says of an input, as JSON; parts keep their order."""
-        self._base.execute("INSERT INTO parts VALUES (?, ?)", (_bytes(path), _ENCODE(part)))
+        self._base.execute("INSERT INTO parts VALUES (?, ?)", (path_bytes(path), _ENCODE(part)))
 
 
-def _bytes(path: str) -> bytes:
+def path_bytes(path: str) -> bytes:
+    """A path's bytes, also where no file can have it."""
     try:
         return os.fsencode(path)
     except UnicodeEncodeError:  # half a surrogate pair, out of a JSON: it names no file, and is refused
@@ -93,7 +94,11 @@ class Records:
 
     def parts(self, path: str) -> list[Any]:
         """What was attached to an input, in that order."""
-        return [json.loads(body) for body in self.bodies(path)]
+        return [*self.each_part(path)]
+
+    def each_part(self, path: str) -> Iterator[Any]:
+        """The same one by one: some are large, and not everybody needs all."""
+        return map(json.loads, self.bodies(path))
 
     def bodies(self, path: str) -> Iterator[str]:
         """The same as JSON texts."""

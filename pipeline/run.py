@@ -21,6 +21,7 @@ from pipeline.engines import AGAIN, EngineName, engine_named
 from pipeline.estimate import check_room, free_bytes
 from pipeline.finish import finish, finished_manifest, read_manifest, too_many_bad
 from pipeline.plan import Plan
+from pipeline.raw_files import check_unchanged
 from pipeline.store import WORK, Folder, Store, store_at
 from pipeline.task import Watch
 from pipeline.work import Share, Work
@@ -76,7 +77,7 @@ def run(
             `make_plan`).
         workers: of the engine; None for as many as there are processors.
         max_bad: the share of bad inputs, of all, that stops the run.
-        force: begin even where the disk will not hold it.
+        force: begin even where the disk will not hold it, and keep shards of raw files that have new times.
         command: that goes on with the run, for a message.
 
     Raises:
@@ -162,16 +163,20 @@ def _begin(make: MakePlan, work: Work, overwrite: bool, force: bool) -> Plan | M
         plan = make(work.known_plan, work.records)
         finished = finished_manifest(work.store, plan)
         if finished is not None and not (overwrite and work.known_plan(plan.digest) is None):
+            if isinstance(work.store, Folder):
+                _say(check_unchanged(work.store.path, plan, finished))
             return finished
         if not force:
             check_room(plan, work)
-        work.begin(plan, overwrite)
+        again = work.begin(plan, overwrite, force)
     except (UserError, OSError):
         work.leave_as_found()
         raise
+    if again:
+        _say(f"{again:,} shards are written again: their raw files have changed since (--force keeps them)")
     if work.killed_over:
         text = f"the run before this one was killed while it read: {', '.join(work.killed_over)}"
-        tqdm.write(f"{text}; if this one dies there too, take the input away", file=sys.stderr)
+        _say(f"{text}; if this one dies there too, take the input away")
     work.share_lock()
     return plan
 
@@ -199,6 +204,11 @@ def _write(
     return written, bad
 
 
+def _say(text: str) -> None:
+    if text:
+        tqdm.write(text, file=sys.stderr)
+
+
 class _FirstOfKind:
     """Says of each kind of bad input the first, at once: a run may take days, and the ledger comes at its end."""
 
@@ -209,7 +219,7 @@ class _FirstOfKind:
         if line.bad and line.reason not in self._said:
             self._said.add(line.reason)
             text = f"bad input, the first of its kind: {line.path}: {line.reason}"
-            tqdm.write(f"{text}; {line.detail}" if line.detail else text, file=sys.stderr)
+            _say(f"{text}; {line.detail}" if line.detail else text)
 
 
 @contextmanager

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.plan import Outline, Plan, check_libraries
+from pipeline.raw_files import stamp
 from pipeline.store import WORK, Folder, Store
 from pipeline.task import READING, Done, Reading, note_of
 from shards.errors import UserError
@@ -19,6 +22,7 @@ from shards.format import MANIFEST, VERSION
 from shards.lock import hold_lock, share_lock
 
 PLAN = f"{WORK}/plan"
+_STAMPS = re.compile(r"files-\d+-of-\d+\.json")
 
 
 @dataclass(frozen=True)
@@ -107,8 +111,14 @@ class Work:
         saved = self.outline()
         return (saved.per_shard, saved.sample_bytes) if saved and saved.digest == digest else None
 
-    def begin(self, plan: Plan, overwrite: bool) -> None:
+    def begin(self, plan: Plan, overwrite: bool, keep: bool = False) -> int:
         """Go on with the unfinished set of `plan`, or begin a new one in a place that holds no other.
+
+        Args:
+            keep: shards whose raw files have other times now than when they were begun.
+
+        Returns:
+            How many shards have to be written again, for their raw files have changed.
 
         Raises:
             UserError: another set stands here, or one that was begun with other versions of libraries.
@@ -126,6 +136,23 @@ class Work:
                 raise UserError("another run has just begun here", where=str(self.store), do="wait for it, or stop it")
         self._own = {wanted.name(shard) for shard in (self.share.of(wanted.shards) if self.share else wanted.shards)}
         self._sweep()
+        return self._compare_stamps(plan, keep)
+
+    def _compare_stamps(self, plan: Plan, keep: bool) -> int:
+        """Forget shards of this run that were made of raw files that have changed; note the state of all files."""
+        share = self.share or Share(0, 1)
+        name = f"{WORK}/files-{share.index}-of-{share.count}.json"
+        now = {plan.name(shard): stamp(plan, shard) for shard in share.of(plan.shards)}
+        before: dict[str, str] = {}
+        for file in self.store.sizes(WORK):
+            if _STAMPS.fullmatch(file):
+                before |= json.loads(self.store.read(f"{WORK}/{file}"))
+        noted = self.store.sizes(WORK)
+        changed = [shard for shard in now if shard in before and before[shard] != now[shard]]
+        changed = [note_of(shard) for shard in changed if note_of(shard).removeprefix(f"{WORK}/") in noted and not keep]
+        self.store.remove(changed)
+        self.store.put(name, json.dumps(now).encode())
+        return len(changed)
 
     def _sweep(self) -> None:
         """Remove what a killed or stopped process of this run, or of this task, left half-written."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,6 +38,15 @@ class Source(Protocol):
 
     def options(self, root: Path, probe: Sequence[RawInput]) -> dict[str, Any]:
         """What holds for the dataset as a whole and a single file cannot tell, found from some of its files."""
+        ...
+
+    def files(self, path: str, parts: Iterator[Any]) -> Iterable[str]:
+        """The files below the root that decide the sample of an input, annotations that `find` put down aside.
+
+        Args:
+            path: of the input.
+            parts: what `find` attached to it, read one by one as they are asked for.
+        """
         ...
 
     def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any]) -> RawSample:

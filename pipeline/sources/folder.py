@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,15 @@ class Folder:
 
     def options(self, root: Path, probe: Sequence[RawInput]) -> dict[str, Any]:
         return {}
+
+    def files(self, path: str, parts: Iterator[Any]) -> Iterable[str]:
+        found = next(parts)
+        if "masks" in found:
+            return [path, *found["masks"]["files"]]
+        line = found.get("line", {})
+        masks = [mask for item in line.get("objects", ()) for mask in [item.get("mask"), *item.get("masks", ())]]
+        named = [line.get("image"), *line.get("frames", ()), *masks]
+        return [name for name in named if isinstance(name, str)]
 
     def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any]) -> RawSample:
         raise_refused(parts)

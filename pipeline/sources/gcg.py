@@ -97,6 +97,9 @@ class Gcg:
     def options(self, root: Path, probe: Sequence[RawInput]) -> dict[str, Any]:
         return {}
 
+    def files(self, path: str, parts: Iterator[Any]) -> Iterable[str]:
+        return [path]
+
     def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any]) -> RawSample:
         raise_refused(parts)
         notes: Counter[str] = Counter()

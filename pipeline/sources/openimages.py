@@ -6,7 +6,7 @@ import math
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -92,6 +92,9 @@ class OpenImages:
 
     def options(self, root: Path, probe: Sequence[RawInput]) -> dict[str, Any]:
         return {}
+
+    def files(self, path: str, parts: Iterator[Any]) -> Iterable[str]:
+        return [path, *(part["file"] for part in parts if "mask" in part)]
 
     def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any]) -> RawSample:
         rows = [part for part in parts if "row" in part]

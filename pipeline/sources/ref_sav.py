@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -58,6 +58,9 @@ class RefSav:
 
     def options(self, root: Path, probe: Sequence[RawInput]) -> dict[str, Any]:
         return {}
+
+    def files(self, path: str, parts: Iterator[Any]) -> Iterable[str]:
+        return [path, *(part["annotation"] for part in parts)]
 
     def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any]) -> RawSample:
         if len(parts) != 1:

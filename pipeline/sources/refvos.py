@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -103,6 +103,12 @@ class RefVos:
 
     def options(self, root: Path, probe: Sequence[RawInput]) -> dict[str, Any]:
         return {}
+
+    def files(self, path: str, parts: Iterator[Any]) -> Iterable[str]:
+        video = next(parts)
+        yield from (f"{path}/{name}.jpg" for name in video["frames"])
+        if video["annotations"]:
+            yield from (f"{video['annotations']}/{name}.png" for name in video["frames"])
 
     def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any]) -> RawSample:
         video, *given = parts

@@ -82,6 +82,11 @@ class Sa1b:
     def options(self, root: Path, probe: Sequence[RawInput]) -> dict[str, Any]:
         return {}
 
+    def files(self, path: str, parts: Iterator[Any]) -> Iterable[str]:
+        found = [*parts]
+        places = [part[kind]["file"] for part in found for kind in ("picture", "annotation") if kind in part]
+        return places if any("picture" in part for part in found) else [path, *places]
+
     def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any]) -> RawSample:
         raise_refused(parts)
         annotations = [part for part in parts if "annotation" in part]

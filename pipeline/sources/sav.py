@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,9 @@ class Sav:
             if _fractional(arrays):
                 return {"value_range": 1}
         return {"value_range": 255}
+
+    def files(self, path: str, parts: Iterator[Any]) -> Iterable[str]:
+        return [path]
 
     def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any] = ()) -> RawSample:
         raise_refused(parts)

@@ -6,7 +6,7 @@ import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -34,6 +34,9 @@ _NUMBER = re.compile(rb'"masklet_num"\s*:\s*(\d+)')
 _ANNOTATION = re.compile(r"(.+)_(manual|auto)\.json")
 _INPUT = re.compile(r"(.+)\.mp4#(manual|auto)-(\d+)")
 _TAIL = 1 << 12
+_DIGITS = (
+    3  # of a number of masklets that is believed without a look at the masks: released files have fewer than 1,000
+)
 _OTHER_VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".webm"}
 
 
@@ -67,6 +70,10 @@ class SavVideo:
 
     def options(self, root: Path, probe: Sequence[RawInput]) -> dict[str, Any]:
         return {}
+
+    def files(self, path: str, parts: Iterator[Any]) -> Iterable[str]:
+        match = _INPUT.fullmatch(path)
+        return [f"{match[1]}.mp4", f"{match[1]}_{match[2]}.json"] if match else []
 
     def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any]) -> RawSample:
         raise_refused(parts)
@@ -121,7 +128,8 @@ def _masklets(file: Path, size: int) -> int:
     with open(file, "rb") as opened:
         opened.seek(max(0, size - _TAIL))
         match = _NUMBER.search(opened.read())  # the last key: the file need not be parsed for it
-    return int(match[1]) if match else open_annotation(file).objects
+    believed = match and len(match[1]) <= _DIGITS and int(match[1])
+    return believed or open_annotation(file).objects
 
 
 class Annotation:
@@ -131,12 +139,14 @@ class Annotation:
         try:
             body = read_json(file)
             self._masklet: list[list[Any]] = body["masklet"]
-            self.objects = int(body["masklet_num"])
+            self.objects: int = body["masklet_num"]
             lengths = {len(row) for row in self._masklet}
+            if type(self.objects) is not int:
+                raise TypeError(f"masklet_num {str(self.objects)[:40]}")
         except (KeyError, TypeError, ValueError) as error:
             met = f"{type(error).__name__} {error}"
             raise BadInput("not SA-V's annotation", where=str(file), met=met, wanted="masklet, masklet_num") from None
-        if lengths - {self.objects}:
+        if (lengths or {0}) != {self.objects}:
             met = f"{sorted(lengths)} masks a frame"
             raise BadInput("masklets of several lengths", where=str(file), met=met, wanted=f"{self.objects}")
         self._lists = {key: value for key, value in body.items() if key.startswith("masklet_") and key != "masklet_num"}

@@ -11,6 +11,7 @@ from pipeline.sources.video_file import VideoFile, open_video
 from shards.errors import BadInput, DroppedInput
 from shards.reader import ShardSet
 from tests.pipeline import videos as v
+from tests.pipeline.built import Found, put
 
 FRAMES, ANNOTATED = 97, 25
 NOTHING = np.zeros((v.HEIGHT, v.WIDTH), bool)
@@ -277,3 +278,16 @@ def test_bad_entries_of_ref_sav(ref_sav, records, key, value, reason):
 def test_ref_sav_through_shards(ref_sav, tmp_path):
     v.through("ref-sav", ref_sav, tmp_path / "out", frames=2)
     assert ShardSet(tmp_path / "out/set")[0]["meta"]["objects"][1]["texts"] == ["A disc."]
+
+
+@pytest.mark.parametrize("number", ["2147483648", "1" * 5000, "-1", "1e300", "true", '"3"', "null", "1000", "0"])
+def test_a_number_of_masklets_that_no_file_can_hold_is_one_bad_input(tmp_path, number):
+    """It is compared with the masks before an input is put down for each."""
+    root = tmp_path / "raw"
+    put(root / "sav_000001.mp4", b"x")
+    text = '{"masklet": [["P`]<", "P`]<"]], "masklet_num": ' + number + "}"
+    put(root / "sav_000001_manual.json", text.encode())
+    found = Found("sav-video", root, tmp_path, split="manual")
+    assert found.paths == ["sav_000001.mp4#manual-0"] and found.counts["manual masklets"] == 1
+    with pytest.raises(BadInput):
+        found.load()

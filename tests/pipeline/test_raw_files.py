@@ -1,0 +1,201 @@
+"""A raw file that is not what it was is noticed: by the plan, by an unfinished set, by a finished one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import pipeline.run
+from pipeline.derive import Against
+from pipeline.plan import Plan, make_plan
+from pipeline.raw_files import forget_states, stamp
+from pipeline.run import Summary, run
+from pipeline.sources import SOURCES, choices_of, source_named
+from shards.errors import UserError
+from shards.manifest import Manifest
+from shards.recipe import named_recipe
+from tests.conftest import files_of
+from tests.layouts import CASES
+
+
+def planned(source: str, root: Path, records: Path, shard_bytes: int = 1) -> Plan:
+    """The plan of a layout, without the probe: an input per shard."""
+    options = CASES[source].options
+    given = {name[2:]: int(v) if v.isdecimal() else v for name, v in zip(options[::2], options[1::2], strict=True)}
+    choices = choices_of(source_named(source), given)
+    recipe = named_recipe("default")
+    return make_plan(source_named(source), root, recipe, shard_bytes, records, choices, None, lambda _: (1, 1 << 20))
+
+
+def sharded(source: str, root: Path, out: Path, **more: Any) -> Summary:
+    return run(lambda known, records: planned(source, root, records), out, 1, 1.0, **more)
+
+
+def flip(file: Path, *places: int) -> None:
+    """Other bytes in `file`, one in its middle by default. It keeps its size, and its time but for a microsecond."""
+    data, times = bytearray(file.read_bytes()), file.stat()
+    for place in places or [len(data) // 2]:
+        data[place] ^= 1
+    file.write_bytes(data)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns + 1000))
+
+
+UNUSED = {"sav_000001_auto.json"}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_every_file_of_a_layout_is_in_the_plan(source, tmp_path):
+    """By its size; by its time, which only an unfinished set keeps; annotations by what they say."""
+    CASES[source].write(root := tmp_path / "raw")
+    plan = planned(source, root, tmp_path / "records")
+    before = [stamp(plan, shard) for shard in plan.shards]
+    for file in sorted(path for path in root.rglob("*") if path.is_file()):
+        sound, state = file.read_bytes(), file.stat()
+        os.utime(file, ns=(1, 1))
+        forget_states()
+        if [stamp(plan, shard) for shard in plan.shards] != before:
+            file.write_bytes(sound + b"\0")
+            assert planned(source, root, tmp_path / "again").digest != plan.digest, file
+        else:  # annotations, of which some bytes say nothing
+            changed = file.name in UNUSED
+            for place in range(0, len(sound), max(1, len(sound) // 20)):
+                file.write_bytes(sound)
+                flip(file, place)
+                try:
+                    changed |= planned(source, root, tmp_path / "again").digest != plan.digest
+                except UserError:
+                    changed = True
+            assert changed, file
+        file.write_bytes(sound)
+        os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+        assert planned(source, root, tmp_path / "again").digest == plan.digest
+    assert [stamp(plan, shard) for shard in plan.shards] == before
+
+
+def test_times_are_in_nothing_that_is_kept(tmp_path):
+    """The same files with other times, elsewhere: the same set."""
+    CASES["folder"].write(tmp_path / "raw")
+    sharded("folder", tmp_path / "raw", tmp_path / "set")
+    shutil.copytree(tmp_path / "raw", tmp_path / "copy", copy_function=shutil.copyfile)
+    sharded("folder", tmp_path / "copy", tmp_path / "other")
+    assert files_of(tmp_path / "set") == files_of(tmp_path / "other")
+
+
+KINDS = {"sav": ["*.npz"], "coco": ["*7.jpg"], "openimages": ["*.png", "*.zip"], "folder": ["m.png", "a.jpg"]}
+KINDS |= {"sa1b": ["*.json", "*.tar"], "ref-youtube-vos": ["*.png"], "mevis": ["*.jpg"], "dam": ["*.tar"]}
+KINDS |= {"sav-video": ["*.mp4", "*manual.json"], "ref-sav": ["*.mp4"]}
+
+
+@pytest.mark.parametrize("source", KINDS)
+def test_a_finished_set_is_not_taken_for_that_of_changed_files(source, tmp_path):
+    CASES[source].write(root := tmp_path / "raw")
+    sharded(source, root, tmp_path / "set")
+    for pattern in KINDS[source]:
+        file = sorted(root.rglob(pattern))[0]
+        sound = file.read_bytes()
+        digits = [n for n in range(len(sound)) if sound[n] in b"0123456789"]
+        places = {".json": digits[::7], ".mp4": range(len(sound) // 4, len(sound) // 2, 99)}
+        flip(file, *places.get(file.suffix, ()))
+        with pytest.raises(UserError, match=r"raw file has changed|set made otherwise"):
+            sharded(source, root, tmp_path / "set")
+        file.write_bytes(sound)  # newer than the set, and the same
+        assert sharded(source, root, tmp_path / "set").written_now == 0
+
+
+def test_what_is_newer_and_too_much_to_compare_is_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("pipeline.raw_files._COMPARED", 1)
+    CASES["sa1b"].write(root := tmp_path / "raw")
+    sharded("sa1b", root, tmp_path / "set")
+    for file in root.rglob("*.*"):
+        os.utime(file)
+    capsys.readouterr()
+    assert sharded("sa1b", root, tmp_path / "set").written_now == 0
+    said = capsys.readouterr().err
+    assert "2 inputs have raw files that are newer than the set; 1 of them were made again, and are the same" in said
+    assert f"verify-shard {tmp_path}/set --against {root}" in said
+
+
+def test_a_changed_set_can_be_written_again(tmp_path):
+    CASES["sa1b"].write(root := tmp_path / "raw")
+    sharded("sa1b", root, tmp_path / "set")
+    flip(next(root.rglob("*.jpg")))
+    sharded("sa1b", root, tmp_path / "set", overwrite=True)
+    sharded("sa1b", root, tmp_path / "fresh")
+    assert files_of(tmp_path / "set") == files_of(tmp_path / "fresh")
+
+
+@pytest.fixture
+def stopped(monkeypatch):
+    """A run that is stopped when all shards stand, before it is finished."""
+
+    def stop(source: str, root: Path, out: Path) -> None:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(pipeline.run, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            sharded(source, root, out)
+
+    return stop
+
+
+def other_mask(file: Path) -> None:
+    """Another mask of the same size in bytes, with the file's old time plus a little, as a copied file may have."""
+    times, size = file.stat(), file.stat().st_size
+    mask = np.zeros_like(np.asarray(Image.open(file)))
+    mask[: mask.shape[0] // 3] = 255
+    Image.fromarray(mask).save(file)
+    file.write_bytes(file.read_bytes().ljust(size, b"\0")[:size])
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns + 1_000_000))
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_an_unfinished_set_does_not_mix_two_states_of_the_raw_files(force, tmp_path, stopped, capsys):
+    CASES["folder"].write(root := tmp_path / "raw")
+    stopped("folder", root, tmp_path / "set")
+    before = files_of(tmp_path / "set")
+    other_mask(root / "m.png")
+    summary = sharded("folder", root, tmp_path / "set", force=force)
+    said = capsys.readouterr().err
+    assert ("2 shards are written again: their raw files have changed since" in said) is not force
+    assert summary.written_now == (0 if force else 2)
+    sharded("folder", root, tmp_path / "fresh")
+    kept = {name: data for name, data in before.items() if name.endswith(".tar")}
+    fresh = {name: data for name, data in files_of(tmp_path / "fresh").items() if name.endswith(".tar")}
+    now = {name: data for name, data in files_of(tmp_path / "set").items() if name.endswith(".tar")}
+    assert now == (kept if force else fresh) and kept != fresh
+
+
+def test_only_the_shards_of_changed_files_are_written_again(tmp_path, stopped, sav_root):
+    """And none where nothing has changed."""
+    shutil.copytree(sav_root, root := tmp_path / "raw")
+    stopped("sav", root, tmp_path / "set")
+    os.utime(root / "sav_coffee" / "masklet_data_00000.npz")
+    stopped_again = tmp_path / "set"
+    assert sharded("sav", root, stopped_again).written_now == 1
+    assert Manifest.read(stopped_again).samples == 12
+
+
+def test_a_verification_sees_changed_sizes_of_masks(tmp_path):
+    CASES["folder"].write(root := tmp_path / "raw")
+    manifest = sharded("folder", root, tmp_path / "set").manifest
+    assert Against(root, tmp_path).same_inputs(manifest)
+    (root / "m.png").write_bytes((root / "m.png").read_bytes() + b"\0")
+    assert not Against(root, tmp_path).same_inputs(manifest)
+
+
+@pytest.mark.parametrize("mask", ["masks/a.png", "masks/a/1.png"])
+def test_masks_beside_pictures_are_in_the_plan(tmp_path, mask):
+    root = tmp_path / "raw"
+    picture, outline = Image.new("RGB", (64, 48), "red"), np.zeros((48, 64), np.uint8)
+    outline[8:40, 8:40] = 1
+    for name, image in (("images/a.png", picture), (mask, Image.fromarray(outline))):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        image.save(root / name)
+    sharded("folder", root, tmp_path / "set")
+    other_mask(root / mask)
+    with pytest.raises(UserError, match=r"raw file has changed|set made otherwise"):
+        sharded("folder", root, tmp_path / "set")
