@@ -29,7 +29,7 @@ app = typer.Typer(
 Dtype = Literal["float32", "bfloat16"]
 Form = Literal["sa2va", "onnx", "int8"]
 Codec = Literal["zstd", "raw", "jpeg"]
-Group = Literal["sample", "file", "folder"]
+Group = Literal["sample", "file", "folder", "picture"]
 Engine = Literal["local", "ray"]
 Objective = Literal["segment", "dual", "describe", "reverse"]
 
@@ -242,7 +242,8 @@ def split(
     by: Annotated[
         Group,
         typer.Option(
-            help="What stays together: each sample alone, all of a raw file, or all of a folder of raw files."
+            help="What stays together: each sample alone, all of a raw file, all of a folder of raw files, or all of a "
+            "picture or video."
         ),
     ] = "file",
     shard_size: Annotated[str, typer.Option(help="Size that a tar should not exceed.")] = "1GB",
@@ -450,6 +451,7 @@ def evaluate(
             "not trained on, where its folder says]",
         ),
     ] = None,
+    holdout_by: Annotated[Group, typer.Option(help="data.holdout_by of that training, for --holdout.")] = "picture",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N samples of each set.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 8,
     max_caption_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a caption (dual).")] = 64,
@@ -476,6 +478,7 @@ def evaluate(
         objective=objective,
         split=split,
         holdout=holdout,
+        holdout_by=holdout_by,
         limit=limit,
         batch_size=batch_size,
         max_caption_tokens=max_caption_tokens,

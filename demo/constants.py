@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from shards.groups import named_group
 from trainer.config import Config, load_config
 from trainer.data.loader import Loader
 from trainer.measure.judge import TARGET_FRAME
@@ -59,6 +60,7 @@ def _masks(config: Config, part: Literal["train", "holdout"]) -> Tensor:
         batch_size=config.batch_size if held else 1,
         seed=config.seed,
         holdout=config.data.holdout,
+        holdout_by=named_group(config.data.holdout_by),
         part=part,
         sources=config.objectives()["dual"].sources,
         objects_per_sample=max(2, config.data.objects_per_sample),

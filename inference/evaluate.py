@@ -28,10 +28,12 @@ from inference.recipes import explain_shards
 from inference.scores import ALL, Tally, table
 from shards.cache import Cache
 from shards.errors import UserError
+from shards.groups import Group
 from shards.reader import ShardSet
 from shards.remote import open_set
 from trainer.config import Config
-from trainer.data.loader import check_recipe, held_out
+from trainer.data.holdout import held_out_parts
+from trainer.data.loader import check_recipe
 from trainer.measure.judge import judge
 from trainer.model.architecture import GRID, VISION_SIZE
 from trainer.model.grounding import IMAGE_SIZE, MEAN, STD
@@ -51,6 +53,7 @@ def evaluate(
     objective: str | None = None,
     split: str | None = None,
     holdout: float | None = None,
+    holdout_by: Group = "picture",
     limit: int | None = None,
     batch_size: int = 8,
     max_caption_tokens: int = 64,
@@ -68,6 +71,7 @@ def evaluate(
         split: keep the sets that were made of this split.
         holdout: keep the samples that a training with this `data.holdout` leaves out; 0 keeps all; None those that the
             model was not trained on, as far as its folder says (see `inference.new_samples`).
+        holdout_by: `data.holdout_by` of that training.
         limit: keep the first so many samples of each set.
         batch_size: items a batch; samples a group (see `inference.items`).
         max_caption_tokens: of the captions that the model writes itself (dual).
@@ -90,7 +94,7 @@ def evaluate(
         start(processes)
         return None
     record = trained_on(model)
-    parts = new_parts(sets, record) if holdout is None else [_held_out(own, holdout) for own in sets]
+    parts = new_parts(sets, record) if holdout is None else _held_out(sets, holdout, holdout_by)
     places = [_places(own, part, limit) for own, part in zip(sets, parts, strict=True)]
     groups = [group for own in places for group in cut(own, batch_size)]
     every = [place for own in places for place in own]
@@ -116,7 +120,8 @@ def evaluate(
         for source, values in of_source.items():
             values["trained_on"] = None if trained is None else trained.total() if source == ALL else trained[source]
         title = f"{chosen}: {model}" + (f", split {split}" if split else "")
-        settings = {"holdout": holdout, "limit": limit, "batch_size": batch_size, "split": split}
+        settings = {"holdout": holdout, "holdout_by": holdout_by if holdout else None, "limit": limit, "split": split}
+        settings["batch_size"] = batch_size
         settings["max_caption_tokens"] = max_caption_tokens if chosen == "dual" else None
         said = {
             "model": model,
@@ -200,8 +205,8 @@ def _open(paths: Sequence[str], split: str | None, cache: Cache | None) -> list[
     return sets
 
 
-def _held_out(shards: ShardSet, share: float) -> NDArray[np.bool_]:
-    return held_out(shards.index["key"], share) if share else np.ones(len(shards), np.bool_)
+def _held_out(sets: Sequence[ShardSet], share: float, by: Group) -> list[NDArray[np.bool_]]:
+    return held_out_parts(sets, share, by) if share else [np.ones(len(shards), np.bool_) for shards in sets]
 
 
 def _places(shards: ShardSet, kept: NDArray[np.bool_], limit: int | None) -> list[Place]:

@@ -19,7 +19,9 @@ from typing import Any, BinaryIO
 from shards import codec
 from shards.errors import BadShard
 from shards.format import KEY, LOSSY, META_EXTENSION, Codec, FieldName, frame_fields
+from shards.groups import groups_of
 from shards.lossy import encode_jpeg, psnr
+from shards.regular_file import open_regular
 from shards.sample import FrameTensors, Sample, usable_objects
 
 BLOCK = tarfile.BLOCKSIZE
@@ -46,6 +48,8 @@ class Entry:
     """Objects with a prompt cell in a frame."""
     psnr: Sequence[float] = ()
     """Of its pictures, where they are not what the recipe makes."""
+    groups: Sequence[int] = (0, 0, 0)
+    """`shards.groups.Groups`; 0 where they are not known: noted by an older release."""
 
 
 def _encode(frame: FrameTensors, name: FieldName, pictures: Codec) -> bytes:
@@ -113,11 +117,14 @@ class ShardWriter:
                 self._put(data)
         usable = usable_objects(sample.meta["objects"], [frame.prompt_masks for frame in sample.frames])
         lost = json.loads(members[0][1])["psnr"] if self._pictures in LOSSY else sample.meta.get("psnr", {})
-        self.entries.append(Entry(sample.key, offset, self.size - offset, crc32, *usable, [*lost.values()]))
+        groups = groups_of(sample.key, str(sample.meta.get("path", "")), len(sample.frames))
+        self.entries.append(Entry(sample.key, offset, self.size - offset, crc32, *usable, [*lost.values()], groups))
 
-    def copy(self, key: str, stored: memoryview, texts: int, regions: int, psnr: Sequence[float]) -> None:
+    def copy(
+        self, key: str, stored: memoryview, texts: int, regions: int, psnr: Sequence[float], groups: Sequence[int]
+    ) -> None:
         """Take over a sample as it stands in another tar, from its first member's header on."""
-        self.entries.append(Entry(key, self.size, len(stored), zlib.crc32(stored), texts, regions, psnr))
+        self.entries.append(Entry(key, self.size, len(stored), zlib.crc32(stored), texts, regions, psnr, groups))
         self._put(stored)
 
     def close(self) -> str:
@@ -154,7 +161,7 @@ class MappedTar:
     def __init__(self, path: Path, opened: BinaryIO | None = None) -> None:
         self.path = path
         try:
-            with nullcontext(opened) if opened else open(path, "rb") as file:
+            with nullcontext(opened) if opened else open_regular(path) as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             raise BadShard("cannot be read", where=str(path), met=str(error), wanted="a tar") from None

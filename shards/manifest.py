@@ -18,21 +18,24 @@ from shards.archive import Entry
 from shards.checksum import file_sha256
 from shards.errors import BadShard, UserError
 from shards.format import CODECS, FORMAT, INDEX, LEDGER, LOSSY, MANIFEST, READABLE, VERSION, Codec
+from shards.groups import Groups
 from shards.lossy import Psnr
 from shards.recipe import Recipe
+from shards.regular_file import check_regular, read_regular
 from shards.remote_files import is_url
 from shards.strict_json import parse_json
 
 _AGAIN = "copy it here again, or write the set again"
 _OWN_CHECKSUM = "manifest_sha256"
 _Record = TypeVar("_Record", "ShardInfo", "Manifest")
-INDEX_DTYPE = np.dtype(
-    [
-        *[("key", "S64"), ("shard", "<u4"), ("offset", "<u8"), ("size", "<u8"), ("crc32", "<u4")],
-        *[("texts", "<u4"), ("regions", "<u4")],
-    ]
-)
-"""A row a sample, in the order of the set. `shard` counts the manifest's list of shards from 0."""
+_PLACES: list[tuple[str, str]] = [
+    *[("key", "S64"), ("shard", "<u4"), ("offset", "<u8"), ("size", "<u8"), ("crc32", "<u4")],
+    *[("texts", "<u4"), ("regions", "<u4")],
+]
+INDEX_DTYPE = np.dtype([*_PLACES, *((name, "<u8") for name in Groups._fields)])
+"""A row per sample, in the order of the set. `shard` counts the manifest's list of shards from 0."""
+_WITHOUT_GROUPS = np.dtype(_PLACES)
+"""Rows as they were before there were groups; such sets are read too."""
 COPY_AGAIN = "it has changed since it was written: copy the set again; cli.py verify-shard says more"
 
 
@@ -106,7 +109,7 @@ class Manifest:
         path = folder / MANIFEST
         do = "finish the set with the same `cli.py shard` command"
         try:
-            return cls.parse(path.read_bytes(), path)
+            return cls.parse(read_regular(path), path)
         except FileNotFoundError:
             if is_url(folder):
                 do = "copy the set here first; training and cli.py evaluate read it at its URL"
@@ -183,7 +186,7 @@ def _check_types(value: _Record) -> _Record:
 def pack_index(entries: Iterable[Iterable[Entry]]) -> bytes:
     """The index file of a set: `entries[i]` are the samples of shard i."""
     rows = (
-        (e.key.encode(), i, e.offset, e.size, e.crc32, e.texts, e.regions)
+        (e.key.encode(), i, e.offset, e.size, e.crc32, e.texts, e.regions, *e.groups)
         for i, shard in enumerate(entries)
         for e in shard
     )
@@ -193,7 +196,7 @@ def pack_index(entries: Iterable[Iterable[Entry]]) -> bytes:
 
 
 def read_index(folder: Path, wanted: str | None = None) -> NDArray[Any]:
-    """The index of the set in `folder`, mapped: rows of `INDEX_DTYPE`.
+    """The index of the set in `folder`, mapped: rows of `INDEX_DTYPE`, in sets of older releases without groups.
 
     Args:
         wanted: the SHA-256 of the file, which is compared before anything is read out of it; None: nothing is compared.
@@ -203,12 +206,13 @@ def read_index(folder: Path, wanted: str | None = None) -> NDArray[Any]:
     """
     path = folder / INDEX
     try:
+        check_regular(path)
         if wanted is not None and (met := file_sha256(path)) != wanted:
             raise BadShard("SHA-256 of the index", where=str(path), met=met, wanted=wanted, do=COPY_AGAIN)
         index = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise BadShard("not an index", where=str(path), met=str(error)) from None
-    if index.dtype != INDEX_DTYPE or index.ndim != 1:
+    if index.dtype not in (INDEX_DTYPE, _WITHOUT_GROUPS) or index.ndim != 1:
         met, wanted = (", ".join(dtype.names or (str(dtype),)) for dtype in (index.dtype, INDEX_DTYPE))
         raise BadShard("not an index", where=str(path), met=met, wanted=wanted, do="write the set again")
     return index
@@ -229,7 +233,7 @@ def pack_ledger(lines: Iterable[LedgerLine]) -> bytes:
 def read_ledger(folder: Path) -> list[LedgerLine]:
     path = folder / LEDGER
     try:
-        return [LedgerLine(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
+        return [LedgerLine(**json.loads(line)) for line in read_regular(path).decode("utf-8").splitlines()]
     except (OSError, ValueError, TypeError) as error:
         raise UserError("not a ledger", where=str(path), met=str(error)) from None
 

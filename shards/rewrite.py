@@ -30,6 +30,7 @@ from shards.lossy import Psnr
 from shards.manifest import Manifest, ShardInfo, pack_index, sha256
 from shards.memory import keep_freed_memory
 from shards.reader import ShardSet
+from shards.regular_file import read_regular
 
 Put = Callable[[ShardWriter, int], object]
 """Writes the sample that stands at a position of the set that is read."""
@@ -88,7 +89,7 @@ def read_checked_ledger(source: ShardSet) -> bytes:
     """The ledger of a set; raises `BadShard` unless it is what the manifest says. The index was compared when the set
     was opened.
     """
-    ledger, wanted = (source.folder / LEDGER).read_bytes(), source.manifest.ledger_sha256
+    ledger, wanted = read_regular(source.folder / LEDGER), source.manifest.ledger_sha256
     if (met := sha256(ledger)) != wanted:
         raise BadShard("SHA-256", where=str(source.folder / LEDGER), met=met, wanted=wanted, do=_LOOK)
     return ledger

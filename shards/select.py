@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
-from typing import Literal
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +16,11 @@ from tqdm import tqdm
 
 from shards.archive import ShardWriter
 from shards.errors import UserError
+from shards.groups import Group, group_name, groups_of
 from shards.lossy import ratios_of
 from shards.manifest import Manifest, sha256
 from shards.reader import ShardSet
 from shards.rewrite import Part, checked_bytes, read_checked_ledger, rewrite
-
-Group = Literal["sample", "file", "folder"]
-"""What stays together: nothing; all samples of one raw file, such as the objects of a video; all files of a folder."""
 
 
 def split(folder: Path, out: Path, share: float, by: Group, shard_bytes: int) -> tuple[Manifest, Manifest]:
@@ -41,7 +38,8 @@ def split(folder: Path, out: Path, share: float, by: Group, shard_bytes: int) ->
     below, objects = np.zeros(len(source), np.bool_), np.zeros(len(source), np.int64)
     for position in tqdm(range(len(source)), unit="sample", desc="names", mininterval=0.5):
         meta = source.sample(position)[0]
-        below[position] = _hash(_group(source.key(position), str(meta.get("path", "")), by)) < share
+        name = group_name(source.key(position), str(meta.get("path", "")), len(meta["frames"]), by)
+        below[position] = _hash(name) < share
         objects[position] = len(meta["objects"])
     parts = {"train": np.flatnonzero(~below), "val": np.flatnonzero(below)}
     for name, positions in parts.items():
@@ -82,12 +80,6 @@ def _hash(name: str) -> float:
     return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:6], "big") / 2**48
 
 
-def _group(key: str, path: str, by: Group) -> str:
-    """The name of what a sample must stay together with; what follows a # tells a file's samples apart."""
-    file = path.partition("#")[0]
-    return {"sample": key, "file": file, "folder": str(PurePosixPath(file).parent)}[by]
-
-
 def _copy(
     source: ShardSet, out: Path, positions: NDArray[np.int64], objects: int, how: str, shard_bytes: int
 ) -> Manifest:
@@ -115,6 +107,7 @@ def _copy(
         meta, members = source.sample(position)
         data, row = checked_bytes(source, position), source.index[position]
         lost = ratios_of(meta, [field for field in members if field.is_picture], bool(source.manifest.psnr))
-        writer.copy(source.key(position), data, int(row["texts"]), int(row["regions"]), lost)
+        groups = groups_of(source.key(position), str(meta.get("path", "")), len(meta["frames"]))
+        writer.copy(source.key(position), data, int(row["texts"]), int(row["regions"]), lost, groups)
 
     return rewrite(source, out, target, b"", parts, put)

@@ -7,14 +7,17 @@ import re
 from shards.errors import UserError
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_MOST = 2.0**63
+"""Bytes; what file systems and counters cannot hold is a slip of the finger."""
 
 
 def parse_size(text: str, where: str = "") -> int:
     """Bytes from a size such as 1GB, 500MB or 64MiB; raises `UserError`, which says `where`, for anything else."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    if match is None or match[2].upper() not in _UNITS or float(match[1]) <= 0:
+    unit = _UNITS.get(match[2].upper(), 0) if match else 0
+    if match is None or not 0 < float(match[1]) * unit < _MOST:
         raise UserError("not a size", where=where, met=repr(text), wanted="a size such as 1GB, 500MB or 64MiB")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+    return int(float(match[1]) * unit)
 
 
 def size_text(count: float) -> str:

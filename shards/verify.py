@@ -24,6 +24,7 @@ from shards.agree import pictures_agree, regions_agree
 from shards.archive import BLOCK, MappedTar, group_members, parse_meta
 from shards.errors import BadShard, UserError
 from shards.format import INDEX, KEY, LEDGER, MANIFEST, META_EXTENSION, Field
+from shards.groups import groups_of
 from shards.hidden import is_hidden
 from shards.lossy import ROUNDED, Psnr, psnr, ratios_of
 from shards.manifest import Manifest, ShardInfo, positions_by_shard, read_index, read_ledger, sha256
@@ -299,6 +300,7 @@ class _Checker:
         self.report.objects += len(meta["objects"])
         self._check_emptiness(meta, arrays)
         self._check_usable(meta, arrays, row)
+        self._check_groups(meta, row)
         if len(arrays) == len(fields):
             self._check_agreement(meta, arrays)
             if self.shard.derive is not None:
@@ -365,6 +367,13 @@ class _Checker:
             wanted, met = usable_objects(meta["objects"], prompts), (int(row["texts"]), int(row["regions"]))
             if met != wanted:
                 self.fail("", "objects with a text, with a region, in the index", met, wanted)
+
+    def _check_groups(self, meta: dict[str, Any], row: Any) -> None:
+        """The index says which samples show the same thing; sets of older releases say nothing, or 0."""
+        wanted = groups_of(self.key, str(meta.get("path", "")), len(meta["frames"]))
+        for name, value in wanted._asdict().items():
+            if name in row.dtype.names and row[name] not in (0, value):
+                self.fail("", f"{name} in the index", int(row[name]), value)
 
     def _check_agreement(self, meta: dict[str, Any], arrays: dict[Field, Array]) -> None:
         pictures, names = [], []

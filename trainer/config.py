@@ -17,6 +17,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from shards.cache import DEFAULT_FOLDER, DEFAULT_LIMIT, Cache
 from shards.checksum import CHECKS
 from shards.errors import UserError
+from shards.groups import GROUPS
 from shards.size import parse_size
 
 
@@ -59,6 +60,9 @@ class DataConfig:
     """How often the samples of a source stand in an epoch, such as {sav: 2, refcoco: 4}; once where it is not named."""
     holdout: float = 0.05
     """Share of the samples that is never trained on; 0 for none (and no evaluation)."""
+    holdout_by: str = "picture"
+    """What stays together on one side of it: sample, file (of the raw data), folder, or picture (or video, in whatever
+    set it stands)."""
     objects_per_sample: int = 1
     threads: int = 2
     prefetch: int = 2
@@ -178,6 +182,11 @@ class Config:
         mix = self.mix or {self.objective: Share()}
         return {name: mix[name] for name in sorted(mix, key=lambda name: name == "reverse")}
 
+    def sources(self) -> set[str] | None:
+        """Sources whose shards an objective reads; None: all that are there."""
+        shares = self.objectives().values()
+        return {name for share in shares for name in share.sources} if all(s.sources for s in shares) else None
+
 
 OBJECTIVES = ("dual", "segment", "describe", "reverse")
 CHOICES = {
@@ -187,6 +196,7 @@ CHOICES = {
     "model.dtype": ("float32", "bfloat16"),
     "data.normalise": ("auto", "host", "device"),
     "data.check": CHECKS,
+    "data.holdout_by": GROUPS,
 }
 POSITIVE = (
     *(

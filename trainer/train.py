@@ -39,13 +39,16 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from shards.checksum import Check
 from shards.errors import UserError
+from shards.groups import named_group
+from shards.remote import open_set
 from trainer.agreement import decided_by_main, over_processes, stop_unless_finite
 from trainer.checkpoints.checkpoint import Parts, State, nbytes, write
 from trainer.checkpoints.preemption import Preemption
-from trainer.checkpoints.resume import begin
+from trainer.checkpoints.resume import begin, keep_old_ways
 from trainer.checkpoints.rng import random_state, set_random_state
 from trainer.checkpoints.run_folder import RunFolder
 from trainer.config import Config, flat, load_config, save_config
+from trainer.data.holdout import holdout_notes
 from trainer.data.loader import Loader, check_recipe
 from trainer.data.stream import Stream
 from trainer.fsdp import whole
@@ -93,6 +96,11 @@ def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
         logging.basicConfig(format="%(message)s")
         logging.getLogger("trainer").setLevel(logging.INFO)
 
+    config, kept = decided_by_main(accelerator, lambda: keep_old_ways(config, run))
+    for line in kept:
+        show(line)
+    holdout_by = named_group(config.data.holdout_by)
+
     on_gpu, where = accelerator.device.type == "cuda", config.data.normalise
 
     # Loaders are not prepared: Accelerate would let one process read for all, or split their batches once more.
@@ -105,6 +113,7 @@ def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
             holdout=config.data.holdout,
+            holdout_by=holdout_by,
             sources=mix[objective].sources,
             repeats=config.data.sources,
             need=NEED[objective],
@@ -130,6 +139,10 @@ def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
     samples = config.batch_size * accelerator.num_processes * config.accumulation
     for said in dict.fromkeys(said for loader in loaders.values() for said in loader.lossy):
         show(f"pictures are not bit-equal to the recipe: {said}")
+    if accelerator.is_main_process:
+        sets = [open_set(path, cache) for path in config.data.shards]
+        for note in holdout_notes(sets, config.data.holdout, holdout_by, config.sources()):
+            show(note)
 
     begun = decided_by_main(accelerator, lambda: begin(config, run, described, samples))
     if begun.finished:

@@ -20,6 +20,7 @@ from safetensors.torch import save as to_safetensors
 from shards.atomic import atomic_write
 from shards.errors import UserError
 from shards.recipe import Recipe
+from shards.regular_file import read_regular
 from trainer.config import Config, LoraConfig, ModelConfig
 from trainer.fsdp import own, shared_like
 from trainer.model.sa2va import Sa2VA, build
@@ -137,7 +138,7 @@ def fill(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a safetensors file. Raises `UserError` where there is no whole one."""
     try:
-        return from_safetensors(path.read_bytes())
+        return from_safetensors(read_regular(path))
     except FileNotFoundError:
         raise UserError("no such file", where=str(path)) from None
     except (OSError, SafetensorError) as error:

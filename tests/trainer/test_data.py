@@ -26,7 +26,7 @@ from shards.reader import ShardSet
 from shards.recipe import named_recipe
 from tests.pipeline.test_folder import write as write_lines
 from tests.pipeline.test_folder import write_pictures
-from trainer.data.loader import Loader, check_recipe, held_out, mix
+from trainer.data.loader import Loader, check_recipe, mix
 from trainer.data.normalise import normalised
 from trainer.data.unpack import unpacked
 from trainer.measure.evaluation import SHOWN, _panels
@@ -225,14 +225,6 @@ def test_held_out_part(sav_set):
     rest = loader(sav_set, holdout=0.4, batch_size=1, part="holdout")
     a, b = {k for [k] in keys(train)}, {k for [k] in keys(rest)}
     assert a | b == {ShardSet(sav_set).key(i) for i in range(12)} and not a & b and b
-
-
-def test_a_samples_part_depends_on_its_key_alone():
-    names = np.array([f"masklet_data_{i}".encode() for i in range(20_000)], "S64")
-    chosen = held_out(names, 0.1)
-    assert 0.09 < chosen.mean() < 0.11
-    assert np.array_equal(held_out(names[5:50], 0.1), chosen[5:50])
-    assert not held_out(names, 0.0).any() and held_out(names, 1.0).all()
 
 
 def test_mixing_spreads_evenly():

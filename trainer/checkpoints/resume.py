@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from shards.errors import UserError
 from trainer.checkpoints.checkpoint import STATE, State, read_random_states, read_state
 from trainer.checkpoints.run_folder import CHECKPOINTS, LATEST, RunFolder
@@ -22,6 +24,8 @@ _FREE = (
     *("data.cache", "data.cache_limit", "data.fetches", "data.attempts"),
 )
 """Keys that may change when a run is resumed."""
+_BEFORE = {"data.holdout_by": "sample"}
+"""How a run of a release without a key was: a checkpoint that does not name the key goes on so."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +77,7 @@ def begin(config: Config, run: RunFolder, data: list[str], samples: int) -> Begi
 
 def look(config: Config, run: RunFolder, data: list[str], samples: int) -> Beginning:
     """What `begin` finds, without opening the folder: nothing is written."""
-    own = run.latest()
-    if config.resume == "never" and own:
-        do = "resume=auto goes on with it; give another output_dir to start anew"
-        raise UserError("a run stands here", where=str(run.folder), met=own.name, wanted="none (resume=never)", do=do)
-    chosen = own if config.resume in ("auto", "never") else _named(Path(config.resume), own, run)
+    own, chosen = run.latest(), _chosen(config, run)
     if not chosen:
         return Beginning()
     state = read_state(chosen)
@@ -86,6 +86,35 @@ def look(config: Config, run: RunFolder, data: list[str], samples: int) -> Begin
     written = run.report.exists() and run.report.stat().st_mtime >= (chosen / STATE).stat().st_mtime
     finished = state.step >= config.steps and chosen == own and written
     return Beginning(chosen, state, read_random_states(chosen), tuple(records), finished)
+
+
+def keep_old_ways(config: Config, run: RunFolder) -> tuple[Config, list[str]]:
+    """`config` with keys at their defaults set to what the run did before there was such a key; and what to say of it.
+
+    Raises:
+        UserError: as `begin` does, where it finds no checkpoint that it may go on with.
+    """
+    chosen = _chosen(config, run)
+    if not chosen:
+        return config, []
+    saved, given, defaults = read_state(chosen).config, flat(config), flat(Config())
+    changed = {k: v for k, v in _BEFORE.items() if k not in saved and given[k] == defaults[k] != v}
+    merged = OmegaConf.structured(config)
+    for key, value in changed.items():
+        OmegaConf.update(merged, key, value)
+    kept = OmegaConf.to_object(merged)
+    assert isinstance(kept, Config)
+    what = "the checkpoint is of a release without this key, and the run goes on as it was"
+    return kept, [f"{key}={value}: {what}" for key, value in changed.items()]
+
+
+def _chosen(config: Config, run: RunFolder) -> Path | None:
+    """The checkpoint to go on with."""
+    own = run.latest()
+    if config.resume == "never" and own:
+        do = "resume=auto goes on with it; give another output_dir to start anew"
+        raise UserError("a run stands here", where=str(run.folder), met=own.name, wanted="none (resume=never)", do=do)
+    return own if config.resume in ("auto", "never") else _named(Path(config.resume), own, run)
 
 
 def _named(path: Path, own: Path | None, run: RunFolder) -> Path:
@@ -108,7 +137,7 @@ def _named(path: Path, own: Path | None, run: RunFolder) -> Path:
 
 def _check_same(state: State, config: Config, data: list[str], samples: int) -> None:
     """Raise `UserError` unless going on gives the run that was begun."""
-    defaults, saved, given = flat(Config()), state.config, flat(config)
+    defaults, saved, given = flat(Config()) | _BEFORE, state.config, flat(config)
     changed = {
         key: (given.get(key, "nothing"), before)
         for key in sorted({*saved, *given})

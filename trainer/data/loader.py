@@ -21,11 +21,13 @@ from shards.cache import Cache
 from shards.checksum import Check
 from shards.errors import UserError
 from shards.format import FIELDS, Field
+from shards.groups import Group
 from shards.reader import ShardSet
 from shards.recipe import Recipe
 from shards.remote import RemoteShardSet, open_set
 from trainer.data.ahead import Ahead, check_room
 from trainer.data.choice import mix
+from trainer.data.holdout import held_out_parts
 from trainer.data.rows import NEEDED, Buffers, Need, Normalise, Ring, Row, Rows
 from trainer.trained_on import sample_ids
 
@@ -57,15 +59,6 @@ Position = dict[str, int]
 _SHUFFLE_WINDOW = 64  # shards whose samples are mixed; bounds how many tars are read at a time
 
 
-def held_out(keys: NDArray[np.bytes_], share: float) -> NDArray[np.bool_]:
-    """Which samples belong to the held-out part: decided by the key alone, so adding data moves none of them."""
-    words = np.ascontiguousarray(keys).view("<u8").reshape(len(keys), keys.dtype.itemsize // 8)
-    total = np.zeros(len(keys), np.uint64)
-    for column in words.T:
-        total = mix(total ^ column, salt=0)
-    return total.astype(np.float64) < share * 2.0**64
-
-
 def check_recipe(
     recipe: Recipe, *, vision_size: int, grid: int, sam_size: int, mean: Sequence[float], std: Sequence[float]
 ) -> None:
@@ -95,6 +88,7 @@ class Loader:
         batch_size: samples a batch on this rank.
         accumulation: batches an optimiser step. An epoch holds whole steps: none takes samples of two epochs.
         holdout: share of the samples that is held out of training (`part` "holdout").
+        holdout_by: what stays together on one side; `trainer.data.holdout` decides.
         part: "train" is shuffled; "holdout" keeps the order of the shards.
         sources: read these alone; all where none is named.
         repeats: how often the training samples of a source stand in an epoch, by its name; once where it is not named.
@@ -123,6 +117,7 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         holdout: float = 0.0,
+        holdout_by: Group = "picture",
         part: Literal["train", "holdout"] = "train",
         sources: Sequence[str] = (),
         repeats: Mapping[str, int] | None = None,
@@ -143,7 +138,9 @@ class Loader:
             if unknown := sorted({*asked} - names):
                 wanted = ", ".join(sorted(names))
                 raise UserError("no shards of this source", where=where, met=", ".join(unknown), wanted=wanted)
+        parts = held_out_parts(self._sets, holdout, holdout_by)
         if sources:
+            parts = [held for s, held in zip(self._sets, parts, strict=True) if s.manifest.source in sources]
             self._sets = [s for s in self._sets if s.manifest.source in sources]
         self.recipe = self._sets[0].recipe
         self.described = [_described(s) for s in self._sets]
@@ -161,8 +158,10 @@ class Loader:
         self._threads, self._prefetch, self._pin = threads, prefetch, pin
         if repeats and self._shuffled:
             # A set that counts several times stands there several times: each copy has positions of its own.
-            copies = [(s, copy) for s in self._sets for copy in range(repeats.get(s.manifest.source, 1))]
-            self._sets, self._copies = [s for s, _ in copies], [copy for _, copy in copies]
+            times = [repeats.get(s.manifest.source, 1) for s in self._sets]
+            self._copies = [copy for count in times for copy in range(count)]
+            parts = [held for held, count in zip(parts, times, strict=True) for _ in range(count)]
+            self._sets = [s for s, count in zip(self._sets, times, strict=True) for _ in range(count)]
         else:
             self._copies = [0] * len(self._sets)
         self._cache = cache
@@ -170,7 +169,7 @@ class Loader:
             check_room(cache, self._sets, _SHUFFLE_WINDOW)
         # Global positions run through the sets in their order; `_starts[i]` is the first of set i.
         self._starts = np.cumsum([0, *(len(s) for s in self._sets)]).tolist()
-        chosen = np.concatenate([held_out(s.index["key"], holdout) == (part == "holdout") for s in self._sets])
+        chosen = np.concatenate(parts) == (part == "holdout")
         usable = np.concatenate([s.index[need] > 0 if need else np.ones(len(s), np.bool_) for s in self._sets])
         self.left_out = int((chosen & ~usable).sum())
         """Samples of this part without an object that has what is needed."""

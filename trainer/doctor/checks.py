@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -18,7 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from shards.errors import UserError
-from trainer.checkpoints.resume import look
+from trainer.checkpoints.resume import keep_old_ways, look
 from trainer.checkpoints.run_folder import RunFolder
 from trainer.config import Config, load_config
 from trainer.doctor.data import Data, check_objective, check_samples, check_sets
@@ -66,8 +67,12 @@ def examine(arguments: Sequence[str]) -> Iterator[Finding]:
     except UserError as error:
         yield fail("configuration", str(error))
         return
+    kept: list[str] = []
+    with suppress(UserError):  # `check_output` says it
+        config, kept = keep_old_ways(config, RunFolder(Path(config.output_dir), config.checkpoint.keep))
     processes = max(1, torch.cuda.device_count())
     yield ok("configuration", f"{', '.join(config.objectives())}; as for {processes} process(es), one a GPU")
+    yield from (ok("configuration", line) for line in kept)
     yield from check_device(config)
     data = Data.open(config, processes)
     yield from _guarded("data", lambda: check_sets(config, data))

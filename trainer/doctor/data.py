@@ -12,9 +12,11 @@ import numpy as np
 
 from shards.errors import BadShard, UserError
 from shards.format import INDEX
+from shards.groups import named_group
 from shards.reader import ShardSet
 from shards.remote import RemoteShardSet, open_set
 from trainer.config import Config
+from trainer.data.holdout import holdout_notes
 from trainer.data.loader import Loader, Need, check_recipe
 from trainer.doctor.findings import Finding, fail, ok, size, warn
 from trainer.model.architecture import GRID, VISION_SIZE
@@ -70,6 +72,7 @@ class Data:
             seed=config.seed,
             world_size=processes,
             holdout=config.data.holdout,
+            holdout_by=named_group(config.data.holdout_by),
             sources=sources,
             repeats=config.data.sources,
             need=NEED[objective],
@@ -99,10 +102,12 @@ def check_sets(config: Config, data: Data) -> Iterator[Finding]:
     yield from (fail("data", fault) for fault in data.faults)
     if not data.faults:
         counts = [
-            f"{name}: {count:,} samples an epoch, {data.held_out[name]:,} held out"
+            f"{name}: {count:,} samples an epoch, {data.held_out[name]:,} held out by {config.data.holdout_by}"
             for name, count in data.train.items()
         ]
         yield ok("data", "; ".join(counts))
+        by = named_group(config.data.holdout_by)
+        yield from (warn("data", note) for note in holdout_notes(data.sets, config.data.holdout, by, config.sources()))
 
 
 def check_objective(config: Config, data: Data) -> Iterator[Finding]:

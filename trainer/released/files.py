@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from shards.errors import UserError
+from shards.regular_file import check_regular, read_regular
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _WANTED = ("*.json", "*.safetensors", "tokenizer.model", "vocab.txt", "merges.txt", "trained_on.bin")  # and no code
@@ -29,6 +30,7 @@ def resolve(source: str | Path) -> Path:
     """
     path = Path(source)
     if path.is_dir():
+        _refuse_special_files(path)
         return path
     if path.is_absolute() or len(path.parts) != 2 or path.parts[0].startswith("."):
         raise UserError("no such folder", where=str(source), wanted="a model folder, or OWNER/NAME on the hub")
@@ -39,10 +41,20 @@ def resolve(source: str | Path) -> Path:
         raise UserError("no such folder, and the hub does not give it", where=str(source), met=met) from None
 
 
+def _refuse_special_files(folder: Path) -> None:
+    """Raise `UserError` where a file that would be read is a named pipe or a device: libraries would wait for ever."""
+    for file in folder.iterdir():
+        if any(file.match(pattern) for pattern in _WANTED) and file.exists():
+            try:
+                check_regular(file)
+            except OSError as error:
+                raise UserError("cannot be read", where=str(file), met=str(error.strerror), wanted="a file") from None
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Raise `UserError` where there is no JSON object."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_regular(path).decode("utf-8"))
     except FileNotFoundError:
         raise UserError("no such file", where=str(path), wanted="a released model folder holds one") from None
     except (OSError, ValueError) as error:

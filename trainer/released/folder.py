@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from shards.errors import UserError
+from shards.regular_file import check_regular
 from trainer.model.architecture import SAM_21_ONLY, Architecture, sa2va_config, sam_of
 from trainer.model.prompts import Prompts
 from trainer.model.sa2va import Sa2VA
@@ -123,6 +124,7 @@ def read_sam(path: Path) -> dict[str, Tensor]:
         UserError: the file is missing, or is not such a checkpoint.
     """
     try:
+        check_regular(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         raise UserError("no such file", where=str(path), wanted="a SAM 2 checkpoint (.pt)") from None

@@ -1,0 +1,91 @@
+"""Which samples show the same thing: those of one raw file, of one folder, of one picture or video."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import PurePosixPath
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import UserError
+
+Group = Literal["sample", "file", "folder", "picture"]
+"""What stays together when samples are divided: nothing; all samples of one raw file, such as the objects of a video;
+all files of a folder; all samples of one picture or video, in whatever set they stand."""
+GROUPS: tuple[Group, ...] = get_args(Group)
+
+_HASH = 17  # characters of a key after its readable stem: "-" and 16 hexadecimal digits
+_COCO = re.compile(r"coco_(?:train|val|test|unlabeled)\d{4}_(\d+)")
+_EXPORTED = re.compile(r"_(?:jpe?g|png|bmp|webp)$")
+_FRAMES = {".npz", ".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
+"""Suffixes of files that hold one or two frames of a video, not all of it."""
+
+
+def named_group(name: str) -> Group:
+    """The group `name`; raises `UserError` where there is none."""
+    for group in GROUPS:
+        if group == name:
+            return group
+    raise UserError("no such group", met=name, wanted=" or ".join(GROUPS))
+
+
+class Groups(NamedTuple):
+    """The groups of a sample, as the index holds them: hashes of names, each 1 to 2**64 - 1."""
+
+    file: int
+    folder: int
+    picture: int
+    """The same as `folder` where several frames of a video make a sample and the video is a folder."""
+
+
+def groups_of(key: str, path: str, frames: int) -> Groups:
+    """The groups of the sample `key`.
+
+    Args:
+        path: of its raw file, relative to the source's root; what follows a # tells a file's samples apart.
+        frames: how many frames it has.
+    """
+    file = _file(path)
+    folder = str(PurePosixPath(file).parent)
+    is_video = frames > 1 and folder != "." and PurePosixPath(file).suffix.lower() in _FRAMES
+    return Groups(_hashed(file), _hashed(folder), _hashed(folder if is_video else picture_name(key)))
+
+
+def group_name(key: str, path: str, frames: int, by: Group) -> str:
+    """The name of what the sample `key` must stay together with; arguments as of `groups_of`."""
+    if by == "picture":
+        return f"{groups_of(key, path, frames).picture:016x}"
+    return {"sample": key, "file": _file(path), "folder": str(PurePosixPath(_file(path)).parent)}[by]
+
+
+def picture_name(key: str) -> str:
+    """What the picture or video of the sample `key` is called in every set that holds it.
+
+    That is the stem of its file in small letters, COCO's without prefix and zeros. Different pictures may share it:
+    then they stay together without need.
+
+    >>> picture_name("COCO_train2014_000000000036-0123456789abcdef")
+    '36'
+    """
+    stem = _EXPORTED.sub("", key[:-_HASH].lower())
+    if coco := _COCO.fullmatch(stem):
+        stem = coco[1]
+    return stem.lstrip("0") or "0" if stem.isdecimal() else stem
+
+
+def pictures_by_key(keys: NDArray[np.bytes_]) -> NDArray[np.uint64]:
+    """The column `picture` for an index that has none, from its keys; (N,). All frames count as whole pictures."""
+    hashes = (_hashed(picture_name(key.decode("ascii", "replace"))) for key in keys.tolist())
+    return np.fromiter(hashes, np.uint64, len(keys))
+
+
+def _file(path: str) -> str:
+    return path.partition("#")[0]
+
+
+def _hashed(name: str) -> int:
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "little") or 1  # 0 stands for "not known"

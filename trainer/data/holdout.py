@@ -1,0 +1,173 @@
+"""Which samples are held out of training: the one place that decides it, for training, evaluation and doctor."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import UserError
+from shards.groups import Group, pictures_by_key
+from shards.manifest import read_index
+from shards.reader import ShardSet
+from trainer.data.choice import UInt64, mix
+
+Mask = NDArray[np.bool_]
+
+_COMMON = 3
+"""So many files of one set that share a name are not one picture: the name says nothing (image.jpg, 00000.jpg)."""
+_OLD = "its index says nothing of files, folders and pictures, as those of older releases"
+_WRITE_AGAIN = "cli.py recode writes it with them"
+
+
+def held_out_parts(sets: Sequence[ShardSet], share: float, by: Group) -> list[Mask]:
+    """Which samples of each set are held out: (N,) per set.
+
+    A group (a sample, a file, a folder, a picture or video) is held out where the hash of its name lies below `share`:
+    so adding data moves none of them, and what two sets share stands on one side in both. Otherwise than by sample:
+
+    - A set that is due a sample and got none gives its group with the lowest hash, which is then held out of all sets.
+    - A picture's name that three files of a set have, and a folder or video that is more than half of its set, keep
+      nothing together: their samples are divided by file.
+
+    Args:
+        sets: all sets of the training, whatever an objective reads of them.
+        share: of the samples, 0 to 1.
+        by: what stays together.
+
+    Raises:
+        UserError: by folder, and a set of an older release, whose index does not say it.
+    """
+    if by == "sample":
+        return [_below(shards.index["key"], share) for shards in sets]
+    groups = [_divided(shards, _groups(shards, by)) for shards in sets]
+    parts = [_below(names, share) for names in groups]
+    due = [
+        _lowest(names)
+        for names, part in zip(groups, parts, strict=True)
+        if not part.any() and round(share * len(names)) >= 1
+    ]
+    lowest = np.concatenate([np.empty(0, np.uint64), *due])
+    return [part | np.isin(names, lowest) for names, part in zip(groups, parts, strict=True)]
+
+
+@dataclass(frozen=True)
+class Twins:
+    """Pictures and videos, by name, that stand on both sides."""
+
+    groups: int
+    trained: int
+    """Samples of them that are trained on."""
+    held_out: int
+    """Samples of them that are held out."""
+
+    def __str__(self) -> str:
+        what = "picture or video stands" if self.groups == 1 else "pictures or videos stand"
+        samples = f"{self.trained:,} samples are trained on, {self.held_out:,} held out"
+        return f"{self.groups:,} {what} on both sides of the held-out part: of them {samples}"
+
+
+def find_twins(sets: Sequence[ShardSet], parts: Sequence[Mask]) -> Twins | None:
+    """What stands on both sides of `parts`, as `held_out_parts` returned them; None where nothing does."""
+    names = np.concatenate([_groups(shards, "picture") for shards in sets])
+    held = np.concatenate(parts)
+    both = np.intersect1d(names[held], names[~held])
+    if not len(both):
+        return None
+    twin = np.isin(names, both)
+    return Twins(len(both), int((twin & ~held).sum()), int((twin & held).sum()))
+
+
+def holdout_notes(
+    sets: Sequence[ShardSet], share: float, by: Group, sources: Collection[str] | None = None
+) -> list[str]:
+    """What a user should know of the held-out part, a line each.
+
+    Args:
+        sets, share, by: as of `held_out_parts`.
+        sources: those that an objective reads; None: all.
+    """
+    if not share:
+        return []
+    parts = held_out_parts(sets, share, by)
+    read = [n for n, shards in enumerate(sets) if sources is None or shards.manifest.source in sources]
+    sets, parts = [sets[n] for n in read], [parts[n] for n in read]
+    old = [str(shards.folder) for shards in sets if by != "sample" and not _knows_groups(shards)]
+    notes = [f"{folder}: {_OLD}: pairs of one folder may stand on both sides; {_WRITE_AGAIN}" for folder in old]
+    if sets and (twins := find_twins(sets, parts)):
+        do = "data.holdout_by=picture keeps them together"
+        if by == "picture":
+            do = "each is more than half of its set, so its files were divided; more data or data.holdout_by=folder"
+        notes.append(f"{twins}; {do}")
+    return notes
+
+
+def _below(names: NDArray[Any], share: float) -> Mask:
+    """Whether the hash of each name lies below the share; names are keys, or numbers of 64 bits."""
+    words = np.ascontiguousarray(names).view("<u8").reshape(len(names), names.dtype.itemsize // 8)
+    return _hashes(words).astype(np.float64) < share * 2.0**64
+
+
+def _hashes(words: UInt64) -> UInt64:
+    total = np.zeros(len(words), np.uint64)
+    for column in words.T:
+        total = mix(total ^ column, salt=0)
+    return total
+
+
+def _knows_groups(shards: ShardSet) -> bool:
+    return "picture" in (shards.index.dtype.names or ())
+
+
+def _groups(shards: ShardSet, by: Group) -> UInt64:
+    """The group of each sample, by file, folder or picture; (N,)."""
+    if not _knows_groups(shards):
+        if by == "folder":
+            where = str(shards.folder)
+            raise UserError("cannot be held out by folder", where=where, met=_OLD, do=_WRITE_AGAIN)
+        return _names_of_keys(shards.folder, shards.manifest.index_sha256)
+    index = shards.index
+    column = index[by].astype(np.uint64)
+    if by == "picture":
+        common = _common(column, index["file"]) & (column != index["folder"])
+        column[common] = index["file"][common]
+    unknown = np.flatnonzero(column == 0)
+    column[unknown] = pictures_by_key(index["key"][unknown])
+    return column
+
+
+def _common(pictures: UInt64, files: UInt64) -> Mask:
+    """Whether the picture's name of each sample is that of `_COMMON` files or more."""
+    _, first = np.unique(mix(pictures ^ mix(files, 1), 0), return_index=True)  # a row per pair of picture and file
+    names, counts = np.unique(pictures[first], return_counts=True)
+    return np.isin(pictures, names[counts >= _COMMON])
+
+
+def _divided(shards: ShardSet, names: UInt64) -> UInt64:
+    """Groups without one that is more than half of the set: its samples are grouped by file, else by key."""
+    values, counts = np.unique(names, return_counts=True)
+    large = np.isin(names, values[2 * counts > len(names)])
+    if not large.any() or len(names) < 2:
+        return names
+    words = np.ascontiguousarray(shards.index["key"][large]).view("<u8").reshape(int(large.sum()), -1)
+    divided = names.copy()
+    divided[large] = shards.index["file"][large] if _knows_groups(shards) else _hashes(words)
+    return divided
+
+
+def _lowest(names: UInt64) -> UInt64:
+    """The group with the lowest hash that is at most half of the set; (1,), or (0,) where there is none."""
+    values, counts = np.unique(names, return_counts=True)
+    values = values[2 * counts <= len(names)]
+    return values[np.argsort(_hashes(values[:, None]))[:1]]
+
+
+@lru_cache(maxsize=16)
+def _names_of_keys(folder: Path, digest: str) -> UInt64:
+    """The names of pictures of a set of an older release; once per index, whose SHA-256 is `digest`."""
+    return pictures_by_key(read_index(folder)["key"])
