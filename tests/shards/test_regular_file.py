@@ -76,5 +76,5 @@ def test_a_pipe_with_a_writer_is_refused_too(pipe):
 def test_every_door_says_so(pipe, read):
     for name in ("manifest.json", "index.npy", "ledger.jsonl", "model.safetensors"):
         os.mkfifo(pipe.parent / name)
-    with pytest.raises(UserError, match="a named pipe, not a regular file"):
+    with pytest.raises(UserError, match=r"a (named )?pipe\b"):
         read(pipe)
