@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from shards.errors import BadShard, UserError
-from shards.format import INDEX
 from shards.groups import named_group
 from shards.reader import ShardSet
 from shards.remote import RemoteShardSet, open_set
@@ -160,9 +158,6 @@ def _faults(shards: ShardSet) -> list[str]:
         if met != info.bytes:
             said = "no such file" if met is None else f"met {met:,} bytes"
             faults.append(f"{info.name}: {said}; wanted {info.bytes:,} bytes; {_VERIFY}")
-    with open(shards.folder / INDEX, "rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != manifest.index_sha256:
-            faults.append(f"{INDEX} is not the one that the manifest was written with; {_VERIFY}")
     try:
         check_recipe(manifest.recipe, vision_size=VISION_SIZE, grid=GRID, sam_size=IMAGE_SIZE, mean=MEAN, std=STD)
     except UserError as error:
