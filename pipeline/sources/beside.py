@@ -19,15 +19,18 @@ from pipeline.mask_values import distinct, looks_like_edges, read_ids
 from pipeline.pictures import open_image, read_picture
 from pipeline.raw import RawObject, RawSample
 from pipeline.records import RecordsWriter
+from pipeline.refused import refuse
 from pipeline.sources.objects import NO_OBJECT, Candidate, sample_of
+from pipeline.spelling import look_alike
 from pipeline.walk import listed, walk
-from shards.errors import DroppedInput
+from shards.errors import BadInput, DroppedInput
 
 EDGES = "masks whose ids look like grey edges, not like objects"
 VOID = "masks with pixels of no object beside the background (void)"
 _PICTURES = (".png", ".bmp", ".tif", ".tiff", ".webp", ".jpg", ".jpeg")  # for masks in this order: the safest first
 _ENDS = ("_mask", "-mask", "_masks")  # of a mask's name behind the picture's
 _NAMED = "a mask of the picture's name in masks/"
+_ALIKE = "/"  # in front of how a stem looks; no stem has it
 Size = tuple[int, int]
 
 
@@ -39,6 +42,7 @@ def find_beside(root: Path, records: RecordsWriter) -> dict[str, int]:
     """
     counts: Counter[str] = Counter()
     in_folder = lru_cache(maxsize=1 << 10)(partial(_by_stem, root))
+    pictures: dict[str, str] = {}
     used = 0
     for path, size in sorted(walk(root, _is_picture, counts, records, lambda name: True, "images")):
         own = PurePosixPath(path)
@@ -51,6 +55,11 @@ def find_beside(root: Path, records: RecordsWriter) -> dict[str, int]:
         counts["images without a mask"] += not found
         records.add(path, size)
         records.attach(path, {"masks": {"files": found, "alone": alone}})
+        for first in {pictures.setdefault(mask, path) for mask in found} - {path}:
+            met = f"{first} and {path} -> {found[0]}"
+            error = BadInput("one mask for two pictures", met=met, wanted="a mask for each", do="rename or delete one")
+            for one in (first, path):
+                refuse(records, one, error)
     stored = sum(1 for _ in walk(root, _is_picture, counts, records, lambda name: True, "masks"))
     counts["mask files without an image"] = stored - used
     return dict(counts)
@@ -102,13 +111,14 @@ def _masks_of(root: Path, picture: PurePosixPath, in_folder: Any) -> tuple[list[
     stems = (picture.stem, picture.name, *(picture.stem + end for end in _ENDS))
     for place in (folder, picture.parent):
         for stem in stems if place == folder else stems[2:]:
-            if names := in_folder(str(place)).get(stem):
+            stored = in_folder(str(place))
+            if names := stored.get(stem) or stored.get(f"{_ALIKE}{look_alike(stem)}"):
                 return [str(place / names[0])], False
     return [], False
 
 
 def _by_stem(root: Path, folder: str) -> dict[str, list[str]]:
-    """Stem -> names of the pictures in a folder, those first whose format is safest for a mask."""
+    """Stem, and how it looks, -> names of the pictures in a folder, those first whose format is safest for a mask."""
     found: dict[str, list[str]] = {}
     try:
         names = listed(root / folder)
@@ -116,7 +126,11 @@ def _by_stem(root: Path, folder: str) -> dict[str, list[str]]:
         return found
     for name in sorted(filter(_is_picture, names), key=lambda name: (_PICTURES.index(_suffix(name)), name)):
         found.setdefault(PurePosixPath(name).stem, []).append(name)
-    return found
+    alike: dict[str, set[str]] = {}
+    for stem in found:
+        alike.setdefault(f"{_ALIKE}{look_alike(stem)}", set()).add(stem)
+    # A stem that looks like two of them means none.
+    return {**{key: found[stem] for key, stems in alike.items() if len(stems) == 1 for stem in stems}, **found}
 
 
 def _picture_of(stem: str) -> str:

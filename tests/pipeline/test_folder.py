@@ -332,3 +332,22 @@ def test_a_missing_picture_is_told_with_the_nearest_name(root):
     write(root, {"image": "b.jpg", "objects": [{"mask": "m.png"}]})
     (error,) = load_all(root).values()
     assert "no such file; met no 'b.jpg' in .; the nearest name is 'b.png'" in str(error)
+
+
+def test_one_mask_of_two_pictures_is_bad_for_both(root):
+    put_beside(root, "x", Image.fromarray(IDS))
+    put_beside(root, "y", Image.fromarray(IDS))
+    Image.open(root / "b.png").save(root / "images/x.png")
+    samples = load_all(root)
+    assert len(samples["images/y.jpg"].objects) == 2
+    for path in ("images/x.jpg", "images/x.png"):
+        assert "one mask for two pictures; met images/x.jpg and images/x.png -> masks/x.png" in str(samples[path])
+
+
+@pytest.mark.parametrize(
+    ("picture", "mask"), [("\u00e9", "e\u0301"), ("Photo", "photo"), ("a b", "a%20b"), ("IMG_1", "img_1_mask")]
+)
+def test_masks_are_found_by_names_that_look_alike(root, picture, mask):
+    put_beside(root, picture, Image.fromarray(IDS), f"masks/{mask}.png")
+    (sample,) = load_all(root).values()
+    assert len(sample.objects) == 2
