@@ -84,6 +84,8 @@ class OpenImages:
             counts["broken rows"] += not whole
         if not counts["objects"]:
             raise UserError("a table without an object", where=str(table), met="no row", wanted="one an object")
+        if repeated := len(stored) - len(np.unique(stored)):
+            counts["mask files that are there more than once, of which the first is taken"] = repeated
         counts["images without a file"] = missing
         counts["images without an object"] = counts["images"] - (len(np.unique(described)) - missing)
         counts["objects without a mask file"] = int((~np.isin(wanted, stored)).sum())

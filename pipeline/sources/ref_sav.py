@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline import masks
 from pipeline.annotations import read_pairs
-from pipeline.finder import below
+from pipeline.finder import Finder, below
 from pipeline.ids import as_id
 from pipeline.raw import RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter
@@ -31,12 +31,12 @@ class RefSav:
     def find(self, root: Path, choices: Mapping[str, Any], records: RecordsWriter) -> dict[str, int]:
         file = next((root / base / _FILE for base in _VIDEOS if (root / base / _FILE).exists()), root / _FILE)
         bases = [base for base in _VIDEOS if (root / base / "sav_train").is_dir()] or [""]
+        finder = Finder(root, bases, bare=False)
         counts: Counter[str] = Counter()
         for video_id, body in read_pairs(file):
             try:
-                paths = [
-                    (PurePosixPath(bases[0]) / _mended(body[key])).as_posix() for key in ("video_path", "anno_path")
-                ]
+                named = [_mended(body[key]) for key in ("video_path", "anno_path")]
+                paths = [finder.locate(name) or (PurePosixPath(bases[0]) / name).as_posix() for name in named]
                 objects = [{**item, "id": as_id(number) or number} for number, item in body["objects"].items()]
                 if not all(isinstance(item.get(_TEXT, ""), str) for item in objects):
                     raise TypeError("an expression that is no text")

@@ -12,10 +12,11 @@ from pipeline.ids import as_id, id_of
 from pipeline.pickles import read_pickle
 from pipeline.raw import RawInput, RawSample
 from pipeline.records import RecordsWriter
+from pipeline.refused import refuse
 from pipeline.sources.coco import category_names, image_sample, put_down_images
 from pipeline.sources.coco_layouts import image_finder
 from pipeline.walk import matching
-from shards.errors import UserError
+from shards.errors import BadInput, UserError
 
 _IMAGES = ("images/mscoco/images/train2014", "coco2014/train2014", "images/train2014")
 
@@ -43,11 +44,18 @@ class Refer:
         names = category_names(file, counts)
         # A ref's own file_name ends with an object's number: it is no picture's.
         paths = put_down_images(file, image_finder(root, _IMAGES), records, counts, images)
+        taken: dict[str | None, str] = {}
         for annotation in read_items(file, "annotations.item"):
             number, path = id_of(annotation), paths.get(id_of(annotation, "image_id"))
+            if path is not None and number in taken:  # nobody can tell which of the two a sentence means
+                met = f"annotation {number} of {taken[number]} and {path}"
+                for one in (taken[number], path):
+                    refuse(records, one, BadInput("one id for two objects", met=met, wanted="an id for each"))
+                counts["annotations that share an id"] += 1
             if path is None or not of_object.get(number):
                 continue
             own = of_object.pop(number)
+            taken[number] = path
             annotation["category"] = names.get(id_of(annotation, "category_id"))
             records.attach(path, {**annotation, "refs": own})
             counts["objects"] += 1

@@ -17,7 +17,9 @@ from pipeline.ids import as_id
 from pipeline.pictures import read_picture
 from pipeline.raw import RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter
+from pipeline.refused import raise_refused, refuse
 from pipeline.sources.clips import Shown, choose_frames
+from pipeline.sources.frames import Frames
 from pipeline.sources.objects import Candidate, sample_of
 from pipeline.sources.refvos_masks import Lists, Pickled, Pngs
 from pipeline.walk import listed
@@ -66,6 +68,7 @@ class RefVos:
         paths: dict[str, list[str]] = {}
         known: set[str] = set()
         for name, body in layout.videos:
+            twice = name in known
             known.add(name)
             if name in layout.without:
                 counts["videos of another split"] += 1
@@ -77,6 +80,11 @@ class RefVos:
                 met = f"video {name!r}: {type(error).__name__} {error}"
                 raise UserError("not the entry of a video", where=str(layout.where), met=met) from None
             path, objects = described["path"], _objects(described)
+            if twice:  # nobody can tell which expressions and frames are meant
+                twin = BadInput("a video listed twice", met=f"{name} in {layout.where.name}", wanted="one entry")
+                refuse(records, path, twin)
+                counts["videos listed twice"] += 1
+                continue
             size, pictures = _folder_size(root, path)
             records.add(path, size)
             records.attach(path, {**described, "bytes_of_masks": _folder_size(root, described["annotations"])[0]})
@@ -94,7 +102,9 @@ class RefVos:
         elif layout.masks:
             for key, lists in read_pairs(layout.masks):
                 number = as_id(key) or key
-                for path in dict.fromkeys(paths.get(number, ())):
+                own = dict.fromkeys(paths.get(number, ()))
+                counts["objects that several videos share"] += len(own) > 1
+                for path in own:
                     records.attach(path, {"object": number, "masks": lists})
                 counts["masks that no expression of this split refers to"] += number not in paths
         if layout.pictures and (root / layout.pictures).is_dir() and not any("/" in name for name in known):
@@ -111,6 +121,7 @@ class RefVos:
             yield from (f"{video['annotations']}/{name}.png" for name in video["frames"])
 
     def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any]) -> RawSample:
+        raise_refused(parts)
         video, *given = parts
         folder, objects = below(root, path), _objects(video)
         for name in video["frames"]:
@@ -124,7 +135,8 @@ class RefVos:
             read = Pngs(below(root, video["annotations"]), video["frames"])
         else:
             read = Lists(given, video["frames"], objects)
-        there = [n for n, name in enumerate(video["frames"]) if read.has(n) and (folder / f"{name}.jpg").is_file()]
+        files = Frames(folder)
+        there = [n for n, name in enumerate(video["frames"]) if read.has(n) and files.named(name)]
         if not there:
             met = f"none of {len(video['frames'])} listed frames has both"
             raise BadInput("no frames", where=path, met=met, wanted="pictures with masks")
@@ -133,7 +145,7 @@ class RefVos:
         sizes, names = [read.size(n) for n in chosen], [video["frames"][n] for n in chosen]
         slack = options.get("mask_slack", 0)
         pictures = [
-            (name, read_picture(folder / f"{name}.jpg", size, slack=slack))
+            (name, read_picture(files.named(name) or folder / name, size, slack=slack))
             for name, size in zip(names, sizes, strict=True)
         ]
         candidates = [

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+import numpy as np
 
 from pipeline import masks
 from pipeline.annotations import parse_json
@@ -36,18 +39,24 @@ class Sa1b:
 
     def find(self, root: Path, choices: Mapping[str, Any], records: RecordsWriter) -> dict[str, int]:
         counts = Counter({"images": 0, "images without a json": 0, "jsons without an image": 0, "paired": 0})
+        names = array("q")  # of photos, as hashes: there are millions
         # Photos first: a json then shows whether it has one.
         for path, size in walk(root, partial(_is_named, suffix=_KINDS), counts, records, _is_photo, depth=_DEPTH):
             if path.endswith(".jpg"):
                 records.add(path, size)
+                names.append(hash(PurePosixPath(path).name))
                 counts["images"] += 1
         _annotate(_files(root, ".json", records), records, counts)
         for path, where in _files(root, ".tar", records):
-            self._find_in_tar(root, path, where["bytes"], records, counts)
+            self._find_in_tar(root, path, where["bytes"], records, counts, names)
         counts["images without a json"] = counts["images"] - counts.pop("paired")
+        if repeated := len(names) - len(np.unique(names)):
+            counts["images that are there more than once, each an input"] = repeated
         return dict(counts)
 
-    def _find_in_tar(self, root: Path, tar: str, size: int, records: RecordsWriter, counts: Counter[str]) -> None:
+    def _find_in_tar(
+        self, root: Path, tar: str, size: int, records: RecordsWriter, counts: Counter[str], names: array[int]
+    ) -> None:
         beside = [folder for folder in (root / tar).parent.glob(f"{PurePosixPath(tar).stem}/") if folder.is_dir()]
         beside.append((root / tar).parent)
         jsons: list[Found] = []
@@ -72,6 +81,7 @@ class Sa1b:
                     jsons.append((path, where))
                 elif records.add(path, member["bytes"]):
                     records.attach(path, {"picture": where})
+                    names.append(hash(PurePosixPath(path).name))
                     counts["images"] += 1
                 else:
                     counts["images twice in a tar"] += 1

@@ -1,0 +1,41 @@
+"""The pictures of a video's frames, one file each."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+from pipeline.spelling import look_alike
+from pipeline.walk import listed
+
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+class Frames:
+    """Finds the files of frames in a folder, by names with or without a suffix."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def named(self, name: str) -> Path | None:
+        """`NAME.jpg`; where there is none, the only picture whose name looks like it, with any suffix."""
+        usual = self._folder / f"{name}.jpg"
+        if usual.is_file():
+            return usual
+        found = self._alike.get(look_alike(name)) or self._alike.get(look_alike(f"{name}.jpg"))
+        return self._folder / found if found else None
+
+    @cached_property
+    def _alike(self) -> dict[str, str | None]:
+        """How each picture's name looks, with and without its suffix -> the name; None for several."""
+        try:
+            names = listed(self._folder)
+        except OSError:
+            return {}
+        alike: dict[str, str | None] = {}
+        for name in names:
+            pure = PurePosixPath(name)
+            if pure.suffix.lower() in _SUFFIXES:
+                for key in {look_alike(name), look_alike(pure.stem)}:
+                    alike[key] = None if key in alike else name
+        return alike
