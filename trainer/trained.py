@@ -1,8 +1,8 @@
 """What a training changed, and the model that it started from.
 
 A checkpoint is a folder: `trained.safetensors` holds the tensors that trained, and those that no file held at the
-start; `origin.json` says what the rest comes from, and with `trained_on.bin` which samples it was
-trained on. Where only adapters train, it holds the adapters alone.
+start; `origin.json` says what the rest comes from, and with `trained_on.bin` which samples it was trained on;
+`checksums.json` lists these files. Where only adapters train, it holds the adapters alone.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 
-from shards.atomic import atomic_write
 from shards.errors import UserError
 from shards.recipe import Recipe
 from shards.regular_file import read_regular
+from trainer.checksums import ListedFiles, check_checkpoint, check_files
 from trainer.config import Config, LoraConfig, ModelConfig
 from trainer.fsdp import own, shared_like
 from trainer.model.sa2va import Sa2VA, build
@@ -94,11 +94,16 @@ def save_trained(folder: Path, tensors: Mapping[str, torch.Tensor], origin: Orig
         origin: of the run.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {n: t.cpu().contiguous() for n, t in tensors.items()}
-    atomic_write(folder / WEIGHTS, to_safetensors(weights))
+    with ListedFiles(folder) as files:
+        write_trained(files, tensors, origin)
+
+
+def write_trained(files: ListedFiles, tensors: Mapping[str, torch.Tensor], origin: Origin) -> None:
+    """Write what `save_trained` does into a folder that holds more. Raises `OSError`."""
+    files.write(WEIGHTS, to_safetensors({n: t.cpu().contiguous() for n, t in tensors.items()}))
     if origin.trained_on is not None:
-        atomic_write(folder / FILE, ids_to_bytes(origin.trained_on))
-    atomic_write(folder / ORIGIN, origin.to_bytes())
+        files.write(FILE, ids_to_bytes(origin.trained_on))
+    files.write(ORIGIN, origin.to_bytes())
 
 
 def trained_tensors(model: Sa2VA, new: set[str]) -> dict[str, torch.Tensor]:
@@ -111,8 +116,10 @@ def load_trained(folder: Path, device: torch.device | str = "cpu") -> tuple[Sa2V
     """The trained model, adapters in place, frozen, in evaluation mode.
 
     Raises:
-        UserError: no such checkpoint, or one whose tensors are not those that its training must have left.
+        UserError: no such checkpoint, one whose files have changed since they were written, or one whose tensors are
+            not those that its training must have left.
     """
+    check_checkpoint(folder, (WEIGHTS,))
     origin = read_origin(folder / ORIGIN)
     model, new = base_model(origin.model, device)
     set_trainable(model, origin.trainable, **asdict(origin.lora))
@@ -154,6 +161,7 @@ def _kept(model: Sa2VA, new: set[str]) -> set[str]:
 
 def read_origin(path: Path) -> Origin:
     """What the `origin.json` at `path` says. Raises `UserError` where it is none of this version."""
+    check_files(path.parent, (ORIGIN, FILE))
     body = read_json(path)
     try:
         if body.pop("version") != _VERSION:

@@ -1,6 +1,7 @@
 """What a checkpoint holds: all that changes in a run, as tensors by name and JSON, read strictly."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from shards.errors import UserError
 from shards.recipe import RECIPES
 from trainer.checkpoints.checkpoint import Parts, State, nbytes, read_random_states, read_state, write
+from trainer.checksums import CHECKSUMS, check_checkpoint
 from trainer.trained import Origin, load_trained
 
 
@@ -94,6 +96,51 @@ def test_moments_of_another_optimiser_are_an_error(make, written):
     save_file({"model.unknown.weight:exp_avg": torch.zeros(2)}, path)
     with pytest.raises(UserError, match=r"are not this optimiser's; met model\.unknown\.weight:exp_avg"):
         make(0).read(written[1])
+
+
+def test_no_flipped_bit_of_any_file_is_taken_up(written):
+    """Weights, teacher, moments, state, random states, origin, and the list of checksums itself."""
+    _, folder = written
+    check_checkpoint(folder)
+    draws = random.Random(5)
+    for path in sorted(folder.iterdir()):
+        whole = path.read_bytes()
+        for _ in range(40):
+            changed, bit = bytearray(whole), draws.randrange(8 * len(whole))
+            changed[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(changed)
+            if path.name == CHECKSUMS and json_or_none(changed) == json.loads(whole):
+                continue  # a space that is now a tab
+            with pytest.raises(UserError, match=f"{path.name}: not ") as raised:
+                check_checkpoint(folder)
+            assert "\n" not in str(raised.value) and "take another copy" in str(raised.value)
+            if path.name in ("trained.safetensors", "origin.json"):
+                with pytest.raises(UserError, match="not the bytes that were written"):
+                    load_trained(folder)
+        path.write_bytes(whole)
+    assert load_trained(folder)[1].step == 3
+
+
+def json_or_none(data: bytes) -> object:
+    try:
+        return json.loads(data)
+    except ValueError:
+        return None
+
+
+@pytest.mark.parametrize("name", ["teacher.safetensors", "rng.json"])
+def test_a_file_that_is_gone_is_named(written, name: str):
+    (written[1] / name).unlink()
+    with pytest.raises(UserError, match=f"{name}: no such file; wanted as {CHECKSUMS} says"):
+        check_checkpoint(written[1])
+    load_trained(written[1])  # an export does not read it
+
+
+def test_a_checkpoint_of_an_earlier_release_is_taken_and_said_to_be_unchecked(written, caplog):
+    (written[1] / CHECKSUMS).unlink()
+    assert load_trained(written[1])[1].step == 3
+    (said,) = [record.getMessage() for record in caplog.records if CHECKSUMS in record.getMessage()]
+    assert "taken unchecked" in said and str(written[1]) in said
 
 
 def test_another_version_is_refused(written):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,29 @@ def edit(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None
     content = tensors(folder)
     change(content)
     save_file(content, folder / "model.safetensors")
+
+
+def test_a_bit_that_flips_after_an_export_is_found(folders, tmp_path):
+    out, draws = tmp_path / "exported", random.Random(3)
+    save_model(load_model(folders["Qwen2ForCausalLM"]), out, shard_bytes=10**9)
+    path = out / "model.safetensors"
+    whole = path.read_bytes()
+    header = json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")])
+    digits = header["__metadata__"]["file_crc32"]
+    assert int(digits) == zlib.crc32(whole.replace(f'"file_crc32":"{digits}"'.encode(), b'"file_crc32":"0000000000"'))
+    load_model(out)
+    place = whole.index(digits.encode())
+    for byte in (9, 300, place, place + 9, *(draws.randrange(8, len(whole)) for _ in range(12)), len(whole) - 1):
+        data = bytearray(whole)
+        data[byte] ^= 1 << draws.randrange(3)  # a digit stays one, or not
+        path.write_bytes(data)
+        with pytest.raises(
+            UserError, match=r"model.safetensors: (CRC-32 of the file; met|not a whole safetensors file)"
+        ):
+            load_model(out)
+    path.write_bytes(whole)
+    edit(out, lambda content: content["mlp1.0.weight"].add_(1))  # on purpose: saved anew, without a checksum
+    load_model(out)
 
 
 @pytest.mark.parametrize("kind", KINDS)

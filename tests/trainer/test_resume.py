@@ -12,6 +12,7 @@ from shards.errors import UserError
 from trainer.checkpoints.checkpoint import State
 from trainer.checkpoints.resume import Beginning, begin
 from trainer.checkpoints.run_folder import RunFolder
+from trainer.checksums import ListedFiles
 from trainer.config import Config, flat, load_config
 
 DATA = ["sav: 12 samples, plan 0123"]
@@ -170,3 +171,25 @@ def test_a_run_is_finished_when_its_report_is_written(run, config):
     config.steps = 4
     os.utime(run.report, (0, 0))  # of a shorter run that was gone on with
     assert not began(run, config).finished
+
+
+@pytest.mark.parametrize("name", ["state.json", "rng.json", "weights"])
+def test_a_checkpoint_that_has_changed_is_not_gone_on_from(run, config, name):
+    save(run, config, 5)
+    folder = run.checkpoints / "step-0000005"
+    (folder / "weights").write_bytes(bytes(1000))
+    with ListedFiles(folder) as files:
+        for listed in ("state.json", "rng.json", "weights"):
+            files.add(listed)
+    assert began(run, config).step == 5
+    data = bytearray((folder / name).read_bytes())
+    data[-1] ^= 1
+    (folder / name).write_bytes(data)
+    with pytest.raises(UserError, match=f"{name}: not the bytes that were written"):
+        began(run, config)
+
+
+def test_a_checkpoint_without_checksums_is_gone_on_from_and_said(run, config, caplog):
+    save(run, config, 5)
+    assert began(run, config).step == 5
+    assert "step-0000005: no checksums.json" in caplog.text

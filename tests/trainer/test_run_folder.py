@@ -150,3 +150,13 @@ def test_a_write_that_fails_leaves_the_previous_checkpoint(tmp_path: Path):
     assert "bytes free; wanted 123,456 bytes; step-0000001 stands as it was; make room" in said
     assert names(run) == ["latest", "step-0000001"] and step_of(run.latest()) == 1
     run.close()
+
+
+def test_a_damaged_state_of_an_earlier_checkpoint_does_not_end_a_run(tmp_path, caplog):
+    run = opened(tmp_path)
+    run.save(1, 0, writer(1, 0.5))
+    (run.checkpoints / "step-0000001" / "state.json").write_text("{")
+    assert step_of(run.save(2, 0, writer(2, 0.7))) == 2
+    assert step_of((run.checkpoints / "best").resolve()) == 2
+    assert "state.json: cannot be read as JSON" in caplog.text
+    run.close()

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from shards.errors import UserError
 from shards.recipe import RECIPES
 from tests.joined import Joined, command_line
+from trainer.checksums import CHECKSUMS
 from trainer.config import Config, ModelConfig
 from trainer.export import export, load_any
 from trainer.model.sa2va import Sa2VA, build
@@ -161,6 +162,7 @@ def test_a_checkpoint_of_another_training_is_refused(released, tmp_path, change,
     weights = load_file(tmp_path / "trained.safetensors")
     change(weights)
     save_file(weights, tmp_path / "trained.safetensors")
+    (tmp_path / CHECKSUMS).unlink()
     with pytest.raises(UserError, match=said):
         load_trained(tmp_path)
 
@@ -169,6 +171,7 @@ def test_what_is_no_checkpoint_is_one_line(released, tmp_path):
     with pytest.raises(UserError, match="no model here"):
         load_any(tmp_path)
     train_a_little(config_of(released, ["mlp1"]), tmp_path, 1)
+    (tmp_path / CHECKSUMS).unlink()
     body = json.loads((tmp_path / "origin.json").read_text())
     for changed, said in (({**body, "version": 99}, "another version"), ({**body, "extra": 1}, "not the origin")):
         (tmp_path / "origin.json").write_text(json.dumps(changed))

@@ -1,8 +1,8 @@
 """What a checkpoint holds: everything that a run needs to go on as if it had not been interrupted.
 
 A folder: `trained.safetensors` and `origin.json` (`trainer/trained.py` reads them), `teacher.safetensors` (its float32
-shadow), `optimizer.safetensors`, `rng.json` (of each process) and `state.json`. Tensors by name and JSON: no code is
-run by reading them.
+shadow), `optimizer.safetensors`, `rng.json` (of each process), `state.json`, and `checksums.json`, with which all of
+these are compared when a run goes on. Tensors by name and JSON: no code is run by reading them.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch.optim.lr_scheduler import LambdaLR
 
-from shards.atomic import atomic_write
 from shards.errors import UserError
+from trainer.checksums import ListedFiles
 from trainer.data.loader import Position
 from trainer.fsdp import gathered, shared_like, shared_out
 from trainer.objectives.step import Step
 from trainer.optimizer import from_stored, set_rate, to_stored
 from trainer.released.files import read_json
-from trainer.trained import WEIGHTS, Origin, fill, read_tensors, save_trained, trained_tensors
+from trainer.trained import WEIGHTS, Origin, fill, read_tensors, trained_tensors, write_trained
 from trainer.zero import moments as zero_moments
 from trainer.zero import restore
 
@@ -137,11 +137,12 @@ def write(
     folder: Path, tensors: dict[str, Tensors], state: State, origin: Origin, random_states: Sequence[dict[str, Any]]
 ) -> None:
     """Write a checkpoint of `Parts.tensors` into `folder`, which nobody takes for one yet. Raises `OSError`."""
-    save_trained(folder, tensors[WEIGHTS], origin)
-    for name in (_TEACHER, _OPTIMIZER):
-        atomic_write(folder / name, to_safetensors({n: t.cpu().contiguous() for n, t in tensors[name].items()}))
-    atomic_write(folder / _RNG, json.dumps(random_states).encode())
-    atomic_write(folder / STATE, (json.dumps({"version": _VERSION, **asdict(state)}, indent=1) + "\n").encode())
+    with ListedFiles(folder) as files:
+        write_trained(files, tensors[WEIGHTS], origin)
+        for name in (_TEACHER, _OPTIMIZER):
+            files.write(name, to_safetensors({n: t.cpu().contiguous() for n, t in tensors[name].items()}))
+        files.write(_RNG, json.dumps(random_states).encode())
+        files.write(STATE, (json.dumps({"version": _VERSION, **asdict(state)}, indent=1) + "\n").encode())
 
 
 def nbytes(tensors: dict[str, Tensors]) -> int:

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from shards.errors import UserError
 from trainer.checkpoints.checkpoint import STATE, State, read_random_states, read_state
 from trainer.checkpoints.run_folder import CHECKPOINTS, LATEST, RunFolder
+from trainer.checksums import check_checkpoint
 from trainer.config import Config, flat
 from trainer.data.loader import Position
 from trainer.measure.journal import METRICS, read_records
@@ -80,6 +81,7 @@ def look(config: Config, run: RunFolder, data: list[str], samples: int) -> Begin
     own, chosen = run.latest(), _chosen(config, run)
     if not chosen:
         return Beginning()
+    check_checkpoint(chosen)
     state = read_state(chosen)
     _check_same(state, config, data, samples)
     records = read_records(chosen.parent.parent / METRICS, state.step)

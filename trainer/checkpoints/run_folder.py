@@ -9,6 +9,7 @@ checkpoint                   a link to checkpoints/latest, where exports look
 from __future__ import annotations
 
 import errno
+import logging
 import math
 import os
 import shutil
@@ -19,6 +20,8 @@ from shards.atomic import sync_folder
 from shards.errors import UserError
 from shards.lock import hold_lock
 from trainer.checkpoints.checkpoint import STATE, read_state
+
+log = logging.getLogger(__name__)
 
 CHECKPOINTS, LATEST, BEST = "checkpoints", "latest", "best"
 _FINAL = "checkpoint"
@@ -123,7 +126,7 @@ class RunFolder:
 
     def _rotate(self) -> None:
         folders = self._all()
-        losses = {folder: read_state(folder).held_out for folder in folders}
+        losses = {folder: _held_out(folder) for folder in folders}
         judged = {folder: loss for folder, loss in losses.items() if loss is not None and math.isfinite(loss)}
         kept = folders[-self._keep :]
         if judged:
@@ -140,6 +143,15 @@ class RunFolder:
         _remove(doomed)
         os.replace(folder, doomed)
         _remove(doomed)
+
+
+def _held_out(folder: Path) -> float | None:
+    """The mask loss of a checkpoint; None also where its state has been damaged: that ends no run that goes on."""
+    try:
+        return read_state(folder).held_out
+    except UserError as error:
+        log.warning("%s", error)
+        return None
 
 
 def _link(path: Path, target: str) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from shards.errors import UserError
 from shards.regular_file import check_regular, read_regular
+from trainer.released.seal import UNSEALED, check_seal, seal
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _WANTED = ("*.json", "*.safetensors", "tokenizer.model", "vocab.txt", "merges.txt", "trained_on.bin")  # and no code
@@ -67,8 +68,10 @@ def read_json(path: Path) -> dict[str, Any]:
 class TensorFolder:
     """The tensors of a folder's safetensors files, read one by one. To be used in a `with` statement.
 
+    A file that holds its own checksum, as those of an export do, is compared with it first.
+
     Raises:
-        UserError: a file that is missing, broken, or does not hold what the index says.
+        UserError: a file that is missing, broken, changed since it was written, or does not hold what the index says.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -86,6 +89,7 @@ class TensorFolder:
             raise UserError("no weights", where=str(folder), wanted=f"{INDEX} or {SINGLE}", do=do)
         for name in sorted(set(index.values())) if index else [SINGLE]:
             try:
+                check_seal(folder / name)
                 file = self._open.enter_context(safe_open(folder / name, framework="pt"))
             except FileNotFoundError:
                 raise UserError("no such file", where=str(folder / name), wanted=f"as {INDEX} says") from None
@@ -165,7 +169,9 @@ def write_folder(
     """
     with new_folder(out) as folder:
         contiguous = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-        save_torch_state_dict(contiguous, folder, max_shard_size=shard_bytes, safe_serialization=True)
+        save_torch_state_dict(contiguous, folder, max_shard_size=shard_bytes, metadata=dict(UNSEALED))
+        for path in folder.glob("*.safetensors"):
+            seal(path)
         files(folder)
 
 
