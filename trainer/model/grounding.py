@@ -97,8 +97,10 @@ class GroundingEncoder(nn.Module):
         Returns:
             (N, 256, 256) float32.
         """
-        maps = (features.embedding + self.sam2_model.no_mem_embed.view(1, -1, 1, 1))[image_of_object]
-        return self.decode_maps(maps, [level[image_of_object] for level in features.high], embeddings).logits
+        # Not by an index, whose gradient adds up the objects of a picture in the order of threads.
+        maps = (features.embedding + self.sam2_model.no_mem_embed.view(1, -1, 1, 1)).index_select(0, image_of_object)
+        levels = [level.index_select(0, image_of_object) for level in features.high]
+        return self.decode_maps(maps, levels, embeddings).logits
 
     def decode_maps(self, maps: Tensor, high: list[Tensor], embeddings: Tensor | None) -> Decoded:
         """Decode objects from maps of their own: of the decoder's three masks, the one with the highest predicted IoU.

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, InternVLVisionModel
 from transformers.cache_utils import Cache
 
@@ -148,7 +149,8 @@ class Sa2VA(nn.Module):
         row, slot, cell = chosen.nonzero(as_tuple=True)
         if self.work:
             self.work.add("projected", len(seen))
-        visual = self.mlp1(seen)[images[row, slot], cell]
+        # Looked up as in a table: the gradient of an index adds up what several objects take in the order of threads.
+        visual = F.embedding(images[row, slot] * IMAGE_TOKENS + cell, self.mlp1(seen).flatten(0, 1))
         if scale is not None:
             whole = scale.new_ones(len(images), images.shape[1] - scale.shape[1], IMAGE_TOKENS)
             visual = visual * torch.cat([whole, scale.flatten(2)], 1)[row, slot, cell][:, None]
