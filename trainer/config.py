@@ -64,6 +64,7 @@ class DataConfig:
     """What stays together on one side of it: sample, file (of the raw data), folder, or picture (or video, in whatever
     set it stands)."""
     objects_per_sample: int = 1
+    """Objects of a sample that a step takes, at most. Each comes up before one comes twice."""
     threads: int = 2
     prefetch: int = 2
     """Batches in the making ahead of the one in use."""
@@ -155,6 +156,8 @@ class Config:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = 1e-8
     weight_decay: float = 0.05
+    weight_decay_on: str = "matrices"
+    """matrices: parameters of two or more dimensions, so not biases, norms and scales. all: those too."""
     warmup_steps: int = 366
     warmup_from: float = 0.5
     """Share of `lr` that the linear warm-up starts from; after it a cosine falls to 0 at the last step."""
@@ -193,6 +196,7 @@ CHOICES = {
     "objective": OBJECTIVES,
     "mixed_precision": ("bf16", "no"),
     "optimizer": ("adamw", "adamw8bit"),
+    "weight_decay_on": ("matrices", "all"),
     "model.dtype": ("float32", "bfloat16"),
     "data.normalise": ("auto", "host", "device"),
     "data.check": CHECKS,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from shards.errors import UserError
 from trainer.config import Config
@@ -17,18 +17,21 @@ _CODES, _SCALE = "#codes", "#scale"
 
 
 def make_optimizer(model: Sa2VA, config: Config) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019), a group a part; `adamw8bit` keeps moments in 8 bits (Dettmers et al. 2022).
+    """AdamW (Loshchilov and Hutter 2019); `adamw8bit` keeps moments in 8 bits (Dettmers et al. 2022).
+
+    Each part has a group of the parameters that decay, and one of those that do not, where it has such.
 
     Raises:
         UserError: torchao, which has the 8-bit one, is not installed.
     """
     groups: list[dict[str, Any]] = [
-        {"params": own, "lr": config.rates.get(part, config.lr)}
+        {"params": group, "lr": config.rates.get(part, config.lr), "weight_decay": decay}
         for part, own in by_part(model, config.trainable).items()
-        if own
+        for group, decay in _by_decay(own, config)
+        if group
     ]
     how: dict[str, Any] = {"betas": (config.betas[0], config.betas[1]), "eps": config.eps}
-    how |= {"lr": config.lr, "weight_decay": config.weight_decay}
+    how["lr"] = config.lr
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, **how)
     try:
@@ -38,6 +41,17 @@ def make_optimizer(model: Sa2VA, config: Config) -> torch.optim.Optimizer:
         raise UserError("torchao is not installed", where="optimizer", met=config.optimizer, do=do) from None
     optimizer: torch.optim.Optimizer = AdamW8bit(groups, **how)
     return optimizer
+
+
+def _by_decay(parameters: list[nn.Parameter], config: Config) -> list[tuple[list[nn.Parameter], float]]:
+    """`parameters` in two groups, each with its weight decay.
+
+    Biases, the weights of norms and scales of layers have one dimension, in shares too (FSDP2); all else has more.
+    """
+    if config.weight_decay_on == "all":
+        return [(parameters, config.weight_decay)]
+    decaying, others = ([p for p in parameters if (p.ndim > 1) == decays] for decays in (True, False))
+    return [(decaying, config.weight_decay), (others, 0.0)]
 
 
 def set_rate(group: dict[str, Any], rate: float) -> None:

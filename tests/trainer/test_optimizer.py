@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 
 import pytest
 import torch
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
+from transformers.trainer_pt_utils import get_parameter_names
 
 from shards.recipe import RECIPES
 from trainer.checkpoints.checkpoint import Parts, State, nbytes, write
 from trainer.config import Config
+from trainer.model.sa2va import build
+from trainer.model.trainable import PARTS, set_trainable
 from trainer.optimizer import from_stored, make_optimizer, set_rate, to_stored
 from trainer.trained import Origin
 
@@ -39,6 +44,63 @@ def more(parts: Parts, steps: int) -> None:
                 parameter.grad = torch.randn(parameter.shape, generator=generator)
         parts.optimizer.step()
         parts.scheduler.step()
+
+
+def test_biases_norms_and_scales_do_not_decay(config: Config):
+    """Nothing decays that SAM 2 or transformers leave alone (by their own rules), and embeddings do, as with both."""
+    config.trainable, config.rates = [*PARTS], {"mlp1": 1e-4}
+    model = build("tiny")
+    set_trainable(model, config.trainable, r=4, alpha=8, dropout=0.0)
+    groups = make_optimizer(model, config).param_groups
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    trains = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert decay.keys() == {id(p) for p in trains.values()} and {*decay.values()} == {config.weight_decay, 0.0}
+    decaying = {name for name, p in trains.items() if decay[id(p)]}
+    # SAM 2's training configuration: param_names ["*bias*"], module_cls_names ["torch.nn.LayerNorm"].
+    norms = {
+        f"{m}.{n}" for m, o in model.named_modules() if isinstance(o, nn.LayerNorm) for n, _ in o.named_parameters()
+    }
+    assert not decaying & {name for name in trains if "bias" in name or name in norms}
+    patterns = ["bias", "layernorm", "rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]  # of transformers' Trainer
+    assert decaying <= {*get_parameter_names(model, [nn.LayerNorm], patterns)}
+    learned = [name for name in trains if re.search("embed_tokens|lm_head|mask_tokens|lora_[AB]", name)]
+    assert len(learned) > 10 and {*learned} <= decaying
+    assert {name for name in trains if name not in decaying} >= {n for n in trains if re.search("norm|bias|ls1|ls2", n)}
+    assert {group["lr"] for group in groups} == {config.lr, 1e-4}
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw8bit"])
+@pytest.mark.parametrize("on", ["matrices", "all"])
+def test_what_decays_shrinks_by_rate_times_decay(make_loop, config: Config, name: str, on: str):
+    config.optimizer, config.weight_decay_on, config.lr, config.weight_decay = name, on, 0.1, 0.5
+    loop = make_loop(config)
+    before = {n: p.detach().clone() for n, p in loop.named_parameters() if p.requires_grad}
+    for parameter in loop.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    make_optimizer(loop.model, config).step()
+    for key, parameter in loop.named_parameters():
+        if key in before:
+            factor = 0.95 if before[key].ndim > 1 or on == "all" else 1.0
+            assert torch.allclose(parameter, factor * before[key], rtol=1e-6), key
+    assert {p.ndim > 1 for p in before.values()} == {True, False}
+
+
+def test_a_checkpoint_of_other_groups_is_taken_up_by_name(make_loop, config: Config, tmp_path):
+    """As one that was written when each part was a single group."""
+    config.lr, config.rates = 1e-3, {"mlp1": 1e-4}
+    parts = trained(make_loop, Config(**{**vars(config), "weight_decay_on": "all"}), 2)
+    schedule = parts.schedule()
+    assert len(schedule["base_lrs"]) == len(config.trainable)
+    write(tmp_path, parts.tensors(), State(2, {}, 2, None, schedule, {}, []), Origin.of(config, 2, "default", []), [])
+    other = trained(make_loop, config, 0)
+    other.read(tmp_path)
+    assert len(other.optimizer.param_groups) > len(config.trainable)
+    moments, wanted = (one.tensors()["optimizer.safetensors"] for one in (other, parts))
+    assert moments.keys() == wanted.keys() and all(torch.equal(moments[key], wanted[key]) for key in wanted)
+    rates = {float(group["initial_lr"]): float(group["lr"]) for group in other.optimizer.param_groups}
+    assert rates == pytest.approx({1e-3: 1e-3 / 3, 1e-4: 1e-4 / 3})
+    more(other, 1)  # goes on: the schedule too
+    assert other.scheduler.last_epoch == 3 and other.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 / 4)
 
 
 def test_8_bits_a_moment_take_a_quarter_and_train_alike(make_loop, config: Config):

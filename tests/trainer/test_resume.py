@@ -118,6 +118,19 @@ def test_a_key_that_is_younger_than_the_checkpoint_had_its_default(run, config):
         began(run, config)
 
 
+def test_a_run_that_decayed_everything_goes_on_only_so(run, config):
+    """Its checkpoint knows of no key for it; the default is another now."""
+    save(run, config, 4)
+    path = run.checkpoints / "latest" / "state.json"
+    state = json.loads(path.read_text())
+    del state["config"]["weight_decay_on"]
+    path.write_text(json.dumps(state))
+    with pytest.raises(UserError, match=r"met weight_decay_on=matrices; wanted weight_decay_on=all; give it as"):
+        began(run, config)
+    config.weight_decay_on = "all"
+    assert began(run, config).step == 4
+
+
 def test_other_shards_and_another_global_batch_are_refused(run, config):
     save(run, config, 4)
     with pytest.raises(UserError, match=r"not the shards of the run.*met sav: 13.*wanted sav: 12"):

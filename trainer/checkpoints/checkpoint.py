@@ -103,7 +103,10 @@ class Parts:
 
     def _take_schedule(self, folder: Path) -> None:
         state = read_state(folder)
-        self.scheduler.load_state_dict(state.scheduler)
+        # Where the schedule stands follows from the step, and rates from the configuration: the parameters may be in
+        # other groups now than when the checkpoint was written.
+        counts = {"last_epoch": state.step, "_step_count": state.step + 1}
+        self.scheduler.load_state_dict({**self.scheduler.state_dict(), **counts})
         # The schedule may have another end now, and the rate of the next step with it.
         for group, base, factor in zip(
             self.optimizer.param_groups, self.scheduler.base_lrs, self.scheduler.lr_lambdas, strict=True

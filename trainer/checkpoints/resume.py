@@ -28,6 +28,9 @@ _FREE = (
 _BEFORE = {"data.holdout_by": "sample"}
 """How a run of a release without a key was: a checkpoint that does not name the key goes on so."""
 
+_BEFORE = {"weight_decay_on": "all"}
+"""What runs did before a key was there, where its default is something else."""
+
 
 @dataclass(frozen=True)
 class Beginning:
