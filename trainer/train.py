@@ -62,6 +62,7 @@ from trainer.model.compiled import compile_layers
 from trainer.model.grounding import IMAGE_SIZE, MEAN, STD
 from trainer.model.trainable import set_trainable
 from trainer.objectives.backward import Backward
+from trainer.objectives.losses import NOT_COMPARABLE
 from trainer.objectives.step import FIELDS, NEED, UNREACHED, Step
 from trainer.optimizer import make_optimizer
 from trainer.schedule import rate_factor
@@ -188,6 +189,8 @@ def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
     device, how = accelerator.device, layout_of(accelerator)
     show(f"{accelerator.num_processes} process(es) on {device}{how}, mixed precision {config.mixed_precision}")
     show("training " + ", ".join(f"{part} ({size:,} parameters)" for part, size in sizes.items()))
+    if judged and config.importance_sample_ratio and {"dual", "segment"} & {*mix}:
+        show(NOT_COMPARABLE)
     if begun.checkpoint:
         show(f"going on after step {begun.step}: {begun.checkpoint}")
 

@@ -9,13 +9,21 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
+from pipeline.plan import make_plan
+from pipeline.run import run
+from pipeline.sources import source_named
+from shards.recipe import named_recipe
 from tests.models import composed_once  # noqa: F401 (a fixture)
+from tests.pipeline.test_folder import write as write_lines
+from tests.pipeline.test_folder import write_pictures
 from trainer.config import Config
 from trainer.data.loader import Batch, Loader
 from trainer.model.sa2va import Sa2VA, build
 from trainer.model.trainable import set_trainable
 from trainer.objectives.step import Step
 
+OBJECTS = (5, 6, 1, 4)
+"""Of the samples of `unequal_set`, again and again."""
 FIELDS = tuple(f"{name}{k}" for k in (1, 2) for name in ("pixel_values", "g_pixel_values", "prompt_masks", "masks"))
 
 
@@ -42,6 +50,22 @@ def batch(sav_set: Path) -> Batch:
     return {**first, "texts": [["The Left eye."], ["a helmet", "the white helmet"]]}
 
 
+@pytest.fixture(scope="session")
+def unequal_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 pairs of photographs with 5, 6, 1, 4, ... objects; both frames show all, each has texts. Not to be changed."""
+    root = write_pictures(tmp_path_factory.mktemp("unequal"))
+    lines = []
+    for number in range(12):
+        corners = [(3 * k + number, 2 * k + number) for k in range(OBJECTS[number % 4])]
+        masks = [[[x, y, x + 40, y, x + 30, y + 30]] for x, y in corners]
+        objects = [{"masks": [mask, mask], "texts": ["a cup", f"cup {n}"]} for n, mask in enumerate(masks)]
+        lines.append({"id": f"n{number}", "frames": ["a.jpg", "b.png"], "objects": objects})
+    write_lines(root, *lines)
+    source, recipe, out = source_named("folder"), named_recipe("default", None), root / "shards" / "folder"
+    run(lambda known, records: make_plan(source, root, recipe, 10**7, records, {}), out, 1, 0.0)
+    return out
+
+
 @pytest.fixture
 def config() -> Config:
     config = Config(max_caption_tokens=5, num_points=512, gumbel_top_k=32, corrupt_ratio=0.5)
@@ -49,20 +73,20 @@ def config() -> Config:
     return config
 
 
+def build_step(config: Config) -> Step:
+    """A tiny step in training mode whose adapters are not at their start, where they do nothing."""
+    torch.manual_seed(0)
+    model = build(config.model.preset)
+    set_trainable(model, config.trainable, r=config.lora.r, alpha=config.lora.alpha, dropout=config.lora.dropout)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    return Step(model, config).train()
+
+
 @pytest.fixture
 def make_loop(config: Config) -> Callable[..., Step]:
-    """A tiny loop in training mode whose adapters are not at their start, where they do nothing."""
-
-    def make(config: Config = config) -> Step:
-        torch.manual_seed(0)
-        model = build(config.model.preset)
-        set_trainable(model, config.trainable, r=config.lora.r, alpha=config.lora.alpha, dropout=config.lora.dropout)
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(parameter, std=0.05)
-        return Step(model, config).train()
-
-    return make
+    return lambda own=config: build_step(own)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +12,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from shards.errors import UserError
-from trainer.config import Config, Share, load_config
-from trainer.data.loader import Batch
+from tests.joined import Joined
+from tests.trainer.conftest import build_step
+from trainer.config import Config, LoraConfig, Share, load_config
+from trainer.data.loader import Batch, Loader
+from trainer.data.stream import Stream
 from trainer.objectives.backward import Backward, accumulation_steps
+from trainer.objectives.step import FIELDS, NEED
 from trainer.train import reached
 
 TEXTS = [["the left eye."]]
@@ -37,6 +43,9 @@ class Served:
 
     def __init__(self, batch: Batch, names: list[str]) -> None:
         self._batch, self._names = batch, names
+
+    def objects(self) -> dict[str, int]:
+        return {name: self._names.count(name) * len(self._batch["image_of_object"]) for name in self._names}
 
     def step(self) -> Iterator[tuple[str, Batch]]:
         for name in self._names:
@@ -96,6 +105,95 @@ def test_the_reverse_loops_gradient_is_made_orthogonal(make_loop, config: Config
     assert ((flat[2] - others) @ others).abs() < 1e-5 * own.norm() * others.norm()
     cosine = (own @ others) / (own.norm() * others.norm())
     assert losses["reverse/alignment"].item() == pytest.approx(cosine.item(), rel=1e-3)
+
+
+MIX = {"segment": Share(weight=2.0), "reverse": Share(weight=0.5)}
+LOGGED = ("bce", "dice", "lang", "bce_uniform", "dice_uniform", "caption")
+Gradients = dict[str, torch.Tensor]
+
+
+def load(folder: Path, name: str, **how: int) -> Loader:
+    """Of up to 6 objects a sample; the first two samples have 4 and 1."""
+    return Loader([str(folder)], fields=FIELDS[name], need=NEED[name], threads=0, seed=6, objects_per_sample=6, **how)
+
+
+def split_step(
+    accelerator: Accelerator, config: Config, folder: Path
+) -> tuple[Gradients, dict[str, torch.Tensor], list[int]]:
+    """The first step of a run, in batches of a sample: gradients, what is logged, and the objects of each batch."""
+    accelerator.step, accelerator.gradient_accumulation_steps = 0, accumulation_steps(config)
+    step = build_step(config)
+    trainable = {n: p for n, p in step.named_parameters() if p.requires_grad}
+    how = {"batch_size": 1, "accumulation": config.accumulation}
+    how |= {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
+    stream = Stream({name: load(folder, name, **how) for name in config.objectives()}, config.accumulation)
+    counts: list[int] = []
+    step.register_forward_pre_hook(lambda _, given: counts.append(len(given[0]["image_of_object"])))
+    losses, _, _ = Backward(accelerator, accelerator.prepare(step), [*trainable.values()], config)(stream)
+    return {n: p.grad for n, p in trainable.items()}, losses, counts
+
+
+def whole_step(config: Config, folder: Path, name: str) -> tuple[Gradients, dict[str, torch.Tensor]]:
+    """The same of one objective by hand: 2 samples in one batch, whose loss is a mean over its objects."""
+    step, batch = build_step(config), next(load(folder, name, batch_size=2).epoch(0))
+    with torch.autocast("cpu", torch.bfloat16, enabled=config.mixed_precision == "bf16"):
+        result = step(batch, name)
+    (config.objectives()[name].weight * result["loss"]).backward()
+    return {n: p.grad for n, p in step.named_parameters() if p.requires_grad}, result
+
+
+def flat(gradients: Gradients) -> torch.Tensor:
+    return torch.cat([gradients[name].flatten() for name in sorted(gradients)]).double()
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("no", 1e-4), ("bf16", 0.02)])
+def test_accumulated_batches_average_over_the_objects_of_all(
+    config: Config, unequal_set: Path, precision: str, bound: float
+):
+    config.objective, config.mixed_precision, config.accumulation = "segment", precision, 2
+    wanted, logged = whole_step(config, unequal_set, "segment")
+    met, losses, counts = split_step(Accelerator(cpu=True), config, unequal_set)
+    assert counts == [4, 1], "nothing was unequal"
+    assert (flat(met) - flat(wanted)).norm() < bound * flat(wanted).norm()
+    for name in ("loss", *LOGGED[:-1]):
+        assert losses[name].item() == pytest.approx(logged[name].item(), rel=bound), name
+
+
+CASES = {
+    "mix": Config(mix=MIX, accumulation=1),
+    "projected": Config(mix=MIX, accumulation=1, project=True),
+}
+
+
+def save_steps(folder: str, out: str) -> None:
+    """In one of two processes that are joined: the step of each case, a sample on each."""
+    accelerator = Accelerator(cpu=True)
+    for case, config in CASES.items():
+        gradients, losses, counts = split_step(accelerator, small(config), Path(folder))
+        logged = {name: accelerator.reduce(value, "mean") for name, value in losses.items()}
+        torch.save((gradients, logged, counts), f"{out}/{case}-{accelerator.process_index}.pt")
+
+
+def small(config: Config) -> Config:
+    lora = LoraConfig(r=4, alpha=8, dropout=0.0)
+    return replace(config, lora=lora, num_points=512, mixed_precision="no")
+
+
+def test_two_processes_average_over_the_objects_of_both(unequal_set: Path, tmp_path: Path):
+    """In a mix of objectives, and with projected gradients."""
+    joined = Joined(2, save_steps, str(unequal_set), str(tmp_path), said=tmp_path / "said")
+    whole = {name: whole_step(small(CASES["mix"]), unequal_set, name) for name in MIX}
+    others, own = flat(whole["segment"][0]), flat(whole["reverse"][0])
+    wanted = {"mix": others + own, "projected": others + own - (own @ others) / (others @ others) * others}
+    assert joined.wait() == [0, 0], (tmp_path / "said").read_text()[-2000:]
+    for case, gradient in wanted.items():
+        saved = [torch.load(tmp_path / f"{case}-{rank}.pt") for rank in (0, 1)]
+        assert [counts for *_, counts in saved] == [[4, 4], [1, 1]], "nothing was unequal"
+        for met, logged, _ in saved:
+            assert (flat(met) - gradient).norm() < 1e-4 * gradient.norm(), case
+            for name, (_, result) in whole.items():
+                for part in {*LOGGED} & {*result}:
+                    assert logged[f"{name}/{part}"].item() == pytest.approx(result[part].item(), rel=1e-4)
 
 
 def test_parts_that_no_loss_reaches_do_not_train():

@@ -364,3 +364,33 @@ def test_an_unfinished_set_is_refused(tmp_path):
     (tmp_path / "sav").mkdir()
     with pytest.raises(UserError, match="no manifest"):
         loader(tmp_path / "sav")
+
+
+def test_an_epoch_goes_on_in_a_sample_where_the_one_before_stopped(unequal_set):
+    """Over as many epochs as it takes every object comes, none twice before; copies of a sample share them out."""
+    for most, times in ((1, 1), (2, 1), (4, 1), (1, 2)):
+        options = {"need": "texts", "objects_per_sample": most, "repeats": {"folder": times}, "batch_size": 1}
+        loads, taken = loader(unequal_set, **options), dict[str, list[int]]()
+        epochs = [sorted(loads.epoch(e), key=lambda b: b["copies"]) for e in range(-(-6 // (most * times)))]
+        for batch in chain(*epochs):
+            number, visit = len(batch["meta"][0]["objects"]), taken.setdefault(batch["keys"][0], [])
+            assert batch["turns"] == [visit.count(n) for n in batch["objects"]]
+            if len(visit) < number:  # not all have come so far
+                assert not {*batch["objects"]} & {*visit} or len({*visit, *batch["objects"]}) == number
+            visit += batch["objects"]
+        assert [sorted({*visit}) for visit in taken.values()] == [[*range(max(v) + 1)] for v in taken.values()]
+        assert Counter(max(visit) + 1 for visit in taken.values()) == {5: 3, 6: 3, 1: 3, 4: 3}
+
+
+@pytest.mark.parametrize(("most", "threads"), [(1, 1), (4, 0), (4, 2)])
+def test_the_objects_of_a_step_are_known_with_its_first_batch(unequal_set, most, threads):
+    """Which takes no more memory than one batch does: more batches a step than are made ahead."""
+    options = {"need": "texts", "objects_per_sample": most, "threads": threads, "prefetch": 1, "batch_size": 1}
+    for accumulation, consumed in ((1, 0), (3, 0), (3, 6), (6, 0)):
+        loads = [loader(unequal_set, **options, accumulation=accumulation, rank=r, world_size=2) for r in (0, 1)]
+        for rank in loads:
+            batches = [(b["step_objects"], len(b["image_of_object"])) for b in rank.epoch(2, consumed)]
+            steps = [batches[i : i + accumulation] for i in range(0, len(batches), accumulation)]
+            assert len(batches) == (12 - consumed) // 2
+            assert all(said == sum(n for _, n in step) for step in steps for said, _ in step)
+            assert most == 1 or len({said for said, _ in batches}) > 1 or len(steps) == 1

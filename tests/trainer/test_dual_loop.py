@@ -215,6 +215,8 @@ def test_several_objects_of_one_picture(make_loop, batch: Batch):
         **first(batch),
         **{k: batch[k] for k in fields},
         "texts": batch["texts"],
+        "objects": [0, 1],
+        "turns": [0, 0],
         "image_of_object": torch.tensor([0, 0]),
     }
     loop = make_loop()

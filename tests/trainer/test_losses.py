@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from trainer.objectives.losses import (
+    even_losses,
     logits_at,
     point_losses,
     regular_points,
@@ -121,3 +122,18 @@ def test_gradient_pulls_towards_the_truth():
     (bce + dice).sum().backward()
     inside = masks[0, 2::4, 2::4]
     assert (logits.grad[0][inside] < 0).all() and (logits.grad[0][~inside] > 0).all()
+
+
+def test_losses_at_even_points_are_those_of_an_evaluation_and_smaller():
+    """Of a decent prediction: at uncertain points, near the edge, it is worse than on the whole."""
+    masks = discs(2)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(2, 256, 256, generator=generator)
+    logits = (masks[:, 2::4, 2::4].float() * 8 - 4 + noise).requires_grad_(True)
+    bce, dice = even_losses(logits, masks)
+    wanted = point_losses(logits, masks, regular_points(2, 256, logits.device))
+    assert torch.allclose(bce, wanted[0], atol=1e-6) and torch.allclose(dice, wanted[1], atol=1e-6)
+    assert not bce.requires_grad and not dice.requires_grad
+    points = uncertain_points(logits.detach(), 12544, 3.0, 0.75, generators(2))
+    sampled, _ = point_losses(logits, masks, points)
+    assert (sampled > 1.5 * bce).all()

@@ -49,14 +49,14 @@ def test_describing_is_the_cross_entropy_of_the_text_and_its_end(make_loop, batc
     assert result["loss"].item() == result["caption"].item() == pytest.approx(wanted, rel=1e-5)
 
 
-def test_one_of_an_objects_texts_is_taken_each_epoch_another(make_loop, batch: Batch):
-    loop = make_loop().eval()
-    single = [loop(in_words(batch, [TEXTS[0], [text]]), "describe")["loss"].item() for text in TEXTS[1]]
-    met = set()
-    for epoch in range(4):
-        position = {**batch["position"], "epoch": epoch}
-        met.add(round(loop(in_words({**batch, "position": position}), "describe")["loss"].item(), 4))
-    assert met == {round(loss, 4) for loss in single}
+def test_each_text_of_an_object_comes_up_before_one_comes_twice(make_loop, batch: Batch):
+    passes, texts = make_loop().passes, [["one"], ["a", "b", "c", "d", "e"]]
+    taken = [passes.chosen_texts({**batch, "texts": texts, "turns": [turn, turn]}) for turn in range(15)]
+    assert {first for first, _ in taken} == {"one"}
+    rounds = [[second for _, second in taken[start : start + 5]] for start in (0, 5, 10)]
+    assert all(sorted(each) == texts[1] for each in rounds)
+    passes.config.seed = 3
+    assert [passes.chosen_texts({**batch, "texts": texts, "turns": [0, t]})[1] for t in range(5)] != rounds[0]
 
 
 def test_a_long_text_is_cut_and_has_no_end(make_loop, config):

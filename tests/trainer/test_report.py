@@ -109,6 +109,18 @@ def test_a_mix_of_objectives_shares_its_curves(tmp_path: Path):
     assert html.count("<svg") == 3 and "dual/bce" in html and "describe/caption" in html
 
 
+def test_losses_that_do_not_compare_are_said_to_and_those_that_do_share_a_curve(tmp_path: Path):
+    own = [{"step": 1, "bce": 0.4, "bce_uniform": 0.2}, {"step": 1, "held_out/bce": 0.25, "held_out/dice_loss": 0.5}]
+    write_report(tmp_path / "r.html", "t", {}, own, {}, "")
+    tags = Tags()
+    tags.feed((tmp_path / "r.html").read_text("utf-8"))
+    assert "2 to 3 times that of held-out samples; bce_uniform and dice_uniform" in tags.text
+    assert tags.text.count("BCE and Dice loss at evenly spread points") == 1
+    assert "held_out/bce" in tags.text and "held_out/dice_loss" in tags.text  # in the legend, beside bce_uniform
+    write_report(tmp_path / "r.html", "t", {}, [{"step": 1, "caption": 0.4, "loss": 0.4}], {}, "")
+    assert "bce_uniform" not in (tmp_path / "r.html").read_text("utf-8")
+
+
 def test_tinting_changes_the_mask_alone():
     shown = panel("x")
     out = tinted(shown.image, shown.truth)

@@ -10,7 +10,7 @@ import pytest
 from shards.atomic import atomic_write
 from shards.errors import UserError
 from trainer.checkpoints.checkpoint import State
-from trainer.checkpoints.resume import Beginning, begin
+from trainer.checkpoints.resume import Beginning, begin, keep_old_ways
 from trainer.checkpoints.run_folder import RunFolder
 from trainer.checksums import ListedFiles
 from trainer.config import Config, flat, load_config
@@ -127,8 +127,9 @@ def test_a_run_that_decayed_everything_goes_on_only_so(run, config):
     path.write_text(json.dumps(state))
     with pytest.raises(UserError, match=r"met weight_decay_on=matrices; wanted weight_decay_on=all; give it as"):
         began(run, config)
-    config.weight_decay_on = "all"
-    assert began(run, config).step == 4
+    kept, said = keep_old_ways(config, run)
+    assert kept.weight_decay_on == "all" and ["weight_decay_on=all: " in line for line in said] == [True]
+    assert began(run, kept).step == 4
 
 
 def test_other_shards_and_another_global_batch_are_refused(run, config):

@@ -38,14 +38,15 @@ from trainer.train import main
 
 
 @pytest.fixture(scope="module")
-def two_processes(sav_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two_processes(unequal_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an undisturbed run of 4 steps, more than an epoch, in 2 processes. Not to be changed.
 
-    With a larger eps than usual: Adam would otherwise blow up rounding where a gradient is all but 0.
+    Its batches hold 1 to 4 objects, so that means over objects differ from means of means. With a larger eps than
+    usual: Adam would otherwise blow up rounding where a gradient is all but 0.
     """
     out = tmp_path_factory.mktemp("two")
-    given = [f"data.shards=[{sav_set}]", "data.holdout=0", "steps=4", "accumulation=2", *SMALL, "eps=1e-3"]
-    given += ["checkpoint={every: 1, keep: 4}"]
+    given = [f"data.shards=[{unequal_set}]", "data.holdout=0", "steps=4", "accumulation=2", *SMALL, "eps=1e-3"]
+    given += ["data.objects_per_sample=4", "checkpoint={every: 1, keep: 4}"]
     (out / "given.json").write_text(json.dumps(given))
     finish([*given, "batch_size=1", f"output_dir={out}"], out / "said", processes=2)
     return out
@@ -57,11 +58,12 @@ def given_to_two(two_processes: Path) -> list[str]:
 
 
 def test_two_processes_end_with_the_weights_of_one(two_processes: Path, tmp_path: Path):
-    """The same global batches: gradients are averaged, both processes draw what one would draw for each sample."""
+    """The same global batches, of which one process takes each at once: gradients and losses are means over all of its
+    objects, and both processes draw what one would draw for each sample."""
     said = (two_processes / "said").read_text()
     assert "2 process(es) on cpu" in said
     assert said.count("step 00001/00004") == 1  # one process speaks
-    main([*given_to_two(two_processes), "batch_size=2", f"output_dir={tmp_path}"])
+    main([*given_to_two(two_processes), "batch_size=4", "accumulation=1", f"output_dir={tmp_path}"])
     first, second = (load_file(folder / "checkpoint/trained.safetensors") for folder in (tmp_path, two_processes))
     assert first.keys() == second.keys()
     torch.manual_seed(0)
@@ -110,7 +112,9 @@ def spoilt(arguments: list[str], from_step: int) -> None:
     train(arguments)
 
 
-def test_two_processes_of_which_one_has_a_loss_that_is_not_finite(two_processes: Path, sav_set: Path, tmp_path: Path):
+def test_two_processes_of_which_one_has_a_loss_that_is_not_finite(
+    two_processes: Path, unequal_set: Path, tmp_path: Path
+):
     """Both stop before the update, none waits for the other, and the checkpoint before stands."""
     out = tmp_path / "run"
     run = Joined(
@@ -121,7 +125,7 @@ def test_two_processes_of_which_one_has_a_loss_that_is_not_finite(two_processes:
     assert said.count("an update") == 2 and "Traceback" not in said  # of step 1, in both
     met = {}
     for rank in (0, 1):
-        batches = Loader([str(sav_set)], fields=(), batch_size=1, seed=0, rank=rank, world_size=2, accumulation=2)
+        batches = Loader([str(unequal_set)], fields=(), batch_size=1, seed=0, rank=rank, world_size=2, accumulation=2)
         met[rank] = ", ".join(key for batch in islice(batches.epoch(0), 2, 4) for key in batch["keys"])
     errors = sorted(line for line in said.splitlines() if line.startswith("error: "))
     start = "error: step 2, objective dual, samples {}: loss or gradient is not finite; met {}"

@@ -25,11 +25,8 @@ _FREE = (
     *("data.cache", "data.cache_limit", "data.fetches", "data.attempts"),
 )
 """Keys that may change when a run is resumed."""
-_BEFORE = {"data.holdout_by": "sample"}
+_BEFORE = {"data.holdout_by": "sample", "weight_decay_on": "all"}
 """How a run of a release without a key was: a checkpoint that does not name the key goes on so."""
-
-_BEFORE = {"weight_decay_on": "all"}
-"""What runs did before a key was there, where its default is something else."""
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,33 @@
-"""Which objects of a sample a step takes, and which two of its frames: seeded, among those that can be used."""
+"""Which objects of a sample a step takes, which of their texts, and which two frames: seeded, each in its turn.
+
+Objects are taken without replacement: those of a sample stand in a seeded order, and each visit to the sample goes on
+where the one before it stopped. So every object comes up before one comes twice, and what a visit takes follows from
+seed, sample and the number of the visit alone.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 UInt64 = NDArray[np.uint64]
 _MASK = 0xFFFFFFFFFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a visit to a sample takes."""
+
+    objects: list[int]
+    """Numbers of the objects, rising."""
+    turns: list[int]
+    """How often each of them was taken before."""
+    frames: tuple[int, int] = (0, 0)
+    """Two frames, from 0, that show all of them; one frame twice where no two do."""
 
 
 def mix(values: UInt64, salt: int) -> UInt64:
@@ -19,31 +38,78 @@ def mix(values: UInt64, salt: int) -> UInt64:
     return z ^ (z >> np.uint64(31))
 
 
-def draw(able: Sequence[int], most: int, salt: int) -> list[int]:
-    """At most `most` of `able`, all different, in the order in which they are drawn."""
-    z = salt * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15 & _MASK  # `mix` of 0: an array of one takes ten times as long
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EB & _MASK
-    first = able[(z ^ (z >> 31)) * len(able) >> 64]
-    if most == 1:
-        return [first]
-    rest = np.array([n for n in able if n != first], np.uint64)
-    return [first, *rest[np.argsort(mix(rest, salt))][: most - 1].tolist()]
+def salt_of(*names: object) -> int:
+    """64 bits that follow from `names`, such as the seed and the key of a sample."""
+    digest = hashlib.blake2b("/".join(map(str, names)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
 
 
-def choose(visible: NDArray[np.bool_], able: Sequence[int], most: int, salt: int) -> tuple[list[int], tuple[int, int]]:
-    """At most `most` objects, rising, and the two frames (from 0) that show them all; one frame twice if need be.
+def shuffled(numbers: Sequence[int], salt: int) -> list[int]:
+    """`numbers`, all different, in an order that follows from `salt`."""
+    if len(numbers) == 1:
+        return [numbers[0]]
+    values = np.array(numbers, np.uint64)
+    ordered: list[int] = values[np.argsort(mix(values, salt), kind="stable")].tolist()
+    return ordered
 
-    One object is drawn; then, of more than two frames that show it, two; then further objects that both frames show.
+
+def walk(order: Sequence[int], most: int, visit: int) -> Choice:
+    """At most `most` of `order`, beginning behind those of the visit before, round and round.
+
+    Over ceil(n / most) visits each of n objects is taken at least once, and none twice before that.
+    """
+    count = min(most, len(order))
+    places = range(visit * count, (visit + 1) * count)
+    taken = sorted((order[place % len(order)], place // len(order)) for place in places)
+    return Choice([number for number, _ in taken], [turn for _, turn in taken])
+
+
+def choose(visible: NDArray[np.bool_], able: Sequence[int], most: int, salt: int, visit: int) -> Choice:
+    """At most `most` objects in their turn, and two frames that show them all.
+
+    Where objects do not share two frames (or their only one), those that do form fixed groups of at most `most`, and a
+    visit takes one group: each object is taken once in as many visits as there are groups.
 
     Args:
         visible: (F, N), whether each frame shows each object.
         able: the objects to choose among, each visible in a frame.
-        salt: of the draw.
+        salt: of the sample.
+        visit: how often the sample was visited before.
     """
-    order = draw(able, 1 if most == 1 else len(able), salt)
-    showing = np.flatnonzero(visible[:, order[0]])
+    order = shuffled(able, salt)
+    if most == 1 or _share_frames(visible[:, order]):
+        choice = walk(order, most, visit)
+    else:
+        groups = _groups(visible, order, most)
+        turn, which = divmod(visit, len(groups))
+        choice = Choice(sorted(groups[which]), [turn] * len(groups[which]))
+    showing = np.flatnonzero(visible[:, choice.objects].all(axis=1))
     if len(visible) > 2:
-        showing = showing[np.argsort(mix(showing.astype(np.uint64), salt + 1))]
-    first, second = int(showing[0]), int(showing[min(1, len(showing) - 1)])
-    return sorted([n for n in order if visible[first, n] and visible[second, n]][:most]), (first, second)
+        showing = showing[np.argsort(mix(showing.astype(np.uint64), salt + visit + 1))]
+    return Choice(choice.objects, choice.turns, (int(showing[0]), int(showing[min(1, len(showing) - 1)])))
+
+
+def _share_frames(visible: NDArray[np.bool_]) -> bool:
+    """Whether two frames show all objects (F, N), or the only frame that shows any of them shows all."""
+    return bool(visible.all(axis=1).sum() >= min(2, visible.sum(axis=0).max()))
+
+
+def _groups(visible: NDArray[np.bool_], order: Sequence[int], most: int) -> list[list[int]]:
+    """`order` in groups of at most `most` objects that share two frames; objects of a single frame by themselves."""
+    packed = np.packbits(visible, axis=0).T
+    frames = {n: int.from_bytes(packed[n].tobytes(), "big") for n in order}  # a bit for each frame
+    groups: list[list[int]] = []
+    unfilled: list[tuple[int, list[int]]] = []  # the frames that all of a group share, and the group
+    for number in sorted(order, key=lambda n: -min(2, frames[n].bit_count())):
+        least = min(2, frames[number].bit_count())
+        for at, (shared, group) in enumerate(unfilled):
+            if (shared & frames[number]).bit_count() >= least and min(2, shared.bit_count()) == least:
+                group.append(number)
+                unfilled[at] = (shared & frames[number], group)
+                if len(group) == most:
+                    del unfilled[at]
+                break
+        else:
+            groups.append([number])
+            unfilled.append((frames[number], groups[-1]))
+    return groups

@@ -22,11 +22,11 @@ from shards.checksum import Check
 from shards.errors import UserError
 from shards.format import FIELDS, Field
 from shards.groups import Group
-from shards.reader import ShardSet
+from shards.reader import ShardSet, StoredSample
 from shards.recipe import Recipe
 from shards.remote import RemoteShardSet, open_set
 from trainer.data.ahead import Ahead, check_room
-from trainer.data.choice import mix
+from trainer.data.choice import Choice, mix, salt_of
 from trainer.data.holdout import held_out_parts
 from trainer.data.rows import NEEDED, Buffers, Need, Normalise, Ring, Row, Rows
 from trainer.trained_on import sample_ids
@@ -44,13 +44,17 @@ Batch = dict[str, Any]
 - `image_of_object` (M,) int64: the sample (row of the pictures) that each object belongs to,
 - `keys` list[str] (B), `meta` list[dict] (B), `texts` list[list[str]] (M), those that say something; the JSON is read
   when one of the last two is looked at,
+- `objects` list[int] (M): the number of each object in its sample, `turns` list[int] (M): how often it was taken
+  before,
 - `copies` list[int] (B): how often the sample stood in this epoch before, where sources are repeated,
-- `position`: what all ranks together have consumed once this batch is trained on.
+- `position`: what all ranks together have consumed once this batch is trained on,
+- `step_objects` int: the objects of all batches that this rank has in the optimiser step, this one's included.
 
 - `frames` list[(int, int)] (B): which two of its frames, from 1, a sample's frames 1 and 2 are,
 - `paired` (B,) bool: whether they are two; where they are one, `pixel_values2` beside `pixel_values1` is not filled.
 
-Where more than two frames show an object, two are chosen, other ones in each epoch.
+Every sample has an object. Objects are taken in turn, `trainer.data.choice` says how. Where more than two frames show
+those of a sample, two are chosen, other ones in each epoch.
 """
 
 Position = dict[str, int]
@@ -92,7 +96,7 @@ class Loader:
         part: "train" is shuffled; "holdout" keeps the order of the shards.
         sources: read these alone; all where none is named.
         repeats: how often the training samples of a source stand in an epoch, by its name; once where it is not named.
-        objects_per_sample: objects chosen at random from each sample; all of them where it has fewer.
+        objects_per_sample: objects taken from each sample, in turn; all of them where it has fewer.
         need: choose among the objects that have this, and leave out samples where none has; any object by default.
         threads: decoders; 0: a batch is decoded when it is asked for, by who asks.
         prefetch: batches in the making ahead of the one that is in use.
@@ -154,16 +158,17 @@ class Loader:
         self._rows = Rows([_frame_field(name) for name in fields], self.recipe, objects_per_sample, need, normalise)
         self._idle: list[Ring] = []
         self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
-        self._seed, self._shuffled = seed, part == "train"
+        self._seed, self._shuffled, self._accumulation = seed, part == "train", accumulation
+        self._single = objects_per_sample == 1
         self._threads, self._prefetch, self._pin = threads, prefetch, pin
         if repeats and self._shuffled:
             # A set that counts several times stands there several times: each copy has positions of its own.
             times = [repeats.get(s.manifest.source, 1) for s in self._sets]
-            self._copies = [copy for count in times for copy in range(count)]
+            self._copies = [(copy, count) for count in times for copy in range(count)]
             parts = [held for held, count in zip(parts, times, strict=True) for _ in range(count)]
             self._sets = [s for s, count in zip(self._sets, times, strict=True) for _ in range(count)]
         else:
-            self._copies = [0] * len(self._sets)
+            self._copies = [(0, 1)] * len(self._sets)
         self._cache = cache
         if self._shuffled:
             check_room(cache, self._sets, _SHUFFLE_WINDOW)
@@ -229,23 +234,27 @@ class Loader:
         first = consumed // together
         upcoming = iter(range(first, self._samples_per_epoch // together))
         ahead = self._ahead(order[first * together : self._samples_per_epoch], epoch)
+        counts = self._step_objects(pool, order, epoch, first // self._accumulation)
+        step_objects = 0
         used = ring.turn
         try:
             for done in range(first, self._samples_per_epoch // together):
-                while len(pending) <= depth and (number := next(upcoming, None)) is not None:
-                    begin = number * together + self._rank * self._batch_size
-                    positions = order[begin : begin + self._batch_size].tolist()
-                    pending.append(self._submit(pool, ring.next(), positions, epoch))
-                buffers, parts = pending.popleft()
                 started = time.perf_counter()
+                if done == first or done % self._accumulation == 0:
+                    step_objects = next(counts)
+                while len(pending) <= depth and (number := next(upcoming, None)) is not None:
+                    pending.append(self._submit(pool, ring.next(), self._own(order, number), epoch))
+                buffers, parts = pending.popleft()
                 rows = [row for part in parts for row in part.result()]
                 self.wait_seconds += time.perf_counter() - started
                 used += 1
                 if ahead:
                     ahead.consumed((done + 1 - first) * together)
+                batch = self._rows.batch(buffers, rows)
                 yield {
-                    **self._rows.batch(buffers, rows),
+                    **batch,
                     "position": {"epoch": epoch, "samples": (done + 1) * together},
+                    "step_objects": step_objects or len(batch["objects"]),
                 }
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -254,6 +263,41 @@ class Loader:
             ring.turn = used  # the batch that the consumer may still look at is the last one that is written to
             if self._shuffled:  # the held-out part is read now and then
                 self._idle.append(ring)
+
+    def _own(self, order: NDArray[np.int64], number: int) -> list[int]:
+        """The positions of this rank's samples in the batch `number` of an epoch."""
+        begin = (number * self._world_size + self._rank) * self._batch_size
+        own: list[int] = order[begin : begin + self._batch_size].tolist()
+        return own
+
+    def _step_objects(self, pool: Executor, order: NDArray[np.int64], epoch: int, first: int) -> Iterator[int]:
+        """How many objects this rank has in each optimiser step of an epoch from step `first` on.
+
+        Counted a step ahead: losses are divided by it before the step's last batches are decoded. 0 where a step is one
+        batch, which tells itself.
+        """
+
+        def count(step: int) -> int:
+            numbers = range(step * self._accumulation, (step + 1) * self._accumulation)
+            return sum(self._count(self._own(order, number), epoch) for number in numbers)
+
+        if self._accumulation == 1:
+            yield from (0 for _ in range(first, self.steps_per_epoch))
+            return
+        waiting: Future[int] | None = None
+        for step in range(first, self.steps_per_epoch):
+            upcoming = pool.submit(count, step)
+            if waiting:
+                yield waiting.result()
+            waiting = upcoming
+        if waiting:
+            yield waiting.result()
+
+    def _count(self, positions: list[int], epoch: int) -> int:
+        """How many objects the samples at `positions` have in an epoch."""
+        if self._single:
+            return len(positions)
+        return sum(len(self._chosen(position, epoch)[2].objects) for position in positions)
 
     def _ahead(self, order: NDArray[np.int64], epoch: int) -> Ahead | None:
         """Fetch the shards of remote sets in the background, as the samples in `order` need them."""
@@ -281,13 +325,19 @@ class Loader:
     def _fill(self, buffers: Buffers, first: int, positions: list[int], epoch: int) -> list[Row]:
         rows, later = [], list[Callable[[], object]]()
         for row, position in enumerate(positions, first):
-            which = bisect_right(self._starts, position) - 1
-            sample = self._sets[which].open(position - self._starts[which])
-            salt = (self._seed * 1_000_003 + epoch) * 1_000_003 + position
-            rows.append(self._rows.fill(buffers, row, sample, self._copies[which], salt, later))
+            sample, copy, choice = self._chosen(position, epoch)
+            rows.append(self._rows.fill(buffers, row, sample, copy, choice, later))
         for do in later:
             do()
         return rows
+
+    def _chosen(self, position: int, epoch: int) -> tuple[StoredSample, int, Choice]:
+        """The sample at a global position, which of its copies that is, and what an epoch takes of it."""
+        which = bisect_right(self._starts, position) - 1
+        sample = self._sets[which].open(position - self._starts[which])
+        copy, copies = self._copies[which]
+        # The copies of a sample visit it one after another, so that they share out its objects.
+        return sample, copy, self._rows.choose(sample, salt_of(self._seed, sample.key), epoch * copies + copy)
 
 
 class _AtOnce(Executor):

@@ -16,7 +16,7 @@ from shards.format import Field
 from shards.reader import Array, StoredSample, decode_field
 from shards.recipe import Recipe
 from shards.sample import texts_of
-from trainer.data.choice import choose, draw
+from trainer.data.choice import Choice, choose, shuffled, walk
 
 Need = Literal["texts", "regions"]
 """What a chosen object must have: a prompt cell in a frame, for "texts" a text too. Columns of the index."""
@@ -31,13 +31,20 @@ class Row:
 
     sample: StoredSample
     """Detached: a batch, which may live long, keeps no tar mapped."""
-    objects: list[int]
-    frames: tuple[int, int]
-    """Which two of the sample's frames, from 1."""
+    choice: Choice
     copy: int
+
+    def texts(self) -> list[list[str]]:
+        """Those of each chosen object that say something."""
+        return [texts_of(self.sample.meta["objects"][number]) for number in self.choice.objects]
 
 
 _field = lru_cache(Field)
+
+
+def _stored(sample: StoredSample, field: Field) -> Field:
+    """What `field` is called in a sample: without the frame's number where there is one frame."""
+    return _field(field.name, None) if sample.frames == 1 else field
 
 
 class Later(Sequence[Any]):
@@ -94,28 +101,45 @@ class Rows:
             tensors[str(field)] = torch.empty_like(empty, pin_memory=True) if pin else empty
         return Buffers(tensors)
 
+    def choose(self, sample: StoredSample, salt: int, visit: int) -> Choice:
+        """What the visit number `visit` to a sample takes of it; `salt` is the sample's.
+
+        Raises:
+            BadShard: the sample cannot be decoded, or has no object that has what is needed.
+        """
+        if not self._need:
+            choice = walk(shuffled(range(sample.objects), salt), self._objects, visit)
+            return Choice(choice.objects, choice.turns, (0, min(1, sample.frames - 1)))
+        cells = [self._decoded(sample, _field("prompt_masks", f + 1)) for f in range(sample.frames)]
+        visible = np.stack([mask.any(axis=(1, 2)) for mask in cells])
+        able: list[int] = np.flatnonzero(visible.any(axis=0)).tolist()
+        if self._need == "texts":
+            able = [n for n in able if texts_of(sample.meta["objects"][n])]
+        if not able:
+            wanted, do = NEEDED[self._need], "look at the set with cli.py verify-shard"
+            raise BadShard("index and sample differ", where=sample.where, wanted=wanted, do=do)
+        return choose(visible, able, self._objects, salt, visit)
+
     def fill(
-        self, buffers: Buffers, row: int, sample: StoredSample, copy: int, salt: int, later: list[Callable[[], object]]
+        self,
+        buffers: Buffers,
+        row: int,
+        sample: StoredSample,
+        copy: int,
+        choice: Choice,
+        later: list[Callable[[], object]],
     ) -> Row:
-        """Decode what `salt` draws of a sample into row `row`; its pictures are there when `later` is done.
+        """Decode what is chosen of a sample into row `row`; its pictures are there when `later` is done.
 
         Between two copies of megabytes Python finds nothing of its own in the processor's cache, and takes three times
         as long: so there is first Python for several rows, then their copies.
 
         Raises:
-            BadShard: the sample cannot be decoded, or has no object that has what is needed. So may `later`.
+            BadShard: the sample cannot be decoded. So may `later`.
         """
-        count, frames, single = sample.objects, sample.frames, sample.frames == 1
-
-        def decode(field: Field, objects: Sequence[int] | None = None, out: Array | None = None) -> Array:
-            stored = _field(field.name, None) if single else field
-            try:
-                return decode_field(stored, sample.members[stored], self._recipe, objects, out, self._as_stored)
-            except BadShard as error:
-                raise error.at(f"{sample.where}.{stored}") from None
 
         def decode_picture(field: Field, out: Array) -> None:
-            stored = _field(field.name, None) if single else field
+            stored = _stored(sample, field)
             if (self._as_stored or field.name != "pixel_values") and codec.is_raw(sample.members[stored]):
                 try:
                     view = codec.read_picture(sample.members[stored], out.shape[1])
@@ -123,50 +147,51 @@ class Rows:
                     raise error.at(f"{sample.where}.{stored}") from None
                 later.append(partial(np.copyto, out, view))
             else:
-                later.append(partial(decode, field, None, out))
+                later.append(partial(self._decoded, sample, field, None, out))
 
-        if self._need:
-            visible = np.stack([decode(_field("prompt_masks", f + 1)).any(axis=(1, 2)) for f in range(frames)])
-            able: Sequence[int] = np.flatnonzero(visible.any(axis=0)).tolist()
-            if self._need == "texts":
-                able = [n for n in able if texts_of(sample.meta["objects"][n])]
-        else:
-            able = range(count)
-        if not able:
-            wanted, do = NEEDED[self._need or "regions"], "look at the set with cli.py verify-shard"
-            raise BadShard("index and sample differ", where=sample.where, wanted=wanted, do=do)
-        if self._need:
-            objects, chosen = choose(visible, able, self._objects, salt)
-        else:
-            objects, chosen = sorted(draw(able, self._objects, salt)), (0, min(1, frames - 1))
+        objects, chosen = choice.objects, choice.frames
         for field, array in zip(self._fields, buffers.arrays, strict=True):
             target, frame = array[row], chosen[(field.frame or 1) - 1]
             stored = _field(field.name, frame + 1)
             if field.name in ("masks", "prompt_masks"):
-                decode(stored, objects, target[: len(objects)])
+                self._decoded(sample, stored, objects, target[: len(objects)])
             elif field.name != "pixel_values" or field.frame == 1 or chosen[0] != chosen[1] or not self._first:
                 decode_picture(stored, target)
-        return Row(sample.detached(), objects, (chosen[0] + 1, chosen[1] + 1), copy)
+        return Row(sample.detached(), choice, copy)
+
+    def _decoded(
+        self, sample: StoredSample, field: Field, objects: Sequence[int] | None = None, out: Array | None = None
+    ) -> Array:
+        stored = _stored(sample, field)
+        try:
+            return decode_field(stored, sample.members[stored], self._recipe, objects, out, self._as_stored)
+        except BadShard as error:
+            raise error.at(f"{sample.where}.{stored}") from None
 
     def batch(self, buffers: Buffers, rows: Sequence[Row]) -> dict[str, Any]:
         """All of a batch but its position."""
-        full = all(len(row.objects) == self._objects for row in rows)
+        counts = [len(row.choice.objects) for row in rows]
+        full = all(count == self._objects for count in counts)
         batch: dict[str, Any] = {}
         for field in self._fields:
             tensor = buffers.tensors[str(field)]
             if field.name in ("masks", "prompt_masks"):
-                taken = [[k < len(row.objects) for k in range(self._objects)] for row in rows]
+                taken = [[k < count for k in range(self._objects)] for count in counts]
                 tensor = tensor.flatten(0, 1) if full else tensor[torch.tensor(taken)]
             batch[str(field)] = tensor
         return {
             **batch,
-            "image_of_object": torch.tensor([i for i, row in enumerate(rows) for _ in row.objects]),
+            "image_of_object": torch.tensor([i for i, count in enumerate(counts) for _ in range(count)]),
+            "objects": [n for row in rows for n in row.choice.objects],
+            "turns": [turn for row in rows for turn in row.choice.turns],
             "keys": [row.sample.key for row in rows],
             "meta": Later(lambda: [row.sample.meta for row in rows]),
-            "texts": Later(lambda: [texts_of(row.sample.meta["objects"][n]) for row in rows for n in row.objects]),
+            "texts": Later(
+                lambda: [texts_of(row.sample.meta["objects"][n]) for row in rows for n in row.choice.objects]
+            ),
             "copies": [row.copy for row in rows],
-            "frames": [row.frames for row in rows],
-            "paired": torch.tensor([row.frames[0] != row.frames[1] for row in rows]),
+            "frames": [(row.choice.frames[0] + 1, row.choice.frames[1] + 1) for row in rows],
+            "paired": torch.tensor([row.choice.frames[0] != row.choice.frames[1] for row in rows]),
         }
 
 

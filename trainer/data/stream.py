@@ -23,6 +23,7 @@ class Stream:
         self.position = {name: dict((consumed or beginning)[name]) for name in loaders}
         """What has been consumed: what was only made ahead does not count."""
         self._loaders, self._accumulation = loaders, accumulation
+        self._first: dict[str, Batch] = {}
         self._batches = {name: _endless(loader, self.position[name]) for name, loader in loaders.items()}
 
     @property
@@ -30,11 +31,18 @@ class Stream:
         """Time that the consumer spent waiting for data so far."""
         return sum(loader.wait_seconds for loader in self._loaders.values())
 
+    def objects(self) -> dict[str, int]:
+        """How many objects this process's batches of the next step hold together, by objective."""
+        for name, batches in self._batches.items():
+            if name not in self._first:
+                self._first[name] = next(batches)
+        return {name: batch["step_objects"] for name, batch in self._first.items()}
+
     def step(self) -> Iterator[tuple[str, Batch]]:
         """Yield (objective, batch) for one optimiser step. A batch counts as consumed when the next is asked for."""
         for name, batches in self._batches.items():
             for _ in range(self._accumulation):
-                batch = next(batches)
+                batch = self._first.pop(name, None) or next(batches)
                 yield name, batch
                 self.position[name] = batch["position"]
 

@@ -26,6 +26,7 @@ from trainer.doctor.data import Data, check_objective, check_samples, check_sets
 from trainer.doctor.findings import Finding, fail, ok, size, warn
 from trainer.doctor.machine import check_device, check_versions
 from trainer.doctor.outline import Outline, outline
+from trainer.objectives.losses import NOT_COMPARABLE
 from trainer.objectives.step import UNREACHED
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
@@ -108,6 +109,8 @@ def check_losses(config: Config) -> Iterator[Finding]:
             yield fail("losses", f"{said}: all weights are 0; give at least one")
         elif weights and not (config.lambda_mask or config.lambda_dice):
             yield warn("losses", f"{said}: no mask is learnt; set lambda_mask or lambda_dice")
+        elif weights and config.importance_sample_ratio:
+            yield ok("losses", f"{said}; {NOT_COMPARABLE}")
         else:
             yield ok("losses", said)
 

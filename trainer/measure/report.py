@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shards.atomic import atomic_write
+from trainer.objectives.losses import NOT_COMPARABLE
 
 Picture = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -24,6 +25,9 @@ RED = np.array([220, 30, 30])
 
 _CURVES = {
     "training losses": ("loss", "bce", "dice", "lang", "anchor", "caption"),
+    "BCE and Dice loss at evenly spread points: training and held-out samples": (
+        *("bce_uniform", "dice_uniform", "held_out/bce", "held_out/dice_loss"),
+    ),
     "held-out mask loss (BCE + Dice)": ("held_out/mask_loss",),
     "held-out caption loss": ("held_out/caption",),
     "held-out IoU and Dice": ("held_out/iou", "held_out/dice", "held_out/ciou"),
@@ -39,6 +43,8 @@ _CURVES = {
     "memory of a process (bytes)": ("memory_bytes",),
 }
 """Title -> names of what it shows."""
+_NOTES = {"training losses": (("bce", "dice"), f"{NOT_COMPARABLE}.")}
+"""Title -> where one of these names is shown, what to know about it."""
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title><style>
@@ -52,7 +58,8 @@ code { background: #f2f2f2; padding: .1rem .3rem } pre { background: #f7f7f7; pa
 <table class="facts">{% for name, value in facts.items() %}<tr><td>{{ name }}</td><td>{{ value }}</td></tr>
 {% endfor %}</table>
 <h2>Curves</h2>
-{% for name, svg in curves %}<figure aria-label="{{ name }}">{{ svg }}</figure>
+{% for name, svg, note in curves %}<figure aria-label="{{ name }}">{{ svg }}
+{% if note %}<figcaption>{{ note }}</figcaption>{% endif %}</figure>
 {% endfor %}
 {% for step, panels in sheets %}<h2>Held-out samples after step {{ step }}</h2>
 <table class="samples">
@@ -104,7 +111,9 @@ def write_report(
         # A mix of objectives writes names such as dual/bce.
         keys = [key for key in dict.fromkeys(k for r in records for k in r) if _belongs(key, names)]
         if keys:
-            curves.append((title_of_curve, _curve(title_of_curve, records, keys)))
+            named, note = _NOTES.get(title_of_curve, ((), ""))
+            note = note if any(_belongs(key, named) for key in keys) else ""
+            curves.append((title_of_curve, _curve(title_of_curve, records, keys), note))
     page = Environment(autoescape=True).from_string(_PAGE)
     shown = [(step, [_row(panel) for panel in panels]) for step, panels in sorted(sheets.items(), reverse=True)]
     html = page.render(title=title, facts=facts, curves=curves, sheets=shown, config=config)
@@ -146,9 +155,10 @@ def _curve(title: str, records: list[dict[str, Any]], keys: Sequence[str]) -> Ma
     with rc_context({"svg.hashsalt": title, "svg.fonttype": "none"}):
         figure = Figure(figsize=(9, 2.6))
         axes = figure.add_axes((0.07, 0.2, 0.92, 0.68))  # a layout that is computed takes twice as long as all the rest
+        common = "held_out/" if all(key.startswith("held_out/") for key in keys) else ""
         for key in keys:
             own = [r for r in records if key in r]
-            axes.plot([r["step"] for r in own], [r[key] for r in own], label=key.removeprefix("held_out/"))
+            axes.plot([r["step"] for r in own], [r[key] for r in own], label=key.removeprefix(common))
         axes.set_title(title, loc="left")
         axes.set_xlabel("optimiser step")
         axes.grid(alpha=0.3)

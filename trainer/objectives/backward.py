@@ -20,7 +20,8 @@ Losses = dict[str, Tensor]
 class Backward:
     """Runs the batches of a step forward and backward.
 
-    The gradient is that of the sum over objectives of weight times the mean loss of their batches.
+    The gradient is that of the sum over objectives of weight times the mean loss over all objects that the step takes
+    for them, whatever batches and processes these lie in.
 
     Args:
         accelerator: made with `accumulation_steps`.
@@ -34,13 +35,15 @@ class Backward:
     ) -> None:
         self._accelerator, self._module, self._parameters = accelerator, module, parameters
         self._precision = config.mixed_precision
-        self._mix, self._accumulation, self._project = config.objectives(), config.accumulation, config.project
+        self._mix, self._project = config.objectives(), config.project
 
     def __call__(self, stream: Stream) -> tuple[Losses, Losses, dict[str, list[str]]]:
         """Run one optimiser step's batches: losses, amounts of what is counted, each (), and each objective's samples.
 
-        In a mix, values are named such as dual/bce, and `loss` is the weighted sum.
+        In a mix, values are named such as dual/bce, and `loss` is the weighted sum. A loss's mean over the processes is
+        its mean over the step's objects.
         """
+        shares = self._shares(stream.objects())
         losses: Losses = {}
         counts: Losses = {}
         keys: dict[str, list[str]] = {name: [] for name in self._mix}
@@ -50,22 +53,32 @@ class Backward:
                 others = self._take()
             keys[objective] += batch["keys"]
             weight = self._mix[objective].weight
+            share = shares[objective] * len(batch["image_of_object"])
             with self._accelerator.no_sync(self._module) if self._project else self._accumulated():
                 with autocast(self._accelerator.device, self._precision):
                     result = self._module(batch, objective)
                 # Accelerate divides by the number of batches that it accumulates.
-                self._accelerator.backward(result["loss"] * (weight * self._divided / self._accumulation))
+                self._accelerator.backward(result["loss"] * (share * weight * self._divided))
             for name in COUNTED:
                 counts[name] = counts.get(name, 0) + result.pop(name)
             for name, value in result.items():
                 label = name if len(self._mix) == 1 else f"{objective}/{name}"
-                losses[label] = losses.get(label, 0) + value.detach() / self._accumulation
+                losses[label] = losses.get(label, 0) + value.detach() * share
         if len(self._mix) > 1:
             parts = [share.weight * losses[f"{name}/loss"] for name, share in self._mix.items()]
             losses = {"loss": torch.stack(parts).sum(), **losses}
         if others is not None:
             losses["reverse/alignment"] = self._add_projected(others)
         return losses, counts, keys
+
+    def _shares(self, objects: dict[str, int]) -> dict[str, Tensor]:
+        """What an object of each objective counts in this step, () float32 each: processes / objects of all of them.
+
+        Gradients are averaged over the processes afterwards.
+        """
+        own = torch.tensor([*objects.values()], dtype=torch.float32, device=self._accelerator.device)
+        together = self._accelerator.reduce(own, "sum")
+        return dict(zip(objects, (self._accelerator.num_processes / together).unbind(), strict=True))
 
     @property
     def _divided(self) -> int:

@@ -14,10 +14,11 @@ from torch.nn import functional as F
 
 from shards.errors import UserError
 from trainer.config import Config
+from trainer.data.choice import salt_of, shuffled
 from trainer.model.grounding import SamFeatures
 from trainer.model.prompts import SEGMENT, SEGMENT_ANSWERS, Row, Rows
 from trainer.model.sa2va import Sa2VA
-from trainer.objectives.losses import point_losses, uncertain_points
+from trainer.objectives.losses import even_losses, point_losses, uncertain_points
 from trainer.objectives.noise import choice
 
 Batch = dict[str, Any]
@@ -104,19 +105,26 @@ class Passes:
             rows.append(self.model.prompts.segment(name, phrase, *wording))
         return rows
 
-    def chosen_texts(self, batch: Batch, draws: Sequence[torch.Generator]) -> list[str]:
-        """One of each object's texts."""
-        return [texts[choice(draw, len(texts))] for texts, draw in zip(texts_of(batch), draws, strict=True)]
+    def chosen_texts(self, batch: Batch) -> list[str]:
+        """One of each object's texts, in a seeded order of their own: each comes up before one comes twice."""
+        objects = zip(texts_of(batch), names_of(batch), batch["objects"], batch["turns"], strict=True)
+        orders = [
+            (texts, shuffled(range(len(texts)), salt_of(self.config.seed, name, number)), turn)
+            for texts, name, number, turn in objects
+        ]
+        return [texts[order[turn % len(order)]] for texts, order, turn in orders]
 
     def mask_losses(self, logits: Tensor, masks: Tensor, draws: list[torch.Generator]) -> dict[str, Tensor]:
-        """`bce` and `dice`, each (): of logits (M, 256, 256) against masks (M, 1024, 1024), at sampled points."""
+        """`bce` and `dice`, each (): of logits (M, 256, 256) against masks (M, 1024, 1024), at points of which most are
+        uncertain; without gradient `bce_uniform` and `dice_uniform`, at evenly spread ones, as in an evaluation."""
         config = self.config
         with full_precision(logits):
             points = uncertain_points(
                 logits.detach(), config.num_points, config.oversample_ratio, config.importance_sample_ratio, draws
             )
             bce, dice = point_losses(logits, masks, points)
-        return {"bce": bce.mean(), "dice": dice.mean()}
+            even = dict(zip(("bce_uniform", "dice_uniform"), even_losses(logits, masks), strict=True))
+        return {name: loss.mean() for name, loss in {"bce": bce, "dice": dice, **even}.items()}
 
     def tokens_of(self, text: str) -> list[int]:
         """A supervised caption as it is fed: at most `max_text_tokens` tokens, then the end unless it was cut."""

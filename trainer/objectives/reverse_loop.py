@@ -18,7 +18,7 @@ def reverse_loop(passes: Passes, batch: Batch, draws: list[torch.Generator]) -> 
         draws: a generator an object.
     """
     model = passes.model
-    texts = passes.chosen_texts(batch, draws)
+    texts = passes.chosen_texts(batch)
     seen, looked = model.see(batch["pixel_values1"]), model.look(batch["g_pixel_values1"])
     logits, _ = passes.segment(batch, passes.question(batch, texts, draws), seen, looked)
     regions, scale = cells_of_logits(logits)

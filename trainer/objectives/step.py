@@ -67,7 +67,8 @@ class Step(nn.Module):
             objective: a key of `FIELDS`.
 
         Returns:
-            `loss`, with gradient, its parts and statistics, and what is `COUNTED`, all of shape ().
+            `loss`, with gradient, its parts and statistics, and what is `COUNTED`, all of shape (). Each loss is a mean
+            over the batch's M objects (each is a row of the language model, and a mask).
 
         Raises:
             UserError: an object that has no text, or no prompt cell, where the objective needs it.
@@ -81,7 +82,7 @@ class Step(nn.Module):
             case "reverse":
                 parts = reverse_loop(self.passes, batch, draws)
             case "describe":
-                parts = self._describe(batch, draws)
+                parts = self._describe(batch)
             case _:
                 parts = self._segment(batch, draws)
         self.model.work = None
@@ -90,14 +91,14 @@ class Step(nn.Module):
 
     def _segment(self, batch: Batch, draws: list[torch.Generator]) -> dict[str, Tensor]:
         """caption -> mask, supervised."""
-        rows = self.passes.question(batch, self.passes.chosen_texts(batch, draws), draws)
+        rows = self.passes.question(batch, self.passes.chosen_texts(batch), draws)
         seen, looked = self.model.see(batch["pixel_values1"]), self.model.look(batch["g_pixel_values1"])
         logits, lang = self.passes.segment(batch, rows, seen, looked)
         return {**self.passes.mask_losses(logits, batch["masks1"], draws), "lang": lang}
 
-    def _describe(self, batch: Batch, draws: list[torch.Generator]) -> dict[str, Tensor]:
+    def _describe(self, batch: Batch) -> dict[str, Tensor]:
         """mask -> caption, supervised."""
-        answers = [self.passes.tokens_of(text) for text in self.passes.chosen_texts(batch, draws)]
+        answers = [self.passes.tokens_of(text) for text in self.passes.chosen_texts(batch)]
         seen = self.model.see(batch["pixel_values1"])
         logits, targets, row_of = self.passes.describe(batch, seen, batch["prompt_masks1"], answers, answers)
         return {"caption": cross_entropy(logits, targets, row_of, len(answers))}
