@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from pipeline import masks
 from pipeline.annotations import parse_json
 from pipeline.boundary import entries
 from pipeline.cropped import Bool
-from pipeline.finder import finder_at, located
+from pipeline.finder import below, finder_at, inside, located
 from pipeline.fit import check_size, count_off
 from pipeline.pictures import open_image, read_picture
 from pipeline.raw import RawInput, RawObject, RawSample
@@ -57,10 +58,10 @@ class Folder:
         found = next(parts)
         if "masks" in found:
             return [path, *found["masks"]["files"]]
-        line = found.get("line", {})
-        masks = [mask for item in line.get("objects", ()) for mask in [item.get("mask"), *item.get("masks", ())]]
-        named = [line.get("image"), *line.get("frames", ()), *masks]
-        return [name for name in named if isinstance(name, str)]
+        if "labelme" in found:
+            return [path, *filter(None, [found["labelme"]["picture"]])]
+        elsewhere = found.get("elsewhere", {})
+        return [elsewhere.get(name, name) for name in _names(found.get("line", {}))]
 
     def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any]) -> RawSample:
         raise_refused(parts)
@@ -73,16 +74,18 @@ class Folder:
             return load_beside(root, path, parts[0]["masks"], options)
         if "labelme" in parts[0]:
             return load_labelme(root, path, parts[0]["labelme"])
-        line = parts[0]["line"]
+        line, elsewhere = parts[0]["line"], parts[0].get("elsewhere", {})
         frames = [line["image"]] if "image" in line else line.get("frames")
         if not isinstance(frames, list) or not frames or not all(isinstance(name, str) for name in frames):
             raise BadInput("no picture named", met=str(frames)[:80], wanted='"image": PATH or "frames": [PATH, ...]')
-        pictures = [(name, read_picture(located(root, name))) for name in frames]
+        pictures = [(name, read_picture(located(root, elsewhere.get(name, name)))) for name in frames]
         sizes = [(picture.height, picture.width) for _, picture in pictures]
         described = line.get("objects", [])
         if not isinstance(described, list) or not all(isinstance(item, dict) for item in described):
             raise BadInput("no list of objects", met=str(described)[:80], wanted='"objects": [{...}, ...]')
-        candidates = [_candidate(root, number, item, sizes, options) for number, item in enumerate(described)]
+        candidates = [
+            _candidate(root, number, item, sizes, options, elsewhere) for number, item in enumerate(described)
+        ]
         more = {key: value for key, value in line.items() if key not in ("image", "frames", "objects")}
         raw = sample_of(path, self.name, pictures, candidates, {"source_json": more} if more else None)
         return count_off(raw)
@@ -115,13 +118,39 @@ def _find_lines(root: Path, records: RecordsWriter) -> dict[str, int]:
                 records.add(path, len(raw))
                 records.attach(path, {"broken": met})
                 continue
-            records.add(path, _size(root, first))
-            records.attach(path, {"line": line})
+            elsewhere = _elsewhere(root, _names(line))
+            records.add(path, _size(root, elsewhere.get(first, first)))
+            records.attach(path, {"line": line, **({"elsewhere": elsewhere} if elsewhere else {})})
     return dict(counts)
 
 
+def _names(line: Mapping[str, Any]) -> Iterator[str]:
+    """The files that a line names, whatever else is in it."""
+    objects = [item for item in _listed(line.get("objects")) if isinstance(item, dict)]
+    masks = [mask for item in objects for mask in (item.get("mask"), *_listed(item.get("masks")))]
+    for name in (line.get("image"), *_listed(line.get("frames")), *masks):
+        if isinstance(name, str):
+            yield name
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _elsewhere(root: Path, names: Iterable[str]) -> dict[str, str]:
+    """Of the names that are not there as they stand: what looks like them."""
+    missing = [name for name in names if not (inside(name) and os.path.lexists(root / name))]
+    found = {name: finder_at(root).locate(name) for name in dict.fromkeys(missing)}
+    return {name: path for name, path in found.items() if path is not None}
+
+
 def _candidate(
-    root: Path, number: int, item: dict[str, Any], sizes: Sequence[tuple[int, int]], options: Mapping[str, Any]
+    root: Path,
+    number: int,
+    item: dict[str, Any],
+    sizes: Sequence[tuple[int, int]],
+    options: Mapping[str, Any],
+    elsewhere: Mapping[str, str],
 ) -> Candidate:
     given = [item["mask"]] if "mask" in item else item.get("masks", [])
     if not isinstance(given, list) or len(given) != len(sizes):
@@ -131,6 +160,7 @@ def _candidate(
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise BadInput("texts of an object", met=f"object {number}: {str(texts)[:60]}", wanted="a list of texts")
     more = {key: value for key, value in item.items() if key not in ("id", "mask", "masks", "texts", "value")}
+    given = [elsewhere.get(mask, mask) if isinstance(mask, str) else mask for mask in given]
     pairs = zip(given, sizes, strict=True)
     readers = [partial(_read_mask, root, mask, item.get("value"), size, options) for mask, size in pairs]
     return Candidate(RawObject(str(item.get("id", number)), tuple(texts), more), readers)
@@ -154,6 +184,6 @@ def _read_mask(root: Path, mask: Any, value: Any, size: tuple[int, int], options
 
 def _size(root: Path, path: str) -> int:
     try:
-        return located(root, path).stat().st_size
+        return below(root, path).stat().st_size
     except (OSError, BadInput):
         return 0

@@ -44,15 +44,16 @@ def is_labelme(root: Path) -> bool:
 def find_labelme(root: Path, records: RecordsWriter) -> dict[str, int]:
     """Put down every JSON below `root`; pictures lie beside theirs, or where its `imagePath` says."""
     counts: Counter[str] = Counter()
+    _finder.cache_clear()
     files = dict(walk(root, _is_either, counts, records, lambda name: True))
     pictures = {PurePosixPath(path).with_suffix("").as_posix(): path for path in files if not _is_json(path)}
     jsons = sorted(filter(_is_json, files))
     for path in jsons:
-        beside = pictures.pop(PurePosixPath(path).with_suffix("").as_posix(), None)
+        beside = pictures.get(PurePosixPath(path).with_suffix("").as_posix())
         records.add(path, files[path])
-        records.attach(path, {"labelme": {"beside": beside, "bytes of beside": files.get(beside or "", 0)}})
+        records.attach(path, {"labelme": {"beside": beside, "picture": beside or _picture_elsewhere(root, path)}})
     counts["annotation files"] = len(jsons)
-    counts["images without a json of their name"] = len(pictures)
+    counts["images without a json of their name"] = len(pictures.keys() - {path[: -len(".json")] for path in jsons})
     return dict(counts)
 
 
@@ -63,7 +64,7 @@ def load_labelme(root: Path, path: str, found: Mapping[str, Any]) -> RawSample:
     if not isinstance(shapes, list) or not all(isinstance(shape, dict) for shape in shapes):
         raise BadInput("not labelme's json", met=str(said)[:60], wanted='"shapes": [{...}, ...], "imagePath": NAME')
     notes: Counter[str] = Counter()
-    name = _picture(root, path, said.get("imagePath"), found.get("beside"), notes)
+    name = _picture(root, path, said.get("imagePath"), found["beside"], notes)
     picture = read_picture(below(root, name), size_of(said, "imageHeight", "imageWidth"))
     size = (picture.height, picture.width)
     candidates = [_candidate(number, own, size) for number, own in enumerate(_objects(shapes, notes))]
@@ -84,6 +85,16 @@ def _picture(root: Path, path: str, stated: Any, beside: str | None, notes: Coun
         notes[BY_JSON] += 1
         return beside
     raise finder.missing(str(stated))
+
+
+def _picture_elsewhere(root: Path, path: str) -> str | None:
+    """The picture that a JSON without one beside it names, where there is one."""
+    try:
+        said = read_json(below(root, path))
+    except BadInput:
+        return None
+    stated = said.get("imagePath") if isinstance(said, dict) else None
+    return _finder(root, PurePosixPath(path).parent.as_posix()).locate(stated) if isinstance(stated, str) else None
 
 
 @lru_cache(maxsize=64)

@@ -199,3 +199,22 @@ def test_masks_beside_pictures_are_in_the_plan(tmp_path, mask):
     other_mask(root / mask)
     with pytest.raises(UserError, match=r"raw file has changed|set made otherwise"):
         sharded("folder", root, tmp_path / "set")
+
+
+def test_files_that_are_found_by_names_that_look_alike_are_in_the_plan(tmp_path):
+    """A line's pictures and masks; the picture of a JSON of labelme's that lies elsewhere."""
+    root, labels = tmp_path / "raw", tmp_path / "labelme"
+    CASES["folder"].write(root)
+    for name in ("m.png", "a.jpg"):
+        (root / name).rename(root / name.upper())
+    for file in (root / "M.PNG", root / "A.JPG"):
+        before = planned("folder", root, tmp_path / "records").digest
+        file.write_bytes(file.read_bytes() + b"\0")
+        assert planned("folder", root, tmp_path / "records").digest != before
+    (labels / "json").mkdir(parents=True)
+    (labels / "images").mkdir()
+    shutil.copy(root / "A.JPG", labels / "images/a.jpg")
+    (labels / "json/a.json").write_text('{"shapes": [], "imagePath": "..\\\\images\\\\a.jpg"}')
+    before = planned("folder", labels, tmp_path / "records").digest
+    (labels / "images/a.jpg").write_bytes(b"")
+    assert planned("folder", labels, tmp_path / "records").digest != before
