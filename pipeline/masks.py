@@ -26,6 +26,9 @@ def from_coco(segmentation: Any, height: int, width: int) -> Bool:
     Raises:
         BadInput: none of these encodings, run lengths for another size, or broken ones.
     """
+    if segmentation is None or segmentation == []:
+        met = "no segmentation" if segmentation is None else "an empty list of polygons"
+        raise BadInput("no mask", met=f"{met}, as of a box alone", wanted="polygons, or run lengths with their size")
     if isinstance(segmentation, list):
         polygons = [polygon for polygon in segmentation if len(_numbers(polygon)) >= _MIN_NUMBERS]
         if not polygons:

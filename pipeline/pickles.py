@@ -1,14 +1,24 @@
-"""Pickles as data: dicts, lists, numbers and texts. Whatever would name a class or a function is refused."""
+"""Pickles as data: dicts, lists, numbers (numpy's too) and texts. What would name another class or function is refused.
+
+JSON in the place of a pickle is read as what it says.
+"""
 
 from __future__ import annotations
 
 import io
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from pipeline.annotations import parse_json
 from pipeline.pictures import refuse_pointer
+from pipeline.text import AGAIN
 from shards.errors import UserError
+
+_NUMBER = re.compile("[iuf][1248]|b1")
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -17,6 +27,10 @@ class _PlainUnpickler(pickle.Unpickler):
             return _latin1
         if module in ("__builtin__", "builtins") and name in ("set", "frozenset", "bytearray"):
             return {"set": set, "frozenset": frozenset, "bytearray": _bytes}[name]
+        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "scalar":
+            return _numpy_scalar
+        if (module, name) == ("numpy", "dtype"):
+            return _Dtype
         raise _Refused(f"{module}.{name}")
 
     def persistent_load(self, pid: Any) -> Any:
@@ -39,6 +53,33 @@ def _bytes(data: Any = b"", encoding: str = "latin1") -> bytes:
     return _latin1(data, encoding) if isinstance(data, str) else bytes(data)
 
 
+class _Dtype:
+    """Stands for numpy's type of a number: its code, of kind and bytes, and its byte order."""
+
+    def __init__(self, code: str, *_: Any) -> None:
+        if not isinstance(code, str) or not _NUMBER.fullmatch(code):
+            raise _Refused(f"numpy's type {str(code)[:20]!r}")
+        self._code, self._order = code, "<"
+
+    def __setstate__(self, state: Any) -> None:
+        if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", ">", "|", "="):
+            raise _Refused("numpy's type of another byte order")
+        self._order = state[1]
+
+    def number(self, data: bytes) -> Any:
+        value = np.frombuffer(data, np.dtype(self._order + self._code))
+        if len(value) != 1:
+            raise _Refused(f"{len(value)} numbers in one")
+        return value[0].item()
+
+
+def _numpy_scalar(dtype: Any, data: Any = b"") -> Any:
+    """A number of numpy's as Python's."""
+    if not isinstance(dtype, _Dtype) or not isinstance(data, str | bytes):
+        raise _Refused("numpy's scalar of another type")
+    return dtype.number(data.encode("latin1") if isinstance(data, str) else data)
+
+
 def read_pickle(path: Path) -> Any:
     """What the pickle at `path` holds, of plain built-in types; texts of Python 2 as ASCII, or else Latin-1.
 
@@ -50,6 +91,8 @@ def read_pickle(path: Path) -> Any:
     except OSError as error:
         raise UserError("cannot be read", where=str(path), met=str(error.strerror)) from None
     refuse_pointer(data, str(path))
+    if data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"[", b"{"):  # no pickle begins so
+        return parse_json(data, str(path))
     try:
         try:
             return _PlainUnpickler(io.BytesIO(data), encoding="ASCII").load()
@@ -60,4 +103,7 @@ def read_pickle(path: Path) -> Any:
         raise UserError("a pickle of more than plain data", where=str(path), met=str(error), do=do) from None
     except Exception as error:  # broken pickles raise many kinds
         met = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        raise UserError("not a whole pickle", where=str(path), met=met) from None
+        do = AGAIN if isinstance(error, EOFError) or "truncated" in met else ""
+        raise UserError(
+            "not a whole pickle", where=str(path), met=met, wanted="what pickle.dump writes", do=do
+        ) from None

@@ -21,6 +21,8 @@ from pipeline.boundary import entries
 from pipeline.cropped import Bool
 from pipeline.finder import below, finder_at, inside, located
 from pipeline.fit import check_size, count_off
+from pipeline.ids import as_id
+from pipeline.mask_values import distinct, values_of
 from pipeline.pictures import open_image, read_picture
 from pipeline.raw import RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter
@@ -162,22 +164,37 @@ def _candidate(
     more = {key: value for key, value in item.items() if key not in ("id", "mask", "masks", "texts", "value")}
     given = [elsewhere.get(mask, mask) if isinstance(mask, str) else mask for mask in given]
     pairs = zip(given, sizes, strict=True)
-    readers = [partial(_read_mask, root, mask, item.get("value"), size, options) for mask, size in pairs]
+    value = _value_of(item.get("value"))
+    readers = [partial(_read_mask, root, mask, value, size, options, len(given) == 1) for mask, size in pairs]
     return Candidate(RawObject(str(item.get("id", number)), tuple(texts), more), readers)
 
 
-def _read_mask(root: Path, mask: Any, value: Any, size: tuple[int, int], options: Mapping[str, Any]) -> Bool:
-    """A mask as a path, run lengths or polygons; None where the object is not in the frame."""
-    if mask is None:
+def _value_of(given: Any) -> int | None:
+    """The id of an object in its mask file; None where the file is of this object alone."""
+    number = as_id(given)
+    if given is not None and (number is None or not number.isdecimal()):
+        raise BadInput("an object's value", met=repr(given)[:60], wanted="a whole number >= 0")
+    return None if number is None else int(number)
+
+
+def _read_mask(
+    root: Path, mask: Any, value: int | None, size: tuple[int, int], options: Mapping[str, Any], alone: bool
+) -> Bool:
+    """A mask as a path, run lengths or polygons; None where the object is not in the frame.
+
+    Args:
+        alone: the only frame: a mask without the object's value is a fault, and not an absence.
+    """
+    if mask is None or (not mask and not alone):
         return np.zeros(size, np.bool_)
     if not isinstance(mask, str):
         return masks.from_coco(mask, *size)
-    if isinstance(value, str) and value.isdecimal():
-        value = int(value)
-    if value is not None and not isinstance(value, int):
-        raise BadInput("an object's value", met=str(value)[:60], wanted="a whole number")
     image = open_image(located(root, mask))
-    decoded = masks.from_image(image, None if image.mode == "1" else value, options.get("void"))
+    value = None if image.mode == "1" else value
+    decoded = masks.from_image(image, value, options.get("void"))
+    if alone and value is not None and not decoded.any():
+        met = ", ".join(map(str, distinct(values_of(image))[:6]))
+        raise BadInput("no pixel of the object's value", met=f"values {met}", wanted=f"{value}")
     check_size(decoded.shape, size, options.get("mask_slack", 0))
     return decoded
 

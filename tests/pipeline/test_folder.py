@@ -351,3 +351,29 @@ def test_masks_are_found_by_names_that_look_alike(root, picture, mask):
     put_beside(root, picture, Image.fromarray(IDS), f"masks/{mask}.png")
     (sample,) = load_all(root).values()
     assert len(sample.objects) == 2
+
+
+@pytest.mark.parametrize(
+    ("item", "said"),
+    [
+        ({"mask": "ids.png", "value": 3}, "no pixel of the object's value; met values 0, 7; wanted 3"),
+        ({"mask": "ids.png", "value": "seven"}, "an object's value; met 'seven'; wanted a whole number"),
+        ({"mask": "ids.png", "value": [7]}, "an object's value; met [7]; wanted a whole number"),
+        ({"mask": []}, "no mask; met an empty list of polygons, as of a box alone; wanted polygons"),
+    ],
+)
+def test_an_object_that_its_mask_does_not_hold(root, item, said):
+    write(root, {"image": "a.jpg", "objects": [{"mask": "m.png"}, item]})
+    (sample,) = load_all(root).values()
+    met = str(sample)
+    if not isinstance(sample, BadInput):
+        (fault,) = sample.more["left_out"]
+        met = f"{fault['reason']}; {fault['detail']}"
+    assert said in met
+
+
+def test_an_object_may_be_absent_from_a_frame_and_its_value_may_be_a_text(root):
+    objects = [{"masks": ["ids.png", "m.png"], "value": "7"}, {"masks": ["ids.png", []], "value": 7.0}]
+    write(root, {"frames": ["a.jpg", "b.png"], "objects": objects})
+    (sample,) = load_all(root).values()
+    assert [[mask.any() for mask in frame.masks] for frame in sample.frames] == [[True, True], [False, False]]

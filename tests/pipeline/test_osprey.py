@@ -177,7 +177,7 @@ def test_a_record_that_cannot_be_used_is_left_out_and_counted(tmp_path, bad, why
     "bad, why",
     [
         (np.zeros((HEIGHT, WIDTH), bool), "empty mask"),
-        ([], "empty mask"),
+        ([], "no mask"),
         ([[1, 2, 3, 4]], "empty mask"),
         ({"size": [HEIGHT, WIDTH], "counts": [5, 5]}, "broken run lengths"),
         ({"size": [HEIGHT, WIDTH], "counts": "not run lengths"}, "broken run lengths"),
