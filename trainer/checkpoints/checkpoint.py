@@ -103,15 +103,17 @@ class Parts:
 
     def _take_schedule(self, folder: Path) -> None:
         state = read_state(folder)
-        # Where the schedule stands follows from the step, and rates from the configuration: the parameters may be in
-        # other groups now than when the checkpoint was written.
-        counts = {"last_epoch": state.step, "_step_count": state.step + 1}
-        self.scheduler.load_state_dict({**self.scheduler.state_dict(), **counts})
-        # The schedule may have another end now, and the rate of the next step with it.
-        for group, base, factor in zip(
-            self.optimizer.param_groups, self.scheduler.base_lrs, self.scheduler.lr_lambdas, strict=True
-        ):
-            set_rate(group, float(base * factor(state.step)))
+        # All of the schedule follows from the step and the configuration: it may have another end now, and the
+        # parameters may be in other groups than when the checkpoint was written.
+        scheduler = self.scheduler
+        rates = [
+            float(base * factor(state.step))
+            for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        ]
+        stands = {"last_epoch": state.step, "_step_count": state.step + 1, "_last_lr": rates}
+        scheduler.load_state_dict({**scheduler.state_dict(), **stands})
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            set_rate(group, rate)
 
     def schedule(self) -> dict[str, Any]:
         """The scheduler's state as plain numbers."""
