@@ -79,7 +79,8 @@ def void_of(image: Image.Image, numbers: list[int], void: int | None) -> int | N
 def distinct(values: Values) -> list[int]:
     """The different values, rising."""
     if values.dtype == np.uint8:
-        return [int(n) for n in np.flatnonzero(np.bincount(values.ravel(), minlength=256))]
+        counts = Image.fromarray(np.atleast_2d(values)).histogram() if values.size else []  # faster than numpy's ways
+        return [n for n, pixels in enumerate(counts) if pixels]
     return [int(n) for n in np.unique(values)]
 
 

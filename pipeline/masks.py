@@ -82,12 +82,14 @@ def from_image(image: Image.Image, value: int | None = None, void: int | None = 
     values = values_of(image, soft=value is None)
     if value is not None:
         return np.asarray(values == value)
+    if image.mode == "1":
+        return values.view(np.bool_)
     numbers = distinct(values)
     void = void_of(image, numbers, void)
     if void in numbers:
         values = np.where(values == void, values.dtype.type(0), values)
         numbers = [number for number in numbers if number != void]
-    if image.mode in ("1", "P", "PA") or len([number for number in numbers if number]) <= 1:
+    if image.mode in ("P", "PA") or len([number for number in numbers if number]) <= 1:
         return np.asarray(values != 0)
     mask = from_array(values)
     if not mask.any():
