@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import cached_property, lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from shards import codec
 from shards.archive import MappedTar, group_members, parse_meta
-from shards.checksum import Check, crc32
+from shards.checksum import Check, Copies, crc32, crc32_while_copying
 from shards.errors import BadShard
 from shards.format import CODECS, FIELDS, KEY, META_EXTENSION, VERSION, Codec, Field, frame_fields
 from shards.manifest import COPY_AGAIN, Manifest, read_index
@@ -128,6 +129,11 @@ class StoredSample:
         self, key: str, where: str, frames: int, json: memoryview | bytes, members: dict[Field, memoryview]
     ) -> None:
         self.key, self.where, self.frames, self.members, self._json = key, where, frames, members, json
+        self.compare: Callable[[Copies], None] | None = None
+        """Compares its bytes with the index, and meanwhile copies arrays that are views of them; None: not to be done.
+
+        Raises `BadShard`.
+        """
 
     @cached_property
     def objects(self) -> int:
@@ -136,6 +142,20 @@ class StoredSample:
             return codec.count_masks(self.members[Field("masks", 1 if self.frames > 1 else None)])
         except BadShard as error:
             raise error.at(self.where) from None
+
+    @contextmanager
+    def changed_bytes_first(self) -> Iterator[None]:
+        """Where an exception ends the block and its bytes are still to be compared, do that: it is the better reason.
+
+        Raises:
+            BadShard: its bytes have changed; else what was raised inside.
+        """
+        try:
+            yield
+        except Exception:
+            if self.compare:
+                self.compare(())
+            raise
 
     def detached(self) -> StoredSample:
         """The same sample without its members: its JSON is copied, and nothing of the mapped file is kept."""
@@ -166,6 +186,8 @@ class ShardSet:
             has been compared is remembered by this object, for all threads that read from it. The index itself is
             compared with the manifest when the set is opened, unless this is "never".
     """
+
+    _may_compare_later = True
 
     def __init__(self, folder: Path | str, check: Check = "first") -> None:
         self.folder = Path(folder)
@@ -199,8 +221,12 @@ class ShardSet:
         row = self.index[position]
         return self._tar(int(row["shard"])).view[int(row["offset"]) : int(row["offset"]) + int(row["size"])]
 
-    def open(self, position: int) -> StoredSample:
+    def open(self, position: int, compare_later: bool = False) -> StoredSample:
         """A sample whose members are still encoded and whose JSON is still unread.
+
+        Args:
+            compare_later: it may be left to the caller to compare its bytes, by `StoredSample.compare`, where its
+                pictures are raw, and so are copied out of the same bytes.
 
         Raises:
             BadShard: the bytes are not those that were written, or the index leads to something else than a whole
@@ -211,32 +237,47 @@ class ShardSet:
         if shard >= len(self.manifest.shards):
             raise BadShard("index", where=str(self.folder), met=f"shard {shard}")
         tar = self._tar(shard)
+        compare = None
         if self.check == "always" or (self.check == "first" and not self._checked[position]):
-            tar = self._compared(tar, shard, key, offset, size, crc)
-            self._checked[position] = 1
-        where = f"{tar.path}: {key}"
+            if compare_later and self._may_compare_later and self.manifest.codec == "raw":
+                compare = partial(self._compare, tar, position)
+            else:
+                tar = self._compared(tar, shard, key, offset, size, crc)
+                self._checked[position] = 1
         try:
-            frames = self._frames
-            expected = _member_names(frames, self.manifest.codec, self.manifest.version)
-            found = tar.those(offset, size, [name + rest for rest in expected]) if KEY.fullmatch(key) else None
-            if found is None:
-                members = list(tar.members(offset, size))
-                frames = max(1, (len(members) - 1) // len(FIELDS))
-                expected = _member_names(frames, self.manifest.codec, self.manifest.version)
-                if [met for _, met, _ in members] != [key + rest.decode() for rest in expected]:
-                    return self._open_unusual(key, where, members)
-                self._frames, found = frames, [data for _, _, data in members]
-            views = {field: data for field, data in zip(expected.values(), found, strict=True) if field}
-            _check_pictures(views, self.manifest.codec)
-            return StoredSample(key, where, frames, found[0], views)
+            sample = self._open(tar, key, offset, size)
         except BadShard as error:
-            raise error.at(where) from None
+            if compare:
+                compare(())  # bytes that have changed are the better reason
+            raise error.at(f"{tar.path}: {key}") from None
+        sample.compare = compare
+        return sample
+
+    def _open(self, tar: MappedTar, key: str, offset: int, size: int) -> StoredSample:
+        name, where = key.encode("ascii"), f"{tar.path}: {key}"
+        frames = self._frames
+        expected = _member_names(frames, self.manifest.codec, self.manifest.version)
+        found = tar.those(offset, size, [name + rest for rest in expected]) if KEY.fullmatch(key) else None
+        if found is None:
+            members = list(tar.members(offset, size))
+            frames = max(1, (len(members) - 1) // len(FIELDS))
+            expected = _member_names(frames, self.manifest.codec, self.manifest.version)
+            if [met for _, met, _ in members] != [key + rest.decode() for rest in expected]:
+                return self._open_unusual(key, where, members)
+            self._frames, found = frames, [data for _, _, data in members]
+        views = {field: data for field, data in zip(expected.values(), found, strict=True) if field}
+        _check_pictures(views, self.manifest.codec)
+        return StoredSample(key, where, frames, found[0], views)
+
+    def _compare(self, tar: MappedTar, position: int, copies: Copies) -> None:
+        """Compare a sample's bytes with the index while copying arrays out of them; raises `BadShard`."""
+        name, _, offset, size, crc, *_ = self._rows[position].item()
+        _check_crc32(crc32_while_copying(tar.view[offset : offset + size], copies), crc, tar, name.decode("ascii"))
+        self._checked[position] = 1
 
     def _compared(self, tar: MappedTar, shard: int, key: str, offset: int, size: int, wanted: int) -> MappedTar:
         """The tar to read the sample from: `tar`, if the sample's bytes there have the CRC-32 `wanted`."""
-        if (met := crc32(tar.view[offset : offset + size])) != wanted:
-            where = f"{tar.path}: {key}"
-            raise BadShard("CRC-32 of the sample", where=where, met=str(met), wanted=str(wanted), do=COPY_AGAIN)
+        _check_crc32(crc32(tar.view[offset : offset + size]), wanted, tar, key)
         return tar
 
     def _open_unusual(self, key: str, where: str, members: list[tuple[int, str, memoryview]]) -> StoredSample:
@@ -259,6 +300,12 @@ class ShardSet:
         meta, members = self.sample(position)
         arrays = {str(field): decode_field(field, data, self.recipe) for field, data in members.items()}
         return {"__key__": self.key(position), "meta": meta, **arrays}
+
+
+def _check_crc32(met: int, wanted: int, tar: MappedTar, key: str) -> None:
+    if met != wanted:
+        where = f"{tar.path}: {key}"
+        raise BadShard("CRC-32 of the sample", where=where, met=str(met), wanted=str(wanted), do=COPY_AGAIN)
 
 
 def find_sets(paths: Sequence[Path | str]) -> list[ShardSet]:

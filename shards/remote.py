@@ -56,6 +56,8 @@ class RemoteShardSet(ShardSet):
     this machine, since a file may have changed in the cache after that; such a file is fetched once more.
     """
 
+    _may_compare_later = False  # what is damaged is fetched again, which is too late once it has been read
+
     def __init__(self, url: str, cache: Cache, check: Check = "first") -> None:
         self._remote, self._cache = RemoteFolder(url, cache.attempts), cache
         self.url = self._remote.url

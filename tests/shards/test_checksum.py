@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards import reader
-from shards.checksum import crc32
+from shards.checksum import crc32, crc32_while_copying
 from shards.errors import BadShard, UserError
 from shards.format import INDEX
 from shards.preview import preview
@@ -55,6 +55,18 @@ def equal(met: dict, wanted: dict) -> bool:
 def test_it_is_the_crc_of_zlib(data, start):
     assert crc32(data, start) == zlib.crc32(data, start)
     assert crc32(memoryview(data)) == zlib.crc32(data)
+
+
+@settings(deadline=None)
+@given(data=st.data())
+def test_the_checksum_on_the_way_of_copies_is_that_of_all_bytes(data):
+    whole = np.random.default_rng(data.draw(st.integers(0, 99))).integers(0, 256, 600_000, np.uint8)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), min_size=2, max_size=6, unique=True)))
+    sources = [whole[a:b] for a, b in zip(cuts[::2], cuts[1::2], strict=False)]
+    sources += sources[: data.draw(st.integers(0, 1))]  # one is copied twice
+    copies = [(np.zeros_like(source), source) for source in data.draw(st.permutations(sources))]
+    assert crc32_while_copying(memoryview(whole), copies) == zlib.crc32(whole)
+    assert all(np.array_equal(target, source) for target, source in copies)
 
 
 @settings(max_examples=100, deadline=None)

@@ -168,21 +168,40 @@ def test_an_index_that_counts_otherwise_is_noticed(sav_set, tmp_path):
 
 
 @pytest.mark.parametrize("threads", [0, 2])
-def test_a_flipped_bit_ends_the_epoch_before_its_batch(sav_set, tmp_path, threads):
-    folder = Path(shutil.copytree(sav_set, tmp_path / "sav"))
-    loads = loader(folder, batch_size=1, threads=threads, prefetch=0)
-    order, index = loads.order(0), ShardSet(sav_set).index
-    row = index[order[2]]
-    tar = folder / ShardSet(sav_set).manifest.shards[row["shard"]].name
-    data = bytearray(tar.read_bytes())
-    data[int(row["offset"] + row["size"] // 2)] ^= 16
-    tar.write_bytes(data)
-    met = []
-    with pytest.raises(UserError, match=f"{tar}: {row['key'].decode()}: CRC-32 of the sample; met "):
-        met.extend(batch["keys"] for batch in loads.epoch(0))
-    assert len(met) <= 2
-    unchecked = loader(folder, batch_size=1, threads=threads, check="never")
-    assert len(list(unchecked.epoch(0))) == len(order)  # the flip is in a picture: read as data
+@pytest.mark.parametrize("codec", ["sav_set", "raw_set"])
+def test_a_flipped_bit_ends_the_epoch_before_its_batch(codec, tmp_path, threads, request):
+    source = request.getfixturevalue(codec)
+    folder = Path(shutil.copytree(source, tmp_path / "sav"))
+    fields = ("g_pixel_values1", "g_pixel_values2", "prompt_masks1", "masks2")
+    light = {"fields": fields, "batch_size": 1, "threads": threads, "prefetch": 0, "normalise": "device"}
+    loads = loader(folder, **light)
+    order, shards = loads.order(0), ShardSet(source)
+    row = shards.index[order[2]]
+    tar = folder / shards.manifest.shards[row["shard"]].name
+    whole, begin, size = tar.read_bytes(), int(row["offset"]), int(row["size"])
+    in_a_picture = begin + size // 4
+    for byte in (in_a_picture, begin, begin + 600, begin + size - 1):  # the tar's header, the JSON, the padding
+        data = bytearray(whole)
+        data[byte] ^= 16
+        tar.unlink()
+        tar.write_bytes(data)
+        met = []
+        with pytest.raises(UserError, match=f"{tar}: {row['key'].decode()}: CRC-32 of the sample; met "):
+            met.extend(batch["keys"] for batch in loader(folder, **light).epoch(0))
+        assert len(met) <= 2
+    if codec == "raw_set":
+        data = bytearray(whole)
+        data[in_a_picture] ^= 16
+        tar.write_bytes(data)
+        assert len(list(loader(folder, check="never", **light).epoch(0))) == len(order)  # read as data
+
+
+def test_raw_pictures_that_are_compared_while_they_are_copied_are_the_same(raw_set):
+    fields = (*FIELDS, "g_pixel_values1")
+    for where in ("host", "device"):
+        ways = {check: loader(raw_set, fields=fields, normalise=where, check=check) for check in ("always", "never")}
+        for one, two in zip(ways["always"].epoch(0), ways["never"].epoch(0), strict=True):
+            assert all(torch.equal(one[field], two[field]) for field in fields)
 
 
 def test_what_was_compared_in_one_epoch_is_remembered_by_all_threads_in_the_next(sav_set, monkeypatch):

@@ -326,7 +326,8 @@ class Loader:
         rows, later = [], list[Callable[[], object]]()
         for row, position in enumerate(positions, first):
             sample, copy, choice = self._chosen(position, epoch)
-            rows.append(self._rows.fill(buffers, row, sample, copy, choice, later))
+            with sample.changed_bytes_first():
+                rows.append(self._rows.fill(buffers, row, sample, copy, choice, later))
         for do in later:
             do()
         return rows
@@ -334,10 +335,12 @@ class Loader:
     def _chosen(self, position: int, epoch: int) -> tuple[StoredSample, int, Choice]:
         """The sample at a global position, which of its copies that is, and what an epoch takes of it."""
         which = bisect_right(self._starts, position) - 1
-        sample = self._sets[which].open(position - self._starts[which])
+        sample = self._sets[which].open(position - self._starts[which], compare_later=True)
         copy, copies = self._copies[which]
         # The copies of a sample visit it one after another, so that they share out its objects.
-        return sample, copy, self._rows.choose(sample, salt_of(self._seed, sample.key), epoch * copies + copy)
+        with sample.changed_bytes_first():
+            choice = self._rows.choose(sample, salt_of(self._seed, sample.key), epoch * copies + copy)
+        return sample, copy, choice
 
 
 class _AtOnce(Executor):

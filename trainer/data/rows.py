@@ -135,17 +135,18 @@ class Rows:
         as long: so there is first Python for several rows, then their copies.
 
         Raises:
-            BadShard: the sample cannot be decoded. So may `later`.
+            BadShard: the sample cannot be decoded. So may `later`, which compares its bytes where that is to be done.
         """
+        copies: list[tuple[Array, Array]] = []
+        first = len(later)
 
         def decode_picture(field: Field, out: Array) -> None:
             stored = _stored(sample, field)
             if (self._as_stored or field.name != "pixel_values") and codec.is_raw(sample.members[stored]):
                 try:
-                    view = codec.read_picture(sample.members[stored], out.shape[1])
+                    copies.append((out, codec.read_picture(sample.members[stored], out.shape[1])))
                 except BadShard as error:
                     raise error.at(f"{sample.where}.{stored}") from None
-                later.append(partial(np.copyto, out, view))
             else:
                 later.append(partial(self._decoded, sample, field, None, out))
 
@@ -157,6 +158,10 @@ class Rows:
                 self._decoded(sample, stored, objects, target[: len(objects)])
             elif field.name != "pixel_values" or field.frame == 1 or chosen[0] != chosen[1] or not self._first:
                 decode_picture(stored, target)
+        if sample.compare:
+            later.insert(first, partial(sample.compare, copies))
+        else:
+            later += [partial(np.copyto, *pair) for pair in copies]
         return Row(sample.detached(), choice, copy)
 
     def _decoded(
