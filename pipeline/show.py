@@ -16,12 +16,14 @@ from shards.size import size_text
 
 
 def _print(title: str, rows: list[tuple[str, str]]) -> None:
-    table = Table(title=Text(title), title_justify="left", show_header=False)
+    table = Table(show_header=False)
     table.add_column()
     table.add_column(justify="right")
     for row in rows:
         table.add_row(*map(Text, row))  # as text: rich would read a name in brackets as markup
-    Console().print(table)
+    console = Console()
+    console.print(Text(title), soft_wrap=True)  # a path is not cut, however narrow the table is
+    console.print(table)
 
 
 def _found(options: Mapping[str, Any]) -> list[tuple[str, str]]:
