@@ -17,6 +17,15 @@ _MIN_NUMBERS = 6  # of a polygon: three corners
 _MAX_OUTLINE = 1 << 20  # pixels: COCO's code takes memory for each of an outline, inside the picture or not
 
 
+def fault_of(run_lengths: Any, height: int, width: int) -> BadInput | None:
+    """Why `from_coco` refuses run lengths, told without decoding them; None where it takes them."""
+    try:
+        _check_run_lengths(run_lengths, height, width)
+    except BadInput as error:
+        return error
+    return None
+
+
 def from_coco(segmentation: Any, height: int, width: int) -> Bool:
     """A mask in one of COCO's three encodings, for a picture of `height` x `width`: (height, width) bool.
 
@@ -34,6 +43,13 @@ def from_coco(segmentation: Any, height: int, width: int) -> Bool:
         if not polygons:
             return np.zeros((height, width), np.bool_)
         return _decode(coco.merge(coco.frPyObjects(polygons, height, width)))
+    counts = _check_run_lengths(segmentation, height, width)
+    given = {"size": [height, width], "counts": counts}
+    return _decode(coco.frPyObjects(given, height, width) if isinstance(counts, list) else given)
+
+
+def _check_run_lengths(segmentation: Any, height: int, width: int) -> Any:
+    """The counts of run lengths, plain or compressed, that cover a picture of `height` x `width`."""
     if not isinstance(segmentation, dict) or "counts" not in segmentation or "size" not in segmentation:
         raise BadInput(
             "no mask", met=f"{type(segmentation).__name__}", wanted="polygons, or run lengths with their size"
@@ -44,15 +60,14 @@ def from_coco(segmentation: Any, height: int, width: int) -> Bool:
     if isinstance(counts, list):
         if not all(isinstance(n, int) and n >= 0 for n in counts):
             raise BadInput("broken run lengths", met="counts that are no numbers", wanted="whole numbers >= 0")
-        total, lengths = sum(counts), counts
+        total = sum(counts)
     elif isinstance(counts, str | bytes):
-        total, lengths = _total(counts), None
+        total = _total(counts)
     else:
         raise BadInput("no mask", met=f"counts of type {type(counts).__name__}", wanted="a list or a string")
     if total != height * width:
         raise BadInput("broken run lengths", met=f"{total} pixels", wanted=f"{height * width}")
-    given = {"size": [height, width], "counts": counts}
-    return _decode(coco.frPyObjects(given, height, width) if lengths is not None else given)
+    return counts
 
 
 def has_pixels(segmentation: Any) -> bool:

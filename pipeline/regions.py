@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.cropped import Bool, Mask
+from pipeline.faults import EMPTY, Fault, left_out, unusable
 from pipeline.ids import as_id
 from pipeline.masks import from_coco
 from pipeline.pictures import MAX_PIXELS, read_picture
@@ -62,6 +63,7 @@ class Regions:
         self._texts: dict[str, list[str]] = {}
         self._more: dict[str, list[Any]] = {}
         self._used: Counter[str] = Counter()
+        self._faults: list[Fault] = []
 
     def add(
         self,
@@ -87,6 +89,7 @@ class Regions:
                 self._masks[name] = Mask.of(self._mask(segmentations, size or self._size))
             except BadInput as error:
                 self.notes[LEFT_OUT + error.what] += 1
+                self._faults.append((name, error))
             self._texts[name], self._more[name] = [], []
         name = self._ids[key]
         self._texts[name] += [text for text in texts if text not in self._texts[name]]
@@ -96,13 +99,13 @@ class Regions:
     def sample(self, path: str, source: str, picture: Image.Image, more: dict[str, Any]) -> RawSample:
         """The sample of all regions that can be used; raises `BadInput` where there is none."""
         if not self._masks:
-            reasons = [note.removeprefix(LEFT_OUT) for note in sorted(self.notes) if note.startswith(LEFT_OUT)]
-            raise BadInput("no region that can be used", met=", ".join(reasons) or "none", wanted="at least one")
+            none = BadInput("no region that can be used", met="0 regions", wanted="at least one")
+            raise unusable("region", self._faults) if self._faults else none
         objects = tuple(
             RawObject(name, tuple(self._texts[name]), {"annotations": self._more[name]}) for name in self._masks
         )
         frame = RawFrame(path.rsplit("/", 1)[-1], picture, tuple(self._masks.values()))
-        return RawSample(path, source, (frame,), objects, more, +self.notes)
+        return RawSample(path, source, (frame,), objects, {**more, **left_out(self._faults)}, +self.notes)
 
     def _name(self, given: Any) -> str:
         name = as_id(given) or str(len(self._ids))
@@ -121,7 +124,7 @@ class Regions:
         if len({mask.shape for mask in masks}) > 1:
             raise BadInput("parts of one mask differ in size", met=str([mask.shape for mask in masks])[:60])
         if not masks or not any(mask.any() for mask in masks):
-            raise BadInput("empty mask")
+            raise BadInput(EMPTY, met=f"0 pixels in {len(masks)} masks", wanted="a region")
         mask: Bool = masks[0] if len(masks) == 1 else np.any(masks, axis=0)
         if mask.shape != self._size:
             (height, width), (high, wide) = mask.shape, self._size

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence, Set
 from functools import cache
 
+from pipeline.faults import Fault, unusable
 from shards.errors import BadInput
 
 Shown = Callable[[int], Set[str]]
 
 
-def choose_frames(count: int, k: int, shown: Shown, objects: Set[str]) -> list[int]:
+def choose_frames(
+    count: int, k: int, shown: Shown, objects: Set[str], faults: Callable[[], Sequence[Fault]] = list
+) -> list[int]:
     """At most `k` of `count` frames, in order, each showing at least one object, spread evenly.
 
     The video is cut into k equal stretches. Each gives the frame nearest to its middle that shows all objects; where
@@ -19,6 +22,7 @@ def choose_frames(count: int, k: int, shown: Shown, objects: Set[str]) -> list[i
 
     Args:
         shown: the objects that frame n shows. It is asked of as few frames as the rule allows.
+        faults: asked where no frame shows an object: objects whose masks are broken or missing, and why.
 
     Raises:
         BadInput: no frame shows an object.
@@ -27,6 +31,8 @@ def choose_frames(count: int, k: int, shown: Shown, objects: Set[str]) -> list[i
     chosen = _spread(range(count), k, shown, objects)
     if None in chosen:
         showing = [n for n in range(count) if shown(n)]
+        if not showing and (found := faults()):
+            raise unusable("object", found)
         if not showing:
             raise BadInput("no visible object", met=f"{count} frames without one", wanted="an object in a frame")
         chosen = _spread(showing, k, shown, objects)

@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 
 from pipeline.cropped import Bool, Mask
+from pipeline.faults import EMPTY, Fault, left_out, unusable
 from pipeline.raw import RawFrame, RawObject, RawSample
 from shards.errors import BadInput, DroppedInput
 
-EMPTY = "empty mask"
 NO_OBJECT = "no annotated object"
 TWICE = "objects listed twice, taken once"
 ONE_ID = "objects that share an id with another of their sample"
@@ -53,16 +53,17 @@ def sample_of(
     """
     kept: list[RawObject] = []
     masks: list[list[Mask]] = [[] for _ in pictures]
-    left_out: list[dict[str, str]] = []
+    faults: list[Fault] = []
     names = _Names()
     for candidate in candidates:
         described = names.own(candidate.object)
         try:
             own = [Mask.of(read()) for read in candidate.masks]
             if not any(mask.any() for mask in own):
-                raise BadInput(EMPTY, met="0 pixels", wanted="an object")
+                met = "0 pixels of " + ", ".join(f"{mask.shape[0]} x {mask.shape[1]}" for mask in own[:3])
+                raise BadInput(EMPTY, met=met, wanted="an object")
         except BadInput as error:
-            left_out.append({"id": described.id, "reason": error.what, "detail": error.detail})
+            faults.append((described.id, error))
             continue
         if names.is_known(candidate.object, own):
             continue
@@ -70,13 +71,12 @@ def sample_of(
         for frame, mask in zip(masks, own, strict=True):
             frame.append(mask)
     if not kept:
-        if not left_out:
+        if not faults:
             raise DroppedInput(NO_OBJECT, met="a picture alone", wanted="at least one object")
-        met = ", ".join(f"{item['id']}: {item['reason']}" for item in left_out[:3])
-        raise BadInput("no object that can be used", met=f"{len(left_out)} objects, {met}", wanted="at least one")
+        raise unusable("object", faults)
     frames = tuple(RawFrame(name, picture, tuple(own)) for (name, picture), own in zip(pictures, masks, strict=True))
-    notes = Counter(f"objects left out: {item['reason']}" for item in left_out) + names.notes
-    extra = {**(more or {}), **({"left_out": left_out} if left_out else {})}
+    notes = Counter(f"objects left out: {error.what}" for _, error in faults) + names.notes
+    extra = {**(more or {}), **left_out(faults)}
     return RawSample(path, kind, frames, tuple(kept), extra, notes)
 
 

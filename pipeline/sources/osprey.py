@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.annotations import read_items
+from pipeline.faults import unusable
 from pipeline.finder import Finder, below
+from pipeline.ids import as_id
 from pipeline.raw import RawInput, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.refused import raise_refused
@@ -85,12 +87,17 @@ class Osprey:
             else:
                 kept.append(part)
         if not kept:
-            reasons = ", ".join(note.removeprefix(RECORDS) for note in sorted(notes))
-            raise BadInput("no record that can be used", met=reasons, wanted="regions with a text")
+            faults = [(_named(part), BadInput(_fault(part["record"]), wanted="regions with a text")) for part in parts]
+            raise unusable("record", faults)
         picture = picture_for(source, (size for part in kept for size in _sizes(part["record"])))
         regions = Regions((picture.height, picture.width), notes)
         told = [_tell(part["file"], part["record"], regions) for part in kept]
         return regions.sample(path, self.name, picture, {"records": told})
+
+
+def _named(part: Mapping[str, Any]) -> str:
+    number = as_id(part["record"].get("id"))
+    return f"of {part['file']}" if number is None else f"{number} of {part['file']}"
 
 
 def _sizes(record: dict[str, Any]) -> list[tuple[int, int] | None]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline import masks
 from pipeline.annotations import read_pairs
+from pipeline.faults import Fault
 from pipeline.finder import Finder, below
 from pipeline.ids import as_id
 from pipeline.raw import RawInput, RawObject, RawSample
@@ -79,7 +80,10 @@ class RefSav:
         def shown(n: int) -> set[str]:
             return {str(place) for place in items if masks.has_pixels(annotation.at(n, place))}
 
-        chosen = choose_frames(usable, options["frames"], shown, {str(place) for place in items})
+        def faults() -> list[Fault]:
+            return [(str(place), fault) for place in items for _, fault in annotation.faults(usable, place)[:1]]
+
+        chosen = choose_frames(usable, options["frames"], shown, {str(place) for place in items}, faults)
         objects = {
             place: RawObject(
                 item["id"],

@@ -85,25 +85,31 @@ def _read_refs(file: Path, split: str) -> list[dict[str, Any]]:
         met = ", ".join(sorted(path.name for path in matching(file.parent, "refs(*).p"))) or "none"
         raise UserError("no such file", where=str(file), met=met, do="say which with --split-by, or give --root")
     loaded = read_pickle(file)
+    chosen, number = [], 0
     try:
-        refs = [ref for ref in loaded if split in ("all", ref["split"])]
-        chosen = [
-            {
-                **{key: ref[key] for key in ("ref_id", "ann_id", "image_id", "category_id", "split")},
-                "sentences": [{key: s[key] for key in ("sent_id", "raw", "sent")} for s in ref["sentences"]],
-            }
-            for ref in refs
-        ]
-        if not all(as_id(ref[key]) is not None for ref in chosen for key in ("ann_id", "image_id")):
-            raise TypeError("ids that are neither numbers nor texts")
-        if not all(isinstance(said["raw"], str) for ref in chosen for said in ref["sentences"]):
-            raise TypeError("sentences that are no texts")
+        for ref in loaded:
+            number += 1
+            if split in ("all", ref["split"]):
+                chosen.append(_checked(ref))
     except (TypeError, KeyError) as error:
-        wanted = "a list of refs with ref_id, ann_id, image_id, category_id, split, sentences"
-        raise UserError(
-            "not refer's pickle", where=str(file), met=f"{type(error).__name__} {error}", wanted=wanted
-        ) from None
+        where = f"{file}, ref {number}" if number else str(file)
+        met = f"no {error}" if isinstance(error, KeyError) else str(error)
+        wanted = "a list of refs with ref_id, ann_id, image_id, category_id, split, sentences of sent_id, raw, sent"
+        raise UserError("not refer's pickle", where=where, met=met, wanted=wanted) from None
     if not chosen:
         met = ", ".join(sorted({str(ref["split"]) for ref in loaded})) or "no ref at all"
         raise UserError("no ref of this split", where=str(file), met=met, wanted=split, do="give --split")
     return chosen
+
+
+def _checked(ref: dict[str, Any]) -> dict[str, Any]:
+    """What is needed of a ref; raises `KeyError` or `TypeError` where it is another thing."""
+    chosen = {key: ref[key] for key in ("ref_id", "ann_id", "image_id", "category_id", "split")}
+    for key in ("ann_id", "image_id"):
+        if as_id(ref[key]) is None:
+            raise TypeError(f"{key} {str(ref[key])[:40]!r}, which is neither a number nor a text")
+    said = [{key: sentence[key] for key in ("sent_id", "raw", "sent")} for sentence in ref["sentences"]]
+    for sentence in said:
+        if not isinstance(sentence["raw"], str):
+            raise TypeError(f"a sentence that is no text: {str(sentence['raw'])[:40]!r}")
+    return {**chosen, "sentences": said}

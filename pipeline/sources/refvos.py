@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.annotations import read_pairs
+from pipeline.faults import Fault
 from pipeline.finder import below
 from pipeline.fit import count_off
 from pipeline.ids import as_id
@@ -140,8 +141,12 @@ class RefVos:
         if not there:
             met = f"none of {len(video['frames'])} listed frames has both"
             raise BadInput("no frames", where=path, met=met, wanted="pictures with masks")
+
+        def faults() -> list[Fault]:
+            return [(number, fault) for number in objects if (fault := read.fault(number)) is not None]
+
         shown: Shown = lambda i: read.shown(there[i]) & {*objects}  # noqa: E731
-        chosen = [there[i] for i in choose_frames(len(there), options["frames"], shown, {*objects})]
+        chosen = [there[i] for i in choose_frames(len(there), options["frames"], shown, {*objects}, faults)]
         sizes, names = [read.size(n) for n in chosen], [video["frames"][n] for n in chosen]
         slack = options.get("mask_slack", 0)
         pictures = [

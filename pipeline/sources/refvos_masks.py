@@ -39,6 +39,16 @@ class Pngs:
             raise BadInput("object id", met=number, wanted="a number")
         return np.asarray(self._read(self._files[n]) == int(number))
 
+    def fault(self, number: str) -> BadInput | None:
+        """Why no mask of an object is seen in any frame, where that is a fault."""
+        if not number.isdecimal():
+            return BadInput("object id", met=number, wanted="a number, as pixels have")
+        ids = {one for n in range(len(self._files)) if self.has(n) for one in self.shown(n)}
+        if not ids:
+            return None
+        met = f"ids {', '.join(sorted(ids, key=int)[:6])} in the masks"
+        return BadInput("no pixel of an object's id", met=met, wanted=number)
+
 
 class Lists:
     """Run lengths: of each object a list with one for each frame, None or {} where it is not seen."""
@@ -50,7 +60,7 @@ class Lists:
                 raise BadInput("two lists of masks for one object", met=part["object"], wanted="one")
             self._lists[part["object"]] = part["masks"]
         self._frames, self._objects = len(frames), objects
-        self._fit = {number for number in objects if len(self._lists.get(number) or ()) == len(frames)}
+        self._fit = {number for number in objects if _length(self._lists.get(number)) == len(frames)}
 
     def has(self, n: int) -> bool:
         return True
@@ -72,10 +82,27 @@ class Lists:
         if number not in self._lists:
             raise BadInput("no masks", met="no list", wanted=f"a list of {self._frames}")
         if number not in self._fit:
-            met = f"{len(self._lists[number] or ())} masks"
-            raise BadInput("masks do not fit the frames", met=met, wanted=f"{self._frames}")
+            given = self._lists[number]
+            met = f"{len(given)} masks" if isinstance(given, list) else f"no list: {str(given)[:40]}"
+            raise BadInput("masks do not fit the frames", met=met, wanted=f"{self._frames}, one a frame")
         given = self._lists[number][n]
         return masks.from_coco(given, height, width) if given else np.zeros((height, width), np.bool_)
+
+    def fault(self, number: str) -> BadInput | None:
+        """Why no mask of an object is seen in any frame, where that is a fault."""
+        try:
+            if number not in self._fit:
+                self.mask(0, number, 1, 1)
+            for n, given in enumerate(self._lists[number]):
+                if given and not masks.has_pixels(given):
+                    self.mask(n, number, *(rle_size(given) or self.size(n)))
+        except BadInput as error:
+            return error
+        return None
+
+
+def _length(given: Any) -> int:
+    return len(given) if isinstance(given, list) else -1
 
 
 class Pickled:

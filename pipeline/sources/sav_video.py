@@ -15,10 +15,12 @@ from pipeline import masks
 from pipeline.absent import no_such_file
 from pipeline.annotations import read_json
 from pipeline.cropped import Bool
+from pipeline.faults import Fault, unusable
 from pipeline.finder import below
 from pipeline.raw import RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.refused import raise_refused
+from pipeline.regions import rle_size
 from pipeline.sources.clips import choose_frames
 from pipeline.sources.objects import Candidate, sample_of
 from pipeline.sources.video_file import VideoFile, open_video
@@ -29,6 +31,7 @@ STEP = 4  # frames of the video from one annotated frame to the next
 FRAMES_A_SECOND = 24
 CLOSE = "pairs of frames less than a second apart"
 TRUNCATED = "videos and annotations that differ by one annotated frame"
+BROKEN = "annotated frames passed over for broken run lengths"
 KINDS = ("manual", "auto")
 _NUMBER = re.compile(rb'"masklet_num"\s*:\s*(\d+)')
 _ANNOTATION = re.compile(r"(.+)_(manual|auto)\.json")
@@ -86,6 +89,9 @@ class SavVideo:
             raise BadInput("no such masklet", met=f"{annotation.objects} masklets", wanted=f"number {place}")
         usable = annotation.usable(video)
         shown = [n for n in range(usable) if masks.has_pixels(annotation.at(n, place))]
+        broken = annotation.faults(usable, place)
+        if len(shown) < min(k, 2) and broken:
+            raise unusable("mask", broken)
         if len(shown) < min(k, 2):
             met = f"visible in {len(shown)} of {usable} annotated frames"
             raise DroppedInput("visible in too few frames", met=met, wanted=f"at least {min(k, 2)}")
@@ -95,7 +101,7 @@ class SavVideo:
         more = {"video": annotation.video, "kind": match[2]}
         raw = annotated_sample(path, self.name, video, annotation, chosen, {place: item}, more)
         close = len(chosen) == 2 and (chosen[1] - chosen[0]) * STEP < FRAMES_A_SECOND
-        notes = {**raw.notes, CLOSE: int(close), TRUNCATED: int(annotation.differs(video))}
+        notes = {**raw.notes, CLOSE: int(close), TRUNCATED: int(annotation.differs(video)), BROKEN: len(broken)}
         return RawSample(path, self.name, raw.frames, raw.objects, raw.more, notes)
 
 
@@ -155,6 +161,16 @@ class Annotation:
     def at(self, n: int, place: int) -> Any:
         """The run lengths of the masklet at `place` in annotated frame `n`."""
         return self._masklet[n][place]
+
+    def faults(self, usable: int, place: int) -> list[Fault]:
+        """The first `usable` annotated frames whose run lengths of a masklet are broken, and why. None is no mask."""
+        found = []
+        for n in range(usable):
+            given = self.at(n, place)
+            if given and not masks.has_pixels(given):
+                fault = masks.fault_of(given, *(rle_size(given) or (0, 0)))
+                found += [(f"of annotated frame {n}", fault)] if fault else []
+        return found
 
     def size(self, n: int, place: int) -> tuple[int, int]:
         given = self.at(n, place)

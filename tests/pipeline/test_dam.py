@@ -160,7 +160,7 @@ def test_masks_of_another_shape_are_left_out(tmp_path):
     sample = found(tmp_path, region(), region(turned, ann_id=2)).load()
     assert [one.id for one in sample.objects] == ["1"]
     assert sample.notes == {LEFT_OUT + "mask and picture differ in shape": 1}
-    with pytest.raises(BadInput, match="no region that can be used; met mask and picture differ in shape"):
+    with pytest.raises(BadInput, match="no region that can be used: mask and picture differ in shape"):
         found(tmp_path, region(turned)).load()
 
 

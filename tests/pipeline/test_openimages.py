@@ -259,7 +259,7 @@ def test_zip_members_never_leave_their_folder(write):
     (root / "train-masks-0.zip").write_bytes(zipped({f"../{mask_name(FIRST)}": png(shape())}))
     samples, found = load(root)
     assert found["zip members that would leave their folder"] == 1 == found["objects without a mask file"]
-    assert "no mask file" in samples.popitem()[1].met
+    assert "no mask file" in samples.popitem()[1].what
 
 
 def test_a_cut_zip_stops_with_a_word(write):
@@ -276,7 +276,7 @@ def test_a_damaged_zip_member_is_never_a_mask(write):
     data[data.index(b"IDAT") + 9] ^= 1
     (root / "train-masks-0.zip").write_bytes(data)
     (error,) = load(root)[0].values()
-    assert "damaged member of an archive" in error.met
+    assert "damaged member of an archive" in error.what
 
 
 @pytest.mark.parametrize("values", [f"{mask_name(FIRST)},{FIRST},/m/0bt9lr", row(FIRST) + ",and,more", f"x,{FIRST}"])

@@ -167,7 +167,7 @@ def test_names_that_leave_the_root_are_refused(tmp_path, name):
 )
 def test_a_record_that_cannot_be_used_is_left_out_and_counted(tmp_path, bad, why):
     broken = {**record(), **bad}
-    assert reason(tmp_path, broken).endswith(why)
+    assert why in reason(tmp_path, broken)
     sample = load(tmp_path, broken, described([THIRD]))
     assert sample.notes == {RECORDS + why: 1} and len(sample.more["records"]) == 1
     assert np.array_equal(sample.frames[0].masks, [THIRD])

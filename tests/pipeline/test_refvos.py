@@ -402,7 +402,9 @@ def test_masks_of_davis_2016_hold_no_ids(youtube, records):
 
     for file in (youtube / "train/Annotations/a1").glob("*.png"):
         Image.fromarray(LEFT[0].astype(np.uint8) * 255).save(file)
-    with pytest.raises(BadInput, match="no visible object"):
+    with pytest.raises(
+        BadInput, match="no object that can be used: no pixel of an object's id; met object 1: ids 255 in the masks"
+    ):
         v.load("ref-davis", youtube, records)
 
 

@@ -165,7 +165,10 @@ def test_masks_of_another_size(root, records):
         ({"masklet": [[None] * 3] * ANNOTATED}, "masklets of several lengths"),
         ({"masklet": None}, "not SA-V's annotation"),
         ({"masklet": [[None] * 4] * ANNOTATED}, "visible in too few frames"),
-        ({"masklet": [[{"size": [120, 160], "counts": "~"}] * 4] * ANNOTATED}, "visible in too few frames"),
+        (
+            {"masklet": [[{"size": [120, 160], "counts": "~"}] * 4] * ANNOTATED},
+            "no mask that can be used: broken run.*'~'",
+        ),
         ({"masklet": [[{"size": [120, 160], "counts": [5, 6]}] * 4] * ANNOTATED}, "no object that can be used"),
     ],
 )

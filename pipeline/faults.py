@@ -1,0 +1,35 @@
+"""Why objects of an input cannot be used: the ledger has the first cause with its values, a sample's JSON has all."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from shards.errors import BadInput
+
+EMPTY = "empty mask"
+Fault = tuple[str, BadInput]
+"""An object's id, and why it cannot be used."""
+
+
+def left_out(faults: Sequence[Fault]) -> dict[str, Any]:
+    """What a sample's JSON says of the objects that cannot be used: (id, why) each; nothing where there are none."""
+    said = [{"id": name, "reason": error.what, "detail": error.detail} for name, error in faults]
+    return {"left_out": said} if said else {}
+
+
+def unusable(kind: str, faults: Sequence[Fault]) -> BadInput:
+    """The error that nothing of an input can be used. It has the first cause, with its values.
+
+    Args:
+        kind: of thing, in the singular: object, region, ...
+        faults: (id, why) each.
+    """
+    name, first = faults[0]
+    causes = Counter(error.what for _, error in faults)
+    others = ", ".join(f"{count} x {what}" for what, count in causes.items() if what != first.what)
+    met = f"{kind} {name}: {first.met or first.what}"
+    if len(faults) > 1:
+        met += f", the first of {len(faults)}" + (f" (beside {others})" if others else "")
+    return BadInput(f"no {kind} that can be used: {first.what}", met=met, wanted=first.wanted, do=first.do)
