@@ -355,7 +355,10 @@ class Trap:
         (pickle.dumps([{"a": 1}])[:-3], "not whole|not a whole pickle"),
         (pickle.dumps([{"a": 1}]), "not refer's pickle"),
         (pickle.dumps(7), "not refer's pickle"),
-        (pickle.dumps([ref(1, 1, 7, ["x"]) | {"ann_id": [1]}]), "ref 1: not refer's pickle; met ann_id '.1.', which is neither"),
+        (
+            pickle.dumps([ref(1, 1, 7, ["x"]) | {"ann_id": [1]}]),
+            "ref 1: not refer's pickle; met ann_id '.1.', which is neither",
+        ),
         (pickle.dumps([ref(1, 1, 7, ["x"]) | {"sentences": [{"sent_id": 1, "raw": 5, "sent": ""}]}]), "not refer's"),
         (b"c__builtin__\nbytearray\n(I9000000000000\ntR.", "a pickle of more than plain data; met a bytearray"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a pointer, not the file"),

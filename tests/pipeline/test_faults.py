@@ -110,7 +110,7 @@ def test_one_sound_object_keeps_the_video_and_the_other_is_named(tmp_path):
             {"size": [HEIGHT, WIDTH], "counts": [5, 5]},
             "broken run lengths; met region 3: 10 pixels; wanted 12288",
         ),
-        (None, "no mask; met region 3: NoneType; wanted polygons"),
+        (None, "no mask; met region 3: no segmentation"),
     ],
 )
 def test_a_picture_of_describe_anything(tmp_path, mask, wanted):
