@@ -12,6 +12,7 @@ from pipeline import masks
 from pipeline.annotations import read_items
 from pipeline.cropped import Bool
 from pipeline.finder import Finder, below
+from pipeline.fit import count_off
 from pipeline.ids import as_id, id_of
 from pipeline.pictures import read_picture
 from pipeline.raw import RawInput, RawObject, RawSample
@@ -35,7 +36,7 @@ class Coco:
         pattern: of the annotation file's name, with {split}.
     """
 
-    choices: Mapping[str, Any] = {"split": "train"}
+    choices: Mapping[str, Any] = {"split": "train", "mask_slack": 0}
 
     def __init__(self, name: str, pattern: str) -> None:
         self.name, self._pattern = name, pattern
@@ -65,7 +66,7 @@ class Coco:
         return [path]
 
     def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any]) -> RawSample:
-        return image_sample(root, path, self.name, parts, _category, {})
+        return image_sample(root, path, self.name, parts, _category, {}, options.get("mask_slack", 0))
 
 
 def _category(annotation: dict[str, Any]) -> tuple[str, ...]:
@@ -132,9 +133,14 @@ def _file_name(image: dict[str, Any]) -> str:
 
 
 def image_sample(
-    root: Path, path: str, kind: str, parts: Sequence[Any], texts_of: TextsOf, more: Mapping[str, Any]
+    root: Path, path: str, kind: str, parts: Sequence[Any], texts_of: TextsOf, more: Mapping[str, Any], slack: int
 ) -> RawSample:
-    """A sample of an image and its objects, as `find` attached them; `texts_of` gives the texts of an object."""
+    """A sample of an image and its objects, as `find` attached them.
+
+    Args:
+        texts_of: gives the texts of an object.
+        slack: pixels by which each side of the picture may differ from what the image's record states.
+    """
     raise_refused(parts)
     image, *rest = parts
     annotations = [part for part in rest if _AGAIN not in part]
@@ -145,9 +151,10 @@ def image_sample(
     if others := [part[_AGAIN] for part in rest if _AGAIN in part and part[_AGAIN] != [*size]]:
         met, wanted = f"{[*size]} and {others[0]}", "one height and width"
         raise BadInput("listed twice with different sizes", met=met, wanted=wanted)
-    picture = read_picture(below(root, path), size)
+    picture = read_picture(below(root, path), size, slack=slack)
     candidates = [_candidate(annotation, size, texts_of(annotation)) for annotation in annotations]
-    return sample_of(path, kind, [(PurePosixPath(path).name, picture)], candidates, {"image": image, **more})
+    raw = sample_of(path, kind, [(PurePosixPath(path).name, picture)], candidates, {"image": image, **more})
+    return count_off(raw)
 
 
 def _candidate(annotation: dict[str, Any], size: tuple[int, int], texts: tuple[str, ...]) -> Candidate:

@@ -27,7 +27,7 @@ class RefSav:
     """One sample a video, with all objects that have an expression. An object's id is its place in the annotation."""
 
     name = "ref-sav"
-    choices: Mapping[str, Any] = {"frames": 5}
+    choices: Mapping[str, Any] = {"frames": 5, "mask_slack": 0}
 
     def find(self, root: Path, choices: Mapping[str, Any], records: RecordsWriter) -> dict[str, int]:
         file = next((root / base / _FILE for base in _VIDEOS if (root / base / _FILE).exists()), root / _FILE)
@@ -94,7 +94,7 @@ class RefSav:
         }
         said = {key: value for key, value in body.items() if key not in ("objects", "annotation", "bytes")}
         more = {"video": {**annotation.video, **said}}
-        raw = annotated_sample(path, self.name, video, annotation, chosen, objects, more)
+        raw = annotated_sample(path, self.name, video, annotation, chosen, objects, more, options.get("mask_slack", 0))
         notes = {**raw.notes, TRUNCATED: int(annotation.differs(video))}
         return RawSample(path, self.name, raw.frames, raw.objects, raw.more, notes)
 

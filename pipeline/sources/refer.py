@@ -31,7 +31,7 @@ class Refer:
 
     def __init__(self, name: str, split_by: str) -> None:
         self.name = name
-        self.choices: Mapping[str, Any] = {"split": "train", "split_by": split_by}
+        self.choices: Mapping[str, Any] = {"split": "train", "split_by": split_by, "mask_slack": 0}
 
     def find(self, root: Path, choices: Mapping[str, Any], records: RecordsWriter) -> dict[str, int]:
         folder = root / self.name if (root / self.name).is_dir() else root
@@ -72,7 +72,7 @@ class Refer:
 
     def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any]) -> RawSample:
         more = {"split": options["split"], "split_by": options["split_by"]}
-        return image_sample(root, path, self.name, parts, _sentences, more)
+        return image_sample(root, path, self.name, parts, _sentences, more, options.get("mask_slack", 0))
 
 
 def _sentences(annotation: dict[str, Any]) -> tuple[str, ...]:

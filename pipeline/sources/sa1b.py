@@ -15,6 +15,7 @@ from pipeline import masks
 from pipeline.annotations import parse_json
 from pipeline.archives import member_path, read_member, tar_members
 from pipeline.finder import below
+from pipeline.fit import count_off
 from pipeline.ids import id_of
 from pipeline.pictures import read_bytes, read_picture
 from pipeline.raw import RawInput, RawObject, RawSample
@@ -35,7 +36,7 @@ class Sa1b:
     """One sample a photo, with all its masks. A tar beside its unpacked files gives only what is not unpacked."""
 
     name = "sa1b"
-    choices: Mapping[str, Any] = {}
+    choices: Mapping[str, Any] = {"mask_slack": 0}
 
     def find(self, root: Path, choices: Mapping[str, Any], records: RecordsWriter) -> dict[str, int]:
         counts = Counter({"images": 0, "images without a json": 0, "jsons without an image": 0, "paired": 0})
@@ -110,10 +111,11 @@ class Sa1b:
         said = _read_json(root, annotations[0]["annotation"], PurePosixPath(path).stem)
         size = (said["image"]["height"], said["image"]["width"])
         packed = next((part["picture"] for part in parts if "picture" in part), None)
-        picture = read_picture(_read(root, packed) if packed else below(root, path), size)
+        slack = options.get("mask_slack", 0)
+        picture = read_picture(_read(root, packed) if packed else below(root, path), size, slack=slack)
         candidates = [_candidate(annotation, size) for annotation in said["annotations"]]
         more = {"image": said["image"]}
-        return sample_of(path, self.name, [(PurePosixPath(path).name, picture)], candidates, more)
+        return count_off(sample_of(path, self.name, [(PurePosixPath(path).name, picture)], candidates, more))
 
 
 def _candidate(annotation: Any, size: tuple[int, int]) -> Candidate:

@@ -17,6 +17,7 @@ from pipeline.annotations import read_json
 from pipeline.cropped import Bool
 from pipeline.faults import Fault, unusable
 from pipeline.finder import below
+from pipeline.fit import count_off
 from pipeline.raw import RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.refused import raise_refused
@@ -47,7 +48,7 @@ class SavVideo:
     """One sample a masklet of a video. The input's path is that of the video, `#`, kind and place of the masklet."""
 
     name = "sav-video"
-    choices: Mapping[str, Any] = {"split": "all", "frames": 2}
+    choices: Mapping[str, Any] = {"split": "all", "frames": 2, "mask_slack": 0}
 
     def find(self, root: Path, choices: Mapping[str, Any], records: RecordsWriter) -> dict[str, int]:
         """`split`: manual, auto, or all for both."""
@@ -98,8 +99,8 @@ class SavVideo:
         number, in_sight = str(place), {*shown}
         chosen = choose_frames(usable, k, lambda n: {number} if n in in_sight else set(), {number})
         item = RawObject(number, (), annotation.about(place, chosen))
-        more = {"video": annotation.video, "kind": match[2]}
-        raw = annotated_sample(path, self.name, video, annotation, chosen, {place: item}, more)
+        more, slack = {"video": annotation.video, "kind": match[2]}, options.get("mask_slack", 0)
+        raw = annotated_sample(path, self.name, video, annotation, chosen, {place: item}, more, slack)
         close = len(chosen) == 2 and (chosen[1] - chosen[0]) * STEP < FRAMES_A_SECOND
         notes = {**raw.notes, CLOSE: int(close), TRUNCATED: int(annotation.differs(video)), BROKEN: len(broken)}
         return RawSample(path, self.name, raw.frames, raw.objects, raw.more, notes)
@@ -222,14 +223,18 @@ def annotated_sample(
     chosen: Sequence[int],
     items: Mapping[int, RawObject],
     more: Mapping[str, Any],
+    slack: int,
 ) -> RawSample:
-    """A sample of the annotated frames `chosen` with the masklets at the places that `items` names."""
+    """A sample of the annotated frames `chosen` with the masklets at the places that `items` names.
+
+    `slack`: pixels by which each side of a frame may differ from the masks'.
+    """
     size = annotation.size(chosen[0], next(iter(items)))
     numbers = [n * STEP for n in chosen]
-    pictures = zip([f"{number:05d}" for number in numbers], video.pictures(numbers, size), strict=True)
+    pictures = zip([f"{number:05d}" for number in numbers], video.pictures(numbers, size, slack), strict=True)
 
     def mask(n: int, place: int) -> Bool:
         return masks.from_coco(annotation.at(n, place), *size)
 
     candidates = [Candidate(item, [partial(mask, n, place) for n in chosen]) for place, item in items.items()]
-    return sample_of(path, kind, [*pictures], candidates, {**more})
+    return count_off(sample_of(path, kind, [*pictures], candidates, {**more}))

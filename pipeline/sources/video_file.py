@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.absent import no_such_file
+from pipeline.fit import advice, off_by
 from pipeline.pictures import MAX_PIXELS, refuse_pointer
 from pipeline.resize import UInt8
 from shards.errors import BadInput
@@ -36,12 +37,13 @@ class VideoFile:
         self.count = len(times)
         """Frames, as the container lists them; nothing is decoded for it."""
 
-    def pictures(self, numbers: Sequence[int], size: tuple[int, int]) -> list[Image.Image]:
+    def pictures(self, numbers: Sequence[int], size: tuple[int, int], slack: int = 0) -> list[Image.Image]:
         """The frames of these numbers (rising, from 0), each (H, W, 3) uint8 RGB, read-only.
 
         Args:
             size: (H, W) that annotations were made for. Frames are turned upright by the rotation that the file
                 states, unless only the stored frame has this size.
+            slack: pixels by which each side may differ from it.
         """
         missing = [number for number in numbers if (number, size) not in self._decoded]
         if missing:
@@ -51,7 +53,7 @@ class VideoFile:
                 with self._opened() as (container, stream):
                     found = _counted(container, stream, missing)
             for number, frame in zip(missing, found, strict=True):
-                self._decoded[number, size] = self._picture(frame, size)
+                self._decoded[number, size] = self._picture(frame, size, slack)
         pictures = [self._decoded[number, size] for number in numbers]
         for key in [*self._decoded][:-_KEPT]:
             del self._decoded[key]
@@ -79,21 +81,18 @@ class VideoFile:
             return None
         return found
 
-    def _picture(self, frame: Any, size: tuple[int, int]) -> Image.Image:
+    def _picture(self, frame: Any, size: tuple[int, int], slack: int) -> Image.Image:
         if frame.width * frame.height > MAX_PIXELS:
             met, wanted = f"{frame.width} x {frame.height}", f"at most {MAX_PIXELS} pixels"
             raise BadInput("too large a picture", where=str(self._path), met=met, wanted=wanted)
         stored: UInt8 = frame.to_ndarray(format="rgb24")
         upright = np.rot90(stored, round(frame.rotation / 90))
-        picture = stored if stored.shape[:2] == size != upright.shape[:2] else upright
-        if picture.shape[:2] != size:
-            met = f"{picture.shape[0]} x {picture.shape[1]}"
-            raise BadInput(
-                "picture and annotation differ in size",
-                where=str(self._path),
-                met=met,
-                wanted=f"{size[0]} x {size[1]}",
-            )
+        off_upright, off_stored = (off_by(size, one.shape[:2]) for one in (upright, stored))
+        picture, off = (stored, off_stored) if off_stored < off_upright else (upright, off_upright)
+        if off > slack:
+            met, wanted = f"{picture.shape[0]} x {picture.shape[1]}", f"{size[0]} x {size[1]}"
+            what = "picture and annotation differ in size"
+            raise BadInput(what, where=str(self._path), met=met, wanted=wanted, do=advice(off))
         return Image.fromarray(np.ascontiguousarray(picture))
 
     @contextmanager
