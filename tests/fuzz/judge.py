@@ -99,14 +99,14 @@ def judge(pristine: Pristine, seed: int, number: int, folder: Path) -> Verdict:
         _judge_output(pristine, out / pristine.target, verdict.mutations)
 
     report = folder / "report"
-    verdict.status, seconds, grown = _forked(work, report)
+    verdict.status, grown = _forked(work, report)
     text = report.read_text("utf-8", "replace")
     for line in text.splitlines():
         if line.startswith("FAULT "):
             kind, _, detail = line.removeprefix("FAULT ").partition(": ")
             verdict.faults[kind] = detail
     if verdict.status is None:
-        verdict.faults["hang"] = f"after {seconds:.0f} s"
+        verdict.faults["hang"] = f"killed after {SECONDS} s"
     if "Traceback (most recent call last)" in text or (verdict.status or 0) < 0:
         last = [line for line in text.splitlines() if line.strip()][-1:]
         verdict.faults["traceback"] = f"status {verdict.status}: {''.join(last)[:200]}"
@@ -191,11 +191,11 @@ def _judge_set(folder: Path, pristine: Pristine) -> None:
         _fault("broken set", "verify-shard passes other tensors")
 
 
-def _forked(work: Callable[[], None], report: Path) -> tuple[int | None, float, int]:
+def _forked(work: Callable[[], None], report: Path) -> tuple[int | None, int]:
     """Run `work` in a fork; its output goes to `report`.
 
     Returns:
-        The exit status (negative: a signal; None: killed after `SECONDS`), seconds, MiB that it took more than this.
+        The exit status (negative: a signal; None: killed after `SECONDS`), and MiB that it took more than this process.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -212,7 +212,7 @@ def _forked(work: Callable[[], None], report: Path) -> tuple[int | None, float, 
     finally:
         os.close(handle)
     code = os.waitstatus_to_exitcode(status) if ready else None
-    return code, usage.ru_utime + usage.ru_stime, max(0, usage.ru_maxrss // 1024 - before)
+    return code, max(0, usage.ru_maxrss // 1024 - before)
 
 
 def _own_memory() -> int:
