@@ -17,6 +17,7 @@ from pipeline.annotations import parse_json
 from pipeline.pictures import refuse_pointer
 from pipeline.text import AGAIN
 from shards.errors import UserError
+from shards.regular_file import read_regular
 
 _NUMBER = re.compile("[iuf][1248]|b1")
 
@@ -87,7 +88,7 @@ def read_pickle(path: Path) -> Any:
         UserError: no such file, not a whole pickle, or one that would call something.
     """
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except OSError as error:
         raise UserError("cannot be read", where=str(path), met=str(error.strerror)) from None
     refuse_pointer(data, str(path))

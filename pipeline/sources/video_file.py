@@ -18,6 +18,7 @@ from pipeline.fit import advice, off_by
 from pipeline.pictures import MAX_PIXELS, refuse_pointer
 from pipeline.resize import UInt8
 from shards.errors import BadInput
+from shards.regular_file import open_regular
 
 _KEPT = 6  # pictures of a video: its masklets, which follow each other, often take the same frames
 
@@ -28,7 +29,7 @@ class VideoFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._decoded: dict[tuple[int, tuple[int, int]], Image.Image] = {}
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             refuse_pointer(file.read(64), str(path))
         with self._opened() as (container, stream):
             times = [packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -83,3 +84,10 @@ def test_half_a_pickle_is_downloaded_again(tmp_path):
         read_pickle(put(tmp_path, pickle.dumps(PLAIN)[:40]))
     with pytest.raises(UserError, match=r"not a whole pickle; met .*; wanted what pickle\.dump writes$"):
         read_pickle(put(tmp_path, b"nothing of this kind"))
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "refs(unc).p")
+    with pytest.raises(UserError, match="a named pipe, not a regular file"):
+        read_pickle(tmp_path / "refs(unc).p")
