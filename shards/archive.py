@@ -21,6 +21,7 @@ from shards.errors import BadShard
 from shards.format import KEY, LOSSY, META_EXTENSION, Codec, FieldName, frame_fields
 from shards.groups import groups_of
 from shards.lossy import encode_jpeg, psnr
+from shards.meta import check_meta, pack_meta
 from shards.regular_file import open_regular
 from shards.sample import FrameTensors, Sample, usable_objects
 
@@ -28,7 +29,6 @@ BLOCK = tarfile.BLOCKSIZE
 _END = bytes(2 * BLOCK)
 _BLANK = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)
 _UNSUMMED = sum(_BLANK[:148] + _BLANK[156:] + b" " * 8) - sum(_BLANK[124:135])
-_MAX_META = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)  # there are millions of them
@@ -67,7 +67,11 @@ def encode_sample(sample: Sample, pictures: Codec = "zstd") -> list[tuple[str, b
     """A sample's members, (name, bytes), in the tar's order, with its pictures stored in this way.
 
     Where that is lossy, the JSON gets `psnr`: what was measured of each picture, encoded and decoded again.
+
+    Raises:
+        BadShard: its JSON is one that a reader would refuse.
     """
+    check_meta(sample.meta)
     if not KEY.fullmatch(sample.key):
         raise ValueError(f"not a key: {sample.key!r}")
     fields = frame_fields(len(sample.frames))
@@ -82,9 +86,7 @@ def encode_sample(sample: Sample, pictures: Codec = "zstd") -> list[tuple[str, b
             for field, value, blob in exact
             if field.is_picture
         }
-    meta = json.dumps({**sample.meta, **added}, ensure_ascii=False, sort_keys=True)
-    # Half a surrogate pair, which JSON can hold and UTF-8 cannot, stays the escape that it was.
-    members = [(f"{sample.key}.{META_EXTENSION}", meta.encode("utf-8", "backslashreplace"))]
+    members = [(f"{sample.key}.{META_EXTENSION}", pack_meta({**sample.meta, **added}))]
     members += [(f"{sample.key}.{f}.{f.extension(pictures)}", blob) for f, blob in zip(fields, blobs, strict=True)]
     return members
 
@@ -221,26 +223,6 @@ class MappedTar:
 
     def _at(self, offset: int) -> str:
         return f"{self.path} at byte {offset}"
-
-
-def parse_meta(data: memoryview | bytes) -> dict[str, Any]:
-    """A sample's JSON; raise `BadShard` unless it is an object with frames, objects and checksums."""
-    if len(data) > _MAX_META:
-        raise BadShard("JSON too large", met=f"{len(data)} bytes", wanted=f"<= {_MAX_META}")
-    try:
-        meta = json.loads(bytes(data))
-    except (ValueError, RecursionError) as error:
-        raise BadShard("not JSON", met=str(error)) from None
-    lists = ("frames", "objects")
-    if (
-        not isinstance(meta, dict)
-        or not all(isinstance(meta.get(name), list) and meta[name] for name in lists)
-        or not all(isinstance(item, dict) for name in lists for item in meta[name])
-        or not isinstance(meta.get("crc32"), dict)
-        or len(meta["frames"]) > 99
-    ):
-        raise BadShard("JSON of a sample", met=str(meta)[:80], wanted="an object with frames, objects and crc32")
-    return meta
 
 
 def split_name(name: str) -> tuple[str, str]:

@@ -20,7 +20,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from shards.errors import BadShard
-from shards.format import Codec
+from shards.format import MAX_OBJECTS, Codec
 from shards.lossy import decode_jpeg, is_jpeg
 
 Buffer = bytes | memoryview
@@ -34,7 +34,6 @@ _BANDS = 32  # of a mask
 _BYTES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).view(np.uint64)[:, 0]
 """The eight bits of each byte, a byte each."""
 _ROW_BLOCKS = 32  # both picture sizes are multiples of it
-_MAX_OBJECTS = 1 << 12  # each is a megabyte when it is decoded; the fullest pictures of SA-1B hold some hundred
 _NPY = b"\x93NUMPY"
 _local = threading.local()
 
@@ -153,7 +152,7 @@ def encode_masks(masks: Bool) -> bytes:
 def count_masks(data: Buffer) -> int:
     """How many objects an encoded `masks` member holds."""
     count = int.from_bytes(data[:4], "little") if len(data) >= 4 else -1
-    if not 0 <= count <= min(_MAX_OBJECTS, len(data) // 4 - 1):
+    if not 0 <= count <= min(MAX_OBJECTS, len(data) // 4 - 1):
         raise BadShard("impossible number of masks", met=str(count), wanted=f"0 to {max(0, len(data) // 4 - 1)}")
     return count
 
@@ -240,7 +239,7 @@ def decode_prompts(data: Buffer, grid: int, objects: Sequence[int] | None = None
     """Decode the cells of `objects` (positions; all by default) to (len(objects), grid, grid) bool."""
     # Headers are padded to 64 bytes, and a count's digits do not reach the next 64: all are equally long.
     count = (len(data) - len(_npy_header("|b1", 1, grid, grid))) // (grid * grid)
-    shape = min(max(count, 0), _MAX_OBJECTS), grid, grid
+    shape = min(max(count, 0), MAX_OBJECTS), grid, grid
     begin, area = _npy_begin(data, "|b1", shape), grid * grid
     if objects and not 0 <= min(objects) <= max(objects) < count:
         raise BadShard("no such object", met=str(list(objects)), wanted=f"0 to {count - 1}")

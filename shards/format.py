@@ -33,6 +33,8 @@ _PICTURES: dict[Codec, str] = {"zstd": "up", "raw": "npy", "jpeg": "jpg"}
 _MASKS = {"prompt_masks": "npy", "masks": "bits"}
 _OWN = ("up", "bits")
 _FIELD = re.compile(r"(pixel_values|g_pixel_values|prompt_masks|masks)([1-9][0-9]?)?")
+MAX_OBJECTS = 1 << 12
+"""Of a sample; the fullest pictures of SA-1B hold some hundred."""
 KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -21,21 +23,28 @@ from shards.format import CODECS, FORMAT, INDEX, LEDGER, LOSSY, MANIFEST, READAB
 from shards.groups import Groups
 from shards.lossy import Psnr
 from shards.recipe import Recipe
-from shards.regular_file import check_regular, read_regular
+from shards.regular_file import check_regular, open_regular, read_regular
 from shards.remote_files import is_url
 from shards.strict_json import parse_json
 
+MOST_MANIFEST = 256 << 20  # bytes; those of a million shards
+_MOST_HEADER, _MOST_ROW = 4096, 256  # bytes, of the index: twice the columns there are now
+_MOST_LINE = 1 << 20  # bytes, of the ledger
+_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00(..)"
+    rb"\{'descr': \[((?:\('\w{1,32}', '[|<>][SUuifb]\d{1,3}'\)(?:, )?){1,64})\], "
+    rb"'fortran_order': False, 'shape': \((\d{1,15}),\), \} *\n",
+    re.DOTALL,
+)
 _AGAIN = "copy it here again, or write the set again"
 _OWN_CHECKSUM = "manifest_sha256"
 _Record = TypeVar("_Record", "ShardInfo", "Manifest")
 _PLACES: list[tuple[str, str]] = [
-    *[("key", "S64"), ("shard", "<u4"), ("offset", "<u8"), ("size", "<u8"), ("crc32", "<u4")],
+    *[("key", "|S64"), ("shard", "<u4"), ("offset", "<u8"), ("size", "<u8"), ("crc32", "<u4")],
     *[("texts", "<u4"), ("regions", "<u4")],
 ]
 INDEX_DTYPE = np.dtype([*_PLACES, *((name, "<u8") for name in Groups._fields)])
 """A row per sample, in the order of the set. `shard` counts the manifest's list of shards from 0."""
-_WITHOUT_GROUPS = np.dtype(_PLACES)
-"""Rows as they were before there were groups; such sets are read too."""
 COPY_AGAIN = "it has changed since it was written: copy the set again; cli.py verify-shard says more"
 
 
@@ -109,6 +118,8 @@ class Manifest:
         path = folder / MANIFEST
         do = "finish the set with the same `cli.py shard` command"
         try:
+            if (size := path.stat().st_size) > MOST_MANIFEST:
+                raise BadShard("not a manifest", where=str(path), met=f"{size} bytes", wanted=f"<= {MOST_MANIFEST}")
             return cls.parse(read_regular(path), path)
         except FileNotFoundError:
             if is_url(folder):
@@ -195,11 +206,19 @@ def pack_index(entries: Iterable[Iterable[Entry]]) -> bytes:
     return buffer.getvalue()
 
 
-def read_index(folder: Path, wanted: str | None = None) -> NDArray[Any]:
-    """The index of the set in `folder`, mapped: rows of `INDEX_DTYPE`, in sets of older releases without groups.
+def most_index_bytes(samples: int) -> int:
+    """Bytes that the index of so many samples takes at most, with columns that this release does not know."""
+    return _MOST_HEADER + samples * _MOST_ROW
+
+
+def read_index(folder: Path, checksum: str | None = None) -> NDArray[Any]:
+    """The index of the set in `folder`, mapped: rows that begin with the columns of `INDEX_DTYPE`.
+
+    In sets of older releases the columns of the groups are missing.
 
     Args:
-        wanted: the SHA-256 of the file, which is compared before anything is read out of it; None: nothing is compared.
+        checksum: the SHA-256 of the file, which is compared before anything is read out of it; None: nothing is
+            compared.
 
     Raises:
         BadShard: there is none, or it is not what the format or the checksum says.
@@ -207,15 +226,39 @@ def read_index(folder: Path, wanted: str | None = None) -> NDArray[Any]:
     path = folder / INDEX
     try:
         check_regular(path)
-        if wanted is not None and (met := file_sha256(path)) != wanted:
-            raise BadShard("SHA-256 of the index", where=str(path), met=met, wanted=wanted, do=COPY_AGAIN)
-        index = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        if checksum is not None and (met := file_sha256(path)) != checksum:
+            raise BadShard("SHA-256 of the index", where=str(path), met=met, wanted=checksum, do=COPY_AGAIN)
+        with open_regular(path) as file:
+            head, size = file.read(_MOST_HEADER), os.fstat(file.fileno()).st_size
+    except OSError as error:
         raise BadShard("not an index", where=str(path), met=str(error)) from None
-    if index.dtype not in (INDEX_DTYPE, _WITHOUT_GROUPS) or index.ndim != 1:
-        met, wanted = (", ".join(dtype.names or (str(dtype),)) for dtype in (index.dtype, INDEX_DTYPE))
-        raise BadShard("not an index", where=str(path), met=met, wanted=wanted, do="write the set again")
-    return index
+    begin, dtype, rows = _parse_header(head, str(path))
+    if size != begin + rows * dtype.itemsize:
+        met, wanted = f"{size} bytes", f"{begin} and {rows} rows of {dtype.itemsize}"
+        raise BadShard("size of the index", where=str(path), met=met, wanted=wanted, do=_AGAIN)
+    return np.memmap(path, dtype, "r", begin, (rows,)) if rows else np.empty(0, dtype)
+
+
+def _parse_header(head: bytes, where: str) -> tuple[int, np.dtype[Any], int]:
+    """(bytes of the header, dtype of a row, rows) of an index; raises `BadShard` where it is none."""
+    # numpy evaluates a header as Python: a damaged one fails in a dozen ways, or takes memory. It is compared instead.
+    match = _HEADER.match(head)
+    pairs = re.findall(rb"\('(\w+)', '(\S+)'\)", match[2]) if match else []
+    columns = [(name.decode(), kind.decode()) for name, kind in pairs]
+    names = [name for name, _ in columns]
+    all_known: list[Any] = INDEX_DTYPE.descr
+    grouped = columns[: len(all_known)] == all_known or not {*names} & {*Groups._fields}
+    if match is None or columns[: len(_PLACES)] != _PLACES or not grouped or len({*names}) < len(names):
+        met = ", ".join(names) or repr(head[:60])
+        raise BadShard("not an index", where=where, met=met, wanted=", ".join(INDEX_DTYPE.names or ()), do=_AGAIN)
+    try:
+        dtype = np.dtype(columns)
+    except TypeError as error:
+        raise BadShard("not an index", where=where, met=str(error), do=_AGAIN) from None
+    if len(match[0]) != 10 + int.from_bytes(match[1], "little") or dtype.itemsize > _MOST_ROW:
+        met, wanted = f"{len(match[0])} bytes, rows of {dtype.itemsize}", f"as long as it says, rows <= {_MOST_ROW}"
+        raise BadShard("header of the index", where=where, met=met, wanted=wanted, do=_AGAIN)
+    return len(match[0]), dtype, int(match[3])
 
 
 def positions_by_shard(index: NDArray[Any], shards: int) -> list[NDArray[np.int64]]:
@@ -231,11 +274,32 @@ def pack_ledger(lines: Iterable[LedgerLine]) -> bytes:
 
 
 def read_ledger(folder: Path) -> list[LedgerLine]:
-    path = folder / LEDGER
+    path, lines = folder / LEDGER, []
     try:
-        return [LedgerLine(**json.loads(line)) for line in read_regular(path).decode("utf-8").splitlines()]
+        with open_regular(path) as file:
+            # Lines end with a line feed alone: names may hold what else splits text, such as U+2028.
+            for number, line in enumerate(iter(lambda: file.readline(_MOST_LINE + 1), b""), 1):
+                lines.append(_ledger_line(line, number))
     except (OSError, ValueError, TypeError) as error:
         raise UserError("not a ledger", where=str(path), met=str(error)) from None
+    return lines
+
+
+def _ledger_line(data: bytes, number: int) -> LedgerLine:
+    """Raises `ValueError` or `TypeError` where it is none."""
+    if len(data) > _MOST_LINE:
+        raise ValueError(f"line {number} is longer than {_MOST_LINE} bytes")
+    try:
+        body = parse_json(data)
+    except ValueError as error:
+        raise ValueError(f"line {number}: {error}") from None
+    if not isinstance(body, dict):
+        raise ValueError(f"line {number}: {str(body)[:60]}")
+    line = LedgerLine(**body)
+    for name, kind in (("path", str), ("reason", str), ("detail", str), ("bad", bool)):
+        if not isinstance(getattr(line, name), kind):
+            raise TypeError(f"line {number}: {name} is {str(getattr(line, name))[:60]}")
+    return line
 
 
 def sha256(data: bytes) -> str:

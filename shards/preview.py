@@ -17,7 +17,7 @@ from PIL import Image
 
 from shards import codec
 from shards.codec import Bool, UInt8
-from shards.errors import UserError
+from shards.errors import BadShard, UserError
 from shards.format import Field
 from shards.reader import ShardSet, decode_field
 from shards.recipe import Recipe
@@ -72,7 +72,7 @@ def preview(path: Path | str, out: Path, samples: int = 8) -> Path:
             raise UserError("not a tar of this set", where=str(path), wanted="a tar that the manifest lists")
         positions = positions[shards.index["shard"] == names.index(path.name)]
     if not len(positions):
-        raise UserError("no samples to show", where=str(path))
+        raise UserError("no samples to show", where=str(path))  # of this tar
     chosen = positions[np.linspace(0, len(positions) - 1, min(samples, len(positions))).round().astype(int)]
     out.mkdir(parents=True, exist_ok=True)
     shown = [_draw(shards, int(position), out) for position in chosen]
@@ -105,24 +105,33 @@ def _draw(shards: ShardSet, position: int, out: Path) -> dict[str, Any]:
         small = codec.decode_picture(stored("pixel_values"), recipe.vision_size)
         large = codec.decode_picture(stored("g_pixel_values"), recipe.sam_size)
         prompts = decode_field(Field("prompt_masks", number), stored("prompt_masks"), recipe)
-        masks = codec.decode_masks(stored("masks"), recipe.sam_size)
-        rows.append(_row(small, large, prompts, masks, recipe))
+        masks, step = stored("masks"), recipe.sam_size // _TILE
+        thin = np.empty((len(meta["objects"]), _TILE, _TILE), np.bool_)
+        shares = []
+        for n in range(len(thin)):  # one at a time: all of them may take gigabytes
+            mask = codec.decode_masks(masks, recipe.sam_size, [n])[0]
+            thin[n] = mask[::step, ::step]
+            shares.append(100 * mask.mean())
+        if len(prompts) != len(thin):
+            met, wanted = f"{len(prompts)}", f"{len(thin)}, as in the JSON"
+            raise BadShard("number of prompts", where=f"{shards.folder}: {key}", met=met, wanted=wanted)
+        rows.append(_row(small, large, prompts, thin, recipe))
         regions = ", ".join(
-            f"object {item['id']}: {100 * mask.mean():.2f} % of the picture, {int(cells.sum())} cells"
-            for item, mask, cells in zip(meta["objects"], masks, prompts, strict=True)
+            f"object {item['id']}: {share:.2f} % of the picture, {int(cells.sum())} cells"
+            for item, share, cells in zip(meta["objects"], shares, prompts, strict=True)
         )
         captions.append(f"{frame.get('name', i + 1)}, {frame['width']} x {frame['height']}; {regions}")
     sheet = f"{key}.png"
     Image.fromarray(np.concatenate(rows)).save(out / sheet, optimize=True)
     texts = [
-        (_css(n), f"object {item['id']}: {text}")
-        for n, item in enumerate(meta["objects"])
-        for text in item.get("texts", ())
+        (_css(n), f"object {item['id']}: {text}") for n, item in enumerate(meta["objects"]) for text in item["texts"]
     ]
-    for item in meta.get("expressions", ()):  # those of one object are that object's texts
-        if len(item["objects"]) != 1:
-            named = "objects " + ", ".join(item["objects"]) if item["objects"] else "no object"
-            texts.append(("", f"{named}: {item['text']}"))
+    said = meta.get("expressions")
+    for item in said if isinstance(said, list) else ():  # those of one object are that object's texts
+        objects = item.get("objects") if isinstance(item, dict) else None
+        if isinstance(objects, list) and len(objects) != 1:
+            named = "objects " + ", ".join(map(str, objects)) if objects else "no object"
+            texts.append(("", f"{named}: {item.get('text')}"))
     return {"key": key, "path": meta.get("path", ""), "frames": captions, "sheet": sheet, "texts": texts}
 
 
@@ -132,10 +141,9 @@ def _css(n: int) -> str:
     return f"rgb({red}, {green}, {blue})"
 
 
-def _row(small: UInt8, large: UInt8, prompts: Bool, masks: Bool, recipe: Recipe) -> UInt8:
-    """One frame's four tiles side by side: (H, W, 3)."""
+def _row(small: UInt8, large: UInt8, prompts: Bool, thin: Bool, recipe: Recipe) -> UInt8:
+    """One frame's four tiles side by side: (H, W, 3). `thin`: (N, 256, 256), every fourth pixel of the masks."""
     picture = _block_means(large, recipe.sam_size // _TILE)
-    thin = masks[:, :: recipe.sam_size // _TILE, :: recipe.sam_size // _TILE]
     black_and_white = np.repeat(np.any(thin, axis=0, keepdims=True), 3, axis=0).transpose(1, 2, 0) * np.uint8(255)
     tiles = [picture, black_and_white, tint(picture, thin, 0.55)]
     view = _block_means(small, 2)

@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards import codec
-from shards.archive import MappedTar, group_members, parse_meta
+from shards.archive import MappedTar, group_members
 from shards.checksum import Check, Copies, crc32, crc32_while_copying
 from shards.errors import BadShard
 from shards.format import CODECS, FIELDS, KEY, META_EXTENSION, VERSION, Codec, Field, frame_fields
 from shards.manifest import COPY_AGAIN, Manifest, read_index
+from shards.meta import parse_meta
 from shards.recipe import Recipe
 
 Array = NDArray[Any]
@@ -200,6 +201,12 @@ class ShardSet:
         if len(self.index) != self.manifest.samples:
             met, wanted = f"{len(self.index)} rows", f"{self.manifest.samples} samples"
             raise BadShard("index and manifest differ", where=str(self.folder), met=met, wanted=wanted)
+        if not len(self.index):
+            do = "ledger.jsonl there says why each input was left out"
+            raise BadShard("a set without samples", where=str(self.folder), wanted="at least one", do=do)
+        if (last := int(self.index["shard"].max())) >= len(self.manifest.shards):
+            wanted = f"0 to {len(self.manifest.shards) - 1}"
+            raise BadShard("index", where=str(self.folder), met=f"shard {last}", wanted=wanted)
         self._frames = 1  # of the sample that was opened last
         self._tar = lru_cache(maxsize=_OPEN_TARS)(self._map)
 
@@ -214,7 +221,7 @@ class ShardSet:
         return len(self.index)
 
     def key(self, position: int) -> str:
-        return str(self.index[position]["key"].decode("ascii"))
+        return str(self.index[position]["key"].decode("ascii", "replace"))
 
     def stored(self, position: int) -> memoryview:
         """A sample's bytes in its tar, a view of the mapped file."""
@@ -233,9 +240,7 @@ class ShardSet:
                 sample of this key.
         """
         name, shard, offset, size, crc, *_ = self._rows[position].item()
-        key = name.decode("ascii")
-        if shard >= len(self.manifest.shards):
-            raise BadShard("index", where=str(self.folder), met=f"shard {shard}")
+        key = name.decode("ascii", "replace")
         tar = self._tar(shard)
         compare = None
         if self.check == "always" or (self.check == "first" and not self._checked[position]):
@@ -254,7 +259,7 @@ class ShardSet:
         return sample
 
     def _open(self, tar: MappedTar, key: str, offset: int, size: int) -> StoredSample:
-        name, where = key.encode("ascii"), f"{tar.path}: {key}"
+        name, where = key.encode("ascii", "replace"), f"{tar.path}: {key}"
         frames = self._frames
         expected = _member_names(frames, self.manifest.codec, self.manifest.version)
         found = tar.those(offset, size, [name + rest for rest in expected]) if KEY.fullmatch(key) else None

@@ -49,8 +49,10 @@ class Recipe:
         if not isinstance(values, dict) or set(values) != names:
             met = ", ".join(sorted(map(str, values))) if isinstance(values, dict) else type(values).__name__
             raise UserError("not a recipe of this version", where=where, met=met, wanted=", ".join(sorted(names)))
+        if not isinstance(values["name"], str):
+            raise UserError("recipe.name", where=where, met=repr(values["name"])[:60], wanted="a text")
         for name, allowed in _ALLOWED.items():
-            if values[name] not in allowed:
+            if values[name] not in allowed or type(values[name]) is not type(allowed[0]):
                 wanted = repr(allowed)[:60]
                 raise UserError(f"recipe.{name}", where=where, met=repr(values[name]), wanted=wanted)
         if not isinstance(values["name"], str):

@@ -15,17 +15,15 @@ from typing import BinaryIO
 
 from shards.archive import MappedTar
 from shards.cache import Cache, let_go
-from shards.checksum import Check, file_sha256
+from shards.checksum import Check
 from shards.errors import BadShard, UserError
 from shards.format import INDEX, MANIFEST
-from shards.manifest import INDEX_DTYPE, Manifest
+from shards.manifest import MOST_MANIFEST, Manifest, most_index_bytes, read_index
 from shards.reader import ShardSet
 from shards.remote_files import RemoteFolder, Transient, is_url
 
 log = logging.getLogger(__name__)
 
-_MOST_MANIFEST = 256 << 20  # bytes; those of a million shards
-_NPY_HEADER = 4096  # bytes, at most
 _OPEN_TARS = 256  # mapped at a time, as of a set on this machine
 
 
@@ -62,12 +60,7 @@ class RemoteShardSet(ShardSet):
         self._remote, self._cache = RemoteFolder(url, cache.attempts), cache
         self.url = self._remote.url
         folder, manifest = self._fetch_manifest()
-        most = manifest.samples * INDEX_DTYPE.itemsize + _NPY_HEADER
-        # Held as long as the set: the index is mapped.
-        self._index = cache.hold(self._remote, folder / INDEX, most, manifest.index_sha256, exact=False)
-        if check != "never" and file_sha256(folder / INDEX) != manifest.index_sha256:
-            self._forget(folder / INDEX, self._index)
-            self._index = cache.hold(self._remote, folder / INDEX, most, manifest.index_sha256, exact=False)
+        self._index = self._hold_index(folder, manifest, check)
         super().__init__(folder, check)
         # With the files that hold them in the cache; the least recently used first.
         self._tars: OrderedDict[int, tuple[MappedTar, BinaryIO]] = OrderedDict()
@@ -77,14 +70,25 @@ class RemoteShardSet(ShardSet):
         drop = weakref.WeakMethod(self._drop)
         cache.drop.append(lambda: (method := drop()) is not None and method())
 
+    def _hold_index(self, folder: Path, manifest: Manifest, check: Check) -> BinaryIO:
+        """The index in the cache, held as long as the set, for it is mapped; fetched again where it was damaged."""
+        most = most_index_bytes(manifest.samples)
+        file = self._cache.hold(self._remote, folder / INDEX, most, manifest.index_sha256, exact=False)
+        try:
+            read_index(folder, None if check == "never" else manifest.index_sha256)
+        except BadShard:
+            self._forget(folder / INDEX, file)
+            file = self._cache.hold(self._remote, folder / INDEX, most, manifest.index_sha256, exact=False)
+        return file
+
     def _fetch_manifest(self) -> tuple[Path, Manifest]:
         """The set's folder in the cache, with its manifest in it."""
 
         def read() -> tuple[Path, bytes]:
-            data = self._remote.read(MANIFEST, _MOST_MANIFEST)
+            data = self._remote.read(MANIFEST, MOST_MANIFEST)
             path = self._cache.folder / sha256(data).hexdigest()[:32] / MANIFEST
             # All else is checked against the manifest, and the manifest against itself.
-            if not path.exists() and data != self._remote.read(MANIFEST, _MOST_MANIFEST):
+            if not path.exists() and data != self._remote.read(MANIFEST, MOST_MANIFEST):
                 raise Transient("two reads of it differ")
             return path, data
 

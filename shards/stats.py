@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from shards import codec
 from shards.atomic import atomic_write
-from shards.errors import BadShard, UserError
+from shards.errors import BadShard
 from shards.format import Field
 from shards.reader import ShardSet
 from shards.sample import texts_of
@@ -79,8 +79,6 @@ class SetStats:
     """
 
     def __init__(self, shards: ShardSet, most: int, tick: Callable[[int], object]) -> None:
-        if not len(shards):
-            raise UserError("no samples", where=str(shards.folder))
         manifest = shards.manifest
         self.name, self.manifest = str(shards.folder), manifest
         chosen = np.unique(np.linspace(0, len(shards) - 1, min(most, len(shards))).round().astype(int))

@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from tarfile import RECORDSIZE
 from typing import Any
 
 import numpy as np
@@ -21,14 +22,15 @@ from tqdm import tqdm
 
 from shards import codec
 from shards.agree import pictures_agree, regions_agree
-from shards.archive import BLOCK, MappedTar, group_members, parse_meta
+from shards.archive import BLOCK, MappedTar, group_members, plain_header
 from shards.errors import BadShard, UserError
-from shards.format import INDEX, KEY, LEDGER, MANIFEST, META_EXTENSION, Field
+from shards.format import INDEX, KEY, LEDGER, MANIFEST, META_EXTENSION, Field, frame_fields
 from shards.groups import groups_of
 from shards.hidden import is_hidden
 from shards.lossy import ROUNDED, Psnr, psnr, ratios_of
 from shards.manifest import Manifest, ShardInfo, positions_by_shard, read_index, read_ledger, sha256
 from shards.memory import keep_freed_memory
+from shards.meta import check_meta, parse_meta
 from shards.reader import decode_field, stored_fields
 from shards.recipe import Recipe
 from shards.report import Failure, FieldRow, Report
@@ -37,6 +39,7 @@ from shards.sample import Sample, usable_objects
 Derive = Callable[[dict[str, Any], Manifest], Sample]
 Array = NDArray[Any]
 _CHUNK = 1 << 24
+_AT_ONCE = 16  # masks that are unpacked at a time, a megabyte each
 _DECODERS = 0.05  # dB; what another version of the JPEG library may round otherwise
 
 
@@ -194,6 +197,8 @@ def _check_set(
             fail(LEDGER, "inputs left out", dict(reasons), manifest.left_out)
     except UserError as error:
         fail(LEDGER, error.what, error.met)
+    if not manifest.samples:
+        fail(MANIFEST, "a set without samples", 0, "at least one sample")
     counted = sum(shard.samples for shard in manifest.shards)
     if not counted == len(index) == manifest.samples:
         fail(MANIFEST, "samples", f"{counted} in shards, {len(index)} in the index", manifest.samples)
@@ -252,9 +257,9 @@ def _check_shard(shard: _Shard) -> Report:
             fail(key, "", "CRC-32 of the sample", crc32, row["crc32"])
         _Checker(report, str(path), key, shard).check(tar, row)
         report.samples += 1
-    rest = tar.view[end:]
-    if any(rest) or len(rest) < 2 * BLOCK:
-        fail("", "", "end of archive", f"{len(rest)} bytes after the last sample", "zeros, two blocks at least")
+    rest, wanted = tar.view[end:], 2 * BLOCK + -(end + 2 * BLOCK) % RECORDSIZE
+    if len(rest) != wanted or any(rest):
+        fail("", "", "end of archive", f"{len(rest)} bytes after the last sample", f"{wanted} zeros")
     if report.samples != info.samples:
         fail("", "", "samples", report.samples, info.samples)
     return report
@@ -273,7 +278,9 @@ class _Checker:
     def check(self, tar: MappedTar, row: Any) -> None:
         """Check the sample where `row` of the index says that it stands."""
         try:
-            groups = list(group_members(tar.members(int(row["offset"]), int(row["size"]))))
+            stored = list(tar.members(int(row["offset"]), int(row["size"])))
+            self._check_headers(tar, stored)
+            groups = list(group_members(iter(stored)))
             if len(groups) != 1 or groups[0][0] != self.key or not KEY.fullmatch(self.key):
                 self.fail("", "members of one sample", [group[0] for group in groups], f"key {self.key}")
                 return
@@ -297,8 +304,11 @@ class _Checker:
                 arrays[field] = self._decode(field, data, len(meta["objects"]))
             except BadShard as error:
                 self.fail(field, error.what, error.met, error.wanted)
+            except MemoryError as error:
+                self.fail(field, "does not fit in this machine's memory", error, "a machine with more")
         self.report.objects += len(meta["objects"])
         self._check_emptiness(meta, arrays)
+        self._check_pair(meta, arrays)
         self._check_usable(meta, arrays, row)
         self._check_groups(meta, row)
         if len(arrays) == len(fields):
@@ -323,17 +333,24 @@ class _Checker:
         row.samples += 1
 
     def _check_meta(self, meta: dict[str, Any]) -> None:
-        for name, kind in (("source", str), ("dataset_type", str), ("path", str), ("has_paired_frame", bool)):
-            if not isinstance(meta.get(name), kind):
-                self.fail(META_EXTENSION, name, repr(meta.get(name)), kind.__name__)
-        for frame in meta["frames"]:
-            for side in ("height", "width"):
-                if not isinstance(frame.get(side), int) or frame[side] < 1:
-                    self.fail(META_EXTENSION, side, repr(frame.get(side)), "pixels of the original, at least 1")
-                    frame[side] = 1
-        for item in meta["objects"]:
-            if not isinstance(item.get("id"), str) or not isinstance(item.get("texts"), list):
-                self.fail(META_EXTENSION, "object", str(item)[:80], "id and texts")
+        try:
+            check_meta(meta)
+        except BadShard as error:
+            self.fail(META_EXTENSION, error.what, error.met, error.wanted)
+        for name in ("source", "dataset_type"):
+            if meta.get(name) != self.shard.manifest.source:
+                self.fail(META_EXTENSION, name, repr(meta.get(name))[:80], repr(self.shard.manifest.source))
+        if meta["crc32"].keys() != {str(field) for field in frame_fields(len(meta["frames"]))}:
+            self.fail(META_EXTENSION, "crc32", ", ".join(map(str, meta["crc32"]))[:80], "a number for each field")
+
+    def _check_headers(self, tar: MappedTar, stored: Sequence[tuple[int, str, memoryview]]) -> None:
+        """Headers are plain ones, and what fills a member's last block is zeros."""
+        for offset, name, data in stored:
+            begin = offset + BLOCK + len(data)
+            if tar.view[offset : offset + BLOCK] != plain_header(name.encode("ascii"), len(data)):
+                self.fail("", "header of a member", name, "mode 0644, time 0, owner 0, ustar")
+            elif any(tar.view[begin : begin + -len(data) % BLOCK]):
+                self.fail("", "padding of a member", name, "zeros")
 
     def _decode(self, field: Field, data: memoryview, objects: int) -> Array:
         """What is stored of `field` (pictures before normalisation), with its shape, dtype and range noted."""
@@ -342,16 +359,23 @@ class _Checker:
             raise BadShard("number of masks", met=str(count), wanted=f"{objects}, as in the JSON")
         stored: Array
         if field.name in ("masks", "prompt_masks"):
-            stored = value = decode_field(field, data, self.recipe)
+            # Masks stay packed, an eighth of the memory, until they are compared.
+            stored = value = decode_field(field, data, self.recipe, as_stored=True)
         else:
             stored = value = codec.decode_picture(data, wanted[1])
         if field.name == "pixel_values":
             value = codec.normalise(stored, self.recipe.mean, self.recipe.std)
+        if field.name == "masks":
+            self._note_range(field, bool((value == 255).all()), bool(value.any()))
+            return stored
         if value.shape != wanted or value.dtype != field.dtype:
             raise BadShard("shape and dtype", met=f"{value.shape} {value.dtype}", wanted=f"{wanted} {field.dtype}")
-        row = self.report.fields[str(field)]
-        row.min, row.max = min(row.min, float(value.min())), max(row.max, float(value.max()))
+        self._note_range(field, value.min(), value.max())
         return stored
+
+    def _note_range(self, field: Field, least: float, most: float) -> None:
+        row = self.report.fields[str(field)]
+        row.min, row.max = min(row.min, float(least)), max(row.max, float(most))
 
     def _check_emptiness(self, meta: dict[str, Any], arrays: dict[Field, Array]) -> None:
         """Both frames of a pair show the object; of other samples at least one frame."""
@@ -359,6 +383,20 @@ class _Checker:
         if meta.get("has_paired_frame") is True or len(empty) == len(meta["frames"]):
             for field in empty:
                 self.fail(field, "all masks are empty", "0 pixels", "an object")
+
+    def _check_pair(self, meta: dict[str, Any], arrays: dict[Field, Array]) -> None:
+        """The pair flag says whether there are two frames and both show one of the objects.
+
+        One that is there has a prompt cell, though none of its pixels may have come into `masks`.
+        """
+        objects, frames = len(meta["objects"]), len(meta["frames"])
+        regions = [array for field, array in arrays.items() if not field.is_picture]
+        if [len(array) for array in regions] == [objects] * (2 * frames) and self.recipe.min_prompt_cells:
+            there = [array.reshape(objects, -1).any(axis=1) for array in regions]
+            paired = frames == 2 and bool(((there[0] | there[1]) & (there[2] | there[3])).any())
+            if meta.get("has_paired_frame") is not paired:
+                told = meta.get("has_paired_frame")
+                self.fail(META_EXTENSION, "has_paired_frame", told, f"{paired}, as the regions say")
 
     def _check_usable(self, meta: dict[str, Any], arrays: dict[Field, Array], row: Any) -> None:
         """The index counts the objects that a trainer can ask for."""
@@ -383,11 +421,14 @@ class _Checker:
             names.append(str(Field("g_pixel_values", number)))
             field = Field("prompt_masks", number)
             prompts, masks = arrays[field], arrays[Field("masks", number)]
-            sizes = [_mask_size(item, i, frame) for item in meta["objects"]]
-            for height, width in sorted(set(sizes)):
-                own = np.array([size == (height, width) for size in sizes])
-                for found in regions_agree(prompts[own], masks[own], height, width, self.recipe, field):
-                    self.fail(found.field, found.what, found.met, found.wanted)
+            by_size: dict[tuple[int, int], list[int]] = {}
+            for n, item in enumerate(meta["objects"]):
+                by_size.setdefault(_mask_size(item, i, frame), []).append(n)
+            for (height, width), own in sorted(by_size.items()):
+                for some in (own[start : start + _AT_ONCE] for start in range(0, len(own), _AT_ONCE)):
+                    unpacked = np.unpackbits(masks[some], axis=2).view(np.bool_)
+                    for found in regions_agree(prompts[some], unpacked, height, width, self.recipe, field):
+                        self.fail(found.field, found.what, found.met, found.wanted)
         for found in pictures_agree(pictures, names):
             self.fail(found.field, found.what, found.met, found.wanted)
 
@@ -408,6 +449,8 @@ class _Checker:
             return
         for field, met in arrays.items():
             wanted = getattr(again.frames[(field.frame or 1) - 1], field.name)
+            if field.name == "masks":
+                wanted = np.packbits(wanted, axis=2)
             if met.shape != wanted.shape:
                 self.fail(field, "not what the raw file gives", met.shape, wanted.shape)
             elif field in told:

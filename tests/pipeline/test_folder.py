@@ -14,12 +14,16 @@ from skimage import data as photographs
 
 from pipeline.derive import Against
 from pipeline.fit import check_size
+from pipeline.formats import RENAMED, make_sample
 from pipeline.plan import find_inputs, make_plan
+from pipeline.raw import RawFrame, RawObject, RawSample
 from pipeline.records import open_records
 from pipeline.run import run
 from pipeline.sources import source_named
+from shards.archive import encode_sample
 from shards.errors import BadInput, DroppedInput, UserError
 from shards.manifest import read_ledger
+from shards.meta import parse_meta
 from shards.recipe import named_recipe
 from shards.verify import verify
 from tests.pipeline.built import through
@@ -377,3 +381,58 @@ def test_an_object_may_be_absent_from_a_frame_and_its_value_may_be_a_text(root):
     write(root, {"frames": ["a.jpg", "b.png"], "objects": objects})
     (sample,) = load_all(root).values()
     assert [[mask.any() for mask in frame.masks] for frame in sample.frames] == [[True, True], [False, False]]
+
+
+def test_what_a_sample_cannot_hold_goes_to_the_ledger(root):
+    """All that is written is read: `through` verifies the set, against the raw files too."""
+    item, many = {"mask": "m.png"}, {"frames": ["a.jpg"] * 100, "objects": [{"masks": ["m.png"] * 100}]}
+    nested: list[Any] = []
+    for _ in range(70):
+        nested = [nested]
+    write(
+        root,
+        {"image": "a.jpg", "objects": [item], "id": "sound"},
+        {**many, "id": "100 frames"},
+        {"image": "a.jpg", "objects": [{**item, "number": 1 << 70}], "id": "70 bits"},
+        {"image": "a.jpg", "objects": [item], "id": "deep", "more": nested},
+    )
+    summary, samples = through("folder", root, root / "out", max_bad=1)
+    assert {path.partition("#")[2] for path in samples} == {"sound"}
+    said = {line.path.partition("#")[2]: line for line in read_ledger(root / "out/folder")}
+    assert said["100 frames"].reason == "too many frames"
+    assert said["100 frames"].detail.startswith("met 100; wanted at most 99")
+    assert said["70 bits"].reason == "number that few JSON parsers hold"
+    assert {"deep"} < said.keys() and all(line.bad for line in said.values()) and summary.manifest.inputs == 4
+
+
+def test_more_objects_than_a_sample_may_have():
+    """Of a source that makes them from nothing: to decode so many masks is not what is tested."""
+    frame = RawFrame("a", Image.new("RGB", (2, 2)), [np.ones((2, 2), np.bool_)] * 4097)
+    raw = RawSample("a.jpg", "folder", (frame,), tuple(RawObject(str(n)) for n in range(4097)))
+    with pytest.raises(UserError, match="too many objects; met 4097; wanted at most 4096"):
+        make_sample(raw, named_recipe("default"))
+
+
+def test_a_users_own_keys_take_no_place_of_the_formats(root):
+    own = {"filled": "x", "mask_sizes": [[1, 1]], "source_keys": 1, "crc32": 5, "colour": "red"}
+    top = {"crc32": 1, "psnr": 2, "left_out": 3, "source": "me", "path": "/", "has_paired_frame": True, "filled": 4}
+    write(root, {"image": "a.jpg", "objects": [{"mask": "m.png", **own}], **top})
+    summary, samples = through("folder", root, root / "out")
+    (meta,) = samples.values()
+    (item,) = meta["objects"]
+    assert item["filled"] == [0] and "mask_sizes" not in item
+    assert item["crc32"] == 5 and item["colour"] == "red"
+    assert item["source_keys"] == {"filled": "x", "mask_sizes": [[1, 1]], "source_keys": 1}
+    assert meta["source"] == "folder" and meta["path"] == "a.jpg" and not meta["has_paired_frame"]
+    assert meta["source_json"] == top and summary.manifest.notes[RENAMED] == 3
+
+
+def test_a_sources_keys_of_the_whole_take_no_place_of_the_formats():
+    frame = RawFrame("a", Image.new("RGB", (4, 4)), [np.ones((4, 4), np.bool_)])
+    more = {"psnr": {}, "crc32": 1, "frames": [], "objects": 5, "source": "x", "captions": ["c"], "left_out": []}
+    raw = RawSample("a.jpg", "folder", (frame,), (RawObject("0"),), more)
+    sample, notes = make_sample(raw, named_recipe("default"))
+    assert sample.meta["source"] == "folder" and len(sample.meta["objects"]) == 1
+    assert sample.meta["source_keys"] == {name: more[name] for name in ("psnr", "crc32", "frames", "objects", "source")}
+    assert sample.meta["captions"] == ["c"] and sample.meta["left_out"] == [] and notes[RENAMED] == 5
+    assert parse_meta(encode_sample(sample)[0][1])["crc32"].keys() >= {"masks"}

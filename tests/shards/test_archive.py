@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.archive import MappedTar, ShardWriter, group_members, parse_meta, plain_header
+from shards.archive import MappedTar, ShardWriter, group_members, plain_header
 from shards.errors import BadShard
 from shards.format import Field, key_for
 from shards.manifest import Manifest
+from shards.meta import parse_meta
 from shards.reader import ShardSet, StoredSample, read_samples
 from tests.shards.conftest import stored_samples
 

@@ -236,6 +236,25 @@ def test_a_file_that_was_damaged_or_deleted_is_fetched_again(server, small_set, 
     assert server.gets["sav-000000.tar"] == server.gets["sav-000001.tar"] == 2
 
 
+def test_an_index_that_was_damaged_in_the_cache_is_fetched_again(server, small_set, tmp_path):
+    assert_equal(remote(server, tmp_path), ShardSet(small_set))
+    kept = next(tmp_path.glob("*/index.npy"))
+    whole = kept.read_bytes()
+    for place in (20, len(whole) - 1):  # in its header, and in the counts of its last row
+        kept.write_bytes(whole[:place] + bytes([whole[place] ^ 64]) + whole[place + 1 :])
+        assert_equal(remote(server, tmp_path), ShardSet(small_set))
+        assert kept.read_bytes() == whole
+    assert server.gets["index.npy"] == 3
+
+
+def test_an_index_that_is_not_the_manifests_at_the_url_either_is_one_line(server, small_set, tmp_path):
+    remote(server, tmp_path)
+    next(tmp_path.glob("*/index.npy")).write_bytes(b"x")
+    server.faults = lambda name, n: "corrupt" if name == "index.npy" else ""
+    with pytest.raises(UserError, match=r"index\.npy: not what the manifest says: SHA-256"):
+        remote(server, tmp_path)
+
+
 def test_processes_share_a_cache_and_each_tar_is_fetched_once(server, small_set, tmp_path):
     server.faults = lambda name, n: "late"
     readers = [reader(server, small_set, tmp_path, ANY, 1, seed) for seed in range(2)]

@@ -111,7 +111,9 @@ def test_pictures_of_the_wrong_size(faulty, what):
 
 def test_an_incomplete_sample(faulty, sav_set):
     def drop_a_frame(samples):
-        meta = {**samples[2].meta, "frames": samples[2].meta["frames"] * 2}
+        (item,) = samples[2].meta["objects"]
+        objects = [{**item, "filled": item["filled"] * 2}]
+        meta = {**samples[2].meta, "frames": samples[2].meta["frames"] * 2, "objects": objects}
         return [*samples[:2], replace(samples[2], meta=meta), *samples[3:]]
 
     (failure,) = verify([faulty(drop_a_frame)]).failures

@@ -101,7 +101,10 @@ def unfinished(place: Path) -> Path:
 
 def test_a_run_begun_before_is_merged(tmp_path):
     merge(str(unfinished(tmp_path / "folder")), 1)
-    assert files_of(tmp_path / "folder") == files_of(OLD)
+    met, wanted = files_of(tmp_path / "folder"), files_of(OLD)
+    assert met.keys() == wanted.keys()
+    assert {name for name in met if met[name] != wanted[name]} == {"index.npy", "manifest.json"}  # groups are new
+    assert verify([tmp_path / "folder"]).ok and ShardSet(tmp_path / "folder").manifest.version == 1
 
 
 def test_a_run_begun_before_is_not_gone_on_with(tmp_path, sav_root):

@@ -1,0 +1,136 @@
+"""The JSON of a sample: the rules that whoever writes one and whoever reads one share.
+
+`parse_meta` is what every reader calls: all that readers rely on holds of what it returns. `check_meta` is all that
+`docs/FORMAT.md` says; the writer and `verify-shard` call it too.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from shards.errors import BadShard
+from shards.format import MAX_OBJECTS
+from shards.strict_json import parse_json
+
+MAX_BYTES = 16 << 20
+MAX_FRAMES = 99
+MAX_MASKS = 1 << 13
+"""Frames times objects: a whole sample takes a megabyte each when it is decoded."""
+MAX_DEPTH = 64
+MAX_SIDE = 1 << 20
+"""Pixels of an original's side."""
+OWN_KEYS = frozenset(
+    ("source", "dataset_type", "path", "has_paired_frame", "frames", "objects", "crc32", "psnr", "source_keys")
+)
+"""Keys of the JSON that the format gives their meaning, and that no source may set; `left_out` a source sets."""
+OWN_OBJECT_KEYS = frozenset(("id", "texts", "filled", "mask_sizes", "source_keys"))
+_TYPES = {"source": str, "dataset_type": str, "path": str, "has_paired_frame": bool}
+
+
+def parse_meta(data: memoryview | bytes) -> dict[str, Any]:
+    """A sample's JSON; raises `BadShard` unless what readers rely on holds of it."""
+    if len(data) > MAX_BYTES:
+        raise BadShard("JSON too large", met=f"{len(data)} bytes", wanted=f"<= {MAX_BYTES}")
+    try:
+        meta = parse_json(data)
+    except ValueError as error:
+        raise BadShard("not JSON", met=str(error)) from None
+    if not isinstance(meta, dict) or not isinstance(meta.get("crc32"), dict):
+        raise BadShard("JSON of a sample", met=str(meta)[:80], wanted="an object with frames, objects and crc32")
+    _check_structure(meta)
+    return meta
+
+
+def pack_meta(meta: dict[str, Any]) -> bytes:
+    """The bytes of a sample's JSON; raises `BadShard` unless every reader takes them."""
+    check_meta(meta)
+    text = json.dumps(meta, ensure_ascii=False, sort_keys=True, allow_nan=False)
+    # Half a surrogate pair, which JSON can hold and UTF-8 cannot, stays the escape that it was.
+    data = text.encode("utf-8", "backslashreplace")
+    parse_meta(data)
+    return data
+
+
+def check_counts(frames: int, objects: int) -> None:
+    """Raise `BadShard` where a sample has more frames or objects than one may have."""
+    if frames > MAX_FRAMES:
+        raise BadShard("too many frames", met=str(frames), wanted=f"at most {MAX_FRAMES}", do="take fewer frames")
+    if objects > MAX_OBJECTS:
+        raise BadShard("too many objects", met=str(objects), wanted=f"at most {MAX_OBJECTS}")
+    if frames * objects > MAX_MASKS:
+        met, wanted = f"{frames} frames x {objects} objects", f"at most {MAX_MASKS} masks"
+        raise BadShard("too many masks", met=met, wanted=wanted, do="take fewer frames")
+
+
+def check_meta(meta: dict[str, Any]) -> None:
+    """Raise `BadShard` on the first thing that is not what the format says of a sample's JSON."""
+    _check_values(meta)
+    _check_structure(meta)
+    for name, kind in _TYPES.items():
+        if not isinstance(meta.get(name), kind):
+            raise _fault(name, meta.get(name), kind.__name__)
+    left_out = meta.get("left_out", [])
+    if not isinstance(left_out, list) or not all(isinstance(item, dict) for item in left_out):
+        raise _fault("left_out", left_out, "a list of objects with id, reason and detail")
+    frames = len(meta["frames"])
+    for item in meta["objects"]:
+        filled = item.get("filled", [0] * frames)
+        if not _is_list(filled, frames) or not all(type(n) is int and n >= 0 for n in filled):
+            raise _fault("filled", filled, f"{frames} counts, one a frame")
+        sizes = item.get("mask_sizes", [[1, 1]] * frames)
+        if not _is_list(sizes, frames) or not all(_is_list(size, 2) and all(map(_is_side, size)) for size in sizes):
+            raise _fault("mask_sizes", sizes, f"{frames} times [height, width]")
+
+
+def _check_structure(meta: dict[str, Any]) -> None:
+    for name in ("frames", "objects"):
+        items = meta.get(name)
+        if not isinstance(items, list) or not items or not all(isinstance(item, dict) for item in items):
+            wanted = "an object with frames, objects and crc32"
+            raise BadShard("JSON of a sample", met=f"{name}: {str(items)[:60]}", wanted=wanted)
+    check_counts(len(meta["frames"]), len(meta["objects"]))
+    for frame in meta["frames"]:
+        for side in ("height", "width"):
+            if not _is_side(frame.get(side)):
+                raise _fault(side, frame.get(side), f"pixels of the original, 1 to {MAX_SIDE}")
+    for item in meta["objects"]:
+        if not isinstance(item.get("id"), str) or not isinstance(item.get("texts"), list):
+            raise BadShard("object", met=str(item)[:80], wanted="id and texts")
+
+
+def _check_values(meta: dict[str, Any]) -> None:
+    """Raise `BadShard` on what JSON cannot hold, or what its parsers disagree about."""
+    level, depth = [meta], 0
+    while level:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise BadShard("JSON of a sample", met="deeper nesting", wanted=f"at most {MAX_DEPTH} levels")
+        below: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                for key in value:
+                    if not isinstance(key, str):
+                        raise _fault("key", key, "a text")
+                below += value.values()
+            elif isinstance(value, list | tuple):
+                below += value
+            elif isinstance(value, float) and not math.isfinite(value):
+                raise BadShard("number that JSON cannot hold", met=str(value), wanted="a finite one")
+            elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
+                met = f"an integer of {value.bit_length()} bits"
+                raise BadShard("number that few JSON parsers hold", met=met, wanted="64 bits, or a text")
+        level = below
+
+
+def _is_side(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= MAX_SIDE
+
+
+def _is_list(value: Any, length: int) -> bool:
+    return isinstance(value, list) and len(value) == length
+
+
+def _fault(name: str, value: Any, wanted: str) -> BadShard:
+    return BadShard(name, met=repr(value)[:80], wanted=wanted)

@@ -1,0 +1,78 @@
+"""A small shard set tampered with, and every checksum made right again: what an attacker, or a mistaken tool, writes.
+
+With `tarfile`, `json` and numpy alone, so that the writer's own checks are not in the way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Members = dict[str, bytes]
+"""What follows the key in a member's name -> its bytes, in the tar's order."""
+
+
+def members_of(tar: Path) -> tuple[str, Members]:
+    """(key, members) of a tar of one sample."""
+    with tarfile.open(tar) as opened:
+        found = {m.name: opened.extractfile(m).read() for m in opened}  # type: ignore[union-attr]
+    return next(iter(found)).partition(".")[0], {name.partition(".")[2]: data for name, data in found.items()}
+
+
+def write_tar(path: Path, key: str, members: Members, **header: Any) -> int:
+    """Write a tar of one sample; return the bytes that the sample takes."""
+    out = io.BytesIO()
+    for name, data in members.items():
+        info = tarfile.TarInfo(f"{key}.{name}")
+        info.size = len(data)
+        for field, value in header.items():
+            setattr(info, field, value)
+        out.write(info.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % 512))
+    size = out.tell()
+    out.write(bytes(1024))
+    out.write(bytes(-out.tell() % 10240))
+    path.write_bytes(out.getvalue())
+    return size
+
+
+def change_meta(members: Members, change: Callable[[dict[str, Any]], object]) -> Members:
+    """The members with another JSON."""
+    meta = json.loads(members["json"])
+    change(meta)
+    return {**members, "json": json.dumps(meta).encode()}
+
+
+def change_sample(folder: Path, change: Callable[[Members], Members], **header: Any) -> Path:
+    """Write the set's first tar, of one sample, again; return it."""
+    tar = min(folder.glob("*.tar"))
+    key, members = members_of(tar)
+    size = write_tar(tar, key, change(members), **header)
+    index = np.load(folder / "index.npy")
+    index["size"][0], index["crc32"][0] = size, zlib.crc32(tar.read_bytes()[:size])
+    np.save(folder / "index.npy", index)
+    reseal(folder)
+    return tar
+
+
+def reseal(folder: Path, **changes: Any) -> None:
+    """Make every checksum and size of the manifest right; `changes` are other values of it."""
+    body = json.loads((folder / "manifest.json").read_bytes())
+    for shard in body["shards"]:
+        data = (folder / shard["name"]).read_bytes()
+        shard["bytes"], shard["sha256"] = len(data), hashlib.sha256(data).hexdigest()
+    for name in ("index", "ledger"):
+        data = next(folder.glob(f"{name}.*")).read_bytes()
+        body[f"{name}_sha256"] = hashlib.sha256(data).hexdigest()
+    body |= changes
+    body.pop("manifest_sha256", None)
+    canonical = json.dumps(body, sort_keys=True, separators=(",", ":")).encode("ascii")
+    body["manifest_sha256"] = hashlib.sha256(canonical).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(body))
