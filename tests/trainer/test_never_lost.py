@@ -28,6 +28,7 @@ from trainer.trained import load_trained
 def given(sav_set: Path) -> list[str]:
     """4 steps, more than an epoch, with dropout, which draws from the process's own random state."""
     run = [f"data.shards=[{sav_set}]", "batch_size=1", "accumulation=1", "steps=4", "data.holdout=0.8"]
+    run.append("data.holdout_by=sample")  # all samples are views of two photographs
     return [
         *run,
         "eval={every: 3, samples: 1, show: 1}",

@@ -26,7 +26,7 @@ class Choice:
     """Numbers of the objects, rising."""
     turns: list[int]
     """How often each of them was taken before."""
-    frames: tuple[int, int] = (0, 0)
+    frames: tuple[int, int]
     """Two frames, from 0, that show all of them; one frame twice where no two do."""
 
 
@@ -45,23 +45,29 @@ def salt_of(*names: object) -> int:
 
 
 def shuffled(numbers: Sequence[int], salt: int) -> list[int]:
-    """`numbers`, all different, in an order that follows from `salt`."""
-    if len(numbers) == 1:
-        return [numbers[0]]
-    values = np.array(numbers, np.uint64)
-    ordered: list[int] = values[np.argsort(mix(values, salt), kind="stable")].tolist()
-    return ordered
+    """`numbers` in an order that follows from `salt`, each as likely as any other (Fisher and Yates)."""
+    order, state = [*numbers], salt & _MASK
+    for last in range(len(order) - 1, 0, -1):  # not numpy: of a few numbers it takes ten times as long
+        state = state * 6364136223846793005 + 1442695040888963407 & _MASK  # Knuth's generator for 64 bits
+        at = (state >> 32) * (last + 1) >> 32
+        order[last], order[at] = order[at], order[last]
+    return order
 
 
-def walk(order: Sequence[int], most: int, visit: int) -> Choice:
+def walk(order: Sequence[int], most: int, visit: int) -> list[tuple[int, int]]:
     """At most `most` of `order`, beginning behind those of the visit before, round and round.
 
     Over ceil(n / most) visits each of n objects is taken at least once, and none twice before that.
+
+    Returns:
+        Each object, rising, with the number of times that it was taken before.
     """
+    if most == 1:
+        turn, place = divmod(visit, len(order))
+        return [(order[place], turn)]
     count = min(most, len(order))
     places = range(visit * count, (visit + 1) * count)
-    taken = sorted((order[place % len(order)], place // len(order)) for place in places)
-    return Choice([number for number, _ in taken], [turn for _, turn in taken])
+    return sorted((order[place % len(order)], place // len(order)) for place in places)
 
 
 def choose(visible: NDArray[np.bool_], able: Sequence[int], most: int, salt: int, visit: int) -> Choice:
@@ -78,15 +84,18 @@ def choose(visible: NDArray[np.bool_], able: Sequence[int], most: int, salt: int
     """
     order = shuffled(able, salt)
     if most == 1 or _share_frames(visible[:, order]):
-        choice = walk(order, most, visit)
+        taken = walk(order, most, visit)
     else:
         groups = _groups(visible, order, most)
         turn, which = divmod(visit, len(groups))
-        choice = Choice(sorted(groups[which]), [turn] * len(groups[which]))
-    showing = np.flatnonzero(visible[:, choice.objects].all(axis=1))
+        taken = [(number, turn) for number in sorted(groups[which])]
+    objects = [number for number, _ in taken]
+    shown = visible[:, objects[0]] if len(objects) == 1 else visible[:, objects].all(axis=1)
+    showing = np.flatnonzero(shown)
     if len(visible) > 2:
         showing = showing[np.argsort(mix(showing.astype(np.uint64), salt + visit + 1))]
-    return Choice(choice.objects, choice.turns, (int(showing[0]), int(showing[min(1, len(showing) - 1)])))
+    frames = int(showing[0]), int(showing[min(1, len(showing) - 1)])
+    return Choice(objects, [turn for _, turn in taken], frames)
 
 
 def _share_frames(visible: NDArray[np.bool_]) -> bool:

@@ -108,8 +108,8 @@ class Rows:
             BadShard: the sample cannot be decoded, or has no object that has what is needed.
         """
         if not self._need:
-            choice = walk(shuffled(range(sample.objects), salt), self._objects, visit)
-            return Choice(choice.objects, choice.turns, (0, min(1, sample.frames - 1)))
+            taken = walk(shuffled(range(sample.objects), salt), self._objects, visit)
+            return Choice([n for n, _ in taken], [turn for _, turn in taken], (0, min(1, sample.frames - 1)))
         cells = [self._decoded(sample, _field("prompt_masks", f + 1)) for f in range(sample.frames)]
         visible = np.stack([mask.any(axis=(1, 2)) for mask in cells])
         able: list[int] = np.flatnonzero(visible.any(axis=0)).tolist()
