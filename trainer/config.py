@@ -6,8 +6,9 @@ Defaults are those of the published recipe. Names are the literature's.
 from __future__ import annotations
 
 import difflib
+import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ from shards.cache import DEFAULT_FOLDER, DEFAULT_LIMIT, Cache
 from shards.checksum import CHECKS
 from shards.errors import UserError
 from shards.groups import GROUPS
+from shards.regular_file import read_regular
 from shards.size import parse_size
+from trainer.limits import check_leaves
+from trainer.yaml_size import MOST_BYTES, check_yaml
 
 
 @dataclass
@@ -171,6 +175,10 @@ class Config:
     mixed_precision: str = "bf16"
     """bf16 (autocast, float32 weights) or no."""
     seed: int = 0
+    collective_timeout: float = 1800.0
+    """Seconds after which a process that waits for another one in vain ends the run."""
+    stall_notice: float = 60.0
+    """Seconds of waiting after which the log says which process waits for which."""
 
     data: DataConfig = field(default_factory=DataConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -185,12 +193,18 @@ class Config:
         mix = self.mix or {self.objective: Share()}
         return {name: mix[name] for name in sorted(mix, key=lambda name: name == "reverse")}
 
+    def key_of(self, objective: str) -> str:
+        """The key that asks for this objective."""
+        return f"mix.{objective}" if self.mix else f"objective={objective}"
+
     def sources(self) -> set[str] | None:
         """Sources whose shards an objective reads; None: all that are there."""
         shares = self.objectives().values()
         return {name for share in shares for name in share.sources} if all(s.sources for s in shares) else None
 
 
+_SHOWN = 300
+"""Characters of a value that a message shows."""
 OBJECTIVES = ("dual", "segment", "describe", "reverse")
 CHOICES = {
     "objective": OBJECTIVES,
@@ -202,35 +216,6 @@ CHOICES = {
     "data.check": CHECKS,
     "data.holdout_by": GROUPS,
 }
-POSITIVE = (
-    *(
-        "steps",
-        "batch_size",
-        "accumulation",
-        "max_caption_tokens",
-        "max_text_tokens",
-        "num_points",
-        "gumbel_top_k",
-        "gumbel_tau",
-        "lr",
-    ),
-    *(
-        "clip",
-        "lora.r",
-        "data.threads",
-        "data.objects_per_sample",
-        "data.fetches",
-        "data.attempts",
-        "eval.every",
-        "eval.samples",
-    ),
-    *("checkpoint.every", "checkpoint.keep"),
-)
-NOT_NEGATIVE = (
-    *("lambda_mask", "lambda_dice", "lambda_lang", "lambda_anchor", "weight_decay", "warmup_steps", "eps"),
-    *("caption_temperature", "data.prefetch", "eval.show"),
-)
-SHARES = ("importance_sample_ratio", "corrupt_ratio", "warmup_from", "ema_decay", "lora.dropout", "data.holdout")
 
 
 def load_config(arguments: Sequence[str]) -> Config:
@@ -248,10 +233,23 @@ def load_config(arguments: Sequence[str]) -> Config:
     for argument in arguments:
         if "=" in argument:
             config = _merge(config, _parse(argument), argument)
-    checked = OmegaConf.to_object(config)
-    assert isinstance(checked, Config)
-    _check(config)
+    checked = _resolved(config)
+    _check(checked)
     return checked
+
+
+def _resolved(config: Any) -> Config:
+    """The configuration with its interpolations, such as ${oc.env:NAME}, replaced by values of the right type."""
+    try:
+        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        typed = OmegaConf.to_object(_merge(OmegaConf.structured(Config), OmegaConf.create(values), "configuration"))
+    except OmegaConfBaseException as error:
+        where, met = str(error.full_key or "configuration"), str(error).splitlines()[0][:_SHOWN]
+        raise UserError("cannot be resolved", where=where, met=met, do="give a value") from None
+    except RecursionError:
+        raise UserError("cannot be resolved", where="configuration", met="a value that refers to itself") from None
+    assert isinstance(typed, Config)
+    return typed
 
 
 def save_config(config: Config, path: Path) -> None:
@@ -276,27 +274,45 @@ def flat(config: Config) -> dict[str, Any]:
 
 def _read(path: Path) -> DictConfig:
     try:
-        loaded = OmegaConf.load(path)
+        data = read_regular(path, MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise UserError("too large", where=str(path), wanted=f"at most {MOST_BYTES:,} bytes")
+        check_yaml(data, str(path))
+        loaded = OmegaConf.load(io.BytesIO(data))
     except FileNotFoundError:
         raise UserError("no such file", where=str(path), wanted="[config.yaml] key=value ...") from None
+    except OSError as error:
+        raise UserError("cannot be read", where=str(path), met=str(error.strerror), wanted="a YAML file") from None
+    except UserError:
+        raise
     except Exception as error:  # a YAML parser has many ways to fail, and none of them deserves a traceback
-        raise UserError("cannot be read as YAML", where=str(path), met=str(error)) from None
+        met = str(error)[:_SHOWN] or type(error).__name__
+        raise UserError("cannot be read as YAML", where=str(path), met=met) from None
     if not isinstance(loaded, DictConfig):
         raise UserError("not a mapping", where=str(path), met=type(loaded).__name__, wanted="key: value")
     return loaded
 
 
 def _parse(argument: str) -> DictConfig:
+    key, _, value = argument.partition("=")
+    if not value.strip():
+        do = "is a variable unset? Leave the key out, or give null where it may be nothing"
+        raise UserError("empty value", where=key, met=repr(value), wanted="key=value", do=do)
     try:
+        check_yaml(value, key)
         return OmegaConf.from_dotlist([argument])
+    except UserError:
+        raise
     except Exception as error:
-        raise UserError("cannot be read", where=argument, met=str(error), wanted="key=value") from None
+        where, met = argument[:_SHOWN], str(error)[:_SHOWN] or type(error).__name__
+        raise UserError("cannot be read", where=where, met=met, wanted="key=value") from None
 
 
-def _merge(config: Any, update: DictConfig, where: str) -> Any:
-    if update.get("mixed_precision") is False:
-        update.mixed_precision = "no"  # YAML reads a bare no as false
+def _merge(config: Any, update: Any, where: str) -> Any:
+    where = where[:_SHOWN]
     try:
+        if update.get("mixed_precision") is False:
+            update.mixed_precision = "no"  # YAML reads a bare no as false
         config.merge_with(update)  # in place: `OmegaConf.merge` copies all keys for each one that is given
         return config
     except ConfigKeyError as error:
@@ -306,22 +322,20 @@ def _merge(config: Any, update: DictConfig, where: str) -> Any:
         do = f"did you mean {close[0]}?" if close else "docs/TRAINING.md lists the keys"
         raise UserError("unknown key", where=where, met=key, do=do) from None
     except OmegaConfBaseException as error:
-        met = str(error).splitlines()[0]
+        met = str(error).splitlines()[0][:_SHOWN]
         raise UserError(
             "wrong type", where=f"{where}, {error.full_key}" if error.full_key else where, met=met
         ) from None
+    except (TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:  # of OmegaConf's own code
+        raise UserError("wrong type", where=where, met=str(error)[:_SHOWN]) from None
 
 
-def _check(config: Any) -> None:
+def _check(config: Config) -> None:
+    check_leaves(asdict(config))
+    given = flat(config)
     for key, allowed in CHOICES.items():
-        if (value := OmegaConf.select(config, key)) not in allowed:
+        if (value := given[key]) not in allowed:
             raise UserError("no such choice", where=key, met=repr(value), wanted=" or ".join(allowed))
-    ranges = [(POSITIVE, "> 0", lambda v: v > 0), (NOT_NEGATIVE, ">= 0", lambda v: v >= 0)]
-    ranges += [(SHARES, "0 to 1", lambda v: 0 <= v <= 1), (("oversample_ratio",), ">= 1", lambda v: v >= 1)]
-    for keys, wanted, holds in ranges:
-        for key in keys:
-            if not holds(value := OmegaConf.select(config, key)):
-                raise UserError("out of range", where=key, met=str(value), wanted=wanted)
     if config.warmup_steps >= config.steps and config.warmup_steps:
         raise UserError("out of range", where="warmup_steps", met=str(config.warmup_steps), wanted=f"< {config.steps}")
     parse_size(config.data.cache_limit, "data.cache_limit")
@@ -332,20 +346,13 @@ def _check(config: Any) -> None:
     if config.model.dtype == "bfloat16" and config.mixed_precision == "no":
         where, do = "model.dtype", "set mixed_precision=bf16"
         raise UserError("float32 adapters on bfloat16 weights need autocast", where=where, met="bfloat16", do=do)
-    for name, count in config.data.sources.items():
-        if count < 1:
-            raise UserError("out of range", where=f"data.sources.{name}", met=str(count), wanted=">= 1")
-    for name, rate in config.rates.items():
+    for name in config.rates:
         if name not in config.trainable:
             met, wanted = str(name), " or ".join(config.trainable)
             raise UserError("a rate for a part that does not train", where="rates", met=met, wanted=wanted)
-        if rate <= 0:
-            raise UserError("out of range", where=f"rates.{name}", met=str(rate), wanted="> 0")
-    for name, share in config.mix.items():
+    for name in config.mix:
         if name not in OBJECTIVES:
             raise UserError("no such objective", where="mix", met=str(name), wanted=" or ".join(OBJECTIVES))
-        if share.weight <= 0:
-            raise UserError("out of range", where=f"mix.{name}.weight", met=str(share.weight), wanted="> 0")
     if config.project and ("reverse" not in config.mix or len(config.mix) < 2):
         met, wanted = ", ".join(config.mix) or config.objective, "a mix of reverse and another objective"
         raise UserError("nothing to be orthogonal to", where="project", met=met, wanted=wanted)

@@ -115,6 +115,7 @@ def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
             world_size=accelerator.num_processes,
             holdout=config.data.holdout,
             holdout_by=holdout_by,
+            purpose=config.key_of(objective),
             sources=mix[objective].sources,
             repeats=config.data.sources,
             need=NEED[objective],

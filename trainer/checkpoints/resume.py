@@ -22,6 +22,7 @@ _FREE = (
     *("data.threads", "data.prefetch", "data.normalise", "data.check"),
     *("batch_size", "accumulation"),  # what counts is their product with the number of processes
     "data.shards",  # what counts is what stands in them
+    *("collective_timeout", "stall_notice"),
     *("data.cache", "data.cache_limit", "data.fetches", "data.attempts"),
 )
 """Keys that may change when a run is resumed."""

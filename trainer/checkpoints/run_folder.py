@@ -46,10 +46,14 @@ class RunFolder:
         """Take the folder for this run and remove what a killed one left unfinished.
 
         Raises:
-            UserError: another run is writing here, or what stands here is not a run's.
+            UserError: nothing can be written here, another run is writing here, or what stands here is not a run's.
         """
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        self._lock = hold_lock(self.checkpoints / ".lock", exclusive=True)
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self._lock = hold_lock(self.checkpoints / ".lock", exclusive=True)
+        except OSError as error:
+            met, do = str(error.strerror), "give another output_dir"
+            raise UserError("cannot be written", where=f"output_dir, {self.folder}", met=met, do=do) from None
         self.check()
         for leftover in self.checkpoints.glob(".*.tmp"):
             _remove(leftover)

@@ -7,6 +7,7 @@ optimiser step takes depends on how many it takes, not on how many processes sha
 from __future__ import annotations
 
 import logging
+import os
 import time
 from bisect import bisect_right
 from collections import deque
@@ -60,6 +61,11 @@ those of a sample, two are chosen, other ones in each epoch.
 Position = dict[str, int]
 """{"epoch": int, "samples": int}: so many samples of this epoch's global order are consumed."""
 
+_MORE = {
+    "train": "lower batch_size or accumulation, lower data.holdout, or give more shards (data.shards)",
+    "holdout": "raise data.holdout, lower batch_size, or train without evaluation: data.holdout=0",
+}
+"""What to do where a part has too few samples."""
 _SHUFFLE_WINDOW = 64  # shards whose samples are mixed; bounds how many tars are read at a time
 
 
@@ -106,6 +112,8 @@ class Loader:
             `trainer.data.unpack` to turn into the same values where they are used.
         check: when a sample's bytes are compared with their checksum, see `shards.reader.ShardSet`.
 
+        purpose: the key of the configuration that it is for, for messages, such as mix.segment.
+
     Raises:
         UserError: shards of different recipes, or fewer samples than one optimiser step takes that have what is needed.
     """
@@ -132,6 +140,7 @@ class Loader:
         pin: bool = False,
         cache: Cache | None = None,
         normalise: Normalise = "host",
+        purpose: str = "",
         check: Check = "first",
     ) -> None:
         if not paths:
@@ -157,6 +166,12 @@ class Loader:
                 raise UserError("shards of different recipes", where=str(other.folder), met=met, wanted=wanted)
         self._rows = Rows([_frame_field(name) for name in fields], self.recipe, objects_per_sample, need, normalise)
         self._idle: list[Ring] = []
+        needed = (prefetch + 2) * self._rows.nbytes(batch_size)
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if needed > memory:
+            met, wanted = f"{needed / 1e9:,.1f} GB", f"less than this machine's {memory / 1e9:,.1f} GB"
+            do = "lower data.prefetch, batch_size or data.objects_per_sample"
+            raise UserError("batches take more memory than there is", where="data", met=met, wanted=wanted, do=do)
         self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
         self._seed, self._shuffled, self._accumulation = seed, part == "train", accumulation
         self._single = objects_per_sample == 1
@@ -196,7 +211,9 @@ class Loader:
             met, product = f"{len(self._positions)} samples", "batch_size x processes x accumulation"
             wanted = f"{per_step} ({product if accumulation > 1 else 'batch_size x processes'})"
             met += f", and {without}" if self.left_out else ""
-            raise UserError(f"too few samples in the {part} part", where=", ".join(paths), met=met, wanted=wanted)
+            where = ", ".join([*filter(None, [purpose]), *(str(s.folder) for s in self._sets)])
+            do = _MORE[part] + (", or give it other sources" if sources else "")
+            raise UserError(f"too few samples in the {part} part", where=where, met=met, wanted=wanted, do=do)
         if self.left_out:
             log.warning("%s part: samples left out, %s", part, without)
         counts = len(self._positions), self.steps_per_epoch, self.unused

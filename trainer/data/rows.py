@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from math import prod
 from typing import Any, Literal
 
 import numpy as np
@@ -91,15 +92,24 @@ class Rows:
         """One batch's tensors; those of objects are (B, objects, ...)."""
         tensors = {}
         for field in self._fields:
-            shape, dtype = (batch_size, *field.shape(self._recipe, self._objects)), field.dtype
-            if self._as_stored and field.name == "pixel_values":
-                dtype = np.dtype(np.uint8)
-            elif self._as_stored and field.name == "masks":
-                shape, dtype = (*shape[:-1], shape[-1] // 8), np.dtype(np.uint8)
+            shape, dtype = self._layout(field, batch_size)
             # numpy asks for huge pages, which are a tenth faster to write to.
             empty = torch.from_numpy(np.empty(shape, dtype))
             tensors[str(field)] = torch.empty_like(empty, pin_memory=True) if pin else empty
         return Buffers(tensors)
+
+    def nbytes(self, batch_size: int) -> int:
+        """Bytes of one batch's tensors."""
+        layouts = (self._layout(field, batch_size) for field in self._fields)
+        return sum(prod(shape) * dtype.itemsize for shape, dtype in layouts)
+
+    def _layout(self, field: Field, batch_size: int) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        shape, dtype = (batch_size, *field.shape(self._recipe, self._objects)), field.dtype
+        if self._as_stored and field.name == "pixel_values":
+            return shape, np.dtype(np.uint8)
+        if self._as_stored and field.name == "masks":
+            return (*shape[:-1], shape[-1] // 8), np.dtype(np.uint8)
+        return shape, dtype
 
     def choose(self, sample: StoredSample, salt: int, visit: int) -> Choice:
         """What the visit number `visit` to a sample takes of it; `salt` is the sample's.

@@ -71,6 +71,7 @@ class Data:
             world_size=processes,
             holdout=config.data.holdout,
             holdout_by=named_group(config.data.holdout_by),
+            purpose=config.key_of(objective),
             sources=sources,
             repeats=config.data.sources,
             need=NEED[objective],

@@ -1,0 +1,133 @@
+"""Every value of the configuration is bounded: what is out of range is one line with the key, never a traceback."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from shards.errors import UserError
+from trainer.config import Config, flat, load_config
+from trainer.data.loader import Loader
+from trainer.limits import BOUNDS
+
+HOSTILE = ("nan", "inf", "-1", str(2**63), "", "${oc.env:NOT_SET_ANYWHERE}")
+ODD = ("-inf", "9" * 5000, "1e400", "null", "[]", "{}", "[[]]", "[nan]", "''", '"a\\0b"', '"\\ud800"', "x" * 5000)
+ODD += ("${seed}", "${", "???", "[" * 300, "[null]", "{a: {b: 1}}", "{a: []}", "{1: 2}")
+KINDS = ("seed", "lr", "mixed_precision", "model.path", "data.shards", "betas", "mix", "data.sources", "project")
+EVERY = [*flat(Config()), "rates.lora", "rates.a.b", "mix.dual.weight", "data.sources.sav"]
+
+
+@pytest.mark.parametrize(("keys", "values"), [(EVERY, HOSTILE), (KINDS, ODD)])
+def test_a_hostile_value_of_any_key_is_one_line_or_sound(keys: list[str], values: tuple[str, ...]):
+    for argument in (f"{key}={value}" for key in keys for value in values):
+        try:
+            config = load_config([argument])
+        except UserError as error:
+            assert "\n" not in str(error) and len(str(error)) < 2500, argument
+            assert argument.split("=")[0].split(".")[0] in str(error), (argument, str(error))
+        else:
+            for name, met in flat(config).items():
+                if isinstance(met, int | float) and not isinstance(met, bool):
+                    assert 0 <= met <= 3e38, (argument, name, met)
+                assert met != "" and "\0" not in str(met), (argument, name)
+
+
+def test_every_number_has_two_bounds_and_its_default_lies_within():
+    for key, value in flat(Config()).items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            bound = BOUNDS[key]
+            assert (bound.holds(value) and bound.why) or (bound.low, bound.high) == (0, 1), key
+            for beyond in (bound.high * 1.001 + 1, -1e-9, float("nan"), float("inf")):
+                assert not bound.holds(beyond), (key, beyond)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("seed=-1", "seed: out of range; met -1; wanted >= 0"),
+        ("seed=18446744073709551616", "wanted <= 2.14748e+09: numpy takes 32 bits"),
+        ("lr=.inf", "lr: out of range; met inf; wanted <= 3e+38: it is infinite in float32"),
+        ("betas=[0.9,2]", "betas[1]: out of range; met 2"),
+        ("mix={dual: {weight: .nan}}", "mix.dual.weight: out of range; met nan"),
+        ("caption_temperature=1e-9", "wanted >= 0.001, or 0"),
+        ("num_points=1000000000", "a mask has no more pixels"),
+        ("lora.r=100000000", "lora.r: out of range"),
+        ("model.path=", "model.path: empty value"),
+        ("model.path= ", "model.path: empty value"),
+        ('output_dir=" "', "output_dir: empty value"),
+        ("data.shards=[a,]", None),
+        ("data.shards=['']", "data.shards[0]: empty value"),
+        ('data.shards=["a\\0b"]', "data.shards[0]: a NUL character"),
+        (f"output_dir={'x' * 256}", "output_dir: too long; met 256 bytes"),
+        ("output_dir=${oc.env:NOT_SET_ANYWHERE}", "output_dir: cannot be resolved"),
+        ("seed=${seed}", "cannot be resolved"),
+        ("data.cache_limit=" + "9" * 400 + "GB", "data.cache_limit: not a size"),
+    ],
+)
+def test_it_says_which_and_why(given: str, said: str | None):
+    if said is None:
+        assert load_config([given]).data.shards == ["a"]
+        return
+    with pytest.raises(UserError) as raised:
+        load_config([given])
+    assert said in str(raised.value)
+
+
+def test_interpolation_that_resolves_is_taken(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RUN_NAME", "mine")
+    assert load_config(["output_dir=runs/${oc.env:RUN_NAME}"]).output_dir == "runs/mine"
+    monkeypatch.setenv("RUN_NAME", "")
+    with pytest.raises(UserError, match=r"model.path: empty value"):
+        load_config(["model.path=${oc.env:RUN_NAME}"])
+    assert load_config(["model.path=null"]).model.path is None
+
+
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{b}: &{b} [{','.join(['*' + a] * 10)}]\n" for a, b in zip("abcdefg", "bcdefgh", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (BOMB, "too large; met .* values; wanted at most 100,000, aliases written out"),
+        ("a: &a [*a]\n", "an alias inside of what it names"),
+        ("a: " + "[" * 40 + "]" * 40, "nested too deeply"),
+        ("a: " + "[" * 20_000, "cannot be read as YAML"),
+        ("seed: 1\n" * 200_000, "too large; wanted at most"),
+        ("model:\n  path:\n", r"run.yaml, model.path: empty value"),
+        ("data: {shards: [a, ]}\nmix:\n", r"run.yaml, mix: empty value"),
+        ("seed: 1\nseed: 2\n", "cannot be read as YAML"),
+    ],
+)
+def test_yaml_is_bounded_before_anything_is_built(tmp_path: Path, text: str, said: str):
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(UserError, match=said):
+        load_config([str(tmp_path / "run.yaml")])
+
+
+def test_aliases_that_are_few_are_taken(tmp_path: Path):
+    (tmp_path / "run.yaml").write_text("rates: &r {lora: 1.0e-3}\nmix: {dual: &d {weight: 2.0}, segment: *d}\n")
+    config = load_config([str(tmp_path / "run.yaml")])
+    assert config.mix["segment"].weight == 2.0
+
+
+def test_a_configuration_is_a_file(tmp_path: Path):
+    os.mkfifo(tmp_path / "run.yaml")
+    for path, said in ((tmp_path / "run.yaml", "a named pipe"), ("/dev/zero", "a device"), (tmp_path, "directory")):
+        with pytest.raises(UserError, match=said):
+            load_config([str(path)])
+
+
+def test_batches_that_cannot_fit_are_refused(sav_set: Path):
+    fields = ("g_pixel_values1", "masks1")
+    with pytest.raises(UserError, match=r"batches take more memory than there is; met .* GB; wanted .*data.prefetch"):
+        Loader([str(sav_set)], fields=fields, batch_size=4, seed=0, prefetch=1000, objects_per_sample=4096)
+
+
+def test_too_few_samples_name_the_objective_and_what_to_set(sav_set: Path):
+    given = {"fields": ("masks1",), "batch_size": 12, "seed": 0, "holdout": 0.3, "purpose": "mix.segment"}
+    with pytest.raises(UserError, match=r"^mix.segment, .*too few samples in the train part; .*lower batch_size"):
+        Loader([str(sav_set)], **given, sources=["sav"])
+    with pytest.raises(UserError, match=r"^mix.segment, .*holdout part; .*raise data.holdout, .* data.holdout=0$"):
+        Loader([str(sav_set)], **given, part="holdout")
