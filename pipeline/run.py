@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tqdm import tqdm
@@ -30,6 +31,7 @@ from shards.format import MANIFEST
 from shards.manifest import LedgerLine, Manifest
 from shards.size import size_text
 
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 MakePlan = Callable[[Callable[[str], tuple[int, int] | None], Path], Plan]
 
 
@@ -84,7 +86,9 @@ def run(
         UserError: too many bad inputs, another set there, a full disk, a dead worker. What is done stays.
     """
     started, store = time.monotonic(), store_at(out)
-    with _clear_errors(store, command), Work(store) as work:
+    with _clear_errors(store, command), _opened(store, make) as work:
+        if isinstance(work, Manifest):
+            return Summary(work, str(store), 0, time.monotonic() - started)
         plan = _begin(make, work, overwrite, force)
         if isinstance(plan, Manifest):
             work.remove()
@@ -109,7 +113,9 @@ def run_share(
         UserError: as `run`. Too many bad inputs: so many in this share that the whole set has too many.
     """
     started, store = time.monotonic(), store_at(out)
-    with _clear_errors(store, command), Work(store, share) as work:
+    with _clear_errors(store, command), _opened(store, make, share) as work:
+        if isinstance(work, Manifest):
+            return Summary(work, str(store), 0, time.monotonic() - started)
         plan = _begin(make, work, False, force)
         if isinstance(plan, Manifest):
             work.remove()
@@ -155,6 +161,32 @@ def merge(out: str | Path, max_bad: float) -> Summary:
                 work.remove()
                 return Summary(read_manifest(store), str(store), 0, time.monotonic() - started)
             return Summary(finish(outline, work, max_bad), str(store), 0, time.monotonic() - started)
+
+
+@contextmanager
+def _opened(store: Store, make: MakePlan, share: Share | None = None) -> Iterator[Work | Manifest]:
+    """The work on the set in `store`, or the manifest of the finished set that stands where nothing can be written."""
+    try:
+        work = Work(store, share)
+    except OSError as error:
+        if error.errno not in _READ_ONLY or (finished := _finished_read_only(store, make)) is None:
+            raise
+        yield finished
+        return
+    with work:
+        yield work
+
+
+def _finished_read_only(store: Store, make: MakePlan) -> Manifest | None:
+    """The manifest in `store`, if its set is the finished one of the plan. Without a lock: nothing can change there."""
+    if not isinstance(store, Folder) or MANIFEST not in store.sizes():
+        return None
+    with TemporaryDirectory() as folder:
+        plan = make(lambda digest: (1, 1), Path(folder, "records"))
+        finished = finished_manifest(store, plan)
+        if finished is not None:
+            _say(check_unchanged(store.path, plan, finished))
+    return finished
 
 
 def _begin(make: MakePlan, work: Work, overwrite: bool, force: bool) -> Plan | Manifest:

@@ -10,7 +10,6 @@ from typing import Any
 
 from pipeline import masks
 from pipeline.annotations import read_items
-from pipeline.cropped import Bool
 from pipeline.finder import Finder, below
 from pipeline.fit import count_off
 from pipeline.ids import as_id, id_of
@@ -159,15 +158,5 @@ def image_sample(
 
 def _candidate(annotation: dict[str, Any], size: tuple[int, int], texts: tuple[str, ...]) -> Candidate:
     more = {key: value for key, value in annotation.items() if key not in ("segmentation", "id", "image_id")}
-    read = partial(_outline, annotation, size)
+    read = partial(masks.from_coco, annotation.get("segmentation"), *size)
     return Candidate(RawObject(as_id(annotation["id"]) or "", texts, more), (read,))
-
-
-def _outline(annotation: Mapping[str, Any], size: tuple[int, int]) -> Bool:
-    given = annotation.get("segmentation")
-    if given is None or given == []:
-        met = "segmentation []" if "segmentation" in annotation and given is not None else "no segmentation"
-        met += f", bbox {str(annotation['bbox'])[:60]}" if annotation.get("bbox") else ""
-        do = "a box is no mask: export polygons or run lengths"
-        raise BadInput("no outline", met=met, wanted="polygons, or run lengths with their size", do=do)
-    return masks.from_coco(given, *size)

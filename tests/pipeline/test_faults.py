@@ -40,10 +40,10 @@ def coco(tmp_path, **annotation):
     [
         (
             {"segmentation": [], "bbox": [1, 2, 3, 4]},
-            r"no outline; met object 5: segmentation \[\], bbox \[1, 2",
+            "no mask; met object 5: an empty list of polygons, as of a box alone",
         ),
-        ({"bbox": [1, 2, 3, 4]}, r"no outline; met object 5: no segmentation, bbox .*a box is no mask"),
-        ({"segmentation": None}, "no outline; met object 5: no segmentation; wanted polygons"),
+        ({"bbox": [1, 2, 3, 4]}, "no mask; met object 5: no segmentation, as of a box alone"),
+        ({"segmentation": None}, "no mask; met object 5: no segmentation, as of a box alone; wanted polygons"),
         ({"segmentation": [[1, 2, 3, 4]]}, f"empty mask; met object 5: 0 pixels of {HEIGHT} x {WIDTH}"),
         (
             {"segmentation": rle(MASK[:-1])},

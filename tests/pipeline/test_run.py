@@ -1,5 +1,6 @@
 """A sharding run: the same bytes whatever the workers, the file system's order, and however often it is killed."""
 
+import errno
 import json
 import os
 import random
@@ -195,3 +196,36 @@ def test_no_clock_and_no_user_in_the_bytes(sav_set):
     assert json.loads((sav_set / "manifest.json").read_bytes())["version"] == 2
     keys = read_index(sav_set)["key"]
     assert len(set(keys.tolist())) == len(keys) == 12
+
+
+@pytest.fixture
+def read_only(monkeypatch):
+    """Makes a folder one of a read-only disk: the superuser, who may run the tests, is not kept out by modes."""
+
+    def forbid(folder: Path, number: int) -> None:
+        def refusing(call):
+            def refuse(path, *given, **more):
+                if str(path).startswith(str(folder)) and (call is not os.open or given[0] & (os.O_WRONLY | os.O_RDWR)):
+                    raise OSError(number, os.strerror(number), str(path))
+                return call(path, *given, **more)
+
+            return refuse
+
+        for name in ("mkdir", "open", "unlink", "replace", "rmdir"):
+            monkeypatch.setattr(os, name, refusing(getattr(os, name)))
+
+    return forbid
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_finished_set_that_cannot_be_written_to_stands_already(sav_root, sav_set, tmp_path, read_only, here, number):
+    shutil.copytree(sav_set, tmp_path / "sav")
+    read_only(tmp_path, number)
+    given = command(sav_root, tmp_path, "--shard-size", "10MB", "--workers", "1")[2:]
+    said = here(*given)
+    assert said.returncode == 0 and "(0 by this run)" in said.stdout
+    said = here(*given, "--task-index", "0", "--task-count", "2")
+    assert said.returncode == 0 and "(0 by this run)" in said.stdout
+    other = here(*given, "--limit", "2")
+    assert other.returncode == 1 and os.strerror(number) in other.stderr
+    assert files_of(tmp_path / "sav") == files_of(sav_set)
