@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from trainer.objectives.noise import uniform
 
 NOT_COMPARABLE = (
-    "bce and dice of training are taken mostly at uncertain points, and bce is often "
-    "2 to 3 times that of held-out samples; bce_uniform and dice_uniform are taken as the held-out ones are, and compare with them"
+    "bce and dice of training are taken mostly at uncertain points, and bce is often 2 to 3 times that of held-out "
+    "samples; bce_uniform and dice_uniform are taken as the held-out ones are, and compare with them"
 )
 
 
