@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
@@ -30,6 +31,7 @@ VOID = "masks with pixels of no object beside the background (void)"
 _PICTURES = (".png", ".bmp", ".tif", ".tiff", ".webp", ".jpg", ".jpeg")  # for masks in this order: the safest first
 _ENDS = ("_mask", "-mask", "_masks")  # of a mask's name behind the picture's
 _NAMED = "a mask of the picture's name in masks/"
+_NAMED_OTHERS = 3
 _ALIKE = "/"  # in front of how a stem looks; no stem has it
 Size = tuple[int, int]
 
@@ -42,6 +44,7 @@ def find_beside(root: Path, records: RecordsWriter) -> dict[str, int]:
     """
     counts: Counter[str] = Counter()
     in_folder = lru_cache(maxsize=1 << 10)(partial(_by_stem, root))
+    not_pictures = lru_cache(maxsize=1 << 4)(partial(_by_stem_of_others, root))
     pictures: dict[str, str] = {}
     used = 0
     for path, size in sorted(walk(root, _is_picture, counts, records, lambda name: True, "images")):
@@ -54,7 +57,8 @@ def find_beside(root: Path, records: RecordsWriter) -> dict[str, int]:
         counts["images"] += 1
         counts["images without a mask"] += not found
         records.add(path, size)
-        records.attach(path, {"masks": {"files": found, "alone": alone}})
+        others = [] if found else _other_files(root, own, not_pictures)
+        records.attach(path, {"masks": {"files": found, "alone": alone, "others": others}})
         for first in {pictures.setdefault(mask, path) for mask in found} - {path}:
             met = f"{first} and {path} -> {found[0]}"
             error = BadInput("one mask for two pictures", met=met, wanted="a mask for each", do="rename or delete one")
@@ -69,6 +73,9 @@ def load_beside(root: Path, path: str, found: Mapping[str, Any], options: Mappin
     """The sample of a picture with the masks that `find_beside` found."""
     picture = read_picture(below(root, path))
     size = (picture.height, picture.width)
+    if not found["files"] and found["others"]:
+        met, wanted = ", ".join(found["others"]), " ".join(_PICTURES)
+        raise BadInput("a mask file of a kind that is not taken", met=met, wanted=wanted, do="save it as PNG")
     if not found["files"]:
         raise DroppedInput(NO_OBJECT, met="a picture alone", wanted=_NAMED)
     notes: Counter[str] = Counter()
@@ -131,6 +138,27 @@ def _by_stem(root: Path, folder: str) -> dict[str, list[str]]:
         alike.setdefault(f"{_ALIKE}{look_alike(stem)}", set()).add(stem)
     # A stem that looks like two of them means none.
     return {**{key: found[stem] for key, stems in alike.items() if len(stems) == 1 for stem in stems}, **found}
+
+
+def _other_files(root: Path, picture: PurePosixPath, not_pictures: Any) -> list[str]:
+    """Some files where the masks of `images/.../A.jpg` would be that are no pictures: `masks/.../A.npy`."""
+    folder = PurePosixPath("masks", *picture.parent.parts[1:])
+    own = folder / picture.stem
+    if (root / own).is_dir():
+        return [str(own / name) for name in listed(root / own)][:_NAMED_OTHERS]
+    stems = (picture.stem, picture.name, *(picture.stem + end for end in _ENDS))
+    found = [str(folder / name) for stem in stems for name in not_pictures(str(folder)).get(stem, ())]
+    return found[:_NAMED_OTHERS]
+
+
+def _by_stem_of_others(root: Path, folder: str) -> dict[str, list[str]]:
+    """Stem -> names of the files in a folder that are no pictures."""
+    found: dict[str, list[str]] = {}
+    with suppress(OSError):
+        for name in listed(root / folder):
+            if not _is_picture(name) and not (root / folder / name).is_dir():
+                found.setdefault(PurePosixPath(name).stem, []).append(name)
+    return found
 
 
 def _picture_of(stem: str) -> str:

@@ -259,13 +259,25 @@ def test_what_is_no_mask_is_bad_and_what_has_none_is_not(root):
     for name, (mask, _) in kinds.items():
         put_beside(root, name, mask)
     put_beside(root, "blurred", grey.point(lambda v: v * 90), "masks/{}.jpg")
+    others = (("array", "masks/{}.npy"), ("outline", "masks/{}_mask.json"), ("packed", "masks/{}/1.npz"))
+    for name, at in others:
+        (root / "masks/packed").mkdir(exist_ok=True)
+        put_beside(root, name, b"...", at)
+        kinds[name] = (b"", "a mask file of a kind that is not taken")
+    (root / "masks/empty").mkdir()
+    put_beside(root, "empty", None)
     put_beside(root, "none", None)
     put_beside(root, "black", Image.new("L", grey.size))
     samples = found_beside(root)
     for name, (_, said) in {**kinds, "blurred": (None, "stored with losses")}.items():
         assert said in samples[name].what and not isinstance(samples[name], DroppedInput), name
         assert samples[name].met and samples[name].wanted, name
-    for name, met in (("none", "a picture alone"), ("black", "masks/black.png: the background alone")):
+    assert samples["packed"].met == "masks/packed/1.npz" and samples["array"].met == "masks/array.npy"
+    for name, met in (
+        ("none", "a picture alone"),
+        ("empty", "a picture alone"),
+        ("black", "masks/black.png: the background alone"),
+    ):
         assert isinstance(samples[name], DroppedInput) and samples[name].met == met
 
 
