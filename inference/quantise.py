@@ -24,9 +24,10 @@ from inference.compare_masks import Example, compare, masks_of
 from inference.packages import need
 from shards.errors import UserError
 from trainer.model.architecture import Architecture, sam_of
-from trainer.model.prompts import Prompts
 from trainer.model.sa2va import Sa2VA
-from trainer.released.files import TensorFolder, check_fit, read_json, write_folder
+from trainer.released.files import TensorFolder, check_fit, checked, read_json, resolve, write_folder
+from trainer.released.folder import hollow_model
+from trainer.released.settings import check_settings
 from trainer.released.tokenizer import load_tokenizer, save_tokenizer
 from trainer.released.training import read_training, write_training
 
@@ -148,7 +149,7 @@ def load_quantised(folder: Path, device: torch.device | str = "cpu") -> Sa2VA:
         UserError: torchao is missing, or the folder is not such a one, whole.
     """
     need("torchao")
-    where = folder / "config.json"
+    where = resolve(folder) / "config.json"
     config = read_json(where)
     if config.get("model_type") != MODEL_TYPE:
         raise UserError(
@@ -157,13 +158,17 @@ def load_quantised(folder: Path, device: torch.device | str = "cpu") -> Sa2VA:
     config["model_type"] = "sa2va_chat"
     with TensorFolder(folder) as files:
         shapes = files.shapes
+        check_settings(config, shapes, str(where))
         sam = sam_of({n.removeprefix(_SAM): s for n, s in shapes.items() if n.startswith(_SAM)}, str(folder))
         architecture = Architecture(config, sam, str(where))
-        prompts = Prompts(load_tokenizer(folder), architecture.template, architecture.language.vocab_size)
-        model = Sa2VA(architecture, prompts, hollow=True).requires_grad_(False).eval()
+        model = hollow_model(architecture, load_tokenizer(folder), folder)
         model.source, model.tied = folder, bool(config.get("tie_word_embeddings"))
         check_fit(_shapes(model), shapes, str(folder))
-        tensors = {name: files[name].to(device) for name in shapes}
+        own = model.state_dict()
+        tensors = {}
+        for name in shapes:
+            like = torch.empty(0, dtype=torch.int8) if name.endswith(INT8) else own.get(name, torch.empty(0))
+            tensors[name] = checked(files[name].to(device), like, name, str(folder))
     model.recipe, model.trained_on = read_training(folder)
     model.stored_dtype = tensors[_PART + _TABLE].dtype
     linears = _linears(model)

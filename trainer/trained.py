@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 
@@ -25,7 +24,7 @@ from trainer.config import Config, LoraConfig, ModelConfig
 from trainer.fsdp import own, shared_like
 from trainer.model.sa2va import Sa2VA, build
 from trainer.model.trainable import set_trainable
-from trainer.released.files import check_fit, read_json
+from trainer.released.files import check_fit, checked, read_json
 from trainer.released.folder import cast, load_model, load_parts
 from trainer.released.training import recipe_from_json, recipe_to_json
 from trainer.trained_on import FILE, KEY, TrainedOn, ids_to_bytes, read_trained_on
@@ -139,6 +138,7 @@ def fill(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     wanted, met = ({name: tuple(tensor.shape) for name, tensor in group.items()} for group in (tensors, found))
     check_fit(wanted, met, str(path))
     for name, tensor in tensors.items():
+        checked(found[name], tensor, name, str(path))
         own(tensor).copy_(own(shared_like(found[name], tensor)))
 
 
@@ -148,7 +148,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         return from_safetensors(read_regular(path))
     except FileNotFoundError:
         raise UserError("no such file", where=str(path)) from None
-    except (OSError, SafetensorError) as error:
+    except Exception as error:  # the parser of a header has many ways to fail
         raise UserError("not a whole safetensors file", where=str(path), met=str(error)) from None
 
 

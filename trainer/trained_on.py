@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from shards.errors import UserError
 from shards.reader import ShardSet
+from shards.regular_file import read_regular
 from trainer.data.choice import UInt64, mix
 
 FILE, KEY = "trained_on.bin", "trained_on"
@@ -83,7 +84,7 @@ def read_trained_on(folder: Path, body: dict[str, Any], where: str) -> TrainedOn
         raise UserError("not what a model was trained on", where=f"{where}, {KEY}", wanted=", ".join(kinds))
     path = folder / FILE
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except OSError as error:
         raise UserError("cannot be read", where=str(path), met=str(error.strerror), wanted=f"as {where} says") from None
     if len(data) != said["samples"] * _ID.itemsize:

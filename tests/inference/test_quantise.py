@@ -194,7 +194,7 @@ def test_mistakes_end_in_one_line(tmp_path, monkeypatch):
     config = json.loads((tmp_path / "b" / "config.json").read_text())
     config["llm_config"]["num_hidden_layers"] = 3
     (tmp_path / "b" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"not this model's.*missing.*layers\.2\..*_int8"):
+    with pytest.raises(UserError, match="num_hidden_layers: another size than that of the weights; met 3; wanted 2"):
         load_quantised(tmp_path / "b")
     (tmp_path / "b" / "config.json").write_text(json.dumps(config | {"model_type": "sa2va_chat"}))
     with pytest.raises(UserError, match="not an int8 Sa2VA; met 'sa2va_chat'; wanted sa2va_chat_int8"):

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import InternVLVisionConfig, LlamaConfig, PretrainedConfig, Qwen2Config, Qwen3Config
 
 from shards.errors import UserError
 
 VISION_SIZE, GRID = 448, 16
+_Config = TypeVar("_Config", bound=PretrainedConfig)
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ def tiny_sam(width: int) -> Sam:
 
 _HIERA = {(96, 12): "t", (96, 16): "s", (112, 24): "b+", (144, 48): "l"}
 """Width of the first stage and number of blocks, by size."""
+_WIDEST = 256
+"""Width of SAM 2's prompt tokens: that of the released ones."""
 LARGE_SAM = Sam("configs/sam2/sam2_hiera_l.yaml")  # in all released models
 SAM_21_ONLY = ("no_obj_embed_spatial", "obj_ptr_tpos_proj.weight", "obj_ptr_tpos_proj.bias")
 """What SAM 2.1 has and SAM 2 has not; only tracking uses it."""
@@ -69,10 +72,12 @@ def sam_of(shapes: Mapping[str, tuple[int, ...]], where: str) -> Sam:
         UserError: none has.
     """
     trunk = "image_encoder.trunk."
-    width = shapes.get(f"{trunk}patch_embed.proj.weight", (0,))[0]
+    if not (width := _first(shapes, f"{trunk}patch_embed.proj.weight")):
+        met = ", ".join([*shapes][:3]) or "no tensor of it"
+        raise UserError("no SAM 2 among the tensors", where=where, met=met, wanted=f"{trunk}patch_embed.proj.weight")
     blocks = {name.removeprefix(f"{trunk}blocks.").split(".")[0] for name in shapes if f"{trunk}blocks." in name}
     if (width, len(blocks)) == (8, 4):
-        return tiny_sam(shapes.get("image_encoder.neck.convs.0.conv.weight", (32,))[0])
+        return tiny_sam(min(_first(shapes, "image_encoder.neck.convs.0.conv.weight") or 32, _WIDEST))
     if (width, len(blocks)) not in _HIERA:
         met = f"a Hiera of width {width} with {len(blocks)} blocks"
         wanted = ", ".join(f"{size}: {w} with {b}" for (w, b), size in _HIERA.items())
@@ -83,6 +88,11 @@ def sam_of(shapes: Mapping[str, tuple[int, ...]], where: str) -> Sam:
         if SAM_21_ONLY[0] in shapes
         else f"configs/sam2/sam2_hiera_{size}.yaml"
     )
+
+
+def _first(shapes: Mapping[str, tuple[int, ...]], name: str) -> int:
+    """The first size of a tensor; 0 where it is not there or has none."""
+    return (shapes.get(name) or (0,))[0]
 
 
 @dataclass(frozen=True)
@@ -122,7 +132,9 @@ class Architecture:
             raise self._refuse("vision_config.image_size and patch_size", met, "448 and 14")
         same = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act")
         options: dict[str, Any] = {"attn_implementation": "sdpa"}
-        return InternVLVisionConfig(
+        return self._made(
+            InternVLVisionConfig,
+            "vision_config",
             **options,
             **{key: given[key] for key in (*same, "layer_norm_eps", "norm_type", "initializer_range") if key in given},
             image_size=VISION_SIZE,
@@ -149,7 +161,9 @@ class Architecture:
             raise self._refuse(
                 "llm_config.architectures", kind, " or ".join([*LANGUAGE_MODELS, "InternLM2ForCausalLM"])
             )
-        return LANGUAGE_MODELS.get(kind, LlamaConfig)(**given | {"attn_implementation": "sdpa"})
+        return self._made(
+            LANGUAGE_MODELS.get(kind, LlamaConfig), "llm_config", **given | {"attn_implementation": "sdpa"}
+        )
 
     @property
     def is_internlm2(self) -> bool:
@@ -159,6 +173,14 @@ class Architecture:
     @property
     def template(self) -> str:
         return str(self.config.get("template") or "").replace("-", "_")
+
+    def _made(self, kind: type[_Config], section: str, **values: Any) -> _Config:
+        try:
+            return kind(**values)
+        except Exception as error:  # transformers checks values in its own ways
+            met = " ".join(str(error).split())[:200]
+            where, wanted = f"{self.where}, {section}", kind.__name__
+            raise UserError("not a configuration", where=where, met=met, wanted=wanted) from None
 
     def _section(self, key: str) -> dict[str, Any]:
         if not isinstance(section := self.config.get(key), dict):

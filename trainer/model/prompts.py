@@ -104,7 +104,7 @@ class Prompts:
     """Builds rows for one tokenizer and one chat template.
 
     Raises:
-        UserError: the tokenizer lacks one of Sa2VA's tokens.
+        UserError: the tokenizer lacks one of Sa2VA's tokens, or has tokens beyond the embedding table.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str, vocabulary: int) -> None:
@@ -112,6 +112,10 @@ class Prompts:
         if template not in TEMPLATES:
             raise UserError("unknown chat template", where="template", met=template, wanted=" or ".join(TEMPLATES))
         self.tokenizer, self.template = tokenizer, TEMPLATES[template]
+        if (last := max([*tokenizer.get_vocab().values(), *tokenizer.added_tokens_decoder], default=0)) >= vocabulary:
+            met, wanted = f"token {last:,}", f"less than {vocabulary:,}, the rows of the token table"
+            do = "the tokenizer and the weights are not of one model"
+            raise UserError("the tokenizer has tokens that the model has no row for", met=met, wanted=wanted, do=do)
         self.seg, self.context = self._one(SEG), self._one(IMAGE_CONTEXT)
         whole, bare = list(tokenizer("a").input_ids), self.encode("a")
         self.start: list[int] = next((whole[:n] for n in range(len(whole)) if whole[n : n + len(bare)] == bare), [])

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict, snapshot_download
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from shards.errors import UserError
 from shards.regular_file import check_regular, read_regular
+from trainer.released.pointers import refuse_pointers
 from trainer.released.seal import UNSEALED, check_seal, seal
 
+_WRAPPERS = {"module", "model", "_orig_mod", "base_model"}
+"""First parts of names that a wrapper of a model adds to all; no part of Sa2VA, InternVL or SAM 2 is called so."""
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _WANTED = ("*.json", "*.safetensors", "tokenizer.model", "vocab.txt", "merges.txt", "trained_on.bin")  # and no code
 
@@ -32,14 +37,18 @@ def resolve(source: str | Path) -> Path:
     path = Path(source)
     if path.is_dir():
         _refuse_special_files(path)
+        refuse_pointers(file for pattern in _WANTED for file in path.glob(pattern))
         return path
     if path.is_absolute() or len(path.parts) != 2 or path.parts[0].startswith("."):
         raise UserError("no such folder", where=str(source), wanted="a model folder, or OWNER/NAME on the hub")
     try:
         return Path(snapshot_download(str(source), allow_patterns=list(_WANTED)))
     except Exception as error:  # the network, the hub and its client have many ways to fail
-        met = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError("no such folder, and the hub does not give it", where=str(source), met=met) from None
+        met = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        here = [str(path.parent / name.name) for name in path.parent.iterdir()] if path.parent.is_dir() else []
+        close = difflib.get_close_matches(str(source), here, n=1)
+        do = f"did you mean {close[0]}?" if close else ""
+        raise UserError("no such folder, and the hub does not give it", where=str(source), met=met, do=do) from None
 
 
 def _refuse_special_files(folder: Path) -> None:
@@ -55,11 +64,14 @@ def _refuse_special_files(folder: Path) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Raise `UserError` where there is no JSON object."""
     try:
-        value = json.loads(read_regular(path).decode("utf-8"))
+        value = json.loads(read_regular(path).decode("utf-8-sig"))
     except FileNotFoundError:
         raise UserError("no such file", where=str(path), wanted="a released model folder holds one") from None
     except (OSError, ValueError) as error:
+        refuse_pointers([path])
         raise UserError("cannot be read as JSON", where=str(path), met=str(error)) from None
+    except RecursionError:
+        raise UserError("cannot be read as JSON", where=str(path), met="nested too deeply") from None
     if not isinstance(value, dict):
         raise UserError("not a JSON object", where=str(path), met=type(value).__name__)
     return value
@@ -78,6 +90,7 @@ class TensorFolder:
         self.folder = folder
         self._open = ExitStack()
         self._file_of: dict[str, Any] = {}
+        self._stored_names: dict[str, str] = {}
         if (folder / INDEX).exists():
             index = read_json(folder / INDEX).get("weight_map")
             if not isinstance(index, dict) or not all(isinstance(v, str) and v == Path(v).name for v in index.values()):
@@ -93,11 +106,16 @@ class TensorFolder:
                 file = self._open.enter_context(safe_open(folder / name, framework="pt"))
             except FileNotFoundError:
                 raise UserError("no such file", where=str(folder / name), wanted=f"as {INDEX} says") from None
-            except (OSError, SafetensorError) as error:
-                raise UserError("not a whole safetensors file", where=str(folder / name), met=str(error)) from None
+            except Exception as error:  # the parser of a header has many ways to fail
+                refuse_pointers([folder / name])
+                what, do = "not a whole safetensors file", "download or copy it again"
+                raise UserError(what, where=str(folder / name), met=str(error), do=do) from None
+            if twice := sorted(self._file_of.keys() & file.keys()):
+                raise UserError("tensors that another file holds too", where=str(folder / name), met=_some(twice))
             self._file_of |= dict.fromkeys(file.keys(), file)
         if index is not None and (differ := set(index) ^ set(self._file_of)):
             raise UserError("files and index differ", where=str(folder / INDEX), met=_some(sorted(differ)))
+        self._stored_names = without_prefix(self._file_of)
 
     def __enter__(self) -> TensorFolder:
         return self
@@ -107,11 +125,49 @@ class TensorFolder:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(file.get_slice(name).get_shape()) for name, file in self._file_of.items()}
+        """Of all tensors, by name without a prefix that all have."""
+        stored = self._stored_names.items()
+        return {name: tuple(self._file_of[key].get_slice(key).get_shape()) for name, key in stored}
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor: Tensor = self._file_of[name].get_tensor(name)
+        key = self._stored_names[name]
+        try:
+            tensor: Tensor = self._file_of[key].get_tensor(key)
+        except Exception as error:  # a type that PyTorch does not have, a disk that fails
+            what, met = "a tensor that cannot be read", (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(what, where=f"{self.folder}, {key}", met=met) from None
         return tensor
+
+
+def without_prefix(names: Iterable[str]) -> dict[str, str]:
+    """The names without what wrappers of a model put in front of all of them, each with the whole name.
+
+    >>> without_prefix(["module.mlp1.0.bias", "module.mlp1.1.bias"])
+    {'mlp1.0.bias': 'module.mlp1.0.bias', 'mlp1.1.bias': 'module.mlp1.1.bias'}
+    """
+    short = {name: name for name in names}
+    while short and len(first := {name.partition(".")[0] for name in short}) == 1 and first <= _WRAPPERS:
+        short = {name.partition(".")[2]: whole for name, whole in short.items()}
+    return short
+
+
+def checked(tensor: Tensor, like: Tensor, name: str, where: str) -> Tensor:
+    """`tensor`, which is to take the place of `like`.
+
+    Raises:
+        UserError: it holds whole numbers where floating point ones belong or the other way round, eight bits a value
+            (which mean nothing without their scales), or values that are not finite.
+    """
+    if tensor.is_floating_point() != like.is_floating_point() or (tensor.is_floating_point() and tensor.itemsize < 2):
+        wanted = "float32, bfloat16 or float16" if like.is_floating_point() else str(like.dtype)
+        raise UserError("a tensor of another type", where=f"{where}, {name}", met=str(tensor.dtype), wanted=wanted)
+    # Not `isfinite().all()`, which takes as much memory again: the extremes of what holds NaN are NaN.
+    has_values = tensor.is_floating_point() and tensor.numel() and not tensor.is_meta
+    if has_values and not all(map(math.isfinite, torch.stack(torch.aminmax(tensor)).tolist())):
+        count = f"{int((~tensor.isfinite()).sum()):,} of {tensor.numel():,} values"
+        do = "the training that wrote them went wrong, or the file is damaged"
+        raise UserError("weights that are not finite", where=f"{where}, {name}", met=count, do=do)
+    return tensor
 
 
 def check_fit(wanted: Mapping[str, tuple[int, ...]], met: Mapping[str, tuple[int, ...]], where: str) -> None:
@@ -125,9 +181,12 @@ def check_fit(wanted: Mapping[str, tuple[int, ...]], met: Mapping[str, tuple[int
             if name in met and tuple(met[name]) != tuple(shape)
         ],
     }
+    adapters = [name for name in met if ".lora_" in name or ".base_layer." in name or ".base_model." in name]
+    do = "merge the adapters into the weights with the tool that trained them"
     said = ". ".join(f"{len(names)} {fault}: {_some(names)}" for fault, names in faults.items() if names)
     if said:
-        raise UserError("the tensors are not this model's", where=where, met=said)
+        hint = do if adapters and faults["unexpected"] else ""
+        raise UserError("the tensors are not this model's", where=where, met=said, do=hint)
 
 
 def _some(names: list[str], shown: int = 8) -> str:

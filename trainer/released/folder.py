@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,9 +17,20 @@ from trainer.model.architecture import SAM_21_ONLY, Architecture, sa2va_config, 
 from trainer.model.prompts import Prompts
 from trainer.model.sa2va import Sa2VA
 from trainer.model.tokenizer import ADDED
-from trainer.released.files import TensorFolder, check_fit, floating, read_json, resolve, write_folder
+from trainer.released.files import (
+    TensorFolder,
+    check_fit,
+    checked,
+    floating,
+    read_json,
+    resolve,
+    without_prefix,
+    write_folder,
+)
 from trainer.released.names import Stored, plan, released_name
-from trainer.released.tokenizer import load_tokenizer, save_tokenizer
+from trainer.released.pointers import refuse_pointers
+from trainer.released.settings import check_settings
+from trainer.released.tokenizer import is_fault, load_tokenizer, save_tokenizer
 from trainer.released.training import read_training, write_training
 
 _SAM = "grounding_encoder.sam2_model."
@@ -48,6 +58,7 @@ def load_model(source: str | Path, *, dtype: torch.dtype | None = None, device: 
         )
     with TensorFolder(folder) as files:
         shapes = files.shapes
+        check_settings(config, shapes, str(folder / "config.json"))
         sam = sam_of({n.removeprefix(_SAM): s for n, s in shapes.items() if n.startswith(_SAM)}, str(folder))
         model = _hollow(Architecture(config, sam, str(folder / "config.json")), folder)
         _fill(model, shapes, files.__getitem__, str(folder), dtype, device)
@@ -82,10 +93,12 @@ def load_parts(
         )
         where = f"{folder / 'config.json'}, model_type"
         raise UserError("not an InternVL", where=where, met=met, wanted="internvl_chat", do=do)
-    language = dict(given.get("llm_config") or {})
+    with TensorFolder(folder) as files:
+        check_settings(given, files.shapes, str(folder / "config.json"))
+    language = dict(given["llm_config"])
     kind = (language.get("architectures") or ["?"])[0]
     # Without its architecture, the official code takes a vision configuration for another model's.
-    vision = {"architectures": ["InternVisionModel"], **(given.get("vision_config") or {})}
+    vision = {"architectures": ["InternVisionModel"], **given["vision_config"]}
     config = sa2va_config(vision, language, _TEMPLATES.get(kind, "qwen_chat"))
     config |= {
         k: given[k] for k in ("force_image_size", "downsample_ratio", "ps_version", "select_layer") if k in given
@@ -95,7 +108,8 @@ def load_parts(
     tables = [f"language_model.{n}" for n in ("model.embed_tokens", "lm_head", "model.tok_embeddings", "output")]
     with TensorFolder(folder) as files:
         shapes = files.shapes
-        rows = max((shapes[f"{name}.weight"][0] for name in tables if f"{name}.weight" in shapes), default=0)
+        of_tables = [shapes[f"{name}.weight"] for name in tables if f"{name}.weight" in shapes]
+        rows = max((shape[0] for shape in of_tables if shape), default=0)
         tokenizer = load_tokenizer(folder)
         tokenizer.add_tokens(ADDED, special_tokens=True)
         language["vocab_size"] = max(rows, len(tokenizer))
@@ -128,13 +142,14 @@ def read_sam(path: Path) -> dict[str, Tensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         raise UserError("no such file", where=str(path), wanted="a SAM 2 checkpoint (.pt)") from None
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        met = (str(error).splitlines() or [""])[0]
+    except Exception as error:  # a damaged archive or pickle has many ways to fail
+        refuse_pointers([path])
+        met = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError("not a checkpoint of tensors alone", where=str(path), met=met) from None
     tensors = loaded.get("model") if isinstance(loaded, dict) else None
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise UserError("not a SAM 2 checkpoint", where=str(path), wanted='a dict with the tensors under "model"')
-    return tensors
+    return {name: tensors[whole] for name, whole in without_prefix(tensors).items()}
 
 
 def save_model(
@@ -187,11 +202,27 @@ def cast(model: Sa2VA, dtype: torch.dtype | None) -> Sa2VA:
 
 
 def _hollow(architecture: Architecture, folder: Path, tokenizer: Any = None) -> Sa2VA:
-    tokenizer = tokenizer or load_tokenizer(folder)
-    prompts = Prompts(tokenizer, architecture.template, architecture.language.vocab_size)
-    model = Sa2VA(architecture, prompts, hollow=True).requires_grad_(False).eval()
+    model = hollow_model(architecture, tokenizer or load_tokenizer(folder), folder)
     model.source = folder
     return model
+
+
+def hollow_model(architecture: Architecture, tokenizer: Any, folder: Path) -> Sa2VA:
+    """A model without weights, frozen, in evaluation mode.
+
+    Raises:
+        UserError: values in the files of `folder` of which no model can be built.
+    """
+    try:
+        prompts = Prompts(tokenizer, architecture.template, architecture.language.vocab_size)
+        return Sa2VA(architecture, prompts, hollow=True).requires_grad_(False).eval()
+    except UserError:
+        raise
+    except BaseException as error:  # transformers and sam2 check few of the values that they are given
+        if not is_fault(error):
+            raise
+        met = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError("values that no model can be built of", where=architecture.where, met=met) from None
 
 
 def _plan(model: Sa2VA) -> list[Stored]:
@@ -219,8 +250,10 @@ def _fill(
     stored = _plan(model)
     check_fit({s.name: s.shape for s in stored}, shapes, where)
     state: dict[str, Tensor] = {}
+    own = model.state_dict()
     for item in stored:
-        state |= {name: floating(t.to(device), dtype) for name, t in item.split(read(item.name)).items()}
+        tensor = checked(read(item.name).to(device), own[item.parts[0]], item.name, where)
+        state |= {name: floating(t, dtype) for name, t in item.split(tensor).items()}
     if model.tied:
         state[_HEAD] = state[_TABLE]
     model.stored_dtype = read(released_name(_TABLE, internlm2=internlm2)).dtype

@@ -37,10 +37,17 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         return tokenizer
     except UserError:
         raise
-    except Exception as error:  # a tokenizer's files have many ways to be broken
+    except BaseException as error:  # a tokenizer's files have many ways to be broken
+        if not is_fault(error):
+            raise
         met = f"{config.get('tokenizer_class')}: {(str(error).splitlines() or [''])[0]}"
         wanted = "a tokenizer that transformers knows, or InternLM2's"
         raise UserError("cannot be read as a tokenizer", where=str(folder), met=met, wanted=wanted) from None
+
+
+def is_fault(error: BaseException) -> bool:
+    """Whether an exception speaks of what was read. Rust's panics, which tokenizers may raise, are no `Exception`."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, source: Path | None, folder: Path) -> None:

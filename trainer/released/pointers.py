@@ -1,0 +1,32 @@
+"""Files that stand in for others: what is left in a folder where a download has not taken place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from shards.errors import UserError
+
+_HEAD = 256
+_KINDS = (
+    (b"version https://git-lfs", "a Git LFS pointer", "fetch the file itself: git lfs pull"),
+    (b"version https://hawser", "a Git LFS pointer", "fetch the file itself: git lfs pull"),
+    (b"/annex/objects/", "a git-annex pointer", "fetch the file itself: git annex get"),
+    (b"<!doctype html", "a web page", "download the file, not the page about it"),
+    (b"<html", "a web page", "download the file, not the page about it"),
+)
+
+
+def refuse_pointers(paths: Iterable[Path]) -> None:
+    """Raise `UserError` where one of the files at `paths` holds what stands in for it; others are not judged here."""
+    for path in paths:
+        if not path.is_file():
+            continue
+        try:
+            with path.open("rb") as file:
+                head = file.read(_HEAD).lstrip(b"\xef\xbb\xbf \r\n\t").lower()
+        except OSError:
+            continue  # who needs the file says that it cannot be read
+        for begins, met, do in _KINDS:
+            if head.startswith(begins):
+                raise UserError("not a model's file but what stands in for it", where=str(path), met=met, do=do)
