@@ -132,15 +132,21 @@ def test_another_source_has_other_samples(sav_set: Path, tmp_path: Path):
         (lambda path: _edit(path, plans=None), "not what a model was trained on"),
     ],
 )
-def test_a_damaged_record_is_one_line(run: Path, tmp_path: Path, damage, said: str):
-    shutil.copytree((run / "checkpoint").resolve(), tmp_path / "checkpoint")
-    damage(tmp_path / "checkpoint" / FILE)
+def test_a_damaged_record_is_one_line(talker, tmp_path: Path, damage, said: str):
+    """Of an exported folder; those of checkpoints are compared with their checksums."""
+    record, before = TrainedOn(np.arange(7, dtype=np.uint64), ("a",)), talker.trained_on
+    talker.trained_on = record
+    save_model(talker, tmp_path / "model")
+    talker.trained_on = before
+    met = trained_on(str(tmp_path / "model"))
+    assert met is not None and met.ids.tolist() == [*range(7)] and met.plans == ("a",)
+    damage(tmp_path / "model" / FILE)
     with pytest.raises(UserError, match=said):
-        trained_on(str(tmp_path / "checkpoint"))
+        trained_on(str(tmp_path / "model"))
 
 
 def _edit(path: Path, **values: object) -> None:
-    origin = path.with_name("origin.json")
-    body = json.loads(origin.read_text())
+    training = path.with_name("training.json")
+    body = json.loads(training.read_text())
     body["trained_on"] |= values
-    origin.write_text(json.dumps(body))
+    training.write_text(json.dumps(body))

@@ -106,6 +106,8 @@ class TensorFolder:
                 file = self._open.enter_context(safe_open(folder / name, framework="pt"))
             except FileNotFoundError:
                 raise UserError("no such file", where=str(folder / name), wanted=f"as {INDEX} says") from None
+            except UserError:
+                raise
             except Exception as error:  # the parser of a header has many ways to fail
                 refuse_pointers([folder / name])
                 what, do = "not a whole safetensors file", "download or copy it again"
