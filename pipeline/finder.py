@@ -104,52 +104,55 @@ class Finder:
         path = self.locate(name)
         if path is None or not self._claims.claim(path, name):
             return self._place_of_missing(name), 0
-        return path, os.stat(self._root / path).st_size if os.path.exists(self._root / path) else 0
+        try:
+            return path, os.stat(os.path.join(self._root, path)).st_size
+        except OSError:  # a link to nothing
+            return path, 0
 
     def _as_it_stands(self, name: str) -> str | None:
         if not inside(name):
             return None
         names = coco_names(name) if self._bare else [name]
-        places = [(PurePosixPath(folder) / one).as_posix() for folder in self._folders for one in names]
-        for place in places:
-            if os.path.exists(self._root / place):
-                return place
+        places = [os.path.join(folder, one) for folder in self._folders for one in names]
         # A link to nothing is better than no file: reading it says what it points to.
-        return next((place for place in places if os.path.islink(self._root / place)), None)
+        for is_there in (os.path.exists, os.path.islink):
+            for place in places:
+                if is_there(os.path.join(self._root, place)):
+                    return PurePosixPath(place).as_posix()
+        return None
 
     def _look_alike(self, name: str) -> str | None:
         if not _can_be_named(name):
             return None
         for spelling in spellings(name, self._bare):
-            for folder in self._wanted:
-                path = self._go_down((*PurePosixPath(folder).parts, *spelling))
+            for folder in self._alike_folders:
+                path = self._go_down(folder, spelling)
                 if path is not None and os.path.isfile(self._root / path):
                     return path
         return None
 
-    def _go_down(self, parts: Sequence[str]) -> str | None:
-        """The path whose parts look like `parts`; None where there is none, or more than one."""
-        path = ""
+    @cached_property
+    def _alike_folders(self) -> list[str]:
+        """The folders that are there, also under names that look like the wanted ones."""
+        found = (self._go_down("", PurePosixPath(folder).parts) for folder in self._wanted)
+        return [*dict.fromkeys(path for path in found if path is not None)]
+
+    def _go_down(self, path: str, parts: Sequence[str]) -> str | None:
+        """The path below `path` whose parts look like `parts`; None where there is none, or more than one."""
         for part in parts:
-            name = self._listing(path).get(look_alike(part))
-            if os.path.lexists(self._root / path / part):
-                name = part
+            names = self._listing(path)
+            name = part if part in names.stored else names.alike.get(look_alike(part))
             if name is None:
                 return None
             path = f"{path}/{name}" if path else name
         return path
 
-    def _list(self, folder: str) -> dict[str, str | None]:
-        """How the names in a folder look -> the name; None for two that look alike. Empty where it cannot be read."""
+    def _list(self, folder: str) -> _Names:
         try:
             names = listed(self._root / folder)
         except OSError:
-            return {}
-        alike: dict[str, str | None] = {}
-        for name in names if len(names) <= _MOST_NAMES else ():
-            key = look_alike(name)
-            alike[key] = None if key in alike else name
-        return alike
+            names = []
+        return _Names(names if len(names) <= _MOST_NAMES else [])
 
     def _place_of_missing(self, name: str) -> str:
         return (PurePosixPath(self._folders[0]) / name).as_posix() if inside(name) else name
@@ -205,6 +208,18 @@ def located(root: Path, name: str) -> Path:
 def finder_at(root: Path) -> Finder:
     """Finds paths relative to `root`, with all their folders; kept, with what it has listed."""
     return Finder(root, [""], bare=False)
+
+
+class _Names:
+    """The names in a folder."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.stored = frozenset(names)
+        self.alike: dict[str, str | None] = {}
+        """How each looks -> the name; None for two that look alike."""
+        for name in names:
+            key = look_alike(name)
+            self.alike[key] = None if key in self.alike else name
 
 
 class _Claims:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import PurePosixPath
 from urllib.parse import unquote
 
@@ -20,6 +21,7 @@ _SUFFIXES = {".jpeg": ".jpg", ".jpe": ".jpg", ".jfif": ".jpg", ".tiff": ".tif"}
 _MOST_TAILS = 32
 
 
+@lru_cache(maxsize=1 << 12)  # most of all the names of folders
 def look_alike(name: str) -> str:
     """A key that names share which differ in case, accents (NFC, NFD), escapes (%20), outer blanks, .jpg or .jpeg."""
     plain = unquote(name) if "%" in name else name
