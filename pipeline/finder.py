@@ -11,7 +11,17 @@ from typing import Any
 
 from pipeline.records import RecordsWriter
 from pipeline.refused import refuse
-from pipeline.spelling import Parts, coco_names, look_alike, may_be_one, meaning, spellings, tail
+from pipeline.spelling import (
+    Parts,
+    coco_names,
+    is_coco_name,
+    look_alike,
+    may_be_one,
+    meaning,
+    parts_of,
+    spellings,
+    tail,
+)
 from pipeline.walk import listed
 from shards.errors import BadInput
 from shards.hidden import is_hidden
@@ -70,6 +80,7 @@ class Finder:
         self._wanted = [*dict.fromkeys(folders)]
         self._folders = [folder for folder in self._wanted if (root / folder).is_dir()] or self._wanted[:1]
         self._claims = _Claims()
+        self._ambiguous: dict[str, list[str]] = {}
         self._explained = 0
         self._listing = lru_cache(maxsize=_LISTINGS)(self._list)
         self.find = lru_cache(maxsize=1 << 16)(self._find)
@@ -81,8 +92,8 @@ class Finder:
         """
         path, size = self.find(name)
         new = records.add(path, size)
-        is_alone = name not in self._claims.late and inside(path)
-        if new and not size and is_alone and not os.path.lexists(self._root / path):
+        is_alone = name not in self._claims.late and _can_be_named(name)
+        if new and not size and is_alone and not (inside(path) and os.path.lexists(self._root / path)):
             refuse(records, path, self.missing(name))
         return path, size, new
 
@@ -112,7 +123,7 @@ class Finder:
     def _as_it_stands(self, name: str) -> str | None:
         if not inside(name):
             return None
-        names = coco_names(name) if self._bare else [name]
+        names = coco_names(name) if self._bare and is_coco_name(name) else [name]
         places = [os.path.join(folder, one) for folder in self._folders for one in names]
         # A link to nothing is better than no file: reading it says what it points to.
         for is_there in (os.path.exists, os.path.islink):
@@ -124,11 +135,15 @@ class Finder:
     def _look_alike(self, name: str) -> str | None:
         if not _can_be_named(name):
             return None
+        whole = parts_of(name)[0]
         for spelling in spellings(name, self._bare):
-            for folder in self._alike_folders:
-                path = self._go_down(folder, spelling)
-                if path is not None and os.path.isfile(self._root / path):
-                    return path
+            paths = [path for folder in self._alike_folders if (path := self._go_down(folder, spelling)) is not None]
+            files = [path for path in paths if os.path.isfile(self._root / path)]
+            if len(spelling) < len(whole) and len({_identity(self._root / path) for path in files}) > 1:
+                self._ambiguous[name] = files  # which folder was meant has been cut off
+                return None
+            if files:
+                return files[0]
         return None
 
     @cached_property
@@ -159,12 +174,16 @@ class Finder:
 
     def missing(self, name: str) -> BadInput:
         """Says that there is no such file, in which folders it was looked for, and the nearest name that is there."""
+        if name in self._ambiguous:
+            met = f"{name!r}: {', '.join(sorted(self._ambiguous[name]))}"[:300]
+            return BadInput("a name of several files", met=met, wanted="one", do="keep the folders that the names have")
         folders = ", ".join(str(PurePosixPath(folder)) for folder in self._folders)
         met = f"no {name!r} in {folders}"
         if nearest := self._nearest(name):
             met += f"; the nearest name is {nearest!r}"
         do = "its dataset's page in docs/datasets/ says where it is looked for"
-        return BadInput("no such file", met=met, wanted="a file of this name", do=do)
+        what = "no such file" if inside(name) else OUTSIDE
+        return BadInput(what, met=met, wanted="a file of this name below the dataset's folder", do=do)
 
     def _nearest(self, name: str) -> str:
         """The path of the file whose name is most like `name`; empty for none, and after many questions."""
@@ -198,8 +217,9 @@ def located(root: Path, name: str) -> Path:
     if inside(name) and os.path.lexists(root / name):
         return root / name
     found = finder_at(root).locate(name)
+    if found is None and not _can_be_named(name):
+        return below(root, name)
     if found is None:
-        below(root, name)
         raise finder_at(root).missing(name)
     return root / found
 
@@ -208,6 +228,14 @@ def located(root: Path, name: str) -> Path:
 def finder_at(root: Path) -> Finder:
     """Finds paths relative to `root`, with all their folders; kept, with what it has listed."""
     return Finder(root, [""], bare=False)
+
+
+def _identity(path: Path) -> tuple[int, int] | str:
+    try:
+        state = os.stat(path)
+    except OSError:
+        return str(path)
+    return state.st_dev, state.st_ino
 
 
 class _Names:

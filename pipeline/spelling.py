@@ -77,6 +77,11 @@ def coco_names(name: str) -> list[str]:
     return [*folders, plain, f"COCO_train2014_{plain}", f"COCO_val2014_{plain}"]
 
 
+def is_coco_name(name: str) -> bool:
+    """Whether a name ends with a number of COCO's, which tells its picture in any folder."""
+    return _COCO_NAME.fullmatch(name.rsplit("/", 1)[-1]) is not None
+
+
 def meaning(name: str) -> Parts:
     """The parts of a name that tell its picture from others; COCO's numbers do so without prefix and folder."""
     parts = parts_of(name)[0]

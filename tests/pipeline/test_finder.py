@@ -151,3 +151,26 @@ def test_hidden_files_are_not_taken_for_others(tmp_path):
     put(tmp_path / "._1.JPG", b"1")
     put(tmp_path / ".ipynb_checkpoints/1.jpg", b"1")
     assert Finder(tmp_path, [""]).find("1.jpg") == ("1.jpg", 0)
+
+
+def test_a_name_without_its_folder_that_several_files_have_means_none(tmp_path):
+    for folder in ("images", "data", "images/b"):
+        put(tmp_path / folder / "x.jpg", folder.encode())
+    names = ["a/x.jpg", "/m/x.jpg", "x.jpg", "b/x.jpg"]
+    found, said = put_down(Finder(tmp_path, ["images", "data"]), names, tmp_path)
+    assert found == [("images/a/x.jpg", 0), ("/m/x.jpg", 0), ("images/x.jpg", 6), ("images/b/x.jpg", 8)]
+    for path, name in (("images/a/x.jpg", "a/x.jpg"), ("/m/x.jpg", "/m/x.jpg")):
+        assert str(said[path]).startswith(f"a name of several files; met {name!r}: data/x.jpg, images/x.jpg")
+
+
+def test_links_to_one_file_are_not_several(tmp_path):
+    put(tmp_path / "images/x.jpg", b"12")
+    os.symlink(tmp_path / "images", tmp_path / "data")
+    os.link(tmp_path / "images/x.jpg", tmp_path / "x.jpg")
+    assert Finder(tmp_path, ["data", "images", ""]).find("a/x.jpg") == ("data/x.jpg", 2)
+
+
+def test_a_name_with_its_folder_goes_before_its_end(tmp_path):
+    put(tmp_path / "x.jpg", b"1")
+    put(tmp_path / "images/a/x.jpg", b"12")
+    assert Finder(tmp_path, ["", "images"]).find("a/x.jpg") == ("images/a/x.jpg", 2)
