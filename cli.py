@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 
 import typer
 
@@ -32,6 +32,13 @@ Codec = Literal["zstd", "raw", "jpeg"]
 Group = Literal["sample", "file", "folder", "picture"]
 Engine = Literal["local", "ray"]
 Objective = Literal["segment", "dual", "describe", "reverse"]
+
+
+def say(text: object, file: TextIO | None = None) -> None:
+    """Print, with escapes in place of what a terminal would act on: names of files may hold anything."""
+    from shards.printable import printable_lines
+
+    print(printable_lines(str(text)), file=file)
 
 
 @app.command()
@@ -208,7 +215,7 @@ def verify_shard(
             workers=workers,
             allow_lossy=allow_lossy,
         )
-    print(json.dumps(report.to_json(), indent=1) if as_json else report.table())
+    say(json.dumps(report.to_json(), indent=1) if as_json else report.table())
     if not report.ok:
         raise typer.Exit(1)
 
@@ -231,7 +238,7 @@ def recode(
     manifest = write(path, out, codec, threads)
     size = sum(shard.bytes for shard in manifest.shards)
     shards = f"{len(manifest.shards):,} shards, {size / 1e9:,.2f} GB"
-    print(f"{out}: {manifest.samples:,} samples in {shards}; pictures {manifest.pictures}")
+    say(f"{out}: {manifest.samples:,} samples in {shards}; pictures {manifest.pictures}")
 
 
 @app.command()
@@ -255,7 +262,7 @@ def split(
     from shards.select import split as cut
 
     for part, manifest in zip(("train", "val"), cut(path, out, share, by, parse_size(shard_size)), strict=True):
-        print(f"{out / (path.resolve().name + '-' + part)}: {manifest.samples:,} samples, {manifest.objects:,} objects")
+        say(f"{out / (path.resolve().name + '-' + part)}: {manifest.samples:,} samples, {manifest.objects:,} objects")
 
 
 @app.command()
@@ -270,7 +277,7 @@ def sample(
     from shards.select import sample as take
 
     manifest = take(path, out, n, seed, parse_size(shard_size))
-    print(f"{out}: {manifest.samples:,} samples, {manifest.objects:,} objects; {manifest.selection}")
+    say(f"{out}: {manifest.samples:,} samples, {manifest.objects:,} objects; {manifest.selection}")
 
 
 @app.command()
@@ -282,7 +289,7 @@ def preview(
     """Draw contact sheets of a shard set and one page that shows them."""
     from shards.preview import preview as draw
 
-    print(f"preview: {draw(path, out or Path('runs', 'preview', path.stem), samples)}")
+    say(f"preview: {draw(path, out or Path('runs', 'preview', path.stem), samples)}")
 
 
 @app.command()
@@ -299,7 +306,7 @@ def stats(
 
     found = look_at(paths, samples)
     page = write_page(found, out or Path("runs", "stats", f"{paths[0].resolve().name}.html"))
-    print(json.dumps([one.to_json() for one in found], indent=1) if as_json else f"{table(found)}\npage: {page}")
+    say(json.dumps([one.to_json() for one in found], indent=1) if as_json else f"{table(found)}\npage: {page}")
 
 
 @app.command()
@@ -331,14 +338,14 @@ def export(
     if form == "sa2va":
         from trainer.export import export as write
 
-        print(write(checkpoint, out, chosen))
+        say(write(checkpoint, out, chosen))
     else:
         from inference.deploy import export_graphs, export_quantised
 
         if form == "onnx":
-            print(export_graphs(checkpoint, out, images))
+            say(export_graphs(checkpoint, out, images))
         else:
-            print(export_quantised(checkpoint, out, images, texts, chosen))
+            say(export_quantised(checkpoint, out, images, texts, chosen))
 
 
 @app.command()
@@ -406,7 +413,7 @@ def predict(
         from inference.recipes import explain
 
         loaded = load_model(model, device, dtype)
-        print(explain(loaded, asked), file=sys.stderr)
+        say(explain(loaded, asked), file=sys.stderr)
         return Predictor(
             loaded,
             recipe=asked,
@@ -427,7 +434,7 @@ def predict(
         texts=texts,
         batch_size=batch_size,
     ):
-        print(line)
+        say(line)
 
 
 @app.command()
@@ -488,7 +495,7 @@ def evaluate(
         cache=Cache(cache, parse_size(cache_limit)),
     )
     if shown:
-        print(shown)
+        say(shown)
 
 
 @app.command()
@@ -510,11 +517,15 @@ def doctor(
 def main() -> None:
     """Run the command line. A user's mistake ends in one line and exit status 1, Ctrl-C in 130."""
     from shards.errors import UserError
+    from shards.printable import os_error_text, set_up_output
 
+    set_up_output()
     try:
         app()
     except UserError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:  # a name that is too long, a folder that may not be read, a full disk, ...
+        sys.exit(f"error: {os_error_text(error)}")
     except KeyboardInterrupt:
         sys.exit(130)
 

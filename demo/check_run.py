@@ -16,7 +16,7 @@ from trainer.config import load_config
 
 
 def main(folder: Path) -> None:
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").split("\n") if line]
     losses = [record["held_out/dual/mask_loss"] for record in records if "held_out/dual/mask_loss" in record]
     print(f"held-out mask loss (BCE + Dice): {losses[0]:.3f} before training, {losses[-1]:.3f} after")
     judged = [record for record in records if "held_out/dual/iou" in record][-1]

@@ -29,6 +29,7 @@ from inference.scores import ALL, Tally, table
 from shards.cache import Cache
 from shards.errors import UserError
 from shards.groups import Group
+from shards.printable import printable
 from shards.reader import ShardSet
 from shards.remote import open_set
 from trainer.config import Config
@@ -107,7 +108,7 @@ def evaluate(
     loaded = load(model, str(state.device) if state.num_processes > 1 else device, dtype).eval()
     notes = [explain_shards(loaded, sets[0].recipe), explain_samples(sets, every, record)]
     if state.is_main_process:  # what is wrong is said before hours go into it
-        print(*notes, sep="\n", file=sys.stderr)
+        print(*map(printable, notes), sep="\n", file=sys.stderr)
     loaded.grounding_encoder.float()  # as in prediction: bfloat16 for SAM 2 is left to autocast
 
     tallies = _tally(loaded, groups, chosen, batch_size, max_caption_tokens, state)

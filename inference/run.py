@@ -18,6 +18,7 @@ from inference.pictures import files_of_frames, read_picture, read_region, write
 from inference.predictor import Predictor
 from pipeline.resize import UInt8
 from shards.errors import BadInput, UserError
+from shards.printable import shortened
 from trainer.model.prompts import IMAGE
 
 Load = Callable[[], Predictor]
@@ -51,6 +52,8 @@ def predict(
         raise UserError("--region needs --image")
     if text is None and images is None and not regions:
         raise UserError("nothing is asked", met=f"{met[0]} alone", wanted='--text, such as "Please segment the dog."')
+    if text is not None and not _is_unicode(text):
+        raise UserError("not UTF-8", where="--text", met=repr(text), do="give the question in the terminal's encoding")
     if image is not None:
         return describe(load, image, text, regions, out) if regions else segment(load, image, str(text), out)
     if video is not None:
@@ -159,7 +162,8 @@ def read_questions(images: Path, texts: Path) -> list[Question]:
         UserError: a line that is no question, or names no picture.
     """
     try:
-        lines = texts.read_text("utf-8-sig").splitlines()
+        # Not `splitlines`: what else ends a line elsewhere may stand in a name or a question.
+        lines = texts.read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         met = getattr(error, "strerror", None) or "other bytes"
         raise UserError("cannot be read as text", where=str(texts), met=met, wanted="UTF-8") from None
@@ -167,17 +171,33 @@ def read_questions(images: Path, texts: Path) -> list[Question]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        name, _, text = (part.strip() for part in line.partition("\t"))
+        name, _, text = (part.strip(" \t") for part in line.partition("\t"))
         path, where = PurePosixPath(name), f"{texts}, line {number}"
         if not name or not text or text.count(IMAGE) > 1:
             raise UserError("not a question", where=where, met=repr(line[:80]), wanted="FILE, a tab, one question")
-        if path.is_absolute() or ".." in path.parts or not (images / path).is_file():
-            raise UserError("no such picture", where=where, met=name, wanted=f"a file in {images}")
+        if path.is_absolute() or ".." in path.parts or not _is_file(images / path):
+            raise UserError("no such picture", where=where, met=shortened(name), wanted=f"a file in {images}")
         # The line's number keeps several questions about a picture apart.
         questions.append(Question(f"{number:05d}-{path.stem}", images / path, text))
     if not questions:
         raise UserError("no questions", where=str(texts), wanted="lines of FILE, a tab, a question")
     return questions
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether no byte of the command line was left as half a surrogate pair."""
+    try:
+        text.encode()
+        return True
+    except UnicodeEncodeError:
+        return False
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or holds NUL
+        return False
 
 
 def _note(out: Path, name: str, values: dict[str, Any]) -> None:

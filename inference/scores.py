@@ -6,15 +6,15 @@ cIoU is all intersections over all unions; gIoU the mean of the items' IoU; Pr@0
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
+
+from shards.printable import printable
+from shards.tables import add_row, plain_table, table_text
 
 ALL = "all"
 """The row of all sources together."""
@@ -89,15 +89,13 @@ def table(title: str, of_source: Mapping[str, Mapping[str, Any]]) -> str:
     if "cycle_iou" in names:
         names[names.index("giou")] = "cycle_iou"  # the same number under the name that people look for
         names = list(dict.fromkeys(names))
-    grid = Table(title=title, title_justify="left")
+    grid = plain_table(title)
     grid.add_column("source")
     for name in names:
         grid.add_column(_TITLES.get(name, name.replace("_", " ")), justify="right")
     for source, values in of_source.items():
-        grid.add_row(source, *(_cell(values.get(name)) for name in names))
-    text = io.StringIO()
-    Console(file=text, width=140).print(grid)
-    return "\n".join([text.getvalue().rstrip(), *_left_out(of_source)])
+        add_row(grid, (source, *(_cell(values.get(name)) for name in names)))
+    return "\n".join([table_text(grid, 140), *map(printable, _left_out(of_source))])
 
 
 def _cell(value: Any) -> str:

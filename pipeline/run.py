@@ -29,6 +29,7 @@ from pipeline.work import Share, Work
 from shards.errors import UserError
 from shards.format import MANIFEST
 from shards.manifest import LedgerLine, Manifest
+from shards.printable import printable
 from shards.size import size_text
 
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -226,7 +227,7 @@ def _write(
     if bad > allowed or not missing:
         return 0, bad
     with (
-        tqdm(total=inputs, initial=stood, unit="sample", desc=name, mininterval=0.5) as bar,
+        tqdm(total=inputs, initial=stood, unit="sample", desc=printable(name), mininterval=0.5) as bar,
         closing(engine_named(engine)(plan, missing, work, workers, Watch(bar.update, _FirstOfKind()))) as notes,
     ):
         for note in notes:

@@ -5,25 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from pipeline.estimate import Amount, Estimate
 from pipeline.plan import Plan
 from pipeline.run import ShareSummary, Summary
+from shards.printable import printable
 from shards.size import size_text
+from shards.tables import add_row, plain_console, plain_table
 
 
 def _print(title: str, rows: list[tuple[str, str]]) -> None:
-    table = Table(show_header=False)
+    table = plain_table("", show_header=False)
     table.add_column()
     table.add_column(justify="right")
     for row in rows:
-        table.add_row(*map(Text, row))  # as text: rich would read a name in brackets as markup
-    console = Console()
-    console.print(Text(title), soft_wrap=True)  # a path is not cut, however narrow the table is
-    console.print(table)
+        add_row(table, row)
+    print(printable(title))  # not as the table's: a path is not cut, however narrow the table is
+    plain_console().print(table)
 
 
 def _found(options: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -78,7 +75,7 @@ def show_share(summary: ShareSummary | Summary) -> None:
         ("seconds", f"{summary.seconds:.1f}"),
     ]
     _print(f"{summary.place}: task {summary.share.index} of {summary.share.count}", rows)
-    Console().print(f"when all tasks are done: cli.py merge {summary.place}", soft_wrap=True, markup=False)
+    print(printable(f"when all tasks are done: cli.py merge {summary.place}"))
 
 
 def show_estimate(estimate: Estimate, place: str, free: int | None, workers: int) -> None:

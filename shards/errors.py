@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Self
 
+from shards.printable import printable, shortened
+
 
 class UserError(Exception):
     """Something the user gave does not hold.
@@ -31,11 +33,17 @@ class UserError(Exception):
     def detail(self) -> str:
         """All but what and where, on one line: "met ...; wanted ...; what to do", without the parts that are empty."""
         met, wanted = (f"{word} {text}" if text else "" for word, text in (("met", self.met), ("wanted", self.wanted)))
-        return " ".join("; ".join(part for part in (met, wanted, self.do) if part).split())
+        return _one_line("; ".join(part for part in (met, wanted, self.do) if part))
 
     def __str__(self) -> str:
-        parts = [f"{self.where}: {self.what}" if self.where else self.what, self.detail]
-        return " ".join("; ".join(part for part in parts if part).split())
+        what = _one_line(self.what)
+        where = f"{printable(shortened(self.where))}: {what}" if self.where else what
+        return "; ".join(part for part in (where, self.detail) if part)
+
+
+def _one_line(text: str) -> str:
+    """What libraries say in several lines in one, printable."""
+    return printable(" ".join(text.split()))
 
 
 def _rebuild(kind: type[UserError], what: str, where: str, met: str, wanted: str, do: str) -> UserError:

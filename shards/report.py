@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from array import array
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from shards.printable import printable
+from shards.tables import add_row, plain_table, table_text
 
 _KEPT = 50  # failures kept of a shard; all are counted
 _SHOWN = 20
@@ -96,16 +95,14 @@ class Report:
 
     def table(self) -> str:
         """The report as text."""
-        table = Table(title=f"{self.samples:,} samples, {self.objects:,} objects", title_justify="left")
+        table = plain_table(f"{self.samples:,} samples, {self.objects:,} objects")
         for name in ("field", "shape", "dtype", "min", "max", "samples", "failures"):
             table.add_column(name, justify="left" if name in ("field", "shape", "dtype") else "right")
         for row in self.fields.values():
             limits = [f"{v:.4f}" if row.dtype == "float32" else f"{v:.0f}" for v in (row.min, row.max)]
-            table.add_row(row.name, row.shape, row.dtype, *limits, f"{row.samples:,}", f"{row.failures:,}")
-        text = io.StringIO()
-        Console(file=text, width=100).print(table)
-        lines = [text.getvalue().rstrip(), *self.lossy]
-        lines += (f"FAILED {failure}" for failure in self.failures[:_SHOWN])
+            add_row(table, (row.name, row.shape, row.dtype, *limits, f"{row.samples:,}", f"{row.failures:,}"))
+        lines = [table_text(table, 100), *map(printable, self.lossy)]
+        lines += (printable(f"FAILED {failure}") for failure in self.failures[:_SHOWN])
         if self.failure_count > _SHOWN:
             lines.append(f"... and {self.failure_count - min(_SHOWN, len(self.failures)):,} more (see --json)")
         lines.append("all checks hold" if self.ok else f"{self.failure_count:,} checks failed")

@@ -29,6 +29,7 @@ from shards.lock import hold_lock
 from shards.lossy import Psnr
 from shards.manifest import Manifest, ShardInfo, pack_index, sha256
 from shards.memory import keep_freed_memory
+from shards.printable import printable
 from shards.reader import ShardSet
 from shards.regular_file import read_regular
 
@@ -132,7 +133,7 @@ def _begin(work: Path, wanted: dict[str, str]) -> None:
 def _write(out: Path, work: Path, parts: Sequence[Part], put: Put, target: Manifest, threads: int) -> None:
     stopped = threading.Event()
     with (
-        tqdm(total=target.samples, unit="sample", desc=out.name, mininterval=0.5) as bar,
+        tqdm(total=target.samples, unit="sample", desc=printable(out.name), mininterval=0.5) as bar,
         ThreadPoolExecutor(threads) as pool,
     ):
 

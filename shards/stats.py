@@ -18,16 +18,16 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 
 from shards import codec
 from shards.atomic import atomic_write
 from shards.errors import BadShard
 from shards.format import Field
+from shards.printable import printable
 from shards.reader import ShardSet
 from shards.sample import texts_of
+from shards.tables import add_row, plain_console, plain_table
 
 Numbers = NDArray[np.float64]
 _PAGE = Environment(autoescape=True).from_string("""<!doctype html>
@@ -173,7 +173,7 @@ class SetStats:
 
     def plots(self) -> list[tuple[str, Markup]]:
         """A histogram a kind of number that differs, as SVG."""
-        return [(n, _histogram(n, v, self.name)) for n, v in self.found.items() if len(np.unique(v)) > 1]
+        return [(n, _histogram(n, v, printable(self.name))) for n, v in self.found.items() if len(np.unique(v)) > 1]
 
 
 def _number(value: float) -> str:
@@ -219,15 +219,15 @@ def look_at(folders: Sequence[Path], most: int) -> list[SetStats]:
 def table(stats: Sequence[SetStats]) -> str:
     """All sets as text."""
     text = io.StringIO()
-    console = Console(file=text, width=110)
+    console = plain_console(110, text)
     for one in stats:
-        shown = Table(title=one.name, title_justify="left")
+        shown = plain_table(one.name)
         for head in _HEADS:
             shown.add_column(head, justify="left" if head == _HEADS[0] else "right")
         for row in one.rows():
-            shown.add_row(*row)
+            add_row(shown, row)
         console.print(shown)
-        console.print("\n".join(one.lines()), highlight=False, markup=False)
+        console.print("\n".join(map(printable, one.lines())))
     return text.getvalue().rstrip()
 
 
@@ -236,5 +236,5 @@ def write_page(stats: Sequence[SetStats], page: Path) -> Path:
     sets = [{"name": s.name, "lines": s.lines(), "rows": s.rows(), "plots": s.plots()} for s in stats]
     title = ", ".join(Path(s.name).name for s in stats)
     page.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(page, _PAGE.render(title=title, sets=sets, heads=_HEADS).encode())
+    atomic_write(page, _PAGE.render(title=title, sets=sets, heads=_HEADS).encode("utf-8", "backslashreplace"))
     return page

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 from shards.errors import UserError
+from shards.printable import os_error_text, set_up_output
 
 _LOST = ("closed by peer", "reset by peer", "remote process exited")  # gloo's and NCCL's words
 
@@ -15,6 +16,7 @@ def run_command(main: Callable[[list[str]], None], manual: str | None) -> None:
     if {"-h", "--help"} & {*sys.argv[1:]}:
         print(manual)
         sys.exit()
+    set_up_output()
     try:
         main(sys.argv[1:])
     except UserError as error:
@@ -24,9 +26,8 @@ def run_command(main: Callable[[list[str]], None], manual: str | None) -> None:
     except OSError as error:
         from trainer.checkpoints.run_folder import NO_ROOM  # imports what takes seconds
 
-        if error.errno not in NO_ROOM:
-            raise
-        sys.exit(f"error: {error}; make room, and start the same command again")
+        do = "; make room, and start the same command again" if error.errno in NO_ROOM else ""
+        sys.exit(f"error: {os_error_text(error)}{do}")
     except RuntimeError as error:
         if not any(lost in str(error) for lost in _LOST):
             raise

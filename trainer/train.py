@@ -40,6 +40,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from shards.checksum import Check
 from shards.errors import UserError
 from shards.groups import named_group
+from shards.printable import PrintableFormatter, printable, printable_lines
 from shards.remote import open_set
 from trainer.agreement import decided_by_main, over_processes, stop_unless_finite
 from trainer.checkpoints.checkpoint import Parts, State, nbytes, write
@@ -85,16 +86,23 @@ def main(arguments: list[str]) -> None:
     with closing(RunFolder(Path(config.output_dir), config.checkpoint.keep)) as run:
         if stopped := train(config, accelerator, run):
             again = shlex.join(["trainer/train.py", *arguments])
-            accelerator.print(f"to go on: accelerate launch --num_processes {accelerator.num_processes} {again}")
+            again = f"accelerate launch --num_processes {accelerator.num_processes} {again}"
+            accelerator.print(printable(f"to go on: {again}"))
             sys.exit(128 + stopped)
 
 
 def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
     """Train to the last step and return 0, or to the step at which a signal stopped it and return the signal."""
-    show, folder, mix = accelerator.print, run.folder, config.objectives()
+    folder, mix = run.folder, config.objectives()
+
+    def show(text: str) -> None:
+        accelerator.print(printable_lines(text))
+
     cache = config.data.open_cache()
     if accelerator.is_main_process:
-        logging.basicConfig(format="%(message)s")
+        handler = logging.StreamHandler()
+        handler.setFormatter(PrintableFormatter())
+        logging.basicConfig(handlers=[handler])
         logging.getLogger("trainer").setLevel(logging.INFO)
 
     config, kept = decided_by_main(accelerator, lambda: keep_old_ways(config, run))

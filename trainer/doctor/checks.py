@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from shards.errors import UserError
+from shards.printable import printable
 from trainer.checkpoints.resume import keep_old_ways, look
 from trainer.checkpoints.run_folder import RunFolder
 from trainer.config import Config, load_config
@@ -49,10 +50,11 @@ def doctor(arguments: Sequence[str]) -> bool:
         Whether nothing failed; warnings do not count.
     """
     logging.getLogger("trainer").addHandler(logging.NullHandler())  # loaders would warn of what is said here
-    console, sound = Console(highlight=False, soft_wrap=True), True
+    console, sound = Console(highlight=False, soft_wrap=True, markup=False, emoji=False), True
     for finding in examine(arguments):
         line = Text(f"{finding.level:5}", style=_COLOURS[finding.level])
-        console.print(line.append(f"{finding.check:14}", style="default").append(finding.said, style="default"))
+        said = f"{finding.check:14}{printable(finding.said)}"
+        console.print(line.append(said, style="default"))
         sound = sound and finding.level != "fail"
     console.print(
         Text("ready to train", style="green") if sound else Text("not ready: mend what failed first", style="red")

@@ -23,7 +23,7 @@ def read_records(path: Path, step: int) -> list[dict[str, Any]]:
     """
     records: list[dict[str, Any]] = []
     if path.exists():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
                 record = json.loads(line)
             except ValueError:
