@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import os
-import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +13,7 @@ from typing import Any, BinaryIO, cast
 
 from pipeline.pictures import is_pointer
 from shards.errors import BadInput, UserError
+from shards.regular_file import open_regular
 
 AGAIN = "download it again"
 _MARK = b"\xef\xbb\xbf"
@@ -42,11 +41,8 @@ def open_text(path: Path, error: type[UserError] = UserError) -> Iterator[Buffer
             cut short or grows without bounds.
     """
     try:
-        with open(path, "rb", opener=_open) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise error("not a file", where=str(path), met="a folder, a device or a pipe", wanted="a regular file")
-            with BufferedReader(cast(Any, _Bytes(file, str(path), error)), _BLOCK) as text:
-                yield text
+        with open_regular(path) as file, BufferedReader(cast(Any, _Bytes(file, str(path), error)), _BLOCK) as text:
+            yield text
     except OSError as failed:
         met = str(failed.strerror or failed)
         raise error("cannot be read", where=str(path), met=met, wanted="a readable file") from None
@@ -131,7 +127,3 @@ class _Bytes(io.RawIOBase):
 def _is_odd(head: bytes) -> bool:
     """Whether a file that begins so is anything but plain text."""
     return is_pointer(head) or b"\0" in head[:4] or head.startswith((_MARK, *_OTHERS))
-
-
-def _open(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # else a pipe that nobody writes to is waited for

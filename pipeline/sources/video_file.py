@@ -20,6 +20,9 @@ from pipeline.resize import UInt8
 from shards.errors import BadInput
 from shards.regular_file import open_regular
 
+# No playlists: these name other files, and FFmpeg would open them, whatever the file itself is called.
+_FORMATS = "mov,mp4,matroska,webm,avi,mpeg,mpegts,flv,asf,ogg,m4v,ivf,h264,hevc,mpegvideo,mxf"
+_ONLY = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
 _KEPT = 6  # pictures of a video: its masklets, which follow each other, often take the same frames
 
 
@@ -99,7 +102,7 @@ class VideoFile:
     @contextmanager
     def _opened(self) -> Iterator[tuple[Any, Any]]:
         try:
-            with av.open(str(self._path), mode="r") as container:
+            with av.open(str(self._path), mode="r", options=_ONLY) as container:
                 stream = container.streams.video[0]
                 stream.codec_context.thread_count = 1  # workers are processes
                 stream.codec_context.options = {"err_detect": "explode"}  # else damaged pictures are patched up

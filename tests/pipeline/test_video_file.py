@@ -72,3 +72,12 @@ def test_damage_is_found_when_an_open_group_is_read_from_its_start(tmp_path):
     assert np.array(VideoFile(file).pictures([2], (HEIGHT, WIDTH))[0]).any()
     with pytest.raises(BadInput, match=r"open\.mp4: (cannot be read as a video|broken picture|video ends early)"):
         VideoFile(file).pictures([46], (HEIGHT, WIDTH))
+
+
+def test_a_playlist_opens_no_other_file(tmp_path):
+    write(tmp_path / "real.mp4", "libx264", CLOSED, False)
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile real.mp4\n")
+    with av.open(str(tmp_path / "list.mp4")) as container:
+        assert container.format.name == "concat"  # FFmpeg alone would take it
+    with pytest.raises(BadInput, match=r"list\.mp4: cannot be read as a video"):
+        VideoFile(tmp_path / "list.mp4")
