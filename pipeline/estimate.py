@@ -73,7 +73,9 @@ def estimate(plan: Plan, most: int = 64) -> Estimate:
         sizes.append(float(sum(len(blob) + _MEMBER_BYTES for blob in blobs)))
         kept.append(float(bool(blobs)))
     if len(left_out) == count:
-        raise no_sample(Counter(error.what for error in left_out), str(plan.job.root), str(left_out[0]))
+        raise no_sample(
+            Counter(error.what for error in left_out), str(plan.job.root), str(left_out[0]), plan.job.options
+        )
     samples, size, time_taken = (Amount.of(probed, len(plan.inputs)) for probed in (kept, sizes, seconds))
     return Estimate(len(plan.inputs), count, samples, size, time_taken, shards=len(plan.shards))
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from pipeline.plan import Outline, Plan, plan_digest
+from pipeline.plan import Outline, Plan, found_text, plan_digest
 from pipeline.store import Store
 from pipeline.work import Work
 from shards.archive import Entry
@@ -49,7 +50,7 @@ def finish(outline: Outline, work: Work, max_bad: float) -> Manifest:
 
     if not shards:
         work.store.put(LEDGER, ledger_bytes)
-        raise no_sample(left_out, str(work.store), first, f"{work.store}/{LEDGER}")
+        raise no_sample(left_out, str(work.store), first, outline.options, f"{work.store}/{LEDGER}")
 
     def entries() -> Iterator[list[Entry]]:
         return (note.entries for _, note in work.done(outline, outline.shards) if note.entries)
@@ -107,12 +108,15 @@ def finished_manifest(store: Store, plan: Plan) -> Manifest | None:
     return manifest
 
 
-def no_sample(left_out: Mapping[str, int], where: str, first: str, ledger: str = "") -> UserError:
+def no_sample(
+    left_out: Mapping[str, int], where: str, first: str, options: Mapping[str, Any], ledger: str = ""
+) -> UserError:
     """The error that no input becomes a sample.
 
     Args:
         left_out: number of inputs by reason.
         first: one of them, with its reason.
+        options: of the source, with what it counted while it found the inputs.
         ledger: that names all of them.
     """
     reasons = ", ".join(
@@ -120,6 +124,8 @@ def no_sample(left_out: Mapping[str, int], where: str, first: str, ledger: str =
     )
     do = f"see {ledger}" if ledger else "see the source's page in docs/datasets/"
     met = f"{sum(left_out.values()):,} inputs left out: {reasons}; the first: {first}"
+    if found := found_text(options.get("found", {})):
+        met += f"; found: {found}"
     return UserError("not one sample", where=where, met=met, wanted="at least one", do=do)
 
 

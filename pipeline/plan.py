@@ -157,7 +157,8 @@ def make_plan(
     found = find_inputs(source, root, choices, records)
     inputs = open_records(records).inputs()[:limit]
     if not inputs:
-        raise UserError(f"no {source.name} files found", where=str(root), do="see docs/datasets/ for the layout")
+        do = "see docs/datasets/ for the layout"
+        raise UserError(f"no {source.name} files found", where=str(root), met=found_text(found), do=do)
     probe = [inputs[i * len(inputs) // _PROBES] for i in range(min(_PROBES, len(inputs)))]
     with annotation_errors(root):
         own = source.options(root, probe)
@@ -181,6 +182,11 @@ def make_plan(
         version=VERSION,
     )
     return Plan(job, tuple(inputs), outline)
+
+
+def found_text(found: Mapping[str, int]) -> str:
+    """What was counted while the inputs were found and is not 0, on one line."""
+    return ", ".join(f"{count:,} {name}" for name, count in found.items() if count)
 
 
 def library_versions() -> dict[str, str]:

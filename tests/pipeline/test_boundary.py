@@ -282,5 +282,6 @@ def test_a_set_without_a_sample_is_an_error(tmp_path, here):
     )
     assert not (tmp_path / "folder" / "manifest.json").exists()
     assert len(read_ledger(tmp_path / "folder")) == 2
+    assert "; found: 2 lines" in line
     said = here("estimate", *given)
     assert said.returncode == 1 and "not one sample" in said.stderr

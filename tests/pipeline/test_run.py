@@ -203,16 +203,19 @@ def read_only(monkeypatch):
     """Makes a folder one of a read-only disk: the superuser, who may run the tests, is not kept out by modes."""
 
     def forbid(folder: Path, number: int) -> None:
-        def refusing(call):
+        def refusing(name: str):
+            call = getattr(os, name)
+
             def refuse(path, *given, **more):
-                if str(path).startswith(str(folder)) and (call is not os.open or given[0] & (os.O_WRONLY | os.O_RDWR)):
+                writes = name != "open" or given[0] & (os.O_WRONLY | os.O_RDWR)
+                if writes and str(path).startswith(str(folder)):
                     raise OSError(number, os.strerror(number), str(path))
                 return call(path, *given, **more)
 
             return refuse
 
         for name in ("mkdir", "open", "unlink", "replace", "rmdir"):
-            monkeypatch.setattr(os, name, refusing(getattr(os, name)))
+            monkeypatch.setattr(os, name, refusing(name))
 
     return forbid
 
