@@ -14,8 +14,9 @@ from PIL import Image
 import cli
 from inference.loading import load
 from inference.predictor import Predictor
-from inference.run import predict
+from inference.run import predict, read_questions
 from shards.errors import UserError
+from shards.printable import printable
 from tests.joined import Joined, command_line
 from trainer.released.folder import save_model
 
@@ -53,7 +54,7 @@ def test_the_command_line_writes_masks_overlay_and_answer(folder, files, photos,
     run = Joined(1, command_line, ["predict", "--model", folder, *asked, *options], said=files / "said")
     assert run.wait() == [0]
     (wanted,) = Predictor(talker, max_new_tokens=3, most_tiles=12).segment([photos[1]], ["Where?"])
-    assert f"b.png: {wanted.text}".strip() in (files / "said").read_text()
+    assert printable(f"b.png: {wanted.text}".strip()) in (files / "said").read_text()
     noted = json.loads((files / "out" / "b.json").read_text())
     assert noted["answer"] == wanted.text and noted["question"] == "Where?"
     assert noted["masks"] == [f"b.mask{n}.png" for n in range(1, len(wanted.masks) + 1)] != []
@@ -63,6 +64,30 @@ def test_the_command_line_writes_masks_overlay_and_answer(folder, files, photos,
     overlay = read(files / "out" / "b.overlay.png")
     outside = ~wanted.masks.any(0)
     assert overlay.shape == photos[1].shape and (overlay[outside] != photos[1][outside]).mean() < 1e-3
+
+
+def test_a_line_of_questions_ends_at_a_line_feed_alone(tmp_path):
+    """Line ends of other systems and of Unicode may stand in names and questions."""
+    name, question = "a\u2028b\x85.png", "segment\u2028the\x0bred\x0c\u2029one"
+    (tmp_path / name).touch()
+    texts = tmp_path / "q.tsv"
+    texts.write_bytes(f"{name}\t{question}\r\n\n{name}\twhere?".encode())
+    first, second = read_questions(tmp_path, texts)
+    assert (first.path, first.text, second.text) == (tmp_path / name, question, "where?")
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b.png", "y" * 250 + "/z.png"])
+def test_a_name_that_no_file_can_have_is_one_line(tmp_path, name):
+    texts = tmp_path / "q.tsv"
+    texts.write_text(f"{name}\twhere?\n")
+    with pytest.raises(UserError, match="no such picture") as raised:
+        read_questions(tmp_path, texts)
+    assert len(str(raised.value)) < 900 and printable(str(raised.value)) == str(raised.value)
+
+
+def test_bytes_of_the_command_line_that_are_no_text_are_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"--text: not UTF-8; met 'where\?\\udcff'"):
+        predict(lambda: None, tmp_path, image=tmp_path / "a.png", text="where?\udcff")
 
 
 @pytest.mark.parametrize(
