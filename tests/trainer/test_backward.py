@@ -213,7 +213,7 @@ def test_parts_that_no_loss_reaches_do_not_train():
     ("given", "said"),
     [
         ("mix={dul:{}}", "no such objective"),
-        ("mix={dual:{weight:0}}", "mix.dual.weight"),
+        ("mix={dual:{weight: 0}}", "mix.dual.weight"),
         ("mix={dual:{wieght:1}}", "wieght"),
         ("project=true", "nothing to be orthogonal to"),
         ("rates={vision_model: 1e-4}", "a rate for a part that does not train"),
