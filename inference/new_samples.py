@@ -55,12 +55,16 @@ def explain_samples(sets: Sequence[ShardSet], places: Sequence[Place], record: T
     counts = count_trained(places, record)
     if record is None or counts is None:
         return "what the model was trained on is unknown: samples of its training may be in these numbers"
+    shown = {id(shards): record.shows(shards) & ~record.holds(shards) for shards in sets}
     trained, every = counts.total(), sum(map(len, sets))
     said = f"{len(places):,} of {every:,} samples, none of which the model was trained on"
     if trained:
         said = f"warning: the model was trained on {trained:,} of these {len(places):,} samples"
         if trained == len(places):
             said += ": the numbers tell how well it remembers them, not how good it is on new ones"
+    twins = sum(1 for shards, position in places if shown[id(shards)][position])
+    if twins:
+        said += f"; {twins:,} others show a picture or video, by its name, that samples of its training show"
     other = [shards for shards in sets if shards.manifest.plan not in record.plans and record.holds(shards).any()]
     if other:
         names = ", ".join(str(shards.folder) for shards in other)

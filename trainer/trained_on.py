@@ -1,7 +1,8 @@
 """Which samples a model was trained on: recorded with it, so that an evaluation does not take them for new ones.
 
 A sample is known by its source and its key, a hash of its raw file's path. So it is recognised in a set that was cut,
-recoded or written again with another recipe; a raw file of the same name in another folder is taken for the same.
+recoded or written again with another recipe; a raw file of the same name in another folder is taken for the same. The
+pictures and videos that samples show are recorded by name, too: other samples may show them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from shards.errors import UserError
 from shards.reader import ShardSet
 from shards.regular_file import read_regular
 from trainer.data.choice import UInt64, mix
+from trainer.data.holdout import pictures_of
 
 FILE, KEY = "trained_on.bin", "trained_on"
 """The file beside a model's weights with `TrainedOn.ids`, uint64 little-endian; the key in the JSON beside it."""
@@ -30,7 +32,7 @@ class TrainedOn:
     """The samples of all trainings of a model."""
 
     ids: UInt64 = field(default_factory=lambda: np.empty(0, np.uint64))
-    """(S,) of `sample_ids`, rising."""
+    """(S,) of `sample_ids` and `picture_ids`, rising."""
     plans: tuple[str, ...] = ()
     """Of the sets that held them, see `shards.manifest.Manifest.plan`."""
     complete: bool = True
@@ -45,9 +47,13 @@ class TrainedOn:
         """Which samples of a set it was trained on: (N,)."""
         return np.isin(sample_ids(shards), self.ids)
 
+    def shows(self, shards: ShardSet) -> NDArray[np.bool_]:
+        """Which samples of a set show a picture or video, by its name, of a sample that it was trained on: (N,)."""
+        return np.isin(picture_ids(shards), self.ids)
+
     def to_json(self) -> dict[str, Any]:
         """All but the ids."""
-        return {"samples": len(self.ids), "plans": list(self.plans), "complete": self.complete}
+        return {"names": len(self.ids), "plans": list(self.plans), "complete": self.complete}
 
 
 def after_training(before: TrainedOn | None, ids: Iterable[UInt64], plans: Iterable[str]) -> TrainedOn:
@@ -65,12 +71,17 @@ def sample_ids(shards: ShardSet) -> UInt64:
     return total
 
 
+def picture_ids(shards: ShardSet) -> UInt64:
+    """A hash of the name of the picture or video that each sample shows, whatever its source: (N,)."""
+    return mix(pictures_of(shards), salt=2)
+
+
 def read_trained_on(folder: Path, body: dict[str, Any], where: str) -> TrainedOn | None:
     """What `folder` records; None where it records nothing.
 
     Args:
         folder: holds `trained_on.bin`.
-        body: the JSON there that says how many samples it names.
+        body: the JSON there that says how many names it holds.
         where: that file, for messages.
 
     Raises:
@@ -79,7 +90,7 @@ def read_trained_on(folder: Path, body: dict[str, Any], where: str) -> TrainedOn
     said = body.get(KEY)
     if said is None:
         return None
-    kinds = {"samples": int, "plans": list, "complete": bool}
+    kinds = {"names": int, "plans": list, "complete": bool}
     if not isinstance(said, dict) or any(type(said.get(name)) is not kind for name, kind in kinds.items()):
         raise UserError("not what a model was trained on", where=f"{where}, {KEY}", wanted=", ".join(kinds))
     path = folder / FILE
@@ -87,8 +98,8 @@ def read_trained_on(folder: Path, body: dict[str, Any], where: str) -> TrainedOn
         data = read_regular(path)
     except OSError as error:
         raise UserError("cannot be read", where=str(path), met=str(error.strerror), wanted=f"as {where} says") from None
-    if len(data) != said["samples"] * _ID.itemsize:
-        wanted = f"{said['samples'] * _ID.itemsize} bytes"
+    if len(data) != said["names"] * _ID.itemsize:
+        wanted = f"{said['names'] * _ID.itemsize} bytes"
         raise UserError("not as long as it should be", where=str(path), met=f"{len(data)} bytes", wanted=wanted)
     return TrainedOn(np.frombuffer(data, _ID).astype(np.uint64), tuple(map(str, said["plans"])), said["complete"])
 

@@ -19,7 +19,7 @@ from trainer.data.loader import Loader
 from trainer.export import export
 from trainer.released.folder import save_model
 from trainer.train import main
-from trainer.trained_on import FILE, TrainedOn, after_training, sample_ids
+from trainer.trained_on import FILE, TrainedOn, after_training, picture_ids, sample_ids
 
 HOLDOUT = 0.4
 
@@ -116,6 +116,20 @@ def test_a_training_adds_to_what_the_model_was_trained_on_before(sav_set: Path):
     assert second.plans == ("a", "b") and second.complete
 
 
+def test_pictures_of_the_training_in_other_samples_are_said(sav_set: Path, tmp_path: Path):
+    """Pairs of the videos that were trained on, in a set of another source."""
+    shards = ShardSet(sav_set)
+    videos = [shards[n]["meta"]["path"].split("/")[0] for n in range(12)]
+    record = TrainedOn().and_then([sample_ids(shards)[:1], picture_ids(shards)[:1]], [shards.manifest.plan])
+    shutil.copytree(sav_set, tmp_path / "other")
+    other = ShardSet(tmp_path / "other")
+    object.__setattr__(other.manifest, "source", "coco")
+    same = [video == videos[0] for video in videos]
+    assert record.shows(other).tolist() == same and not record.holds(other).any()
+    said = explain_samples([other], [(other, n) for n in range(12)], record)
+    assert f"none of which the model was trained on; {sum(same)} others show a picture or video" in said
+
+
 def test_another_source_has_other_samples(sav_set: Path, tmp_path: Path):
     shutil.copytree(sav_set, tmp_path / "other")
     other = ShardSet(tmp_path / "other")
@@ -128,7 +142,7 @@ def test_another_source_has_other_samples(sav_set: Path, tmp_path: Path):
     [
         (lambda path: path.unlink(), "cannot be read"),
         (lambda path: path.write_bytes(path.read_bytes()[:-3]), "not as long as it should be; met"),
-        (lambda path: _edit(path, samples="7"), "not what a model was trained on"),
+        (lambda path: _edit(path, names="7"), "not what a model was trained on"),
         (lambda path: _edit(path, plans=None), "not what a model was trained on"),
     ],
 )

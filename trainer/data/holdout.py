@@ -124,6 +124,11 @@ def _knows_groups(shards: ShardSet) -> bool:
     return "picture" in (shards.index.dtype.names or ())
 
 
+def pictures_of(shards: ShardSet) -> UInt64:
+    """The name, as a number, of the picture or video that each sample shows; the same in every set: (N,)."""
+    return _groups(shards, "picture")
+
+
 def _groups(shards: ShardSet, by: Group) -> UInt64:
     """The group of each sample, by file, folder or picture; (N,)."""
     if not _knows_groups(shards):

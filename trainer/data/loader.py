@@ -30,7 +30,7 @@ from trainer.data.ahead import Ahead, check_room
 from trainer.data.choice import Choice, mix, salt_of
 from trainer.data.holdout import held_out_parts
 from trainer.data.rows import NEEDED, Buffers, Need, Normalise, Ring, Row, Rows
-from trainer.trained_on import sample_ids
+from trainer.trained_on import picture_ids, sample_ids
 
 log = logging.getLogger(__name__)
 
@@ -226,8 +226,11 @@ class Loader:
 
     @property
     def sample_ids(self) -> NDArray[np.uint64]:
-        """Who the samples of this part are, see `trainer.trained_on`; one that stands there several times, as often."""
-        return np.concatenate([sample_ids(s) for s in self._sets])[self._positions.astype(np.int64)]
+        """What this part holds and shows, see `trainer.trained_on`; in no order, some of it several times."""
+        positions = self._positions.astype(np.int64)
+        return np.concatenate(
+            [np.concatenate([of(s) for s in self._sets])[positions] for of in (sample_ids, picture_ids)]
+        )
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """The positions of an epoch's samples in the order in which all ranks together consume them."""
