@@ -8,6 +8,7 @@ from collections.abc import Callable
 from shards.errors import UserError
 from shards.printable import os_error_text, set_up_output
 
+_LATE = ("Timed out waiting", "collective operation timeout")  # of the same
 _LOST = ("closed by peer", "reset by peer", "remote process exited")  # gloo's and NCCL's words
 
 
@@ -29,6 +30,9 @@ def run_command(main: Callable[[list[str]], None], manual: str | None) -> None:
         do = "; make room, and start the same command again" if error.errno in NO_ROOM else ""
         sys.exit(f"error: {os_error_text(error)}{do}")
     except RuntimeError as error:
+        if any(late in str(error) for late in _LATE):
+            said = "another process of this run did not answer in time (collective_timeout)"
+            sys.exit(f"error: {said}; the same command goes on")
         if not any(lost in str(error) for lost in _LOST):
             raise
         sys.exit("error: another process of this run ended before its time; the same command goes on")

@@ -96,7 +96,7 @@ BOUNDS = {
     "clip": _RATE,
     "seed": _count(2**31 - 1, "numpy takes 32 bits, and the step and the process are added to it", low=0),
     "collective_timeout": Bound(1, 10**7, "that is four months"),
-    "stall_notice": Bound(0.1, 10**7, "that is four months"),
+    "stall_notice": Bound(1, 10**7, "that is four months"),
 }
 """By key; * stands for a name or a position."""
 PATHS = ("model.path", "model.internvl", "model.sam2", "data.shards.*", "data.cache", "resume", "output_dir")

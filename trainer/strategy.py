@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from functools import partial
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from torch.distributed.fsdp import register_fsdp_forward_method
 
 from trainer import fsdp, zero
@@ -27,6 +28,7 @@ def make_accelerator(config: Config) -> Accelerator:
         gradient_accumulation_steps=accumulation_steps(config),
         log_with="tensorboard",
         project_dir=config.output_dir,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.collective_timeout))],
     )
     accelerator.gradient_accumulation_steps = accumulation_steps(config)  # the launcher may have said otherwise
     fsdp.take_up(accelerator, config)

@@ -67,6 +67,7 @@ from trainer.objectives.losses import NOT_COMPARABLE
 from trainer.objectives.step import FIELDS, NEED, UNREACHED, Step
 from trainer.optimizer import make_optimizer
 from trainer.schedule import rate_factor
+from trainer.stall import StallWatch
 from trainer.strategy import lay_out, layout_of, make_accelerator
 from trainer.trained import Origin, base_model
 from trainer.trained_on import after_training
@@ -83,15 +84,18 @@ def main(arguments: list[str]) -> None:
     config = reached(load_config(arguments))
 
     accelerator = make_accelerator(config)
-    with closing(RunFolder(Path(config.output_dir), config.checkpoint.keep)) as run:
-        if stopped := train(config, accelerator, run):
+    with (
+        closing(RunFolder(Path(config.output_dir), config.checkpoint.keep)) as run,
+        closing(stall_watch(config, accelerator)) as watch,
+    ):
+        if stopped := train(config, accelerator, run, watch):
             again = shlex.join(["trainer/train.py", *arguments])
             again = f"accelerate launch --num_processes {accelerator.num_processes} {again}"
             accelerator.print(printable(f"to go on: {again}"))
             sys.exit(128 + stopped)
 
 
-def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
+def train(config: Config, accelerator: Accelerator, run: RunFolder, watch: StallWatch) -> int:
     """Train to the last step and return 0, or to the step at which a signal stopped it and return the signal."""
     folder, mix = run.folder, config.objectives()
 
@@ -160,6 +164,7 @@ def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
         return 0
     if accelerator.is_main_process:
         save_config(config, folder / "config.yaml")
+    watch.start()
 
     set_seed(config.seed)  # the same for all processes, so that they build the same model
     model, new = base_model(config.model, accelerator.device)
@@ -180,6 +185,7 @@ def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
     factor = partial(rate_factor, steps=config.steps, warmup_steps=config.warmup_steps, warmup_from=config.warmup_from)
     scheduler = LambdaLR(optimizer, factor)
     stream = Stream(loaders, config.accumulation, begun.position)
+    stream.on_batch = watch.advance
     step_forward, stepper = lay_out(accelerator, loop, optimizer)
     parts = Parts(loop, new, optimizer, scheduler, sharing(accelerator))
     trainable = [p for p in loop.parameters() if p.requires_grad]
@@ -206,6 +212,7 @@ def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
     held_out = HeldOut(accelerator, loop, judged, config, journal, run.report, [*sizes])
 
     def save(step: int, mask_loss: float | None) -> None:
+        watch.at(f"the checkpoint of step {step}")
         random_states = gather_object([random_state(accelerator.device)])
         tensors = parts.tensors(keep=main)
         if journal:
@@ -213,13 +220,16 @@ def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
             origin = Origin.of(config, step, recipe, described, trained_on)
             state = State(step, stream.position, samples, mask_loss, parts.schedule(), flat(config), described)
             run.save(step, nbytes(tensors), lambda target: write(target, tensors, state, origin, random_states))
+        watch.at(f"the end of the checkpoint of step {step}")
         accelerator.wait_for_everyone()
 
+    watch.at(f"the evaluation after step {begun.step}")
     if held_out.is_due(begun.step) and (not begun.evaluated or begun.step == config.steps):
         held_out.look(begun.step, known=begun.evaluated)
     step_forward.train()
     with Preemption() as preemption:
         for step in range(begun.step + 1, config.steps + 1):
+            watch.at(f"step {step}")
             started, waited = time.perf_counter(), stream.wait_seconds
             losses, counts, keys = backward(stream)
             losses["grad_norm"] = whole(accelerator.clip_grad_norm_(trainable, config.clip))
@@ -238,6 +248,7 @@ def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
             if journal:
                 seconds = time.perf_counter() - started
                 journal.step(step, means, rate, Spent.of(seconds, samples * len(mix), each))
+            watch.at(f"what follows step {step}")
             # Preempted: the time is short.
             mask_loss = held_out.look(step) if held_out.is_due(step) and not stopped else None
             if stopped or step % config.checkpoint.every == 0 or step == config.steps:
@@ -254,6 +265,12 @@ def train(config: Config, accelerator: Accelerator, run: RunFolder) -> int:
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return 0
+
+
+def stall_watch(config: Config, accelerator: Accelerator) -> StallWatch:
+    """Says which process of this run waits for which."""
+    rank, count = accelerator.process_index, accelerator.num_processes
+    return StallWatch(Path(config.output_dir), rank, count, config.stall_notice, config.collective_timeout)
 
 
 def reached(config: Config) -> Config:

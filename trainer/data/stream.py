@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from trainer.data.loader import Batch, Loader, Position
 
@@ -22,6 +22,8 @@ class Stream:
         beginning = {name: {"epoch": 0, "samples": 0} for name in loaders}
         self.position = {name: dict((consumed or beginning)[name]) for name in loaders}
         """What has been consumed: what was only made ahead does not count."""
+        self.on_batch: Callable[[], object] = lambda: None
+        """Called when a batch has been taken from a loader."""
         self._loaders, self._accumulation = loaders, accumulation
         self._first: dict[str, Batch] = {}
         self._batches = {name: _endless(loader, self.position[name]) for name, loader in loaders.items()}
@@ -31,18 +33,23 @@ class Stream:
         """Time that the consumer spent waiting for data so far."""
         return sum(loader.wait_seconds for loader in self._loaders.values())
 
+    def _take(self, batches: Iterator[Batch]) -> Batch:
+        batch = next(batches)
+        self.on_batch()
+        return batch
+
     def objects(self) -> dict[str, int]:
         """How many objects this process's batches of the next step hold together, by objective."""
         for name, batches in self._batches.items():
             if name not in self._first:
-                self._first[name] = next(batches)
+                self._first[name] = self._take(batches)
         return {name: batch["step_objects"] for name, batch in self._first.items()}
 
     def step(self) -> Iterator[tuple[str, Batch]]:
         """Yield (objective, batch) for one optimiser step. A batch counts as consumed when the next is asked for."""
         for name, batches in self._batches.items():
             for _ in range(self._accumulation):
-                batch = self._first.pop(name, None) or next(batches)
+                batch = self._first.pop(name, None) or self._take(batches)
                 yield name, batch
                 self.position[name] = batch["position"]
 

@@ -1,0 +1,83 @@
+"""Who waits for whom is said: for a process that is stopped, and for one that is behind."""
+
+import logging
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.trainer.runs import SMALL, fork_run
+from trainer.command import run_command
+from trainer.stall import StallWatch
+
+
+def soon(holds: Callable[[], object], seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until, "it does not come about"
+        time.sleep(0.05)
+
+
+def test_a_process_without_a_sign_of_life_and_one_that_is_slow_are_named(tmp_path: Path, caplog):
+    caplog.set_level(logging.WARNING)
+    watches = [StallWatch(tmp_path, rank, 3, 1.5, 1800) for rank in range(3)]
+    with closing(watches[0]) as first, closing(watches[1]) as second, closing(watches[2]) as third:
+        for watch in watches:
+            watch.start()
+            watch.at("step 7")
+        second.advance()
+        soon(lambda: len(list((tmp_path / ".processes").glob("?.json"))) == 3)
+        third._left.set()  # as a process that is stopped: it writes no more
+        soon(lambda: "gives no sign of life" in caplog.text and "which is slower" in caplog.text)
+        behind = next(message for message in caplog.messages if message.startswith("process 1 waits at step 7 for"))
+        assert f"process 0 ({first._host}, pid {os.getpid()}), at step 7, which is slower; process 2" in behind
+        assert behind.endswith("the run ends after 1800 s (collective_timeout)")
+        silent = next(message for message in caplog.messages if "gives no sign of life" in message)
+        assert f"process 2 ({first._host}, pid {os.getpid()}), at step 7, which gives no sign of life" in silent
+        for watch in (first, second):
+            watch.at("step 8")
+        soon(lambda: "process 1 goes on" in caplog.text)
+    (tmp_path / ".processes" / "2.json").unlink(missing_ok=True)
+    assert not list(tmp_path.glob(".processes/*"))
+
+
+def test_those_who_are_equally_far_say_nothing_and_one_alone_does_nothing(tmp_path: Path, caplog):
+    with closing(StallWatch(tmp_path, 0, 2, 1, 9)) as first, closing(StallWatch(tmp_path, 1, 2, 1, 9)) as second:
+        first.start()
+        second.start()
+        time.sleep(1.6)
+        assert not caplog.messages or "no sign of life" in caplog.text  # on a machine that is very busy
+    with closing(StallWatch(tmp_path / "alone", 0, 1, 1, 9)) as alone:
+        alone.start()
+    assert not (tmp_path / "alone").exists()
+
+
+def test_a_stopped_process_is_named_by_the_other_and_the_run_ends_well(sav_set: Path, tmp_path: Path):
+    given = [f"data.shards=[{sav_set}]", "data.holdout=0", "batch_size=1", "accumulation=1", *SMALL, "steps=4"]
+    given += ["stall_notice=2", f"output_dir={tmp_path / 'run'}"]
+    run, said = fork_run(given, tmp_path / "said", processes=2), tmp_path / "said"
+    soon(lambda: "step 00002/00004" in said.read_text() or run.poll() is not None, 300)
+    stopped = run.processes[1]
+    assert stopped.pid is not None
+    os.kill(stopped.pid, signal.SIGSTOP)
+    line = re.compile(rf"process 0 waits at .*step .* for process 1 \(\S+, pid {stopped.pid}\), at .*no sign of life")
+    try:
+        soon(lambda: line.search(said.read_text()))
+    finally:
+        os.kill(stopped.pid, signal.SIGCONT)
+    assert run.wait() == [0, 0] and "process 0 goes on" in said.read_text(), said.read_text()
+    assert "step 00004/00004" in said.read_text() and not (tmp_path / "run" / ".processes").exists()
+
+
+def test_a_collective_that_takes_too_long_is_one_line(monkeypatch: pytest.MonkeyPatch):
+    def late(arguments: list[str]) -> None:
+        raise RuntimeError("[../gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 1000ms for recv operation")
+
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    with pytest.raises(SystemExit, match=r"^error: another process of this run did not answer in time"):
+        run_command(late, None)
