@@ -10,9 +10,9 @@ from trainer.config import Config, flat, load_config
 from trainer.data.loader import Loader
 from trainer.limits import BOUNDS
 
-HOSTILE = ("nan", "inf", "-1", str(2**63), "", "${oc.env:NOT_SET_ANYWHERE}")
+HOSTILE = ("nan", "inf", "-1", str(2**63), "")
 ODD = ("-inf", "9" * 5000, "1e400", "null", "[]", "{}", "[[]]", "[nan]", "''", '"a\\0b"', '"\\ud800"', "x" * 5000)
-ODD += ("${seed}", "${", "???", "[" * 300, "[null]", "{a: {b: 1}}", "{a: []}", "{1: 2}")
+ODD += ("${oc.env:NOT_SET_ANYWHERE}", "${seed}", "${", "???", "[" * 300, "[null]", "{a: {b: 1}}", "{a: []}", "{1: 2}")
 KINDS = ("seed", "lr", "mixed_precision", "model.path", "data.shards", "betas", "mix", "data.sources", "project")
 EVERY = [*flat(Config()), "rates.lora", "rates.a.b", "mix.dual.weight", "data.sources.sav"]
 
