@@ -22,6 +22,7 @@ from shards.archive import encode_sample
 from shards.errors import BadInput, UserError
 from shards.format import FORMAT, VERSION, Codec
 from shards.recipe import Recipe
+from shards.strict_json import parse_json
 
 _LIBRARIES = ("av", "numpy", "pillow", "pycocotools", "zstandard")
 _PROBES = 16
@@ -94,8 +95,12 @@ class Outline:
     def from_bytes(cls, data: bytes, where: str) -> Outline:
         """Raises `UserError` where `data`, which stands at `where`, is not what this version writes."""
         try:
-            body = json.loads(data)
-            return cls(**{**body, "recipe": Recipe.from_json(body["recipe"], where)})
+            body = parse_json(data)
+            outline = cls(**{**body, "recipe": Recipe.from_json(body["recipe"], where)})
+            for name in ("inputs", "per_shard", "sample_bytes", "tasks", "version"):
+                if type(count := getattr(outline, name)) is not int or count < 1:
+                    raise ValueError(f"{name}: {str(count)[:60]}")
+            return outline
         except (ValueError, TypeError, KeyError) as error:
             do = "go on with the release that began this set, or delete it"
             raise UserError("not a plan of this version", where=where, met=str(error), do=do) from None

@@ -20,6 +20,7 @@ from shards.errors import BadInput, DroppedInput
 from shards.manifest import LedgerLine, ShardInfo
 from shards.memory import keep_freed_memory
 from shards.sample import Sample
+from shards.strict_json import parse_json
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,22 @@ class Done:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Done:
-        body = json.loads(data)
-        return cls(
-            shard=ShardInfo(**body["shard"]),
-            entries=[Entry(**entry) for entry in body["entries"]],
-            ledger=[LedgerLine(**line) for line in body["ledger"]],
-            notes=body["notes"],
-            objects=body["objects"],
-        )
+        """Raises `ValueError` where `data` is no note, or a damaged one."""
+        try:
+            body = parse_json(data)
+            note = cls(
+                shard=ShardInfo(**body["shard"]),
+                entries=[Entry(**entry) for entry in body["entries"]],
+                ledger=[LedgerLine(**line) for line in body["ledger"]],
+                notes=body["notes"],
+                objects=body["objects"],
+            )
+            counts = [note.objects, note.shard.samples, note.shard.bytes, *note.notes.values()]
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"not a note of a shard: {error}") from None
+        if any(type(count) is not int or count < 0 for count in counts) or note.shard.samples != len(note.entries):
+            raise ValueError("not a note of a shard: counts")
+        return note
 
 
 def note_of(name: str) -> str:

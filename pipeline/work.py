@@ -20,6 +20,7 @@ from pipeline.task import READING, Done, Reading, note_of
 from shards.errors import UserError
 from shards.format import MANIFEST, VERSION
 from shards.lock import hold_lock, share_lock
+from shards.strict_json import parse_json
 
 PLAN = f"{WORK}/plan"
 _STAMPS = re.compile(r"files-\d+-of-\d+\.json")
@@ -138,6 +139,13 @@ class Work:
         self._sweep()
         return self._compare_stamps(plan, keep)
 
+    def _stamps(self, name: str) -> dict[str, str]:
+        try:
+            return dict(parse_json(self.store.read(name)))
+        except (ValueError, TypeError) as error:
+            do = "delete this unfinished set, or give --overwrite"
+            raise UserError("damaged", where=f"{self.store}/{name}", met=str(error), do=do) from None
+
     def _compare_stamps(self, plan: Plan, keep: bool) -> int:
         """Forget shards of this run that were made of raw files that have changed; note the state of all files."""
         share = self.share or Share(0, 1)
@@ -146,7 +154,7 @@ class Work:
         before: dict[str, str] = {}
         for file in self.store.sizes(WORK):
             if _STAMPS.fullmatch(file):
-                before |= json.loads(self.store.read(f"{WORK}/{file}"))
+                before |= self._stamps(f"{WORK}/{file}")
         noted = self.store.sizes(WORK)
         changed = [shard for shard in now if shard in before and before[shard] != now[shard]]
         changed = [note_of(shard) for shard in changed if note_of(shard).removeprefix(f"{WORK}/") in noted and not keep]
@@ -185,7 +193,10 @@ class Work:
         names = {shard: note_of(outline.name(shard)) for shard in shards}
         names = {shard: name for shard, name in names.items() if name.removeprefix(f"{WORK}/") in noted}
         for shard, data in zip(names, self.store.read_all([*names.values()]), strict=True):
-            note = Done.from_bytes(data)
+            try:
+                note = Done.from_bytes(data)
+            except ValueError:
+                continue  # damaged on its disk: the shard is written once more
             if not note.entries or tars.get(note.shard.name) == note.shard.bytes:
                 yield shard, note
 

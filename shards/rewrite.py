@@ -32,6 +32,7 @@ from shards.memory import keep_freed_memory
 from shards.printable import printable
 from shards.reader import ShardSet
 from shards.regular_file import read_regular
+from shards.strict_json import parse_json
 
 Put = Callable[[ShardWriter, int], object]
 """Writes the sample that stands at a position of the set that is read."""
@@ -120,7 +121,10 @@ def _another(out: Path) -> UserError:
 def _begin(work: Path, wanted: dict[str, str]) -> None:
     """Go on with the run that `work` is of, or begin one in an empty folder."""
     plan = work / "plan"
-    begun = json.loads(plan.read_bytes()) if plan.exists() else None
+    try:
+        begun = parse_json(plan.read_bytes()) if plan.exists() else None
+    except ValueError:
+        begun = {}  # damaged: of nobody knows which set
     tars = [tar for tar in work.parent.glob("*.tar") if not is_hidden(tar.name)]
     if begun not in (None, wanted) or (begun is None and tars):
         raise _another(work.parent)
@@ -155,9 +159,14 @@ def _write(out: Path, work: Path, parts: Sequence[Part], put: Put, target: Manif
 def _write_part(part: Part, out: Path, work: Path, put: Put, target: Manifest, tick: Callable[[int], object]) -> None:
     """Write one tar and then its note; both appear whole or not at all. Where they stand already, nothing is done."""
     tar, note, temporary = out / part.name, work / f"{part.name}.json", work / f"{part.name}.tmp"
-    if note.exists() and tar.exists() and tar.stat().st_size == _read_note(note)[0].bytes:
-        tick(len(part.positions))
-        return
+    if note.exists() and tar.exists():
+        try:
+            stands = tar.stat().st_size == _read_note(note)[0].bytes
+        except (ValueError, TypeError, KeyError):
+            stands = False  # damaged on its disk: the tar is written once more
+        if stands:
+            tick(len(part.positions))
+            return
     try:
         with open(temporary, "wb") as file:
             writer = ShardWriter(file, target.codec)
@@ -177,7 +186,7 @@ def _write_part(part: Part, out: Path, work: Path, put: Put, target: Manifest, t
 
 
 def _read_note(note: Path) -> tuple[ShardInfo, list[Entry]]:
-    body = json.loads(note.read_bytes())
+    body = parse_json(note.read_bytes())
     return ShardInfo(**body["shard"]), [Entry(**entry) for entry in body["entries"]]
 
 

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipeline.run import merge
 from shards import codec
 from shards.errors import UserError
 from shards.manifest import INDEX_DTYPE, Manifest, read_index, read_ledger
@@ -380,3 +381,39 @@ def test_a_set_of_no_samples_is_an_error_everywhere(empty, tmp_path, here):
     with pytest.raises(UserError, match="a set without samples"):
         split(empty, tmp_path / "s", 0.5, "file", 10)
     assert list(read_samples(OLD / "folder-000001.tar"))
+
+
+DAMAGE = [b"", b"{}", b"[]", b"[" * 100_000, b"\xff", b'{"shard": 5, "entries": []}', b'{"shard": {"name": 1}}']
+
+
+@pytest.mark.parametrize("data", DAMAGE, ids=range(len(DAMAGE)))
+def test_what_is_noted_of_an_unfinished_copy_may_be_damaged(tiny_set, tmp_path, data, monkeypatch):
+    """A tar whose note is damaged is written again; a damaged plan is another set's."""
+    with monkeypatch.context() as patch:
+        patch.setattr("shards.rewrite.pack_index", lambda entries: 1 / 0)  # stopped when all tars stand
+        with pytest.raises(ZeroDivisionError):
+            recode(tiny_set, tmp_path / "set", "raw")
+    note = min((tmp_path / "set" / ".work").glob("*.json"))
+    note.write_bytes(data)
+    recode(tiny_set, tmp_path / "set", "raw")
+    assert not whats(tmp_path / "set")
+    (tmp_path / "other" / ".work").mkdir(parents=True)
+    (tmp_path / "other" / ".work" / "plan").write_bytes(data)
+    with pytest.raises(UserError, match="another shard set stands here"):
+        recode(tiny_set, tmp_path / "other", "raw")
+
+
+@pytest.mark.parametrize("data", DAMAGE, ids=range(len(DAMAGE)))
+def test_what_is_noted_of_an_unfinished_set_may_be_damaged(tmp_path, data):
+    shutil.copytree(OLD, tmp_path / "set")
+    shutil.copytree(OLD.parent / "work", tmp_path / "set" / ".work")
+    (tmp_path / "set" / "manifest.json").unlink()
+    note = tmp_path / "set" / ".work" / "folder-000002.json"
+    whole = note.read_bytes()
+    note.write_bytes(data)
+    with pytest.raises(UserError, match=r"shards are missing; met 1 of 4 missing: folder-000002"):
+        merge(tmp_path / "set", 1)
+    note.write_bytes(whole)
+    (tmp_path / "set" / ".work" / "plan").write_bytes(data)
+    with pytest.raises(UserError, match="not a plan of this version"):
+        merge(tmp_path / "set", 1)
