@@ -508,6 +508,7 @@ def doctor(
 
     Exit status 0 if all is well; each failure says what to do. Warnings do not count.
     """
+    print("...  loading PyTorch and the packages of training", file=sys.stderr, flush=True)
     from trainer.doctor.checks import doctor as check
 
     if not check(arguments or []):

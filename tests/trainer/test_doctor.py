@@ -24,7 +24,7 @@ from shards.reader import ShardSet
 from tests.conftest import files_of
 from tests.trainer.runs import SMALL
 from trainer.config import Config, load_config
-from trainer.doctor import machine
+from trainer.doctor import checks, machine
 from trainer.doctor.checks import check_output, doctor, examine
 from trainer.doctor.data import Data
 from trainer.doctor.findings import Finding
@@ -294,3 +294,18 @@ def test_weights_that_do_not_fit_are_found_in_their_headers(good: list[str], tmp
     save_file(tensors, file, metadata={"format": "pt"})
     (failed,) = found([*good, f"model.path={tmp_path / 'released'}"])
     assert failed[0] == "model" and "1 missing: mlp1.0.weight" in failed[1]
+
+
+def test_it_says_what_it_is_doing_before_it_does_it(good: list[str], monkeypatch: pytest.MonkeyPatch):
+    order: list[str] = []
+    opened, built = checks.Data.open, checks.outline
+    monkeypatch.setattr(checks.Data, "open", lambda *a: order.append("open") or opened(*a))
+    monkeypatch.setattr(checks, "outline", lambda *a: order.append("outline") or built(*a))
+    for finding in checks.examine(good, order.append):
+        order.append(finding.check)
+    told = [order[order.index(work) - 1] for work in ("open", "outline")]
+    assert told == [
+        "opening 1 shard set(s), and dividing their samples",
+        "building the model without memory, and reading the headers of its weights",
+    ]
+    assert order[order.index("samples") - 1] == "decoding up to 16 samples of each set"

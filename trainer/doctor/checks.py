@@ -9,6 +9,7 @@ import fcntl
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +24,7 @@ from shards.printable import printable
 from trainer.checkpoints.resume import keep_old_ways, look
 from trainer.checkpoints.run_folder import RunFolder
 from trainer.config import Config, load_config
-from trainer.doctor.data import Data, check_objective, check_samples, check_sets
+from trainer.doctor.data import PROBED, Data, check_objective, check_samples, check_sets
 from trainer.doctor.findings import Finding, fail, ok, size, warn
 from trainer.doctor.machine import check_device, check_versions
 from trainer.doctor.outline import Outline, outline
@@ -51,10 +52,11 @@ def doctor(arguments: Sequence[str]) -> bool:
     """
     logging.getLogger("trainer").addHandler(logging.NullHandler())  # loaders would warn of what is said here
     console, sound = Console(highlight=False, soft_wrap=True, markup=False, emoji=False), True
-    for finding in examine(arguments):
+    for finding in examine(arguments, _announce):
         line = Text(f"{finding.level:5}", style=_COLOURS[finding.level])
         said = f"{finding.check:14}{printable(finding.said)}"
         console.print(line.append(said, style="default"))
+        console.file.flush()  # into a pipe too, line by line
         sound = sound and finding.level != "fail"
     console.print(
         Text("ready to train", style="green") if sound else Text("not ready: mend what failed first", style="red")
@@ -62,8 +64,8 @@ def doctor(arguments: Sequence[str]) -> bool:
     return sound
 
 
-def examine(arguments: Sequence[str]) -> Iterator[Finding]:
-    """All findings, in the order of the checks."""
+def examine(arguments: Sequence[str], begin: Callable[[str], object] = lambda what: None) -> Iterator[Finding]:
+    """All findings, in the order of the checks. `begin` is told what is done next, where that may take a while."""
     yield from check_versions()
     try:
         config = load_config(arguments)
@@ -77,12 +79,16 @@ def examine(arguments: Sequence[str]) -> Iterator[Finding]:
     yield ok("configuration", f"{', '.join(config.objectives())}; as for {processes} process(es), one a GPU")
     yield from (ok("configuration", line) for line in kept)
     yield from check_device(config)
+    begin(f"opening {len(config.data.shards)} shard set(s), and dividing their samples")
     data = Data.open(config, processes)
+    begin("checking manifests, indexes and the sizes of tars")
     yield from _guarded("data", lambda: check_sets(config, data))
+    begin(f"decoding up to {PROBED} samples of each set")
     yield from _guarded("samples", lambda: check_samples(data))
     yield from check_objective(config, data)
     yield from check_losses(config)
     yield from check_schedule(config, data, processes)
+    begin("building the model without memory, and reading the headers of its weights")
     try:
         model = outline(config)
     except UserError as error:
@@ -92,6 +98,10 @@ def examine(arguments: Sequence[str]) -> Iterator[Finding]:
         yield from check_memory(config, model, processes)
         yield from check_disk(config, model)
     yield from _guarded("output_dir", lambda: check_output(config, data, processes))
+
+
+def _announce(what: str) -> None:
+    print(f"...  {what}", file=sys.stderr, flush=True)
 
 
 def _guarded(check: str, findings: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
