@@ -137,7 +137,9 @@ def evaluate(
             ALL: of_source[ALL],
         }
         if json_file is not None:
-            write(json_file, (json.dumps(said, indent=1, ensure_ascii=False) + "\n").encode())
+            write(
+                json_file, (json.dumps(said, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+            )
         shown = "\n".join([table(title, of_source), *notes])
     state.destroy_process_group()
     return shown

@@ -131,7 +131,7 @@ def save_quantised(model: Sa2VA, out: Path, card: str = "") -> None:
         config = model.architecture.config | {"model_type": MODEL_TYPE, "tie_word_embeddings": model.tied}
         (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         save_tokenizer(model.prompts.tokenizer, model.source, folder)
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        (folder / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
         write_training(folder, model)
 
     write_folder(out, tensors_of(model), files)

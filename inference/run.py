@@ -201,4 +201,7 @@ def _is_file(path: Path) -> bool:
 
 
 def _note(out: Path, name: str, values: dict[str, Any]) -> None:
-    write(out / f"{name}.json", (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode())
+    write(
+        out / f"{name}.json",
+        (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"),
+    )

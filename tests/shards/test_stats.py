@@ -10,6 +10,7 @@ import pytest
 
 from shards.errors import UserError
 from shards.manifest import Manifest
+from shards.printable import printable, printable_lines
 from shards.reader import read_samples
 from shards.stats import AREA, BYTES, CELLS, FRAMES, OBJECTS, SIDE, TEXTS, WORDS, look_at, table, write_page
 from tests.shards.conftest import change_frame
@@ -81,3 +82,14 @@ def test_from_the_command_line(sav_set, tmp_path):
 def test_no_set_no_page(tmp_path):
     with pytest.raises(UserError, match="no manifest"):
         look_at([tmp_path], 4)
+
+
+@pytest.mark.parametrize("name", ["[/red]", "a\x1b[2Jb", "a\u2028b", "<b>", "\udcff"])
+def test_names_of_folders_are_text_in_tables_and_pages(sav_set, tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)  # one has a slash
+    (tmp_path / name).symlink_to(sav_set)
+    found = look_at([tmp_path / name], 1)
+    text = table(found)
+    assert printable(name) in text and printable_lines(text) == text
+    page = write_page(found, tmp_path / "page.html").read_text("utf-8")
+    assert "<b>" not in page and "<script" not in page

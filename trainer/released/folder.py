@@ -187,7 +187,7 @@ def save_model(
             for path in [*model.source.glob("*.py"), model.source / "generation_config.json"]:
                 if path.exists():
                     shutil.copyfile(path, folder / path.name)
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        (folder / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
         write_training(folder, model)
 
     write_folder(out, {s.name: s.join(state) for s in stored}, files, shard_bytes)
