@@ -132,6 +132,23 @@ def test_a_run_that_decayed_everything_goes_on_only_so(run, config):
     assert began(run, kept).step == 4
 
 
+def test_a_run_that_held_out_by_sample_goes_on_so_and_another_value_is_refused(run, config):
+    save(run, config, 4)
+    config.data.holdout_by = "folder"
+    with pytest.raises(UserError, match=r"met data.holdout_by=folder; wanted data.holdout_by=picture"):
+        began(run, config)
+    path = run.checkpoints / "latest" / "state.json"
+    state = json.loads(path.read_text())
+    del state["config"]["data.holdout_by"]
+    path.write_text(json.dumps(state))
+    with pytest.raises(UserError, match=r"met data.holdout_by=folder; wanted data.holdout_by=sample"):
+        began(run, keep_old_ways(config, run)[0])
+    config.data.holdout_by = "picture"  # the default: it may not have been given
+    kept, said = keep_old_ways(config, run)
+    assert kept.data.holdout_by == "sample" and said[0].startswith("data.holdout_by=sample: the checkpoint is of a")
+    assert began(run, kept).step == 4
+
+
 def test_other_shards_and_another_global_batch_are_refused(run, config):
     save(run, config, 4)
     with pytest.raises(UserError, match=r"not the shards of the run.*met sav: 13.*wanted sav: 12"):
