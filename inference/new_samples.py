@@ -1,4 +1,4 @@
-"""What a model was not trained on: measured by default, and how many other samples are in the numbers."""
+"""Samples that a model was not trained on: they are measured by default. Others in the numbers are counted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ Mask = NDArray[np.bool_]
 
 
 def trained_on(model: str) -> TrainedOn | None:
-    """What the model in a folder, a run's or one that was exported, or on the hub records; None where it does not say.
+    """Read the record of what a model was trained on; None where the model does not say it.
+
+    Args:
+        model: folder of a run or of an exported model, or a name on the hub.
 
     Raises:
         UserError: no such model, or a damaged record.
@@ -43,7 +46,7 @@ def new_parts(sets: Sequence[ShardSet], record: TrainedOn | None) -> list[Mask]:
 
 
 def count_trained(places: Sequence[Place], record: TrainedOn | None) -> Counter[str] | None:
-    """By source, how many of the samples at `places` the model was trained on; None where that is unknown."""
+    """Count, by source, the samples at `places` that the model was trained on; None where that is unknown."""
     if record is None:
         return None
     held = {id(shards): record.holds(shards) for shards, _ in places}

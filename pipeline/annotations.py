@@ -30,12 +30,12 @@ def read_pairs(path: Path, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def read_json(path: Path, most: int = _MAX_BYTES) -> Any:
-    """What a JSON file of at most `most` bytes says; raises `BadInput` on a broken one, as on one of NaN."""
+    """Read a JSON file of at most `most` bytes; raises `BadInput` where it is broken or holds NaN."""
     return parse_json(read_text(path, most), str(path))
 
 
 def parse_json(data: bytes, where: str, most: int = _MAX_BYTES) -> Any:
-    """What these bytes of JSON say, with a byte order mark or in gzip; raises `BadInput` as `read_json` does."""
+    """Parse bytes of JSON, also with a byte order mark or in gzip; raises `BadInput` as `read_json` does."""
     data = unpacked(data, where, most)
     nesting = Nesting()
     nesting.add(data)

@@ -14,7 +14,11 @@ Fault = tuple[str, BadInput]
 
 
 def left_out(faults: Sequence[Fault]) -> dict[str, Any]:
-    """What a sample's JSON says of the objects that cannot be used: (id, why) each; nothing where there are none."""
+    """Return the entry of a sample's JSON for the objects that cannot be used; empty where there are none.
+
+    Args:
+        faults: (id, why) each.
+    """
     said = [{"id": name, "reason": error.what, "detail": error.detail} for name, error in faults]
     return {"left_out": said} if said else {}
 

@@ -196,7 +196,7 @@ class Finder:
 
     @cached_property
     def _some_files(self) -> dict[str, str]:
-        """How the names of the first files look -> their paths."""
+        """Paths of the first files, by how their names look."""
         found: dict[str, str] = {}
         for folder, folders, names in os.walk(self._root):
             folders[:] = sorted(name for name in folders if not is_hidden(name))
@@ -244,14 +244,14 @@ class _Names:
     def __init__(self, names: Sequence[str]) -> None:
         self.stored = frozenset(names)
         self.alike: dict[str, str | None] = {}
-        """How each looks -> the name; None for two that look alike."""
+        """Names by how they look; None where two look alike."""
         for name in names:
             key = look_alike(name)
             self.alike[key] = None if key in self.alike else name
 
 
 class _Claims:
-    """By which name each file was found. Two names of one file are well where one of them is the end of the other."""
+    """Names by which each file was found. A file may have two names where one of them is the end of the other."""
 
     def __init__(self) -> None:
         # A name that is the end of its path is kept as the number of its parts: there are millions of them.

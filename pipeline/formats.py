@@ -68,7 +68,7 @@ def make_sample(raw: RawSample, recipe: Recipe) -> tuple[Sample, Counter[str]]:
 
 
 def _apart(more: Mapping[str, Any], own: Set[str], notes: Counter[str]) -> dict[str, Any]:
-    """What the source says besides, with values whose keys the format has a meaning of its own for put apart."""
+    """Return what the source says besides. Values whose keys mean something in the format are put apart and counted."""
     clash = {key: value for key, value in more.items() if key in own}
     notes[RENAMED] += len(clash)
     kept = {key: value for key, value in more.items() if key not in own}

@@ -32,5 +32,5 @@ def as_id(value: Any) -> str | None:
 
 
 def id_of(record: Any, key: str = "id") -> str | None:
-    """What a record calls itself, or another, as `as_id` has it; None where it does not, or is no record."""
+    """Return the id that a record has under `key`, as `as_id` reads it; None where it has none, or is no record."""
     return as_id(record.get(key)) if isinstance(record, dict) else None

@@ -18,8 +18,8 @@ from shards.errors import BadInput
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 1 << 30
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-"""What `Image.open` may take a file for, everywhere. Without a list Pillow tries all it knows, whatever the name of the
-file says, and hands PostScript to another program."""
+"""Formats that every call of `Image.open` may try. Without a list, Pillow tries all formats that it knows, whatever the
+name of the file says, and hands PostScript to another program."""
 _POINTERS = (b"version https://git-lfs", b"/annex/objects/", b"../.git/annex/")
 _MAX_TEXT = 64 << 20  # bytes of an ICC profile or a text in a PNG, and of all texts of one; Pillow's own limit is 1 MB
 _ORIENTATION = 0x0112  # tag of Exif 2.3
@@ -79,7 +79,7 @@ def read_picture(
 
 
 def notes_of(picture: Image.Image) -> list[str]:
-    """What was noted of a picture by `read_picture`: kinds of doubt, to be counted."""
+    """Return the notes that `read_picture` made of a picture: kinds of doubt, to be counted."""
     return list(picture.info.get(_NOTES, ()))
 
 

@@ -70,7 +70,7 @@ class Outline:
     tasks: int = 1
     """Among which the shards were shared."""
     version: int = 1
-    """Of the format. Plans of version 1 do not say it."""
+    """Version of the format. Plans of version 1 do not hold it."""
 
     @property
     def shards(self) -> range:
@@ -190,7 +190,7 @@ def make_plan(
 
 
 def found_text(found: Mapping[str, int]) -> str:
-    """What was counted while the inputs were found and is not 0, on one line."""
+    """Write on one line what was counted while the inputs were found. Counts of 0 are left out."""
     return ", ".join(f"{count:,} {name}" for name, count in found.items() if count)
 
 

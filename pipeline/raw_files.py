@@ -98,7 +98,7 @@ def check_unchanged(folder: Path, plan: Plan, manifest: Manifest) -> str:
 
 
 def _difference(folder: Path, job: Job, item: RawInput) -> str | None:
-    """What an input becomes now, where that is not what the set has of it."""
+    """Make an input again and say what it becomes, where that is not what the set has of it; else None."""
     shards = ShardSet(folder)
     places = np.flatnonzero(shards.index["key"] == key_for(item.path).encode())
     try:
@@ -125,6 +125,6 @@ def _difference(folder: Path, job: Job, item: RawInput) -> str | None:
 
 
 def _plain(meta: object) -> dict[str, object]:
-    """As JSON gives it back: lists for tuples, texts for keys."""
+    """Return `meta` as JSON gives it back: with lists for tuples and texts for keys."""
     plain: dict[str, object] = json.loads(json.dumps(meta))
     return plain

@@ -54,7 +54,7 @@ class ShareSummary:
     place: str
     share: Share
     options: dict[str, Any]
-    """Of the source, with what it counted while it found the inputs of the whole set."""
+    """Options of the source, with what it counted while it found the inputs of the whole set."""
     inputs: int
     samples: int
     left_out: dict[str, int]

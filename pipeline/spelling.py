@@ -63,10 +63,10 @@ def spellings(name: str, bare: bool) -> list[Parts]:
 
 
 def coco_names(name: str) -> list[str]:
-    """What the picture that annotations call `name` may be called on disk.
+    """Return the names that a picture may have on disk, where annotations call it `name`.
 
-    COCO's pictures with and without the prefix of 2014, in one order whatever the name, so that all names of a picture
-    find one file.
+    COCO's pictures are named with and without the prefix of 2014. The order is the same whatever the name, so that all
+    names of a picture find one file.
     """
     last = name.rsplit("/", 1)[-1]
     match = _COCO_NAME.fullmatch(last)

@@ -68,12 +68,12 @@ def note_of(name: str) -> str:
 
 @dataclass(frozen=True)
 class Watch:
-    """What `write_shard` calls as it goes."""
+    """Functions that `write_shard` calls as it goes."""
 
     tick: Callable[[int], object] = lambda count: None
-    """With the number of inputs that are done since it was called last."""
+    """Called with the number of inputs that are done since the last call."""
     left_out: Callable[[LedgerLine], object] = lambda line: None
-    """With each input that did not become a sample, at once."""
+    """Called with each input that did not become a sample, at once."""
 
 
 class Reading:
@@ -113,7 +113,7 @@ READING = ".reading.tmp"
 
 @dataclass
 class _Made:
-    """What became of the inputs of a shard."""
+    """Record of what became of the inputs of a shard."""
 
     job: Job
     writer: ShardWriter

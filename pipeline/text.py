@@ -55,7 +55,11 @@ def read_text(path: Path, most: int, error: type[UserError] = BadInput) -> bytes
 
 
 def unpacked(data: bytes, where: str, most: int) -> bytes:
-    """What a text file of these bytes says, at most `most` bytes of it; raises `BadInput` as `open_text` does."""
+    """Return a text file's bytes without byte order mark, unpacked where they are gzip.
+
+    Raises:
+        BadInput: as `open_text`, or what is unpacked takes more than `most` bytes.
+    """
     if not data.startswith(_GZIP) and not _is_odd(data[:64]):
         return data
     return _whole(_Bytes(io.BytesIO(data), where, BadInput), where, most, BadInput)

@@ -42,7 +42,7 @@ class UserError(Exception):
 
 
 def _one_line(text: str) -> str:
-    """What libraries say in several lines in one, printable."""
+    """Put a text, such as a library's message of several lines, on one line that can be printed."""
     return printable(" ".join(text.split()))
 
 

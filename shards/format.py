@@ -14,7 +14,7 @@ from shards.recipe import Recipe
 
 FORMAT = "sa2va-shards"
 VERSION = 2
-"""Of the sets that are written."""
+"""Version of the sets that are written."""
 READABLE = (1, VERSION)
 """Versions of sets that are read. In version 1, `.zst` follows what is `.up` and `.bits` now."""
 MANIFEST, INDEX, LEDGER = "manifest.json", "index.npy", "ledger.jsonl"
@@ -34,7 +34,7 @@ _MASKS = {"prompt_masks": "npy", "masks": "bits"}
 _OWN = ("up", "bits")
 _FIELD = re.compile(r"(pixel_values|g_pixel_values|prompt_masks|masks)([1-9][0-9]?)?")
 MAX_OBJECTS = 1 << 12
-"""Of a sample; the fullest pictures of SA-1B hold some hundred."""
+"""Most objects that a sample may have. The fullest pictures of SA-1B hold some hundred."""
 KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 

@@ -13,8 +13,13 @@ from numpy.typing import NDArray
 from shards.errors import UserError
 
 Group = Literal["sample", "file", "folder", "picture"]
-"""What stays together when samples are divided: nothing; all samples of one raw file, such as the objects of a video;
-all files of a folder; all samples of one picture or video, in whatever set they stand."""
+"""Kind of group that stays together when samples are divided.
+
+- sample: nothing stays together.
+- file: all samples of one raw file, such as the objects of a video.
+- folder: all files of a folder.
+- picture: all samples of one picture or video, in whatever set they stand.
+"""
 GROUPS: tuple[Group, ...] = get_args(Group)
 
 _HASH = 17  # characters of a key after its readable stem: "-" and 16 hexadecimal digits
@@ -62,9 +67,9 @@ def group_name(key: str, path: str, frames: int, by: Group) -> str:
 
 
 def picture_name(key: str) -> str:
-    """What the picture or video of the sample `key` is called in every set that holds it.
+    """Return the name that the picture or video of the sample `key` has in every set that holds it.
 
-    That is the stem of its file in small letters, COCO's without prefix and zeros. Different pictures may share it:
+    It is the stem of its file in small letters, COCO's without prefix and zeros. Different pictures may share it:
     then they stay together without need.
 
     >>> picture_name("COCO_train2014_000000000036-0123456789abcdef")

@@ -95,7 +95,7 @@ class Manifest:
     psnr: Psnr | None = None
     """Of pictures that are not what the recipe makes, whatever the codec they are stored in now; None: all bits are."""
     version: int = VERSION
-    """Of the format. A set of version 1 says so for ever: the names of its members depend on it."""
+    """Version of the format. A set of version 1 keeps it for ever: the names of its members depend on it."""
 
     @property
     def pictures(self) -> str:

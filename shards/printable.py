@@ -54,7 +54,7 @@ def set_up_output() -> None:
 
 
 def os_error_text(error: OSError) -> str:
-    """What a file could not be used for, on one line, such as "NAME: File name too long"."""
+    """Say on one line why a file could not be used, such as "NAME: File name too long"."""
     name, said = error.filename, error.strerror or str(error) or type(error).__name__
     if isinstance(name, bytes):
         name = name.decode("utf-8", "surrogateescape")

@@ -146,7 +146,9 @@ class StoredSample:
 
     @contextmanager
     def changed_bytes_first(self) -> Iterator[None]:
-        """Where an exception ends the block and its bytes are still to be compared, do that: it is the better reason.
+        """Compare the sample's bytes, where they are still to be compared, when an exception ends the block.
+
+        That the bytes have changed is the better reason to give.
 
         Raises:
             BadShard: its bytes have changed; else what was raised inside.

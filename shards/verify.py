@@ -160,7 +160,7 @@ def _sets(paths: Sequence[str | Path]) -> dict[Path, set[str] | None]:
 
 
 def _matches(path: str) -> list[str]:
-    """What a pattern such as `shards/*` stands for, without hidden files; a plain path stands for itself."""
+    """Return the paths that match a pattern such as `shards/*`, without hidden files. A plain path matches itself."""
     if not glob.has_magic(path):
         return [path]
     return sorted(match for match in glob.glob(path) if not is_hidden(Path(match).name))

@@ -28,9 +28,9 @@ class Case:
 
     write: Callable[[Path], object]
     samples: int
-    """That become of them, ..."""
+    """Number of samples that the inputs become."""
     left_out: dict[str, int] = field(default_factory=dict)
-    """... and those that do not, by reason."""
+    """Number of inputs that do not become samples, by reason."""
     texts: tuple[str, ...] = ()
     """Some of the objects'. Without any, the dual loop is trained."""
     untold: int = 0
@@ -48,7 +48,7 @@ def write_coco(root: Path, name: str = "instances_train2017.json") -> None:
 
 
 def write_osprey(root: Path) -> None:
-    """Of the second picture there are conversations only."""
+    """Write the records of two pictures. The second one has conversations only."""
     described = test_osprey.described()
     spoken = test_osprey.record(conversations=test_osprey.talk("What is <region1>?", "A cat."), file_name="8.jpg")
     test_osprey.write(root, described, spoken)
@@ -56,7 +56,7 @@ def write_osprey(root: Path) -> None:
 
 
 def write_dam(root: Path) -> None:
-    """In the second subset no region has a caption."""
+    """Write two subsets. In the second one no region has a caption."""
     test_dam.write(root, test_dam.region(), test_dam.region(test_dam.SECOND, None, 2), subset="PACO")
     test_dam.write(root, test_dam.region(caption=None), subset="SAV")
 

@@ -1,4 +1,4 @@
-"""What documents say of the code is there."""
+"""Tests that what documents name in the code is there."""
 
 import re
 from pathlib import Path

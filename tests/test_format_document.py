@@ -90,7 +90,7 @@ def mixed_set(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("streaming", [True, False])
 def test_hugging_face_datasets_opens_a_set(mixed_set, streaming, monkeypatch, tmp_path):
-    """As the document shows it; and a library that unpacks by extension leaves the members alone."""
+    """The library opens the set as the document shows. A library that unpacks by extension leaves the members alone."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     decode = executed(snippet_with("def read_samples"))["decode"]
     rows = list(executed(snippet_with("load_dataset"))["open_set"](mixed_set, streaming=streaming))

@@ -65,8 +65,8 @@ class DataConfig:
     holdout: float = 0.05
     """Share of the samples that is never trained on; 0 for none (and no evaluation)."""
     holdout_by: str = "picture"
-    """What stays together on one side of it: sample, file (of the raw data), folder, or picture (or video, in whatever
-    set it stands)."""
+    """Kind of group that stays together on one side of it: sample, file (of the raw data), folder, or picture (or
+    video, in whatever set it stands)."""
     objects_per_sample: int = 1
     """Objects of a sample that a step takes, at most. Each comes up before one comes twice."""
     threads: int = 2

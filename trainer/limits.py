@@ -35,7 +35,7 @@ class Bound:
         return bool(low and high) or (self.zero and value == 0)
 
     def wanted(self, value: float) -> str:
-        """What to ask for in place of `value`."""
+        """Return the text that asks for a right value in place of `value`."""
         if self.low == 0 and self.high == 1 and not (self.above or self.below):
             return "0 to 1"
         if value > self.high or (self.below and value == self.high):
@@ -98,7 +98,7 @@ BOUNDS = {
     "collective_timeout": Bound(1, 10**7, "that is four months"),
     "stall_notice": Bound(1, 10**7, "that is four months"),
 }
-"""By key; * stands for a name or a position."""
+"""Bounds of numbers, by key; * stands for a name or a position."""
 PATHS = ("model.path", "model.internvl", "model.sam2", "data.shards.*", "data.cache", "resume", "output_dir")
 """Texts that name files."""
 

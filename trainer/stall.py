@@ -26,7 +26,7 @@ _SILENT = 3.0  # seconds, at least: loading and compiling can keep the interpret
 
 @dataclass(frozen=True)
 class Beat:
-    """What a process says of itself."""
+    """Report of a process about itself."""
 
     beat: int
     """Rises with each beat."""

@@ -160,7 +160,7 @@ def _kept(model: Sa2VA, new: set[str]) -> set[str]:
 
 
 def read_origin(path: Path) -> Origin:
-    """What the `origin.json` at `path` says. Raises `UserError` where it is none of this version."""
+    """Read the `origin.json` at `path`. Raises `UserError` where it is none of this version."""
     check_files(path.parent, (ORIGIN, FILE))
     body = read_json(path)
     try:

@@ -34,12 +34,12 @@ class TrainedOn:
     ids: UInt64 = field(default_factory=lambda: np.empty(0, np.uint64))
     """(S,) of `sample_ids` and `picture_ids`, rising."""
     plans: tuple[str, ...] = ()
-    """Of the sets that held them, see `shards.manifest.Manifest.plan`."""
+    """Plans of the sets that held them, see `shards.manifest.Manifest.plan`."""
     complete: bool = True
     """Whether the weights were random before; else they came from a model whose own training is not recorded."""
 
     def and_then(self, ids: Iterable[UInt64], plans: Iterable[str]) -> TrainedOn:
-        """What the model has been trained on after a training on further samples."""
+        """Return the record of the model after a training on further samples."""
         every = np.unique(np.concatenate([self.ids, *ids]))
         return TrainedOn(every, tuple(sorted({*self.plans, *plans})), self.complete)
 
@@ -77,7 +77,7 @@ def picture_ids(shards: ShardSet) -> UInt64:
 
 
 def read_trained_on(folder: Path, body: dict[str, Any], where: str) -> TrainedOn | None:
-    """What `folder` records; None where it records nothing.
+    """Read the record in `folder` of what a model was trained on; None where there is none.
 
     Args:
         folder: holds `trained_on.bin`.
@@ -105,5 +105,5 @@ def read_trained_on(folder: Path, body: dict[str, Any], where: str) -> TrainedOn
 
 
 def ids_to_bytes(trained_on: TrainedOn) -> bytes:
-    """What `trained_on.bin` holds."""
+    """Return the bytes that `trained_on.bin` holds."""
     return trained_on.ids.astype(_ID).tobytes()

@@ -140,7 +140,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _elsewhere(root: Path, names: Iterable[str]) -> dict[str, str]:
-    """Of the names that are not there as they stand: what looks like them."""
+    """Find a path that looks like the name, for each name under which no file stands: name -> path."""
     missing = [name for name in names if not (inside(name) and os.path.lexists(root / name))]
     found = {name: finder_at(root).locate(name) for name in dict.fromkeys(missing)}
     return {name: path for name, path in found.items() if path is not None}

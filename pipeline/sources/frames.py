@@ -27,7 +27,7 @@ class Frames:
 
     @cached_property
     def _alike(self) -> dict[str, str | None]:
-        """How each picture's name looks, with and without its suffix -> the name; None for several."""
+        """Names of pictures by how they look, with and without the suffix; None where several look alike."""
         try:
             names = listed(self._folder)
         except OSError:

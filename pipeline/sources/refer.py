@@ -103,7 +103,7 @@ def _read_refs(file: Path, split: str) -> list[dict[str, Any]]:
 
 
 def _checked(ref: dict[str, Any]) -> dict[str, Any]:
-    """What is needed of a ref; raises `KeyError` or `TypeError` where it is another thing."""
+    """Return what is needed of a ref; raises `KeyError` or `TypeError` where a part is missing or another thing."""
     chosen = {key: ref[key] for key in ("ref_id", "ann_id", "image_id", "category_id", "split")}
     for key in ("ann_id", "image_id"):
         if as_id(ref[key]) is None:

@@ -63,7 +63,7 @@ class Pristine:
     inputs: frozenset[str]
     """Paths of samples and of lines of the ledger."""
     digests: dict[str, bytes]
-    """Of a set: each sample's tensors by its key."""
+    """Digest of each sample's tensors, by its key, where the target is a set; else empty."""
 
     @classmethod
     def made(cls, target: str, folder: Path) -> Pristine:

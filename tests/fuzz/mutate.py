@@ -37,7 +37,7 @@ class Mutation:
     path: str
     """Relative to the layout's root."""
     within: bool
-    """Only the content of a leaf changed: the inputs must be the same."""
+    """True where only the content of a leaf changed: the inputs must be the same."""
 
     def __str__(self) -> str:
         return f"{self.kind} {self.path!a}"

@@ -44,7 +44,7 @@ def run(sav_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained_keys(sav_set: Path) -> set[str]:
-    """What an epoch of that run gives, batch for batch."""
+    """Return the keys of the samples in an epoch of that run."""
     loader = Loader([str(sav_set)], fields=("prompt_masks1",), batch_size=1, seed=0, holdout=HOLDOUT)
     return {key for batch in loader.epoch(0) for key in batch["keys"]}
 
@@ -147,7 +147,7 @@ def test_another_source_has_other_samples(sav_set: Path, tmp_path: Path):
     ],
 )
 def test_a_damaged_record_is_one_line(talker, tmp_path: Path, damage, said: str):
-    """Of an exported folder; those of checkpoints are compared with their checksums."""
+    """Damage the record of an exported folder. Records of checkpoints are compared with their checksums."""
     record, before = TrainedOn(np.arange(7, dtype=np.uint64), ("a",)), talker.trained_on
     talker.trained_on = record
     save_model(talker, tmp_path / "model")

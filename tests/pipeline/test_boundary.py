@@ -34,7 +34,7 @@ class Unprintable(Exception):
 
 
 def raised(error: BaseException, root: Path = Path("/data/raw")) -> UserError:
-    """What `error` over the input becomes."""
+    """Return the error that `input_errors` makes of `error`."""
     with pytest.raises(UserError) as caught, input_errors(root, INPUT):
         raise error
     return caught.value
@@ -85,7 +85,7 @@ def test_a_claim_of_more_memory_than_any_machine_has_is_the_datas():
 
 
 def wrapped(inner: BaseException) -> BaseException:
-    """As readers wrap what they catch."""
+    """Wrap an exception in another, as readers wrap what they catch."""
     try:
         try:
             raise inner
@@ -134,7 +134,7 @@ def root_of(tmp_path: Path, source: str = "folder") -> Path:
 
 @pytest.mark.parametrize("source", ["gcg", "mevis", "sa1b"])
 def test_any_exception_of_load_goes_to_the_ledger(source, tmp_path, here, monkeypatch):
-    """With the kind that is raised, and the run goes on; verify and estimate name it too."""
+    """The ledger names the kind that is raised, and the run goes on. Verify and estimate name it too."""
     root, kind = root_of(tmp_path, source), type(SOURCES[source])
     load, first = kind.load, []
 
@@ -219,7 +219,7 @@ def kill_over(path: str, number: int):
 
 
 def test_a_worker_that_dies_is_named_with_its_input(sav_root, tmp_path):
-    """In processes of their own, where the fault has to be put by the module that they import."""
+    """Run it in processes of its own. There the fault has to be put in by the module that they import."""
     script = (
         "import os, signal\n"
         "from pipeline.sources.sav import Sav\n"

@@ -418,7 +418,7 @@ def test_what_a_sample_cannot_hold_goes_to_the_ledger(root):
 
 
 def test_more_objects_than_a_sample_may_have():
-    """Of a source that makes them from nothing: to decode so many masks is not what is tested."""
+    """Make the objects from nothing: to decode so many masks is not what is tested."""
     frame = RawFrame("a", Image.new("RGB", (2, 2)), [np.ones((2, 2), np.bool_)] * 4097)
     raw = RawSample("a.jpg", "folder", (frame,), tuple(RawObject(str(n)) for n in range(4097)))
     with pytest.raises(UserError, match="too many objects; met 4097; wanted at most 4096"):

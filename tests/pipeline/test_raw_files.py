@@ -51,7 +51,7 @@ UNUSED = {"sav_000001_auto.json"}
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_every_file_of_a_layout_is_in_the_plan(source, tmp_path):
-    """By its size; by its time, which only an unfinished set keeps; annotations by what they say."""
+    """A file counts by its size, and by its time, which only an unfinished set keeps; annotations by what they say."""
     CASES[source].write(root := tmp_path / "raw")
     plan = planned(source, root, tmp_path / "records")
     before = [stamp(plan, shard) for shard in plan.shards]

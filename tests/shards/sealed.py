@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 Members = dict[str, bytes]
-"""What follows the key in a member's name -> its bytes, in the tar's order."""
+"""Bytes of a sample's members in the tar's order, by the part of the member's name that follows the key."""
 
 
 def members_of(tar: Path) -> tuple[str, Members]:

@@ -99,7 +99,7 @@ def test_a_flip_in_the_padding_or_the_end_of_the_archive_changes_no_tensor(copy,
 
 
 def test_without_the_check_a_flip_is_read_as_data(copy, sav_set, first_tar):
-    """What `never` gives up: the same flip, found by default, comes through."""
+    """A flip that is found by default is not found with `never`."""
     row, name = ShardSet(sav_set).index[0], b'"has_paired_frame"'
     at = first_tar.index(name, int(row["offset"]))
     flip(copy, first_tar, 8 * (at + 3))  # in a name of the JSON, which stays JSON

@@ -45,7 +45,7 @@ def tiny(tiny_set: Path, tmp_path: Path) -> Path:
 
 
 def whats(folder: Path) -> set[str]:
-    """What `verify` says of a set: nothing if it is sound."""
+    """Return the faults that `verify` finds in a set; none if it is sound."""
     report = verify([folder])
     assert report.ok == (not report.failures) and all(str(f).count("\n") == 0 for f in report.failures)
     return {failure.what for failure in report.failures}
@@ -72,7 +72,7 @@ def test_a_flipped_bit_anywhere_is_reported(tiny, name):
 
 
 def test_every_bit_of_the_manifest_counts(tiny_set):
-    """Whatever the bit: options, notes and plan, which nothing else covers, too."""
+    """A flip of any bit is noticed, also in options, notes and plan, which nothing else covers."""
     whole, read = (tiny_set / "manifest.json").read_bytes(), []
     for bit in range(8 * len(whole)):
         try:

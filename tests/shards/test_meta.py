@@ -1,4 +1,4 @@
-"""What is written is read: the writer keeps to the reader's own rules for a sample's JSON."""
+"""Tests that what is written can be read: the writer keeps to the reader's own rules for a sample's JSON."""
 
 import json
 import math

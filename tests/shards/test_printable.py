@@ -1,4 +1,4 @@
-"""What is printed: names and values that hold anything stay text, on their line."""
+"""Tests of what is printed: names and values that hold anything stay text, on their line."""
 
 import ast
 import errno
@@ -86,7 +86,7 @@ def test_an_error_of_the_system_names_its_file():
 
 
 def test_tables_and_consoles_are_made_in_one_place():
-    """Those of others would read names as markup."""
+    """Tables and consoles that are made elsewhere would read names as markup."""
     own = {"shards/tables.py", "trainer/doctor/checks.py"}
     for room in ("shards", "trainer", "pipeline", "inference"):
         for path in (REPOSITORY / room).rglob("*.py"):

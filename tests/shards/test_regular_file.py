@@ -1,4 +1,7 @@
-"""What is no regular file is refused at once: a pipe would be waited for, a device never ends."""
+"""Tests that a file that is not a regular one is refused at once.
+
+A pipe would be waited for, and a device never ends.
+"""
 
 import os
 import socket

@@ -23,7 +23,7 @@ from trainer.model.trainable import set_trainable
 from trainer.objectives.step import Step
 
 OBJECTS = (5, 6, 1, 4)
-"""Of the samples of `unequal_set`, again and again."""
+"""Numbers of objects of the samples of `unequal_set`, repeated in this order."""
 FIELDS = tuple(f"{name}{k}" for k in (1, 2) for name in ("pixel_values", "g_pixel_values", "prompt_masks", "masks"))
 
 

@@ -113,7 +113,10 @@ Gradients = dict[str, torch.Tensor]
 
 
 def load(folder: Path, name: str, **how: int) -> Loader:
-    """Of up to 6 objects a sample; the first two samples have 4 and 1 (by default), or 5 and 6 (seed 38)."""
+    """Return a loader of up to 6 objects a sample.
+
+    The first two samples have 4 and 1 (by default), or 5 and 6 (seed 38).
+    """
     common = {"fields": FIELDS[name], "need": NEED[name], "threads": 0, "objects_per_sample": 6}
     return Loader([str(folder)], **common, **({"seed": 6} | how))
 
@@ -170,7 +173,7 @@ CASES = {
 
 
 def save_steps(folder: str, out: str) -> None:
-    """In one of two processes that are joined: the step of each case, a sample on each."""
+    """Save the step of each case. This runs in each of two processes that are joined, with a sample on each."""
     accelerator = Accelerator(cpu=True)
     for case, config in CASES.items():
         gradients, losses, counts = split_step(accelerator, small(config), Path(folder))

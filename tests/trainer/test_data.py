@@ -403,7 +403,7 @@ def test_an_epoch_goes_on_in_a_sample_where_the_one_before_stopped(unequal_set):
 
 @pytest.mark.parametrize(("most", "threads"), [(1, 1), (4, 0), (4, 2)])
 def test_the_objects_of_a_step_are_known_with_its_first_batch(unequal_set, most, threads):
-    """Which takes no more memory than one batch does: more batches a step than are made ahead."""
+    """This takes no more memory than one batch does: a step has more batches than are made ahead."""
     options = {"need": "texts", "objects_per_sample": most, "threads": threads, "prefetch": 1, "batch_size": 1}
     for accumulation, consumed in ((1, 0), (3, 0), (3, 6), (6, 0)):
         loads = [loader(unequal_set, **options, accumulation=accumulation, rank=r, world_size=2) for r in (0, 1)]

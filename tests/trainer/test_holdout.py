@@ -1,4 +1,4 @@
-"""What is held out: no file, folder, video or picture stands on both sides, and adding data moves nothing."""
+"""Tests of what is held out: no file, folder, video or picture stands on both sides, and adding data moves nothing."""
 
 import shutil
 from dataclasses import replace
@@ -21,7 +21,7 @@ from trainer.data.loader import Loader
 
 
 def fake(paths: list[str], frames: int = 1, source: str = "fake", old: bool = False) -> Any:
-    """What the functions read of a set of these samples."""
+    """Make a stand-in for a set of these samples, with what the functions read of it."""
     index = np.zeros(len(paths), INDEX_DTYPE)
     for row, path in zip(index, paths, strict=True):
         row["key"] = key_for(path)

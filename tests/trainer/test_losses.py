@@ -125,7 +125,7 @@ def test_gradient_pulls_towards_the_truth():
 
 
 def test_losses_at_even_points_are_those_of_an_evaluation_and_smaller():
-    """Of a decent prediction: at uncertain points, near the edge, it is worse than on the whole."""
+    """A decent prediction is worse at uncertain points, near the edge, than on the whole."""
     masks = discs(2)
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(2, 256, 256, generator=generator)

@@ -42,7 +42,7 @@ def sound(model, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(sound: Path, tmp_path: Path) -> Path:
-    """One to be changed."""
+    """Return a copy of the sound folder that a test may change."""
     return shutil.copytree(sound, tmp_path / "model")
 
 
@@ -296,7 +296,7 @@ def test_a_mistyped_run_is_not_only_a_name_on_the_hub(tmp_path: Path, monkeypatc
 
 
 def test_training_and_evaluation_refuse_a_set_without_samples(sound: Path, small_set: Path, tmp_path: Path):
-    """Such as earlier releases wrote."""
+    """Earlier releases wrote such sets."""
     empty = shutil.copytree(small_set, tmp_path / "empty")
     np.save(empty / "index.npy", np.zeros(0, INDEX_DTYPE))
     counts = {"inputs": 0, "samples": 0, "objects": 0, "left_out": {}, "notes": {}, "shards": ()}

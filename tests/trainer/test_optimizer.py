@@ -86,7 +86,7 @@ def test_what_decays_shrinks_by_rate_times_decay(make_loop, config: Config, name
 
 
 def test_a_checkpoint_of_other_groups_is_taken_up_by_name(make_loop, config: Config, tmp_path):
-    """As one that was written when each part was a single group."""
+    """Such a checkpoint was written when each part was a single group."""
     config.lr, config.rates = 1e-3, {"mlp1": 1e-4}
     parts = trained(make_loop, Config(**{**vars(config), "weight_decay_on": "all"}), 2)
     schedule = parts.schedule()

@@ -27,7 +27,7 @@ _FREE = (
 )
 """Keys that may change when a run is resumed."""
 _BEFORE = {"data.holdout_by": "sample", "weight_decay_on": "all"}
-"""How a run of a release without a key was: a checkpoint that does not name the key goes on so."""
+"""Values that runs had before a key was added. A checkpoint that does not name the key goes on with them."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ _MASK = 0xFFFFFFFFFFFFFFFF
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What a visit to a sample takes."""
+    """Objects and frames of a sample that a visit to it takes."""
 
     objects: list[int]
     """Numbers of the objects, rising."""

@@ -20,7 +20,10 @@ from trainer.data.choice import UInt64, mix
 Mask = NDArray[np.bool_]
 
 _COMMON = 3
-"""So many files of one set that share a name are not one picture: the name says nothing (image.jpg, 00000.jpg)."""
+"""Number of files of one set from which on a name that they share says nothing, such as image.jpg or 00000.jpg.
+
+So many files are not one picture.
+"""
 _OLD = "its index says nothing of files, folders and pictures, as those of older releases"
 _WRITE_AGAIN = "cli.py recode writes it with them"
 
@@ -73,7 +76,7 @@ class Twins:
 
 
 def find_twins(sets: Sequence[ShardSet], parts: Sequence[Mask]) -> Twins | None:
-    """What stands on both sides of `parts`, as `held_out_parts` returned them; None where nothing does."""
+    """Find what stands on both sides of `parts`, as `held_out_parts` returned them; None where nothing does."""
     names = np.concatenate([_groups(shards, "picture") for shards in sets])
     held = np.concatenate(parts)
     both = np.intersect1d(names[held], names[~held])
@@ -86,7 +89,7 @@ def find_twins(sets: Sequence[ShardSet], parts: Sequence[Mask]) -> Twins | None:
 def holdout_notes(
     sets: Sequence[ShardSet], share: float, by: Group, sources: Collection[str] | None = None
 ) -> list[str]:
-    """What a user should know of the held-out part, a line each.
+    """Return what a user should know of the held-out part, a line each.
 
     Args:
         sets, share, by: as of `held_out_parts`.

@@ -65,7 +65,7 @@ _MORE = {
     "train": "lower batch_size or accumulation, lower data.holdout, or give more shards (data.shards)",
     "holdout": "raise data.holdout, lower batch_size, or train without evaluation: data.holdout=0",
 }
-"""What to do where a part has too few samples."""
+"""Advice where a part has too few samples, by part."""
 _SHUFFLE_WINDOW = 64  # shards whose samples are mixed; bounds how many tars are read at a time
 
 
@@ -226,7 +226,10 @@ class Loader:
 
     @property
     def sample_ids(self) -> NDArray[np.uint64]:
-        """What this part holds and shows, see `trainer.trained_on`; in no order, some of it several times."""
+        """Ids of the samples of this part and of the pictures or videos that they show, see `trainer.trained_on`.
+
+        They are in no order, and some of them are there several times.
+        """
         positions = self._positions.astype(np.int64)
         return np.concatenate(
             [np.concatenate([of(s) for s in self._sets])[positions] for of in (sample_ids, picture_ids)]

@@ -36,7 +36,7 @@ class Row:
     copy: int
 
     def texts(self) -> list[list[str]]:
-        """Those of each chosen object that say something."""
+        """Return the texts of each chosen object that say something."""
         return [texts_of(self.sample.meta["objects"][number]) for number in self.choice.objects]
 
 
@@ -44,7 +44,7 @@ _field = lru_cache(Field)
 
 
 def _stored(sample: StoredSample, field: Field) -> Field:
-    """What `field` is called in a sample: without the frame's number where there is one frame."""
+    """Return `field` as a sample stores it: without the frame's number where there is one frame."""
     return _field(field.name, None) if sample.frames == 1 else field
 
 
@@ -112,7 +112,7 @@ class Rows:
         return shape, dtype
 
     def choose(self, sample: StoredSample, salt: int, visit: int) -> Choice:
-        """What the visit number `visit` to a sample takes of it; `salt` is the sample's.
+        """Choose what the visit number `visit` to a sample takes of it; `salt` is the sample's.
 
         Raises:
             BadShard: the sample cannot be decoded, or has no object that has what is needed.

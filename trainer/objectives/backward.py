@@ -72,7 +72,9 @@ class Backward:
         return losses, counts, keys
 
     def _shares(self, objects: dict[str, int]) -> dict[str, Tensor]:
-        """What an object of each objective counts in this step, () float32 each: processes / objects of all of them.
+        """Return the weight of an object of each objective in this step, () float32 each.
+
+        It is the number of processes, divided by the number of objects of all of them.
 
         Gradients are averaged over the processes afterwards.
         """

@@ -127,7 +127,7 @@ class TensorFolder:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of all tensors, by name without a prefix that all have."""
+        """Shapes of all tensors, by name without a prefix that all have."""
         stored = self._stored_names.items()
         return {name: tuple(self._file_of[key].get_slice(key).get_shape()) for name, key in stored}
 

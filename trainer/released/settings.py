@@ -21,7 +21,7 @@ _NUMBERS = ("layer_norm_eps", "rms_norm_eps", "rope_theta", "initializer_range",
 _TABLES = ("embed_tokens", "tok_embeddings")
 _DIFFERS = "another size than that of the weights"
 _LARGEST = 1 << 24
-"""Of any count: what no weight has the size of, such as the length of a text, is bounded by this alone."""
+"""Largest value of any count. Counts that are no weight's size, such as the length of a text, have no other bound."""
 
 
 def check_settings(config: Mapping[str, Any], shapes: Shapes, where: str) -> None:
@@ -98,7 +98,10 @@ def _check_heads(values: Mapping[str, Any], shapes: Shapes, where: str) -> None:
 
 
 def _sizes_of_weights(section: str, shapes: Shapes) -> dict[str, tuple[int, str]]:
-    """What the tensors say of keys of a section: the value, and whose it is. A tensor that is missing says nothing."""
+    """Read values for keys of a section from the tensors: key -> (value, the tensor or file that has it).
+
+    A tensor that is missing gives no value.
+    """
     found: dict[str, tuple[int, str]] = {}
     vision = section == "vision_config"
     part = r"vision_model\.encoder\.layers?" if vision else r"language_model\.model\.layers"
