@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import random
 import shutil
 import subprocess
@@ -34,7 +35,9 @@ def hanging(*_: object) -> None:
 
 
 def greedy(*_: object) -> None:
-    bytearray(200 << 20)
+    memory = mmap.mmap(-1, 300 << 20)  # new pages, whatever the process has freed before
+    for page in range(0, len(memory), mmap.PAGESIZE):
+        memory[page] = 1
 
 
 def silent(*_: object) -> None:

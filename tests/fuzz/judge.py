@@ -168,16 +168,17 @@ def _judge_output(pristine: Pristine, folder: Path, mutations: list[Mutation]) -
     for line in ledger:
         if not line.reason or "met ; " in line.detail or "wanted ;" in line.detail:
             _fault("unsaid", f"{line.path}: {line.reason} ({line.detail})")
-    if mutations and all(mutation.within for mutation in mutations):
-        # Nothing but the data of some inputs is damaged.
-        gone = pristine.inputs - _inputs(folder)
-        if gone:
-            _fault("lost", sorted(gone))
     try:
         _cli("verify-shard", folder, "--workers", 1)
     except SystemExit as end:
         print(end.code)
         _fault("broken set", "verify-shard fails")
+        return
+    if mutations and all(mutation.within for mutation in mutations):
+        # Nothing but the data of some inputs is damaged.
+        gone = pristine.inputs - _inputs(folder)
+        if gone:
+            _fault("lost", sorted(gone))
     for position in range(len(shards)):
         shards[position]
 

@@ -60,7 +60,7 @@ def mutate(root: Path, draw: random.Random) -> list[Mutation]:
             change, within = draw.choice(_BYTES), True
         else:
             change, within = draw.choice(_PLACES), False
-        with suppress(OSError, ValueError, KeyError, IndexError, SyntaxError, tarfile.TarError, zipfile.BadZipFile):
+        with suppress(OSError, ValueError, KeyError, IndexError, RecursionError, tarfile.TarError, zipfile.BadZipFile):
             change(file, draw)
             within = within and file.suffix.lower() in LEAVES and not os.path.islink(file)
             done.append(Mutation(change.__name__.strip("_"), name, within))

@@ -52,7 +52,8 @@ def test_uploads_that_fail_leave_nothing_torn_and_the_same_command_goes_on(here,
     way.heal()
     done = here(*command, "1")
     assert done.returncode == 0, done.stderr
-    assert "(3 by this run)" in done.stdout
+    # A worker that is stopped between a tar and its note leaves a tar that is written again.
+    assert any(f"({count} by this run)" in done.stdout for count in ((3,) if workers == "1" else (3, 4)))
     assert objects(way.upstream, place.removeprefix("bucket/")) == files_of(sav_set)
 
 

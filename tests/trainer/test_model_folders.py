@@ -303,7 +303,7 @@ def test_training_and_evaluation_refuse_a_set_without_samples(sound: Path, small
     manifest = replace(Manifest.read(empty), index_sha256=sha256((empty / "index.npy").read_bytes()), **counts)
     (empty / "manifest.json").write_bytes(manifest.to_bytes())
     for part in ("train", "holdout"):
-        with pytest.raises(UserError, match=f"too few samples in the {part} part.*; met 0 samples"):
+        with pytest.raises(UserError, match="a set without samples; wanted at least one"):
             Loader([str(empty)], fields=("masks1",), batch_size=1, seed=0, holdout=0.5, part=part)
-    with pytest.raises(UserError, match="nothing to evaluate"):
+    with pytest.raises(UserError, match="a set without samples"):
         evaluate(str(sound), [str(empty)], device="cpu")
