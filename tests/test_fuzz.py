@@ -35,7 +35,7 @@ def hanging(*_: object) -> None:
 
 
 def greedy(*_: object) -> None:
-    memory = mmap.mmap(-1, 300 << 20)  # new pages, whatever the process has freed before
+    memory = mmap.mmap(-1, 500 << 20)  # new pages, whatever the process has freed before
     for page in range(0, len(memory), mmap.PAGESIZE):
         memory[page] = 1
 
@@ -84,7 +84,7 @@ def empty_picture(root: Path, draw: random.Random) -> list[mutate.Mutation]:
 @pytest.mark.parametrize("kind", FAULTS)
 def test_a_planted_fault_is_found(kind, pristine, tmp_path, monkeypatch):
     monkeypatch.setattr(judging, "mutate", empty_picture)
-    monkeypatch.setattr(judging, "MEBIBYTES", 100)
+    monkeypatch.setattr(judging, "MEBIBYTES", 250)
     monkeypatch.setattr(judging, "SECONDS", 20)
     assert judge(pristine, 0, 0, tmp_path).faults == {}
     for made in ("raw", "out"):

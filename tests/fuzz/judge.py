@@ -99,8 +99,9 @@ def judge(pristine: Pristine, seed: int, number: int, folder: Path) -> Verdict:
         _judge_output(pristine, out / pristine.target, verdict.mutations)
 
     report = folder / "report"
-    verdict.status, grown = _forked(work, report)
+    verdict.status, most = _forked(work, report)
     text = report.read_text("utf-8", "replace")
+    grown = most - int(text.partition("\n")[0] or most)
     for line in text.splitlines():
         if line.startswith("FAULT "):
             kind, _, detail = line.removeprefix("FAULT ").partition(": ")
@@ -196,11 +197,10 @@ def _forked(work: Callable[[], None], report: Path) -> tuple[int | None, int]:
     """Run `work` in a fork; its output goes to `report`.
 
     Returns:
-        The exit status (negative: a signal; None: killed after `SECONDS`), and MiB that it took more than this process.
+        The exit status (negative: a signal; None: killed after `SECONDS`), and the most memory that it held, in MiB.
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    before = _own_memory()
     process = os.fork()
     if process == 0:
         _child(work, report)
@@ -213,7 +213,7 @@ def _forked(work: Callable[[], None], report: Path) -> tuple[int | None, int]:
     finally:
         os.close(handle)
     code = os.waitstatus_to_exitcode(status) if ready else None
-    return code, max(0, usage.ru_maxrss // 1024 - before)
+    return code, usage.ru_maxrss // 1024
 
 
 def _own_memory() -> int:
@@ -231,6 +231,7 @@ def _child(work: Callable[[], None], report: Path) -> None:
         sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8", errors="surrogateescape", closefd=False)
         sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        print(_own_memory())  # less than its parent's: pages of libraries come when they are used
         claimed = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (claimed + ADDRESSES,) * 2)
         work()

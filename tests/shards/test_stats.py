@@ -90,6 +90,7 @@ def test_names_of_folders_are_text_in_tables_and_pages(sav_set, tmp_path, name):
     (tmp_path / name).symlink_to(sav_set)
     found = look_at([tmp_path / name], 1)
     text = table(found)
-    assert printable(name) in text and printable_lines(text) == text
+    assert printable(name) in "".join(line.strip() for line in text.split("\n"))  # a long path is folded
+    assert printable_lines(text) == text
     page = write_page(found, tmp_path / "page.html").read_text("utf-8")
     assert "<b>" not in page and "<script" not in page
