@@ -247,14 +247,16 @@ def test_a_worker_that_dies_is_named_with_its_input(sav_root, tmp_path):
 def test_a_run_that_was_killed_says_over_what_when_it_goes_on(sav_root, tmp_path, here):
     given = ["--source", "sav", "--root", sav_root, "--out", tmp_path, "--workers", 1, "--shard-size", "10MB"]
     if (child := os.fork()) == 0:  # killed in the middle of an input, with all that it holds
-        Sav.load = kill_over("sav_coffee/masklet_data_00001.npz", signal.SIGKILL)
-        options = {"value_range": 255}
-        Sav.options = lambda *_: options
-        import pipeline.plan
+        try:
+            Sav.load = kill_over("sav_coffee/masklet_data_00001.npz", signal.SIGKILL)
+            options = {"value_range": 255}
+            Sav.options = lambda *_: options
+            import pipeline.plan
 
-        pipeline.plan._PROBES = 1
-        here("shard", *given)
-        os._exit(0)
+            pipeline.plan._PROBES = 1
+            here("shard", *given)
+        finally:
+            os._exit(0)  # whatever happened: it must never go on as a second copy of the test run
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
     said = here("shard", *given)
     assert said.returncode == 0
