@@ -88,9 +88,9 @@ def _tell_phrases_apart(model: Sa2VA, phrases: Sequence[str]) -> None:
     et al. 2016): what all phrases share would hide what tells them apart."""
     prompts = model.prompts
     rows = prompts.pack([prompts.segment("any", phrase) for phrase in phrases], model.device)
-    seen = torch.randn(1, IMAGE_TOKENS, model.mlp1[0].normalized_shape[0])
-    embeddings = model.embed(rows, seen, torch.zeros(len(phrases), dtype=torch.int64))
-    states = model.read(embeddings, rows.attention, rows.positions)
+    visual_tokens = torch.randn(1, IMAGE_TOKENS, model.mlp1[0].normalized_shape[0])
+    embeddings = model.embed_rows(rows, visual_tokens, torch.zeros(len(phrases), dtype=torch.int64))
+    states = model.run_language_model(embeddings, rows.attention, rows.positions)
     tokens = model.text_hidden_fcs(states[rows.ids == prompts.seg])
     mean = tokens.mean(0)
     _, spread, directions = torch.linalg.svd(tokens - mean, full_matrices=False)

@@ -44,14 +44,16 @@ def masks_of(model: Sa2VA, examples: Sequence[Example]) -> Bool:
     first = torch.zeros(1, dtype=torch.int64, device=device)
     masks = []
     for example in examples:
-        seen = normalise(resize.picture(example.picture, chosen.vision_size, chosen), chosen.mean, chosen.std)
-        pixels = torch.from_numpy(seen)[None].to(next(model.vision_model.parameters()))
+        visual_tokens = normalise(resize.picture(example.picture, chosen.vision_size, chosen), chosen.mean, chosen.std)
+        pixels = torch.from_numpy(visual_tokens)[None].to(next(model.vision_model.parameters()))
         rows = prompts.pack([prompts.segment(example.name, example.text)], device)
-        embeddings = model.embed(rows, model.see(pixels), first)
-        states = model.read(embeddings, rows.attention, rows.positions)
+        embeddings = model.embed_rows(rows, model.encode_image(pixels), first)
+        states = model.run_language_model(embeddings, rows.attention, rows.positions)
         language = model.text_hidden_fcs(states[rows.ids == prompts.seg]).float()
-        looked = sam.encode(torch.from_numpy(resize.picture(example.picture, chosen.sam_size, chosen))[None].to(device))
-        masks.append((sam.decode(looked, first, language)[0] > 0).cpu().numpy())
+        sam_features = sam.encode(
+            torch.from_numpy(resize.picture(example.picture, chosen.sam_size, chosen))[None].to(device)
+        )
+        masks.append((sam.decode(sam_features, first, language)[0] > 0).cpu().numpy())
     return np.stack(masks) if masks else np.zeros((0, SIDE, SIDE), np.bool_)
 
 

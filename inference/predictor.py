@@ -102,7 +102,7 @@ class Predictor:
         """Answer one question about each picture, all in one batch, with a mask for each `[SEG]` of the answer.
 
         Args:
-            pictures: M of them. An array that stands here several times is looked at once.
+            pictures: M of them. An array that stands here several times is sam_features at once.
             texts: M questions such as "Please segment the dog." The picture goes in front, or where it says `<image>`.
             names: of the pictures, for messages.
             regions: for each picture None or (R, H, W) bool, regions that its text calls region1, region2, ...
@@ -113,18 +113,18 @@ class Predictor:
         with self._precision():
             given = [None] * len(pictures) if regions is None else regions
             answers = self._ask(pictures, texts, given, _names(pictures, names))
-            looked: dict[int, SamFeatures] = {}
+            sam_features: dict[int, SamFeatures] = {}
             found = []
             for i, (picture, ids) in enumerate(zip(pictures, answers.tokens(), strict=True)):
                 height, width = picture.shape[:2]
                 masks = [np.empty((0, height, width), np.bool_)]
                 states = answers.seg_states[answers.row_of_seg == i]
-                if len(states) and id(picture) not in looked:
-                    looked[id(picture)] = self._look(picture)
+                if len(states) and id(picture) not in sam_features:
+                    sam_features[id(picture)] = self._look(picture)
                 for part in self.model.text_hidden_fcs(states).split(_AT_ONCE):
                     where = torch.zeros(len(part), dtype=torch.int64, device=part.device)
                     if len(part):
-                        logits = self.model.grounding_encoder.decode(looked[id(picture)], where, part)
+                        logits = self.model.grounding_encoder.decode(sam_features[id(picture)], where, part)
                         masks.append(resize.predicted_masks(logits, height, width, self.recipe))
                 found.append(Answer(self.model.prompts.answer(ids), np.concatenate(masks)))
         return found
@@ -189,9 +189,9 @@ class Predictor:
         if not len(embeddings):
             return np.empty((0, height, width), np.bool_)
         with self._precision():
-            looked = self._look(frame)
+            sam_features = self._look(frame)
             prompted = i < PROMPTED_FRAMES
-            logits = tracker.prompt(i, looked, embeddings) if prompted else tracker.follow(i, looked)
+            logits = tracker.prompt(i, sam_features, embeddings) if prompted else tracker.follow(i, sam_features)
             return resize.predicted_masks(logits, height, width, self.recipe)
 
     def _precision(self) -> torch.autocast:
@@ -237,11 +237,15 @@ class Predictor:
             regions: (M, R, 16, 16) bool.
         """
         model, prompts = self.model, self.model.prompts
-        seen = torch.cat([model.see(self._vision(part)) for part in torch.from_numpy(shown).split(_AT_ONCE)])
+        visual_tokens = torch.cat(
+            [model.encode_image(self._vision(part)) for part in torch.from_numpy(shown).split(_AT_ONCE)]
+        )
         most = max(map(len, places))
         images = torch.tensor([[*own, *[-1] * (most - len(own))] for own in places], device=model.device)
         packed = prompts.pack(rows, model.device, left=True)
-        embeddings = model.embed(packed, seen, images, None if regions is None else regions.to(model.device))
+        embeddings = model.embed_rows(
+            packed, visual_tokens, images, None if regions is None else regions.to(model.device)
+        )
         likeliest = lambda logits, step: logits.argmax(-1)  # noqa: E731
         return generate(model, packed, embeddings, self.max_new_tokens, likeliest, prompts.ended, keep_seg=True)
 

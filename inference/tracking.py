@@ -32,39 +32,41 @@ class Tracker:
         self._memory: dict[str, dict[int, dict[str, Any]]] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
         self._places: list[Tensor] | None = None
 
-    def prompt(self, frame: int, looked: SamFeatures, embeddings: Tensor) -> Tensor:
+    def prompt(self, frame: int, sam_features: SamFeatures, embeddings: Tensor) -> Tensor:
         """Segment frame number `frame`, of features `looked` (B = 1), by embeddings (N, C).
 
         Returns:
             (N, 256, 256) float32 mask logits.
         """
         count = len(embeddings)
-        maps = looked.embedding + self._sam.no_mem_embed.view(1, -1, 1, 1)
-        decoded = self._encoder.decode_maps(maps.expand(count, -1, -1, -1), _repeat(looked.high, count), embeddings)
-        self._remember("cond_frame_outputs", frame, looked, decoded)
+        maps = sam_features.embedding + self._sam.no_mem_embed.view(1, -1, 1, 1)
+        decoded = self._encoder.decode_maps(
+            maps.expand(count, -1, -1, -1), _repeat(sam_features.high, count), embeddings
+        )
+        self._remember("cond_frame_outputs", frame, sam_features, decoded)
         return decoded.logits
 
-    def follow(self, frame: int, looked: SamFeatures) -> Tensor:
+    def follow(self, frame: int, sam_features: SamFeatures) -> Tensor:
         """Segment frame number `frame` by what is remembered of the frames before: (N, 256, 256) float32."""
         count = len(next(iter(self._memory["cond_frame_outputs"].values()))["obj_ptr"])
         maps = self._sam._prepare_memory_conditioned_features(
             frame_idx=frame,
             is_init_cond_frame=False,
-            current_vision_feats=[_sequence(looked.embedding, count)],
-            current_vision_pos_embeds=[_sequence(self._encoder.positions(looked.embedding), count)],
-            feat_sizes=[tuple(looked.embedding.shape[2:])],
+            current_vision_feats=[_sequence(sam_features.embedding, count)],
+            current_vision_pos_embeds=[_sequence(self._encoder.positions(sam_features.embedding), count)],
+            feat_sizes=[tuple(sam_features.embedding.shape[2:])],
             output_dict=self._memory,
             num_frames=self._frames,
         )
-        decoded = self._encoder.decode_maps(maps, _repeat(looked.high, count), None)
-        self._remember("non_cond_frame_outputs", frame, looked, decoded)
+        decoded = self._encoder.decode_maps(maps, _repeat(sam_features.high, count), None)
+        self._remember("non_cond_frame_outputs", frame, sam_features, decoded)
         return decoded.logits
 
-    def _remember(self, kind: str, frame: int, looked: SamFeatures, decoded: Decoded) -> None:
+    def _remember(self, kind: str, frame: int, sam_features: SamFeatures, decoded: Decoded) -> None:
         sam = self._sam
         features, places = sam._encode_new_memory(
-            current_vision_feats=[_sequence(looked.embedding, len(decoded.logits))],
-            feat_sizes=[tuple(looked.embedding.shape[2:])],
+            current_vision_feats=[_sequence(sam_features.embedding, len(decoded.logits))],
+            feat_sizes=[tuple(sam_features.embedding.shape[2:])],
             pred_masks_high_res=resize.sam_logits(decoded.logits, IMAGE_SIZE)[:, None],
             object_score_logits=decoded.score,
             is_mask_from_pts=kind == "cond_frame_outputs",

@@ -35,12 +35,12 @@ def test_what_is_asked_for_reaches_the_prompt_token(model):
     """More than the picture does, in each of two noises seen as pictures; and every name differs from all others."""
     prompts = model.prompts
     rows = prompts.pack([prompts.segment("any", name) for name in NAMES], model.device)
-    seen = torch.randn(2, 256, 256, generator=torch.Generator().manual_seed(0))
+    visual_tokens = torch.randn(2, 256, 256, generator=torch.Generator().manual_seed(0))
     tokens = []
     with torch.no_grad():
         for image in (0, 1):
-            embeddings = model.embed(rows, seen, torch.full((len(NAMES),), image))
-            states = model.read(embeddings, rows.attention, rows.positions)
+            embeddings = model.embed_rows(rows, visual_tokens, torch.full((len(NAMES),), image))
+            states = model.run_language_model(embeddings, rows.attention, rows.positions)
             tokens.append(model.text_hidden_fcs(states[rows.ids == prompts.seg]))
     by_phrase, by_picture = tokens[0].std(0).mean(), (tokens[0] - tokens[1]).abs().mean()
     assert by_phrase > 2 and by_phrase > 2 * by_picture

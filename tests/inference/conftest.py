@@ -19,8 +19,10 @@ def talker() -> Sa2VA:
     model = build("tiny").eval().requires_grad_(False)
     head, prompts = model.language_model.lm_head.weight, model.prompts
     rows = prompts.pack([prompts.ask("x", "Please segment it.")], model.device)
-    seen = torch.randn(1, 256, model.mlp1[0].normalized_shape[0])
-    states = model.read(model.embed(rows, seen, torch.tensor([0])), rows.attention, rows.positions)
+    visual_tokens = torch.randn(1, 256, model.mlp1[0].normalized_shape[0])
+    states = model.run_language_model(
+        model.embed_rows(rows, visual_tokens, torch.tensor([0])), rows.attention, rows.positions
+    )
     usual = states[0, -20:].mean(0)
     head[prompts.seg] = 2 * head[prompts.seg] + 0.03 * usual
     return model

@@ -57,7 +57,9 @@ def test_masks_are_those_of_the_model_on_a_photograph(model: Sa2VA, report: Onnx
     language = torch.randn(count, model.grounding_encoder.width)
     decoder, chosen = model.grounding_encoder.sam2_model.sam_mask_decoder, []
     hook = decoder.register_forward_hook(lambda m, given, out: chosen.append(out[1].argmax(1)))
-    wanted = model.grounding_encoder.decode(model.look(image), torch.zeros(count, dtype=torch.int64), language).numpy()
+    wanted = model.grounding_encoder.decode(
+        model.encode_sam(image), torch.zeros(count, dtype=torch.int64), language
+    ).numpy()
     hook.remove()
     met = masks(report, image, language)
     assert met.dtype == np.float32 and met.shape == (count, 256, 256)
@@ -69,9 +71,9 @@ def test_masks_are_those_of_the_model_on_a_photograph(model: Sa2VA, report: Onnx
 
 def test_pictures_come_in_batches_of_any_size(model: Sa2VA, report: OnnxReport):
     images = pictures(data.chelsea(), data.astronaut(), data.coffee())
-    looked = model.look(images)
+    sam_features = model.encode_sam(images)
     found = session(report, "image_encoder.onnx").run(None, {"g_pixel_values": images.numpy()})
-    for met, wanted in zip(found, (looked.embedding, *looked.high), strict=True):
+    for met, wanted in zip(found, (sam_features.embedding, *sam_features.high), strict=True):
         assert met.shape == tuple(wanted.shape)
         assert np.abs(met - wanted.numpy()).max() < 1e-4 * wanted.abs().max()
 

@@ -52,12 +52,12 @@ def test_masks_are_the_model_s_own_composed_by_hand(talker: Sa2VA, photos):
     photo, recipe, prompts = photos[1], RECIPES["sa2va"], talker.prompts
     values = torch.from_numpy(resize.picture(photo, 448, recipe)).double() / 255
     mean, std = (torch.tensor(v).double().view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
-    seen, ids = talker.see(((values - mean) / std).float()[None]), []
+    visual_tokens, ids = talker.encode_image(((values - mean) / std).float()[None]), []
     asked = prompts.ask("x", TEXTS[0]).ids
     states = None
     for _ in range(7):
         row = prompts.pack([prompts.ask("x", TEXTS[0])], talker.device)
-        question = talker.embed(row, seen, torch.tensor([0]))
+        question = talker.embed_rows(row, visual_tokens, torch.tensor([0]))
         said = talker.embedding(torch.tensor([ids], dtype=torch.int64))
         length = len(asked) + len(ids)
         states = talker.read(
@@ -66,9 +66,9 @@ def test_masks_are_the_model_s_own_composed_by_hand(talker: Sa2VA, photos):
         if len(ids) < 6:
             ids.append(int(talker.language_model.lm_head(states[0, -1]).argmax()))
     places = [len(asked) + i for i, token in enumerate(ids) if token == prompts.seg]
-    looked = talker.look(torch.from_numpy(resize.picture(photo, 1024, recipe))[None])
+    sam_features = talker.encode_sam(torch.from_numpy(resize.picture(photo, 1024, recipe))[None])
     logits = talker.grounding_encoder.decode(
-        looked, torch.zeros(len(places), dtype=torch.int64), talker.text_hidden_fcs(states[0, places])
+        sam_features, torch.zeros(len(places), dtype=torch.int64), talker.text_hidden_fcs(states[0, places])
     )
     (met,) = Predictor(talker, max_new_tokens=6).segment([photo], [TEXTS[0]])
     assert met.text == prompts.answer(ids) and len(places) > 0
@@ -76,22 +76,22 @@ def test_masks_are_the_model_s_own_composed_by_hand(talker: Sa2VA, photos):
 
 
 def test_a_picture_asked_about_twice_is_looked_at_once(predictor: Predictor, photos, monkeypatch):
-    seen = spy(monkeypatch, predictor.model, "see")
-    looked = spy(monkeypatch, predictor.model.grounding_encoder, "encode")
+    visual_tokens = spy(monkeypatch, predictor.model, "see")
+    sam_features = spy(monkeypatch, predictor.model.grounding_encoder, "encode")
     decoded = spy(monkeypatch, predictor.model.grounding_encoder, "decode")
     answers = predictor.segment([photos[0]] * 2, TEXTS[:2])
     assert all(len(answer.masks) > 1 for answer in answers)
-    assert [len(args[0]) for args in seen] == [1]
-    assert len(looked) == 1
+    assert [len(args[0]) for args in visual_tokens] == [1]
+    assert len(sam_features) == 1
     assert [len(args[2]) for args in decoded] == [len(answer.masks) for answer in answers]
 
 
 def test_an_answer_without_seg_has_no_mask_and_sam_is_left_alone(talker: Sa2VA, photos, monkeypatch):
     silent = Predictor(talker, max_new_tokens=3)
     monkeypatch.setattr(talker.prompts, "seg", 0)  # no token that is said
-    looked = spy(monkeypatch, talker.grounding_encoder, "encode")
+    sam_features = spy(monkeypatch, talker.grounding_encoder, "encode")
     (answer,) = silent.segment([photos[0]], ["Who?"])
-    assert answer.masks.shape == (0, *photos[0].shape[:2]) and not looked
+    assert answer.masks.shape == (0, *photos[0].shape[:2]) and not sam_features
 
 
 def test_a_black_picture_is_a_picture(predictor: Predictor, photos):
@@ -160,8 +160,8 @@ def test_a_video_is_prompted_in_its_first_frames_and_followed(talker: Sa2VA, pho
     embedded = spy(monkeypatch, predictor.model, "embed")
     decoded = spy(monkeypatch, predictor.model.grounding_encoder, "decode_maps")
     track = predictor.track(frames, TEXTS[0])
-    rows, seen, images, _ = embedded[0]
-    assert len(seen) == PROMPTED_FRAMES and images.tolist() == [[0, 1, 2, 3, 4]]
+    rows, visual_tokens, images, _ = embedded[0]
+    assert len(visual_tokens) == PROMPTED_FRAMES and images.tolist() == [[0, 1, 2, 3, 4]]
     assert predictor.model.prompts.decode(rows.ids[0].tolist()).count("</img>\n<img>") == PROMPTED_FRAMES - 1
     assert not decoded  # masks are made when they are asked for
     masks = list(track.masks)

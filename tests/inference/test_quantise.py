@@ -127,11 +127,11 @@ def test_it_reads_and_writes_as_before_in_both_precisions(dtype):
     quantise_language_model(model)
     prompts = model.prompts
     rows = prompts.pack([prompts.describe("a", [3])], model.device, left=True)
-    seen = model.see(torch.zeros(1, 3, 448, 448, dtype=dtype))
+    seen = model.encode_image(torch.zeros(1, 3, 448, 448, dtype=dtype))
     regions = torch.zeros(1, 1, 16, 16, dtype=torch.bool)
     regions[0, 0, 0, :3] = True
     one = torch.tensor([0])
-    embeddings = model.embed(rows, seen, one, regions)
+    embeddings = model.embed_rows(rows, seen, one, regions)
     met, wanted = (m.read(embeddings, rows.attention, rows.positions) for m in (model, original))
     assert met.dtype == dtype and not torch.equal(met, wanted)
     assert (met - wanted).float().norm() < 0.05 * wanted.float().norm()

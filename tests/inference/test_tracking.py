@@ -88,8 +88,8 @@ def tracked(
     """Masks (F, N, 256, 256), pointers (F, N, C)."""
     tracker, logits = Tracker(encoder, len(video), dtype), []
     for i, frame in enumerate(video):
-        looked = encoder.encode(frame)
-        logits.append(tracker.prompt(i, looked, embeddings) if i < prompted else tracker.follow(i, looked))
+        sam_features = encoder.encode(frame)
+        logits.append(tracker.prompt(i, sam_features, embeddings) if i < prompted else tracker.follow(i, sam_features))
     outputs = {**tracker._memory["cond_frame_outputs"], **tracker._memory["non_cond_frame_outputs"]}
     return torch.stack(logits), torch.stack([outputs[i]["obj_ptr"] for i in range(len(video))])
 
@@ -139,10 +139,10 @@ def test_an_object_that_is_not_there_moves_the_pointer_and_blanks_nothing(encode
 def test_memory_is_bfloat16_and_bounded(encoder, monkeypatch):
     monkeypatch.setattr(encoder.sam2_model, "max_obj_ptrs_in_encoder", 4)  # 16 in truth; spatial memory reaches 6 back
     tracker = Tracker(encoder, 40)
-    looked = encoder.encode(torch.zeros(1, 3, 1024, 1024, dtype=torch.uint8))
-    tracker.prompt(0, looked, torch.randn(1, encoder.width))
+    sam_features = encoder.encode(torch.zeros(1, 3, 1024, 1024, dtype=torch.uint8))
+    tracker.prompt(0, sam_features, torch.randn(1, encoder.width))
     for i in range(1, 11):
-        tracker.follow(i, looked)
+        tracker.follow(i, sam_features)
     kept = tracker._memory["non_cond_frame_outputs"]
     assert list(kept) == list(range(4, 11))
     assert all(step["maskmem_features"].dtype == torch.bfloat16 for step in kept.values())

@@ -16,18 +16,18 @@ def question(model: Sa2VA):
     torch.manual_seed(0)
     regions = torch.zeros(2, 1, 16, 16, dtype=torch.bool)
     regions[0, 0, 2:12, 2:12] = regions[1, 0, 5, 5] = True
-    seen = torch.randn(2, 256, model.mlp1[0].normalized_shape[0])
+    visual_tokens = torch.randn(2, 256, model.mlp1[0].normalized_shape[0])
     names = [model.prompts.describe("a", [100]), model.prompts.describe("b", [1])]
-    return model.prompts.pack(names, model.device, left=True), seen, torch.tensor([0, 1]), regions
+    return model.prompts.pack(names, model.device, left=True), visual_tokens, torch.tensor([0, 1]), regions
 
 
-def by_hand(model: Sa2VA, seen: torch.Tensor, regions: torch.Tensor, i: int, steps: int) -> list[int]:
+def by_hand(model: Sa2VA, visual_tokens: torch.Tensor, regions: torch.Tensor, i: int, steps: int) -> list[int]:
     """Greedy generation of one row alone, without cache or padding."""
     prompts, said = model.prompts, []
     for _ in range(steps):
         rows = prompts.pack([prompts.describe("x", [int(regions[i].sum())], said)], model.device)
-        states = model.read(
-            model.embed(rows, seen, torch.tensor([i]), regions[i : i + 1]), rows.attention, rows.positions
+        states = model.run_language_model(
+            model.embed_rows(rows, visual_tokens, torch.tensor([i]), regions[i : i + 1]), rows.attention, rows.positions
         )
         logits = model.language_model.lm_head(states[0, -1]).clone()
         allowed = prompts.ordinary.clone()
@@ -40,9 +40,9 @@ def by_hand(model: Sa2VA, seen: torch.Tensor, regions: torch.Tensor, i: int, ste
 
 
 def test_greedy_generation_equals_one_row_at_a_time_without_a_cache(model: Sa2VA, question):
-    _, seen, _, regions = question
+    _, visual_tokens, _, regions = question
     captions = Captioner(model)(*question, 6).tokens()
-    assert captions == [by_hand(model, seen, regions, i, 6) for i in range(2)]
+    assert captions == [by_hand(model, visual_tokens, regions, i, 6) for i in range(2)]
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_it_stops_at_the_end_token_and_never_at_once(model: Sa2VA, question, end
     with torch.no_grad():
         ends_soon[end] = 0
         ends_soon[model.prompts.ordinary] *= 1e-6  # all text is equally likely, the end is last among equals
-        ends_soon[end] = model.read(*_states(model, question))[:, -1].sum(0) * 1e3
+        ends_soon[end] = model.run_language_model(*_states(model, question))[:, -1].sum(0) * 1e3
     captions = captioner(*question, 20)
     for tokens in captions.tokens():
         assert len(tokens) >= 2  # one word at least
@@ -70,8 +70,8 @@ def test_it_stops_at_the_end_token_and_never_at_once(model: Sa2VA, question, end
 
 
 def _states(model: Sa2VA, question):
-    rows, seen, image_of_row, regions = question
-    return model.embed(rows, seen, image_of_row, regions), rows.attention, rows.positions
+    rows, visual_tokens, image_of_row, regions = question
+    return model.embed_rows(rows, visual_tokens, image_of_row, regions), rows.attention, rows.positions
 
 
 def test_marks_are_never_said(model: Sa2VA, question, ends_soon):

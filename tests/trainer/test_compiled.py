@@ -30,9 +30,10 @@ def test_a_compiled_step_is_the_step(make_loop, batch: Batch, monkeypatch: pytes
     for (name, one), (other, two) in zip(wanted.named_parameters(), met.named_parameters(), strict=True):
         assert name == other
         assert one.grad is None or torch.allclose(one.grad, two.grad, rtol=1e-3, atol=1e-5), name
-    seen = wanted.model.see(batch["pixel_values1"])
+    visual_tokens = wanted.model.encode_image(batch["pixel_values1"])
     captions = [
-        pseudo_captions(loop.passes, loop.teacher, batch, seen, object_generators(batch, 0)) for loop in (wanted, met)
+        pseudo_captions(loop.passes, loop.teacher, batch, visual_tokens, object_generators(batch, 0))
+        for loop in (wanted, met)
     ]
     assert captions[0] == captions[1]
     assert dict(torch._dynamo.utils.counters["frames"]) == frames  # captions are written by the layers as they are

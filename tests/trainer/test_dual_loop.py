@@ -23,8 +23,11 @@ from trainer.objectives.step import Step
 def mask_loss(loop: Step, batch: Batch, given: torch.Tensor, words: list[list[int]]) -> torch.Tensor:
     """BCE + Dice of pass B for these words, on frame 2."""
     rows = [loop.model.prompts.segment(key, said) for key, said in zip(batch["keys"], words, strict=True)]
-    seen, looked = loop.model.see(batch["pixel_values2"]), loop.model.look(batch["g_pixel_values2"])
-    logits, _ = loop.passes.segment(batch, rows, seen, looked, given)
+    visual_tokens, sam_features = (
+        loop.model.encode_image(batch["pixel_values2"]),
+        loop.model.encode_sam(batch["g_pixel_values2"]),
+    )
+    logits, _ = loop.passes.segment(batch, rows, visual_tokens, sam_features, given)
     points = uncertain_points(logits.detach(), 512, 3.0, 0.75, object_generators(batch, 0))
     bce, dice = point_losses(logits, batch["masks2"], points)
     return (bce + dice).mean()
@@ -37,7 +40,9 @@ def first(batch: Batch) -> Batch:
 
 
 def speak(loop: Step, batch: Batch, captions: list[Caption]) -> Spoken:
-    return pass_a(loop.passes, batch, loop.model.see(batch["pixel_values1"]), captions, object_generators(batch, 0))
+    return pass_a(
+        loop.passes, batch, loop.model.encode_image(batch["pixel_values1"]), captions, object_generators(batch, 0)
+    )
 
 
 @pytest.fixture
@@ -277,19 +282,19 @@ def test_a_single_frame_goes_through_the_vision_tower_once(make_loop, batch: Bat
     loop = make_loop()
     twice = {**batch, "pixel_values2": batch["pixel_values1"]}
     wanted = loop(twice, "dual")
-    seen = []
+    visual_tokens = []
     original = type(loop.model).see
     monkeypatch.setattr(
-        type(loop.model), "see", lambda self, pictures: seen.append(len(pictures)) or original(self, pictures)
+        type(loop.model), "see", lambda self, pictures: visual_tokens.append(len(pictures)) or original(self, pictures)
     )
     nothing = torch.full_like(batch["pixel_values2"], torch.nan)
     single = loop({**batch, "pixel_values2": nothing, "paired": torch.tensor([False, False])}, "dual")
-    assert seen == [2] and torch.equal(single["loss"], wanted["loss"])
+    assert visual_tokens == [2] and torch.equal(single["loss"], wanted["loss"])
     mixed = {**twice, "paired": torch.tensor([False, True])}
     mixed["pixel_values2"] = torch.stack([nothing[0], batch["pixel_values1"][1]])
-    seen.clear()
+    visual_tokens.clear()
     assert loop(mixed, "dual")["loss"].item() == pytest.approx(wanted["loss"].item(), rel=1e-5)
-    assert seen == [2, 1]
+    assert visual_tokens == [2, 1]
 
 
 def test_the_head_sees_needed_places_alone_and_an_encoder_a_picture_once(make_loop, batch: Batch):

@@ -14,78 +14,82 @@ from trainer.model.tokenizer import byte_tokenizer
 QUESTIONS = ("Please segment the dog.", "Where?")
 
 
-def answer(model: Sa2VA, said: list[list[int]], count: int, seen: Tensor, names=QUESTIONS, **kwargs) -> Answers:
+def answer(
+    model: Sa2VA, said: list[list[int]], count: int, visual_tokens: Tensor, names=QUESTIONS, **kwargs
+) -> Answers:
     """Generate; row i says `said[i]`, whatever its logits are."""
     prompts = model.prompts
     rows = prompts.pack([prompts.ask("x", text) for text in names], model.device, left=True)
-    embeddings = model.embed(rows, seen, torch.zeros(len(names), dtype=torch.int64))
+    embeddings = model.embed_rows(rows, visual_tokens, torch.zeros(len(names), dtype=torch.int64))
     script = torch.tensor(said)
     return generate(model, rows, embeddings, count, lambda logits, t: script[:, t], prompts.ended, **kwargs)
 
 
 @pytest.fixture(scope="module")
-def seen(model: Sa2VA) -> Tensor:
+def visual_tokens(model: Sa2VA) -> Tensor:
     return torch.randn(1, 256, model.mlp1[0].normalized_shape[0])
 
 
-def whole(model: Sa2VA, seen: Tensor, text: str, said: list[int]) -> Tensor:
+def whole(model: Sa2VA, visual_tokens: Tensor, text: str, said: list[int]) -> Tensor:
     """States of question and answer read at once, alone, without cache or padding: those of the answer (T, D)."""
     prompts = model.prompts
     asked = prompts.ask("x", text).ids
     row = prompts.pack([prompts.ask("x", text)], model.device)
-    question = model.embed(row, seen, torch.tensor([0]))
+    question = model.embed_rows(row, visual_tokens, torch.tensor([0]))
     embeddings = torch.cat([question, model.embedding(torch.tensor([said]))], 1)
     length = embeddings.shape[1]
-    return model.read(embeddings, torch.ones(1, length, dtype=torch.int64), torch.arange(length)[None])[0, len(asked) :]
+    return model.run_language_model(embeddings, torch.ones(1, length, dtype=torch.int64), torch.arange(length)[None])[
+        0, len(asked) :
+    ]
 
 
-def test_the_state_of_seg_is_that_of_the_step_that_reads_it(model: Sa2VA, seen: Tensor):
+def test_the_state_of_seg_is_that_of_the_step_that_reads_it(model: Sa2VA, visual_tokens: Tensor):
     seg, end = model.prompts.seg, model.prompts.end_ids[0]
     said = [[65, seg, 66, seg, end], [seg, 66, 67, 68, seg]]
-    met = answer(model, said, 5, seen, keep_seg=True)
+    met = answer(model, said, 5, visual_tokens, keep_seg=True)
     assert met.row_of_seg.tolist() == [0, 0, 1, 1]  # row by row, though they were not written so
     wanted = torch.cat(
         [
-            whole(model, seen, QUESTIONS[0], said[0])[[1, 3]],
-            whole(model, seen, QUESTIONS[1], said[1])[[0, 4]],  # the last one was never read while writing
+            whole(model, visual_tokens, QUESTIONS[0], said[0])[[1, 3]],
+            whole(model, visual_tokens, QUESTIONS[1], said[1])[[0, 4]],  # the last one was never read while writing
         ]
     )
     assert torch.allclose(met.seg_states, wanted, atol=1e-4)
     assert met.tokens() == said
 
 
-def test_reading_a_last_seg_is_the_only_step_more(model: Sa2VA, seen: Tensor):
+def test_reading_a_last_seg_is_the_only_step_more(model: Sa2VA, visual_tokens: Tensor):
     seg, steps = model.prompts.seg, []
     hook = model.language_model.model.register_forward_hook(lambda *_: steps.append(1))
-    met = answer(model, [[65, 66], [65, seg]], 2, seen, keep_seg=True)
+    met = answer(model, [[65, 66], [65, seg]], 2, visual_tokens, keep_seg=True)
     assert len(steps) == 3 and met.row_of_seg.tolist() == [1]
     steps.clear()
-    answer(model, [[65, seg], [65, seg]], 2, seen)
+    answer(model, [[65, seg], [65, seg]], 2, visual_tokens)
     assert len(steps) == 2
     steps.clear()
-    answer(model, [[seg, model.prompts.end_ids[0], 65]] * 2, 3, seen, keep_seg=True)
+    answer(model, [[seg, model.prompts.end_ids[0], 65]] * 2, 3, visual_tokens, keep_seg=True)
     assert len(steps) == 2
     hook.remove()
 
 
-def test_padding_on_the_left_changes_no_state(model: Sa2VA, seen: Tensor):
+def test_padding_on_the_left_changes_no_state(model: Sa2VA, visual_tokens: Tensor):
     seg = model.prompts.seg
     long, short = "Please segment " + "the long thing, " * 20, "Cat?"
-    together = answer(model, [[seg, 65, seg]] * 2, 3, seen, (long, short), keep_seg=True)
-    alone = answer(model, [[seg, 65, seg]], 3, seen, (short,), keep_seg=True)
+    together = answer(model, [[seg, 65, seg]] * 2, 3, visual_tokens, (long, short), keep_seg=True)
+    alone = answer(model, [[seg, 65, seg]], 3, visual_tokens, (short,), keep_seg=True)
     assert torch.allclose(together.seg_states[together.row_of_seg == 1], alone.seg_states, atol=1e-4)
     assert not torch.allclose(together.seg_states[:2], alone.seg_states, atol=1e-2)
 
 
-def test_what_a_finished_row_says_does_not_count(model: Sa2VA, seen: Tensor):
+def test_what_a_finished_row_says_does_not_count(model: Sa2VA, visual_tokens: Tensor):
     seg, end = model.prompts.seg, model.prompts.end_ids[0]
-    met = answer(model, [[end, seg, seg], [65, 66, 67]], 3, seen, keep_seg=True)
+    met = answer(model, [[end, seg, seg], [65, 66, 67]], 3, visual_tokens, keep_seg=True)
     assert met.tokens() == [[end], [65, 66, 67]] and not len(met.seg_states)
 
 
-def test_endoftext_ends_an_answer_too(model: Sa2VA, seen: Tensor):
+def test_endoftext_ends_an_answer_too(model: Sa2VA, visual_tokens: Tensor):
     (stop,) = model.prompts.encode("<|endoftext|>")
-    met = answer(model, [[65, stop, 66], [65, 66, 67]], 3, seen)
+    met = answer(model, [[65, stop, 66], [65, 66, 67]], 3, visual_tokens)
     assert [model.prompts.answer(ids) for ids in met.tokens()] == [
         model.prompts.decode([65]),
         model.prompts.decode([65, 66, 67]),

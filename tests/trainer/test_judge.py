@@ -93,8 +93,8 @@ def test_the_gap_is_to_the_mask_of_another_objects_caption(make_loop, batch: Bat
     judged = loop.judge(two, "dual")
     with torch.no_grad():
         rows = [model.prompts.segment("x", words) for words in (said[1], said[0])]
-        looked = model.look(two["g_pixel_values2"])
-        wrong, _ = passes.segment(two, rows, model.see(two["pixel_values2"]), looked)
+        sam_features = model.encode_sam(two["g_pixel_values2"])
+        wrong, _ = passes.segment(two, rows, model.encode_image(two["pixel_values2"]), sam_features)
     wanted = judged.values["iou"] - mask_metrics(wrong, two["masks2"])["iou"]
     assert wanted.abs().min() > 1e-6  # random weights hardly listen, but they do
     assert torch.allclose(judged.values["swap_gap"], wanted, rtol=0, atol=1e-7)

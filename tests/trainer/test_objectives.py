@@ -34,8 +34,10 @@ def alone(loop: Step, batch: Batch, i: int, text: str) -> float:
     region = batch["prompt_masks1"][i : i + 1, None]
     answer = [*prompts.encode(text), prompts.end_ids[0]]
     rows = prompts.pack([prompts.describe("x", [int(region.sum())], answer)], model.device)
-    seen = model.see(batch["pixel_values1"][i : i + 1])
-    states = model.read(model.embed(rows, seen, torch.tensor([0]), region), rows.attention, rows.positions)
+    visual_tokens = model.encode_image(batch["pixel_values1"][i : i + 1])
+    states = model.run_language_model(
+        model.embed_rows(rows, visual_tokens, torch.tensor([0]), region), rows.attention, rows.positions
+    )
     shares = model.language_model.lm_head(states[0]).log_softmax(-1)
     first = rows.ids.shape[1] - len(answer)
     return -sum(shares[first + k - 1, token].item() for k, token in enumerate(answer)) / len(answer)

@@ -153,9 +153,9 @@ def test_a_loaded_model_computes_what_the_saved_one_did(folders):
         with torch.no_grad():
             assert torch.equal(one.language_model(input_ids=ids).logits, two.language_model(input_ids=ids).logits)
             pixels = torch.randn(1, 3, 448, 448)
-            assert torch.equal(one.see(pixels), two.see(pixels))
+            assert torch.equal(one.encode_image(pixels), two.encode_image(pixels))
             picture = torch.randint(256, (1, 3, 1024, 1024), dtype=torch.uint8)
-            assert torch.equal(one.look(picture).embedding, two.look(picture).embedding)
+            assert torch.equal(one.encode_sam(picture).embedding, two.encode_sam(picture).embedding)
 
 
 def test_rms_norms_and_normed_queries_of_the_large_tower(tmp_path):

@@ -36,23 +36,23 @@ def test_seeing_drops_the_class_token_and_keeps_reading_order(model: Sa2VA, batc
     pictures = batch["pixel_values1"]
     states = model.vision_model(pixel_values=pictures).last_hidden_state
     assert states.shape[1] == 1 + 32 * 32
-    seen = model.see(pictures)
+    visual_tokens = model.encode_image(pictures)
     width = states.shape[2]
-    assert torch.equal(seen[0, 0, :width], states[0, 1])  # the first patch, not the class token
-    assert torch.equal(seen[0, 1, :width], states[0, 3])  # two patches to the right
-    assert torch.equal(seen[0, 16, :width], states[0, 1 + 64])  # two rows down
+    assert torch.equal(visual_tokens[0, 0, :width], states[0, 1])  # the first patch, not the class token
+    assert torch.equal(visual_tokens[0, 1, :width], states[0, 3])  # two patches to the right
+    assert torch.equal(visual_tokens[0, 16, :width], states[0, 1 + 64])  # two rows down
 
 
 def test_region_tokens_are_the_regions_cells_row_by_row(model: Sa2VA):
-    seen = torch.randn(2, 256, model.mlp1[0].normalized_shape[0])
+    visual_tokens = torch.randn(2, 256, model.mlp1[0].normalized_shape[0])
     regions = torch.zeros(2, 1, 16, 16, dtype=torch.bool)
     regions[0, 0, 3:5, 7:9] = True
     regions[1, 0, 0, 15] = regions[1, 0, 15, 0] = regions[1, 0, 2, 2] = True
     prompts = model.prompts
     rows = prompts.pack([prompts.describe("a", [4]), prompts.describe("b", [3])], model.device)
     image_of_row = torch.tensor([1, 0])
-    embeddings = model.embed(rows, seen, image_of_row, regions)
-    visual = model.mlp1(seen)
+    embeddings = model.embed_rows(rows, visual_tokens, image_of_row, regions)
+    visual = model.mlp1(visual_tokens)
     for row, image in enumerate(image_of_row.tolist()):
         wanted = [visual[image, cell] for cell in range(256)]
         for y in range(16):
@@ -66,20 +66,20 @@ def test_region_tokens_are_the_regions_cells_row_by_row(model: Sa2VA):
 
 
 def test_several_regions_follow_one_another(model: Sa2VA):
-    seen = torch.randn(1, 256, model.mlp1[0].normalized_shape[0])
+    visual_tokens = torch.randn(1, 256, model.mlp1[0].normalized_shape[0])
     regions = torch.zeros(1, 2, 16, 16, dtype=torch.bool)
     regions[0, 0, 9, 9] = regions[0, 1, 1, 1] = True
     rows = model.prompts.pack([model.prompts.describe("a", [1, 1])], model.device)
-    embeddings = model.embed(rows, seen, ONE, regions)
+    embeddings = model.embed_rows(rows, visual_tokens, ONE, regions)
     last = places(model, rows.ids[0].tolist(), model.prompts.context)[-2:]
-    visual = model.mlp1(seen)[0]
+    visual = model.mlp1(visual_tokens)[0]
     assert torch.equal(embeddings[0, last], visual[[9 * 16 + 9, 17]])
 
 
 def test_rows_of_several_pictures_get_them_in_order_and_regions_of_the_last(model: Sa2VA):
     """Tiles and frames: 256 tokens a picture; rows may have unequal numbers of them, and share them."""
-    seen = torch.randn(4, 256, model.mlp1[0].normalized_shape[0])
-    prompts, visual = model.prompts, model.mlp1(seen)
+    visual_tokens = torch.randn(4, 256, model.mlp1[0].normalized_shape[0])
+    prompts, visual = model.prompts, model.mlp1(visual_tokens)
     regions = torch.zeros(3, 2, 16, 16, dtype=torch.bool)
     regions[0, 0, 2, 3] = regions[0, 1, 0, :2] = regions[1, 0, 15, 15] = True
     asked = [
@@ -88,7 +88,7 @@ def test_rows_of_several_pictures_get_them_in_order_and_regions_of_the_last(mode
         prompts.ask("c", "?", frames=2),
     ]
     rows = prompts.pack(asked, model.device, left=True)
-    embeddings = model.embed(rows, seen, torch.tensor([[2, 0, 1], [3, -1, -1], [1, 3, -1]]), regions)
+    embeddings = model.embed_rows(rows, visual_tokens, torch.tensor([[2, 0, 1], [3, -1, -1], [1, 3, -1]]), regions)
     wanted = [
         torch.cat([visual[2], visual[0], visual[1], visual[1, [35, 0, 1]]]),
         torch.cat([visual[3], visual[3, [255]]]),
@@ -97,25 +97,29 @@ def test_rows_of_several_pictures_get_them_in_order_and_regions_of_the_last(mode
     for row, tokens in enumerate(wanted):
         assert torch.equal(embeddings[row, places(model, rows.ids[row].tolist(), prompts.context)], tokens)
     with pytest.raises(UserError, match=r"sample a.*met 771 places.*wanted 515"):
-        model.embed(rows, seen, torch.tensor([[2, 0, -1], [3, -1, -1], [1, 3, -1]]), regions)
+        model.embed_rows(rows, visual_tokens, torch.tensor([[2, 0, -1], [3, -1, -1], [1, 3, -1]]), regions)
 
 
 @pytest.mark.parametrize("cells", [3, 5])
 def test_a_wrong_count_of_image_places_names_the_sample(model: Sa2VA, cells: int):
-    seen = torch.zeros(1, 256, model.mlp1[0].normalized_shape[0])
+    visual_tokens = torch.zeros(1, 256, model.mlp1[0].normalized_shape[0])
     regions = torch.zeros(1, 1, 16, 16, dtype=torch.bool)
     regions[0, 0, 0, :4] = True
     rows = model.prompts.pack([model.prompts.describe("pair_17", [cells])], model.device)
     with pytest.raises(UserError, match=rf"sample pair_17.*met {256 + cells} places.*wanted 260"):
-        model.embed(rows, seen, ONE, regions)
+        model.embed_rows(rows, visual_tokens, ONE, regions)
 
 
 def test_a_black_picture_is_a_picture(model: Sa2VA):
     pictures = torch.stack([torch.zeros(3, 448, 448), torch.full((3, 448, 448), -2.0)])
-    seen = model.see(pictures)
-    assert len(seen) == 2 and seen.isfinite().all()
-    looked = model.look(torch.zeros(1, 3, 1024, 1024, dtype=torch.uint8))
-    assert model.grounding_encoder.decode(looked, ONE, torch.randn(1, model.grounding_encoder.width)).isfinite().all()
+    visual_tokens = model.encode_image(pictures)
+    assert len(visual_tokens) == 2 and visual_tokens.isfinite().all()
+    sam_features = model.encode_sam(torch.zeros(1, 3, 1024, 1024, dtype=torch.uint8))
+    assert (
+        model.grounding_encoder.decode(sam_features, ONE, torch.randn(1, model.grounding_encoder.width))
+        .isfinite()
+        .all()
+    )
 
 
 def test_seg_state_is_taken_after_the_final_norm_at_its_own_place(model: Sa2VA, batch: Batch):
@@ -123,15 +127,15 @@ def test_seg_state_is_taken_after_the_final_norm_at_its_own_place(model: Sa2VA, 
     # Rows of unequal length: a shift by padding or by one token would show.
     written = [prompts.segment("a", "cat", answer=0), prompts.segment("b", "the long thing", answer=3)]
     rows = prompts.pack(written, model.device)
-    embeddings = model.embed(rows, model.see(batch["pixel_values1"]), torch.tensor([0, 1]))
+    embeddings = model.embed_rows(rows, model.encode_image(batch["pixel_values1"]), torch.tensor([0, 1]))
     normed, taken = [], []
     hooks = [
         model.language_model.model.norm.register_forward_hook(lambda m, given, out: normed.append(out)),
         model.text_hidden_fcs.register_forward_hook(lambda m, given, out: taken.append(given[0])),
     ]
-    states = model.read(embeddings, rows.attention, rows.positions)
-    looked = model.look(batch["g_pixel_values1"])
-    model.point_out(states, rows, looked, torch.tensor([0, 1]))
+    states = model.run_language_model(embeddings, rows.attention, rows.positions)
+    sam_features = model.encode_sam(batch["g_pixel_values1"])
+    model.decode_masks(states, rows, sam_features, torch.tensor([0, 1]))
     for hook in hooks:
         hook.remove()
     for i, row in enumerate(written):
@@ -153,8 +157,8 @@ def test_given_embeddings_replace_those_of_the_table(model: Sa2VA):
     prompts = model.prompts
     rows = prompts.pack([prompts.segment("a", [1, 2]), prompts.segment("b", [3])], model.device)
     given = torch.randn(3, model.embedding.embedding_dim)
-    seen = torch.zeros(1, 256, model.mlp1[0].normalized_shape[0])
-    embeddings = model.embed(rows, seen, torch.tensor([0, 0]), given=given)
+    visual_tokens = torch.zeros(1, 256, model.mlp1[0].normalized_shape[0])
+    embeddings = model.embed_rows(rows, visual_tokens, torch.tensor([0, 0]), phrase_embeddings=given)
     assert torch.equal(embeddings[rows.given], given)
     assert torch.equal(embeddings[0, rows.given[0]], given[:2])
 
@@ -178,12 +182,12 @@ def test_sam_gets_the_exact_normalisation_of_uint8(model: Sa2VA):
 def test_features_are_those_of_sam2s_own_forward(model: Sa2VA, batch: Batch):
     encoder = model.grounding_encoder
     pictures = batch["g_pixel_values2"]
-    looked = encoder.encode(pictures)
+    sam_features = encoder.encode(pictures)
     sam = encoder.sam2_model
     out = sam.forward_image(encoder.normalise(pictures))
     *high, last = out["backbone_fpn"]
-    assert torch.equal(looked.embedding, last)
-    assert all(torch.equal(met, wanted) for met, wanted in zip(looked.high, high, strict=True))
+    assert torch.equal(sam_features.embedding, last)
+    assert all(torch.equal(met, wanted) for met, wanted in zip(sam_features.high, high, strict=True))
     assert [tuple(level.shape[2:]) for level in (*high, last)] == [(256, 256), (128, 128), (64, 64)]
 
 
@@ -206,11 +210,11 @@ def test_prompt_tokens_are_two_padding_points_and_the_language_embedding(model: 
 
 def test_the_mask_of_highest_predicted_iou_is_taken_and_none_is_blanked(model: Sa2VA, batch: Batch):
     encoder, decoder = model.grounding_encoder, model.grounding_encoder.sam2_model.sam_mask_decoder
-    looked, embeddings = encoder.encode(batch["g_pixel_values1"]), torch.randn(2, encoder.width)
+    sam_features, embeddings = encoder.encode(batch["g_pixel_values1"]), torch.randn(2, encoder.width)
     pictures = torch.tensor([0, 1])
     outputs = []
     hook = decoder.register_forward_hook(lambda m, given, out: outputs.append(out))
-    logits = encoder.decode(looked, pictures, embeddings)
+    logits = encoder.decode(sam_features, pictures, embeddings)
     hook.remove()
     masks, ious, _, _ = outputs[0]
     assert masks.shape == (2, 3, 256, 256)
@@ -221,16 +225,16 @@ def test_the_mask_of_highest_predicted_iou_is_taken_and_none_is_blanked(model: S
     before = bias.clone()
     with torch.no_grad():
         bias.fill_(-1e4)  # "no object here", as sure as can be
-        assert torch.equal(encoder.decode(looked, pictures, embeddings), logits)
+        assert torch.equal(encoder.decode(sam_features, pictures, embeddings), logits)
         bias.copy_(before)
 
 
 def test_objects_of_one_picture_are_decoded_as_if_alone(model: Sa2VA, batch: Batch):
     encoder = model.grounding_encoder
-    looked, embeddings = encoder.encode(batch["g_pixel_values1"]), torch.randn(3, encoder.width)
-    together = encoder.decode(looked, torch.tensor([1, 1, 0]), embeddings)
+    sam_features, embeddings = encoder.encode(batch["g_pixel_values1"]), torch.randn(3, encoder.width)
+    together = encoder.decode(sam_features, torch.tensor([1, 1, 0]), embeddings)
     for i, picture in enumerate([1, 1, 0]):
-        alone = encoder.decode(looked, torch.tensor([picture]), embeddings[i : i + 1])
+        alone = encoder.decode(sam_features, torch.tensor([picture]), embeddings[i : i + 1])
         assert torch.allclose(together[i], alone[0], atol=1e-4)
 
 

@@ -60,8 +60,8 @@ def test_a_step_does_not_move_it_and_an_update_does(make_loop, batch: Batch):
 def test_it_describes_with_its_own_weights_and_leaves_the_student_as_it_is(make_loop, batch: Batch):
     loop = make_loop()
     model = loop.model
-    seen = model.see(batch["pixel_values1"])
-    question = loop.passes.description_question(batch, seen)
+    visual_tokens = model.encode_image(batch["pixel_values1"])
+    question = loop.passes.description_question(batch, visual_tokens)
     with torch.no_grad():
         model.eval()
         at_first = Captioner(model)(*question, 5).tokens()
@@ -80,6 +80,6 @@ def test_captions_are_without_dropout(make_loop, config, batch: Batch):
     config.lora.dropout = 0.9
     loop = make_loop(config)
     draws = object_generators(batch, 0)
-    seen = loop.model.see(batch["pixel_values1"])
-    first = pseudo_captions(loop.passes, loop.teacher, batch, seen, draws)
-    assert all(pseudo_captions(loop.passes, loop.teacher, batch, seen, draws) == first for _ in range(3))
+    visual_tokens = loop.model.encode_image(batch["pixel_values1"])
+    first = pseudo_captions(loop.passes, loop.teacher, batch, visual_tokens, draws)
+    assert all(pseudo_captions(loop.passes, loop.teacher, batch, visual_tokens, draws) == first for _ in range(3))

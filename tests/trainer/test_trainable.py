@@ -31,7 +31,7 @@ def test_a_new_adapter_changes_nothing():
     model = build("tiny").eval()
     inputs = torch.randn(1, 6, model.embedding.embedding_dim)
     ones, order = torch.ones(1, 6, dtype=torch.long), torch.arange(6)[None]
-    before = model.read(inputs, ones, order)
+    before = model.run_language_model(inputs, ones, order)
     set_trainable(model, ["lora"], r=4, alpha=8, dropout=0.5)
     assert torch.equal(model.eval().read(inputs, ones, order), before)
 

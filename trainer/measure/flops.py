@@ -92,8 +92,8 @@ def costs_of(model: Sa2VA) -> Costs:
     sam = model.grounding_encoder.sam2_model
     device = model.device
     picture = torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8)
-    seen = _counted(lambda: model.see(torch.zeros(1, 3, VISION_SIZE, VISION_SIZE, device=device)))
-    looked = _counted(lambda: model.look(picture.to(device)))
+    seen = _counted(lambda: model.encode_image(torch.zeros(1, 3, VISION_SIZE, VISION_SIZE, device=device)))
+    looked = _counted(lambda: model.encode_sam(picture.to(device)))
     pointed = _counted(lambda: _point_out(model, picture.to(device))) - looked
     read, read_back = _linear(language.model, passed)
     said, said_back = _linear(language.lm_head, passed)
@@ -135,7 +135,7 @@ def _linear(module: nn.Module, passed: bool) -> tuple[float, float]:
 def _point_out(model: Sa2VA, picture: Tensor) -> None:
     encoder = model.grounding_encoder
     one = torch.zeros(1, encoder.width, device=picture.device)
-    encoder.decode(model.look(picture), torch.zeros(1, dtype=torch.int64, device=picture.device), one)
+    encoder.decode(model.encode_sam(picture), torch.zeros(1, dtype=torch.int64, device=picture.device), one)
 
 
 def _counted(run: Callable[[], object]) -> float:

@@ -52,29 +52,29 @@ def judge(passes: Passes, batch: Batch, objective: str, side: int = _GRID) -> Ju
         side: points a side at which masks are compared.
     """
     model, prompts = passes.model, passes.model.prompts
-    seen = model.see(batch["pixel_values1"])
+    visual_tokens = model.encode_image(batch["pixel_values1"])
     if objective == "describe":
         captions = [texts[0] for texts in texts_of(batch)]
-        return Judged(_told(passes, batch, seen, captions, batch["prompt_masks1"]), captions, None)
+        return Judged(_told(passes, batch, visual_tokens, captions, batch["prompt_masks1"]), captions, None)
     frame = TARGET_FRAME[objective]
-    looked = model.look(batch[f"g_pixel_values{frame}"])
+    sam_features = model.encode_sam(batch[f"g_pixel_values{frame}"])
     masks = batch[f"masks{frame}"]
     if objective != "dual":
         captions = [texts[0] for texts in texts_of(batch)]
-        logits, _ = passes.segment(batch, passes.question(batch, captions, None), seen, looked)
+        logits, _ = passes.segment(batch, passes.question(batch, captions, None), visual_tokens, sam_features)
         values = _compared(logits, masks, side)
         if objective == "reverse":
-            values |= _told(passes, batch, seen, captions, cells_of_logits(logits)[0])
+            values |= _told(passes, batch, visual_tokens, captions, cells_of_logits(logits)[0])
         return Judged(values, captions, logits)
-    question = passes.description_question(batch, seen)
+    question = passes.description_question(batch, visual_tokens)
     words = [c.words for c in captions_of(Captioner(model)(*question, passes.config.max_caption_tokens), prompts)]
-    target = passes.see_second(batch, seen)
-    logits, _ = passes.segment(batch, passes.question(batch, words, None), target, looked)
+    target = passes.encode_second_image(batch, visual_tokens)
+    logits, _ = passes.segment(batch, passes.question(batch, words, None), target, sam_features)
     values = _compared(logits, masks, side)
     values["swap_gap"] = torch.full_like(values["iou"], torch.nan)
     if model.together(len(words) > 1):
         swapped = [words[i] for i in others(batch["image_of_object"].tolist())]
-        wrong, _ = passes.segment(batch, passes.question(batch, swapped, None), target, looked)
+        wrong, _ = passes.segment(batch, passes.question(batch, swapped, None), target, sam_features)
         if len(words) > 1:
             values["swap_gap"] = values["iou"] - mask_metrics(wrong, masks, side)["iou"]
     return Judged(values, [prompts.readable(said) for said in words], logits)
@@ -95,7 +95,9 @@ def _compared(logits: Tensor, masks: Tensor, side: int) -> dict[str, Tensor]:
         return {"bce": bce, "dice_loss": dice, **mask_metrics(logits, masks, side)}
 
 
-def _told(passes: Passes, batch: Batch, seen: Tensor, captions: list[str], regions: Tensor) -> dict[str, Tensor]:
+def _told(
+    passes: Passes, batch: Batch, visual_tokens: Tensor, captions: list[str], regions: Tensor
+) -> dict[str, Tensor]:
     answers = [passes.tokens_of(caption) for caption in captions]
-    logits, targets, row_of = passes.describe(batch, seen, regions, answers, answers)
+    logits, targets, row_of = passes.describe(batch, visual_tokens, regions, answers, answers)
     return {"caption": by_row(logits, targets, row_of, len(answers))}

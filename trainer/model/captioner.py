@@ -52,7 +52,7 @@ class Captioner(nn.Module):
     def forward(
         self,
         rows: Rows,
-        seen: Tensor,
+        visual_tokens: Tensor,
         image_of_row: Tensor,
         regions: Tensor,
         max_tokens: int,
@@ -63,7 +63,7 @@ class Captioner(nn.Module):
 
         Args:
             rows: M rows, padded at their start.
-            seen: (B, 256, 4C), what `Sa2VA.see` returns.
+            visual_tokens: (B, 256, 4C), what `Sa2VA.encode_image` returns.
             image_of_row: (M,) int64.
             regions: (M, R, 16, 16) bool.
             max_tokens: T.
@@ -71,7 +71,7 @@ class Captioner(nn.Module):
             uniform: (M, T) float32 in [0, 1), the draws; needed above temperature 0.
         """
         model, prompts = self.model, self.model.prompts
-        text = prompts.ordinary.to(seen.device)
+        text = prompts.ordinary.to(visual_tokens.device)
         text_or_end = text.clone()
         text_or_end[prompts.end_ids] = True
 
@@ -79,7 +79,7 @@ class Captioner(nn.Module):
             logits = logits.masked_fill(~(text if step == 0 else text_or_end), -torch.inf)
             return choose(logits, temperature, None if uniform is None else uniform[:, step].to(logits.device))
 
-        embeddings = model.embed(rows, seen, image_of_row, regions)
+        embeddings = model.embed_rows(rows, visual_tokens, image_of_row, regions)
         with uncompiled(model):
             return generate(model, rows, embeddings, max_tokens, pick, prompts.ended)
 

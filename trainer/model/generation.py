@@ -62,7 +62,7 @@ def generate(
     row_of: list[Tensor] = []
     more, unread = True, torch.zeros_like(running)
     while True:
-        state = model.read(embeddings, attention, positions, cache)[:, -1]
+        state = model.run_language_model(embeddings, attention, positions, cache)[:, -1]
         if keep_seg:  # the state of the step that reads [SEG], one after the step that wrote it
             states.append(state[unread])
             row_of.append(unread.nonzero()[:, 0])

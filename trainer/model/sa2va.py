@@ -102,7 +102,7 @@ class Sa2VA(nn.Module):
             encoder.train(mode and next(encoder.parameters()).requires_grad)
         return self
 
-    def see(self, pixel_values: Tensor) -> Tensor:
+    def encode_image(self, pixel_values: Tensor) -> Tensor:
         """Pictures (B, 3, 448, 448) float32, normalised, to visual tokens before the projector: (B, 256, 4C)."""
         trains = next(self.vision_model.parameters()).requires_grad
         with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
@@ -111,13 +111,13 @@ class Sa2VA(nn.Module):
             states = self.vision_model(pixel_values=pixel_values).last_hidden_state
             return pixel_shuffle(states[:, 1:])  # without the class token
 
-    def embed(
+    def embed_rows(
         self,
         rows: Rows,
-        seen: Tensor,
+        visual_tokens: Tensor,
         image_of_row: Tensor,
         regions: Tensor | None = None,
-        given: Tensor | None = None,
+        phrase_embeddings: Tensor | None = None,
         scale: Tensor | None = None,
     ) -> Tensor:
         """Embeddings of rows: (M, L, D).
@@ -127,10 +127,10 @@ class Sa2VA(nn.Module):
 
         Args:
             rows: M rows.
-            seen: (B, 256, 4C), what `see` returns.
+            visual_tokens: (B, 256, 4C), what `encode_image` returns.
             image_of_row: (M,) int64; or (M, P) where rows have several pictures (tiles, frames), -1 after the last.
             regions: (M, R, 16, 16) bool.
-            given: (G, D), the embeddings of the G places that `rows.given` marks, in reading order.
+            phrase_embeddings: (G, D), the embeddings of the G places that `rows.given` marks, in reading order.
             scale: (M, R, 16, 16), factors of the regions' visual tokens, each at its cell.
 
         Raises:
@@ -148,18 +148,20 @@ class Sa2VA(nn.Module):
         _check_counts(rows.names, places.sum(1).tolist(), chosen.sum((1, 2)).tolist())
         row, slot, cell = chosen.nonzero(as_tuple=True)
         if self.work:
-            self.work.add("projected", len(seen))
+            self.work.add("projected", len(visual_tokens))
         # Looked up as in a table: the gradient of an index adds up what several objects take in the order of threads.
-        visual = F.embedding(images[row, slot] * IMAGE_TOKENS + cell, self.mlp1(seen).flatten(0, 1))
+        visual = F.embedding(images[row, slot] * IMAGE_TOKENS + cell, self.mlp1(visual_tokens).flatten(0, 1))
         if scale is not None:
             whole = scale.new_ones(len(images), images.shape[1] - scale.shape[1], IMAGE_TOKENS)
             visual = visual * torch.cat([whole, scale.flatten(2)], 1)[row, slot, cell][:, None]
         embeddings = embeddings.index_put((places,), visual.to(embeddings.dtype))
-        if given is not None:
-            embeddings = embeddings.index_put((rows.given,), given.to(embeddings.dtype))
+        if phrase_embeddings is not None:
+            embeddings = embeddings.index_put((rows.given,), phrase_embeddings.to(embeddings.dtype))
         return embeddings
 
-    def read(self, embeddings: Tensor, attention: Tensor, positions: Tensor, cache: Cache | None = None) -> Tensor:
+    def run_language_model(
+        self, embeddings: Tensor, attention: Tensor, positions: Tensor, cache: Cache | None = None
+    ) -> Tensor:
         """Run the language model: states after its final norm, (M, L, D).
 
         Args:
@@ -194,20 +196,20 @@ class Sa2VA(nn.Module):
             self.work.add("said", wanted.sum())
         return self.language_model.lm_head(states[:, :-1][wanted]), labels[:, 1:][wanted], wanted.nonzero()[:, 0]
 
-    def look(self, g_pixel_values: Tensor) -> SamFeatures:
-        """Pictures (B, 3, 1024, 1024) uint8 to features for `point_out`."""
+    def encode_sam(self, g_pixel_values: Tensor) -> SamFeatures:
+        """Pictures (B, 3, 1024, 1024) uint8 to features for `decode_masks`."""
         if self.work:
             trains = next(self.grounding_encoder.sam2_model.image_encoder.parameters()).requires_grad
             with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
                 self.work.add("looked", len(g_pixel_values))
         return self.grounding_encoder.encode(g_pixel_values)
 
-    def point_out(self, states: Tensor, rows: Rows, looked: SamFeatures, image_of_row: Tensor) -> Tensor:
+    def decode_masks(self, states: Tensor, rows: Rows, sam_features: SamFeatures, image_of_row: Tensor) -> Tensor:
         """Mask logits (M, 256, 256) float32 of rows with one `[SEG]` each, from the states at its place."""
         embeddings = self.text_hidden_fcs(states[rows.ids == self.prompts.seg])
         if self.work:
             self.work.add("pointed", len(embeddings))
-        return self.grounding_encoder.decode(looked, image_of_row, embeddings)
+        return self.grounding_encoder.decode(sam_features, image_of_row, embeddings)
 
 
 def build(preset: str) -> Sa2VA:

@@ -42,30 +42,32 @@ def dual_loop(passes: Passes, teacher: Teacher, batch: Batch, draws: list[torch.
         draws: a generator an object.
     """
     model = passes.model
-    seen = model.see(batch["pixel_values1"])
-    captions = pseudo_captions(passes, teacher, batch, seen, draws)
-    spoken = pass_a(passes, batch, seen, captions, draws)
+    visual_tokens = model.encode_image(batch["pixel_values1"])
+    captions = pseudo_captions(passes, teacher, batch, visual_tokens, draws)
+    spoken = pass_a(passes, batch, visual_tokens, captions, draws)
     rows = passes.question(batch, spoken.words, draws)
-    looked = model.look(batch["g_pixel_values2"])
-    logits, lang = passes.segment(batch, rows, passes.see_second(batch, seen), looked, spoken.embeddings)
+    sam_features = model.encode_sam(batch["g_pixel_values2"])
+    logits, lang = passes.segment(
+        batch, rows, passes.encode_second_image(batch, visual_tokens), sam_features, spoken.embeddings
+    )
     losses = passes.mask_losses(logits, batch["masks2"], draws)
     statistics = caption_statistics(spoken.words, [c.ended for c in captions], spoken.logits[spoken.is_word])
     return {**losses, "lang": lang, "anchor": spoken.anchor, **statistics}
 
 
 def pseudo_captions(
-    passes: Passes, teacher: Teacher, batch: Batch, seen: Tensor, draws: list[torch.Generator]
+    passes: Passes, teacher: Teacher, batch: Batch, visual_tokens: Tensor, draws: list[torch.Generator]
 ) -> list[Caption]:
     """The teacher's captions of frame 1's regions."""
     config = passes.config
     draw = uniform(draws, config.max_caption_tokens) if config.caption_temperature > 0 else None
-    question = passes.description_question(batch, seen)
+    question = passes.description_question(batch, visual_tokens)
     answers = teacher.describe(*question, config.max_caption_tokens, config.caption_temperature, draw)
     return captions_of(answers, passes.model.prompts)
 
 
 def pass_a(
-    passes: Passes, batch: Batch, seen: Tensor, captions: Sequence[Caption], draws: list[torch.Generator]
+    passes: Passes, batch: Batch, visual_tokens: Tensor, captions: Sequence[Caption], draws: list[torch.Generator]
 ) -> Spoken:
     """The student reads the corrupted captions of frame 1 and says the next word at each place.
 
@@ -78,7 +80,7 @@ def pass_a(
         for caption, draw in zip(captions, draws, strict=True)
     ]
     wanted = [caption.words + caption.end(prompts) for caption in captions]
-    logits, targets, row_of = passes.describe(batch, seen, batch["prompt_masks1"], fed, wanted)
+    logits, targets, row_of = passes.describe(batch, visual_tokens, batch["prompt_masks1"], fed, wanted)
     anchor = cross_entropy(logits, targets, row_of, len(captions))
     marks = [[True] * len(c.words) + [False] * len(c.end(prompts)) for c in captions]
     is_word = torch.tensor([mark for row in marks for mark in row], device=logits.device)

@@ -31,28 +31,35 @@ class Passes:
         self.model, self.config = model, config
 
     def segment(
-        self, batch: Batch, rows: Sequence[Row], seen: Tensor, looked: SamFeatures, given: Tensor | None = None
+        self,
+        batch: Batch,
+        rows: Sequence[Row],
+        visual_tokens: Tensor,
+        sam_features: SamFeatures,
+        phrase_embeddings: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Read segmentation questions with their answers: (M, 256, 256) mask logits, () loss of the answers.
 
         Args:
             rows: M rows of `Prompts.segment`.
-            seen: (B, 256, 4C), what `Sa2VA.see` returns of the pictures that are asked about.
-            looked: what `Sa2VA.look` returns of them.
-            given: (G, D), embeddings in the place of phrases.
+            visual_tokens: (B, 256, 4C), what `Sa2VA.encode_image` returns of the pictures that are asked about.
+            sam_features: what `Sa2VA.encode_sam` returns of them.
+            phrase_embeddings: (G, D), embeddings in the place of phrases.
         """
         model = self.model
         packed = model.prompts.pack(rows, model.device)
-        embeddings = model.embed(packed, seen, batch["image_of_object"], given=given)
-        states = model.read(embeddings, packed.attention, packed.positions)
+        embeddings = model.embed_rows(
+            packed, visual_tokens, batch["image_of_object"], phrase_embeddings=phrase_embeddings
+        )
+        states = model.run_language_model(embeddings, packed.attention, packed.positions)
         logits, labels, row_of = model.answer_logits(states, packed.labels)
         lang = cross_entropy(logits, labels, row_of, len(rows))
-        return model.point_out(states, packed, looked, batch["image_of_object"]), lang
+        return model.decode_masks(states, packed, sam_features, batch["image_of_object"]), lang
 
     def describe(
         self,
         batch: Batch,
-        seen: Tensor,
+        visual_tokens: Tensor,
         regions: Tensor,
         answers: Sequence[Sequence[int]],
         targets: Sequence[Sequence[int]],
@@ -61,7 +68,7 @@ class Passes:
         """Read description questions with their answers: (K, V) logits, (K,) the targets, (K,) the row of each.
 
         Args:
-            seen: (B, 256, 4C), of the pictures that the regions lie in.
+            visual_tokens: (B, 256, 4C), of the pictures that the regions lie in.
             regions: (M, 16, 16) bool.
             answers: M answers, as they are fed.
             targets: what their positions are trained to be.
@@ -72,25 +79,25 @@ class Passes:
         inputs = zip(names_of(batch), cells_of(batch, stacked), answers, targets, strict=True)
         rows = prompts.pack([prompts.describe(*row) for row in inputs], model.device)
         scales = None if scale is None else scale[:, None]
-        embeddings = model.embed(rows, seen, batch["image_of_object"], stacked, scale=scales)
-        states = model.read(embeddings, rows.attention, rows.positions)
+        embeddings = model.embed_rows(rows, visual_tokens, batch["image_of_object"], stacked, scale=scales)
+        states = model.run_language_model(embeddings, rows.attention, rows.positions)
         return model.answer_logits(states, rows.labels)
 
-    def see_second(self, batch: Batch, seen: Tensor) -> Tensor:
+    def encode_second_image(self, batch: Batch, visual_tokens: Tensor) -> Tensor:
         """Visual tokens (B, 256, 4C) of frame 2, given those of frame 1: no picture goes through the tower twice."""
         paired = batch["paired"]
         if not self.model.together(bool(paired.any())):
-            return seen
+            return visual_tokens
         if not paired.any():  # another process looks at a second frame, and the tower's layers work in step
-            return seen + 0 * self.model.see(batch["pixel_values1"][:1])
-        second = self.model.see(batch["pixel_values2"][paired])
-        return second if paired.all() else seen.index_put((paired,), second)
+            return visual_tokens + 0 * self.model.encode_image(batch["pixel_values1"][:1])
+        second = self.model.encode_image(batch["pixel_values2"][paired])
+        return second if paired.all() else visual_tokens.index_put((paired,), second)
 
-    def description_question(self, batch: Batch, seen: Tensor) -> tuple[Rows, Tensor, Tensor, Tensor]:
+    def description_question(self, batch: Batch, visual_tokens: Tensor) -> tuple[Rows, Tensor, Tensor, Tensor]:
         """What `Captioner.forward` takes first: the question's rows, visual tokens, pictures of rows, regions."""
         prompts, regions = self.model.prompts, batch["prompt_masks1"][:, None]
         rows = [prompts.describe(n, cells) for n, cells in zip(names_of(batch), cells_of(batch, regions), strict=True)]
-        return prompts.pack(rows, self.model.device, left=True), seen, batch["image_of_object"], regions
+        return prompts.pack(rows, self.model.device, left=True), visual_tokens, batch["image_of_object"], regions
 
     def question(
         self, batch: Batch, phrases: Sequence[str | Sequence[int]], draws: Sequence[torch.Generator] | None

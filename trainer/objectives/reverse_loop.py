@@ -19,11 +19,11 @@ def reverse_loop(passes: Passes, batch: Batch, draws: list[torch.Generator]) -> 
     """
     model = passes.model
     texts = passes.chosen_texts(batch)
-    seen, looked = model.see(batch["pixel_values1"]), model.look(batch["g_pixel_values1"])
-    logits, _ = passes.segment(batch, passes.question(batch, texts, draws), seen, looked)
+    visual_tokens, sam_features = model.encode_image(batch["pixel_values1"]), model.encode_sam(batch["g_pixel_values1"])
+    logits, _ = passes.segment(batch, passes.question(batch, texts, draws), visual_tokens, sam_features)
     regions, scale = cells_of_logits(logits)
     answers = [passes.tokens_of(text) for text in texts]
-    told, targets, row_of = passes.describe(batch, seen, regions, answers, answers, scale)
+    told, targets, row_of = passes.describe(batch, visual_tokens, regions, answers, answers, scale)
     return {"caption": cross_entropy(told, targets, row_of, len(texts))}
 
 

@@ -92,15 +92,18 @@ class Step(nn.Module):
     def _segment(self, batch: Batch, draws: list[torch.Generator]) -> dict[str, Tensor]:
         """caption -> mask, supervised."""
         rows = self.passes.question(batch, self.passes.chosen_texts(batch), draws)
-        seen, looked = self.model.see(batch["pixel_values1"]), self.model.look(batch["g_pixel_values1"])
-        logits, lang = self.passes.segment(batch, rows, seen, looked)
+        visual_tokens, sam_features = (
+            self.model.encode_image(batch["pixel_values1"]),
+            self.model.encode_sam(batch["g_pixel_values1"]),
+        )
+        logits, lang = self.passes.segment(batch, rows, visual_tokens, sam_features)
         return {**self.passes.mask_losses(logits, batch["masks1"], draws), "lang": lang}
 
     def _describe(self, batch: Batch) -> dict[str, Tensor]:
         """mask -> caption, supervised."""
         answers = [self.passes.tokens_of(text) for text in self.passes.chosen_texts(batch)]
-        seen = self.model.see(batch["pixel_values1"])
-        logits, targets, row_of = self.passes.describe(batch, seen, batch["prompt_masks1"], answers, answers)
+        visual_tokens = self.model.encode_image(batch["pixel_values1"])
+        logits, targets, row_of = self.passes.describe(batch, visual_tokens, batch["prompt_masks1"], answers, answers)
         return {"caption": cross_entropy(logits, targets, row_of, len(answers))}
 
     def judge(self, batch: Batch, objective: str) -> Judged:
