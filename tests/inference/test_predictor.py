@@ -76,7 +76,7 @@ def test_masks_are_the_model_s_own_composed_by_hand(talker: Sa2VA, photos):
 
 
 def test_a_picture_asked_about_twice_is_looked_at_once(predictor: Predictor, photos, monkeypatch):
-    visual_tokens = spy(monkeypatch, predictor.model, "see")
+    visual_tokens = spy(monkeypatch, predictor.model, "encode_image")
     sam_features = spy(monkeypatch, predictor.model.grounding_encoder, "encode")
     decoded = spy(monkeypatch, predictor.model.grounding_encoder, "decode")
     answers = predictor.segment([photos[0]] * 2, TEXTS[:2])
@@ -115,7 +115,7 @@ def test_regions_are_described_by_their_cells(talker: Sa2VA, photos, most_tiles,
     photo, recipe = photos[0], RECIPES["sa2va"]
     regions = np.zeros((2, *photo.shape[:2]), bool)
     regions[0, 50:200, 90:300], regions[1, :40] = True, True
-    embedded = spy(monkeypatch, talker, "embed")
+    embedded = spy(monkeypatch, talker, "embed_rows")
     (caption,) = predictor.describe([photo], [regions])
     assert caption
     rows, _, images, cells = embedded[0]
@@ -157,7 +157,7 @@ def test_a_video_is_prompted_in_its_first_frames_and_followed(talker: Sa2VA, pho
     predictor = Predictor(talker, max_new_tokens=2)
     frames = [np.roll(photos[0][:200], 5 * i, 1) for i in range(PROMPTED_FRAMES + 2)]
     frames[-1] = frames[-1][:100].copy()
-    embedded = spy(monkeypatch, predictor.model, "embed")
+    embedded = spy(monkeypatch, predictor.model, "embed_rows")
     decoded = spy(monkeypatch, predictor.model.grounding_encoder, "decode_maps")
     track = predictor.track(frames, TEXTS[0])
     rows, visual_tokens, images, _ = embedded[0]

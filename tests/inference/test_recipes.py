@@ -80,7 +80,7 @@ def test_prediction_meets_the_tensors_of_training_bit_for_bit(
     for folder in (tmp_path / "run", tmp_path / "model"):
         model = load(folder, "cpu")
         assert model.recipe == recipe
-        met = {name: spied(monkeypatch, model, name) for name in ("see", "embed")}
+        met = {name: spied(monkeypatch, model, name) for name in ("encode_image", "embed_rows")}
         met["encode"] = spied(monkeypatch, model.grounding_encoder, "encode")
         predictor = Predictor(model, max_new_tokens=1)
         for sample in (shards[0], shards[1]):
@@ -88,8 +88,8 @@ def test_prediction_meets_the_tensors_of_training_bit_for_bit(
             described = [raw / f"{photo.stem}{name}.png" for name in ("small", "large")][-len(sample["masks"]) :]
             [*predict(lambda given=predictor: given, tmp_path / "out", image=photo, regions=described)]
             predictor._look(np.asarray(Image.open(photo)))
-            assert np.array_equal(met["see"].pop()[0][0].numpy(), sample["pixel_values"])
-            assert np.array_equal(met["embed"].pop()[3][0].numpy(), sample["prompt_masks"])
+            assert np.array_equal(met["encode_image"].pop()[0][0].numpy(), sample["pixel_values"])
+            assert np.array_equal(met["embed_rows"].pop()[3][0].numpy(), sample["prompt_masks"])
             assert np.array_equal(met["encode"].pop()[0][0].numpy(), sample["g_pixel_values"])
             if recipe == RECIPES["default"]:  # another recipe is another picture, and has fewer cells
                 assert sample["prompt_masks"][0].sum() == 4

@@ -119,9 +119,11 @@ def test_only_words_get_on_to_pass_b(make_loop, batch: Batch, captions, monkeypa
     loop = make_loop()
     monkeypatch.setattr("trainer.objectives.dual_loop.pseudo_captions", lambda *a: captions)
     seen_rows = []
-    original = type(loop.model).embed
+    original = type(loop.model).embed_rows
     monkeypatch.setattr(
-        type(loop.model), "embed", lambda self, rows, *a, **k: seen_rows.append(rows) or original(self, rows, *a, **k)
+        type(loop.model),
+        "embed_rows",
+        lambda self, rows, *a, **k: seen_rows.append(rows) or original(self, rows, *a, **k),
     )
     loop(batch, "dual")
     rows = seen_rows[-1]
@@ -283,9 +285,11 @@ def test_a_single_frame_goes_through_the_vision_tower_once(make_loop, batch: Bat
     twice = {**batch, "pixel_values2": batch["pixel_values1"]}
     wanted = loop(twice, "dual")
     visual_tokens = []
-    original = type(loop.model).see
+    original = type(loop.model).encode_image
     monkeypatch.setattr(
-        type(loop.model), "see", lambda self, pictures: visual_tokens.append(len(pictures)) or original(self, pictures)
+        type(loop.model),
+        "encode_image",
+        lambda self, pictures: visual_tokens.append(len(pictures)) or original(self, pictures),
     )
     nothing = torch.full_like(batch["pixel_values2"], torch.nan)
     single = loop({**batch, "pixel_values2": nothing, "paired": torch.tensor([False, False])}, "dual")

@@ -33,7 +33,7 @@ def test_a_new_adapter_changes_nothing():
     ones, order = torch.ones(1, 6, dtype=torch.long), torch.arange(6)[None]
     before = model.run_language_model(inputs, ones, order)
     set_trainable(model, ["lora"], r=4, alpha=8, dropout=0.5)
-    assert torch.equal(model.eval().read(inputs, ones, order), before)
+    assert torch.equal(model.eval().run_language_model(inputs, ones, order), before)
 
 
 def test_what_no_loss_reaches_stays_frozen():
