@@ -60,7 +60,7 @@ def test_masks_are_the_model_s_own_composed_by_hand(talker: Sa2VA, photos):
         question = talker.embed_rows(row, visual_tokens, torch.tensor([0]))
         said = talker.embedding(torch.tensor([ids], dtype=torch.int64))
         length = len(asked) + len(ids)
-        states = talker.read(
+        states = talker.run_language_model(
             torch.cat([question, said], 1), torch.ones(1, length, dtype=torch.int64), torch.arange(length)[None]
         )
         if len(ids) < 6:
