@@ -204,7 +204,7 @@ def verify_shard(
     from tempfile import TemporaryDirectory
 
     from pipeline.derive import Against
-    from shards.verify import verify
+    from shards.verification import verify
 
     with TemporaryDirectory() as work:
         raw = Against(against, Path(work)) if against else None

@@ -25,7 +25,7 @@ from pipeline.sources import choices_of, source_named
 from shards.preview import preview
 from shards.reader import ShardSet
 from shards.recipe import named_recipe
-from shards.verify import verify
+from shards.verification import verify
 
 HEIGHT, WIDTH = 96, 128
 SQUARE = [10, 20, 50, 20, 50, 60, 10, 60]

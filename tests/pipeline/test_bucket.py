@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import s3fs
 
-from shards.verify import verify
+from shards.verification import verify
 from tests.conftest import files_of
 from tests.servers import objects, reach, serving
 

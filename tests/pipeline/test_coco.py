@@ -24,7 +24,7 @@ from shards.errors import BadInput, DroppedInput, UserError
 from shards.preview import preview
 from shards.reader import ShardSet
 from shards.recipe import named_recipe
-from shards.verify import verify
+from shards.verification import verify
 
 WIDTH, HEIGHT = 120, 90
 PHOTO = Image.fromarray(photographs.astronaut()).resize((WIDTH, HEIGHT))

@@ -25,7 +25,7 @@ from shards.errors import BadInput, DroppedInput, UserError
 from shards.manifest import read_ledger
 from shards.meta import parse_meta
 from shards.recipe import named_recipe
-from shards.verify import verify
+from shards.verification import verify
 from tests.pipeline.built import through
 
 HEIGHT, WIDTH = 60, 80

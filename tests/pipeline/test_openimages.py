@@ -21,7 +21,7 @@ from pipeline.sources import source_named
 from shards.errors import DroppedInput, UserError
 from shards.preview import preview
 from shards.reader import ShardSet
-from shards.verify import verify
+from shards.verification import verify
 from tests.pipeline.built import zipped
 from tests.pipeline.test_coco import HEIGHT, WIDTH, jpeg, load_all, shard
 

@@ -17,7 +17,7 @@ from pipeline.run import run
 from pipeline.sources import choices_of, source_named
 from shards.errors import UserError
 from shards.recipe import named_recipe
-from shards.verify import verify
+from shards.verification import verify
 from tests.conftest import files_of, shard_sav
 from tests.pipeline.built import SQUARE, jpeg, put
 from tests.servers import objects, reach, serving

@@ -17,7 +17,7 @@ from pipeline.derive import Against
 from shards.errors import BadInput, DroppedInput, UserError
 from shards.preview import preview
 from shards.reader import ShardSet
-from shards.verify import verify
+from shards.verification import verify
 from tests.pipeline.built import tar_of
 from tests.pipeline.test_coco import HEIGHT, PHOTO, WIDTH, blob, jpeg, load_all, packed, shard
 

@@ -21,7 +21,7 @@ from pipeline.run import Summary, run
 from pipeline.sources import choices_of, source_named
 from shards.preview import preview
 from shards.recipe import named_recipe
-from shards.verify import verify
+from shards.verification import verify
 
 HEIGHT, WIDTH = 120, 160
 

@@ -24,7 +24,7 @@ from shards.reader import ShardSet, read_samples
 from shards.recode import recode
 from shards.select import sample, split
 from shards.stats import look_at
-from shards.verify import verify
+from shards.verification import verify
 from tests.shards.sealed import change_meta, change_sample, reseal
 from trainer.data.loader import Loader
 

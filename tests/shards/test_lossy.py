@@ -25,7 +25,7 @@ from shards.reader import ShardSet, read_samples
 from shards.recode import recode
 from shards.select import sample, split
 from shards.stats import look_at
-from shards.verify import verify
+from shards.verification import verify
 from tests.shards.conftest import change_frame, stored_samples, write_set
 from trainer.config import load_config
 from trainer.data.loader import Loader

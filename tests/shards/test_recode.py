@@ -21,7 +21,7 @@ from shards.manifest import Manifest, pack_manifest, sha256
 from shards.reader import ShardSet
 from shards.recipe import RECIPES
 from shards.recode import recode
-from shards.verify import verify
+from shards.verification import verify
 from tests.conftest import files_of
 from trainer.data.loader import Loader
 

@@ -15,7 +15,7 @@ from shards.errors import UserError
 from shards.manifest import Manifest
 from shards.reader import ShardSet
 from shards.select import sample, split
-from shards.verify import verify
+from shards.verification import verify
 from tests.conftest import files_of, shard_sav
 
 SIZE = 10_000_000

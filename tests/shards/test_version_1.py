@@ -25,7 +25,7 @@ from shards.reader import ShardSet, read_samples
 from shards.recode import recode
 from shards.select import sample, split
 from shards.stats import look_at, table
-from shards.verify import verify
+from shards.verification import verify
 from tests.conftest import files_of, shard_sav
 from trainer.data.loader import Loader
 

@@ -12,7 +12,7 @@ from shards.errors import UserError
 from shards.format import INDEX, MANIFEST
 from shards.manifest import Manifest, pack_manifest, read_index, sha256
 from shards.reader import ShardSet
-from shards.verify import verify
+from shards.verification import verify
 from tests.shards.conftest import change_frame
 
 
