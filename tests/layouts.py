@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from demo.make_sav import write as write_sav
-from tests.pipeline import (
+from tests.pipeline.built import jpeg, put, tar_of, zipped
+from tests.pipeline.sources import (
     test_coco,
     test_dam,
     test_folder,
@@ -19,7 +20,6 @@ from tests.pipeline import (
     test_sav_video,
     videos,
 )
-from tests.pipeline.built import jpeg, put, tar_of, zipped
 
 
 @dataclass(frozen=True)

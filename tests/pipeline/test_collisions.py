@@ -7,8 +7,8 @@ import pytest
 
 from pipeline.sources.frames import Frames
 from shards.errors import BadInput
-from tests.pipeline import test_coco, test_gcg, test_openimages, test_osprey, test_refvos, test_sa1b
 from tests.pipeline.built import Found, box, jpeg, put, tar_of, zipped
+from tests.pipeline.sources import test_coco, test_gcg, test_openimages, test_osprey, test_refvos, test_sa1b
 
 
 def reason(found, path):

@@ -10,8 +10,8 @@ import pytest
 from pipeline.faults import unusable
 from pipeline.masks import has_pixels
 from shards.errors import BadInput
-from tests.pipeline import test_sav_video, videos
 from tests.pipeline.built import HEIGHT, SQUARE, WIDTH, Found, box, counts, jpeg, put, rle
+from tests.pipeline.sources import test_sav_video, videos
 
 MASK = box(10, 10, 60, 70)
 FRAMES = ["00000", "00001", "00002"]

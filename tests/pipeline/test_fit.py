@@ -13,9 +13,9 @@ from pipeline.sources import SOURCES
 from pipeline.sources.video_file import VideoFile
 from shards.errors import BadInput
 from shards.recipe import named_recipe
-from tests.pipeline import test_coco as coco
-from tests.pipeline import test_sa1b as sa1b
-from tests.pipeline import videos as v
+from tests.pipeline.sources import test_coco as coco
+from tests.pipeline.sources import test_sa1b as sa1b
+from tests.pipeline.sources import videos as v
 
 ADVICE = "--mask-slack 1 takes masks that are off by so many pixels"
 NARROW = coco.WIDTH - 1

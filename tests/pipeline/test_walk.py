@@ -9,8 +9,8 @@ from demo.make_sav import write as write_sav
 from pipeline import walk as walking
 from pipeline.records import RecordsWriter, open_records
 from shards.errors import BadInput, UserError
-from tests.pipeline import test_sa1b
 from tests.pipeline.built import Found, box, jpeg, put, rle, tar_of
+from tests.pipeline.sources import test_sa1b
 
 
 def found(root, work, wanted=lambda name: name.endswith(".jpg"), **given):

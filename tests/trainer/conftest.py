@@ -14,8 +14,8 @@ from pipeline.run import run
 from pipeline.sources import source_named
 from shards.recipe import named_recipe
 from tests.models import composed_once  # noqa: F401 (a fixture)
-from tests.pipeline.test_folder import write as write_lines
-from tests.pipeline.test_folder import write_pictures
+from tests.pipeline.sources.test_folder import write as write_lines
+from tests.pipeline.sources.test_folder import write_pictures
 from trainer.config import Config
 from trainer.data.loader import Batch, Loader
 from trainer.model.sa2va import Sa2VA, build

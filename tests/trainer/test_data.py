@@ -24,8 +24,8 @@ from shards.errors import UserError
 from shards.manifest import pack_manifest, sha256
 from shards.reader import ShardSet
 from shards.recipe import named_recipe
-from tests.pipeline.test_folder import write as write_lines
-from tests.pipeline.test_folder import write_pictures
+from tests.pipeline.sources.test_folder import write as write_lines
+from tests.pipeline.sources.test_folder import write_pictures
 from trainer.data.loader import Loader, check_recipe, mix
 from trainer.data.normalise import normalised
 from trainer.data.unpack import unpacked

@@ -10,8 +10,8 @@ from pipeline import masks
 from pipeline.sources.video_file import VideoFile, open_video
 from shards.errors import BadInput, DroppedInput
 from shards.reader import ShardSet
-from tests.pipeline import videos as v
 from tests.pipeline.built import Found, put
+from tests.pipeline.sources import videos as v
 
 FRAMES, ANNOTATED = 97, 25
 NOTHING = np.zeros((v.HEIGHT, v.WIDTH), bool)

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.sources.video_file import VideoFile
 from shards.errors import BadInput
-from tests.pipeline.videos import HEIGHT, WIDTH, number_of, picture
+from tests.pipeline.sources.videos import HEIGHT, WIDTH, number_of, picture
 
 FRAMES = 48
 FAST = {"crf": "12", "preset": "veryfast"}

@@ -23,7 +23,7 @@ class Ran(Exception):
 
 class Bomb:
     def __reduce__(self):
-        return exec, ("raise __import__('tests.pipeline.test_sav').pipeline.test_sav.Ran",)
+        return exec, ("raise __import__('tests.pipeline.sources.test_sav').pipeline.sources.test_sav.Ran",)
 
 
 def save(folder: Path, arrays: dict[str, np.ndarray], **changed: np.ndarray) -> Path:

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.sources.objects import ONE_ID, TWICE
 from shards.errors import BadInput, UserError
-from tests.pipeline.test_coco import CATEGORIES, HEIGHT, SQUARE, WIDTH, annotation, jpeg, load_all
+from tests.pipeline.sources.test_coco import CATEGORIES, HEIGHT, SQUARE, WIDTH, annotation, jpeg, load_all
 
 SPLITS = {"train": ("1.jpg", "2.jpg"), "valid": ("1.jpg",)}
 

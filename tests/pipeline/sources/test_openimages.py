@@ -23,7 +23,7 @@ from shards.preview import preview
 from shards.reader import ShardSet
 from shards.verification import verify
 from tests.pipeline.built import zipped
-from tests.pipeline.test_coco import HEIGHT, WIDTH, jpeg, load_all, shard
+from tests.pipeline.sources.test_coco import HEIGHT, WIDTH, jpeg, load_all, shard
 
 HEADER = "MaskPath,ImageID,LabelName,BoxID,BoxXMin,BoxXMax,BoxYMin,BoxYMax,PredictedIoU,Clicks"
 CLASSES = 'LabelName,DisplayName\n/m/0bt9lr,Dog\n/m/0663v,"Pizza, hot"\n'

@@ -10,7 +10,7 @@ import pytest
 from pipeline.sources.clips import choose_frames
 from shards.errors import BadInput, DroppedInput, UserError
 from shards.reader import ShardSet
-from tests.pipeline import videos as v
+from tests.pipeline.sources import videos as v
 
 LEFT = [v.disc(40 + 2 * n, 40, 18) for n in range(12)]
 RIGHT = [v.disc(120 - 2 * n, 80, 15) for n in range(12)]

@@ -19,7 +19,7 @@ from shards.preview import preview
 from shards.reader import ShardSet
 from shards.verification import verify
 from tests.pipeline.built import tar_of
-from tests.pipeline.test_coco import HEIGHT, PHOTO, WIDTH, blob, jpeg, load_all, packed, shard
+from tests.pipeline.sources.test_coco import HEIGHT, PHOTO, WIDTH, blob, jpeg, load_all, packed, shard
 
 Files = dict[str, bytes]
 
