@@ -20,7 +20,7 @@ from shards.manifest import Manifest
 from tests.layouts import CASES
 from tests.models import composed_once  # noqa: F401 (a fixture)
 from tests.trainer.runs import SMALL
-from trainer import train
+from trainer import build, train
 from trainer.trained import base_model
 
 
@@ -44,7 +44,7 @@ def built_once() -> Iterator[None]:
         return deepcopy(built[0])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "base_model", copied)
+        patch.setattr(build, "base_model", copied)
         yield
 
 

@@ -14,12 +14,12 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from shards.errors import UserError
 from tests.joined import Joined
 from tests.trainer.conftest import build_step
+from trainer.build import drop_unreached_parts
 from trainer.config import Config, LoraConfig, Share, load_config
 from trainer.data.loader import Batch, Loader
 from trainer.data.stream import Stream
 from trainer.objectives.backward import Backward, accumulation_steps
 from trainer.objectives.step import FIELDS, NEED
-from trainer.train import reached
 
 TEXTS = [["the left eye."]]
 
@@ -204,12 +204,12 @@ def test_two_processes_average_over_the_objects_of_both(unequal_set: Path, tmp_p
 
 
 def test_parts_that_no_loss_reaches_do_not_train():
-    plain = reached(load_config(["objective=dual"]))
+    plain = drop_unreached_parts(load_config(["objective=dual"]))
     assert plain.trainable == ["lora", "mlp1", "text_hidden_fcs", "sam_mask_decoder"]
-    assert reached(load_config(["objective=describe"])).trainable == ["lora", "mlp1"]
-    assert reached(load_config(["mix={describe:{},segment:{}}"])).trainable == plain.trainable
+    assert drop_unreached_parts(load_config(["objective=describe"])).trainable == ["lora", "mlp1"]
+    assert drop_unreached_parts(load_config(["mix={describe:{},segment:{}}"])).trainable == plain.trainable
     with pytest.raises(UserError, match="nothing to train"):
-        reached(load_config(["objective=describe", "trainable=[sam_mask_decoder]"]))
+        drop_unreached_parts(load_config(["objective=describe", "trainable=[sam_mask_decoder]"]))
 
 
 @pytest.mark.parametrize(
