@@ -1,0 +1,318 @@
+"""Build a run in four steps: open its data, build its model, lay it out over the processes, restore its checkpoint.
+
+`build_run` takes these steps in this order; `trainer/train.py` trains what it returns.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
+from typing import Any, cast
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from shards.checksum import Check
+from shards.errors import UserError
+from shards.groups import named_group
+from shards.printable import PrintableFormatter, printable_lines
+from shards.recipe import Recipe
+from shards.remote import open_set
+from trainer.agreement import decided_by_main
+from trainer.checkpoints.checkpoint import Parts
+from trainer.checkpoints.resume import Beginning, begin, keep_old_ways
+from trainer.checkpoints.rng import set_random_state
+from trainer.checkpoints.run_folder import RunFolder
+from trainer.config import Config, flat, save_config
+from trainer.data.holdout import holdout_notes
+from trainer.data.loader import Loader, check_recipe
+from trainer.data.stream import Stream
+from trainer.measure.evaluation import SHOWN
+from trainer.measure.flops import costs_of, peak_of
+from trainer.measure.held_out import HeldOut
+from trainer.measure.journal import Journal
+from trainer.model.architecture import GRID, VISION_SIZE
+from trainer.model.compiled import compile_layers
+from trainer.model.grounding import IMAGE_SIZE, MEAN, STD
+from trainer.model.trainable import set_trainable
+from trainer.objectives.backward import Backward
+from trainer.objectives.losses import NOT_COMPARABLE
+from trainer.objectives.step import FIELDS, NEED, UNREACHED, Step
+from trainer.optimizer import make_optimizer
+from trainer.schedule import rate_factor
+from trainer.stall import StallWatch
+from trainer.strategy import lay_out, layout_of
+from trainer.trained import base_model
+from trainer.trained_on import TrainedOn, after_training
+from trainer.zero import sharing
+
+Show = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Shards of a run as batches, by objective."""
+
+    train: dict[str, Loader]
+    held_out: dict[str, Loader]
+    """Empty where nothing is held out."""
+    samples_per_step: int
+    """Samples per optimiser step and objective on all processes together: the global batch."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe of all shards."""
+        return next(iter(self.train.values())).recipe
+
+    @property
+    def described(self) -> list[str]:
+        """One line per objective and shard set."""
+        return [f"{name}: {line}" for name, loader in self.train.items() for line in loader.described]
+
+    def trained_on(self, before: TrainedOn | None) -> TrainedOn:
+        """Return the record of a model's training samples after this run; `before` is its record so far."""
+        loaders = self.train.values()
+        return after_training(before, [each.sample_ids for each in loaders], chain(*(each.plans for each in loaders)))
+
+
+@dataclass(frozen=True)
+class BuiltModel:
+    """The model inside its training step, on its device."""
+
+    step: Step
+    new: set[str]
+    """Names of the tensors that no file held."""
+    sizes: dict[str, int]
+    """Trainable parameters of each part."""
+    trained_on: TrainedOn
+    """The model's training samples after this run."""
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What an optimiser step works on, laid out over the processes."""
+
+    parts: Parts
+    """What a checkpoint holds."""
+    module: nn.Module
+    """The `Step` as Accelerate wrapped it: its forward is a training step."""
+    optimizer: Optimizer
+    """The optimiser as Accelerate wrapped it."""
+    trainable: list[nn.Parameter]
+    backward: Backward
+    factor: Callable[[int], float]
+    """Share of the full learning rate for an optimiser step, counted from 0."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that the training loop uses."""
+
+    config: Config
+    accelerator: Accelerator
+    folder: RunFolder
+    watch: StallWatch
+    show: Show
+    """Prints a text in the main process."""
+    data: RunData
+    stream: Stream
+    beginning: Beginning
+    learner: Learner
+    trained_on: TrainedOn
+    """The model's training samples after this run."""
+    held_out: HeldOut
+    journal: Journal | None
+    """In the main process."""
+
+
+def build_run(config: Config, accelerator: Accelerator, folder: RunFolder, watch: StallWatch) -> Run | None:
+    """Build the run that `config` asks for; return None where it is finished already.
+
+    Raises:
+        UserError: shards, model or checkpoint cannot be read, or do not fit each other or the configuration.
+    """
+
+    def show(text: str) -> None:
+        accelerator.print(printable_lines(text))
+
+    if accelerator.is_main_process:
+        log_to_terminal()
+    config, kept = decided_by_main(accelerator, lambda: keep_old_ways(config, folder))
+    for line in kept:
+        show(line)
+    data = open_data(config, accelerator, show)
+    beginning = decided_by_main(accelerator, lambda: begin(config, folder, data.described, data.samples_per_step))
+    if beginning.finished:
+        show(f"{folder.folder} is finished: {beginning.step} steps. More steps=N go on, another output_dir starts anew")
+        return None
+    if accelerator.is_main_process:
+        save_config(config, folder.folder / "config.yaml")
+    watch.start()
+
+    built = build_model(config, accelerator, data, show)
+    stream = Stream(data.train, config.accumulation, beginning.position)
+    stream.on_batch = watch.advance
+    learner = lay_out_learner(config, accelerator, built)
+    restore(config, accelerator, learner, beginning)
+
+    journal = open_journal(config, accelerator, folder, beginning, show)
+    show(
+        f"{accelerator.num_processes} process(es) on {accelerator.device}{layout_of(accelerator)}, "
+        f"mixed precision {config.mixed_precision}"
+    )
+    show("training " + ", ".join(f"{part} ({size:,} parameters)" for part, size in built.sizes.items()))
+    if data.held_out and config.importance_sample_ratio and {"dual", "segment"} & {*data.train}:
+        show(NOT_COMPARABLE)
+    if beginning.checkpoint:
+        show(f"going on after step {beginning.step}: {beginning.checkpoint}")
+    held_out = HeldOut(accelerator, built.step, data.held_out, config, journal, folder.report, [*built.sizes])
+    return Run(
+        config=config,
+        accelerator=accelerator,
+        folder=folder,
+        watch=watch,
+        show=show,
+        data=data,
+        stream=stream,
+        beginning=beginning,
+        learner=learner,
+        trained_on=built.trained_on,
+        held_out=held_out,
+        journal=journal,
+    )
+
+
+def open_data(config: Config, accelerator: Accelerator, show: Show) -> RunData:
+    """Open the shards for each objective of the run, to train on and to evaluate on; show what is worth knowing."""
+    on_gpu = accelerator.device.type == "cuda"
+    where = config.data.normalise
+    holdout_by = named_group(config.data.holdout_by)
+    cache = config.data.open_cache()
+    objectives = config.objectives()
+
+    # Loaders are not prepared: Accelerate would let one process read for all, or split their batches once more.
+    def load(objective: str, fields: tuple[str, ...], **options: Any) -> Loader:
+        return Loader(
+            config.data.shards,
+            fields=fields,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            holdout=config.data.holdout,
+            holdout_by=holdout_by,
+            purpose=config.key_of(objective),
+            sources=objectives[objective].sources,
+            repeats=config.data.sources,
+            need=NEED[objective],
+            threads=config.data.threads,
+            prefetch=config.data.prefetch,
+            pin=on_gpu,
+            normalise="device" if where == "device" or (where == "auto" and on_gpu) else "host",
+            cache=cache,
+            check=cast(Check, config.data.check),
+            **options,
+        )
+
+    chosen = config.data.objects_per_sample
+    train = {
+        name: load(name, FIELDS[name], accumulation=config.accumulation, objects_per_sample=chosen)
+        for name in objectives
+    }
+    # Two objects per picture, so that captions can be swapped.
+    two: dict[str, Any] = {"part": "holdout", "objects_per_sample": max(2, chosen)}
+    held_out = {name: load(name, SHOWN[name], **two) for name in objectives if config.data.holdout}
+    for loader in train.values():
+        check_recipe(loader.recipe, vision_size=VISION_SIZE, grid=GRID, sam_size=IMAGE_SIZE, mean=MEAN, std=STD)
+    for line in dict.fromkeys(line for loader in train.values() for line in loader.lossy):
+        show(f"pictures are not bit-equal to the recipe: {line}")
+    if accelerator.is_main_process:
+        sets = [open_set(path, cache) for path in config.data.shards]
+        for note in holdout_notes(sets, config.data.holdout, holdout_by, config.sources()):
+            show(note)
+    return RunData(train, held_out, config.batch_size * accelerator.num_processes * config.accumulation)
+
+
+def build_model(config: Config, accelerator: Accelerator, data: RunData, show: Show) -> BuiltModel:
+    """Build the model that the run starts from, choose what trains, and put it inside its training step."""
+    set_seed(config.seed)  # the same on all processes, so that they build the same model
+    model, new = base_model(config.model, accelerator.device)
+    if model.recipe and (differences := data.recipe.differences(model.recipe)):
+        show(f"the model to start from was trained with another recipe than that of the shards: {differences}")
+    trained_on = data.trained_on(model.trained_on)
+    sizes = set_trainable(model, config.trainable, **vars(config.lora))
+    if config.gradient_checkpointing:
+        model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.compile:
+        compile_layers(model)
+    step = Step(model.to(accelerator.device), config)
+    step.costs = costs_of(model) if peak_of(accelerator.device, config.mixed_precision) else None
+    return BuiltModel(step, new, sizes, trained_on)
+
+
+def lay_out_learner(config: Config, accelerator: Accelerator, built: BuiltModel) -> Learner:
+    """Give the model its optimiser and schedule, and lay all out over the processes."""
+    optimizer = make_optimizer(built.step.model, config)
+    factor = partial(rate_factor, steps=config.steps, warmup_steps=config.warmup_steps, warmup_from=config.warmup_from)
+    # The scheduler is not prepared: it would step once per process, so many times too fast.
+    scheduler = LambdaLR(optimizer, factor)
+    module, stepper = lay_out(accelerator, built.step, optimizer)
+    parts = Parts(built.step, built.new, optimizer, scheduler, sharing(accelerator))
+    trainable = [p for p in built.step.parameters() if p.requires_grad]
+    return Learner(parts, module, stepper, trainable, Backward(accelerator, module, trainable, config), factor)
+
+
+def restore(config: Config, accelerator: Accelerator, learner: Learner, beginning: Beginning) -> None:
+    """Read the checkpoint that the run goes on from, if there is one, and set the random state of this process."""
+    if beginning.checkpoint:
+        learner.parts.read(beginning.checkpoint)
+    # From here on (dropout) processes differ.
+    rank = accelerator.process_index
+    set_random_state(beginning.random_states, rank, accelerator.device, config.seed + beginning.step)
+
+
+def open_journal(
+    config: Config, accelerator: Accelerator, folder: RunFolder, beginning: Beginning, show: Show
+) -> Journal | None:
+    """Open the trackers on every process, and the journal on the main one."""
+    going_on = beginning.checkpoint is not None
+    hyperparameters = None if going_on else {name: str(value) for name, value in flat(config).items()}
+    purge = {"purge_step": beginning.step + 1 if going_on else 0}  # what a killed run recorded of later steps
+    accelerator.init_trackers("tensorboard", hyperparameters, {"tensorboard": purge})
+    if not accelerator.is_main_process:
+        return None
+    peak = peak_of(accelerator.device, config.mixed_precision)
+    track = accelerator.log
+    threads = config.data.threads
+    return Journal(folder.folder, config.steps, track, show, beginning.records, peak=peak, threads=threads)
+
+
+def log_to_terminal() -> None:
+    """Write the trainer's log to stderr, without control characters."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter())
+    logging.basicConfig(handlers=[handler])
+    logging.getLogger("trainer").setLevel(logging.INFO)
+
+
+def drop_unreached_parts(config: Config) -> Config:
+    """Freeze trainable parts that no loss of the objectives reaches; weight decay would still shrink them.
+
+    Raises:
+        UserError: no part is left to train.
+    """
+    kept = [p for p in config.trainable if any(p not in UNREACHED.get(name, ()) for name in config.objectives())]
+    if config.trainable and not kept:
+        raise UserError(
+            "nothing to train",
+            where="trainable",
+            met=", ".join(config.trainable),
+            wanted="a part that a loss of the objective reaches",
+        )
+    return replace(config, trainable=kept)
