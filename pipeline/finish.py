@@ -15,6 +15,7 @@ from shards.errors import UserError
 from shards.format import INDEX, LEDGER, LOSSY, MANIFEST, VERSION
 from shards.lossy import Psnr
 from shards.manifest import LedgerLine, Manifest, pack_index, pack_ledger, sha256
+from shards.program import command
 
 _NAMED = 20
 
@@ -148,7 +149,7 @@ def too_many_bad(outline: Outline, ledger: Sequence[LedgerLine], max_bad: float,
 def _shards_missing(outline: Outline, missing: Sequence[int], place: str) -> UserError:
     names = ", ".join(outline.name(shard) for shard in missing[:_NAMED])
     names += f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
-    do = "give its cli.py shard command again"
+    do = f"give its {command('shard')} command again"
     if outline.tasks > 1:
         tasks = sorted({shard % outline.tasks for shard in missing})
         do = f"run again of {outline.tasks} tasks: {','.join(map(str, tasks))}"

@@ -26,6 +26,7 @@ from shards.archive import encode_sample
 from shards.errors import BadInput, UserError
 from shards.format import LEDGER, MANIFEST, key_for
 from shards.manifest import Manifest, read_ledger
+from shards.program import command
 from shards.reader import ShardSet, decode_field, stored_fields
 
 if TYPE_CHECKING:
@@ -94,7 +95,8 @@ def check_unchanged(folder: Path, plan: Plan, manifest: Manifest) -> str:
     if len(chosen) == len(newer):
         return ""
     met = f"{len(newer):,} inputs have raw files that are newer than the set; {len(chosen)} of them were made again"
-    return f"{folder}: {met}, and are the same; cli.py verify-shard {folder} --against {plan.job.root} compares all"
+    check = command(f"verify-shard {folder} --against {plan.job.root}")
+    return f"{folder}: {met}, and are the same; {check} compares all"
 
 
 def _difference(folder: Path, job: Job, item: RawInput) -> str | None:

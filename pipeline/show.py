@@ -9,6 +9,7 @@ from pipeline.estimate import Amount, Estimate
 from pipeline.plan import Plan
 from pipeline.run import ShareSummary, Summary
 from shards.printable import printable
+from shards.program import command
 from shards.size import size_text
 from shards.tables import add_row, plain_console, plain_table
 
@@ -75,7 +76,7 @@ def show_share(summary: ShareSummary | Summary) -> None:
         ("seconds", f"{summary.seconds:.1f}"),
     ]
     _print(f"{summary.place}: task {summary.share.index} of {summary.share.count}", rows)
-    print(printable(f"when all tasks are done: cli.py merge {summary.place}"))
+    print(printable(f"when all tasks are done: {command('merge')} {summary.place}"))
 
 
 def show_estimate(estimate: Estimate, place: str, free: int | None, workers: int) -> None:

@@ -20,6 +20,7 @@ from pipeline.task import READING, Done, Reading, note_of
 from shards.errors import UserError
 from shards.format import MANIFEST, VERSION
 from shards.lock import hold_lock, share_lock
+from shards.program import command
 from shards.strict_json import parse_json
 
 PLAN = f"{WORK}/plan"
@@ -178,9 +179,8 @@ class Work:
             met = "other raw files, recipe, limit or shard size"
             if begun and begun.version != VERSION:
                 met = f"an unfinished one of format version {begun.version}"
-                do = (
-                    f"finish it with the release that began it, or with cli.py merge if all its shards stand; else {do}"
-                )
+                merge = command("merge")
+                do = f"finish it with the release that began it, or with {merge} if all its shards stand; else {do}"
             raise UserError("a shard set made otherwise stands here", where=str(self.store), met=met, do=do)
         # The manifest goes first: from here on, nobody takes what is left for a finished set.
         self.store.remove(name for name in old if name == MANIFEST)

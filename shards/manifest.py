@@ -22,6 +22,7 @@ from shards.errors import BadShard, UserError
 from shards.format import CODECS, FORMAT, INDEX, LEDGER, LOSSY, MANIFEST, READABLE, VERSION, Codec
 from shards.groups import Groups
 from shards.lossy import Psnr
+from shards.program import command, copy_changed
 from shards.recipe import Recipe
 from shards.regular_file import check_regular, open_regular, read_regular
 from shards.remote_files import is_url
@@ -45,7 +46,6 @@ _PLACES: list[tuple[str, str]] = [
 ]
 INDEX_DTYPE = np.dtype([*_PLACES, *((name, "<u8") for name in Groups._fields)])
 """A row per sample, in the order of the set. `shard` counts the manifest's list of shards from 0."""
-COPY_AGAIN = "it has changed since it was written: copy the set again; cli.py verify-shard says more"
 
 
 @dataclass(frozen=True)
@@ -116,14 +116,14 @@ class Manifest:
     def read(cls, folder: Path) -> Manifest:
         """The manifest in `folder`; raises `BadShard` where it is missing or not what the format says."""
         path = folder / MANIFEST
-        do = "finish the set with the same `cli.py shard` command"
+        do = f"finish the set with the same `{command('shard')}` command"
         try:
             if (size := path.stat().st_size) > MOST_MANIFEST:
                 raise BadShard("not a manifest", where=str(path), met=f"{size} bytes", wanted=f"<= {MOST_MANIFEST}")
             return cls.parse(read_regular(path), path)
         except FileNotFoundError:
             if is_url(folder):
-                do = "copy the set here first; training and cli.py evaluate read it at its URL"
+                do = f"copy the set here first; training and {command('evaluate')} read it at its URL"
                 raise BadShard("only folders on this machine are read here", met=str(folder), do=do) from None
             raise BadShard("no manifest: not a finished shard set", where=str(path), do=do) from None
         except OSError as error:
@@ -227,7 +227,7 @@ def read_index(folder: Path, checksum: str | None = None) -> NDArray[Any]:
     try:
         check_regular(path)
         if checksum is not None and (met := file_sha256(path)) != checksum:
-            raise BadShard("SHA-256 of the index", where=str(path), met=met, wanted=checksum, do=COPY_AGAIN)
+            raise BadShard("SHA-256 of the index", where=str(path), met=met, wanted=checksum, do=copy_changed())
         with open_regular(path) as file:
             head, size = file.read(_MOST_HEADER), os.fstat(file.fileno()).st_size
     except OSError as error:

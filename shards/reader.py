@@ -16,8 +16,9 @@ from shards.archive import MappedTar, group_members
 from shards.checksum import Check, Copies, crc32, crc32_while_copying
 from shards.errors import BadShard
 from shards.format import CODECS, FIELDS, KEY, META_EXTENSION, VERSION, Codec, Field, frame_fields
-from shards.manifest import COPY_AGAIN, Manifest, read_index
+from shards.manifest import Manifest, read_index
 from shards.meta import parse_meta
+from shards.program import copy_changed
 from shards.recipe import Recipe
 
 Array = NDArray[Any]
@@ -109,7 +110,7 @@ def read_samples(path: Path | str, recipe: Recipe | None = None) -> Iterator[dic
         for field, data in stored_fields(meta, members).items():
             if (met := crc32(data)) != (wanted := meta["crc32"].get(str(field))):
                 where = f"{path}: {key}.{field}"
-                raise BadShard("CRC-32 of the member", where=where, met=str(met), wanted=str(wanted), do=COPY_AGAIN)
+                raise BadShard("CRC-32 of the member", where=where, met=str(met), wanted=str(wanted), do=copy_changed())
             arrays[str(field)] = decode_field(field, data, recipe)
         yield {"__key__": key, "meta": meta, **arrays}
 
@@ -312,7 +313,7 @@ class ShardSet:
 def _check_crc32(met: int, wanted: int, tar: MappedTar, key: str) -> None:
     if met != wanted:
         where = f"{tar.path}: {key}"
-        raise BadShard("CRC-32 of the sample", where=where, met=str(met), wanted=str(wanted), do=COPY_AGAIN)
+        raise BadShard("CRC-32 of the sample", where=where, met=str(met), wanted=str(wanted), do=copy_changed())
 
 
 def find_sets(paths: Sequence[Path | str]) -> list[ShardSet]:

@@ -30,13 +30,13 @@ from shards.lossy import Psnr
 from shards.manifest import Manifest, ShardInfo, pack_index, sha256
 from shards.memory import keep_freed_memory
 from shards.printable import printable
+from shards.program import check_set
 from shards.reader import ShardSet
 from shards.regular_file import read_regular
 from shards.strict_json import parse_json
 
 Put = Callable[[ShardWriter, int], object]
 """Writes the sample that stands at a position of the set that is read."""
-_LOOK = "look at the set with cli.py verify-shard"
 _AGAIN = "mend it and give the same command: it goes on where it stopped"
 
 
@@ -93,7 +93,7 @@ def read_checked_ledger(source: ShardSet) -> bytes:
     """
     ledger, wanted = read_regular(source.folder / LEDGER), source.manifest.ledger_sha256
     if (met := sha256(ledger)) != wanted:
-        raise BadShard("SHA-256", where=str(source.folder / LEDGER), met=met, wanted=wanted, do=_LOOK)
+        raise BadShard("SHA-256", where=str(source.folder / LEDGER), met=met, wanted=wanted, do=check_set())
     return ledger
 
 
@@ -106,7 +106,7 @@ def checked_bytes(source: ShardSet, position: int) -> memoryview:
     data, wanted = source.stored(position), int(source.index[position]["crc32"])
     if (met := crc32(data)) != wanted:
         where = f"{source.folder}: {source.key(position)}"
-        raise BadShard("CRC-32 of the sample", where=where, met=str(met), wanted=str(wanted), do=_LOOK)
+        raise BadShard("CRC-32 of the sample", where=where, met=str(met), wanted=str(wanted), do=check_set())
     return data
 
 

@@ -25,6 +25,7 @@ from shards.atomic import atomic_write
 from shards.errors import BadShard
 from shards.format import Field
 from shards.printable import printable
+from shards.program import check_set
 from shards.reader import ShardSet
 from shards.sample import texts_of
 from shards.tables import add_row, plain_console, plain_table
@@ -54,7 +55,6 @@ _PAGE = Environment(autoescape=True).from_string("""<!doctype html>
 {% endfor %}
 </html>
 """)
-_LOOK = "look at the set with cli.py verify-shard"
 _HEADS = ("per", "count", "least", "median", "mean", "most")
 
 
@@ -92,7 +92,7 @@ class SetStats:
                 self._count(shards, int(position), found)
             except BadShard as error:
                 where = error.where or f"{shards.folder}: {shards.key(int(position))}"
-                raise BadShard(error.what, where=where, met=error.met, wanted=error.wanted, do=_LOOK) from None
+                raise BadShard(error.what, where=where, met=error.met, wanted=error.wanted, do=check_set()) from None
             tick(1)
         self.found: dict[str, Numbers] = {name: np.array(values) for name, values in found.items()}
 

@@ -1,14 +1,17 @@
 """The command line as a user types it: real subprocesses on real files."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import cli as program
 from shards.errors import UserError
 from shards.size import parse_size
 
@@ -78,3 +81,64 @@ def test_a_folder_that_is_no_shard_set(here, verb, tmp_path):
     done = here(verb, tmp_path)
     assert done.returncode == 1
     assert "manifest" in done.stdout + done.stderr
+
+
+VERBS = [verb.__name__.replace("_", "-") for verb in program.VERBS]
+
+
+@pytest.mark.parametrize("verb", [None, *VERBS])
+def test_help_names_the_command_as_called_and_is_not_cut(here, verb):
+    done = here(*([verb] if verb else []), "--help")
+    assert done.returncode == 0
+    usage, *lines = done.stdout.splitlines()
+    assert usage.startswith(" ".join(["Usage: python", *done.args[:1], *([verb] if verb else [])]))
+    assert not [line for line in lines if line.rstrip().endswith("...")]
+
+
+def test_help_lists_every_verb_with_a_sentence(here):
+    listed = here("--help").stdout.partition("Commands:\n")[2]
+    starts = [line.split()[0] for line in listed.splitlines() if line[2] != " "]
+    assert starts == VERBS
+    assert len([line for line in listed.splitlines() if line.endswith(".")]) == len(VERBS)
+
+
+def test_the_installed_command_names_itself(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["/some/bin/sa2va-shards", "stats", str(tmp_path)])
+    with pytest.raises(SystemExit, match="finish the set with the same `sa2va-shards shard` command"):
+        program.main()
+    monkeypatch.setattr(sys, "argv", ["/some/bin/sa2va-shards", "stats", "--help"])
+    with pytest.raises(SystemExit) as end:
+        program.main()
+    assert not end.value.code and capsys.readouterr().out.startswith("Usage: sa2va-shards stats ")
+
+
+def test_version(here):
+    done = here("--version")
+    assert done.returncode == 0
+    assert done.stdout.splitlines() == [f"{name} {version(name)}" for name in ("sa2va-shards", "torch")]
+
+
+@pytest.mark.parametrize(
+    "verb, module, extra",
+    [
+        (["shard", "--source", "sav", "--out", "x"], "pipeline.plan", None),
+        (["shard", "--source", "sav", "--out", "x"], "pycocotools", "pipeline"),
+        (["estimate", "--source", "sav"], "pycocotools", "pipeline"),
+        (["merge", "x"], "pycocotools", "pipeline"),
+        (["export", "--checkpoint", "x", "--out", "y"], "torch", "train"),
+        (["predict", "--model", "x"], "torch", "train"),
+        (["evaluate", "--model", "x", "--shards", "y"], "torch", "train"),
+        (["doctor"], "torch", "train"),
+    ],
+)
+def test_a_verb_whose_packages_are_missing_says_what_to_install(verb, module, extra, tmp_path):
+    code = f"import sys; sys.modules[{module!r}] = None\nimport cli\nsys.argv = ['cli.py', *{verb!r}]\ncli.main()"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 1
+    if extra is None:  # one of ours: a bug, not a missing package
+        assert "Traceback" in done.stderr
+    else:
+        last = done.stderr.splitlines()[-1]
+        assert last.startswith("error: a package is missing") and module in last
+        assert last.endswith(f'; pip install "sa2va-shards[{extra}]"') and "Traceback" not in done.stderr

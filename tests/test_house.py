@@ -9,6 +9,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 ROOMS = {
+    "commands": {"inference", "pipeline", "shards", "trainer"},
     "inference": {"pipeline", "shards", "trainer"},
     "pipeline": {"shards"},
     "trainer": {"shards"},

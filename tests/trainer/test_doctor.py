@@ -187,7 +187,7 @@ def test_a_mix_is_checked_by_objective(good: list[str], sav_set: Path, tmp_path:
         ("missing", "data", "sav-000000.tar: no such file; wanted"),
         ("short", "data", "bytes; cop"),
         ("index", "data", "index.npy: SHA-256 of the index"),
-        ("pixels", "samples", "cli.py verify-shard"),
+        ("pixels", "samples", "sa2va-shards verify-shard"),
         ("recipe", "data", "shards of different recipes"),
     ],
 )

@@ -160,7 +160,7 @@ def test_sets_of_older_releases_are_read_and_can_be_mended(sav_root, tmp_path):
     assert np.array_equal(by_sample, also)
     assert held_out_parts([old], 0.5, "picture")[0].any()
     assert "its index says nothing of files, folders and pictures" in holdout_notes([old], 0.5, "picture")[0]
-    with pytest.raises(UserError, match=r"cannot be held out by folder.*cli.py recode"):
+    with pytest.raises(UserError, match=r"cannot be held out by folder.*sa2va-shards recode"):
         held_out_parts([old], 0.5, "folder")
     recode(tmp_path / "old", tmp_path / "mended", "zstd")
     assert np.array_equal(ShardSet(tmp_path / "mended").index, new.index)

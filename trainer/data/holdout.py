@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from shards.errors import UserError
 from shards.groups import Group, pictures_by_key
 from shards.manifest import read_index
+from shards.program import command
 from shards.reader import ShardSet
 from trainer.data.choice import UInt64, mix
 
@@ -25,7 +26,10 @@ _COMMON = 3
 So many files are not one picture.
 """
 _OLD = "its index says nothing of files, folders and pictures, as those of older releases"
-_WRITE_AGAIN = "cli.py recode writes it with them"
+
+
+def _write_again() -> str:
+    return f"{command('recode')} writes it with them"
 
 
 def held_out_parts(sets: Sequence[ShardSet], share: float, by: Group) -> list[Mask]:
@@ -101,7 +105,7 @@ def holdout_notes(
     read = [n for n, shards in enumerate(sets) if sources is None or shards.manifest.source in sources]
     sets, parts = [sets[n] for n in read], [parts[n] for n in read]
     old = [str(shards.folder) for shards in sets if by != "sample" and not _knows_groups(shards)]
-    notes = [f"{folder}: {_OLD}: pairs of one folder may stand on both sides; {_WRITE_AGAIN}" for folder in old]
+    notes = [f"{folder}: {_OLD}: pairs of one folder may stand on both sides; {_write_again()}" for folder in old]
     if sets and (twins := find_twins(sets, parts)):
         do = "data.holdout_by=picture keeps them together"
         if by == "picture":
@@ -137,7 +141,7 @@ def _groups(shards: ShardSet, by: Group) -> UInt64:
     if not _knows_groups(shards):
         if by == "folder":
             where = str(shards.folder)
-            raise UserError("cannot be held out by folder", where=where, met=_OLD, do=_WRITE_AGAIN)
+            raise UserError("cannot be held out by folder", where=where, met=_OLD, do=_write_again())
         return _names_of_keys(shards.folder, shards.manifest.index_sha256)
     index = shards.index
     column = index[by].astype(np.uint64)

@@ -14,6 +14,7 @@ import torch
 from shards import codec
 from shards.errors import BadShard
 from shards.format import Field
+from shards.program import check_set
 from shards.reader import Array, StoredSample, decode_field
 from shards.recipe import Recipe
 from shards.sample import texts_of
@@ -126,8 +127,7 @@ class Rows:
         if self._need == "texts":
             able = [n for n in able if texts_of(sample.meta["objects"][n])]
         if not able:
-            wanted, do = NEEDED[self._need], "look at the set with cli.py verify-shard"
-            raise BadShard("index and sample differ", where=sample.where, wanted=wanted, do=do)
+            raise BadShard("index and sample differ", where=sample.where, wanted=NEEDED[self._need], do=check_set())
         return choose(visible, able, self._objects, salt, visit)
 
     def fill(

@@ -11,6 +11,7 @@ import numpy as np
 
 from shards.errors import BadShard, UserError
 from shards.groups import named_group
+from shards.program import copy_again
 from shards.reader import ShardSet
 from shards.remote import RemoteShardSet, open_set
 from trainer.config import Config
@@ -23,7 +24,6 @@ from trainer.objectives.step import FIELDS, NEED
 
 PROBED = 16
 """Samples of a set that are read."""
-_VERIFY = "copy the set again; cli.py verify-shard says more"
 _NEEDED: dict[Need, tuple[str, str]] = {
     "texts": ("an object with a text", "train this set with the objective dual, which needs none"),
     "regions": ("an object with a prompt cell", "shard it with the recipe default, which fills small regions"),
@@ -139,7 +139,7 @@ def check_samples(data: Data) -> Iterator[Finding]:
                 meta: Any = shards[position]["meta"]
             except BadShard as error:
                 where = error.where or f"{shards.folder}: {shards.key(position)}"
-                raise BadShard(error.what, where=where, met=error.met, wanted=error.wanted, do=_VERIFY) from None
+                raise BadShard(error.what, where=where, met=error.met, wanted=error.wanted, do=copy_again()) from None
             pairs += bool(meta.get("has_paired_frame"))
         said = f"{shards.folder}: {len(positions)} samples decoded; {pairs} are pairs"
         yield ok("samples", said + (", for the others one frame serves twice" if pairs < len(positions) else ""))
@@ -158,7 +158,7 @@ def _faults(shards: ShardSet) -> list[str]:
         met = path.stat().st_size if path.is_file() else None
         if met != info.bytes:
             said = "no such file" if met is None else f"met {met:,} bytes"
-            faults.append(f"{info.name}: {said}; wanted {info.bytes:,} bytes; {_VERIFY}")
+            faults.append(f"{info.name}: {said}; wanted {info.bytes:,} bytes; {copy_again()}")
     try:
         check_recipe(manifest.recipe, vision_size=VISION_SIZE, grid=GRID, sam_size=IMAGE_SIZE, mean=MEAN, std=STD)
     except UserError as error:

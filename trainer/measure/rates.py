@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import psutil
 import torch
 
+from shards.program import command
+
 _WINDOW = 20  # steps whose waiting is looked at together
 _LIMIT = 0.2  # share of the time
 
@@ -71,6 +73,6 @@ class Bottleneck:
         self._said = True
         return (
             f"data is the limit: a process stood still for it {share:.0%} of the last {_WINDOW} steps. Raise "
-            f"data.threads (now {self._threads}) while there are idle cores; else recode the shards for speed (cli.py "
-            "recode --codec raw), or put them on a faster disk"
+            f"data.threads (now {self._threads}) while there are idle cores; else recode the shards for speed "
+            f"({command('recode')} --codec raw), or put them on a faster disk"
         )

@@ -1,0 +1,211 @@
+"""Trained models used: export, predict, evaluate."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from typer import Option
+
+from commands.options import BatchSize, Device, Dtype, Group, ModelDtype
+from commands.output import say
+from shards.extras import extra
+
+if TYPE_CHECKING:
+    from inference.predictor import Predictor
+
+Form = Literal["sa2va", "onnx", "int8"]
+Objective = Literal["segment", "dual", "describe", "reverse"]
+
+
+@extra("train")
+def export(
+    checkpoint: Annotated[Path, Option(help="Folder of a run, or a released model folder.")],
+    out: Annotated[Path, Option(help="A new folder.")],
+    form: Annotated[
+        Form,
+        Option(
+            "--format",
+            help="sa2va: the released layout. onnx: SAM 2's image encoder and mask decoder. int8: the released names, "
+            "with int8 weights in the language model.",
+        ),
+    ] = "sa2va",
+    dtype: Annotated[
+        Dtype | None,
+        Option(help="Dtype of all weights.  [default: as in the files that the run started from]"),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        Option(help="Folder of pictures to compare on. onnx needs it; int8 takes it, together with --texts."),
+    ] = None,
+    texts: Annotated[
+        Path | None, Option(help="Questions to compare int8 on: lines of FILE, a tab, a question.")
+    ] = None,
+) -> None:
+    """Write a trained model, adapters merged, for others to use.
+
+    The released layout is safetensors, config.json, tokenizer and a model card; --format has two more.
+    """
+    import torch
+
+    chosen = None if dtype is None else getattr(torch, dtype)
+    if form == "sa2va":
+        from trainer.export import export as write
+
+        say(write(checkpoint, out, chosen))
+    else:
+        from inference.deploy import export_graphs, export_quantised
+
+        if form == "onnx":
+            say(export_graphs(checkpoint, out, images))
+        else:
+            say(export_quantised(checkpoint, out, images, texts, chosen))
+
+
+@extra("train")
+def predict(
+    model: Annotated[
+        str, Option(metavar="DIR", help="Folder of a Sa2VA, released or exported; or OWNER/NAME on the hub.")
+    ],
+    image: Annotated[Path | None, Option(metavar="FILE", help="A picture, to ask --text about.")] = None,
+    text: Annotated[
+        str | None, Option(help='The question, such as "Please segment the dog." <image> is put in front.')
+    ] = None,
+    region: Annotated[
+        list[Path] | None,
+        Option(
+            metavar="MASK",
+            help="Describe this region: a mask of the picture's size. Several are region1, region2, ... in --text.",
+        ),
+    ] = None,
+    video: Annotated[
+        Path | None, Option(metavar="FOLDER", help="Frames of a video, in the order of their names.")
+    ] = None,
+    images: Annotated[Path | None, Option(metavar="FOLDER", help="Many pictures; needs --texts.")] = None,
+    texts: Annotated[
+        Path | None,
+        Option(metavar="FILE", help="Lines of: file name in --images, a tab, a question about it (UTF-8)."),
+    ] = None,
+    out: Annotated[Path, Option(help="Folder for masks, overlays and answers.")] = Path("runs/predict"),
+    tiles: Annotated[
+        int,
+        Option(min=1, max=12, help="Most tiles. 1: the whole picture at 448 x 448. 12: as the official inference."),
+    ] = 1,
+    recipe: Annotated[
+        str | None,
+        Option(
+            help="Make tensors by another recipe than in the model's training: sa2va or default.  [default: the "
+            "model's own; sa2va if its folder names none]"
+        ),
+    ] = None,
+    batch_size: BatchSize = 8,
+    max_new_tokens: Annotated[int, Option(min=1, help="Most tokens of an answer.")] = 2048,
+    dtype: ModelDtype = None,
+    device: Device = None,
+    official_normalisation: Annotated[
+        bool,
+        Option("--official-normalisation", help="Round SAM 2's mean and std to bfloat16, as in official code."),
+    ] = False,
+    memory_dtype: Annotated[
+        Dtype, Option(help="Dtype of SAM 2's memory of a video's frames; float32 takes twice the memory.")
+    ] = "bfloat16",
+) -> None:
+    """Segment pictures and videos, or describe regions, with a Sa2VA model.
+
+    Writes masks (PNG, the picture's size), an overlay and the answer (JSON) into --out.
+    """
+    from inference.run import predict as run
+    from shards.recipe import named_recipe
+
+    asked = None if recipe is None else named_recipe(recipe)
+
+    def load() -> Predictor:
+        from inference.loading import load as load_model
+        from inference.predictor import Predictor
+        from inference.recipes import explain
+
+        loaded = load_model(model, device, dtype)
+        say(explain(loaded, asked), file=sys.stderr)
+        return Predictor(
+            loaded,
+            recipe=asked,
+            most_tiles=tiles,
+            max_new_tokens=max_new_tokens,
+            official_normalisation=official_normalisation,
+            memory_dtype=memory_dtype,
+        )
+
+    for line in run(
+        load,
+        out,
+        image=image,
+        text=text,
+        regions=region or (),
+        video=video,
+        images=images,
+        texts=texts,
+        batch_size=batch_size,
+    ):
+        say(line)
+
+
+@extra("train")
+def evaluate(
+    model: Annotated[
+        str, Option(metavar="DIR", help="Folder of a Sa2VA, released or exported, or of a run (its checkpoint).")
+    ],
+    shards: Annotated[
+        list[str], Option(metavar="PATH", help="Folder or URL of a shard set; give it several times for several sets.")
+    ],
+    objective: Annotated[
+        Objective | None, Option(help="What is asked.  [default: segment if objects have texts, else dual]")
+    ] = None,
+    split: Annotated[str | None, Option(help="Only the sets that were made with this --split.")] = None,
+    holdout: Annotated[
+        float | None,
+        Option(
+            min=0,
+            max=1,
+            help="Only what a training with this data.holdout left out. 0: everything.  [default: what the model was "
+            "not trained on, if its folder says so]",
+        ),
+    ] = None,
+    holdout_by: Annotated[Group, Option(help="data.holdout_by of that training, for --holdout.")] = "picture",
+    limit: Annotated[int | None, Option(min=1, help="Only the first N samples of each set.")] = None,
+    batch_size: BatchSize = 8,
+    max_caption_tokens: Annotated[int, Option(min=1, help="Most tokens of a caption (dual).")] = 64,
+    dtype: ModelDtype = None,
+    device: Device = None,
+    json_file: Annotated[Path | None, Option("--json", metavar="FILE", help="Write the numbers here.")] = None,
+    cache: Annotated[
+        Path, Option(metavar="FOLDER", help="Folder on a disk of this machine, for shards from URLs.")
+    ] = Path("~/.cache/sa2va-shards"),
+    cache_limit: Annotated[str, Option(metavar="SIZE", help="Largest size of the cache.")] = "200GB",
+) -> None:
+    """Measure a Sa2VA on shards: cIoU, gIoU, Pr@0.5, Dice, precision, recall, cycle IoU, caption-swap gap.
+
+    Counts every sample once, on any number of processes: put accelerate launch --num_processes N -m before
+    cli evaluate and its options.
+    """
+    from inference.evaluate import evaluate as run
+    from shards.cache import Cache
+    from shards.size import parse_size
+
+    shown = run(
+        model,
+        shards,
+        objective=objective,
+        split=split,
+        holdout=holdout,
+        holdout_by=holdout_by,
+        limit=limit,
+        batch_size=batch_size,
+        max_caption_tokens=max_caption_tokens,
+        device=device,
+        dtype=dtype,
+        json_file=json_file,
+        cache=Cache(cache, parse_size(cache_limit)),
+    )
+    if shown:
+        say(shown)

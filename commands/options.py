@@ -1,0 +1,52 @@
+"""Options that several verbs have, with their help, and the values that they take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from typer import Argument, Option
+
+Codec = Literal["zstd", "raw", "jpeg"]
+Group = Literal["sample", "file", "folder", "picture"]
+Dtype = Literal["float32", "bfloat16"]
+
+# What to shard, and how: shard, estimate.
+Source = Annotated[str, Option(help="Dataset to read; docs/datasets/ lists them.")]
+Root = Annotated[Path | None, Option(help="Folder of the raw data.  [default: data/SOURCE]")]
+RecipeName = Annotated[str, Option(help="How the tensors are made: default or sa2va.")]
+PromptPooling = Annotated[
+    str | None, Option(help="Pool prompt cells in another way than the recipe: center, corner or area.")
+]
+SourceSplit = Annotated[str | None, Option(help="Split of the dataset to read, where it has several.")]
+SplitBy = Annotated[str | None, Option(help="Whose split it is: unc, google or umd (refcoco).")]
+Frames = Annotated[int | None, Option(min=1, help="Frames per sample, where the source is a video.")]
+Void = Annotated[
+    int | None,
+    Option(min=0, help="Value in mask files that marks no object, besides 0 (folder).  [default: 255, as in VOC]"),
+]
+MaskSlack = Annotated[
+    int | None,
+    Option(min=0, max=64, help="Pixels by which a mask's sides may differ from its picture's.  [default: 0]"),
+]
+Limit = Annotated[int | None, Option(min=1, help="Take the first N inputs only.")]
+PictureCodec = Annotated[
+    Codec,
+    Option(
+        help="Codec of the pictures: zstd (a third of the bytes) or raw (the fastest to read), both lossless; or jpeg "
+        "(a tenth), which is not."
+    ),
+]
+
+# Shards: shard, estimate, split, sample, recode, preview.
+ShardSize = Annotated[str, Option(help="Largest size of a tar.")]
+FinishedSet = Annotated[Path, Argument(help="Folder of a finished shard set.")]
+NewFolder = Annotated[Path, Option(help="A new folder, for the set itself.")]
+MaxBad = Annotated[float, Option(min=0, max=1, help="Largest share of bad inputs; more of them stop the run.")]
+
+# Models: predict, evaluate.
+ModelDtype = Annotated[
+    Dtype | None, Option(help="Dtype of the weights.  [default: bfloat16 on a GPU, float32 on a CPU]")
+]
+Device = Annotated[str | None, Option(help="Device, such as cpu, cuda or cuda:1.  [default: a GPU if there is one]")]
+BatchSize = Annotated[int, Option(min=1, help="Questions per batch.")]

@@ -1,0 +1,146 @@
+"""Shard sets checked, rewritten and shown: verify-shard, recode, split, sample, preview, stats."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Exit, Option
+
+from commands.options import Codec, FinishedSet, Group, NewFolder, ShardSize
+from commands.output import say
+from shards.extras import extra
+
+
+def verify_shard(
+    paths: Annotated[list[str], Argument(metavar="PATH", help="Tars, folders of shard sets, or globs.")],
+    against: Annotated[
+        Path | None,
+        Option(
+            metavar="ROOT",
+            help="Make every sample again from the raw data in ROOT and compare all bits; for a lossy set, compare "
+            "its pictures' recorded loss.",
+        ),
+    ] = None,
+    as_json: Annotated[bool, Option("--json", help="Print the report as JSON.")] = False,
+    workers: Annotated[int, Option(min=1, help="Processes.")] = os.cpu_count() or 1,
+    allow_lossy: Annotated[
+        bool, Option("--allow-lossy", help="Check sets of lossy pictures too; without it each of them fails.")
+    ] = False,
+) -> None:
+    """Check shards: structure, shape, dtype, range, checksums, and that the four formats agree.
+
+    Exit status 0 only if all holds. Each failure names shard, key, field, the value met and the value wanted.
+    """
+    import json
+    from tempfile import TemporaryDirectory
+
+    from shards.verification import verify
+
+    with TemporaryDirectory() as work, extra("pipeline", "--against"):
+        raw = None
+        if against:
+            from pipeline.derive import Against
+
+            raw = Against(against, Path(work))
+        report = verify(
+            paths,
+            derive=raw.derive if raw else None,
+            same_inputs=raw.same_inputs if raw else None,
+            workers=workers,
+            allow_lossy=allow_lossy,
+        )
+    say(json.dumps(report.to_json(), indent=1) if as_json else report.table())
+    if not report.ok:
+        raise Exit(1)
+
+
+def recode(
+    path: FinishedSet,
+    out: NewFolder,
+    codec: Annotated[Codec, Option(help="Codec of the pictures: zstd or raw, both lossless; or jpeg, which is not.")],
+    threads: Annotated[int, Option(min=1, help="Shards to write at a time.")] = os.cpu_count() or 1,
+) -> None:
+    """Write a shard set once more with another codec. The raw data is not needed.
+
+    Every tensor is bit-equal, except with jpeg: it loses a little in the pictures, measures it, and the manifest says
+    so.
+
+    May be stopped at any moment: the same command goes on and ends with the same bytes.
+    """
+    from shards.recode import recode as write
+
+    manifest = write(path, out, codec, threads)
+    size = sum(shard.bytes for shard in manifest.shards)
+    shards = f"{len(manifest.shards):,} shards, {size / 1e9:,.2f} GB"
+    say(f"{out}: {manifest.samples:,} samples in {shards}; pictures {manifest.pictures}")
+
+
+def split(
+    path: FinishedSet,
+    out: Annotated[Path, Option(help="Folder that gets NAME-train and NAME-val.")],
+    share: Annotated[float, Option(min=0, max=1, help="Share of the groups that goes to val.")] = 0.05,
+    by: Annotated[
+        Group,
+        Option(
+            help="What stays together: each sample alone, all samples of a raw file, all of a folder of raw files, or "
+            "all of a picture or video."
+        ),
+    ] = "file",
+    shard_size: ShardSize = "1GB",
+) -> None:
+    """Cut a shard set in two by a hash of names: what is held out stays held out when data is added.
+
+    May be stopped at any moment: the same command goes on and ends with the same bytes.
+    """
+    from shards.select import split as cut
+    from shards.size import parse_size
+
+    for part, manifest in zip(("train", "val"), cut(path, out, share, by, parse_size(shard_size)), strict=True):
+        say(f"{out / (path.resolve().name + '-' + part)}: {manifest.samples:,} samples, {manifest.objects:,} objects")
+
+
+def sample(
+    path: FinishedSet,
+    out: NewFolder,
+    n: Annotated[int, Option("--n", min=1, help="Samples to take, at random.")],
+    seed: Annotated[int, Option(help="Another seed takes other samples.")] = 0,
+    shard_size: ShardSize = "1GB",
+) -> None:
+    """Take a small shard set out of a large one."""
+    from shards.select import sample as take
+    from shards.size import parse_size
+
+    manifest = take(path, out, n, seed, parse_size(shard_size))
+    say(f"{out}: {manifest.samples:,} samples, {manifest.objects:,} objects; {manifest.selection}")
+
+
+def preview(
+    path: Annotated[Path, Argument(help="Folder of a shard set, or one of its tars.")],
+    out: Annotated[Path | None, Option(help="Folder for the page.  [default: runs/preview/NAME]")] = None,
+    samples: Annotated[int, Option(min=1, help="Samples to show, spread over the set.")] = 8,
+) -> None:
+    """Draw contact sheets of a shard set and one page that shows them."""
+    from shards.preview import preview as draw
+
+    say(f"preview: {draw(path, out or Path('runs', 'preview', path.stem), samples)}")
+
+
+def stats(
+    paths: Annotated[list[Path], Argument(metavar="PATH", help="Folders of shard sets.")],
+    out: Annotated[Path | None, Option(help="File for the page.  [default: runs/stats/NAME.html]")] = None,
+    samples: Annotated[int, Option(min=1, help="Samples of each set to measure, spread over it.")] = 2000,
+    as_json: Annotated[bool, Option("--json", help="Print the numbers as JSON.")] = False,
+) -> None:
+    """Measure shard sets: samples, objects, areas, prompt cells, texts, sizes.
+
+    Prints a table and writes a page with plots.
+    """
+    import json
+
+    from shards.stats import look_at, table, write_page
+
+    found = look_at(paths, samples)
+    page = write_page(found, out or Path("runs", "stats", f"{paths[0].resolve().name}.html"))
+    say(json.dumps([one.to_json() for one in found], indent=1) if as_json else f"{table(found)}\npage: {page}")

@@ -1,0 +1,164 @@
+"""Raw datasets into shards: shard, merge, estimate."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from typer import Argument, Option
+
+from commands.options import (
+    Frames,
+    Limit,
+    MaskSlack,
+    MaxBad,
+    PictureCodec,
+    PromptPooling,
+    RecipeName,
+    Root,
+    ShardSize,
+    Source,
+    SourceSplit,
+    SplitBy,
+    Void,
+)
+from shards.extras import extra
+from shards.program import command, this_command
+
+Engine = Literal["local", "ray"]
+
+
+@extra("pipeline")
+def shard(
+    source: Source,
+    out: Annotated[str, Option(help="Folder that gets a folder named after the source; or s3://, gs://, az://.")],
+    root: Root = None,
+    recipe: RecipeName = "default",
+    prompt_pooling: PromptPooling = None,
+    split: SourceSplit = None,
+    split_by: SplitBy = None,
+    frames: Frames = None,
+    void: Void = None,
+    mask_slack: MaskSlack = None,
+    workers: Annotated[
+        int | None, Option(min=1, help="Processes.  [default: one per processor, of the cluster with ray]")
+    ] = None,
+    shard_size: ShardSize = "1GB",
+    codec: PictureCodec = "zstd",
+    limit: Limit = None,
+    max_bad: MaxBad = 0.05,
+    overwrite: Annotated[
+        bool, Option("--overwrite", help="Replace a set that was made with other options or from other data.")
+    ] = False,
+    force: Annotated[
+        bool,
+        Option(
+            "--force",
+            help="Begin even if the disk is too small for the set; keep shards whose raw files have new times.",
+        ),
+    ] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Print what would be written, and write nothing.")] = False,
+    engine: Annotated[
+        Engine, Option(help="local: this machine. ray: the cluster of RAY_ADDRESS, else one on this machine.")
+    ] = "local",
+    task_index: Annotated[
+        int | None,
+        Option(min=0, help=f"This task's number, from 0, of --task-count; {command('merge')} finishes the set."),
+    ] = None,
+    task_count: Annotated[int | None, Option(min=1, help="Number of tasks that write the set side by side.")] = None,
+) -> None:
+    """Decode a raw dataset once into WebDataset shards that hold all four tensors.
+
+    May be stopped at any moment: the same command goes on and ends with the same bytes.
+    """
+    from collections.abc import Callable
+    from tempfile import TemporaryDirectory
+
+    from pipeline.plan import Plan, make_plan
+    from pipeline.run import run, run_share
+    from pipeline.show import show_plan, show_share, show_summary
+    from pipeline.sources import choices_of, source_named
+    from pipeline.work import share_of
+    from shards.recipe import named_recipe
+    from shards.size import parse_size
+
+    dataset = source_named(source)
+    chosen = named_recipe(recipe, prompt_pooling)
+    given = {"split": split, "split_by": split_by, "frames": frames, "void": void, "mask_slack": mask_slack}
+    choices = choices_of(dataset, given)
+    where = root or Path("data", source)
+    most = parse_size(shard_size)
+    share = share_of(task_index, task_count, engine, overwrite)
+    place = f"{out.rstrip('/') or '/'}/{source}"
+
+    def make(known: Callable[[str], tuple[int, int] | None], records: Path) -> Plan:
+        return make_plan(dataset, where, chosen, most, records, choices, limit, known, codec)
+
+    if dry_run:
+        with TemporaryDirectory() as folder:
+            show_plan(make(lambda digest: None, Path(folder, "records")), place)
+    elif share:
+        show_share(run_share(make, place, workers, max_bad, share, force, this_command()))
+    else:
+        show_summary(run(make, place, workers, max_bad, overwrite, engine, force, this_command()))
+
+
+@extra("pipeline")
+def merge(
+    path: Annotated[str, Argument(help="Folder, or s3://, gs://, az://, of the set that the tasks wrote.")],
+    max_bad: Annotated[float, Option(min=0, max=1, help="Largest share of bad inputs.")] = 0.05,
+) -> None:
+    """Finish a set that tasks wrote (shard --task-index I --task-count N): check its shards, write the manifest.
+
+    The bytes are those of a set made on one machine. The raw data is not needed.
+    """
+    from pipeline.run import merge as finish
+    from pipeline.show import show_summary
+
+    show_summary(finish(path, max_bad))
+
+
+@extra("pipeline")
+def estimate(
+    source: Source,
+    out: Annotated[str, Option(help="Folder that would get a folder named after the source.")] = "shards",
+    root: Root = None,
+    recipe: RecipeName = "default",
+    prompt_pooling: PromptPooling = None,
+    split: SourceSplit = None,
+    split_by: SplitBy = None,
+    frames: Frames = None,
+    void: Void = None,
+    mask_slack: MaskSlack = None,
+    workers: Annotated[int, Option(min=1, help="Processes, each with a core of its own.")] = os.cpu_count() or 1,
+    shard_size: ShardSize = "1GB",
+    codec: PictureCodec = "zstd",
+    limit: Limit = None,
+    samples: Annotated[int, Option(min=1, help="Samples to make and encode, spread over the dataset.")] = 64,
+) -> None:
+    """Estimate what sharding a dataset would take: samples, shards, bytes and hours, with their uncertainty.
+
+    Writes nothing.
+    """
+    from tempfile import TemporaryDirectory
+
+    from pipeline.estimate import estimate as probe
+    from pipeline.estimate import free_bytes
+    from pipeline.plan import make_plan
+    from pipeline.show import show_estimate
+    from pipeline.sources import choices_of, source_named
+    from shards.recipe import named_recipe
+    from shards.size import parse_size
+
+    dataset = source_named(source)
+    chosen = named_recipe(recipe, prompt_pooling)
+    given = {"split": split, "split_by": split_by, "frames": frames, "void": void, "mask_slack": mask_slack}
+    choices = choices_of(dataset, given)
+    where = root or Path("data", source)
+    with TemporaryDirectory() as folder:
+        records = Path(folder, "records")
+        plan = make_plan(dataset, where, chosen, parse_size(shard_size), records, choices, limit, codec=codec)
+        found = probe(plan, samples)
+    free = None if "://" in out else free_bytes(Path(out))
+    show_estimate(found, f"{out.rstrip('/')}/{source}", free, workers)

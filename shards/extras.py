@@ -1,0 +1,31 @@
+"""Packages that only some verbs need: pyproject.toml lists them as extras."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from shards.errors import UserError
+
+_OURS = {"cli", "commands", "evaluation", "inference", "pipeline", "shards", "trainer"}
+
+
+@contextmanager
+def extra(name: str, where: str = "", instead: str = "") -> Iterator[None]:
+    """Turn a failed import into one line that says which extra to install. A context, or a decorator of a function.
+
+    Args:
+        name: the extra that holds what is imported inside.
+        where: the option or the file that needs it.
+        instead: what the user can do without it.
+
+    Raises:
+        UserError: a package is not installed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] in _OURS:
+            raise
+        do = f'pip install "sa2va-shards[{name}]"' + (f", or {instead}" if instead else "")
+        raise UserError("a package is missing", where=where, met=str(error), do=do) from None
