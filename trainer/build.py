@@ -50,7 +50,7 @@ from trainer.stall import StallWatch
 from trainer.strategy import lay_out, layout_of
 from trainer.trained import base_model
 from trainer.trained_on import TrainedOn, after_training
-from trainer.zero import sharing
+from trainer.zero import deepspeed_optimizer
 
 Show = Callable[[str], None]
 
@@ -263,7 +263,7 @@ def lay_out_learner(config: Config, accelerator: Accelerator, built: BuiltModel)
     # The scheduler is not prepared: it would step once per process, so many times too fast.
     scheduler = LambdaLR(optimizer, factor)
     module, stepper = lay_out(accelerator, built.step, optimizer)
-    parts = Parts(built.step, built.new, optimizer, scheduler, sharing(accelerator))
+    parts = Parts(built.step, built.new, optimizer, scheduler, deepspeed_optimizer(accelerator))
     trainable = [p for p in built.step.parameters() if p.requires_grad]
     return Learner(parts, module, stepper, trainable, Backward(accelerator, module, trainable, config), factor)
 

@@ -1,8 +1,8 @@
-"""FSDP2 (Zhao et al. 2023): parameters in shares, one a process, whole only while a layer computes.
+"""FSDP2 (Zhao et al. 2023): each process holds a shard of every parameter, and gathers a layer while it computes.
 
 `accelerate launch --config_file trainer/launch/fsdp2.yaml` asks for it. What it changes for the rest of the trainer
-is here: parameters become DTensors, each pass of a layer is a collective, and weights cannot be swapped by handing
-others in, since a layer fetches its own.
+is here: parameters become DTensors, each pass through a layer is a collective, and other weights cannot be passed to
+a layer, since it gathers its own.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from shards.errors import UserError
 from trainer.config import Config
 
-_ASKED = "ACCELERATE_USE_FSDP"
-_WANTED = "trainer/launch/fsdp2.yaml"
+_REQUEST = "ACCELERATE_USE_FSDP"
+_SUPPORTED = "trainer/launch/fsdp2.yaml"
 
 
-def take_up(accelerator: Accelerator, config: Config) -> None:
-    """Make `accelerator` shard as this trainer can, where the launcher asks for FSDP.
+def set_up(accelerator: Accelerator, config: Config) -> None:
+    """Make `accelerator` shard as this trainer supports it, where the launcher asks for FSDP.
 
-    Accelerate itself shards on accelerators alone; on CPUs it would fall back to DDP without a word.
+    Accelerate itself shards on accelerators alone; on CPUs it would silently fall back to DDP.
 
     Raises:
-        UserError: the launcher or the run asks for what does not go with it.
+        UserError: the launcher or the run asks for what FSDP2 does not support here.
     """
-    if os.environ.get(_ASKED, "").lower() != "true":
+    if os.environ.get(_REQUEST, "").lower() != "true":
         return
     if accelerator.distributed_type == DistributedType.MULTI_CPU:
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
-        set_type(accelerator, DistributedType.FSDP)
+        set_distributed_type(accelerator, DistributedType.FSDP)
     if accelerator.distributed_type != DistributedType.FSDP:
-        return  # one process: there is nothing to share
+        return  # one process: there is nothing to shard
     plugin = accelerator.state.fsdp_plugin
-    unfit = {
+    unsupported = {
         "fsdp_version 1": plugin.fsdp_version != 2,
         "fsdp_cpu_ram_efficient_loading": plugin.cpu_ram_efficient_loading,
         "fsdp_offload_params": os.environ.get("FSDP_OFFLOAD_PARAMS", "").lower() == "true",
@@ -51,88 +51,92 @@ def take_up(accelerator: Accelerator, config: Config) -> None:
         "fsdp_ignored_modules": plugin.ignored_modules is not None,
         "dynamo_backend": os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no",
     }
-    if found := [name for name, present in unfit.items() if present]:
-        raise UserError("not supported", where="accelerate's FSDP settings", met=", ".join(found), wanted=_WANTED)
+    if found := [name for name, present in unsupported.items() if present]:
+        raise UserError("not supported", where="accelerate's FSDP settings", met=", ".join(found), wanted=_SUPPORTED)
     if config.project:
         do = "project=false, or DDP (trainer/launch/ddp.yaml)"
-        raise UserError("gradients that lie in shares are not projected", where="project", met="FSDP", do=do)
-    for where, met, only in (("optimizer", config.optimizer, "adamw"), ("compile", str(config.compile), "False")):
-        if met != only:
-            raise UserError("does not go with parameters in shares (FSDP)", where=where, met=met, wanted=only)
-    # Weights stay what they are, and sums of gradients float32: autocast decides what is computed in bfloat16.
+        raise UserError("sharded gradients are not projected", where="project", met="FSDP", do=do)
+    choices = (("optimizer", config.optimizer, "adamw"), ("compile", str(config.compile), "False"))
+    for key, value, supported in choices:
+        if value != supported:
+            raise UserError("does not go with sharded parameters (FSDP)", where=key, met=value, wanted=supported)
+    # Weights keep their dtype, and gradients are summed in float32: autocast decides what is computed in bfloat16.
     plugin.mixed_precision_policy = MixedPrecisionPolicy()
 
 
-def set_type(accelerator: Accelerator, kind: DistributedType) -> None:
-    """Make it `kind`, as Accelerate itself does on GPUs: its states are made anew from the one below them."""
-    accelerator.state.distributed_type = kind
-    PartialState._shared_state["distributed_type"] = kind
+def set_distributed_type(accelerator: Accelerator, distributed_type: DistributedType) -> None:
+    """Set the type where Accelerate itself does on GPUs: it builds its other states anew from `PartialState`."""
+    accelerator.state.distributed_type = distributed_type
+    PartialState._shared_state["distributed_type"] = distributed_type
 
 
-def is_shared(module: nn.Module) -> bool:
-    """Whether the module's parameters lie in shares."""
+def is_sharded(module: nn.Module) -> bool:
+    """Whether the module's parameters are sharded over the processes."""
     return isinstance(module, FSDPModule)
 
 
-def whole(value: Tensor | float) -> Tensor:
-    """All of a tensor, or a number as one. Where it lies in shares all processes have to ask."""
+def full_tensor(value: Tensor | float) -> Tensor:
+    """Return a tensor gathered from all processes, or a number as a tensor. All processes have to call this."""
     return value.full_tensor() if isinstance(value, DTensor) else torch.as_tensor(value)
 
 
-def gathered(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """All of each tensor; of those in shares a copy on the CPU, where it is to `keep`. All processes have to ask."""
+def full_tensors(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """Return all tensors: sharded ones gathered as copies on the CPU, others as they are.
+
+    All processes have to call this; one that does not `keep` the copies gets the others alone.
+    """
     found: dict[str, Tensor] = {}
     for name, tensor in sorted(tensors.items()):  # in one order, whatever files they were read from
         if not isinstance(tensor, DTensor):
             found[name] = tensor
-        elif (complete := tensor.full_tensor()) is not None and keep:
-            found[name] = complete.cpu()
+        elif (gathered := tensor.full_tensor()) is not None and keep:
+            found[name] = gathered.cpu()
     return found
 
 
-def own(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor: its memory, not a copy."""
+def local_shard(tensor: Tensor) -> Tensor:
+    """Return the part of a tensor that this process holds: its memory, not a copy."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def shared_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor that each process has, in shares as `like` is."""
+def distribute_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """Shard a full tensor, which each process has, as `like` is sharded."""
     if not isinstance(like, DTensor):
         return tensor
-    device = own(like).device
+    device = local_shard(like).device
     return distribute_tensor(tensor.to(device), like.device_mesh, like.placements, src_data_rank=None)
 
 
-def shared_out(module: nn.Module) -> nn.Module:
-    """`module`, with every parameter in shares again: a forward leaves those of the outermost whole."""
-    if is_shared(module):
-        module.state_dict()  # its hooks do this
+def resharded(module: nn.Module) -> nn.Module:
+    """Return `module` with every parameter sharded: a forward leaves those of the outermost module gathered."""
+    if is_sharded(module):
+        module.state_dict()  # its hooks reshard
     return module
 
 
-def any_process(said: bool, device: torch.device) -> bool:
-    """Whether any process says so: all have to pass through the layers equally often."""
-    flag = torch.tensor(float(said), device=device)
-    dist.all_reduce(flag, dist.ReduceOp.MAX)
-    return bool(flag)
+def any_process(flag: bool, device: torch.device) -> bool:
+    """Whether `flag` is set on any process: all processes have to pass through the layers equally often."""
+    total = torch.tensor(float(flag), device=device)
+    dist.all_reduce(total, dist.ReduceOp.MAX)
+    return bool(total)
 
 
 @contextmanager
-def lent(module: nn.Module, parameters: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> Iterator[None]:
+def swapped_in(module: nn.Module, parameters: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> Iterator[None]:
     """Compute with `others` in place of the module's `parameters` of the same names, in the middle of its forward."""
-    kept = {name: own(parameter).detach().clone() for name, parameter in parameters.items()}
-    _put(module, parameters, {name: own(other) for name, other in others.items()})
+    kept = {name: local_shard(parameter).detach().clone() for name, parameter in parameters.items()}
+    _overwrite(module, parameters, {name: local_shard(other) for name, other in others.items()})
     try:
         yield
     finally:
-        _put(module, parameters, kept)
+        _overwrite(module, parameters, kept)
 
 
 @torch.no_grad()
-def _put(module: nn.Module, parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    shared_out(module)
+def _overwrite(module: nn.Module, parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    resharded(module)
     for name, parameter in parameters.items():
-        own(parameter).copy_(values[name])
+        local_shard(parameter).copy_(values[name])
     assert isinstance(module, FSDPModule)
     module.unshard()
-    torch.clear_autocast_cache()  # it may hold what was whole before
+    torch.clear_autocast_cache()  # it may hold casts of the weights before

@@ -46,7 +46,7 @@ def make_optimizer(model: Sa2VA, config: Config) -> torch.optim.Optimizer:
 def _by_decay(parameters: list[nn.Parameter], config: Config) -> list[tuple[list[nn.Parameter], float]]:
     """`parameters` in two groups, each with its weight decay.
 
-    Biases, the weights of norms and scales of layers have one dimension, in shares too (FSDP2); all else has more.
+    Biases, the weights of norms and scales of layers have one dimension, sharded (FSDP2) or not; all others have more.
     """
     if config.weight_decay_on == "all":
         return [(parameters, config.weight_decay)]

@@ -1,4 +1,4 @@
-"""How a run is laid out over its processes: device, precision, DDP or shares."""
+"""Lay a run out over its processes: device, precision, DDP, FSDP2 or ZeRO-2."""
 
 from __future__ import annotations
 
@@ -17,34 +17,36 @@ from trainer.objectives.step import Step
 
 
 def make_accelerator(config: Config) -> Accelerator:
-    """The one place that decides device, precision and strategy, as `accelerate launch` was told.
+    """Return the accelerator of a run: the one place that decides device, precision and strategy.
+
+    They are those that `accelerate launch` was started with.
 
     Raises:
-        UserError: the strategy does not go with the run.
+        UserError: the strategy does not support what the run asks for.
     """
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),
-        mixed_precision="no" if zero.is_asked() else config.mixed_precision,
+        mixed_precision="no" if zero.is_requested() else config.mixed_precision,
         gradient_accumulation_steps=accumulation_steps(config),
         log_with="tensorboard",
         project_dir=config.output_dir,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.collective_timeout))],
     )
-    accelerator.gradient_accumulation_steps = accumulation_steps(config)  # the launcher may have said otherwise
-    fsdp.take_up(accelerator, config)
-    zero.take_up(accelerator, config)
+    accelerator.gradient_accumulation_steps = accumulation_steps(config)  # the launcher may have set another
+    fsdp.set_up(accelerator, config)
+    zero.set_up(accelerator, config)
     return accelerator
 
 
 def lay_out(
     accelerator: Accelerator, loop: Step, optimizer: torch.optim.Optimizer
 ) -> tuple[Step, torch.optim.Optimizer]:
-    """What to call in place of `loop` and `optimizer`, which are changed in place.
+    """Wrap `loop` and `optimizer` for the strategy, and return the wrapped ones; both are changed in place.
 
-    Parameters may be others afterwards: take them from `loop` anew.
+    Parameters may be other objects afterwards: take them from `loop` anew.
     """
     prepared, stepper = accelerator.prepare(loop, optimizer)
-    if fsdp.is_shared(loop):
+    if fsdp.is_sharded(loop):
         register_fsdp_forward_method(loop, "judge")
         loop.model.together = partial(fsdp.any_process, device=accelerator.device)
     loop.teacher.follow(loop)
@@ -52,10 +54,10 @@ def lay_out(
 
 
 def layout_of(accelerator: Accelerator) -> str:
-    """What to say about it; nothing where each process holds all."""
-    shares = {
-        DistributedType.FSDP: "parameters in shares (FSDP2)",
-        DistributedType.DEEPSPEED: "moments in shares (ZeRO-2)",
+    """Return the layout in words, with a leading comma; empty where each process holds all."""
+    layouts = {
+        DistributedType.FSDP: "sharded parameters (FSDP2)",
+        DistributedType.DEEPSPEED: "sharded moments (ZeRO-2)",
     }
-    said = shares.get(accelerator.distributed_type)
-    return f", {said}" if said else ""
+    layout = layouts.get(accelerator.distributed_type)
+    return f", {layout}" if layout else ""

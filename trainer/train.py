@@ -40,7 +40,7 @@ from trainer.checkpoints.preemption import Preemption
 from trainer.checkpoints.rng import random_state
 from trainer.checkpoints.run_folder import RunFolder
 from trainer.config import Config, flat, load_config
-from trainer.fsdp import whole
+from trainer.fsdp import full_tensor
 from trainer.measure.rates import Spent, memory
 from trainer.stall import StallWatch
 from trainer.strategy import make_accelerator
@@ -84,7 +84,7 @@ def train(run: Run) -> int:
             started = time.perf_counter()
             waited = run.stream.wait_seconds
             losses, counts, keys = learner.backward(run.stream)
-            losses["grad_norm"] = whole(run.accelerator.clip_grad_norm_(learner.trainable, config.clip))
+            losses["grad_norm"] = full_tensor(run.accelerator.clip_grad_norm_(learner.trainable, config.clip))
             waited = run.stream.wait_seconds - waited
             own: dict[str, Any] = {**counts, "waited": waited, "memory": memory(run.accelerator.device)}
             means, each, signal = over_processes(run.accelerator, losses, own, preemption.signal)

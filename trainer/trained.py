@@ -21,7 +21,7 @@ from shards.recipe import Recipe
 from shards.regular_file import read_regular
 from trainer.checksums import ListedFiles, check_checkpoint, check_files
 from trainer.config import Config, LoraConfig, ModelConfig
-from trainer.fsdp import own, shared_like
+from trainer.fsdp import distribute_like, local_shard
 from trainer.model.sa2va import Sa2VA, build
 from trainer.model.trainable import set_trainable
 from trainer.released.files import check_fit, checked, read_json
@@ -139,7 +139,7 @@ def fill(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     check_fit(wanted, met, str(path))
     for name, tensor in tensors.items():
         checked(found[name], tensor, name, str(path))
-        own(tensor).copy_(own(shared_like(found[name], tensor)))
+        local_shard(tensor).copy_(local_shard(distribute_like(found[name], tensor)))
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -23,7 +23,7 @@ def launched(monkeypatch: pytest.MonkeyPatch):
             monkeypatch.delenv(name)
         for name, value in environment_of(file, *flags).items():
             monkeypatch.setenv(name, value)
-        if zero.is_asked():
+        if zero.is_requested():
             plugin, kind = DeepSpeedPlugin(), DistributedType.DEEPSPEED
             return SimpleNamespace(distributed_type=kind, state=SimpleNamespace(deepspeed_plugin=plugin))
         shared = os.environ.get("ACCELERATE_USE_FSDP") == "true"
@@ -36,8 +36,8 @@ def launched(monkeypatch: pytest.MonkeyPatch):
 def test_ddp_is_neither(launched):
     accelerator = launched("ddp.yaml")
     before = vars(accelerator.state.fsdp_plugin).copy()
-    fsdp.take_up(accelerator, Config())
-    zero.take_up(accelerator, Config())
+    fsdp.set_up(accelerator, Config())
+    zero.set_up(accelerator, Config())
     assert vars(accelerator.state.fsdp_plugin) == before and os.environ["ACCELERATE_MIXED_PRECISION"] == "no"
 
 
@@ -45,7 +45,7 @@ def test_fsdp_leaves_types_to_the_run(launched):
     accelerator = launched("fsdp2.yaml")
     plugin = accelerator.state.fsdp_plugin
     assert plugin.fsdp_version == 2 and plugin.reshard_after_forward is True
-    fsdp.take_up(accelerator, Config())
+    fsdp.set_up(accelerator, Config())
     policy = plugin.mixed_precision_policy
     assert (policy.param_dtype, policy.reduce_dtype, policy.output_dtype) == (None, None, None)
 
@@ -58,7 +58,7 @@ def test_fsdp_leaves_types_to_the_run(launched):
         (["--fsdp_activation_checkpointing", "true"], [], "fsdp_activation_checkpointing"),
         (["--fsdp_auto_wrap_policy", "SIZE_BASED_WRAP"], [], "by size"),
         (["--dynamo_backend", "inductor"], [], "dynamo_backend"),
-        ([], ["mix={dual:{},reverse:{}}", "project=true"], "project: gradients that lie in shares"),
+        ([], ["mix={dual:{},reverse:{}}", "project=true"], "project: sharded gradients"),
         ([], ["optimizer=adamw8bit"], "optimizer: does not go with"),
         ([], ["compile=true"], "compile: does not go with"),
     ],
@@ -66,12 +66,12 @@ def test_fsdp_leaves_types_to_the_run(launched):
 def test_what_does_not_go_with_fsdp_is_one_line(launched, flags, given, said):
     accelerator = launched("fsdp2.yaml", *flags)
     with pytest.raises(UserError, match=said):
-        fsdp.take_up(accelerator, load_config(given))
+        fsdp.set_up(accelerator, load_config(given))
 
 
 def test_deepspeed_takes_batch_accumulation_and_clipping_from_the_run(launched):
     accelerator = launched("zero2.yaml")
-    zero.take_up(accelerator, load_config(["batch_size=3", "accumulation=5", "clip=0.7"]))
+    zero.set_up(accelerator, load_config(["batch_size=3", "accumulation=5", "clip=0.7"]))
     settings = accelerator.state.deepspeed_plugin.deepspeed_config
     assert settings["zero_optimization"]["stage"] == 2
     assert settings["train_micro_batch_size_per_gpu"] == 3 and settings["gradient_accumulation_steps"] == 5
@@ -92,4 +92,4 @@ def test_deepspeed_takes_batch_accumulation_and_clipping_from_the_run(launched):
 def test_what_does_not_go_with_deepspeed_is_one_line(launched, flags, given, said):
     accelerator = launched("zero2.yaml", *flags)
     with pytest.raises(UserError, match=said):
-        zero.take_up(accelerator, load_config(given))
+        zero.set_up(accelerator, load_config(given))

@@ -159,13 +159,13 @@ def test_two_processes_that_are_preempted_go_on_as_one(two_processes: Path, tmp_
     assert states[0]["position"] == states[1]["position"] == {"dual": {"epoch": 1, "samples": 4}}
 
 
-def test_two_processes_with_parameters_in_shares(two_processes: Path, tmp_path: Path):
+def test_two_processes_with_sharded_parameters(two_processes: Path, tmp_path: Path):
     """FSDP2, as Accelerate's configuration in this repository asks for it, goes on where DDP was and ends where DDP
     does: weights, teacher and moments come out of a checkpoint into shares and get back into one."""
     half = two_processes / "checkpoints" / "step-0000002"
     command = [*given_to_two(two_processes), "batch_size=1", f"output_dir={tmp_path}", f"resume={half}"]
     said = finish(command, tmp_path / "said", processes=2, environment=environment_of("fsdp2.yaml"))
-    assert "parameters in shares (FSDP2)" in said
+    assert "sharded parameters (FSDP2)" in said
     for one, two in zip(losses(tmp_path), losses(two_processes), strict=True):
         assert one == pytest.approx(two, rel=1e-4)
     # How far the two may be apart, and how far the two steps went at least: the teacher moves a thousandth of the way.

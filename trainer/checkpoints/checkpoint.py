@@ -20,13 +20,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from shards.errors import UserError
 from trainer.checksums import ListedFiles
 from trainer.data.loader import Position
-from trainer.fsdp import gathered, shared_like, shared_out
+from trainer.fsdp import distribute_like, full_tensors, resharded
 from trainer.objectives.step import Step
 from trainer.optimizer import from_stored, set_rate, to_stored
 from trainer.released.files import read_json
 from trainer.trained import WEIGHTS, Origin, fill, read_tensors, trained_tensors, write_trained
-from trainer.zero import moments as zero_moments
-from trainer.zero import restore
+from trainer.zero import full_moments, restore_moments
 
 STATE = "state.json"
 _TEACHER, _OPTIMIZER, _RNG = "teacher.safetensors", "optimizer.safetensors", "rng.json"
@@ -67,13 +66,13 @@ class Parts:
     """DeepSpeed's optimiser around it, where it is used."""
 
     def tensors(self, keep: bool = True) -> dict[str, Tensors]:
-        """All tensors of a checkpoint, by file and name: those of the run, or copies of what lies in shares.
+        """All tensors of a checkpoint, by file and name: those of the run itself, or copies of sharded ones.
 
         Every process has to call this; those that do not `keep` them get none of the copies.
         """
         found = {WEIGHTS: trained_tensors(self.loop.model, self.new), _TEACHER: self.loop.teacher.shadow}
         found[_OPTIMIZER] = self._optimizer_tensors()
-        return {file: gathered(tensors, keep) for file, tensors in found.items()}
+        return {file: full_tensors(tensors, keep) for file, tensors in found.items()}
 
     def read(self, folder: Path) -> None:
         """Take tensors and schedule from the checkpoint `folder`.
@@ -85,7 +84,7 @@ class Parts:
         fill(self.loop.teacher.shadow, folder / _TEACHER)
         stored = from_stored(read_tensors(folder / _OPTIMIZER))
         if self.zero is not None:
-            restore(self.loop, self.zero, stored)
+            restore_moments(self.loop, self.zero, stored)
             self._take_schedule(folder)
             return
         names, parameters = self._names(), [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -96,7 +95,7 @@ class Parts:
             if name not in index_of:
                 raise UserError("the tensors are not this optimiser's", where=str(folder / _OPTIMIZER), met=key)
             like = parameters[index_of[name]]
-            placed = shared_like(tensor, like) if tensor.shape == like.shape else tensor
+            placed = distribute_like(tensor, like) if tensor.shape == like.shape else tensor
             moments.setdefault(index_of[name], {})[kind] = placed
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         self._take_schedule(folder)
@@ -122,13 +121,13 @@ class Parts:
 
     def _names(self) -> list[str]:
         """The names of the optimiser's parameters, in its order."""
-        name_of = {parameter: name for name, parameter in shared_out(self.loop).named_parameters()}
+        name_of = {parameter: name for name, parameter in resharded(self.loop).named_parameters()}
         return [name_of[parameter] for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def _optimizer_tensors(self) -> Tensors:
         """By "name of the parameter:name of the moment"."""
         if self.zero is not None:
-            return zero_moments(self.loop, self.zero)
+            return full_moments(self.loop, self.zero)
         names = self._names()
         state: dict[int, Tensors] = self.optimizer.state_dict()["state"]
         return to_stored({f"{names[i]}:{kind}": tensor for i, of in state.items() for kind, tensor in of.items()})

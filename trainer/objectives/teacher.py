@@ -36,22 +36,22 @@ class Teacher:
             module: that holds the student as its `model`.
         """
         self._module = module
-        self._student = {n: p for n, p in fsdp.shared_out(module).named_parameters() if p.requires_grad}
+        self._student = {n: p for n, p in fsdp.resharded(module).named_parameters() if p.requires_grad}
         self.shadow = {n: p.detach().to(torch.float32, copy=True) for n, p in self._student.items()}
 
     @torch.no_grad()
     def update(self) -> None:
         """Move by 1 - decay towards the student. To be called after an optimiser step, and only then."""
         for name, parameter in self._student.items():
-            fsdp.own(self.shadow[name]).lerp_(fsdp.own(parameter).float(), 1 - self.decay)
+            fsdp.local_shard(self.shadow[name]).lerp_(fsdp.local_shard(parameter).float(), 1 - self.decay)
 
     @torch.no_grad()
     def describe(self, *args: Any, **kwargs: Any) -> Answers:
         """`Captioner.forward` with the teacher's weights, without dropout."""
         captions: Answers
         with evaluating(self._captioner.model):
-            if fsdp.is_shared(self._module):  # its layers would fetch the student's weights, whatever they are given
-                with fsdp.lent(self._module, self._student, self.shadow):
+            if fsdp.is_sharded(self._module):  # its layers would fetch the student's weights, whatever they are given
+                with fsdp.swapped_in(self._module, self._student, self.shadow):
                     captions = self._captioner(*args, **kwargs)
             else:
                 weights = {n: self.shadow[n].to(p.dtype) for n, p in self._student.items()}
