@@ -12,9 +12,9 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
-from pipeline.absent import no_such_file
-from pipeline.pictures import MAX_BYTES, is_pointer
+from pipeline.input_files import MAX_BYTES, open_input, refuse_pointer
 from shards.errors import BadInput
 
 Member = dict[str, int]
@@ -29,15 +29,14 @@ def tar_members(path: Path) -> Iterator[tuple[str, Member]]:
         BadInput: after the last whole member, where the tar is damaged or cut short.
     """
     try:
-        _refuse_pointer(path)
-        size = path.stat().st_size
-        with tarfile.open(path, "r:") as tar:
-            while (info := tar.next()) is not None and info.offset_data + info.size <= size:
-                if info.isreg() and not info.issparse():
-                    yield info.name, {"at": info.offset_data, "bytes": info.size}
-                tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
-            end = tar.offset  # where the headers stopped; tarfile takes a damaged header for the end
-        with open(path, "rb") as file:
+        with _opened(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                while (info := tar.next()) is not None and info.offset_data + info.size <= size:
+                    if info.isreg() and not info.issparse():
+                        yield info.name, {"at": info.offset_data, "bytes": info.size}
+                    tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
+                end = tar.offset  # where the headers stopped; tarfile takes a damaged header for the end
             file.seek(end)
             whole = file.read(_BLOCK) == bytes(_BLOCK)
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
@@ -50,8 +49,7 @@ def tar_members(path: Path) -> Iterator[tuple[str, Member]]:
 def zip_members(path: Path) -> Iterator[tuple[str, Member]]:
     """Name and place of each file in a zip; raises `BadInput` where the zip is damaged or cut short."""
     try:
-        _refuse_pointer(path)
-        with zipfile.ZipFile(path) as opened:
+        with _opened(path) as file, zipfile.ZipFile(file) as opened:
             for info in opened.infolist():
                 if not info.is_dir():
                     method = info.compress_type if not info.flag_bits & 1 else -1  # encrypted
@@ -71,7 +69,7 @@ def read_member(path: Path, member: Mapping[str, int]) -> bytes:
         met, wanted = f"{member['bytes']} bytes", f"at most {MAX_BYTES}"
         raise BadInput("too large a file", where=str(path), met=met, wanted=wanted)
     try:
-        with open(path, "rb") as file:
+        with open_input(path) as file:
             file.seek(member["at"])
             if "crc" not in member:
                 data = file.read(member["bytes"])
@@ -112,10 +110,13 @@ def _unpack(packed: bytes, member: Mapping[str, int], path: Path) -> bytes:
         raise BadInput("damaged member of an archive", where=str(path), met=str(error)) from None
 
 
-def _refuse_pointer(path: Path) -> None:
-    if not path.is_file():
-        raise no_such_file(path)
-    with open(path, "rb") as file:
-        if is_pointer(file.read(64)):
-            met = "a Git LFS or git-annex pointer"
-            raise BadInput("a pointer, not the file", where=str(path), met=met, do="fetch the file itself")
+def _opened(path: Path) -> BinaryIO:
+    """Open an archive; raises `BadInput` where there is none, or a pointer to one."""
+    file = open_input(path)
+    try:
+        refuse_pointer(file.read(64), str(path))
+        file.seek(0)
+        return file
+    except BaseException:
+        file.close()
+        raise

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.absent import no_such_file
-from pipeline.pictures import refuse_pointer
+from pipeline.input_files import open_input, refuse_pointer
 from shards.errors import BadInput
 
 _MAX_HEADER = 1024  # bytes: numpy's are of 128, and its parser takes memory for each level of nesting
@@ -30,13 +29,11 @@ def read_npz(path: Path, names: Sequence[str], max_values: int) -> dict[str, NDA
         BadInput: the file is not a whole zip, lacks an array, or holds one of objects, of another kind, or too large.
     """
     try:
-        if not path.is_file():
-            raise no_such_file(path)
-        with open(path, "rb") as file:
+        with open_input(path) as file:
             refuse_pointer(file.read(64), str(path))
-        with warnings.catch_warnings(), zipfile.ZipFile(path) as archive:
-            warnings.simplefilter("ignore")  # numpy's, of headers as Python 2 wrote them
-            return {name: _read_member(archive, name, max_values) for name in names}
+            with warnings.catch_warnings(), zipfile.ZipFile(file) as archive:
+                warnings.simplefilter("ignore")  # numpy's, of headers as Python 2 wrote them
+                return {name: _read_member(archive, name, max_values) for name in names}
     except (BadInput, MemoryError):
         raise
     except Exception as error:  # zipfile, its decompressors and numpy, which parses headers as Python, raise many kinds

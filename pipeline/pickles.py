@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.annotations import parse_json
-from pipeline.pictures import refuse_pointer
+from pipeline.input_files import refuse_pointer
 from pipeline.text import AGAIN
 from shards.errors import UserError
 from shards.regular_file import read_regular

@@ -11,16 +11,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-from pipeline.absent import no_such_file
 from pipeline.fit import advice, off_by
+from pipeline.input_files import read_input, refuse_pointer
 from shards.errors import BadInput
 
 MAX_PIXELS = 100_000_000
-MAX_BYTES = 1 << 30
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """Formats that every call of `Image.open` may try. Without a list, Pillow tries all formats that it knows, whatever the
 name of the file says, and hands PostScript to another program."""
-_POINTERS = (b"version https://git-lfs", b"/annex/objects/", b"../.git/annex/")
 _MAX_TEXT = 64 << 20  # bytes of an ICC profile or a text in a PNG, and of all texts of one; Pillow's own limit is 1 MB
 _ORIENTATION = 0x0112  # tag of Exif 2.3
 _TURNS = {
@@ -93,7 +91,7 @@ def upright(image: Image.Image, where: str = "") -> Image.Image:
 def open_image(source: Path | bytes) -> Image.Image:
     """A picture decoded whole, in its own mode and as it is stored; raises `BadInput` as `read_picture` does."""
     where = _place(source)
-    data = source if isinstance(source, bytes) else read_bytes(source)
+    data = source if isinstance(source, bytes) else read_input(source)
     refuse_pointer(data, where)
     with decoding(where), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # bombs are checked by a limit of our own; broken EXIF is noted
@@ -164,32 +162,6 @@ def _to_rgb(image: Image.Image, form: str | None, where: str, notes: set[str]) -
     except ValueError:
         met = f"a picture of mode {image.mode}"
         raise BadInput("no way to RGB", where=where, met=met, wanted="grey, RGB, CMYK or a palette") from None
-
-
-def refuse_pointer(data: bytes, where: str) -> None:
-    """Raise `BadInput` where a file's first bytes are those of a pointer to it."""
-    if is_pointer(data):
-        met, do = "a Git LFS or git-annex pointer", "fetch the file itself"
-        raise BadInput("a pointer, not the file", where=where, met=met, wanted="what it points to", do=do)
-
-
-def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
-    """A file's bytes; raises `BadInput` where there is none or it is larger than `most`."""
-    try:
-        if not path.is_file():  # nothing is read from a pipe: it may never end
-            raise no_such_file(path)
-        with open(path, "rb") as file:
-            data = file.read(most + 1)
-    except OSError as error:
-        raise BadInput("cannot be read", where=str(path), met=str(error.strerror), wanted="a file") from None
-    if len(data) > most:
-        raise BadInput("too large a file", where=str(path), met=f"more than {most} bytes", wanted="at most that")
-    return data
-
-
-def is_pointer(data: bytes) -> bool:
-    """Whether a file that begins with `data` is a Git LFS or git-annex pointer to the file that was meant."""
-    return data.startswith(_POINTERS)
 
 
 def _place(source: Path | bytes) -> str:

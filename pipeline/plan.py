@@ -18,6 +18,7 @@ from pipeline.raw import RawInput
 from pipeline.raw_files import forget_states, states
 from pipeline.records import RecordsWriter, open_records, path_bytes
 from pipeline.sources import Source
+from pipeline.walk import NOT_READ
 from shards.archive import encode_sample
 from shards.errors import BadInput, UserError
 from shards.format import FORMAT, VERSION, Codec
@@ -85,8 +86,8 @@ class Outline:
         return _codec(self.options)
 
     def allowed(self, max_bad: float) -> int:
-        """Bad inputs that the set may have, where this share of all may be bad."""
-        return int(max_bad * self.inputs)
+        """Bad inputs that the set may have, where a share `max_bad` of all may be bad: at least one unless it is 0."""
+        return max(1, int(max_bad * self.inputs)) if max_bad else 0
 
     def to_bytes(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -221,7 +222,7 @@ def plan_digest(job: Job, inputs: Sequence[RawInput], version: int = VERSION) ->
 
     Files have the size in it (-1 where there is none); annotations that `find` put down stand in it word for word.
     """
-    head = [FORMAT, version, job.source.name, job.recipe.to_json(), job.options]
+    head = [FORMAT, version, job.source.name, job.recipe.to_json(), _deciding(job.options)]
     total = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
     records = open_records(job.records)
     for item in inputs:
@@ -232,6 +233,13 @@ def plan_digest(job: Job, inputs: Sequence[RawInput], version: int = VERSION) ->
             for name, (size, *_) in states(job, item.path):
                 total.update(path_bytes(f"{name}\0{size}\n"))
     return total.hexdigest()[:32]
+
+
+def _deciding(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options without the counts of files that are not read, which decide nothing."""
+    found = {name: count for name, count in options.get("found", {}).items() if not name.startswith(NOT_READ)}
+    rest = {name: value for name, value in options.items() if name != "found"}
+    return {**rest, "found": found} if found else rest
 
 
 def _probe(job: Job, probe: Sequence[RawInput], shard_bytes: int) -> tuple[int, int]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from pipeline.estimate import Amount, Estimate
 from pipeline.plan import Plan
 from pipeline.run import ShareSummary, Summary
+from pipeline.walk import NOT_READ, OTHER
 from shards.printable import printable
 from shards.program import command
 from shards.size import size_text
@@ -25,8 +27,18 @@ def _print(title: str, rows: list[tuple[str, str]]) -> None:
 
 
 def _found(options: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """All that was counted while the inputs were found and is not 0: what was lost there stands in no ledger."""
-    return [(f"found: {name}", f"{count:,}") for name, count in options.get("found", {}).items() if count]
+    """Rows of all counts of the search for inputs that are not 0: what was left out there is in no ledger."""
+    counts = {name: count for name, count in options.get("found", {}).items() if count}
+    prefixes = (OTHER, NOT_READ[0])
+    rows = [(f"found: {name}", f"{count:,}") for name, count in counts.items() if not name.startswith(prefixes)]
+    suffixes: Counter[str] = Counter()
+    for name, count in counts.items():
+        if name.startswith(prefixes):
+            suffixes[name.partition(":")[2].removeprefix(" *").strip()] += count
+    if suffixes:
+        each = ", ".join(f"{suffix} {count:,}" for suffix, count in suffixes.most_common())
+        rows.append(("left out: files with other suffixes", f"{suffixes.total():,}: {each}"))
+    return rows
 
 
 def show_plan(plan: Plan, place: str) -> None:

@@ -11,7 +11,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from pipeline.pictures import is_pointer
+from pipeline.input_files import is_pointer, refuse_pointer
 from shards.errors import BadInput, UserError
 from shards.regular_file import open_regular
 
@@ -117,9 +117,7 @@ class _Bytes(io.RawIOBase):
         return data
 
     def _refuse(self, head: bytes) -> None:
-        if is_pointer(head):
-            met, do = "a Git LFS or git-annex pointer", "fetch the file itself"
-            raise self._error("a pointer, not the file", where=self._where, met=met, wanted="the file itself", do=do)
+        refuse_pointer(head, self._where, self._error)
         met = next((what for start, what in _OTHERS.items() if head.startswith(start)), "")
         if not met and b"\0" in head[:4] and not head.startswith(_GZIP):
             met = "UTF-16 or UTF-32 without a mark" if any(head[:4]) else "zero bytes"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import heapq
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path, PurePosixPath
 
-from pipeline.absent import no_such_file
+from pipeline.input_files import no_such_file
 from pipeline.records import RecordsWriter
 from pipeline.refused import refuse
 from shards.errors import UserError
@@ -18,6 +18,9 @@ HIDDEN = "hidden files passed over"
 HIDDEN_FOLDERS = "hidden folders passed over"
 TWICE = "linked folders passed over: their files are found by another path"
 OTHER = "files of a kind that is not taken:"
+"""Prefix of counts per suffix, of files that may have been meant as data. These counts are part of a plan's digest."""
+NOT_READ = ("files with other suffixes:", "other folders")
+"""Prefixes of counts of what is no data of the source. They decide nothing, and are not part of a plan's digest."""
 _DEEPEST = 64  # folders below the root
 _MOST_SUFFIXES = 12
 
@@ -34,14 +37,15 @@ def walk(
     """Path relative to `root`, and bytes, of each file below it whose name is `wanted`.
 
     Every folder is entered once, by the path without links where there is one, else by the first of its paths in the
-    order of texts: links cannot loop. A link to nothing is a file of 0 bytes: reading it says so. Where it may have
-    been a folder's it is put down as an input that is refused.
+    order of texts: links cannot loop. A link to nothing whose name is `wanted` is a file of 0 bytes: reading it fails.
+    Any other one is added as an input that is refused: it may have been a folder of data.
 
     Args:
         wanted: whether files of a name (its last part) are looked for.
         counts: gets what was passed over.
         records: gets the links to nothing that are no `wanted` files.
-        resembles: whether files of a name may have been meant as data, though they are not `wanted`; they are counted.
+        resembles: whether files of a name may have been meant as data, though they are not `wanted`; they are counted
+            under `OTHER`, all others under `NOT_READ`.
         folder: below `root`, where to begin.
         depth: folders to go down.
 
@@ -70,10 +74,10 @@ def walk(
                         _go_down(lambda item: heapq.heappush(linked, item), path, level, depth, counts)
                     elif wanted(entry.name):
                         yield path, _size(entry)
-                    elif entry.is_symlink() and not PurePosixPath(path).suffix and not os.path.exists(entry.path):
+                    elif is_dangling(entry):
                         refuse(records, path, no_such_file(root / path))
-                    elif resembles(entry.name):
-                        count_other(entry.name, counts)
+                    else:
+                        count_other(entry.name, counts, OTHER if resembles(entry.name) else NOT_READ[0])
         except OSError as error:
             raise UserError("a folder that cannot be read", where=str(root / place), met=str(error.strerror)) from None
 
@@ -89,12 +93,31 @@ def matching(root: Path, pattern: str) -> list[Path]:
     return [path for path in found if not any(map(is_hidden, path.relative_to(root).parts))]
 
 
-def count_other(name: str, counts: Counter[str]) -> None:
-    """Count a file that is not taken, by its suffix; suffixes are few, so that a table can list them."""
+def is_dangling(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry of a folder is a link to nothing."""
+    return entry.is_symlink() and not os.path.exists(entry.path)
+
+
+def count_other(name: str, counts: Counter[str], prefix: str = OTHER) -> None:
+    """Count a file that is not read, by its suffix, for at most 12 suffixes."""
     suffix = PurePosixPath(name).suffix.lower()
-    key = f"{OTHER} *{suffix}" if suffix else f"{OTHER} without a suffix"
-    kinds = sum(known.startswith(OTHER) for known in counts)
-    counts[key if key in counts or kinds < _MOST_SUFFIXES else f"{OTHER} of further suffixes"] += 1
+    key = f"{prefix} *{suffix}" if suffix else f"{prefix} without a suffix"
+    kinds = sum(known.startswith(prefix) for known in counts)
+    counts[key if key in counts or kinds < _MOST_SUFFIXES else f"{prefix} of further suffixes"] += 1
+
+
+def count_beside(root: Path, read: Collection[str], counts: Counter[str], records: RecordsWriter) -> None:
+    """Count the entries of `root` that are not `read`; links to nothing are added as inputs that are refused."""
+    with os.scandir(root) as entries:
+        for entry in entries:
+            if entry.name in read or is_hidden(entry.name):
+                continue
+            if is_dangling(entry):
+                refuse(records, entry.name, no_such_file(root / entry.name))
+            elif entry.is_dir():
+                counts[NOT_READ[1]] += 1
+            else:
+                count_other(entry.name, counts, NOT_READ[0])
 
 
 def _go_down(put: Callable[[tuple[str, int]], object], path: str, level: int, depth: int, counts: Counter[str]) -> None:

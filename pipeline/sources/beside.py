@@ -23,7 +23,7 @@ from pipeline.records import RecordsWriter
 from pipeline.refused import refuse
 from pipeline.sources.objects import NO_OBJECT, Candidate, sample_of
 from pipeline.spelling import look_alike
-from pipeline.walk import listed, walk
+from pipeline.walk import count_beside, listed, walk
 from shards.errors import BadInput, DroppedInput
 
 EDGES = "masks whose ids look like grey edges, not like objects"
@@ -66,6 +66,7 @@ def find_beside(root: Path, records: RecordsWriter) -> dict[str, int]:
                 refuse(records, one, error)
     stored = sum(1 for _ in walk(root, _is_picture, counts, records, lambda name: True, "masks"))
     counts["mask files without an image"] = stored - used
+    count_beside(root, ("images", "masks"), counts, records)
     return dict(counts)
 
 

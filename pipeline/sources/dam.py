@@ -14,7 +14,7 @@ from pipeline.raw import RawInput, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.refused import raise_refused
 from pipeline.regions import Regions, picture_for, rle_size
-from pipeline.walk import HIDDEN, matching
+from pipeline.walk import HIDDEN, NOT_READ, count_other, matching
 from shards.errors import BadInput, UserError
 from shards.hidden import is_hidden_path
 
@@ -51,7 +51,7 @@ class Dam:
                 records.attach(path, {"subset": file.parent.name, "region": region, **where})
                 found["regions"] += 1
             found[f"pictures of {file.parent.name}"] = len(named)
-            found["pictures without a region"] += subset.pictures_but(named)
+            subset.count_rest(named)
         return dict(found)
 
     def options(self, root: Path, probe: Sequence[RawInput]) -> dict[str, Any]:
@@ -104,9 +104,18 @@ class _Subset:
         place = members.places[member]
         return f"{path}/{member}", place["bytes"], {"tar": path, **place}
 
-    def pictures_but(self, named: set[str]) -> int:
-        """How many pictures of the tars that were asked for are not among these input paths."""
-        return sum(f"{tar}/{name}" not in named for tar, members in self._tars.values() for name in members.pictures)
+    def count_rest(self, named: set[str]) -> None:
+        """Count the members of the opened tars that are not among the input paths `named`."""
+        counts = self._counts
+        counts["pictures without a region"] += 0
+        for tar, members in self._tars.values():
+            for name in members.places:
+                if f"{tar}/{name}" in named:
+                    continue
+                if _is_picture(name):
+                    counts["pictures without a region"] += 1
+                else:
+                    count_other(name, counts, NOT_READ[0])
 
     def _open(self, tar: str) -> bool:
         """Whether there is this tar; its members are known then."""
@@ -136,9 +145,8 @@ class _Members:
 
     def __init__(self, places: dict[str, Member]) -> None:
         self.places = places
-        self.pictures = [name for name in places if PurePosixPath(name).suffix.lower() in _PICTURES]
         self._short: dict[str, str | None] = {}
-        for name in self.pictures:
+        for name in filter(_is_picture, places):
             for key in _keys(name):
                 self._short[key] = name if key not in self._short else None  # two of them: neither
 
@@ -159,6 +167,10 @@ def _keys(name: str) -> list[str]:
 def _regions(file: Path) -> Iterator[Any]:
     for _, regions in read_pairs(file):
         yield from regions if isinstance(regions, list) else [regions]
+
+
+def _is_picture(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in _PICTURES
 
 
 def _is_text(text: Any) -> bool:

@@ -22,7 +22,7 @@ from pipeline.raw import RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.sources.objects import NO_OBJECT, Candidate, sample_of
 from pipeline.tables import read_table
-from pipeline.walk import HIDDEN, count_other, matching
+from pipeline.walk import HIDDEN, NOT_READ, count_other, matching
 from shards.errors import BadInput, DroppedInput, UserError
 from shards.hidden import is_hidden, is_hidden_path
 
@@ -184,8 +184,11 @@ def _stored_masks(root: Path, split: str, counts: Counter[str]) -> Iterator[tupl
         below = sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
         for own in (folder, *below):  # FiftyOne: by the first letter
             place = own.relative_to(root).as_posix()
-            for name in sorted(name for name in os.listdir(own) if name.endswith(".png")):
-                if is_hidden(name):
+            for name in sorted(os.listdir(own)):
+                if not name.endswith(".png"):
+                    if not is_hidden(name) and not (own / name).is_dir():
+                        count_other(name, counts, NOT_READ[0])
+                elif is_hidden(name):
                     counts[HIDDEN] += 1
                 else:
                     yield name, {"file": f"{place}/{name}"}
@@ -194,6 +197,8 @@ def _stored_masks(root: Path, split: str, counts: Counter[str]) -> Iterator[tupl
             path = file.relative_to(root).as_posix()
             for name, member in zip_members(file):
                 if not name.endswith(".png"):
+                    if not is_hidden_path(name):
+                        count_other(name, counts, NOT_READ[0])
                     continue
                 if is_hidden_path(name):
                     counts[HIDDEN] += 1

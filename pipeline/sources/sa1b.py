@@ -17,7 +17,8 @@ from pipeline.archives import member_path, read_member, tar_members
 from pipeline.finder import below
 from pipeline.fit import count_off
 from pipeline.ids import id_of
-from pipeline.pictures import read_bytes, read_picture
+from pipeline.input_files import read_input
+from pipeline.pictures import read_picture
 from pipeline.raw import RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.refused import raise_refused, refuse
@@ -145,7 +146,7 @@ def _read_json(root: Path, where: Mapping[str, Any], stem: str) -> dict[str, Any
 
 def _read(root: Path, where: Mapping[str, Any]) -> bytes:
     file = below(root, where["file"])
-    return read_member(file, where) if "at" in where else read_bytes(file, _MAX_JSON)
+    return read_member(file, where) if "at" in where else read_input(file, _MAX_JSON)
 
 
 def _annotate(jsons: Iterable[Found], records: RecordsWriter, counts: Counter[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,12 +11,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline import masks
-from pipeline.absent import no_such_file
 from pipeline.annotations import read_json
 from pipeline.cropped import Bool
 from pipeline.faults import Fault, unusable
 from pipeline.finder import below
 from pipeline.fit import count_off
+from pipeline.input_files import input_state, open_input
 from pipeline.raw import RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.refused import raise_refused
@@ -130,9 +129,7 @@ def _put_down(root: Path, files: tuple[str, str], sizes: tuple[int, int], kind: 
 
 def _masklets(file: Path, size: int) -> int:
     """How many masklets an annotation says it has; raises `BadInput` where it cannot be read."""
-    if not file.is_file():
-        raise no_such_file(file)
-    with open(file, "rb") as opened:
+    with open_input(file) as opened:
         opened.seek(max(0, size - _TAIL))
         match = _NUMBER.search(opened.read())  # the last key: the file need not be parsed for it
     believed = match and len(match[1]) <= _DIGITS and int(match[1])
@@ -209,9 +206,7 @@ def _kept(file: Path, changed: int, size: int) -> Annotation:
 
 def open_annotation(file: Path) -> Annotation:
     """The annotation in `file`; the last ones are kept, as videos are."""
-    if not file.is_file():
-        raise no_such_file(file)
-    state = os.stat(file)
+    state = input_state(file)
     return _kept(file, state.st_mtime_ns, state.st_size)
 
 

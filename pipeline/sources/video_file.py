@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -13,12 +12,11 @@ import av
 import numpy as np
 from PIL import Image
 
-from pipeline.absent import no_such_file
 from pipeline.fit import advice, off_by
-from pipeline.pictures import MAX_PIXELS, refuse_pointer
+from pipeline.input_files import input_state, open_input, refuse_pointer
+from pipeline.pictures import MAX_PIXELS
 from pipeline.resize import UInt8
 from shards.errors import BadInput
-from shards.regular_file import open_regular
 
 # No playlists: these name other files, and FFmpeg would open them, whatever the file itself is called.
 _FORMATS = "mov,mp4,matroska,webm,avi,mpeg,mpegts,flv,asf,ogg,m4v,ivf,h264,hevc,mpegvideo,mxf"
@@ -32,7 +30,7 @@ class VideoFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._decoded: dict[tuple[int, tuple[int, int]], Image.Image] = {}
-        with open_regular(path) as file:
+        with open_input(path) as file:
             refuse_pointer(file.read(64), str(path))
         with self._opened() as (container, stream):
             times = [packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard]
@@ -133,7 +131,5 @@ def _kept(path: Path, changed: int, size: int) -> VideoFile:
 
 def open_video(path: Path) -> VideoFile:
     """The video at `path`; neighbours in a plan share videos, so the last ones are kept."""
-    if not path.is_file():
-        raise no_such_file(path)
-    state = os.stat(path)
+    state = input_state(path)
     return _kept(path, state.st_mtime_ns, state.st_size)

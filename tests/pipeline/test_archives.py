@@ -1,6 +1,7 @@
 """Members of tars and zips, read in place: exactly theirs, or a word on what is wrong."""
 
 import io
+import os
 import tarfile
 
 import pytest
@@ -62,6 +63,13 @@ def test_pointers_and_missing_files(tmp_path, members):
         list(members(tmp_path / "a"))
     with pytest.raises(BadInput, match="no such file"):
         list(members(tmp_path / "none"))
+
+
+@pytest.mark.parametrize("read", [tar_members, zip_members, lambda path: read_member(path, {"at": 0, "bytes": 9})])
+def test_a_pipe_is_not_waited_for(tmp_path, read):
+    os.mkfifo(tmp_path / "a")
+    with pytest.raises(BadInput, match="cannot be read; met a pipe"):
+        list(read(tmp_path / "a"))
 
 
 @pytest.mark.parametrize("name", ["../a.jpg", "/a.jpg", "a/../../b.jpg", "..", "", ".", "a\0.jpg"])

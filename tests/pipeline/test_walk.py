@@ -1,14 +1,22 @@
 """Folders of raw data: links are followed, each folder once, and hidden files are passed over."""
 
+import io
 import os
 from collections import Counter
 
+import numpy as np
 import pytest
+from PIL import Image
 
+import cli
 from demo.make_sav import write as write_sav
 from pipeline import walk as walking
+from pipeline.plan import make_plan
 from pipeline.records import RecordsWriter, open_records
+from pipeline.sources import choices_of, source_named
 from shards.errors import BadInput, UserError
+from shards.manifest import Manifest, read_ledger
+from shards.recipe import named_recipe
 from tests.pipeline.built import Found, box, jpeg, put, rle, tar_of
 from tests.pipeline.sources import test_sa1b
 
@@ -55,7 +63,7 @@ def test_links_to_nothing_are_inputs(tmp_path):
     os.symlink(root / "loop", root / "loop")
     os.symlink(tmp_path / "gone/notes.txt", root / "notes.txt")
     files, _, refused = found(root, tmp_path)
-    assert files == {"1.jpg": 1, "2.jpg": 0} and refused == ["folder", "loop"]
+    assert files == {"1.jpg": 1, "2.jpg": 0} and refused == ["folder", "loop", "notes.txt"]
 
 
 def test_hidden_files_are_counted_where_they_would_be_data(tmp_path):
@@ -83,6 +91,58 @@ def test_other_kinds_are_counted_by_their_suffix(tmp_path):
         put(tmp_path / f"root/x.{n}", b"x")
     _, counts, _ = found(tmp_path / "root", tmp_path, resembles=lambda name: True)
     assert sum(counts.values()) == 45 and len(counts) <= 13
+
+
+def test_files_that_are_no_data_are_counted_too(tmp_path):
+    for name in ("1.jpg", "2.gif", "a/3.txt", "a/4.TXT", "5", ".hidden.txt"):
+        put(tmp_path / "root" / name, b"x")
+    files, counts, _ = found(tmp_path / "root", tmp_path, resembles=lambda name: name.endswith(".gif"))
+    kind = walking.NOT_READ[0]
+    assert [*files] == ["1.jpg"]
+    assert counts == {f"{walking.OTHER} *.gif": 1, f"{kind} *.txt": 2, f"{kind} without a suffix": 1}
+
+
+def write_pictures(root, count=3):
+    """Pictures and masks in `images/` and `masks/`."""
+    for n in range(count):
+        put(root / f"images/{n}.jpg", jpeg())
+        mask = io.BytesIO()
+        Image.fromarray(box(10, 10, 60, 60).astype(np.uint8)).save(mask, "PNG")
+        put(root / f"masks/{n}.png", mask.getvalue())
+
+
+SMALL_SETS = [("sav", lambda root: write_sav(root, 3)), ("folder", write_pictures)]
+
+
+@pytest.mark.parametrize(("source", "write"), SMALL_SETS)
+def test_one_link_to_nothing_stops_no_run(tmp_path, capsys, source, write):
+    write(tmp_path / "raw")
+    os.symlink(tmp_path / "gone", tmp_path / "raw/link")
+    for name in ("notes.txt", "1.heic", "2.heic"):
+        put(tmp_path / "raw" / name, b"x")
+    given = ["--source", source, "--root", str(tmp_path / "raw"), "--out", str(tmp_path), "--workers", "1"]
+    assert cli.app(["shard", *given], standalone_mode=False) in (None, 0)
+    printed = capsys.readouterr()
+    assert "bad input, the first of its kind: link: a link to nothing; met link -> " in printed.err
+    assert "left out: files with other suffixes │ 3: .heic 2, .txt 1" in " ".join(printed.out.split())
+    (line,) = read_ledger(tmp_path / source)
+    assert (line.path, line.bad, Manifest.read(tmp_path / source).samples) == ("link", True, 3)
+    with pytest.raises(UserError, match=r"too many bad inputs.*; wanted at most 0"):
+        cli.app(["shard", *given, "--max-bad", "0", "--overwrite", "--limit", "9"], standalone_mode=False)
+
+
+@pytest.mark.parametrize(("source", "write"), SMALL_SETS)
+def test_files_that_are_not_read_change_no_plan(tmp_path, source, write):
+    def digest(name):
+        dataset = source_named(source)
+        choices = choices_of(dataset, {})
+        return make_plan(dataset, tmp_path / "raw", named_recipe("default"), 10**7, tmp_path / name, choices).digest
+
+    write(tmp_path / "raw")
+    before = digest("before")
+    for name in ("notes.txt", "other/a.txt", "LICENSE"):
+        put(tmp_path / "raw" / name, b"x")
+    assert digest("after") == before
 
 
 def test_a_depth_that_is_passed_is_said(tmp_path):

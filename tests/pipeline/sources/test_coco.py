@@ -81,7 +81,7 @@ def load_all(root: Path, name: str = "coco", **given: Any) -> tuple[dict[str, An
     """path -> sample or the error, and what `find` counted."""
     source = source_named(name)
     choices = choices_of(source, given)
-    file = root / "records.sqlite"
+    file = root.with_name(f"{root.name}.sqlite")
     found = find_inputs(source, root, choices, file)
     out: dict[str, Any] = {}
     for item in open_records(file).inputs():

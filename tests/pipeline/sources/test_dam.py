@@ -85,6 +85,13 @@ def test_names_that_differ_by_padding_or_folder(tmp_path, image, member):
     assert sets.counts["pictures without a region"] == 2
 
 
+def test_members_that_are_no_pictures_are_counted(tmp_path):
+    sets = found(tmp_path, region(), members={NAME: jpeg(), "a.txt": b"", "b.txt": b"", "LICENSE": b"", "8.jpg": b""})
+    counts = {name: count for name, count in sets.counts.items() if name.startswith("files with other suffixes: ")}
+    assert [*counts.values()] == [2, 1] and "files with other suffixes: *.txt" in counts
+    assert sets.counts["pictures without a region"] == 1
+
+
 def decoded():
     from PIL import Image
 

@@ -127,8 +127,10 @@ def test_masks_in_the_released_zips_are_read_in_place(write, method):
     (root / "train-masks-0.zip").write_bytes(zipped(ONE, method))
     (root / "train-masks-a.zip").write_bytes(zipped({f"inner/{name}": data for name, data in other.items()}, method))
     (root / "test-masks-a.zip").write_bytes(b"of another split")
+    (root / "train-masks-b.zip").write_bytes(zipped({"README.md": b"", "a/b.JPG": b"", "._c.jpg": b""}, method))
     samples, found = load(root)
-    assert found == {**NOTHING_AMISS, "images": 2, "objects": 3}
+    others = {f"files with other suffixes: *{suffix}": 1 for suffix in (".md", ".jpg")}
+    assert found == {**NOTHING_AMISS, "images": 2, "objects": 3, **others}
     first, second = samples.values()
     assert [np.sum(mask) for mask in first.frames[0].masks] == [shape().sum(), shape(left=0.4).sum()]
     assert np.array_equal(second.frames[0].masks[0], shape())
