@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
-from typing import Any, cast
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -18,7 +18,6 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from shards.checksum import Check
 from shards.errors import UserError
 from shards.groups import named_group
 from shards.printable import PrintableFormatter, printable_lines
@@ -216,7 +215,7 @@ def open_data(config: Config, accelerator: Accelerator, show: Show) -> RunData:
             pin=on_gpu,
             normalise="device" if where == "device" or (where == "auto" and on_gpu) else "host",
             cache=cache,
-            check=cast(Check, config.data.check),
+            check=config.data.check,
             **options,
         )
 

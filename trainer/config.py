@@ -1,360 +1,361 @@
 """The configuration of a run: a YAML file, then `key=value` from the command line; unknown keys are refused.
 
-Defaults are those of the published recipe. Names are the literature's.
+Defaults are those of the published recipe. Names are the literature's. The docstring of a field is its line in
+docs/TRAINING.md: after a change, run `python -m trainer.config_table`.
 """
 
 from __future__ import annotations
 
-import difflib
-import io
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, field, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self, get_args
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+import yaml
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
 
 from shards.cache import DEFAULT_FOLDER, DEFAULT_LIMIT, Cache
-from shards.checksum import CHECKS
+from shards.checksum import Check
 from shards.errors import UserError
-from shards.groups import GROUPS
-from shards.regular_file import read_regular
+from shards.groups import Group
 from shards.size import parse_size
-from trainer.limits import check_leaves
-from trainer.yaml_size import MOST_BYTES, check_yaml
+from trainer.config_errors import user_error
+from trainer.config_values import Given, leaves, merged, nested, parse
+from trainer.limits import Bound, OneOf, Text, count, refuse
+
+OBJECTIVES = ("dual", "segment", "describe", "reverse")
+
+_RULES = ConfigDict(extra="forbid", use_attribute_docstrings=True, coerce_numbers_to_str=True)
+_MAX_FLOAT32 = 3e38
+_MANY = 10**9
+"""Far more than any run does or any disk holds."""
 
 
-@dataclass
+def _as_size(text: str) -> str:
+    try:
+        parse_size(text)
+    except UserError as error:
+        raise refuse(error.what, met=error.met, wanted=error.wanted) from None
+    return text
+
+
+Name = Annotated[str, Text()]
+FilePath = Annotated[str, Text(is_path=True)]
+Size = Annotated[str, Text(), AfterValidator(_as_size)]
+ObjectiveName = Annotated[str, Text(), OneOf("no such objective", lambda: OBJECTIVES)]
+Fraction = Annotated[float, Bound(0, 1)]
+Rate = Annotated[float, Bound(0, _MAX_FLOAT32, "it is infinite in float32", above=True)]
+Beta = Annotated[float, Bound(0, 1, "a moment that forgets nothing never ends its sum", below=True)]
+LossWeight = Annotated[float, Bound(0, 1e6, "weights are relative to 1")]
+Repeats = Annotated[int, count(10_000, "each copy takes memory for all positions of its samples")]
+Steps = Annotated[int, count(_MANY, "no run has more steps")]
+Seconds = Annotated[float, Bound(1, 10**7, "that is four months")]
+
+
+@dataclass(config=_RULES)
 class ModelConfig:
-    """One of: `path`; `internvl` with `sam2`; else `preset`."""
+    """What a run starts from: `path`; or `internvl` with `sam2`; else `preset`."""
 
-    path: str | None = None
-    """A released Sa2VA: its folder, or OWNER/NAME on the hub."""
-    internvl: str | None = None
-    """For a first training: InternVL 2.5 or 3, its folder, or OWNER/NAME on the hub."""
-    sam2: str | None = None
-    """For a first training: a checkpoint (.pt) of SAM 2 or 2.1."""
-    preset: str = "tiny"
-    """Sizes with random weights, see `trainer/model/architecture.py`."""
-    dtype: str = "float32"
-    """Of the weights that do not train: float32 or bfloat16. Those that train are float32."""
+    path: FilePath | None = None
+    """Folder of a released Sa2VA, or OWNER/NAME on the hub."""
+    internvl: FilePath | None = None
+    """For a first training: folder of an InternVL 2.5 or 3, or OWNER/NAME on the hub."""
+    sam2: FilePath | None = None
+    """For a first training, with `model.internvl`: a checkpoint (.pt) of SAM 2 or 2.1."""
+    preset: Name = "tiny"
+    """Sizes of a model with random weights, where none of the above is given. MODEL.md lists them."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the weights that do not train. Those that train are float32."""
+
+    @model_validator(mode="after")
+    def _check_start(self) -> Self:
+        if self.path and (self.internvl or self.sam2):
+            raise refuse("two models to start from", wanted="path, or internvl with sam2")
+        if bool(self.internvl) != bool(self.sam2):
+            raise refuse("half a model", wanted="both internvl and sam2")
+        return self
 
 
-@dataclass
+@dataclass(config=_RULES)
 class LoraConfig:
-    r: int = 128
-    alpha: int = 256
-    dropout: float = 0.05
+    """Adapters in all seven linear layers of each block of the language model."""
+
+    r: Annotated[int, count(4096, "few layers are wider, and a larger adapter holds more numbers than its layer")] = 128
+    """Rank of the adapters in all seven linear layers of each block of the language model."""
+    alpha: Annotated[int, count(10**6, "it is a scale, alpha / r")] = 256
+    """The adapters' output is scaled by `alpha` / `r`."""
+    dropout: Annotated[float, Bound(0, 1, "with 1 nothing is learnt", below=True)] = 0.05
+    """Dropout before the adapters."""
 
 
-@dataclass
+@dataclass(config=_RULES)
 class DataConfig:
-    shards: list[str] = field(default_factory=list)
-    """Folders of shard sets, or their URLs (s3://, gs://, https://), all of one recipe."""
-    cache: str = DEFAULT_FOLDER
-    """Folder on a disk of this machine for shards from URLs; processes and runs may share it."""
-    cache_limit: str = DEFAULT_LIMIT
+    """Where samples come from, and how they are read."""
+
+    shards: list[FilePath] = field(default_factory=list)
+    """Folders or URLs (s3://, gs://, https://) of shard sets, all of one recipe."""
+    cache: FilePath = DEFAULT_FOLDER
+    """Folder on a local disk for shards from URLs. Processes and runs may share it."""
+    cache_limit: Size = DEFAULT_LIMIT
     """Size that the cache does not exceed."""
-    fetches: int = 4
-    """Shards fetched at a time."""
-    attempts: int = 8
-    """At reading a file from a URL, before it is an error."""
-    sources: dict[str, int] = field(default_factory=dict)
-    """How often the samples of a source stand in an epoch, such as {sav: 2, refcoco: 4}; once where it is not named."""
-    holdout: float = 0.05
-    """Share of the samples that is never trained on; 0 for none (and no evaluation)."""
-    holdout_by: str = "picture"
-    """Kind of group that stays together on one side of it: sample, file (of the raw data), folder, or picture (or
-    video, in whatever set it stands)."""
-    objects_per_sample: int = 1
+    fetches: Annotated[int, count(256, "a server refuses more connections from one machine")] = 4
+    """Shards that are fetched at a time."""
+    attempts: Annotated[int, count(1000, "with pauses of up to 30 s that is a working day")] = 8
+    """Attempts at a file of a URL before it is an error."""
+    sources: dict[Name, Repeats] = field(default_factory=dict)
+    """Repeats of a source's samples per epoch, such as {sav: 2, refcoco: 4}; 1 for a source that is not named."""
+    holdout: Fraction = 0.05
+    """Share of the samples that is never trained on, chosen by a hash of names; 0: none, and no evaluation."""
+    holdout_by: Group = "picture"
+    """Kind of group that stays together on one side: sample, file (of the raw data), folder, or picture (or video, in
+    all sets)."""
+    objects_per_sample: Annotated[int, count(4096, "a sample has no more")] = 1
     """Objects of a sample that a step takes, at most. Each comes up before one comes twice."""
-    threads: int = 2
-    prefetch: int = 2
-    """Batches in the making ahead of the one in use."""
-    normalise: str = "auto"
-    """Where `pixel_values` become float32 and masks a byte a pixel: host (by the threads), device, or auto: on the
-    device where it is a GPU."""
-    check: str = "first"
-    """When a sample's bytes are compared with their checksum: at a process's first read of it, always, or never."""
+    threads: Annotated[int, count(1024, "no machine has more cores")] = 2
+    """Threads per process that decode samples."""
+    prefetch: Annotated[int, count(1024, "each batch takes memory", low=0)] = 2
+    """Batches made ahead of the one in use. The memory of `prefetch` + 2 batches serves for the whole run."""
+    normalise: Literal["auto", "host", "device"] = "auto"
+    """Where pixels become float32 and masks one byte per pixel: by the decoders (host), or after the transfer, which
+    then moves a quarter and an eighth of the bytes (device), bit for bit the same. auto: device on a GPU."""
+    check: Check = "first"
+    """When a sample's bytes are compared with their CRC-32 in the index: at a process's first read of it, at every
+    read, or never. A flipped bit stops the run, with one line that names tar and sample, before a batch holds it."""
 
     def open_cache(self) -> Cache:
-        """Where shards from URLs are read through; nothing is written before one is."""
+        """Return the cache through which shards from URLs are read; nothing is written before one is."""
         return Cache(self.cache, parse_size(self.cache_limit, "data.cache_limit"), self.fetches, self.attempts)
 
 
-@dataclass
+@dataclass(config=_RULES)
 class EvalConfig:
-    every: int = 500
-    """Optimiser steps between two evaluations; there is one before the first step and one after the last, too."""
-    samples: int = 64
-    """Held-out samples in an evaluation, at most; always the same ones."""
-    show: int = 8
-    """Held-out samples that the report shows."""
+    """Evaluation on held-out samples."""
+
+    every: Steps = 500
+    """Optimiser steps between evaluations. There is one before the first step and one after the last, too."""
+    samples: Annotated[int, count(_MANY, "no set has more")] = 64
+    """Held-out samples per evaluation, at most; always the same ones."""
+    show: Annotated[int, count(1000, "the report holds them all in one page", low=0)] = 8
+    """Held-out samples of the main process that contact sheets and report show."""
 
 
-@dataclass
+@dataclass(config=_RULES)
 class CheckpointConfig:
-    every: int = 500
-    """Optimiser steps between two checkpoints; there is one after the last step and where a signal stops it, too."""
-    keep: int = 2
+    """When checkpoints are written, and which stay."""
+
+    every: Steps = 500
+    """Optimiser steps between checkpoints. There is one after the last step and where a signal stops the run, too."""
+    keep: Annotated[int, count(10**6, "no disk holds more")] = 2
     """Newest checkpoints that stay, beside the one with the lowest held-out mask loss."""
 
 
-@dataclass
-class Share:
+@dataclass(config=_RULES)
+class ObjectiveConfig:
     """One objective of a mix."""
 
-    sources: list[str] = field(default_factory=list)
-    """Whose shards it trains on; all that are there where none is named."""
-    weight: float = 1.0
-    """Of its loss. The reverse loop's is called beta elsewhere, and 0.5."""
+    sources: list[Name] = field(default_factory=list)
+    """Sources that the objective trains on; all where none is named."""
+    weight: Annotated[float, Bound(0, 1e6, "weights are relative to 1", above=True)] = 1.0
+    """Weight of the objective's loss. Elsewhere the reverse loop's is called beta, and is 0.5."""
 
 
-@dataclass
+@dataclass(config=_RULES)
 class Config:
+    """All keys of a run."""
+
     model: ModelConfig = field(default_factory=ModelConfig)
-    objective: str = "dual"
-    """dual: mask -> caption -> mask, needs no text. segment: text -> mask, supervised. describe: mask -> text,
-    supervised. reverse: text -> mask -> text."""
-    mix: dict[str, Share] = field(default_factory=dict)
+    objective: ObjectiveName = "dual"
+    """dual: mask -> caption -> mask, needs no text. segment: text -> mask, and describe: mask -> text, supervised.
+    reverse: text -> mask -> text."""
+    mix: dict[ObjectiveName, ObjectiveConfig] = field(default_factory=dict)
     """Several objectives in place of `objective`: each step takes batches of all, such as
     {dual: {sources: [sav]}, reverse: {sources: [refcoco], weight: 0.5}}."""
     project: bool = False
-    """In a mix, take away from the reverse loop's gradient what is parallel to that of the others."""
-    trainable: list[str] = field(default_factory=lambda: ["lora", "mlp1", "text_hidden_fcs", "sam_mask_decoder"])
-    """Parts that train, see `trainer/model/trainable.py`; all others are frozen."""
+    """In a mix, remove from the reverse loop's gradient what is parallel to that of the others."""
+    trainable: list[Name] = field(default_factory=lambda: ["lora", "mlp1", "text_hidden_fcs", "sam_mask_decoder"])
+    """Parts that train; all others are frozen. Also: token_embeddings, language_model, vision_model,
+    sam_image_encoder."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     gradient_checkpointing: bool = False
+    """Compute activations of the language model again in the backward pass: less memory, more time."""
     compile: bool = False
     """Compile the layers of vision tower, SAM 2's image encoder and language model with torch.compile."""
 
-    lambda_mask: float = 1.0
-    lambda_dice: float = 1.0
-    lambda_lang: float = 0.5
-    lambda_anchor: float = 0.5
-    num_points: int = 12544
-    """Points a mask at which BCE and Dice compare prediction and truth."""
-    oversample_ratio: float = 3.0
-    importance_sample_ratio: float = 0.75
+    lambda_mask: LossWeight = 1.0
+    """Weight of the mask's cross-entropy (bce)."""
+    lambda_dice: LossWeight = 1.0
+    """Weight of the Dice loss."""
+    lambda_lang: LossWeight = 0.5
+    """Weight of the cross-entropy of the segmentation answer (lang)."""
+    lambda_anchor: LossWeight = 0.5
+    """Weight of the cross-entropy against the uncorrupted pseudo caption (anchor)."""
+    num_points: Annotated[int, count(1024 * 1024, "a mask has no more pixels")] = 12544
+    """Points per mask at which bce and Dice compare prediction and truth."""
+    oversample_ratio: Annotated[float, Bound(1, 16, "memory grows with it")] = 3.0
+    """Candidates per point, among which the uncertain ones are chosen."""
+    importance_sample_ratio: Fraction = 0.75
+    """Share of the points that are the most uncertain candidates; the others are spread evenly."""
 
-    ema_decay: float = 0.999
-    """Of the teacher, an optimiser step."""
+    ema_decay: Fraction = 0.999
+    """EMA decay of the teacher per optimiser step."""
     vary_wording: bool = True
-    """Draw the wording of segmentation questions and answers for each object; else it is the one that an evaluation
-    asks with."""
-    max_caption_tokens: int = 64
-    caption_temperature: float = 0.0
-    """Of the teacher's pseudo captions; 0 is greedy."""
-    max_text_tokens: int = 512
-    """Of the texts that are learnt; longer ones are cut."""
-    corrupt_ratio: float = 0.25
-    gumbel_tau: float = 0.7
-    gumbel_top_k: int = 256
+    """Draw the wording of segmentation questions and answers for each object, as in Sa2VA's recipe; false: word them
+    as an evaluation does."""
+    max_caption_tokens: Annotated[int, count(8192, "pseudo captions are written one token after the other")] = 64
+    """Tokens of a pseudo caption, at most."""
+    caption_temperature: Annotated[float, Bound(1e-3, 100, "captions are random words far below that", zero=True)] = 0.0
+    """Temperature of the teacher's pseudo captions; 0 is greedy."""
+    max_text_tokens: Annotated[int, count(32768, "no language model of Sa2VA reads more")] = 512
+    """Tokens of a text that is learnt, at most. Longer ones are cut and have no end token."""
+    corrupt_ratio: Fraction = 0.25
+    """Probability with which a word of the pseudo caption is replaced by a random one."""
+    gumbel_tau: Annotated[float, Bound(1e-3, 1000, "the mixture is even far below that")] = 0.7
+    """Temperature of the straight-through Gumbel-softmax."""
+    gumbel_top_k: Annotated[int, count(10**6, "no vocabulary is larger")] = 256
+    """Likeliest tokens that the Gumbel-softmax chooses among."""
 
-    optimizer: str = "adamw"
-    """adamw, or adamw8bit: moments in 8 bits a value, of torchao."""
-    lr: float = 2e-5
-    rates: dict[str, float] = field(default_factory=dict)
-    """Of parts that have a rate of their own, such as {text_hidden_fcs: 2e-4}; the others have `lr`."""
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    eps: float = 1e-8
-    weight_decay: float = 0.05
-    weight_decay_on: str = "matrices"
-    """matrices: parameters of two or more dimensions, so not biases, norms and scales. all: those too."""
-    warmup_steps: int = 366
-    warmup_from: float = 0.5
-    """Share of `lr` that the linear warm-up starts from; after it a cosine falls to 0 at the last step."""
-    steps: int = 12192
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    """AdamW, or torchao's with moments of 8 bits per value."""
+    lr: Rate = 2e-5
+    """Learning rate after the warm-up."""
+    rates: dict[Name, Rate] = field(default_factory=dict)
+    """Learning rates of parts with one of their own, such as {text_hidden_fcs: 2e-4}, on the same schedule; the others
+    have `lr`, which is what records show."""
+    betas: Annotated[list[Beta], Field(min_length=2, max_length=2)] = field(default_factory=lambda: [0.9, 0.999])
+    """Decay of AdamW's two moments per optimiser step."""
+    eps: Annotated[float, Bound(0, 1, "it stands beside the square root of a squared gradient")] = 1e-8
+    """AdamW's epsilon."""
+    weight_decay: Annotated[float, Bound(0, 1000, "rate times decay above 1 turns weights around")] = 0.05
+    """AdamW's decoupled weight decay."""
+    weight_decay_on: Literal["matrices", "all"] = "matrices"
+    """matrices: parameters of two or more dimensions (weights of linear layers and convolutions, adapters, embeddings;
+    not biases, norms and scales of layers). all: those too."""
+    warmup_steps: Annotated[int, count(_MANY, "no run has more steps", low=0)] = 366
+    """Optimiser steps of the linear warm-up; a cosine to 0 at the last step follows."""
+    warmup_from: Fraction = 0.5
+    """Share of `lr` at which the warm-up starts."""
+    steps: Annotated[int, count(_MANY, "no run does more")] = 12192
     """Optimiser steps of the run."""
-    accumulation: int = 2
-    """Batches an optimiser step."""
-    batch_size: int = 4
-    """Samples a batch and process."""
-    clip: float = 1.0
-    mixed_precision: str = "bf16"
-    """bf16 (autocast, float32 weights) or no."""
-    seed: int = 0
-    collective_timeout: float = 1800.0
+    accumulation: Annotated[int, count(10**6, "no step takes more batches")] = 2
+    """Batches per optimiser step on each process."""
+    batch_size: Annotated[int, count(65536, "no GPU holds more samples")] = 4
+    """Samples per batch on each process."""
+    clip: Rate = 1.0
+    """Norm to which the gradient is clipped."""
+    mixed_precision: Literal["bf16", "no"] = "bf16"
+    """bf16: autocast, weights that train stay float32. no: float32."""
+    seed: Annotated[
+        int, count(2**31 - 1, "numpy takes 32 bits, and the step and the process are added to it", low=0)
+    ] = 0
+    """Seed of all that is drawn at random."""
+    collective_timeout: Seconds = 1800.0
     """Seconds after which a process that waits for another one in vain ends the run."""
-    stall_notice: float = 60.0
+    stall_notice: Seconds = 60.0
     """Seconds of waiting after which the log says which process waits for which."""
 
     data: DataConfig = field(default_factory=DataConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    resume: str = "auto"
+    resume: FilePath = "auto"
     """auto: go on where the run in `output_dir` stopped, if there is one. never: refuse to. Else the folder of a
     checkpoint or of a run to go on from."""
-    output_dir: str = "runs/train"
+    output_dir: FilePath = "runs/train"
+    """Folder that the run writes in."""
 
-    def objectives(self) -> dict[str, Share]:
-        """What each step trains, the reverse loop last."""
-        mix = self.mix or {self.objective: Share()}
+    def objectives(self) -> dict[str, ObjectiveConfig]:
+        """Return what each step trains, the reverse loop last."""
+        mix = self.mix or {self.objective: ObjectiveConfig()}
         return {name: mix[name] for name in sorted(mix, key=lambda name: name == "reverse")}
 
     def key_of(self, objective: str) -> str:
-        """The key that asks for this objective."""
+        """Return the key that asks for this objective."""
         return f"mix.{objective}" if self.mix else f"objective={objective}"
 
     def sources(self) -> set[str] | None:
-        """Sources whose shards an objective reads; None: all that are there."""
-        shares = self.objectives().values()
-        return {name for share in shares for name in share.sources} if all(s.sources for s in shares) else None
+        """Return the sources whose shards an objective reads; None: all."""
+        chosen = [entry.sources for entry in self.objectives().values()]
+        return {name for names in chosen for name in names} if all(chosen) else None
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.warmup_steps >= self.steps and self.warmup_steps:
+            raise refuse("out of range", key="warmup_steps", met=str(self.warmup_steps), wanted=f"< {self.steps}")
+        if self.model.dtype == "bfloat16" and self.mixed_precision == "no":
+            what, do = "float32 adapters on bfloat16 weights need autocast", "set mixed_precision=bf16"
+            raise refuse(what, key="model.dtype", met="bfloat16", do=do)
+        for part in self.rates:
+            if part not in self.trainable and not self._is_unreached(part):
+                wanted = " or ".join(self.trainable)
+                raise refuse("a rate for a part that does not train", key="rates", met=part, wanted=wanted)
+        if self.project and ("reverse" not in self.mix or len(self.mix) < 2):
+            met, wanted = ", ".join(self.mix) or self.objective, "a mix of reverse and another objective"
+            raise refuse("nothing to be orthogonal to", key="project", met=met, wanted=wanted)
+        return self
+
+    def _is_unreached(self, part: str) -> bool:
+        """Return whether no loss reaches `part`: a run then takes it out of `trainable`, but its rate may stay."""
+        from trainer.objectives.step import UNREACHED  # imports torch; rarely needed
+
+        return all(part in UNREACHED.get(name, ()) for name in self.objectives())
 
 
-_SHOWN = 300
-"""Characters of a value that a message shows."""
-OBJECTIVES = ("dual", "segment", "describe", "reverse")
-CHOICES = {
-    "objective": OBJECTIVES,
-    "mixed_precision": ("bf16", "no"),
-    "optimizer": ("adamw", "adamw8bit"),
-    "weight_decay_on": ("matrices", "all"),
-    "model.dtype": ("float32", "bfloat16"),
-    "data.normalise": ("auto", "host", "device"),
-    "data.check": CHECKS,
-    "data.holdout_by": GROUPS,
-}
+_VALIDATOR: TypeAdapter[Config] = TypeAdapter(Config)
 
 
 def load_config(arguments: Sequence[str]) -> Config:
-    """The configuration that `[config.yaml] [key=value ...]` asks for.
+    """Return the configuration that `[config.yaml] [key=value ...]` asks for.
+
+    An interpolation, such as ${oc.env:NAME} or ${steps}, is replaced by its value, which the field then reads.
 
     Raises:
         UserError: a file that cannot be read, a key that does not exist, a value of the wrong type or out of range.
     """
-    config = OmegaConf.structured(Config)
-    files = [a for a in arguments if "=" not in a]
-    if len(files) > 1:
-        raise UserError("more than one configuration file", met=", ".join(files), wanted="[config.yaml] key=value ...")
-    for file in files:
-        config = _merge(config, _read(Path(file)), file)
-    for argument in arguments:
-        if "=" in argument:
-            config = _merge(config, _parse(argument), argument)
-    checked = _resolved(config)
-    _check(checked)
-    return checked
-
-
-def _resolved(config: Any) -> Config:
-    """The configuration with its interpolations, such as ${oc.env:NAME}, replaced by values of the right type."""
-    try:
-        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-        typed = OmegaConf.to_object(_merge(OmegaConf.structured(Config), OmegaConf.create(values), "configuration"))
-    except OmegaConfBaseException as error:
-        where, met = str(error.full_key or "configuration"), str(error).splitlines()[0][:_SHOWN]
-        raise UserError("cannot be resolved", where=where, met=met, do="give a value") from None
-    except RecursionError:
-        raise UserError("cannot be resolved", where="configuration", met="a value that refers to itself") from None
-    assert isinstance(typed, Config)
-    return typed
+    given = Given(arguments, Config.__pydantic_fields__)  # type: ignore[attr-defined]
+    return _checked(given.over(asdict(Config())), given.file_of)
 
 
 def save_config(config: Config, path: Path) -> None:
     """Write the effective configuration as YAML that `load_config` reads back."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
+    path.write_text(yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def flat(config: Config) -> dict[str, Any]:
-    """The configuration as dotted keys."""
-    out: dict[str, Any] = {}
-
-    def walk(node: Any, prefix: str) -> None:
-        if isinstance(node, dict):
-            for key, value in node.items():
-                walk(value, f"{prefix}.{key}" if prefix else str(key))
-        else:
-            out[prefix] = node
-
-    walk(OmegaConf.to_container(OmegaConf.structured(config)), "")
-    return out
+    """Return the configuration by dotted key, without empty mappings."""
+    return dict(leaves(asdict(config)))
 
 
-def _read(path: Path) -> DictConfig:
+def with_values(config: Config, values: Mapping[str, Any]) -> Config:
+    """Return a copy of `config` with other values, by dotted key."""
+    return _checked(functools.reduce(merged, (nested(key, value) for key, value in values.items()), asdict(config)))
+
+
+def fields(section: type = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Yield the dotted key of each field below `section` and what pydantic knows of it; NAME stands for any name."""
+    for name, info in section.__pydantic_fields__.items():  # type: ignore[attr-defined]
+        key = f"{prefix}{name}"
+        inner = [part for part in (info.annotation, *get_args(info.annotation)) if is_dataclass(part)]
+        if inner != [info.annotation]:
+            yield key, info
+        for kind in inner:
+            assert isinstance(kind, type)
+            yield from fields(kind, f"{key}." if kind is info.annotation else f"{key}.NAME.")
+
+
+def _checked(values: dict[str, Any], file_of: Callable[[Sequence[str | int]], str] = lambda keys: "") -> Config:
+    """Return the configuration of `values`; `file_of` names the file that gave the value at a place."""
     try:
-        data = read_regular(path, MOST_BYTES + 1)
-        if len(data) > MOST_BYTES:
-            raise UserError("too large", where=str(path), wanted=f"at most {MOST_BYTES:,} bytes")
-        check_yaml(data, str(path))
-        loaded = OmegaConf.load(io.BytesIO(data))
-    except FileNotFoundError:
-        raise UserError("no such file", where=str(path), wanted="[config.yaml] key=value ...") from None
-    except OSError as error:
-        raise UserError("cannot be read", where=str(path), met=str(error.strerror), wanted="a YAML file") from None
-    except UserError:
-        raise
-    except Exception as error:  # a YAML parser has many ways to fail, and none of them deserves a traceback
-        met = str(error)[:_SHOWN] or type(error).__name__
-        raise UserError("cannot be read as YAML", where=str(path), met=met) from None
-    if not isinstance(loaded, DictConfig):
-        raise UserError("not a mapping", where=str(path), met=type(loaded).__name__, wanted="key: value")
-    return loaded
+        return _VALIDATOR.validate_python(values)
+    except ValidationError as error:
+        raise user_error(error, file_of, [key for key, _ in fields()], _accepts) from None
 
 
-def _parse(argument: str) -> DictConfig:
-    key, _, value = argument.partition("=")
-    if not value.strip():
-        do = "is a variable unset? Leave the key out, or give null where it may be nothing"
-        raise UserError("empty value", where=key, met=repr(value), wanted="key=value", do=do)
+def _accepts(key: str, text: str) -> bool:
+    """Return whether `key=text` alone would be accepted."""
     try:
-        check_yaml(value, key)
-        return OmegaConf.from_dotlist([argument])
-    except UserError:
-        raise
-    except Exception as error:
-        where, met = argument[:_SHOWN], str(error)[:_SHOWN] or type(error).__name__
-        raise UserError("cannot be read", where=where, met=met, wanted="key=value") from None
-
-
-def _merge(config: Any, update: Any, where: str) -> Any:
-    where = where[:_SHOWN]
-    try:
-        if update.get("mixed_precision") is False:
-            update.mixed_precision = "no"  # YAML reads a bare no as false
-        config.merge_with(update)  # in place: `OmegaConf.merge` copies all keys for each one that is given
-        return config
-    except ConfigKeyError as error:
-        key = str(error.full_key)
-        known = flat(Config())
-        close = difflib.get_close_matches(key, known, n=1) or difflib.get_close_matches(key.split(".")[-1], known, n=1)
-        do = f"did you mean {close[0]}?" if close else "docs/TRAINING.md lists the keys"
-        raise UserError("unknown key", where=where, met=key, do=do) from None
-    except OmegaConfBaseException as error:
-        met = str(error).splitlines()[0][:_SHOWN]
-        raise UserError(
-            "wrong type", where=f"{where}, {error.full_key}" if error.full_key else where, met=met
-        ) from None
-    except (TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:  # of OmegaConf's own code
-        raise UserError("wrong type", where=where, met=str(error)[:_SHOWN]) from None
-
-
-def _check(config: Config) -> None:
-    check_leaves(asdict(config))
-    given = flat(config)
-    for key, allowed in CHOICES.items():
-        if (value := given[key]) not in allowed:
-            raise UserError("no such choice", where=key, met=repr(value), wanted=" or ".join(allowed))
-    if config.warmup_steps >= config.steps and config.warmup_steps:
-        raise UserError("out of range", where="warmup_steps", met=str(config.warmup_steps), wanted=f"< {config.steps}")
-    parse_size(config.data.cache_limit, "data.cache_limit")
-    if config.model.path and (config.model.internvl or config.model.sam2):
-        raise UserError("two models to start from", where="model", wanted="path, or internvl with sam2")
-    if bool(config.model.internvl) != bool(config.model.sam2):
-        raise UserError("half a model", where="model", wanted="both internvl and sam2")
-    if config.model.dtype == "bfloat16" and config.mixed_precision == "no":
-        where, do = "model.dtype", "set mixed_precision=bf16"
-        raise UserError("float32 adapters on bfloat16 weights need autocast", where=where, met="bfloat16", do=do)
-    for name in config.rates:
-        if name not in config.trainable:
-            met, wanted = str(name), " or ".join(config.trainable)
-            raise UserError("a rate for a part that does not train", where="rates", met=met, wanted=wanted)
-    for name in config.mix:
-        if name not in OBJECTIVES:
-            raise UserError("no such objective", where="mix", met=str(name), wanted=" or ".join(OBJECTIVES))
-    if config.project and ("reverse" not in config.mix or len(config.mix) < 2):
-        met, wanted = ", ".join(config.mix) or config.objective, "a mix of reverse and another objective"
-        raise UserError("nothing to be orthogonal to", where="project", met=met, wanted=wanted)
-    if len(config.betas) != 2:
-        raise UserError("not two numbers", where="betas", met=str(config.betas), wanted="[0.9, 0.999]")
+        _VALIDATOR.validate_python(merged(asdict(Config()), parse(f"{key}={text}")))
+    except (UserError, ValidationError):
+        return False
+    return True

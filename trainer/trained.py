@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load as from_safetensors
@@ -58,7 +59,9 @@ class Origin:
     ) -> Origin:
         """Of a run; folders of the model are made absolute, so that the checkpoint can move."""
         given = config.model
-        places = {k: v and _absolute(v) for k, v in asdict(given).items() if k in ("path", "internvl", "sam2")}
+        places: dict[str, Any] = {
+            k: v and _absolute(v) for k, v in asdict(given).items() if k in ("path", "internvl", "sam2")
+        }
         batch = config.batch_size * config.accumulation
         model = replace(given, **places)
         objective = ", ".join(config.objectives())
@@ -171,7 +174,7 @@ def read_origin(path: Path) -> Origin:
         own = {key: value for key, value in body.items() if key not in ("recipe", "recipe_hash", KEY)}
         trained_on = read_trained_on(path.parent, body, str(path))
         return Origin(model=model, lora=lora, recipe=recipe, trained_on=trained_on, **own)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError("not the origin of a checkpoint", where=str(path), met=str(error)) from None
 
 

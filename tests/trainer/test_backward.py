@@ -15,7 +15,7 @@ from shards.errors import UserError
 from tests.joined import Joined
 from tests.trainer.conftest import build_step
 from trainer.build import drop_unreached_parts
-from trainer.config import Config, LoraConfig, Share, load_config
+from trainer.config import Config, LoraConfig, ObjectiveConfig, load_config
 from trainer.data.loader import Batch, Loader
 from trainer.data.stream import Stream
 from trainer.objectives.backward import Backward, accumulation_steps
@@ -74,7 +74,7 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def test_a_mix_adds_weighted_gradients_of_mean_losses(make_loop, config: Config, batch: Batch):
     config.accumulation = 2
-    config.mix = {"describe": Share(weight=0.5), "segment": Share(weight=2.0)}
+    config.mix = {"describe": ObjectiveConfig(weight=0.5), "segment": ObjectiveConfig(weight=2.0)}
     met, losses, keys = gradients(config, make_loop, batch, ["describe", "describe", "segment", "segment"])
     first, second = (alone(config, make_loop, batch, name) for name in ("describe", "segment"))
     assert all(close(met[n], 0.5 * first[n] + 2 * second[n]) for n in met)
@@ -93,7 +93,7 @@ def test_one_objective_keeps_its_plain_names(make_loop, config: Config, batch: B
 
 def test_the_reverse_loops_gradient_is_made_orthogonal(make_loop, config: Config, batch: Batch):
     config.accumulation, config.project = 1, True
-    config.mix = {"reverse": Share(weight=0.5), "segment": Share()}
+    config.mix = {"reverse": ObjectiveConfig(weight=0.5), "segment": ObjectiveConfig()}
     assert [*config.objectives()] == ["segment", "reverse"]
     met, losses, _ = gradients(config, make_loop, batch, ["segment", "reverse"])
     main, reverse = (alone(config, make_loop, batch, name) for name in ("segment", "reverse"))
@@ -107,7 +107,7 @@ def test_the_reverse_loops_gradient_is_made_orthogonal(make_loop, config: Config
     assert losses["reverse/alignment"].item() == pytest.approx(cosine.item(), rel=1e-3)
 
 
-MIX = {"segment": Share(weight=2.0), "reverse": Share(weight=0.5)}
+MIX = {"segment": ObjectiveConfig(weight=2.0), "reverse": ObjectiveConfig(weight=0.5)}
 LOGGED = ("bce", "dice", "lang", "bce_uniform", "dice_uniform", "caption")
 Gradients = dict[str, torch.Tensor]
 

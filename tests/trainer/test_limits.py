@@ -1,14 +1,16 @@
 """Every value of the configuration is bounded: what is out of range is one line with the key, never a traceback."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin
 
 import pytest
 
 from shards.errors import UserError
-from trainer.config import Config, flat, load_config
+from trainer.config import Config, fields, flat, load_config
 from trainer.data.loader import Loader
-from trainer.limits import BOUNDS
+from trainer.limits import Bound
 
 HOSTILE = ("nan", "inf", "-1", str(2**63), "")
 ODD = ("-inf", "9" * 5000, "1e400", "null", "[]", "{}", "[[]]", "[nan]", "''", '"a\\0b"', '"\\ud800"', "x" * 5000)
@@ -32,13 +34,29 @@ def test_a_hostile_value_of_any_key_is_one_line_or_sound(keys: list[str], values
                 assert met != "" and "\0" not in str(met), (argument, name)
 
 
-def test_every_number_has_two_bounds_and_its_default_lies_within():
-    for key, value in flat(Config()).items():
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            bound = BOUNDS[key]
-            assert (bound.holds(value) and bound.why) or (bound.low, bound.high) == (0, 1), key
+def numbers(hint: Any, metadata: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Metadata of each int and float in a type: {"rates": dict[str, Annotated[float, X]]} has (X,)."""
+    if hint in (int, float):
+        yield metadata
+    elif get_origin(hint) is Annotated:
+        yield from numbers(get_args(hint)[0], get_args(hint)[1:])
+    else:
+        for part in get_args(hint):
+            yield from numbers(part)
+
+
+def test_every_number_has_two_bounds_with_a_reason_and_its_default_lies_within():
+    values, seen = flat(Config()), 0
+    for key, info in fields():
+        for metadata in numbers(info.annotation, tuple(info.metadata)):
+            seen += 1
+            bound = next(part for part in metadata if isinstance(part, Bound))
+            assert bound.reason or (bound.low, bound.high) == (0, 1), key
             for beyond in (bound.high * 1.001 + 1, -1e-9, float("nan"), float("inf")):
                 assert not bound.holds(beyond), (key, beyond)
+            if isinstance(value := values.get(key), int | float):
+                assert bound.holds(value), key
+    assert seen > 40
 
 
 @pytest.mark.parametrize(

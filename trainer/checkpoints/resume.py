@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from shards.errors import UserError
 from trainer.checkpoints.checkpoint import STATE, State, read_random_states, read_state
 from trainer.checkpoints.run_folder import CHECKPOINTS, LATEST, RunFolder
 from trainer.checksums import check_checkpoint
-from trainer.config import Config, flat
+from trainer.config import Config, flat, with_values
 from trainer.data.loader import Position
 from trainer.measure.journal import METRICS, read_records
 
@@ -101,14 +99,9 @@ def keep_old_ways(config: Config, run: RunFolder) -> tuple[Config, list[str]]:
     if not chosen:
         return config, []
     saved, given, defaults = read_state(chosen).config, flat(config), flat(Config())
-    changed = {k: v for k, v in _BEFORE.items() if k not in saved and given[k] == defaults[k] != v}
-    merged = OmegaConf.structured(config)
-    for key, value in changed.items():
-        OmegaConf.update(merged, key, value)
-    kept = OmegaConf.to_object(merged)
-    assert isinstance(kept, Config)
+    old_ways = {k: v for k, v in _BEFORE.items() if k not in saved and given[k] == defaults[k] != v}
     what = "the checkpoint is of a release without this key, and the run goes on as it was"
-    return kept, [f"{key}={value}: {what}" for key, value in changed.items()]
+    return with_values(config, old_ways), [f"{key}={value}: {what}" for key, value in old_ways.items()]
 
 
 def _chosen(config: Config, run: RunFolder) -> Path | None:
