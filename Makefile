@@ -18,7 +18,7 @@ $(READY): requirements.lock pyproject.toml Makefile pipeline/_resample.c
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.lock
 	SAM2_BUILD_CUDA=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation sam2==1.1.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	$(BIN)/python -c 'import cli, inference.evaluate, inference.run, trainer.doctor.checks, trainer.export, trainer.train'
+	$(BIN)/python -c 'import cli, evaluation.evaluate, inference.run, trainer.doctor.checks, trainer.export, trainer.train'
 	touch $@
 
 demo: $(READY)

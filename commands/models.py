@@ -188,7 +188,7 @@ def evaluate(
     Counts every sample once, on any number of processes: put accelerate launch --num_processes N -m before
     cli evaluate and its options.
     """
-    from inference.evaluate import evaluate as run
+    from evaluation.evaluate import evaluate as run
     from shards.cache import Cache
     from shards.size import parse_size
 

@@ -17,7 +17,7 @@ from torch.distributed import TCPStore
 import cli
 
 _FORKS = mp.get_context("forkserver")
-_FORKS.set_forkserver_preload(["trainer.train", "inference.evaluate", "tests.joined"])
+_FORKS.set_forkserver_preload(["trainer.train", "evaluation.evaluate", "tests.joined"])
 _OF_A_LAUNCHER = ("ACCELERATE_", "FSDP_", "TORCHELASTIC_")
 JOINED = {"LOCAL_RANK", "WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"}
 """What tells a process of the others."""

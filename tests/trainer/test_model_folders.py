@@ -18,7 +18,7 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
-from inference.evaluate import evaluate
+from evaluation.evaluate import evaluate
 from inference.loading import load
 from inference.quantise import export_int8
 from shards.errors import UserError

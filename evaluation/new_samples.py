@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.items import Place
+from evaluation.items import Place
 from shards.reader import ShardSet
 from trainer.export import CHECKPOINT
 from trainer.released.files import resolve

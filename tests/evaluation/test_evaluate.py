@@ -16,11 +16,11 @@ from accelerate.state import PartialState
 from PIL import Image
 from skimage import data as photographs
 
-from inference import evaluate as module
-from inference.evaluate import evaluate
-from inference.items import NO_REGION, NO_TEXT, batches, cut, read
+from evaluation import evaluate as module
+from evaluation.evaluate import evaluate
+from evaluation.items import NO_REGION, NO_TEXT, batches, cut, read
+from evaluation.scores import Tally, table
 from inference.loading import load
-from inference.scores import Tally, table
 from pipeline.plan import make_plan
 from pipeline.run import run
 from pipeline.sources import choices_of, source_named
@@ -148,7 +148,7 @@ def test_what_cannot_be_asked_about_is_counted_and_frames_show_the_object(
         assert np.array_equal(batch["masks2"][row], whole["masks2"][number])
         assert np.array_equal(batch["prompt_masks1"][row], whole[f"prompt_masks{1 + row}"][number])
         assert np.array_equal(batch["pixel_values1"][row], whole[f"pixel_values{1 + row}"])
-    monkeypatch.setattr("inference.items.decode_field", lambda *how: np.zeros_like(decode_field(*how)))
+    monkeypatch.setattr("evaluation.items.decode_field", lambda *how: np.zeros_like(decode_field(*how)))
     (group,) = read(groups(tmp_path / "shards"), "dual")
     assert not group[0].items and group[0].left_out == {NO_REGION: 2}
 

@@ -20,12 +20,12 @@ from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from inference.items import TEXT_OBJECTIVES, Place, batches, cut, read
+from evaluation.items import TEXT_OBJECTIVES, Place, batches, cut, read
+from evaluation.new_samples import count_trained, explain_samples, new_parts, trained_on
+from evaluation.scores import ALL, Tally, table
 from inference.loading import load
-from inference.new_samples import count_trained, explain_samples, new_parts, trained_on
 from inference.pictures import write
 from inference.recipes import explain_shards
-from inference.scores import ALL, Tally, table
 from shards.cache import Cache
 from shards.errors import UserError
 from shards.groups import Group
@@ -71,10 +71,10 @@ def evaluate(
         objective: a key of `trainer.measure.judge.JUDGED`; where None, segment if the objects have texts, else dual.
         split: keep the sets that were made of this split.
         holdout: keep the samples that a training with this `data.holdout` leaves out; 0 keeps all; None those that the
-            model was not trained on, as far as its folder says (see `inference.new_samples`).
+            model was not trained on, as far as its folder says (see `evaluation.new_samples`).
         holdout_by: `data.holdout_by` of that training.
         limit: keep the first so many samples of each set.
-        batch_size: items a batch; samples a group (see `inference.items`).
+        batch_size: items a batch; samples a group (see `evaluation.items`).
         max_caption_tokens: of the captions that the model writes itself (dual).
         device: as in `inference.loading.load`; several processes have their own.
         dtype: as in `inference.loading.load`.

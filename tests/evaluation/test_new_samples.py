@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from inference.evaluate import evaluate
-from inference.new_samples import explain_samples, new_parts, trained_on
+from evaluation.evaluate import evaluate
+from evaluation.new_samples import explain_samples, new_parts, trained_on
 from shards.errors import UserError
 from shards.reader import ShardSet
 from tests.trainer.runs import SMALL

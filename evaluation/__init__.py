@@ -1,0 +1,1 @@
+"""How good a model is on shards: every object of every sample once, on any number of processes."""
