@@ -8,7 +8,7 @@ a layer, since it gathers its own.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -114,11 +114,21 @@ def resharded(module: nn.Module) -> nn.Module:
     return module
 
 
-def any_process(flag: bool, device: torch.device) -> bool:
-    """Whether `flag` is set on any process: all processes have to pass through the layers equally often."""
-    total = torch.tensor(float(flag), device=device)
-    dist.all_reduce(total, dist.ReduceOp.MAX)
-    return bool(total)
+def any_process_of(module: nn.Module) -> Callable[[bool], bool]:
+    """Return a function that says whether its argument is true on any process; `bool` unless `module` is sharded.
+
+    All processes must run sharded layers equally often, so what one process needs the others do too.
+    """
+    if not any(is_shared(layer) for layer in module.modules()):
+        return bool
+    device = next(module.parameters()).device
+
+    def any_process(value: bool) -> bool:
+        flag = torch.tensor(float(value), device=device)
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return bool(flag)
+
+    return any_process
 
 
 @contextmanager

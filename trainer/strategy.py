@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -48,7 +47,6 @@ def lay_out(
     prepared, stepper = accelerator.prepare(loop, optimizer)
     if fsdp.is_sharded(loop):
         register_fsdp_forward_method(loop, "judge")
-        loop.model.together = partial(fsdp.any_process, device=accelerator.device)
     loop.teacher.follow(loop)
     return prepared, stepper
 

@@ -8,9 +8,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.data.loader import Batch
-from trainer.measure.flops import costs_of, peak_named
+from trainer.measure.counting import Counts, counting
+from trainer.measure.flops import Costs, costs_of, peak_named
 from trainer.measure.rates import Spent
-from trainer.model.work import Work
+
+KINDS = ("vision_model", "sam_image_encoder", "mlp1", "language_model", "attention", "lm_head", "sam_mask_decoder")
 
 
 def test_a_step_counts_what_pytorch_counts(make_loop, config, batch: Batch, monkeypatch: pytest.MonkeyPatch):
@@ -27,28 +29,53 @@ def test_a_step_counts_what_pytorch_counts(make_loop, config, batch: Batch, monk
     assert result["flops"].item() == pytest.approx(counter.get_total_flops(), rel=0.03)
     rows = [loop.model.prompts.describe("a", [int(region.sum())]) for region in batch["prompt_masks1"]]
     assert result["tokens"] > sum(len(row.ids) for row in rows)
-    assert loop.model.work is None  # evaluations do not count
 
 
 def test_what_is_frozen_counts_forward_alone_and_adapters_halve_the_backward_of_weights(make_loop, config):
     costs = costs_of(make_loop(config).model)
-    assert costs.backward["seen"] == costs.backward["looked"] == 0
-    assert costs.backward["attended"] == 2 * costs.forward["attended"] == 2 * 4 * 4 * 32 * 2
+    assert costs.backward["vision_model"] == costs.backward["sam_image_encoder"] == 0
+    assert costs.backward["attention"] == 2 * costs.forward["attention"] == 2 * 4 * 4 * 32 * 2
     linear = 2 * (128 * 128 * 2 + 128 * 64 * 2 + 3 * 128 * 256)  # of two layers
     lora = 2 * 4 * (2 * (128 + 128) + 2 * (128 + 64) + 3 * (128 + 256))
-    assert costs.forward["read"] == 2 * (linear + lora)
-    assert costs.backward["read"] == 2 * (linear + lora) + 2 * lora  # of frozen weights no gradient of their own
+    assert costs.forward["language_model"] == 2 * (linear + lora)
+    assert (
+        costs.backward["language_model"] == 2 * (linear + lora) + 2 * lora
+    )  # of frozen weights no gradient of their own
     config.trainable = ["sam_mask_decoder"]
-    assert costs_of(make_loop(config).model).backward["read"] == 0  # nothing below the decoder trains
+    assert costs_of(make_loop(config).model).backward["language_model"] == 0  # nothing below the decoder trains
 
 
-def test_only_tokens_that_are_there_count():
-    work = Work()
-    work.read(torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]]), new=4)
+def test_layers_that_checkpointing_runs_again_do_not_count_twice(make_loop, config, batch: Batch):
+    """Compiled layers: see test_compiled.py."""
+    results = []
+    for checkpointing in (False, True):
+        loop = make_loop(config)
+        loop.costs = Costs(dict.fromkeys(KINDS, 1.0), dict.fromkeys(KINDS, 2.0))
+        if checkpointing:
+            loop.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        result = loop(batch, "reverse")
+        result["loss"].backward()
+        results.append([result[name].item() for name in ("tokens", "flops")])
+    assert results[0] == results[1]
+
+
+def test_hooks_leave_the_model_when_counting_ends_by_an_error_too(make_loop, batch: Batch):
+    model = make_loop().model
+    with pytest.raises(KeyError), counting(model) as counts:
+        model.encode_image(batch["pixel_values1"])
+        raise KeyError
+    assert counts.amounts == {("vision_model", False): 2}
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_padding_does_not_count_and_a_cache_counts_in_attention():
+    counts = Counts()
+    counts.add_tokens(torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]]), new=4)
     with torch.no_grad():
-        work.read(torch.tensor([[0, 1, 1, 1]]), new=1)  # one more token that looks at three
-    assert work.amounts[("read", True)] == 4 == work.tokens and work.amounts[("attended", True)] == 3 * 3 + 1
-    assert work.amounts[("read", False)] == 1 and work.amounts[("attended", False)] == 3
+        counts.add_tokens(torch.tensor([[0, 1, 1, 1]]), new=1)  # one more token, which attends to three
+    assert counts.amounts[("language_model", True)] == 4 == counts.tokens
+    assert counts.amounts[("attention", True)] == 3 * 3 + 1
+    assert counts.amounts[("language_model", False)] == 1 and counts.amounts[("attention", False)] == 3
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,18 @@
-"""Floating point operations of the model, counted as it works, and what a GPU could do.
+"""Floating point operations of a training step, and the peak operations per second of a GPU.
 
-Counted are the products of matrices and convolutions that the objective asks for, two operations a multiplication with
-its addition, whatever the kernels do besides: activations that gradient checkpointing computes again, padding and
-optimiser do not count. (That is what makes it MODEL flops utilisation: PaLM, Chowdhery et al. 2022, appendix B.)
+Counted are the matrix products and convolutions that the objective needs; a multiplication with its addition counts 2.
+Recomputation by gradient checkpointing, padding and the optimiser do not count. This is the definition of model FLOPs
+utilisation (PaLM, Chowdhery et al. 2022, appendix B).
 
-- A weight of the language model counts 2 a token forward. Backward it counts 2 a token for the gradient of what went
-  in, and 2 more for its own gradient where it trains: a frozen weight under adapters counts 4 in all, one that trains
-  6. The teacher's captions count forward alone: the question's tokens once, then each token that is written.
-- Attention counts 4 x heads x width of a head x layers for each token and each token that it may look at or not
-  (without taking half for the causal mask, as PaLM does), three times that where gradients flow.
-- The output head counts where a token is predicted, the projector for 256 tokens a picture each time it is passed.
-- Vision tower, SAM 2's image encoder and its mask decoder are counted operation by operation on one picture and one
-  object without memory (PyTorch's flop counter), attention included; three times that where they train, twice where
-  gradients only pass through the decoder. Frozen encoders count forward alone, once a picture and step.
+- Language model: 2 per weight and token forward, 2 for the gradient of the input, and 2 for the gradient of the weight
+  where it trains. So a frozen weight below adapters counts 4 in all, one that trains 6. The teacher's captions count
+  forward alone: the tokens of the question once, then each generated token.
+- Attention: 4 x heads x head width x layers for each pair of a token and a token of its row, three times that with
+  gradients. The causal mask does not halve it, as in PaLM.
+- Output head: each position at which a token is predicted. Projector: 256 tokens per picture and call.
+- Vision tower, SAM 2's image encoder and mask decoder: PyTorch's flop counter on one picture and one object, attention
+  included. Three times that where they train, twice where gradients only pass through the mask decoder. Frozen
+  encoders count forward alone.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import PretrainedConfig
 
+from trainer.measure.counting import Counts
 from trainer.model.architecture import VISION_SIZE
 from trainer.model.grounding import IMAGE_SIZE
 from trainer.model.prompts import IMAGE_TOKENS
 from trainer.model.sa2va import Sa2VA
-from trainer.model.work import Work
 
-# Dense peaks of NVIDIA's data sheets, without sparsity, in operations a second: bfloat16 with float32 sums on tensor
-# cores, float32 outside of them (PyTorch leaves TF32 off). The first name that the device's name holds counts.
+# Name, bfloat16 and float32 peak in operations per second, from NVIDIA's data sheets: dense; bfloat16 with float32 sums
+# on tensor cores, float32 outside of them (PyTorch leaves TF32 off). The first name within the device's name counts.
 _PEAKS = (
     ("B200", 2250e12, 75e12),
     ("H200", 989.4e12, 67e12),
@@ -52,12 +53,12 @@ _PEAKS = (
 
 
 def peak_of(device: torch.device, mixed_precision: str) -> float | None:
-    """Operations a second that a device could do in bfloat16 ("bf16") or float32; None: not known."""
+    """Peak operations per second of a device in bfloat16 ("bf16") or float32; None where unknown."""
     return peak_named(torch.cuda.get_device_name(device), mixed_precision) if device.type == "cuda" else None
 
 
 def peak_named(device_name: str, mixed_precision: str) -> float | None:
-    """`peak_of` a device of this name."""
+    """Peak operations per second of the device with this name; see `peak_of`."""
     words = f" {device_name} ".replace("-", " ")
     for name, bf16, float32 in _PEAKS:
         if f" {name} " in words:
@@ -67,55 +68,48 @@ def peak_named(device_name: str, mixed_precision: str) -> float | None:
 
 @dataclass(frozen=True)
 class Costs:
-    """Operations of each kind of work, forward alone and backward where gradients flow."""
+    """Operations per unit of each kind of work (see `Counts`), in the forward pass and in the backward pass."""
 
     forward: dict[str, float]
     backward: dict[str, float]
 
-    def of(self, work: Work) -> Tensor:
+    def of(self, counts: Counts) -> Tensor:
         """() float32: operations of the work that was counted."""
-        each = [
+        operations = [
             amount * (self.forward[kind] + (self.backward[kind] if with_gradient else 0.0))
-            for (kind, with_gradient), amount in work.amounts.items()
+            for (kind, with_gradient), amount in counts.amounts.items()
         ]
-        return torch.as_tensor(sum(each), dtype=torch.float32)
+        return torch.as_tensor(sum(operations), dtype=torch.float32)
 
 
 def costs_of(model: Sa2VA) -> Costs:
-    """What a model costs whose trainable parameters are chosen and whose weights are whole."""
-    language, config = model.language_model, model.language_model.config
-    heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    attention = 4.0 * heads * width * config.num_hidden_layers
-    # Nothing below the language model, nor in it: then no gradient passes it.
-    passed = any(p.requires_grad for part in (language, model.mlp1, model.vision_model) for p in part.parameters())
-    sam = model.grounding_encoder.sam2_model
-    device = model.device
-    picture = torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8)
-    seen = _counted(lambda: model.encode_image(torch.zeros(1, 3, VISION_SIZE, VISION_SIZE, device=device)))
-    looked = _counted(lambda: model.encode_sam(picture.to(device)))
-    pointed = _counted(lambda: _point_out(model, picture.to(device))) - looked
-    read, read_back = _linear(language.model, passed)
-    said, said_back = _linear(language.lm_head, passed)
-    projected, projected_back = _linear(model.mlp1, _trains(model.mlp1) or _trains(model.vision_model))
+    """Costs of a model whose trainable parameters are chosen and whose weights are not sharded."""
+    language, sam = model.language_model, model.grounding_encoder.sam2_model
+    # No gradient passes through the language model where nothing in it or before it trains.
+    gradient_passes = _trains(language) or _trains(model.mlp1) or _trains(model.vision_model)
+    tokens = _linear_costs(language.model, gradient_passes)
+    logits = _linear_costs(language.lm_head, gradient_passes)
+    projected = _linear_costs(model.mlp1, _trains(model.mlp1) or _trains(model.vision_model))
+    attention = _attention_cost(language.config)
+    image, sam_image, masks = _counted_costs(model)
     return Costs(
         {
-            "seen": seen,
-            "looked": looked,
-            "pointed": pointed,
-            "read": read,
-            "attended": attention,
-            "said": said,
-            "projected": IMAGE_TOKENS * projected,
+            "vision_model": image,
+            "sam_image_encoder": sam_image,
+            "sam_mask_decoder": masks,
+            "language_model": tokens[0],
+            "attention": attention,
+            "lm_head": logits[0],
+            "mlp1": IMAGE_TOKENS * projected[0],
         },
         {
-            "seen": 2 * seen * _trains(model.vision_model),
-            "looked": 2 * looked * _trains(sam.image_encoder),
-            "pointed": pointed * (1 + _trains(sam.sam_mask_decoder)),
-            "read": read_back,
-            "attended": 2 * attention * passed,
-            "said": said_back,
-            "projected": IMAGE_TOKENS * projected_back,
+            "vision_model": 2 * image * _trains(model.vision_model),
+            "sam_image_encoder": 2 * sam_image * _trains(sam.image_encoder),
+            "sam_mask_decoder": masks * (1 + _trains(sam.sam_mask_decoder)),
+            "language_model": tokens[1],
+            "attention": 2 * attention * gradient_passes,
+            "lm_head": logits[1],
+            "mlp1": IMAGE_TOKENS * projected[1],
         },
     )
 
@@ -124,23 +118,40 @@ def _trains(module: nn.Module) -> bool:
     return any(p.requires_grad for p in module.parameters())
 
 
-def _linear(module: nn.Module, passed: bool) -> tuple[float, float]:
-    """Operations a token, forward and backward, of the linear layers below `module`."""
+def _linear_costs(module: nn.Module, gradient_passes: bool) -> tuple[float, float]:
+    """Operations per token, forward and backward, of the linear layers in `module`."""
     weights = [layer.weight for layer in module.modules() if isinstance(layer, nn.Linear)]
-    all_of_them = float(sum(w.numel() for w in weights))
-    training = float(sum(w.numel() for w in weights if w.requires_grad))
-    return 2 * all_of_them, 2 * all_of_them * passed + 2 * training
+    total = float(sum(weight.numel() for weight in weights))
+    training = float(sum(weight.numel() for weight in weights if weight.requires_grad))
+    return 2 * total, 2 * total * gradient_passes + 2 * training
 
 
-def _point_out(model: Sa2VA, picture: Tensor) -> None:
+def _attention_cost(config: PretrainedConfig) -> float:
+    """Operations of the forward pass per pair of a token and a token of its row."""
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return 4.0 * heads * width * config.num_hidden_layers
+
+
+def _counted_costs(model: Sa2VA) -> tuple[float, float, float]:
+    """Operations of the forward pass per picture of the vision tower and of SAM 2's image encoder, and per mask."""
+    picture = torch.zeros(1, 3, VISION_SIZE, VISION_SIZE, device=model.device)
+    sam_picture = torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8).to(model.device)
+    image = _operations(lambda: model.encode_image(picture))
+    sam_image = _operations(lambda: model.encode_sam(sam_picture))
+    return image, sam_image, _operations(lambda: _decode_one(model, sam_picture)) - sam_image
+
+
+def _decode_one(model: Sa2VA, sam_picture: Tensor) -> None:
     encoder = model.grounding_encoder
-    one = torch.zeros(1, encoder.width, device=picture.device)
-    encoder.decode(model.encode_sam(picture), torch.zeros(1, dtype=torch.int64, device=picture.device), one)
+    embedding = torch.zeros(1, encoder.width, device=sam_picture.device)
+    image_of_object = torch.zeros(1, dtype=torch.int64, device=sam_picture.device)
+    encoder.decode(model.encode_sam(sam_picture), image_of_object, embedding)
 
 
-def _counted(run: Callable[[], object]) -> float:
-    """Operations of what `run` does, without doing it."""
-    from torch.utils.flop_counter import FlopCounterMode  # imports Triton, which is for those that count
+def _operations(run: Callable[[], object]) -> float:
+    """Operations of `run`, which is traced without computing anything."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton
 
     with (
         FakeTensorMode(allow_non_fake_inputs=True),

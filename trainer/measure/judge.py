@@ -67,12 +67,14 @@ def judge(passes: Passes, batch: Batch, objective: str, side: int = _GRID) -> Ju
             values |= _told(passes, batch, visual_tokens, captions, cells_of_logits(logits)[0])
         return Judged(values, captions, logits)
     question = passes.description_question(batch, visual_tokens)
-    words = [c.words for c in captions_of(Captioner(model)(*question, passes.config.max_caption_tokens), prompts)]
+    length = passes.config.max_caption_tokens
+    answers = Captioner(model)(*question, length, any_process=passes.any_process)
+    words = [caption.words for caption in captions_of(answers, prompts)]
     target = passes.encode_second_image(batch, visual_tokens)
     logits, _ = passes.segment(batch, passes.question(batch, words, None), target, sam_features)
     values = _compared(logits, masks, side)
     values["swap_gap"] = torch.full_like(values["iou"], torch.nan)
-    if model.together(len(words) > 1):
+    if passes.any_process(len(words) > 1):
         swapped = [words[i] for i in others(batch["image_of_object"].tolist())]
         wrong, _ = passes.segment(batch, passes.question(batch, swapped, None), target, sam_features)
         if len(words) > 1:

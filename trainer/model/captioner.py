@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -58,6 +59,7 @@ class Captioner(nn.Module):
         max_tokens: int,
         temperature: float = 0.0,
         uniform: Tensor | None = None,
+        any_process: Callable[[bool], bool] = bool,
     ) -> Answers:
         """Answer rows that end with a question. Only text and the end token are generated, and at least one token.
 
@@ -69,6 +71,7 @@ class Captioner(nn.Module):
             max_tokens: T.
             temperature: 0 takes the likeliest token, above that tokens follow softmax(logits / temperature).
             uniform: (M, T) float32 in [0, 1), the draws; needed above temperature 0.
+            any_process: see `generate`.
         """
         model, prompts = self.model, self.model.prompts
         text = prompts.ordinary.to(visual_tokens.device)
@@ -81,7 +84,7 @@ class Captioner(nn.Module):
 
         embeddings = model.embed_rows(rows, visual_tokens, image_of_row, regions)
         with uncompiled(model):
-            return generate(model, rows, embeddings, max_tokens, pick, prompts.ended)
+            return generate(model, rows, embeddings, max_tokens, pick, prompts.ended, any_process=any_process)
 
 
 def choose(logits: Tensor, temperature: float, uniform: Tensor | None) -> Tensor:

@@ -19,10 +19,10 @@ def compile_layers(model: Sa2VA) -> int:
     layers = [module for module in model.modules() if type(module).__name__ in model.layer_names]
     for layer in layers:
         layer.compile(backend=BACKEND)
-    model.compiled = True
     return len(layers)
 
 
 def uncompiled(model: Sa2VA) -> AbstractContextManager[object]:
-    """Within, layers run as they were written: a growing cache of keys and values would compile each layer anew."""
-    return torch.compiler.set_stance("force_eager") if model.compiled else nullcontext()
+    """Run the layers as they were written: a growing cache of keys and values would compile each layer anew."""
+    compiled = any(module._compiled_call_impl is not None for module in model.modules())
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()

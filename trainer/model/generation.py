@@ -40,6 +40,7 @@ def generate(
     pick: Callable[[Tensor, int], Tensor],
     ended: Callable[[Tensor], Tensor],
     keep_seg: bool = False,
+    any_process: Callable[[bool], bool] = bool,
 ) -> Answers:
     """Answer rows that end with a question.
 
@@ -51,6 +52,8 @@ def generate(
         pick: from logits (M, V) float32 and the step 0, 1, ... to tokens (M,).
         ended: from the tokens so far (M, t) to (M,) bool, whether the last one ends the answer.
         keep_seg: whether to keep the states at `[SEG]`.
+        any_process: whether the value is true on any process. Where layers are sharded (FSDP), all processes must run
+            them equally often.
     """
     seg, pad = model.prompts.seg, model.prompts.pad
     cache = DynamicCache(config=model.language_model.config)
@@ -68,16 +71,14 @@ def generate(
             row_of.append(unread.nonzero()[:, 0])
         if not more:
             break
-        if model.work:
-            model.work.add("said", len(state))
         token = pick(model.language_model.lm_head(state).float(), len(ids))
         ids.append(torch.where(running, token, pad))
         valid.append(running)
         unread = running & (token == seg)
         running = running & ~ended(torch.stack(ids, 1))
-        more = len(ids) < max_tokens and model.together(bool(running.any()))
+        more = len(ids) < max_tokens and any_process(bool(running.any()))
         # A [SEG] that is the last of max_tokens is read too, at the price of one step. (The official code drops it.)
-        if not more and not (keep_seg and model.together(bool(unread.any()))):
+        if not more and not (keep_seg and any_process(bool(unread.any()))):
             break
         embeddings = model.embedding(ids[-1])[:, None]
         attention = torch.cat([attention, attention.new_ones(len(attention), 1)], 1)

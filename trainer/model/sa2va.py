@@ -6,7 +6,7 @@ width, C the vision tower's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -23,7 +23,6 @@ from trainer.model.architecture import Architecture, preset_named
 from trainer.model.grounding import GroundingEncoder, SamFeatures
 from trainer.model.prompts import IGNORE, IMAGE_TOKENS, Prompts, Rows
 from trainer.model.tokenizer import byte_tokenizer
-from trainer.model.work import Work
 from trainer.trained_on import TrainedOn
 
 
@@ -56,12 +55,6 @@ class Sa2VA(nn.Module):
         """The samples that it was trained on; None where nothing says so."""
         self.tied = False
         """Whether the language model's head is its token table."""
-        self.together: Callable[[bool], bool] = bool
-        """Whether any process says so, where all have to pass through the layers equally often (FSDP)."""
-        self.compiled = False
-        """Whether `trainer.model.compiled` compiled its layers."""
-        self.work: Work | None = None
-        """Where to count what is done."""
         vision, language = architecture.vision, architecture.language
         width = language.hidden_size
         with init_empty_weights(include_buffers=False) if hollow else nullcontext():
@@ -106,8 +99,6 @@ class Sa2VA(nn.Module):
         """Pictures (B, 3, 448, 448) float32, normalised, to visual tokens before the projector: (B, 256, 4C)."""
         trains = next(self.vision_model.parameters()).requires_grad
         with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
-            if self.work:
-                self.work.add("seen", len(pixel_values))
             states = self.vision_model(pixel_values=pixel_values).last_hidden_state
             return pixel_shuffle(states[:, 1:])  # without the class token
 
@@ -147,8 +138,6 @@ class Sa2VA(nn.Module):
         places = rows.ids == self.prompts.context
         _check_counts(rows.names, places.sum(1).tolist(), chosen.sum((1, 2)).tolist())
         row, slot, cell = chosen.nonzero(as_tuple=True)
-        if self.work:
-            self.work.add("projected", len(visual_tokens))
         # Looked up as in a table: the gradient of an index adds up what several objects take in the order of threads.
         visual = F.embedding(images[row, slot] * IMAGE_TOKENS + cell, self.mlp1(visual_tokens).flatten(0, 1))
         if scale is not None:
@@ -170,8 +159,6 @@ class Sa2VA(nn.Module):
             positions: (M, L) int64.
             cache: keys and values of the past; extended in place.
         """
-        if self.work:
-            self.work.read(attention, embeddings.shape[1])
         states: Tensor = self.language_model.model(
             inputs_embeds=embeddings,
             attention_mask=attention,
@@ -192,23 +179,15 @@ class Sa2VA(nn.Module):
             (K, V) logits, (K,) the labels, (K,) the row of each, in reading order.
         """
         wanted = labels[:, 1:] != IGNORE
-        if self.work:
-            self.work.add("said", wanted.sum())
         return self.language_model.lm_head(states[:, :-1][wanted]), labels[:, 1:][wanted], wanted.nonzero()[:, 0]
 
     def encode_sam(self, g_pixel_values: Tensor) -> SamFeatures:
         """Pictures (B, 3, 1024, 1024) uint8 to features for `decode_masks`."""
-        if self.work:
-            trains = next(self.grounding_encoder.sam2_model.image_encoder.parameters()).requires_grad
-            with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
-                self.work.add("looked", len(g_pixel_values))
         return self.grounding_encoder.encode(g_pixel_values)
 
     def decode_masks(self, states: Tensor, rows: Rows, sam_features: SamFeatures, image_of_row: Tensor) -> Tensor:
         """Mask logits (M, 256, 256) float32 of rows with one `[SEG]` each, from the states at its place."""
         embeddings = self.text_hidden_fcs(states[rows.ids == self.prompts.seg])
-        if self.work:
-            self.work.add("pointed", len(embeddings))
         return self.grounding_encoder.decode(sam_features, image_of_row, embeddings)
 
 

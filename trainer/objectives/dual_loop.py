@@ -62,7 +62,9 @@ def pseudo_captions(
     config = passes.config
     draw = uniform(draws, config.max_caption_tokens) if config.caption_temperature > 0 else None
     question = passes.description_question(batch, visual_tokens)
-    answers = teacher.describe(*question, config.max_caption_tokens, config.caption_temperature, draw)
+    answers = teacher.describe(
+        *question, config.max_caption_tokens, config.caption_temperature, draw, any_process=passes.any_process
+    )
     return captions_of(answers, passes.model.prompts)
 
 

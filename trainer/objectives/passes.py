@@ -5,7 +5,7 @@ Shapes: B samples, M objects, each object one row of the language model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shards.errors import UserError
+from trainer import fsdp
 from trainer.config import Config
 from trainer.data.choice import salt_of, shuffled
 from trainer.model.grounding import SamFeatures
@@ -29,6 +30,11 @@ class Passes:
 
     def __init__(self, model: Sa2VA, config: Config) -> None:
         self.model, self.config = model, config
+
+    @property
+    def any_process(self) -> Callable[[bool], bool]:
+        """Whether its argument is true on any process, where all must run the same layers (FSDP); else `bool`."""
+        return fsdp.any_process_of(self.model)
 
     def segment(
         self,
@@ -86,7 +92,7 @@ class Passes:
     def encode_second_image(self, batch: Batch, visual_tokens: Tensor) -> Tensor:
         """Visual tokens (B, 256, 4C) of frame 2, given those of frame 1: no picture goes through the tower twice."""
         paired = batch["paired"]
-        if not self.model.together(bool(paired.any())):
+        if not self.any_process(bool(paired.any())):
             return visual_tokens
         if not paired.any():  # another process looks at a second frame, and the tower's layers work in step
             return visual_tokens + 0 * self.model.encode_image(batch["pixel_values1"][:1])

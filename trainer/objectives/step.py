@@ -14,11 +14,11 @@ from trainer.config import Config
 from trainer.data.loader import Need
 from trainer.data.normalise import normalised
 from trainer.data.unpack import unpacked
+from trainer.measure.counting import counting
 from trainer.measure.flops import Costs
 from trainer.measure.judge import Judged, judge
 from trainer.model.grounding import MEAN, STD
 from trainer.model.sa2va import Sa2VA
-from trainer.model.work import Work
 from trainer.modes import evaluating
 from trainer.objectives.dual_loop import dual_loop
 from trainer.objectives.noise import object_generators
@@ -75,19 +75,18 @@ class Step(nn.Module):
         """
         batch = self._to_device(batch)
         draws = object_generators(batch, self.config.seed)
-        work = self.model.work = Work()
-        match objective:
-            case "dual":
-                parts = dual_loop(self.passes, self.teacher, batch, draws)
-            case "reverse":
-                parts = reverse_loop(self.passes, batch, draws)
-            case "describe":
-                parts = self._describe(batch)
-            case _:
-                parts = self._segment(batch, draws)
-        self.model.work = None
-        flops = self.costs.of(work) if self.costs else torch.zeros(())
-        return self._total(parts) | {"tokens": work.tokens, "flops": flops}
+        with counting(self.model) as counts:
+            match objective:
+                case "dual":
+                    parts = dual_loop(self.passes, self.teacher, batch, draws)
+                case "reverse":
+                    parts = reverse_loop(self.passes, batch, draws)
+                case "describe":
+                    parts = self._describe(batch)
+                case _:
+                    parts = self._segment(batch, draws)
+        flops = self.costs.of(counts) if self.costs else torch.zeros(())
+        return self._total(parts) | {"tokens": counts.tokens, "flops": flops}
 
     def _segment(self, batch: Batch, draws: list[torch.Generator]) -> dict[str, Tensor]:
         """caption -> mask, supervised."""
