@@ -119,7 +119,7 @@ def any_process_of(module: nn.Module) -> Callable[[bool], bool]:
 
     All processes must run sharded layers equally often, so what one process needs the others do too.
     """
-    if not any(is_shared(layer) for layer in module.modules()):
+    if not any(is_sharded(layer) for layer in module.modules()):
         return bool
     device = next(module.parameters()).device
 
