@@ -28,8 +28,8 @@ from demo.make_sav import write
 from pipeline.plan import make_plan
 from pipeline.run import run
 from pipeline.sources import source_named
-from shards.cache import Cache
 from shards.recipe import RECIPES
+from shards.storage.cache import Cache
 from trainer.data.loader import Loader
 
 SHARD_BYTES = 16_000_000

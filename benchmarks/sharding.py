@@ -36,10 +36,10 @@ from pipeline.pictures import FORMATS
 from pipeline.plan import Plan, make_plan
 from pipeline.records import open_records
 from pipeline.sources import choices_of, source_named
-from pipeline.store import Folder
 from pipeline.task import Watch, write_shard
 from shards.format import Codec
 from shards.recipe import RECIPES
+from shards.storage.store import LocalFolder
 
 Meta = dict[str, Any]
 Times = dict[str, list[float]]
@@ -132,7 +132,7 @@ BARE: dict[str, Callable[[Path, Sequence[Meta]], None]] = {
 
 def measure(name: str, codec: Codec, samples: int, seconds: float) -> None:
     with _planned(name, codec, samples) as (plan, root, out):
-        store = Folder(out)
+        store = LocalFolder(out)
         store.work.mkdir(exist_ok=True)
 
         def ours() -> None:
@@ -149,7 +149,7 @@ def measure(name: str, codec: Codec, samples: int, seconds: float) -> None:
 def rates(name: str, codec: Codec, samples: int, seconds: float, shards: int = 8) -> None:
     cores = sorted(os.sched_getaffinity(0))[:2]
     with _planned(name, codec, samples) as (plan, root, out), ProcessPoolExecutor(2, get_context("spawn")) as pool:
-        Folder(out).work.mkdir(exist_ok=True)
+        LocalFolder(out).work.mkdir(exist_ok=True)
         metas = _metas(plan, root)
 
         def turn(what: str, processes: int, on: Sequence[int]) -> Callable[[], None]:
@@ -181,7 +181,7 @@ def _shards(
         if what == "bare":
             BARE[name](root, metas)
         else:
-            write_shard(plan.job, plan.inputs, f"{name}-{os.getpid()}", Folder(out), out, Watch())
+            write_shard(plan.job, plan.inputs, f"{name}-{os.getpid()}", LocalFolder(out), out, Watch())
 
 
 @contextmanager

@@ -189,8 +189,8 @@ def evaluate(
     cli evaluate and its options.
     """
     from evaluation.evaluate import evaluate as run
-    from shards.cache import Cache
     from shards.size import parse_size
+    from shards.storage.cache import Cache
 
     shown = run(
         model,

@@ -26,12 +26,12 @@ from evaluation.scores import ALL, Tally, table
 from inference.loading import load
 from inference.pictures import write
 from inference.recipes import explain_shards
-from shards.cache import Cache
 from shards.errors import UserError
 from shards.groups import Group
 from shards.printable import printable
 from shards.reader import ShardSet
 from shards.remote import open_set
+from shards.storage.cache import Cache
 from trainer.config import Config
 from trainer.data.holdout import held_out_parts
 from trainer.data.loader import check_recipe

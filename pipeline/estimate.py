@@ -12,11 +12,11 @@ from pathlib import Path
 from pipeline.boundary import input_errors, read_sample
 from pipeline.finish import no_sample
 from pipeline.plan import Plan
-from pipeline.store import Folder
 from pipeline.work import Work
 from shards.archive import encode_sample
 from shards.errors import BadInput, UserError
 from shards.size import size_text
+from shards.storage.store import LocalFolder
 
 _SET_FILES = 3  # manifest, index, ledger
 _MEMBER_BYTES = 1024  # of header and padding, on average less
@@ -93,7 +93,7 @@ def check_room(plan: Plan, work: Work) -> None:
     By the plan's own probe, so that it costs nothing. What stands already counts as written where the run goes on, and
     as room where it begins anew. Nobody asks an object store.
     """
-    if not isinstance(work.store, Folder):
+    if not isinstance(work.store, LocalFolder):
         return
     folder = work.store.path
     free, needed = free_bytes(folder), len(plan.inputs) * plan.sample_bytes

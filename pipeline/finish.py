@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.plan import Outline, Plan, found_text, plan_digest
-from pipeline.store import Store
 from pipeline.work import Work
 from shards.archive import Entry
 from shards.errors import UserError
@@ -16,6 +15,7 @@ from shards.format import INDEX, LEDGER, LOSSY, MANIFEST, VERSION
 from shards.lossy import Psnr
 from shards.manifest import LedgerLine, Manifest, pack_index, pack_ledger, sha256
 from shards.program import command
+from shards.storage.store import Store
 
 _NAMED = 20
 

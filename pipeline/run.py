@@ -23,14 +23,14 @@ from pipeline.estimate import check_room, free_bytes
 from pipeline.finish import finish, finished_manifest, read_manifest, too_many_bad
 from pipeline.plan import Plan
 from pipeline.raw_files import check_unchanged
-from pipeline.store import WORK, Folder, Store, store_at
 from pipeline.task import Watch
 from pipeline.work import Share, Work
 from shards.errors import UserError
-from shards.format import MANIFEST
+from shards.format import MANIFEST, WORK
 from shards.manifest import LedgerLine, Manifest
 from shards.printable import printable
 from shards.size import size_text
+from shards.storage.store import LocalFolder, Store, store_at
 
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 MakePlan = Callable[[Callable[[str], tuple[int, int] | None], Path], Plan]
@@ -180,7 +180,7 @@ def _opened(store: Store, make: MakePlan, share: Share | None = None) -> Iterato
 
 def _finished_read_only(store: Store, make: MakePlan) -> Manifest | None:
     """The manifest in `store`, if its set is the finished one of the plan. Without a lock: nothing can change there."""
-    if not isinstance(store, Folder) or MANIFEST not in store.sizes():
+    if not isinstance(store, LocalFolder) or MANIFEST not in store.sizes():
         return None
     with TemporaryDirectory() as folder:
         plan = make(lambda digest: (1, 1), Path(folder, "records"))
@@ -196,7 +196,7 @@ def _begin(make: MakePlan, work: Work, overwrite: bool, force: bool) -> Plan | M
         plan = make(work.known_plan, work.records)
         finished = finished_manifest(work.store, plan)
         if finished is not None and not (overwrite and work.known_plan(plan.digest) is None):
-            if isinstance(work.store, Folder):
+            if isinstance(work.store, LocalFolder):
                 _say(check_unchanged(work.store.path, plan, finished))
             return finished
         if not force:
@@ -267,6 +267,6 @@ def _clear_errors(store: Store, command: str = "") -> Iterator[None]:
         raise type(error)(error.what, where=error.where, met=error.met, wanted=error.wanted, do=again) from None
     except OSError as error:
         full, what = error.errno in (errno.ENOSPC, errno.EDQUOT), "cannot read or write"
-        room = f", {size_text(free_bytes(store.path))} free" if full and isinstance(store, Folder) else ""
+        room = f", {size_text(free_bytes(store.path))} free" if full and isinstance(store, LocalFolder) else ""
         where, met = str(error.filename or store), f"{error.strerror or error}{room}"
         raise UserError("cannot write" if full else what, where=where, met=met, do=again) from None

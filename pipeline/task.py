@@ -14,12 +14,13 @@ from pathlib import Path
 from pipeline.boundary import input_errors, read_sample
 from pipeline.plan import Job
 from pipeline.raw import RawInput
-from pipeline.store import WORK, Store
 from shards.archive import Entry, ShardWriter, encode_sample
 from shards.errors import BadInput, DroppedInput
+from shards.format import WORK
 from shards.manifest import LedgerLine, ShardInfo
 from shards.memory import keep_freed_memory
 from shards.sample import Sample
+from shards.storage.store import Store
 from shards.strict_json import parse_json
 
 
@@ -147,7 +148,7 @@ def write_shard(
     The bytes follow from the arguments alone: done twice, even at the same time, it does no harm.
 
     Args:
-        temporary_folder: for the tar while it grows, on a local disk; of a `Folder`, on the disk of that folder.
+        temporary_folder: for the tar while it grows, on a local disk; of a `LocalFolder`, on the disk of that folder.
     """
     keep_freed_memory()
     tar, unique = f"{name}.tar", f"{name}.{uuid.uuid4().hex}"

@@ -15,12 +15,12 @@ from pathlib import Path
 
 from pipeline.plan import Outline, Plan, check_libraries
 from pipeline.raw_files import stamp
-from pipeline.store import WORK, Folder, Store
 from pipeline.task import READING, Done, Reading, note_of
 from shards.errors import UserError
-from shards.format import MANIFEST, VERSION
+from shards.format import MANIFEST, VERSION, WORK
 from shards.lock import hold_lock, share_lock
 from shards.program import command
+from shards.storage.store import LocalFolder, Store
 from shards.strict_json import parse_json
 
 PLAN = f"{WORK}/plan"
@@ -69,7 +69,7 @@ class Work:
         self._own: set[str] = set()  # names of this task's shards, once there is a plan
         self.killed_over: list[str] = []
         """Inputs that an earlier run, or task, was reading when it was killed; known once this one has begun."""
-        self._folder = store.work if isinstance(store, Folder) else None
+        self._folder = store.work if isinstance(store, LocalFolder) else None
         if self._folder:
             self._folder.mkdir(parents=True, exist_ok=True)
         alone = self._folder if not share else None
@@ -209,7 +209,7 @@ class Work:
 
     def leave_as_found(self) -> None:
         """After a run that did not begin: no trace of it, unless an unfinished set was here before."""
-        if isinstance(self.store, Folder) and not self.share and self.outline() is None:
+        if isinstance(self.store, LocalFolder) and not self.share and self.outline() is None:
             self.remove()
             if not any(self.store.path.iterdir()):
                 self.store.path.rmdir()

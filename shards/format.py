@@ -17,7 +17,11 @@ VERSION = 2
 """Version of the sets that are written."""
 READABLE = (1, VERSION)
 """Versions of sets that are read. In version 1, `.zst` follows what is `.up` and `.bits` now."""
-MANIFEST, INDEX, LEDGER = "manifest.json", "index.npy", "ledger.jsonl"
+MANIFEST = "manifest.json"
+INDEX = "index.npy"
+LEDGER = "ledger.jsonl"
+WORK = ".work"
+"""Folder inside an unfinished set: its plan, notes on finished shards, and files in the making."""
 META_EXTENSION = "json"
 
 FieldName = Literal["pixel_values", "g_pixel_values", "prompt_masks", "masks"]

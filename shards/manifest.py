@@ -25,7 +25,7 @@ from shards.lossy import Psnr
 from shards.program import command, copy_changed
 from shards.recipe import Recipe
 from shards.regular_file import check_regular, open_regular, read_regular
-from shards.remote_files import is_url
+from shards.storage.protocols import is_url
 from shards.strict_json import parse_json
 
 MOST_MANIFEST = 256 << 20  # bytes; those of a million shards

@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shards.archive import MappedTar
-from shards.cache import Cache, let_go
 from shards.checksum import Check
 from shards.errors import BadShard, UserError
 from shards.format import INDEX, MANIFEST
 from shards.manifest import MOST_MANIFEST, Manifest, most_index_bytes, read_index
 from shards.reader import ShardSet
-from shards.remote_files import RemoteFolder, Transient, is_url
+from shards.storage.cache import Cache, let_go
+from shards.storage.protocols import is_url
+from shards.storage.remote_folder import RemoteFolder
+from shards.storage.retry import TransientError
 
 log = logging.getLogger(__name__)
 
@@ -85,11 +87,11 @@ class RemoteShardSet(ShardSet):
         """The set's folder in the cache, with its manifest in it."""
 
         def read() -> tuple[Path, bytes]:
-            data = self._remote.read(MANIFEST, MOST_MANIFEST)
+            data = self._remote.read_at_most(MANIFEST, MOST_MANIFEST)
             path = self._cache.folder / sha256(data).hexdigest()[:32] / MANIFEST
             # All else is checked against the manifest, and the manifest against itself.
-            if not path.exists() and data != self._remote.read(MANIFEST, MOST_MANIFEST):
-                raise Transient("two reads of it differ")
+            if not path.exists() and data != self._remote.read_at_most(MANIFEST, MOST_MANIFEST):
+                raise TransientError("two reads of it differ")
             return path, data
 
         path, data = self._remote.retried(MANIFEST, read)

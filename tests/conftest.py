@@ -17,10 +17,10 @@ from pipeline.engines import EngineName
 from pipeline.plan import Plan, make_plan
 from pipeline.run import MakePlan, Summary, run
 from pipeline.sources import source_named
-from shards import remote_files
 from shards.recipe import named_recipe
 from shards.recode import recode
 from shards.select import sample
+from shards.storage import retry
 from tests.servers import FaultyServer, s3_server, serving
 
 Process = subprocess.CompletedProcess[str]
@@ -104,7 +104,7 @@ def server(small_set: Path, short_pauses: None) -> Iterator[FaultyServer]:
 @pytest.fixture
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between two attempts at a file of a URL."""
-    monkeypatch.setattr(remote_files, "_BACKOFF", 0.01)
+    monkeypatch.setattr(retry, "_FIRST_PAUSE", 0.01)
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ class FaultyServer(ThreadingHTTPServer):
     """Serves a folder, or passes on what another server answers, with faults.
 
     `faults(name, n)` says what befalls the n-th request, from 0, for the file `name`; `gets` counts them. After
-    `fail(...)`, all but the first uploads whose name ends so fail: answered with 500, or cut when half has come.
+    `fail(...)`, all but the first uploads whose name ends so fail: answered with a status, or cut when half has come.
     """
 
     daemon_threads = True
@@ -44,11 +44,11 @@ class FaultyServer(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.heal()
 
-    def fail(self, ending: str, sound: int, cut: bool) -> None:
-        self.ending, self.sound, self.cut = ending, sound, cut
+    def fail(self, ending: str, sound: int, cut: bool = False, status: int = 500) -> None:
+        self.ending, self.sound, self.cut, self.status = ending, sound, cut, status
 
     def heal(self) -> None:
-        self.fail("no such ending", 0, False)
+        self.fail("no such ending", 0)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that goes away is no news."""
@@ -98,7 +98,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         sent = self.rfile.read(length)
-        error = 500, {}, b"<Error><Code>InternalError</Code></Error>"
+        code = b"AccessDenied" if self.server.status == 403 else b"InternalError"
+        error = self.server.status, {}, b"<Error><Code>%s</Code></Error>" % code
         status, headers, body = error if fails else self._answer(sent)
         self.send_response(status)
         for key, value in {"Content-Length": str(len(body)), **headers}.items():

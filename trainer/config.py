@@ -17,11 +17,11 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
-from shards.cache import DEFAULT_FOLDER, DEFAULT_LIMIT, Cache
 from shards.checksum import Check
 from shards.errors import UserError
 from shards.groups import Group
 from shards.size import parse_size
+from shards.storage.cache import DEFAULT_FOLDER, DEFAULT_LIMIT, Cache
 from trainer.config_errors import user_error
 from trainer.config_values import Given, leaves, merged, nested, parse
 from trainer.limits import Bound, OneOf, Text, count, refuse

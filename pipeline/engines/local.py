@@ -19,12 +19,12 @@ from pathlib import Path
 from pipeline.engines import AGAIN
 from pipeline.plan import Job, Plan
 from pipeline.raw import RawInput
-from pipeline.store import Store
 from pipeline.task import READING, Done, Reading, Watch, write_shard
 from pipeline.work import Work
 from shards.errors import UserError
 from shards.lock import hold_lock
 from shards.manifest import LedgerLine
+from shards.storage.store import Store
 
 
 def write(

@@ -25,11 +25,11 @@ from pipeline.engines import AGAIN
 from pipeline.plan import Job, Plan, check_libraries
 from pipeline.raw import RawInput
 from pipeline.records import RecordsWriter, open_records
-from pipeline.store import Folder, Store
 from pipeline.task import Done, Watch, write_shard
 from pipeline.work import PLAN, Work
 from shards.errors import UserError
 from shards.lock import hold_lock
+from shards.storage.store import LocalFolder, Store
 
 _DEATHS = 10  # of workers and nodes, that a task survives
 _NAMES = 64
@@ -137,7 +137,7 @@ def _task(leader: _Leader, inputs: Sequence[RawInput], said: list[tuple[str, lis
     with ExitStack() as held:
         local = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="sa2va-shards-")))
         temporary = local
-        if isinstance(leader.store, Folder):
+        if isinstance(leader.store, LocalFolder):
             temporary = leader.store.work
             held.callback(os.close, hold_lock(temporary / "lock", exclusive=False))
         job = replace(leader.job, records=local / "records.sqlite")

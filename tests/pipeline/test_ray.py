@@ -149,9 +149,9 @@ def test_a_node_must_see_what_the_leader_sees(sav_root, sav_set, tmp_path):
     """Else its inputs would be missing files, and go to the ledger."""
     from pipeline.engines.ray import _Leader, _look_around
     from pipeline.plan import Job, library_versions
-    from pipeline.store import Folder
+    from shards.storage.store import LocalFolder
 
-    store = Folder(tmp_path / "out")
+    store = LocalFolder(tmp_path / "out")
     store.work.mkdir(parents=True)
     store.put(".work/plan", b"plan")
     names, libraries = tuple(os.listdir(sav_root)), library_versions()
@@ -161,7 +161,7 @@ def test_a_node_must_see_what_the_leader_sees(sav_root, sav_set, tmp_path):
     unmounted = Job(job.source, tmp_path / "empty", job.recipe, {}, job.records)
     for leader, wrong in [
         (_Leader(unmounted, store, b"plan", names, libraries), "does not see the raw data"),
-        (_Leader(job, Folder(tmp_path / "elsewhere"), b"plan", names, libraries), "does not see the shard set"),
+        (_Leader(job, LocalFolder(tmp_path / "elsewhere"), b"plan", names, libraries), "does not see the shard set"),
         (_Leader(job, store, b"another", names, libraries), "does not see the shard set"),
         (_Leader(job, store, b"plan", names, {**libraries, "pillow": "0.1"}), "one version"),
     ]:

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.store import Folder
 from shards.errors import UserError
 from shards.manifest import Manifest, read_index, read_ledger
 from shards.reader import ShardSet
+from shards.storage.store import LocalFolder
 from tests.conftest import files_of, shard_sav
 
 REPOSITORY = Path(__file__).parents[2]
@@ -105,7 +105,7 @@ def test_two_runs_into_one_folder(sav_root, tmp_path, monkeypatch):
     import shards.lock
 
     monkeypatch.setattr(shards.lock, "_PATIENCE", 0.2)
-    with pipeline.work.Work(Folder(tmp_path / "sav")), pytest.raises(UserError, match="another run"):
+    with pipeline.work.Work(LocalFolder(tmp_path / "sav")), pytest.raises(UserError, match="another run"):
         shard_sav(sav_root, tmp_path / "sav")
 
 

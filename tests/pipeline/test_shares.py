@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from pipeline.run import Summary, merge, run_share
-from pipeline.store import Folder
 from pipeline.work import Share, Work, share_of
 from shards.errors import UserError
+from shards.storage.store import LocalFolder
 from tests.conftest import files_of, sav_plan, shard_sav
 
 REPOSITORY = Path(__file__).parents[2]
@@ -118,7 +118,7 @@ def test_who_may_write_at_the_same_time(tmp_path, monkeypatch):
     import shards.lock
 
     monkeypatch.setattr(shards.lock, "_PATIENCE", 0.1)
-    store = Folder(tmp_path / "sav")
+    store = LocalFolder(tmp_path / "sav")
     with Work(store, Share(0, 2)), Work(store, Share(1, 2)):
         for other in (None, Share(0, 2)):
             with pytest.raises(UserError, match="another run"):

@@ -12,14 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fsspec.registry import _registry
 
-from shards import cache as caching
-from shards.cache import Cache, NoRoom
 from shards.errors import BadShard, UserError
 from shards.reader import ShardSet
 from shards.remote import RemoteShardSet, open_set
-from shards.remote_files import RemoteFolder, file_system, is_url
+from shards.storage import cache as caching
+from shards.storage.cache import Cache, NoRoom
+from shards.storage.remote_folder import RemoteFolder
 from tests.servers import FaultyServer, reach, serving, used
 
 FAULTS = ["503", "cut", "corrupt", "late"]
@@ -27,11 +26,11 @@ REPOSITORY = Path(__file__).parents[2]
 ANY = 10**9
 READER = """
 import random, sys
-from shards import remote_files
-from shards.cache import Cache
+from shards.storage import retry
+from shards.storage.cache import Cache
 from shards.reader import ShardSet
 from shards.remote import open_set
-remote_files._BACKOFF = 0.01
+retry._FIRST_PAUSE = 0.01
 url, folder, cache, limit, rounds, seed = sys.argv[1:]
 remote, local = open_set(url, Cache(cache, int(limit))), ShardSet(folder)
 order = list(range(len(local))) * int(rounds)
@@ -163,20 +162,6 @@ def test_what_is_no_set(server, tmp_path, url, said):
         open_set(url.replace("{server}", server.url), Cache(tmp_path, ANY, attempts=1))
     assert "secret" not in str(raised.value)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("protocol, package", [("http", "aiohttp"), ("s3", "s3fs"), ("gs", "gcsfs")])
-def test_a_missing_package_is_named(monkeypatch, protocol, package):
-    monkeypatch.delitem(_registry, protocol, raising=False)  # where a class stays, once imported
-    monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.setitem(sys.modules, f"fsspec.implementations.{protocol}", None)
-    with pytest.raises(UserError, match=rf"wanted {package}; pip install {package}, or sa2va-shards\[remote\]"):
-        file_system(f"{protocol}://bucket/{protocol}-{time.time_ns()}")
-
-
-def test_what_a_url_is():
-    assert is_url("s3://bucket/sav") and is_url("https:/host/sav")
-    assert not is_url("shards/sav") and not is_url("/data/a:b/sav") and not is_url("C")
 
 
 def test_the_limit_holds_and_the_least_recently_used_goes_first(server, small_set, tmp_path):

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from shards.cache import Cache
 from shards.errors import UserError
 from shards.reader import ShardSet
+from shards.storage.cache import Cache
 from tests.servers import FaultyServer, used
 from trainer.data import loader as loading
 from trainer.data.loader import Batch, Loader

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.cache import Cache, NoRoom
 from shards.errors import UserError
 from shards.reader import ShardSet
 from shards.remote import RemoteShardSet
+from shards.storage.cache import Cache, NoRoom
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.cache import Cache
 from shards.checksum import Check
 from shards.errors import UserError
 from shards.format import FIELDS, Field
@@ -26,6 +25,7 @@ from shards.groups import Group
 from shards.reader import ShardSet, StoredSample
 from shards.recipe import Recipe
 from shards.remote import RemoteShardSet, open_set
+from shards.storage.cache import Cache
 from trainer.data.ahead import Ahead, check_room
 from trainer.data.choice import Choice, mix, salt_of
 from trainer.data.holdout import held_out_parts

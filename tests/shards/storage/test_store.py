@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import s3fs
 
-from pipeline.store import Bucket, Folder, Store, store_at
 from shards.errors import UserError
+from shards.storage.store import LocalFolder, ObjectStore, Store, store_at
 from tests.servers import objects, reach, serving
 
 
@@ -28,9 +28,9 @@ def go_by(monkeypatch):
 def store(request, s3, go_by, tmp_path) -> Store:
     if request.param == "bucket":
         go_by(s3)
-        return Bucket("s3://bucket/words/")
+        return ObjectStore("s3://bucket/words/")
     (tmp_path / "set/.work").mkdir(parents=True)
-    return Folder(tmp_path / "set")
+    return LocalFolder(tmp_path / "set")
 
 
 def test_what_is_put_is_read(store, tmp_path):
@@ -40,7 +40,7 @@ def test_what_is_put_is_read(store, tmp_path):
     for i in range(3):
         store.put(f".work/{i}.json", b"note %d" % i)
     file = tmp_path / "b"
-    if isinstance(store, Folder):
+    if isinstance(store, LocalFolder):
         file = store.work / "b"
     file.write_bytes(b"b" * 1000)
     store.put_file(file, "b.tar")
@@ -56,7 +56,7 @@ def test_what_is_put_is_read(store, tmp_path):
         store.read("a.tar")
 
 
-def test_a_large_object_goes_up_in_parts_and_appears_whole_or_not_at_all(s3, go_by, tmp_path):
+def test_a_large_object_goes_up_in_parts_and_appears_whole_or_not_at_all(s3, go_by, tmp_path, short_pauses):
     file = tmp_path / "large"
     file.touch()
     os.truncate(file, 101 << 20)  # from 100 MiB on
@@ -64,7 +64,7 @@ def test_a_large_object_goes_up_in_parts_and_appears_whole_or_not_at_all(s3, go_
         way.fail("large.tar", sound=1, cut=True)
         go_by(way.server_port)
         with pytest.raises(OSError) as failed:
-            Bucket("s3://bucket/large").put_file(file, "large.tar")
+            ObjectStore("s3://bucket/large", attempts=2).put_file(file, "large.tar")
     assert failed.value.filename == "s3://bucket/large/large.tar"
     assert objects(s3, "large") == {}
 
@@ -72,7 +72,7 @@ def test_a_large_object_goes_up_in_parts_and_appears_whole_or_not_at_all(s3, go_
 def test_an_error_names_the_object(s3, go_by):
     go_by(s3)
     with pytest.raises(OSError, match="bucket does not exist") as failed:
-        Bucket("s3://no-such-bucket/set").put("a.tar", b"")
+        ObjectStore("s3://no-such-bucket/set").put("a.tar", b"")
     assert failed.value.errno == errno.ENOENT and failed.value.filename == "s3://no-such-bucket/set/a.tar"
 
 
@@ -84,5 +84,5 @@ def test_places_where_half_a_file_can_be_seen_are_refused(url):
 
 def test_a_path_is_a_folder(tmp_path):
     store = store_at(tmp_path / "a:b")
-    assert isinstance(store, Folder) and str(store) == str(tmp_path / "a:b")
-    assert isinstance(store_at(Path("relative")), Folder)
+    assert isinstance(store, LocalFolder) and str(store) == str(tmp_path / "a:b")
+    assert isinstance(store_at(Path("relative")), LocalFolder)

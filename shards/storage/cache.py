@@ -26,7 +26,8 @@ from typing import BinaryIO
 
 from shards.atomic import atomic_write, sync_folder
 from shards.errors import UserError
-from shards.remote_files import RemoteFolder, Transient
+from shards.storage.remote_folder import RemoteFolder
+from shards.storage.retry import TransientError
 
 _POLL = 0.02  # seconds
 _PATIENCE = 120.0  # seconds that a reader waits for others to need less
@@ -224,7 +225,7 @@ def _claim(path: Path, create: bool = False) -> int | None:
 
 
 def _fetch(remote: RemoteFolder, claim: int, path: Path, size: int, sha256: str, exact: bool) -> None:
-    """Fill the open file with what `remote` has; raises `Transient` unless that is what the manifest says."""
+    """Fill the open file with what `remote` has; raises `TransientError` unless that is what the manifest says."""
     digest, met = hashlib.sha256(), 0
     os.lseek(claim, 0, os.SEEK_SET)
     for piece in remote.pieces(path.name, size + 1):
@@ -238,9 +239,9 @@ def _fetch(remote: RemoteFolder, claim: int, path: Path, size: int, sha256: str,
             raise _cannot_write(path, error) from None
     if met > size or (exact and met < size):
         said = f"{met:,} bytes" if met <= size else f"more than {size:,} bytes"
-        raise Transient("not of the manifest's size", said, f"{size:,} bytes")
+        raise TransientError("not of the manifest's size", said, f"{size:,} bytes")
     if digest.hexdigest() != sha256:
-        raise Transient("not what the manifest says: SHA-256", digest.hexdigest(), sha256)
+        raise TransientError("not what the manifest says: SHA-256", digest.hexdigest(), sha256)
     os.truncate(claim, met)
 
 
