@@ -231,8 +231,8 @@ class Config:
     weight_decay: Annotated[float, Bound(0, 1000, "rate times decay above 1 turns weights around")] = 0.05
     """AdamW's decoupled weight decay."""
     weight_decay_on: Literal["matrices", "all"] = "matrices"
-    """matrices: parameters of two or more dimensions (weights of linear layers and convolutions, adapters, embeddings;
-    not biases, norms and scales of layers). all: those too."""
+    """matrices: parameters of two or more dimensions: weights of linear layers and convolutions, adapters, and
+    embeddings, as SAM 2 and transformers do; not biases, norms and scales of layers. all: those too."""
     warmup_steps: Annotated[int, count(_MANY, "no run has more steps", low=0)] = 366
     """Optimiser steps of the linear warm-up; a cosine to 0 at the last step follows."""
     warmup_from: Fraction = 0.5

@@ -53,6 +53,12 @@ class Bound:
         is_high_enough = value > self.low if self.above else value >= self.low
         return bool(is_low_enough and is_high_enough) or (self.zero and value == 0)
 
+    def __str__(self) -> str:
+        high = f"{self.high:,.10g}"
+        if self.above:
+            return f"> {self.low:g}, at most {high}"
+        return ("0, or " if self.zero else "") + f"{self.low:g} to {'below ' if self.below else ''}{high}"
+
     def wanted(self, value: float) -> str:
         """Return the text that asks for a right value in place of `value`."""
         if self.low == 0 and self.high == 1 and not (self.above or self.below):
