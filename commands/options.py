@@ -29,6 +29,7 @@ MaskSlack = Annotated[
     int | None,
     Option(min=0, max=64, help="Pixels by which a mask's sides may differ from its picture's.  [default: 0]"),
 ]
+Workers = Annotated[int | None, Option(min=1, help="Processes.  [default: one per usable processor]")]
 Limit = Annotated[int | None, Option(min=1, help="Take the first N inputs only.")]
 PictureCodec = Annotated[
     Codec,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 from typer import Argument, Exit, Option
 
-from commands.options import Codec, FinishedSet, Group, NewFolder, ShardSize
+from commands.options import Codec, FinishedSet, Group, NewFolder, ShardSize, Workers
 from commands.output import say
 from shards.extras import extra
+from shards.processors import usable_processors
 
 
 def verify_shard(
@@ -24,7 +24,7 @@ def verify_shard(
         ),
     ] = None,
     as_json: Annotated[bool, Option("--json", help="Print the report as JSON.")] = False,
-    workers: Annotated[int, Option(min=1, help="Processes.")] = os.cpu_count() or 1,
+    workers: Workers = None,
     allow_lossy: Annotated[
         bool, Option("--allow-lossy", help="Check sets of lossy pictures too; without it each of them fails.")
     ] = False,
@@ -48,7 +48,7 @@ def verify_shard(
             paths,
             derive=raw.derive if raw else None,
             same_inputs=raw.same_inputs if raw else None,
-            workers=workers,
+            workers=workers or usable_processors(),
             allow_lossy=allow_lossy,
         )
     say(json.dumps(report.to_json(), indent=1) if as_json else report.table())
@@ -60,7 +60,9 @@ def recode(
     path: FinishedSet,
     out: NewFolder,
     codec: Annotated[Codec, Option(help="Codec of the pictures: zstd or raw, both lossless; or jpeg, which is not.")],
-    threads: Annotated[int, Option(min=1, help="Shards to write at a time.")] = os.cpu_count() or 1,
+    threads: Annotated[
+        int | None, Option(min=1, help="Shards to write at a time.  [default: one per usable processor]")
+    ] = None,
 ) -> None:
     """Write a shard set once more with another codec. The raw data is not needed.
 
@@ -71,7 +73,7 @@ def recode(
     """
     from shards.recode import recode as write
 
-    manifest = write(path, out, codec, threads)
+    manifest = write(path, out, codec, threads or usable_processors())
     size = sum(shard.bytes for shard in manifest.shards)
     shards = f"{len(manifest.shards):,} shards, {size / 1e9:,.2f} GB"
     say(f"{out}: {manifest.samples:,} samples in {shards}; pictures {manifest.pictures}")

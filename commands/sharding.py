@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,8 +21,10 @@ from commands.options import (
     SourceSplit,
     SplitBy,
     Void,
+    Workers,
 )
 from shards.extras import extra
+from shards.processors import usable_processors
 from shards.program import command, this_command
 
 Engine = Literal["local", "ray"]
@@ -42,7 +43,7 @@ def shard(
     void: Void = None,
     mask_slack: MaskSlack = None,
     workers: Annotated[
-        int | None, Option(min=1, help="Processes.  [default: one per processor, of the cluster with ray]")
+        int | None, Option(min=1, help="Processes.  [default: one per usable processor, of the cluster with ray]")
     ] = None,
     shard_size: ShardSize = "1GB",
     codec: PictureCodec = "zstd",
@@ -131,7 +132,7 @@ def estimate(
     frames: Frames = None,
     void: Void = None,
     mask_slack: MaskSlack = None,
-    workers: Annotated[int, Option(min=1, help="Processes, each with a core of its own.")] = os.cpu_count() or 1,
+    workers: Workers = None,
     shard_size: ShardSize = "1GB",
     codec: PictureCodec = "zstd",
     limit: Limit = None,
@@ -161,4 +162,4 @@ def estimate(
         plan = make_plan(dataset, where, chosen, parse_size(shard_size), records, choices, limit, codec=codec)
         found = probe(plan, samples)
     free = None if "://" in out else free_bytes(Path(out))
-    show_estimate(found, f"{out.rstrip('/')}/{source}", free, workers)
+    show_estimate(found, f"{out.rstrip('/')}/{source}", free, workers or usable_processors())

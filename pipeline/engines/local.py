@@ -24,6 +24,7 @@ from pipeline.work import Work
 from shards.errors import UserError
 from shards.lock import hold_lock
 from shards.manifest import LedgerLine
+from shards.processors import usable_processors
 from shards.storage.store import Store
 
 
@@ -31,7 +32,7 @@ def write(
     plan: Plan, missing: Sequence[int], work: Work, workers: int | None, watch: Watch
 ) -> Generator[Done, None, None]:
     """See `Engine`. One worker, or one shard: in this process."""
-    workers = min(workers or os.cpu_count() or 1, len(missing))
+    workers = min(workers or usable_processors(), len(missing))
     if workers <= 1:
         for shard in missing:
             yield write_shard(plan.job, plan.part(shard), plan.name(shard), work.store, work.temporary, watch)

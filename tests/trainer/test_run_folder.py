@@ -1,10 +1,13 @@
 """Checkpoints on disk: whole or not there, whenever the process is killed; the newest and the best stay."""
 
+import errno
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -159,4 +162,75 @@ def test_a_damaged_state_of_an_earlier_checkpoint_does_not_end_a_run(tmp_path, c
     assert step_of(run.save(2, 0, writer(2, 0.7))) == 2
     assert step_of((run.checkpoints / "best").resolve()) == 2
     assert "state.json: cannot be read as JSON" in caplog.text
+    run.close()
+
+
+def refuse_removal(monkeypatch: pytest.MonkeyPatch, refused: str) -> None:
+    """Let `rmtree` fail, as on NFS while a file is open, for folders whose name holds `refused`."""
+    rmtree = shutil.rmtree
+
+    def busy(path: Path, *args: Any, **options: Any) -> None:
+        if refused in Path(path).name:
+            raise OSError(errno.EBUSY, "Device or resource busy", str(path))
+        rmtree(path, *args, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", busy)
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_ends_no_run(tmp_path, monkeypatch, caplog):
+    run = opened(tmp_path, keep=1)
+    run.save(1, 0, writer(1))
+    with monkeypatch.context() as patch:
+        refuse_removal(patch, "step-0000001")
+        leftover = ".step-0000001.0.old.tmp"
+        assert step_of(run.save(2, 0, writer(2))) == 2
+        assert (
+            f"{run.checkpoints / leftover}: this folder could not be removed (Device or resource busy)" in caplog.text
+        )
+        assert "the next checkpoint tries again" in caplog.text
+        assert names(run) == sorted([leftover, "latest", "step-0000002"]) and step_of(run.latest()) == 2
+        caplog.clear()
+        assert step_of(run.save(3, 0, writer(3))) == 3
+        assert leftover in caplog.text and names(run) == sorted([leftover, "latest", "step-0000003"])
+    run.save(4, 0, writer(4))
+    assert names(run) == ["latest", "step-0000004"]
+    run.close()
+
+
+def test_an_old_checkpoint_that_cannot_be_renamed_is_removed_later(tmp_path, monkeypatch, caplog):
+    run = opened(tmp_path, keep=1)
+    run.save(1, 0, writer(1))
+    replace = os.replace
+
+    def denied(source: Path, target: Path) -> None:
+        if Path(source).name == "step-0000001":
+            raise PermissionError(errno.EACCES, "Permission denied", str(source))
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", denied)
+        run.save(2, 0, writer(2))
+        assert f"{run.checkpoints / 'step-0000001'}: this folder could not be removed (Permission" in caplog.text
+    assert names(run) == ["latest", "step-0000001", "step-0000002"]
+    run.save(3, 0, writer(3))
+    assert names(run) == ["latest", "step-0000003"]
+    run.close()
+
+
+def test_leftovers_that_cannot_be_removed_keep_no_run_from_beginning(tmp_path, monkeypatch, caplog):
+    """A folder half-written by a killed run, and a complete checkpoint that did not count yet, of the next step."""
+    run = opened(tmp_path, keep=1)
+    run.save(1, 0, writer(1))
+    run.close()
+    for name in (".step-0000002.tmp", "step-0000003"):
+        (run.checkpoints / name).mkdir()
+        writer(9)(run.checkpoints / name)
+    with monkeypatch.context() as patch:
+        refuse_removal(patch, "step-000000")
+        run = opened(tmp_path, keep=1)
+        assert step_of(run.latest()) == 1 and caplog.text.count("could not be removed") == 2
+        for step in (2, 3):
+            assert step_of(run.save(step, 0, writer(step))) == step
+    run.save(4, 0, writer(4))
+    assert names(run) == ["latest", "step-0000004"]
     run.close()

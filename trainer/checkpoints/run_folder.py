@@ -1,19 +1,24 @@
-"""The checkpoints of a run on disk: each is whole or not there, `latest` and `best` point at two of them.
+"""The checkpoints of a run on disk: each is complete or not there; `latest` and `best` point at two of them.
 
 checkpoints/step-0000500/    written as .step-0000500.tmp, synced, renamed
-checkpoints/latest           a link; moves when the checkpoint stands
+checkpoints/latest           a link, moved once the checkpoint is complete
 checkpoints/best             a link: the lowest held-out mask loss
 checkpoint                   a link to checkpoints/latest, where exports look
+
+A folder that cannot be removed (network file systems refuse it while a file is open) is named in the log, and ends no
+run: its removal is tried again at the next checkpoint.
 """
 
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from shards.atomic import sync_folder
@@ -30,11 +35,11 @@ NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class RunFolder:
-    """To be opened and written by one process of a run.
+    """The folder of a run, opened and written by one of its processes.
 
     Args:
         folder: `output_dir`.
-        keep: newest checkpoints that stay.
+        keep: number of newest checkpoints that are kept.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
@@ -43,27 +48,28 @@ class RunFolder:
         self._lock: int | None = None
 
     def open(self) -> None:
-        """Take the folder for this run and remove what a killed one left unfinished.
+        """Lock the folder for this run, and remove what a killed run left unfinished.
 
         Raises:
-            UserError: nothing can be written here, another run is writing here, or what stands here is not a run's.
+            UserError: nothing can be written here, another run is writing here, or the folder is not that of a run.
         """
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._lock = hold_lock(self.checkpoints / ".lock", exclusive=True)
         except OSError as error:
-            met, do = str(error.strerror), "give another output_dir"
-            raise UserError("cannot be written", where=f"output_dir, {self.folder}", met=met, do=do) from None
+            where = f"output_dir, {self.folder}"
+            do = "give another output_dir"
+            raise UserError("cannot be written", where=where, met=str(error.strerror), do=do) from None
         self.check()
-        for leftover in self.checkpoints.glob(".*.tmp"):
-            _remove(leftover)
+        self._remove_leftovers()
         latest = self.latest()
         for folder in self._all():
-            if latest and folder.name > latest.name:  # whole, but the run was killed before it counted
-                self._discard(folder)
+            if latest and folder.name > latest.name:  # complete, but the run was killed before it counted
+                with _logged(folder):
+                    _discard(folder)
 
     def check(self) -> None:
-        """Raise `UserError` where what stands here is not a run's. Nothing is written."""
+        """Raise `UserError` where the folder is not that of a run that can be resumed. Nothing is written."""
         final = self.folder / _FINAL
         if final.exists() and not final.is_symlink():
             do = "give another output_dir"
@@ -73,18 +79,18 @@ class RunFolder:
             raise UserError("checkpoints, but none is the latest", where=str(self.checkpoints), do=do)
 
     def close(self) -> None:
-        """Let others in."""
+        """Unlock the folder."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def latest(self) -> Path | None:
-        """The checkpoint to go on with."""
+        """Return the newest checkpoint, from which the run goes on; None where there is none."""
         link = self.checkpoints / LATEST
         return link.resolve() if (link / STATE).exists() else None
 
     def save(self, step: int, nbytes: int, write: Callable[[Path], None]) -> Path:
-        """Put a checkpoint there, move `latest` to it, then remove what need not stay.
+        """Write a checkpoint, move `latest` to it, then remove those that are not to be kept.
 
         Args:
             step: optimiser steps done.
@@ -97,60 +103,87 @@ class RunFolder:
         target = self.checkpoints / f"step-{step:07d}"
         partial = self.checkpoints / f".{target.name}.tmp"
         try:
-            _remove(partial)
+            if partial.exists():
+                _discard(partial)
             partial.mkdir()
             write(partial)
             sync_folder(partial)
+            if target.exists():  # newer than `latest` when the run began, and could not be removed then
+                _discard(target)
             os.replace(partial, target)
             sync_folder(self.checkpoints)
             _link(self.checkpoints / LATEST, target.name)
             _link(self.folder / _FINAL, f"{CHECKPOINTS}/{LATEST}")
-            self._rotate()
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise self._not_saved(step, nbytes, error) from None
+        self._rotate(target)
         return target
 
     def _not_saved(self, step: int, nbytes: int, error: OSError) -> UserError:
         free = shutil.disk_usage(self.folder).free
         latest = self.latest()
-        stands = f"{latest.name} stands as it was" if latest else "there is none before it"
+        before = f"{latest.name} stands as it was" if latest else "there is none before it"
         room = "make room, and " if error.errno in NO_ROOM else ""
         return UserError(
             f"the checkpoint of step {step} could not be written",
             where=str(self.checkpoints),
             met=f"{error.strerror or error}, {free:,} bytes free",
             wanted=f"{nbytes:,} bytes",
-            do=f"{stands}; {room}start the same command again",
+            do=f"{before}; {room}start the same command again",
         )
 
     def _all(self) -> list[Path]:
-        """Whole checkpoints, oldest first."""
+        """Return the complete checkpoints, oldest first."""
         return sorted(self.checkpoints.glob("step-*"))
 
-    def _rotate(self) -> None:
-        folders = self._all()
-        losses = {folder: _held_out(folder) for folder in folders}
-        judged = {folder: loss for folder, loss in losses.items() if loss is not None and math.isfinite(loss)}
+    def _rotate(self, latest: Path) -> None:
+        """Move `best`, and remove leftovers and checkpoints that are not to be kept; what fails is logged."""
+        self._remove_leftovers()
+        complete = self._all()
+        folders = [folder for folder in complete if folder.name <= latest.name]
+        losses = {folder: loss for folder in folders if (loss := _held_out(folder)) is not None and math.isfinite(loss)}
         kept = folders[-self._keep :]
-        if judged:
-            best = min(judged, key=lambda folder: judged[folder])
+        if losses:
+            best = min(losses, key=lambda folder: losses[folder])
             kept.append(best)
-            _link(self.checkpoints / BEST, best.name)
-        for folder in folders:
+            with _logged(self.checkpoints / BEST, "this link could not be moved"):
+                _link(self.checkpoints / BEST, best.name)
+        for folder in complete:
             if folder not in kept:
-                self._discard(folder)
+                with _logged(folder):
+                    _discard(folder)
 
-    def _discard(self, folder: Path) -> None:
-        """Remove a checkpoint: what remains of it half-way is a leftover, not a checkpoint."""
-        doomed = self.checkpoints / f".{folder.name}.old.tmp"
-        _remove(doomed)
-        os.replace(folder, doomed)
-        _remove(doomed)
+    def _remove_leftovers(self) -> None:
+        for leftover in self.checkpoints.glob(".*.tmp"):
+            with _logged(leftover):
+                _remove(leftover)
+
+
+@contextmanager
+def _logged(path: Path, what: str = "this folder could not be removed") -> Iterator[None]:
+    """Log an `OSError` instead of raising it: the run goes on, and its next checkpoint tries the same again."""
+    try:
+        yield
+    except OSError as error:
+        log.warning("%s: %s (%s); the next checkpoint tries again", path, what, error.strerror or error)
+
+
+def _discard(folder: Path) -> None:
+    """Rename `folder`, so that it is a leftover and no checkpoint, and remove that; log where only the latter fails.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    names = (folder.with_name(f".{folder.name.strip('.')}.{number}.old.tmp") for number in itertools.count())
+    leftover = next(name for name in names if not name.exists())
+    os.replace(folder, leftover)
+    with _logged(leftover):
+        _remove(leftover)
 
 
 def _held_out(folder: Path) -> float | None:
-    """The mask loss of a checkpoint; None also where its state has been damaged: that ends no run that goes on."""
+    """Return the held-out mask loss of a checkpoint; None where it has none, or its state is damaged."""
     try:
         return read_state(folder).held_out
     except UserError as error:
@@ -159,7 +192,7 @@ def _held_out(folder: Path) -> float | None:
 
 
 def _link(path: Path, target: str) -> None:
-    """Make `path` a link to `target` in one move."""
+    """Make `path` a link to `target`, atomically."""
     if path.is_symlink() and os.readlink(path) == target:
         return
     temporary = path.with_name(f".{path.name}.tmp")
