@@ -304,10 +304,45 @@ class ShardSet:
         return stored.meta, stored.members
 
     def __getitem__(self, position: int) -> dict[str, Array | Any]:
-        """Sample `position`, decoded, as `read_samples` yields it."""
-        meta, members = self.sample(position)
-        arrays = {str(field): decode_field(field, data, self.recipe) for field, data in members.items()}
+        """Decode sample `position`: `__key__`, `meta`, and the arrays under their fields' names."""
+        return self.read(position)
+
+    def read(
+        self, position: int, fields: Sequence[str] | None = None, objects: Sequence[int] | None = None
+    ) -> dict[str, Array | Any]:
+        """Decode a part of sample `position`; what is not asked for is neither decoded nor copied.
+
+        Args:
+            position: from 0; negative ones count from the end.
+            fields: names such as "pixel_values" or "masks2"; all that the sample has by default.
+            objects: positions of the objects whose masks are decoded, in `meta["objects"]`; all by default. `meta`
+                stays whole.
+
+        Raises:
+            IndexError: there is no such sample.
+            BadShard: a field that the sample has not, or bytes that have changed.
+        """
+        if not -len(self) <= position < len(self):
+            raise IndexError(f"sample {position} of {len(self)}")
+        meta, members = self.sample(position % len(self))
+        named = {str(field): field for field in members}
+        wanted = [*named] if fields is None else [*fields]
+        if unknown := [name for name in wanted if name not in named]:
+            where = f"{self.folder}: {self.key(position)}"
+            raise BadShard("no such field", where=where, met=", ".join(unknown), wanted=", ".join(named))
+        arrays = {name: decode_field(named[name], members[named[name]], self.recipe, objects) for name in wanted}
         return {"__key__": self.key(position), "meta": meta, **arrays}
+
+    def meta(self, position: int) -> dict[str, Any]:
+        """The JSON of sample `position`, which `docs/FORMAT.md` lists."""
+        return self.open(position).meta
+
+    def __iter__(self) -> Iterator[dict[str, Array | Any]]:
+        return map(self.read, range(len(self)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as the folder's name: the process that unpickles it opens the set itself."""
+        return type(self), (self.folder, self.check)
 
 
 def _check_crc32(met: int, wanted: int, tar: MappedTar, key: str) -> None:

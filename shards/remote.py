@@ -11,15 +11,16 @@ from collections import OrderedDict
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from shards.archive import MappedTar
 from shards.checksum import Check
-from shards.errors import BadShard, UserError
+from shards.errors import BadShard
 from shards.format import INDEX, MANIFEST
 from shards.manifest import MOST_MANIFEST, Manifest, most_index_bytes, read_index
 from shards.reader import ShardSet
-from shards.storage.cache import Cache, let_go
+from shards.size import parse_size
+from shards.storage.cache import DEFAULT_FOLDER, DEFAULT_LIMIT, Cache, let_go
 from shards.storage.protocols import is_url
 from shards.storage.remote_folder import RemoteFolder
 from shards.storage.retry import TransientError
@@ -33,17 +34,15 @@ def open_set(path: Path | str, cache: Cache | None = None, check: Check = "first
     """The shard set in a folder here or at a URL.
 
     Args:
-        cache: where a set at a URL is read through.
+        cache: where a set at a URL is read through; by default a folder in the user's home that holds at most 200 GB.
         check: as of `ShardSet`.
 
     Raises:
-        UserError: it is not there, or not a finished set; or it is at a URL and there is no cache.
+        UserError: it is not there, or not a finished set.
     """
     if not is_url(path):
         return ShardSet(path, check)
-    if cache is None:
-        raise UserError("a shard set at a URL needs a cache", where=str(path))
-    return RemoteShardSet(str(path), cache, check)
+    return RemoteShardSet(str(path), cache or Cache(DEFAULT_FOLDER, parse_size(DEFAULT_LIMIT)), check)
 
 
 class RemoteShardSet(ShardSet):
@@ -71,6 +70,9 @@ class RemoteShardSet(ShardSet):
         self._tar = self.fetch  # type: ignore[assignment]
         drop = weakref.WeakMethod(self._drop)
         cache.drop.append(lambda: (method := drop()) is not None and method())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.url, self._cache, self.check)
 
     def _hold_index(self, folder: Path, manifest: Manifest, check: Check) -> BinaryIO:
         """The index in the cache, held as long as the set, for it is mapped; fetched again where it was damaged."""

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from shards.atomic import atomic_write, sync_folder
 from shards.errors import UserError
@@ -56,6 +56,10 @@ class Cache:
         """Files for which what is fetched ahead leaves room."""
         self._in_need = 0
         self._counting = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as its settings: files that this process holds stay with it."""
+        return type(self), (self.folder, self.limit, self.fetches, self.attempts)
 
     def write(self, path: Path, data: bytes) -> None:
         """Put a small file there, which is never evicted."""
