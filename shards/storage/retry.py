@@ -1,0 +1,131 @@
+"""One rule for failed requests: what is tried again, after which pause, and how often."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from shards.errors import BadShard, UserError
+from shards.storage.protocols import without_secrets
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 8
+"""Attempts at a file before its fault is an error; about 45 seconds of pauses."""
+_FIRST_PAUSE = 0.5  # seconds
+_LONGEST_PAUSE = 30.0
+_TRANSIENT_STATUS = {408, 425, 429}  # HTTP's 4xx that pass
+_PERMANENT = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
+_LIBRARIES = {
+    "adlfs",
+    "aiobotocore",
+    "aiohttp",
+    "azure",
+    "botocore",
+    "fsspec",
+    "gcsfs",
+    "google",
+    "http",
+    "requests",
+    "urllib3",
+}
+_T = TypeVar("_T")
+
+
+class TransientError(Exception):
+    """A fault that another attempt may not meet, such as a body without the manifest's checksum.
+
+    Arguments as of `UserError`.
+    """
+
+    def __init__(self, what: str, met: str = "", wanted: str = "") -> None:
+        super().__init__(what, met, wanted)
+        self.what = what
+        self.met = met
+        self.wanted = wanted
+
+
+def retry(action: Callable[[], _T], url: str, attempts: int) -> _T:
+    """Return `action()`. While it fails in a way that may pass, call it again after a pause.
+
+    Pauses double from half a second to 30 seconds, with jitter.
+
+    Args:
+        url: of the file, for messages.
+        attempts: calls at most.
+
+    Raises:
+        Exception: what the last call raised.
+    """
+    for attempt in range(1, attempts + 1):
+        try:
+            return action()
+        except Exception as error:
+            if attempt == attempts or not _may_pass(error):
+                raise
+            fault = _as_transient(error)
+            pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** (attempt - 1)) * random.uniform(0.5, 1)
+            level = logging.WARNING if attempt > 2 else logging.INFO
+            where = without_secrets(url)
+            log.log(level, "%s: %s, %s; attempt %d in %.1f s", where, fault.what, fault.met, attempt + 1, pause)
+            time.sleep(pause)
+    raise AssertionError("no attempts")
+
+
+def retry_read(action: Callable[[], _T], url: str, attempts: int) -> _T:
+    """Return `action()`, which reads the file at `url`, with `retry`.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        return retry(action, url, attempts)
+    except UserError:
+        raise
+    except Exception as error:
+        if error_text := permanent_error(error, url):
+            raise error_text from None
+        if not _may_pass(error):
+            raise  # a mistake in a program is no fault of a network
+        fault = _as_transient(error)
+        do = f"tried {attempts} times; the same command tries again"
+        raise BadShard(fault.what, where=without_secrets(url), met=fault.met, wanted=fault.wanted, do=do) from None
+
+
+def permanent_error(error: Exception, url: str) -> UserError | None:
+    """Return the line for a fault that no other attempt mends; None for one that may pass."""
+    status = getattr(error, "status", None)
+    where = without_secrets(url)
+    if isinstance(error, FileNotFoundError) or status in (404, 410):
+        return BadShard("no such file", where=where, do="finish or copy the set there, or mend the URL")
+    if isinstance(error, PermissionError) or status in (401, 403) or "Credentials" in type(error).__name__:
+        do = "set up the credentials that fsspec finds (environment or its configuration)"
+        return UserError("not allowed to read", where=where, do=do)
+    if isinstance(status, int) and 400 <= status < 500 and status not in _TRANSIENT_STATUS:
+        return UserError("refused by the server", where=where, met=f"HTTP {status}")
+    if isinstance(error, _PERMANENT):
+        return UserError("cannot be read", where=where, met=_error_text(error))
+    return None
+
+
+def _may_pass(error: Exception) -> bool:
+    """Return whether another attempt may succeed."""
+    if isinstance(error, UserError) or permanent_error(error, "") is not None:
+        return False
+    expected = isinstance(error, TransientError | OSError | EOFError)
+    return expected or type(error).__module__.split(".")[0] in _LIBRARIES
+
+
+def _as_transient(error: Exception) -> TransientError:
+    if isinstance(error, TransientError):
+        return error
+    return TransientError("cannot be read", _error_text(error))
+
+
+def _error_text(error: Exception) -> str:
+    if status := getattr(error, "status", None):
+        return f"HTTP {status}"
+    return without_secrets(f"{type(error).__name__}: {error}").strip(": ")
