@@ -23,6 +23,9 @@ def verify_shard(
             "its pictures' recorded loss.",
         ),
     ] = None,
+    source: Annotated[
+        str | None, Option(metavar="MODULE:CLASS", help="With --against: your own source that made the set.")
+    ] = None,
     as_json: Annotated[bool, Option("--json", help="Print the report as JSON.")] = False,
     workers: Workers = None,
     allow_lossy: Annotated[
@@ -42,8 +45,9 @@ def verify_shard(
         raw = None
         if against:
             from pipeline.derive import Against
+            from pipeline.sources import chosen_source
 
-            raw = Against(against, Path(work))
+            raw = Against(against, Path(work), chosen_source(source) if source else None)
         report = verify(
             paths,
             derive=raw.derive if raw else None,

@@ -79,19 +79,19 @@ def shard(
     from pipeline.plan import Plan, make_plan
     from pipeline.run import run, run_share
     from pipeline.show import show_plan, show_share, show_summary
-    from pipeline.sources import choices_of, source_named
+    from pipeline.sources import choices_of, chosen_source
     from pipeline.work import share_of
     from shards.recipe import named_recipe
     from shards.size import parse_size
 
-    dataset = source_named(source)
+    dataset = chosen_source(source)
     chosen = named_recipe(recipe, prompt_pooling)
     given = {"split": split, "split_by": split_by, "frames": frames, "void": void, "mask_slack": mask_slack}
     choices = choices_of(dataset, given)
-    where = root or Path("data", source)
+    where = root or Path("data", dataset.name)
     most = parse_size(shard_size)
     share = share_of(task_index, task_count, engine, overwrite)
-    place = f"{out.rstrip('/') or '/'}/{source}"
+    place = f"{out.rstrip('/') or '/'}/{dataset.name}"
 
     def make(known: Callable[[str], tuple[int, int] | None], records: Path) -> Plan:
         return make_plan(dataset, where, chosen, most, records, choices, limit, known, codec)
@@ -148,18 +148,18 @@ def estimate(
     from pipeline.estimate import free_bytes
     from pipeline.plan import make_plan
     from pipeline.show import show_estimate
-    from pipeline.sources import choices_of, source_named
+    from pipeline.sources import choices_of, chosen_source
     from shards.recipe import named_recipe
     from shards.size import parse_size
 
-    dataset = source_named(source)
+    dataset = chosen_source(source)
     chosen = named_recipe(recipe, prompt_pooling)
     given = {"split": split, "split_by": split_by, "frames": frames, "void": void, "mask_slack": mask_slack}
     choices = choices_of(dataset, given)
-    where = root or Path("data", source)
+    where = root or Path("data", dataset.name)
     with TemporaryDirectory() as folder:
         records = Path(folder, "records")
         plan = make_plan(dataset, where, chosen, parse_size(shard_size), records, choices, limit, codec=codec)
         found = probe(plan, samples)
     free = None if "://" in out else free_bytes(Path(out))
-    show_estimate(found, f"{out.rstrip('/')}/{source}", free, workers or usable_processors())
+    show_estimate(found, f"{out.rstrip('/')}/{dataset.name}", free, workers or usable_processors())

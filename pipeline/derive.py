@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.boundary import read_sample
 from pipeline.plan import Job, find_inputs, plan_digest
 from pipeline.records import open_records
-from pipeline.sources import source_named
+from pipeline.sources import Source, source_named
 from shards.errors import UserError
 from shards.manifest import Manifest
 from shards.sample import Sample
@@ -24,6 +24,8 @@ class Against:
     """Of the dataset."""
     work: Path
     """A folder for what the source finds; it outlives this object's use."""
+    source: Source | None = None
+    """A user's own, for sets of its name. Other sets name a registered one: nothing that a set names is imported."""
 
     def same_inputs(self, manifest: Manifest) -> bool:
         """Whether the raw files and annotations are those that the set was made from. To be asked before `derive`."""
@@ -47,4 +49,5 @@ class Against:
     def _job(self, manifest: Manifest) -> Job:
         name = hashlib.sha256(f"{manifest.source} {manifest.plan}".encode()).hexdigest()  # a manifest may say anything
         records = self.work / f"{name}.sqlite"
-        return Job(source_named(manifest.source), self.root, manifest.recipe, manifest.options, records)
+        own = self.source if self.source and self.source.name == manifest.source else None
+        return Job(own or source_named(manifest.source), self.root, manifest.recipe, manifest.options, records)

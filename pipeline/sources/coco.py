@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,10 +14,11 @@ from pipeline.finder import Finder, below
 from pipeline.fit import count_off
 from pipeline.ids import as_id, id_of
 from pipeline.pictures import read_picture
-from pipeline.raw import RawInput, RawObject, RawSample
+from pipeline.raw import RawObject, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.refused import raise_refused, refuse
 from pipeline.regions import size_of
+from pipeline.sources import Source
 from pipeline.sources.coco_layouts import annotation_file, image_finder
 from pipeline.sources.objects import Candidate, sample_of
 from shards.errors import BadInput
@@ -27,7 +28,7 @@ _AGAIN = "height and width, where it is listed again"
 TextsOf = Callable[[dict[str, Any]], tuple[str, ...]]
 
 
-class Coco:
+class Coco(Source):
     """One sample an image.
 
     Args:
@@ -57,12 +58,6 @@ class Coco:
                 if category is None:
                     counts["objects of a category without a name"] += 1
         return dict(counts)
-
-    def options(self, root: Path, probe: Sequence[RawInput]) -> dict[str, Any]:
-        return {}
-
-    def files(self, path: str, parts: Iterator[Any]) -> Iterable[str]:
-        return [path]
 
     def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any]) -> RawSample:
         return image_sample(root, path, self.name, parts, _category, {}, options.get("mask_slack", 0))
@@ -160,3 +155,7 @@ def _candidate(annotation: dict[str, Any], size: tuple[int, int], texts: tuple[s
     more = {key: value for key, value in annotation.items() if key not in ("segmentation", "id", "image_id")}
     read = partial(masks.from_coco, annotation.get("segmentation"), *size)
     return Candidate(RawObject(as_id(annotation["id"]) or "", texts, more), (read,))
+
+
+COCO = Coco("coco", "instances_{split}*.json")
+LVIS = Coco("lvis", "lvis_v1_{split}*.json")

@@ -10,10 +10,11 @@ from typing import Any
 from pipeline.annotations import read_pairs
 from pipeline.archives import Member, member_path, read_member, tar_members
 from pipeline.finder import Finder, below, inside
-from pipeline.raw import RawInput, RawSample
+from pipeline.raw import RawSample
 from pipeline.records import RecordsWriter
 from pipeline.refused import raise_refused
 from pipeline.regions import Regions, picture_for, rle_size
+from pipeline.sources import Source
 from pipeline.walk import HIDDEN, NOT_READ, count_other, matching
 from shards.errors import BadInput, UserError
 from shards.hidden import is_hidden_path
@@ -23,7 +24,7 @@ _PICTURES = {".jpg", ".jpeg", ".png", ".webp"}
 NO_CAPTION = "regions without a caption"
 
 
-class Dam:
+class Dam(Source):
     name = "dam"
     choices: Mapping[str, Any] = {}
 
@@ -53,9 +54,6 @@ class Dam:
             found[f"pictures of {file.parent.name}"] = len(named)
             subset.count_rest(named)
         return dict(found)
-
-    def options(self, root: Path, probe: Sequence[RawInput]) -> dict[str, Any]:
-        return {}
 
     def files(self, path: str, parts: Iterator[Any]) -> Iterable[str]:
         return [next(parts).get("tar", path)]

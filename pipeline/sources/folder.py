@@ -24,9 +24,10 @@ from pipeline.fit import check_size, count_off
 from pipeline.ids import as_id
 from pipeline.mask_values import distinct, values_of
 from pipeline.pictures import open_image, read_picture
-from pipeline.raw import RawInput, RawObject, RawSample
+from pipeline.raw import RawObject, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.refused import raise_refused
+from pipeline.sources import Source
 from pipeline.sources.beside import find_beside, load_beside
 from pipeline.sources.labelme import find_labelme, is_labelme, load_labelme
 from pipeline.sources.objects import Candidate, sample_of
@@ -39,7 +40,7 @@ _ONE_DOCUMENT = re.compile(rb"\s*(\[\s*\{|[\[{]\s*\n.)", re.DOTALL)
 _MOST_BYTES = 64 << 20  # of a line
 
 
-class Folder:
+class FolderSource(Source):
     name = "folder"
     choices: Mapping[str, Any] = {"void": None, "mask_slack": 0}
 
@@ -52,9 +53,6 @@ class Folder:
             return find_labelme(root, records)
         wanted = f"{LINES}, or images/ and masks/, or labelme's json files"
         raise UserError("not a folder of this kind", where=str(root), wanted=wanted)
-
-    def options(self, root: Path, probe: Sequence[RawInput]) -> dict[str, Any]:
-        return {}
 
     def files(self, path: str, parts: Iterator[Any]) -> Iterable[str]:
         found = next(parts)

@@ -11,10 +11,11 @@ from pipeline.annotations import read_items
 from pipeline.captions import Span, phrases, place, rebased, unquoted
 from pipeline.finder import Finder, below
 from pipeline.ids import id_of
-from pipeline.raw import RawInput, RawSample
+from pipeline.raw import RawSample
 from pipeline.records import RecordsWriter
 from pipeline.refused import raise_refused, refuse
 from pipeline.regions import Regions, picture_for, rle_size, size_of
+from pipeline.sources import Source
 from shards.errors import BadInput, UserError
 
 _SPLITS = ("train", "val", "test")
@@ -40,7 +41,7 @@ IGNORED = "regions left out: marked to be ignored"
 NO_SPAN = "regions without a place in their caption"
 
 
-class Gcg:
+class Gcg(Source):
     name = "gcg"
     choices: Mapping[str, Any] = {"split": "train"}
 
@@ -93,12 +94,6 @@ class Gcg:
                 found["regions of no caption"] += 1
             else:
                 records.attach(named[number], {"file": file.name, "kind": kind, "region": annotation})
-
-    def options(self, root: Path, probe: Sequence[RawInput]) -> dict[str, Any]:
-        return {}
-
-    def files(self, path: str, parts: Iterator[Any]) -> Iterable[str]:
-        return [path]
 
     def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any]) -> RawSample:
         raise_refused(parts)

@@ -18,8 +18,9 @@ from pipeline.archives import member_path, read_member, zip_members
 from pipeline.cropped import Bool
 from pipeline.finder import below
 from pipeline.pictures import open_image, read_picture
-from pipeline.raw import RawInput, RawObject, RawSample
+from pipeline.raw import RawObject, RawSample
 from pipeline.records import RecordsWriter
+from pipeline.sources import Source
 from pipeline.sources.objects import NO_OBJECT, Candidate, sample_of
 from pipeline.tables import read_table
 from pipeline.walk import HIDDEN, NOT_READ, count_other, matching
@@ -49,7 +50,7 @@ _NUMBERS = ("BoxXMin", "BoxXMax", "BoxYMin", "BoxYMax", "PredictedIoU")
 _NEEDED = ("MaskPath", "ImageID", "LabelName")
 
 
-class OpenImages:
+class OpenImages(Source):
     """One sample a photo, with all its masks. A mask and its photo have different sizes as a rule."""
 
     name = "openimages"
@@ -91,9 +92,6 @@ class OpenImages:
         counts["objects without a mask file"] = int((~np.isin(wanted, stored)).sum())
         counts["mask files without an object"] = int((~np.isin(stored, wanted)).sum())
         return dict(counts)
-
-    def options(self, root: Path, probe: Sequence[RawInput]) -> dict[str, Any]:
-        return {}
 
     def files(self, path: str, parts: Iterator[Any]) -> Iterable[str]:
         return [path, *(part["file"] for part in parts if "mask" in part)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ from pipeline.annotations import read_items
 from pipeline.faults import unusable
 from pipeline.finder import Finder, below
 from pipeline.ids import as_id
-from pipeline.raw import RawInput, RawSample
+from pipeline.raw import RawSample
 from pipeline.records import RecordsWriter
 from pipeline.refused import raise_refused
 from pipeline.regions import Regions, picture_for, rle_size, size_of
+from pipeline.sources import Source
 from shards.errors import BadInput, UserError
 
 _FILES = tuple(
@@ -41,7 +42,7 @@ RECORDS = "records left out: "
 OTHER_SHAPE = "descriptions without <regionN>: in front"
 
 
-class Osprey:
+class Osprey(Source):
     name = "osprey"
     choices: Mapping[str, Any] = {}
 
@@ -69,12 +70,6 @@ class Osprey:
                 found["regions"] += len(annotation) if isinstance(annotation, list) else 0
         pictures.refuse_shared(records)
         return dict(found)
-
-    def options(self, root: Path, probe: Sequence[RawInput]) -> dict[str, Any]:
-        return {}
-
-    def files(self, path: str, parts: Iterator[Any]) -> Iterable[str]:
-        return [path]
 
     def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any]) -> RawSample:
         raise_refused(parts)

@@ -12,8 +12,9 @@ from pipeline.annotations import read_pairs
 from pipeline.faults import Fault
 from pipeline.finder import Finder, below
 from pipeline.ids import as_id
-from pipeline.raw import RawInput, RawObject, RawSample
+from pipeline.raw import RawObject, RawSample
 from pipeline.records import RecordsWriter
+from pipeline.sources import Source
 from pipeline.sources.clips import choose_frames
 from pipeline.sources.sav_video import TRUNCATED, annotated_sample, open_annotation
 from pipeline.sources.video_file import open_video
@@ -23,7 +24,7 @@ _FILE, _VIDEOS = "Ref-SAV.json", ("", "sam_v_full", "video_datas/sam_v_full")
 _TEXT = "formated"  # spelt so in the file
 
 
-class RefSav:
+class RefSav(Source):
     """One sample a video, with all objects that have an expression. An object's id is its place in the annotation."""
 
     name = "ref-sav"
@@ -56,9 +57,6 @@ class RefSav:
             counts["objects"] += len(objects)
             counts["expressions"] += sum(_TEXT in item for item in objects)
         return dict(counts)
-
-    def options(self, root: Path, probe: Sequence[RawInput]) -> dict[str, Any]:
-        return {}
 
     def files(self, path: str, parts: Iterator[Any]) -> Iterable[str]:
         return [path, *(part["annotation"] for part in parts)]

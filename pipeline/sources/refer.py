@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.annotations import read_items
 from pipeline.ids import as_id, id_of
 from pipeline.pickles import read_pickle
-from pipeline.raw import RawInput, RawSample
+from pipeline.raw import RawSample
 from pipeline.records import RecordsWriter
 from pipeline.refused import refuse
+from pipeline.sources import Source
 from pipeline.sources.coco import category_names, image_sample, put_down_images
 from pipeline.sources.coco_layouts import image_finder
 from pipeline.walk import matching
@@ -21,7 +22,7 @@ from shards.errors import BadInput, UserError
 _IMAGES = ("images/mscoco/images/train2014", "coco2014/train2014", "images/train2014")
 
 
-class Refer:
+class Refer(Source):
     """One sample an image.
 
     Args:
@@ -63,12 +64,6 @@ class Refer:
             counts["sentences"] += sum(len(ref["sentences"]) for ref in own)
         counts["refs without an annotation or image"] = sum(map(len, of_object.values()))
         return dict(counts)
-
-    def options(self, root: Path, probe: Sequence[RawInput]) -> dict[str, Any]:
-        return {}
-
-    def files(self, path: str, parts: Iterator[Any]) -> Iterable[str]:
-        return [path]
 
     def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any]) -> RawSample:
         more = {"split": options["split"], "split_by": options["split_by"]}
@@ -113,3 +108,8 @@ def _checked(ref: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(sentence["raw"], str):
             raise TypeError(f"a sentence that is no text: {str(sentence['raw'])[:40]!r}")
     return {**chosen, "sentences": said}
+
+
+REFCOCO = Refer("refcoco", "unc")
+REFCOCO_PLUS = Refer("refcoco+", "unc")
+REFCOCOG = Refer("refcocog", "umd")

@@ -16,9 +16,10 @@ from pipeline.finder import below
 from pipeline.fit import count_off
 from pipeline.ids import as_id
 from pipeline.pictures import read_picture
-from pipeline.raw import RawInput, RawObject, RawSample
+from pipeline.raw import RawObject, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.refused import raise_refused, refuse
+from pipeline.sources import Source
 from pipeline.sources.clips import Shown, choose_frames
 from pipeline.sources.frames import Frames
 from pipeline.sources.objects import Candidate, sample_of
@@ -48,7 +49,7 @@ class Layout:
     """Videos that the file lists and that belong to another split."""
 
 
-class RefVos:
+class RefVos(Source):
     """One sample a video.
 
     Args:
@@ -111,9 +112,6 @@ class RefVos:
         if layout.pictures and (root / layout.pictures).is_dir() and not any("/" in name for name in known):
             counts["folders of frames without expressions"] = len({*listed(root / layout.pictures)} - known)
         return dict(counts)
-
-    def options(self, root: Path, probe: Sequence[RawInput]) -> dict[str, Any]:
-        return {}
 
     def files(self, path: str, parts: Iterator[Any]) -> Iterable[str]:
         video = next(parts)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.annotations import read_pairs
-from pipeline.sources.refvos import Layout
+from pipeline.sources.refvos import Layout, RefVos
 from pipeline.text import read_text
 from pipeline.walk import matching
 from shards.errors import UserError
@@ -129,3 +129,9 @@ def _file(file: Path) -> Path:
     if not file.exists():
         raise UserError("no such file", where=str(file), do="see docs/datasets/refvos.md for the layout")
     return file
+
+
+REF_YOUTUBE_VOS = RefVos("ref-youtube-vos", youtube_vos, "obj_id")
+MEVIS = RefVos("mevis", mevis, "anno_id")
+REVOS = RefVos("revos", revos, "anno_id")
+REF_DAVIS = RefVos("ref-davis", davis, "obj_id")

@@ -19,9 +19,10 @@ from pipeline.fit import count_off
 from pipeline.ids import id_of
 from pipeline.input_files import read_input
 from pipeline.pictures import read_picture
-from pipeline.raw import RawInput, RawObject, RawSample
+from pipeline.raw import RawObject, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.refused import raise_refused, refuse
+from pipeline.sources import Source
 from pipeline.sources.objects import Candidate, sample_of
 from pipeline.walk import HIDDEN, walk
 from shards.errors import BadInput
@@ -33,7 +34,7 @@ _MAX_JSON = 1 << 28
 Found = tuple[str, dict[str, Any]]  # a path below the root, and where its bytes lie
 
 
-class Sa1b:
+class Sa1b(Source):
     """One sample a photo, with all its masks. A tar beside its unpacked files gives only what is not unpacked."""
 
     name = "sa1b"
@@ -90,9 +91,6 @@ class Sa1b:
         except BadInput as error:  # what came before the damage is taken
             _refuse(tar, size, error, records, counts)
         _annotate(jsons, records, counts)
-
-    def options(self, root: Path, probe: Sequence[RawInput]) -> dict[str, Any]:
-        return {}
 
     def files(self, path: str, parts: Iterator[Any]) -> Iterable[str]:
         found = [*parts]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from pipeline.npz import read_npz
 from pipeline.raw import RawFrame, RawInput, RawObject, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.refused import raise_refused
+from pipeline.sources import Source
 from pipeline.walk import walk
 from shards.errors import BadInput
 
@@ -29,7 +30,7 @@ UNIT_RANGE = "files with values in [0, 1]"
 Float = NDArray[np.float32]
 
 
-class Sav:
+class Sav(Source):
     name = "sav"
     choices: Mapping[str, Any] = {}
 
@@ -55,9 +56,6 @@ class Sav:
             if _fractional(arrays):
                 return {"value_range": 1}
         return {"value_range": 255}
-
-    def files(self, path: str, parts: Iterator[Any]) -> Iterable[str]:
-        return [path]
 
     def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any] = ()) -> RawSample:
         raise_refused(parts)

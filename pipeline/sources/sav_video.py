@@ -17,10 +17,11 @@ from pipeline.faults import Fault, unusable
 from pipeline.finder import below
 from pipeline.fit import count_off
 from pipeline.input_files import input_state, open_input
-from pipeline.raw import RawInput, RawObject, RawSample
+from pipeline.raw import RawObject, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.refused import raise_refused
 from pipeline.regions import rle_size
+from pipeline.sources import Source
 from pipeline.sources.clips import choose_frames
 from pipeline.sources.objects import Candidate, sample_of
 from pipeline.sources.video_file import VideoFile, open_video
@@ -43,7 +44,7 @@ _DIGITS = (
 _OTHER_VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".webm"}
 
 
-class SavVideo:
+class SavVideo(Source):
     """One sample a masklet of a video. The input's path is that of the video, `#`, kind and place of the masklet."""
 
     name = "sav-video"
@@ -70,9 +71,6 @@ class SavVideo:
             counts[f"{kind} masklets"] += masklets
             counts["annotation files without a masklet"] += masklets == 0
         return dict(counts)
-
-    def options(self, root: Path, probe: Sequence[RawInput]) -> dict[str, Any]:
-        return {}
 
     def files(self, path: str, parts: Iterator[Any]) -> Iterable[str]:
         match = _INPUT.fullmatch(path)

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from pipeline.boundary import ProgramError, input_errors
-from pipeline.sources import SOURCES
+from pipeline.sources import source_named
 from pipeline.sources.coco import Coco
-from pipeline.sources.folder import Folder
+from pipeline.sources.folder import FolderSource
 from pipeline.sources.sav import Sav
 from shards.errors import BadInput, DroppedInput, UserError
 from shards.manifest import Manifest, read_ledger
@@ -135,7 +135,7 @@ def root_of(tmp_path: Path, source: str = "folder") -> Path:
 @pytest.mark.parametrize("source", ["gcg", "mevis", "sa1b"])
 def test_any_exception_of_load_goes_to_the_ledger(source, tmp_path, here, monkeypatch):
     """The ledger names the kind that is raised, and the run goes on. Verify and estimate name it too."""
-    root, kind = root_of(tmp_path, source), type(SOURCES[source])
+    root, kind = root_of(tmp_path, source), type(source_named(source))
     load, first = kind.load, []
 
     def fail_once(self, root, path, options, parts):
@@ -161,7 +161,7 @@ def test_a_fault_of_the_program_ends_the_run_in_one_line(tmp_path, here, monkeyp
     def load(self, root, path, options, parts):
         return undefined  # noqa: F821
 
-    monkeypatch.setattr(Folder, "load", load)
+    monkeypatch.setattr(FolderSource, "load", load)
     for verb in (("shard", "--workers", 1), ("estimate",)):
         if not (tmp_path / "raw").exists():
             root_of(tmp_path)
@@ -180,7 +180,7 @@ def test_a_verification_names_what_cannot_be_read_again(tmp_path, here, monkeypa
     def load(self, root, path, options, parts):
         raise RecursionError("maximum recursion depth exceeded")
 
-    monkeypatch.setattr(type(SOURCES["sa1b"]), "load", load)
+    monkeypatch.setattr(type(source_named("sa1b")), "load", load)
     said = here("verify-shard", tmp_path / "sa1b", "--against", root, "--workers", 1)
     assert said.returncode == 1 and "cannot be derived again: cannot be read: RecursionError" in said.stdout
 
