@@ -11,13 +11,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.raw_files import sa1b, sav
-from pipeline.plan import make_plan
+from pipeline.request import make_request
 from pipeline.run import run
-from pipeline.sources import choices_of, source_named
 from shards.checksum import file_sha256
 from shards.format import CODECS, INDEX, LOSSY, MANIFEST, Codec
 from shards.manifest import pack_manifest
-from shards.recipe import RECIPES
 from shards.recode import recode
 
 EXACT: list[Codec] = [codec for codec in CODECS if codec not in LOSSY]
@@ -34,14 +32,7 @@ def write(root: Path, samples: int, repeats: int) -> None:
         return
     sa1b(root / "sa1b", samples)
     sav(root / "sav", samples // 2)
-    source = source_named("sa1b")
-    choices, recipe = choices_of(source, {}), RECIPES["default"]
-    run(
-        lambda known, records: make_plan(source, root / "sa1b", recipe, _SHARD_BYTES, records, choices),
-        root / "cold-zstd",
-        2,
-        0.0,
-    )
+    run(make_request("sa1b", root / "sa1b", shard_bytes=_SHARD_BYTES), root / "cold-zstd", 2, 0.0)
     for codec in EXACT:
         if codec != "zstd":
             recode(root / "cold-zstd", root / f"cold-{codec}", codec, 2)

@@ -25,10 +25,8 @@ import torch
 
 from benchmarks.loading import BATCH, FIELDS
 from demo.make_sav import write
-from pipeline.plan import make_plan
+from pipeline.request import make_request
 from pipeline.run import run
-from pipeline.sources import source_named
-from shards.recipe import RECIPES
 from shards.storage.cache import Cache
 from trainer.data.loader import Loader
 
@@ -74,9 +72,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        raw, out, source = Path(folder, "raw"), Path(folder, "sav"), source_named("sav")
+        raw = Path(folder, "raw")
+        out = Path(folder, "sav")
         write(raw, arguments.pairs)
-        run(lambda known, records: make_plan(source, raw, RECIPES["default"], SHARD_BYTES, records, {}), out, 1, 0.0)
+        run(make_request("sav", raw, shard_bytes=SHARD_BYTES), out, 1, 0.0)
         size = sum(path.stat().st_size for path in out.glob("*.tar")) / arguments.pairs
         code = f"from benchmarks.remote import serve; serve({folder!r}, {arguments.latency / 1000})"
         server = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

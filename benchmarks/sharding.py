@@ -32,13 +32,11 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from benchmarks.raw_files import WRITERS
+from pipeline.dataset import RawDataset, find_dataset
 from pipeline.pictures import FORMATS
-from pipeline.plan import Plan, make_plan
-from pipeline.records import open_records
-from pipeline.sources import choices_of, source_named
-from pipeline.task import Watch, write_shard
+from pipeline.request import make_request
+from pipeline.task import Progress, write_shard
 from shards.format import Codec
-from shards.recipe import RECIPES
 from shards.storage.store import LocalFolder
 
 Meta = dict[str, Any]
@@ -131,14 +129,14 @@ BARE: dict[str, Callable[[Path, Sequence[Meta]], None]] = {
 
 
 def measure(name: str, codec: Codec, samples: int, seconds: float) -> None:
-    with _planned(name, codec, samples) as (plan, root, out):
+    with _found(name, codec, samples) as (dataset, root, out):
         store = LocalFolder(out)
         store.work.mkdir(exist_ok=True)
 
         def ours() -> None:
-            write_shard(plan.job, plan.inputs, f"{name}-000000", store, out, Watch())
+            write_shard(dataset.job, dataset.inputs, f"{name}-000000", store, out, Progress())
 
-        metas = _metas(plan, root)
+        metas = _metas(dataset, root)
         clock, processor = _turns({"bare": lambda: BARE[name](root, metas), "ours": ours}, seconds)
     rates = {turn: len(metas) / statistics.median(times) for turn, times in clock.items()}
     ratios = [_ratio(times["ours"], times["bare"]) for times in (clock, processor)]
@@ -148,12 +146,12 @@ def measure(name: str, codec: Codec, samples: int, seconds: float) -> None:
 
 def rates(name: str, codec: Codec, samples: int, seconds: float, shards: int = 8) -> None:
     cores = sorted(os.sched_getaffinity(0))[:2]
-    with _planned(name, codec, samples) as (plan, root, out), ProcessPoolExecutor(2, get_context("spawn")) as pool:
+    with _found(name, codec, samples) as (dataset, root, out), ProcessPoolExecutor(2, get_context("spawn")) as pool:
         LocalFolder(out).work.mkdir(exist_ok=True)
-        metas = _metas(plan, root)
+        metas = _metas(dataset, root)
 
         def turn(what: str, processes: int, on: Sequence[int]) -> Callable[[], None]:
-            task = (_shards, what, name, plan, root, metas, out, shards // processes, on)
+            task = (_shards, what, name, dataset, root, metas, out, shards // processes, on)
             return lambda: [done.result() for done in [pool.submit(*task) for _ in range(processes)]] and None
 
         clock, _ = _turns(
@@ -173,7 +171,14 @@ def rates(name: str, codec: Codec, samples: int, seconds: float, shards: int = 8
 
 
 def _shards(
-    what: str, name: str, plan: Plan, root: Path, metas: Sequence[Meta], out: Path, count: int, on: Sequence[int]
+    what: str,
+    name: str,
+    dataset: RawDataset,
+    root: Path,
+    metas: Sequence[Meta],
+    out: Path,
+    count: int,
+    on: Sequence[int],
 ) -> None:
     """So many shards, or the bare work of as many; runs in a process of its own, on some cores."""
     os.sched_setaffinity(0, on)
@@ -181,20 +186,17 @@ def _shards(
         if what == "bare":
             BARE[name](root, metas)
         else:
-            write_shard(plan.job, plan.inputs, f"{name}-{os.getpid()}", LocalFolder(out), out, Watch())
+            write_shard(dataset.job, dataset.inputs, f"{name}-{os.getpid()}", LocalFolder(out), out, Progress())
 
 
 @contextmanager
-def _planned(name: str, codec: Codec, samples: int) -> Iterator[tuple[Plan, Path, Path]]:
-    """Raw files of one shard: (plan, root, a folder to write into)."""
+def _found(name: str, codec: Codec, samples: int) -> Iterator[tuple[RawDataset, Path, Path]]:
+    """Write raw files of one shard: (dataset, root, a folder to write into)."""
     with tempfile.TemporaryDirectory() as folder:
         root, out = Path(folder, "raw"), Path(folder, "out")
         out.mkdir()
         WRITERS[name](root, samples)
-        source = source_named(name)
-        choices = choices_of(source, {})
-        records = Path(folder, "records")
-        yield make_plan(source, root, RECIPES["default"], 10**12, records, choices, codec=codec), root, out
+        yield find_dataset(make_request(name, root, codec=codec), Path(folder, "records")), root, out
 
 
 def _turns(calls: dict[str, Callable[[], None]], seconds: float) -> tuple[Times, Times]:
@@ -211,12 +213,12 @@ def _turns(calls: dict[str, Callable[[], None]], seconds: float) -> tuple[Times,
     return tuple({name: times[1:] for name, times in found.items()} for found in (clock, processor))  # one warms up
 
 
-def _metas(plan: Plan, root: Path) -> list[Meta]:
+def _metas(dataset: RawDataset, root: Path) -> list[Meta]:
     """What the bare loop must know of each sample: frames, objects, annotations."""
     metas = []
-    for item in plan.inputs:
-        parts = open_records(plan.job.records).parts(item.path)
-        raw = plan.job.source.load(root, item.path, plan.job.options, parts)
+    for item in dataset.inputs:
+        parts = dataset.job.records.parts(item.path)
+        raw = dataset.job.source.load(root, item.path, dataset.job.options, parts)
         frames = [{"name": frame.name} for frame in raw.frames]
         objects = [{"id": one.id, **one.more} for one in raw.objects]
         metas.append({"path": item.path, "frames": frames, "objects": objects, "annotations": parts[1:]})

@@ -73,36 +73,37 @@ def shard(
 
     May be stopped at any moment: the same command goes on and ends with the same bytes.
     """
-    from collections.abc import Callable
-    from tempfile import TemporaryDirectory
-
-    from pipeline.plan import Plan, make_plan
-    from pipeline.run import run, run_share
-    from pipeline.show import show_plan, show_share, show_summary
-    from pipeline.sources import choices_of, chosen_source
-    from pipeline.work import share_of
-    from shards.recipe import named_recipe
+    from pipeline.plan import trial_plan
+    from pipeline.request import make_request
+    from pipeline.run import run, run_task
+    from pipeline.show import show_plan, show_summary
+    from pipeline.workspace import task_share
     from shards.size import parse_size
 
-    dataset = chosen_source(source)
-    chosen = named_recipe(recipe, prompt_pooling)
-    given = {"split": split, "split_by": split_by, "frames": frames, "void": void, "mask_slack": mask_slack}
-    choices = choices_of(dataset, given)
-    where = root or Path("data", dataset.name)
-    most = parse_size(shard_size)
-    share = share_of(task_index, task_count, engine, overwrite)
-    place = f"{out.rstrip('/') or '/'}/{dataset.name}"
-
-    def make(known: Callable[[str], tuple[int, int] | None], records: Path) -> Plan:
-        return make_plan(dataset, where, chosen, most, records, choices, limit, known, codec)
-
+    request = make_request(
+        source,
+        root,
+        recipe=recipe,
+        prompt_pooling=prompt_pooling,
+        codec=codec,
+        limit=limit,
+        shard_bytes=parse_size(shard_size),
+        split=split,
+        split_by=split_by,
+        frames=frames,
+        void=void,
+        mask_slack=mask_slack,
+    )
+    share = task_share(task_index, task_count, engine, overwrite)
+    place = f"{out.rstrip('/') or '/'}/{request.source.name}"
     if dry_run:
-        with TemporaryDirectory() as folder:
-            show_plan(make(lambda digest: None, Path(folder, "records")), place)
+        with trial_plan(request) as (dataset, plan):
+            show_plan(dataset, plan, place)
     elif share:
-        show_share(run_share(make, place, workers, max_bad, share, force, this_command()))
+        show_summary(run_task(request, place, share, workers, max_bad, force=force, command=this_command()))
     else:
-        show_summary(run(make, place, workers, max_bad, overwrite, engine, force, this_command()))
+        options = {"overwrite": overwrite, "force": force}
+        show_summary(run(request, place, workers, max_bad, engine=engine, command=this_command(), **options))
 
 
 @extra("pipeline")
@@ -142,24 +143,26 @@ def estimate(
 
     Writes nothing.
     """
-    from tempfile import TemporaryDirectory
-
     from pipeline.estimate import estimate as probe
     from pipeline.estimate import free_bytes
-    from pipeline.plan import make_plan
+    from pipeline.request import make_request
     from pipeline.show import show_estimate
-    from pipeline.sources import choices_of, chosen_source
-    from shards.recipe import named_recipe
     from shards.size import parse_size
 
-    dataset = chosen_source(source)
-    chosen = named_recipe(recipe, prompt_pooling)
-    given = {"split": split, "split_by": split_by, "frames": frames, "void": void, "mask_slack": mask_slack}
-    choices = choices_of(dataset, given)
-    where = root or Path("data", dataset.name)
-    with TemporaryDirectory() as folder:
-        records = Path(folder, "records")
-        plan = make_plan(dataset, where, chosen, parse_size(shard_size), records, choices, limit, codec=codec)
-        found = probe(plan, samples)
+    request = make_request(
+        source,
+        root,
+        recipe=recipe,
+        prompt_pooling=prompt_pooling,
+        codec=codec,
+        limit=limit,
+        shard_bytes=parse_size(shard_size),
+        split=split,
+        split_by=split_by,
+        frames=frames,
+        void=void,
+        mask_slack=mask_slack,
+    )
+    found = probe(request, samples)
     free = None if "://" in out else free_bytes(Path(out))
-    show_estimate(found, f"{out.rstrip('/')}/{dataset.name}", free, workers or usable_processors())
+    show_estimate(found, f"{out.rstrip('/')}/{request.source.name}", free, workers or usable_processors())

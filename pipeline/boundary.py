@@ -26,12 +26,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.formats import make_sample
-from pipeline.records import open_records
 from shards.errors import BadInput, UserError
 from shards.sample import Sample
 
 if TYPE_CHECKING:
-    from pipeline.plan import Job
+    from pipeline.dataset import Job
 
 AGAIN = "mend it and give the same command: it goes on where it stopped"
 _HERE = Path(__file__).parents[1]
@@ -59,7 +58,7 @@ def read_sample(job: Job, path: str) -> tuple[Sample, Counter[str]]:
         UserError: the fault is the machine's, or the program's.
     """
     with input_errors(job.root, path):
-        parts = open_records(job.records).parts(path)
+        parts = job.records.parts(path)
         return make_sample(job.source.load(job.root, path, job.options, parts), job.recipe)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.boundary import read_sample
-from pipeline.plan import Job, find_inputs, plan_digest
-from pipeline.records import open_records
+from pipeline.dataset import Job, RawDataset, find_inputs
+from pipeline.records import Records
 from pipeline.sources import Source, source_named
 from shards.errors import UserError
 from shards.manifest import Manifest
@@ -18,28 +18,28 @@ from shards.sample import Sample
 
 @dataclass(frozen=True)
 class Against:
-    """The raw files of shard sets."""
+    """Raw data that shard sets are compared with."""
 
     root: Path
-    """Of the dataset."""
+    """Folder of the dataset."""
     work: Path
-    """A folder for what the source finds; it outlives this object's use."""
+    """Folder for what the source finds. It is needed as long as this object."""
     source: Source | None = None
     """A user's own, for sets of its name. Other sets name a registered one: nothing that a set names is imported."""
 
     def same_inputs(self, manifest: Manifest) -> bool:
-        """Whether the raw files and annotations are those that the set was made from. To be asked before `derive`."""
+        """Whether the raw files and annotations are those that the set was made from. To be called before `derive`."""
         job = self._job(manifest)
-        source = job.source
-        choices = {name: manifest.options.get(name, default) for name, default in source.choices.items()}
-        find_inputs(source, self.root, choices, job.records)
-        inputs = open_records(job.records).inputs()[: manifest.options.get("limit")]
-        return plan_digest(job, inputs, manifest.version) == manifest.plan
+        choices = {name: manifest.options.get(name, default) for name, default in job.source.choices.items()}
+        find_inputs(job.source, self.root, choices, job.records.file)
+        inputs = job.records.inputs()[: manifest.options.get("limit")]
+        return RawDataset(job, tuple(inputs)).digest_of(manifest.version) == manifest.plan
 
     def derive(self, meta: dict[str, Any], manifest: Manifest) -> Sample:
-        """Derive the sample whose JSON is `meta` from the raw files, as `manifest` says.
+        """Make the sample again whose JSON is `meta`, as `manifest` says.
 
-        Raises `UserError` where the raw file is not there, is bad, or would lie outside the root.
+        Raises:
+            UserError: the raw file is missing, is bad, or would lie outside the root.
         """
         path = meta.get("path")
         if not isinstance(path, str) or PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
@@ -48,6 +48,13 @@ class Against:
 
     def _job(self, manifest: Manifest) -> Job:
         name = hashlib.sha256(f"{manifest.source} {manifest.plan}".encode()).hexdigest()  # a manifest may say anything
-        records = self.work / f"{name}.sqlite"
+        options = dict(manifest.options)
         own = self.source if self.source and self.source.name == manifest.source else None
-        return Job(own or source_named(manifest.source), self.root, manifest.recipe, manifest.options, records)
+        return Job(
+            source=own or source_named(manifest.source),
+            root=self.root,
+            recipe=manifest.recipe,
+            codec=options.pop("codec", "zstd"),
+            options=options,
+            records=Records(self.work / f"{name}.sqlite"),
+        )

@@ -9,29 +9,29 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.boundary import input_errors, read_sample
+from pipeline.dataset import RawDataset, spread_inputs
 from pipeline.finish import no_sample
-from pipeline.plan import Plan
-from pipeline.work import Work
-from shards.archive import encode_sample
+from pipeline.plan import Plan, encoded_bytes, trial_plan
+from pipeline.request import Request
+from pipeline.workspace import Workspace
 from shards.errors import BadInput, UserError
 from shards.size import size_text
 from shards.storage.store import LocalFolder
 
 _SET_FILES = 3  # manifest, index, ledger
-_MEMBER_BYTES = 1024  # of header and padding, on average less
 
 
 @dataclass(frozen=True)
 class Amount:
-    """A sum over all inputs, told from some."""
+    """A sum over all inputs, estimated from some."""
 
     total: float
     error: float
-    """Of the total: half of a 95 % interval; 0 where all inputs were probed."""
+    """Half of the total's 95 % interval; 0 where all inputs were probed."""
 
     @classmethod
-    def of(cls, probed: list[float], inputs: int) -> Amount:
+    def from_probe(cls, probed: list[float], inputs: int) -> Amount:
+        """Estimate the sum over `inputs` inputs from the values of those probed."""
         missing = 1 - len(probed) / inputs
         deviation = statistics.stdev(probed) if len(probed) > 1 else 0.0
         return cls(statistics.fmean(probed) * inputs, 1.96 * deviation * inputs * (missing / len(probed)) ** 0.5)
@@ -39,14 +39,14 @@ class Amount:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of the whole plan."""
+    """What a whole run will take."""
 
     inputs: int
     probed: int
     samples: Amount
     bytes: Amount
     seconds: Amount
-    """Of one process that has a core for itself."""
+    """By one process that has a core for itself."""
     shards: int
 
     @property
@@ -54,54 +54,69 @@ class Estimate:
         return self.shards + _SET_FILES
 
 
-def estimate(plan: Plan, most: int = 64) -> Estimate:
-    """Make and encode up to `most` samples, spread over the plan's inputs; `UserError` where none can be made."""
-    count = min(most, len(plan.inputs))
-    kept, sizes, seconds = [], [], []
+def estimate(request: Request, most: int = 64) -> Estimate:
+    """Make and encode up to `most` samples, spread over the inputs, and write nothing.
+
+    Raises:
+        UserError: none of them can be made.
+    """
+    with trial_plan(request) as (dataset, plan):
+        return _probe(dataset, plan, most)
+
+
+def _probe(dataset: RawDataset, plan: Plan, most: int) -> Estimate:
+    probe = spread_inputs(dataset.inputs, most)
+    samples: list[float] = []
+    sizes: list[float] = []
+    seconds: list[float] = []
     left_out: list[BadInput] = []
-    for i in range(count):
+    for item in probe:
         started = time.perf_counter()
         try:
-            path = plan.inputs[i * len(plan.inputs) // count].path
-            sample, _ = read_sample(plan.job, path)
-            with input_errors(plan.job.root, path):
-                blobs = [blob for _, blob in encode_sample(sample, plan.job.codec)]
+            size = encoded_bytes(dataset.job, item.path)
         except BadInput as error:
-            blobs = []
+            size = 0
             left_out.append(error)
         seconds.append(time.perf_counter() - started)
-        sizes.append(float(sum(len(blob) + _MEMBER_BYTES for blob in blobs)))
-        kept.append(float(bool(blobs)))
-    if len(left_out) == count:
-        raise no_sample(
-            Counter(error.what for error in left_out), str(plan.job.root), str(left_out[0]), plan.job.options
-        )
-    samples, size, time_taken = (Amount.of(probed, len(plan.inputs)) for probed in (kept, sizes, seconds))
-    return Estimate(len(plan.inputs), count, samples, size, time_taken, shards=len(plan.shards))
+        sizes.append(float(size))
+        samples.append(float(size > 0))
+    if len(left_out) == len(probe):
+        reasons = Counter(error.what for error in left_out)
+        raise no_sample(reasons, str(dataset.job.root), str(left_out[0]), plan.options)
+    return Estimate(
+        inputs=plan.inputs,
+        probed=len(probe),
+        samples=Amount.from_probe(samples, plan.inputs),
+        bytes=Amount.from_probe(sizes, plan.inputs),
+        seconds=Amount.from_probe(seconds, plan.inputs),
+        shards=len(plan.shards),
+    )
 
 
 def free_bytes(folder: Path) -> int:
-    """What a user may still write on the disk that `folder` is on, or will be."""
+    """Return what a user may still write on the disk that `folder` is on, or will be."""
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
 
 
-def check_room(plan: Plan, work: Work) -> None:
+def check_room(plan: Plan, workspace: Workspace) -> None:
     """Raise `UserError` where the disk will not hold what is still to be written.
 
-    By the plan's own probe, so that it costs nothing. What stands already counts as written where the run goes on, and
-    as room where it begins anew. Nobody asks an object store.
+    It goes by the plan's own probe, so that it costs nothing. Where the run goes on, shards that are done need no room;
+    where it begins anew, they give theirs. An object store is not asked.
     """
-    if not isinstance(work.store, LocalFolder):
+    if not isinstance(workspace.store, LocalFolder):
         return
-    folder = work.store.path
-    free, needed = free_bytes(folder), len(plan.inputs) * plan.sample_bytes
+    folder = workspace.store.path
+    free = free_bytes(folder)
+    needed = plan.inputs * plan.sample_bytes
     if needed <= free:
         return
-    if work.known_plan(plan.digest):
-        stands = {shard for shard, _ in work.done(plan.outline, plan.shards)}
-        needed = sum(len(plan.part(shard)) for shard in plan.shards if shard not in stands) * plan.sample_bytes
+    saved = workspace.saved_plan()
+    if saved and saved.digest == plan.digest:
+        done = [shard for shard, _ in workspace.notes(plan, plan.shards)]
+        needed = (plan.inputs - plan.count(done)) * plan.sample_bytes
     else:
         free += sum(tar.stat().st_size for tar in folder.glob("*.tar"))
     if needed > free:

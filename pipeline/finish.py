@@ -4,108 +4,128 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.plan import Outline, Plan, found_text, plan_digest
-from pipeline.work import Work
-from shards.archive import Entry
+from pipeline.dataset import RawDataset, found_text
+from pipeline.plan import Plan
+from pipeline.task import ShardNote
+from pipeline.workspace import Workspace
 from shards.errors import UserError
 from shards.format import INDEX, LEDGER, LOSSY, MANIFEST, VERSION
 from shards.lossy import Psnr
-from shards.manifest import LedgerLine, Manifest, pack_index, pack_ledger, sha256
+from shards.manifest import LedgerLine, Manifest, ShardInfo, pack_index, pack_ledger, sha256
 from shards.program import command
 from shards.storage.store import Store
 
-_NAMED = 20
+_NAMED = 20  # missing shards in an error
 
 
-def finish(outline: Outline, work: Work, max_bad: float) -> Manifest:
-    """Put down index, ledger and, last, the manifest: it says that the set is finished.
+class _Totals:
+    """Sums over the notes of all shards. The notes themselves are not kept: those of a large set take much memory."""
+
+    def __init__(self) -> None:
+        self.shards: list[ShardInfo] = []
+        self.ledger = bytearray()
+        self.bad: list[LedgerLine] = []
+        self.left_out: Counter[str] = Counter()
+        self.first = ""
+        """The first input that was left out, and why."""
+        self.notes: Counter[str] = Counter()
+        self.objects = 0
+        self.psnr = array("d")
+        """PSNR in dB of each picture of a lossy set."""
+
+    def add(self, note: ShardNote) -> None:
+        self.shards += [note.shard] if note.entries else []
+        self.ledger += pack_ledger(note.ledger)
+        self.bad += [line for line in note.ledger if line.bad]
+        self.left_out.update(line.reason for line in note.ledger)
+        self.first = self.first or next((_ledger_text(line) for line in note.ledger), "")
+        self.notes.update(note.notes)
+        self.objects += note.objects
+        self.psnr.extend(psnr for entry in note.entries for psnr in entry.psnr)
+
+
+def finish(plan: Plan, workspace: Workspace, max_bad: float) -> Manifest:
+    """Write index, ledger and, last, the manifest: it says that the set is finished.
 
     Raises:
-        UserError: too many bad inputs or no sample (the ledger is put down all the same), or shards are missing.
+        UserError: too many bad inputs or no sample (the ledger is written all the same), or shards are missing.
     """
-    counts: Counter[str] = Counter()
-    left_out: Counter[str] = Counter()
-    shards, ledger, objects, missing = [], [], 0, set(outline.shards)
-    first = ""  # input that was left out
-    ratios = array("d")
-    bad: list[LedgerLine] = []
-    for shard, note in work.done(outline, outline.shards):
+    store = workspace.store
+    totals = _Totals()
+    missing = set(plan.shards)
+    for shard, note in workspace.notes(plan, plan.shards):
         missing.remove(shard)
-        counts.update(note.notes)
-        left_out.update(line.reason for line in note.ledger)
-        bad += [line for line in note.ledger if line.bad]
-        first = first or next((_told(line) for line in note.ledger), "")
-        ledger.append(pack_ledger(note.ledger))
-        shards += [note.shard] if note.entries else []
-        objects += note.objects
-        ratios.extend(ratio for entry in note.entries for ratio in entry.psnr)
-    ledger_bytes = b"".join(ledger)
-    if len(bad) > outline.allowed(max_bad):
-        work.store.put(LEDGER, ledger_bytes)
-        raise too_many_bad(outline, bad, max_bad, str(work.store))
+        totals.add(note)
+    ledger = bytes(totals.ledger)
+    if len(totals.bad) > plan.most_bad(max_bad):
+        store.put(LEDGER, ledger)
+        raise too_many_bad(plan, totals.bad, max_bad, str(store))
     if missing:
-        raise _shards_missing(outline, sorted(missing), str(work.store))
-
-    if not shards:
-        work.store.put(LEDGER, ledger_bytes)
-        raise no_sample(left_out, str(work.store), first, outline.options, f"{work.store}/{LEDGER}")
-
-    def entries() -> Iterator[list[Entry]]:
-        return (note.entries for _, note in work.done(outline, outline.shards) if note.entries)
-
-    index_bytes = pack_index(entries())
-    manifest = Manifest(
-        source=outline.source,
-        recipe=outline.recipe,
-        plan=outline.digest,
-        options=outline.options,
-        inputs=outline.inputs,
-        samples=sum(shard.samples for shard in shards),
-        objects=objects,
-        left_out=dict(sorted(left_out.items())),
-        notes=dict(sorted(counts.items())),
-        shards=tuple(shards),
-        index_sha256=sha256(index_bytes),
-        ledger_sha256=sha256(ledger_bytes),
-        codec=outline.codec,
-        psnr=Psnr.of(ratios),
-        version=outline.version,
-    )
-    for name, data in ((INDEX, index_bytes), (LEDGER, ledger_bytes), (MANIFEST, manifest.to_bytes())):
-        work.store.put(name, data)
-    work.remove()
+        raise _shards_missing(plan, sorted(missing), str(store))
+    if not totals.shards:
+        store.put(LEDGER, ledger)
+        raise no_sample(totals.left_out, str(store), totals.first, plan.options, f"{store}/{LEDGER}")
+    index = pack_index(note.entries for _, note in workspace.notes(plan, plan.shards) if note.entries)
+    manifest = _manifest(plan, totals, sha256(index), sha256(ledger))
+    for name, data in ((INDEX, index), (LEDGER, ledger), (MANIFEST, manifest.to_bytes())):
+        store.put(name, data)
+    workspace.remove()
     return manifest
+
+
+def _manifest(plan: Plan, totals: _Totals, index_sha256: str, ledger_sha256: str) -> Manifest:
+    return Manifest(
+        source=plan.source,
+        recipe=plan.recipe,
+        plan=plan.digest,
+        options=plan.options,
+        inputs=plan.inputs,
+        samples=sum(shard.samples for shard in totals.shards),
+        objects=totals.objects,
+        left_out=dict(sorted(totals.left_out.items())),
+        notes=dict(sorted(totals.notes.items())),
+        shards=tuple(totals.shards),
+        index_sha256=index_sha256,
+        ledger_sha256=ledger_sha256,
+        codec=plan.codec,
+        psnr=Psnr.of(totals.psnr),
+        version=plan.version,
+    )
 
 
 def read_manifest(store: Store) -> Manifest:
     return Manifest.parse(store.read(MANIFEST), f"{store}/{MANIFEST}")
 
 
-def finished_manifest(store: Store, plan: Plan) -> Manifest | None:
-    """The manifest in `store`, if it is that of this plan, in any version of the format that is read.
+def finished_manifest(store: Store, dataset: RawDataset) -> Manifest | None:
+    """Return the manifest in `store`, if its set was made of this dataset, in any version of the format that is read.
 
-    Raises `UserError` if one of its tars is gone.
+    Raises:
+        UserError: one of its tars is gone.
     """
     try:
         manifest = read_manifest(store)
     except FileNotFoundError:
         return None
-    old = manifest.version != VERSION
-    digest = plan_digest(plan.job, plan.inputs, manifest.version) if old else plan.digest
-    if manifest.plan != digest or manifest.codec != plan.job.codec or manifest.selection:
+    codec = dataset.job.codec
+    digest = dataset.digest if manifest.version == VERSION else dataset.digest_of(manifest.version)
+    if manifest.plan != digest or manifest.codec != codec or manifest.selection:
         return None
-    if manifest.psnr and plan.job.codec not in LOSSY:  # recoded from a lossy one
+    if manifest.psnr and codec not in LOSSY:  # recoded from a lossy one
         return None
     sizes = store.sizes()
     for shard in manifest.shards:
         if sizes.get(shard.name) != shard.bytes:
-            met = f"{sizes[shard.name]} bytes" if shard.name in sizes else "missing"
-            do = f"delete {MANIFEST} and give the same command with --overwrite"
-            where, wanted = f"{store}/{shard.name}", f"{shard.bytes} bytes"
-            raise UserError("shard of a finished set", where=where, met=met, wanted=wanted, do=do)
+            raise UserError(
+                "shard of a finished set",
+                where=f"{store}/{shard.name}",
+                met=f"{sizes[shard.name]} bytes" if shard.name in sizes else "missing",
+                wanted=f"{shard.bytes} bytes",
+                do=f"delete {MANIFEST} and give the same command with --overwrite",
+            )
     return manifest
 
 
@@ -130,28 +150,28 @@ def no_sample(
     return UserError("not one sample", where=where, met=met, wanted="at least one", do=do)
 
 
-def _told(line: LedgerLine) -> str:
+def _ledger_text(line: LedgerLine) -> str:
     return f"{line.path}: {line.reason} ({line.detail})" if line.detail else f"{line.path}: {line.reason}"
 
 
-def too_many_bad(outline: Outline, ledger: Sequence[LedgerLine], max_bad: float, place: str) -> UserError:
+def too_many_bad(plan: Plan, ledger: Sequence[LedgerLine], max_bad: float, place: str) -> UserError:
     bad = [line for line in ledger if line.bad]
-    shown = " | ".join(map(_told, bad[:3]))
+    shown = " | ".join(map(_ledger_text, bad[:3]))
     return UserError(
         f"too many bad inputs, the first: {shown}",
         where=place,
-        met=f"{len(bad)} of {outline.inputs}",
-        wanted=f"at most {outline.allowed(max_bad)}",
+        met=f"{len(bad)} of {plan.inputs}",
+        wanted=f"at most {plan.most_bad(max_bad)}",
         do=f"see {place}/{LEDGER}; raise --max-bad to go on",
     )
 
 
-def _shards_missing(outline: Outline, missing: Sequence[int], place: str) -> UserError:
-    names = ", ".join(outline.name(shard) for shard in missing[:_NAMED])
+def _shards_missing(plan: Plan, missing: Sequence[int], place: str) -> UserError:
+    names = ", ".join(plan.shard_name(shard) for shard in missing[:_NAMED])
     names += f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
     do = f"give its {command('shard')} command again"
-    if outline.tasks > 1:
-        tasks = sorted({shard % outline.tasks for shard in missing})
-        do = f"run again of {outline.tasks} tasks: {','.join(map(str, tasks))}"
-    met = f"{len(missing)} of {len(outline.shards)} missing: {names}"
+    if plan.tasks > 1:
+        tasks = sorted({shard % plan.tasks for shard in missing})
+        do = f"run again of {plan.tasks} tasks: {','.join(map(str, tasks))}"
+    met = f"{len(missing)} of {len(plan.shards)} missing: {names}"
     return UserError("shards are missing", where=place, met=met, do=f"{do}; then merge")

@@ -11,17 +11,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.boundary import input_errors, read_sample
+from pipeline.dataset import Job, RawDataset, spread_inputs
 from pipeline.raw import RawInput
-from pipeline.records import open_records, path_bytes
+from pipeline.records import path_bytes
 from shards.archive import encode_sample
 from shards.errors import BadInput, UserError
 from shards.format import LEDGER, MANIFEST, key_for
@@ -29,50 +27,19 @@ from shards.manifest import Manifest, read_ledger
 from shards.program import command
 from shards.reader import ShardSet, decode_field, stored_fields
 
-if TYPE_CHECKING:
-    from pipeline.plan import Job, Plan
-
-State = tuple[int, int, float]
-"""(bytes, time of its content in ns, newest of all its times in s) of a file; (-1, 0, 0) where there is none."""
 _COMPARED = 16  # inputs of a finished set
 
 
-def states(job: Job, path: str) -> Iterator[tuple[str, State]]:
-    """Name (relative to the root) and state of each file that decides the sample of the input at `path`."""
-    names: list[str] = []
-    try:
-        with input_errors(job.root, path):
-            names = [*dict.fromkeys(job.source.files(path, open_records(job.records).each_part(path)))]
-    except BadInput:
-        pass  # it goes to the ledger when its turn comes, whatever its files are
-    for name in names:
-        yield name, _state(str(job.root), name)
-
-
-@lru_cache(maxsize=1 << 12)  # many inputs lie in one tar, or one video
-def _state(root: str, name: str) -> State:
-    try:
-        found = os.stat(os.path.join(root, name))
-    except (OSError, ValueError):
-        return -1, 0, 0.0
-    return found.st_size, found.st_mtime_ns, max(found.st_mtime, found.st_ctime)
-
-
-def forget_states() -> None:
-    """Ask the file system again from here on."""
-    _state.cache_clear()
-
-
-def stamp(plan: Plan, shard: int) -> str:
-    """Hash of the names, sizes and times of all files that decide the bytes of a shard."""
+def stamp(dataset: RawDataset, inputs: Iterable[RawInput]) -> str:
+    """Return the hash of the names, sizes and times of all files that decide the bytes of a shard."""
     total = hashlib.sha256()
-    for item in plan.part(shard):
-        for name, (size, changed, _) in states(plan.job, item.path):
-            total.update(path_bytes(f"{name}\0{size}\0{changed}\n"))
+    for item in inputs:
+        for name, state in dataset.states.of_input(item.path):
+            total.update(path_bytes(f"{name}\0{state.bytes}\0{state.modified}\n"))
     return total.hexdigest()[:32]
 
 
-def check_unchanged(folder: Path, plan: Plan, manifest: Manifest) -> str:
+def check_unchanged(folder: Path, dataset: RawDataset, manifest: Manifest) -> str:
     """Compare the finished set in `folder` with the raw files that are newer than it; a remark for the user, or "".
 
     Up to 16 of their inputs, spread over all, are made again.
@@ -81,10 +48,11 @@ def check_unchanged(folder: Path, plan: Plan, manifest: Manifest) -> str:
         UserError: a sample would become another one now.
     """
     written = (folder / MANIFEST).stat().st_mtime
-    newer = [item for item in plan.inputs if any(state[2] >= written for _, state in states(plan.job, item.path))]
-    chosen = [newer[i * len(newer) // _COMPARED] for i in range(_COMPARED)] if len(newer) > _COMPARED else newer
+    states = dataset.states
+    newer = [item for item in dataset.inputs if any(s.newest >= written for _, s in states.of_input(item.path))]
+    chosen = spread_inputs(newer, _COMPARED)
     for item in chosen:
-        if (what := _difference(folder, plan.job, item)) is not None:
+        if (what := _difference(folder, dataset.job, item)) is not None:
             raise UserError(
                 "a raw file has changed since this set was finished",
                 where=str(folder),
@@ -95,7 +63,7 @@ def check_unchanged(folder: Path, plan: Plan, manifest: Manifest) -> str:
     if len(chosen) == len(newer):
         return ""
     met = f"{len(newer):,} inputs have raw files that are newer than the set; {len(chosen)} of them were made again"
-    check = command(f"verify-shard {folder} --against {plan.job.root}")
+    check = command(f"verify-shard {folder} --against {dataset.job.root}")
     return f"{folder}: {met}, and are the same; {check} compares all"
 
 

@@ -10,7 +10,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +80,22 @@ def path_bytes(path: str) -> bytes:
 
 
 class Records:
-    """Reads what a `RecordsWriter` collected; any number of processes at a time."""
+    """Reads what a `RecordsWriter` collected. Picklable: each process opens the file for itself, on first use."""
 
     def __init__(self, file: Path) -> None:
-        self._base = sqlite3.connect(
-            f"{file.resolve().as_uri()}?mode=ro&immutable=1", uri=True, check_same_thread=False
-        )
+        self.file = file
+
+    @cached_property
+    def _base(self) -> sqlite3.Connection:
+        address = f"{self.file.resolve().as_uri()}?mode=ro&immutable=1"
+        return sqlite3.connect(address, uri=True, check_same_thread=False)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Records, (self.file,)
+
+    def __del__(self) -> None:
+        if "_base" in vars(self):
+            self._base.close()
 
     def inputs(self) -> list[RawInput]:
         """All inputs, in the order of their paths' bytes."""
@@ -105,9 +115,3 @@ class Records:
         rows = self._base.execute("SELECT body FROM parts WHERE path = ? ORDER BY rowid", (os.fsencode(path),))
         for (body,) in rows:
             yield body
-
-
-@lru_cache(maxsize=4)
-def open_records(file: Path) -> Records:
-    """The records in `file`, opened once a process."""
-    return Records(file)

@@ -1,4 +1,4 @@
-"""A sharding run: plan, have an engine write the shards, put down index, ledger and manifest.
+"""A sharding run: plan, have an engine write the shards, write index, ledger and manifest.
 
 It may be killed at any moment; the same call goes on and ends with the same bytes.
 """
@@ -9,7 +9,7 @@ import errno
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +18,15 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pipeline.dataset import RawDataset, find_dataset
 from pipeline.engines import AGAIN, EngineName, engine_named
 from pipeline.estimate import check_room, free_bytes
 from pipeline.finish import finish, finished_manifest, read_manifest, too_many_bad
-from pipeline.plan import Plan
+from pipeline.plan import Plan, make_plan
 from pipeline.raw_files import check_unchanged
-from pipeline.task import Watch
-from pipeline.work import Share, Work
+from pipeline.request import Request
+from pipeline.task import Progress
+from pipeline.workspace import TaskShare, Workspace
 from shards.errors import UserError
 from shards.format import MANIFEST, WORK
 from shards.manifest import LedgerLine, Manifest
@@ -33,231 +35,260 @@ from shards.size import size_text
 from shards.storage.store import LocalFolder, Store, store_at
 
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
-MakePlan = Callable[[Callable[[str], tuple[int, int] | None], Path], Plan]
 
 
 @dataclass(frozen=True)
-class Summary:
-    """What a run did."""
+class RunSummary:
+    """A finished set."""
 
     manifest: Manifest
     place: str
     written_now: int
-    """Shards written by this call; the others stood already."""
+    """Number of shards that this call wrote."""
     seconds: float
 
 
 @dataclass(frozen=True)
-class ShareSummary:
-    """What a task did, and what stands of its share."""
+class TaskSummary:
+    """The share of a set that one task wrote."""
 
     place: str
-    share: Share
+    share: TaskShare
     options: dict[str, Any]
     """Options of the source, with what it counted while it found the inputs of the whole set."""
     inputs: int
     samples: int
     left_out: dict[str, int]
+    """Number of inputs that did not become samples, by reason."""
     shards: int
     written_now: int
+    """Number of shards that this call wrote."""
     seconds: float
 
 
+@dataclass(frozen=True)
+class _Begun:
+    """A run whose shards may be written."""
+
+    workspace: Workspace
+    dataset: RawDataset
+    plan: Plan
+
+
 def run(
-    make: MakePlan,
+    request: Request,
     out: str | Path,
-    workers: int | None,
-    max_bad: float,
+    workers: int | None = None,
+    max_bad: float = 0.05,
+    *,
     overwrite: bool = False,
     engine: EngineName = "local",
     force: bool = False,
     command: str = "",
-) -> Summary:
-    """Write the shard set of a plan to `out`, a folder or a URL of an object store.
+) -> RunSummary:
+    """Write the shard set of a request to `out`, a folder or a URL of an object store.
 
     Args:
-        make: makes the plan, given what is known of an unfinished run and a file for what the source finds (see
-            `make_plan`).
         workers: of the engine; None for as many as there are processors.
         max_bad: the share of bad inputs, of all, that stops the run.
-        force: begin even where the disk will not hold it, and keep shards of raw files that have new times.
-        command: that goes on with the run, for a message.
+        overwrite: replace a set that was made otherwise.
+        force: begin even where the disk will not hold the set, and keep shards of raw files that have new times.
+        command: the command that goes on with the run, for a message.
 
     Raises:
         UserError: too many bad inputs, another set there, a full disk, a dead worker. What is done stays.
     """
-    started, store = time.monotonic(), store_at(out)
-    with _clear_errors(store, command), _opened(store, make) as work:
-        if isinstance(work, Manifest):
-            return Summary(work, str(store), 0, time.monotonic() - started)
-        plan = _begin(make, work, overwrite, force)
-        if isinstance(plan, Manifest):
-            work.remove()
-            return Summary(plan, str(store), 0, time.monotonic() - started)
-        written, _ = _write(plan, plan.shards, work, workers, max_bad, engine)
-        manifest = finish(plan.outline, work, max_bad)
-        return Summary(manifest, str(store), written, time.monotonic() - started)
+    started = time.monotonic()
+    store = store_at(out)
+    with _one_line_errors(store, command), _begun(request, store, None, overwrite, force) as begun:
+        if isinstance(begun, Manifest):
+            return RunSummary(begun, str(store), 0, time.monotonic() - started)
+        written, _ = _write(begun, begun.plan.shards, workers, max_bad, engine)
+        manifest = finish(begun.plan, begun.workspace, max_bad)
+        return RunSummary(manifest, str(store), written, time.monotonic() - started)
 
 
-def run_share(
-    make: MakePlan,
+def run_task(
+    request: Request,
     out: str | Path,
-    workers: int | None,
-    max_bad: float,
-    share: Share,
+    share: TaskShare,
+    workers: int | None = None,
+    max_bad: float = 0.05,
+    *,
     force: bool = False,
     command: str = "",
-) -> ShareSummary | Summary:
+) -> TaskSummary | RunSummary:
     """Write one task's share of the shards to `out`; `merge` finishes the set.
+
+    Returns:
+        What this task did; the set's summary where the set is finished already.
 
     Raises:
         UserError: as `run`. Too many bad inputs: so many in this share that the whole set has too many.
     """
-    started, store = time.monotonic(), store_at(out)
-    with _clear_errors(store, command), _opened(store, make, share) as work:
-        if isinstance(work, Manifest):
-            return Summary(work, str(store), 0, time.monotonic() - started)
-        plan = _begin(make, work, False, force)
-        if isinstance(plan, Manifest):
-            work.remove()
-            return Summary(plan, str(store), 0, time.monotonic() - started)
-        own = share.of(plan.shards)
-        written, bad = _write(plan, own, work, workers, max_bad, "local")
-        samples, ledger = 0, list[LedgerLine]()
-        for _, note in work.done(plan.outline, own):
+    started = time.monotonic()
+    store = store_at(out)
+    with _one_line_errors(store, command), _begun(request, store, share, False, force) as begun:
+        if isinstance(begun, Manifest):
+            return RunSummary(begun, str(store), 0, time.monotonic() - started)
+        plan = begun.plan
+        shards = share.select(plan.shards)
+        written, bad = _write(begun, shards, workers, max_bad, "local")
+        samples = 0
+        ledger: list[LedgerLine] = []
+        for _, note in begun.workspace.notes(plan, shards):
             samples += note.shard.samples
             ledger += note.ledger
-        if bad > plan.outline.allowed(max_bad):
-            raise too_many_bad(plan.outline, ledger, max_bad, str(store))
-        return ShareSummary(
+        if bad > plan.most_bad(max_bad):
+            raise too_many_bad(plan, ledger, max_bad, str(store))
+        return TaskSummary(
             place=str(store),
             share=share,
-            options=plan.job.options,
-            inputs=sum(len(plan.part(shard)) for shard in own),
+            options=plan.options,
+            inputs=plan.count(shards),
             samples=samples,
             left_out=dict(sorted(Counter(line.reason for line in ledger).items())),
-            shards=len(own),
+            shards=len(shards),
             written_now=written,
             seconds=time.monotonic() - started,
         )
 
 
-def merge(out: str | Path, max_bad: float) -> Summary:
+def merge(out: str | Path, max_bad: float) -> RunSummary:
     """Finish the set at `out` whose shards were written by tasks.
 
     Raises:
         UserError: shards are missing, a task still runs, too many bad inputs, no set there.
     """
-    started, store = time.monotonic(), store_at(out)
-    with _clear_errors(store):
-        finished, known = MANIFEST in store.sizes(), store.sizes(WORK)
-        if not finished and "plan" not in known:
+    started = time.monotonic()
+    store = store_at(out)
+    with _one_line_errors(store):
+        finished = MANIFEST in store.sizes()
+        kept = store.sizes(WORK)
+        if not finished and "plan" not in kept:
             do = "give the place that the tasks wrote to, down to the name of the source"
             raise UserError("no shard set here", where=str(store), do=do)
-        if not known:
-            return Summary(read_manifest(store), str(store), 0, time.monotonic() - started)
-        with Work(store) as work:
-            outline = work.outline()
-            if finished or outline is None:  # a run was killed with its last breath
-                work.remove()
-                return Summary(read_manifest(store), str(store), 0, time.monotonic() - started)
-            return Summary(finish(outline, work, max_bad), str(store), 0, time.monotonic() - started)
+        if not kept:
+            return RunSummary(read_manifest(store), str(store), 0, time.monotonic() - started)
+        with Workspace(store) as workspace:
+            plan = workspace.saved_plan()
+            if finished or plan is None:  # a run was killed after its manifest, before the workspace was removed
+                workspace.remove()
+                return RunSummary(read_manifest(store), str(store), 0, time.monotonic() - started)
+            return RunSummary(finish(plan, workspace, max_bad), str(store), 0, time.monotonic() - started)
 
 
 @contextmanager
-def _opened(store: Store, make: MakePlan, share: Share | None = None) -> Iterator[Work | Manifest]:
-    """The work on the set in `store`, or the manifest of the finished set that stands where nothing can be written."""
+def _begun(
+    request: Request, store: Store, share: TaskShare | None, overwrite: bool, force: bool
+) -> Iterator[_Begun | Manifest]:
+    """Begin a run, or go on with it; the manifest where the finished set of the request stands already."""
     try:
-        work = Work(store, share)
+        workspace = Workspace(store, share)
     except OSError as error:
-        if error.errno not in _READ_ONLY or (finished := _finished_read_only(store, make)) is None:
+        if error.errno not in _READ_ONLY or (finished := _finished_read_only(request, store)) is None:
             raise
         yield finished
         return
-    with work:
-        yield work
+    with workspace:
+        begun = _begin(request, workspace, overwrite, force)
+        if isinstance(begun, Manifest):
+            workspace.remove()
+        yield begun
 
 
-def _finished_read_only(store: Store, make: MakePlan) -> Manifest | None:
-    """The manifest in `store`, if its set is the finished one of the plan. Without a lock: nothing can change there."""
+def _finished_read_only(request: Request, store: Store) -> Manifest | None:
+    """Return the manifest in `store`, if its set is the finished one of the request, in a place that is read-only."""
     if not isinstance(store, LocalFolder) or MANIFEST not in store.sizes():
         return None
     with TemporaryDirectory() as folder:
-        plan = make(lambda digest: (1, 1), Path(folder, "records"))
-        finished = finished_manifest(store, plan)
+        dataset = find_dataset(request, Path(folder, "records"))
+        finished = finished_manifest(store, dataset)
         if finished is not None:
-            _say(check_unchanged(store.path, plan, finished))
-    return finished
+            _print_newer(dataset, finished, store)
+        return finished
 
 
-def _begin(make: MakePlan, work: Work, overwrite: bool, force: bool) -> Plan | Manifest:
-    """The plan, begun or gone on with; the manifest of the set that stands there, if it is the finished one of it."""
+def _print_newer(dataset: RawDataset, finished: Manifest, store: Store) -> None:
+    """Check raw files that are newer than the finished set; raises `UserError` where one has changed."""
+    if isinstance(store, LocalFolder):
+        _print(check_unchanged(store.path, dataset, finished))
+
+
+def _begin(request: Request, workspace: Workspace, overwrite: bool, force: bool) -> _Begun | Manifest:
     try:
-        plan = make(work.known_plan, work.records)
-        finished = finished_manifest(work.store, plan)
-        if finished is not None and not (overwrite and work.known_plan(plan.digest) is None):
-            if isinstance(work.store, LocalFolder):
-                _say(check_unchanged(work.store.path, plan, finished))
+        dataset = find_dataset(request, workspace.records)
+        saved = workspace.saved_plan()
+        goes_on = saved is not None and saved.digest == dataset.digest
+        finished = finished_manifest(workspace.store, dataset)
+        if finished is not None and (goes_on or not overwrite):
+            _print_newer(dataset, finished, workspace.store)
             return finished
+        plan = make_plan(request, dataset, saved)
         if not force:
-            check_room(plan, work)
-        again = work.begin(plan, overwrite, force)
+            check_room(plan, workspace)
+        rewritten = workspace.begin(plan, dataset, overwrite, force)
     except (UserError, OSError):
-        work.leave_as_found()
+        workspace.leave_as_found()
         raise
-    if again:
-        _say(f"{again:,} shards are written again: their raw files have changed since (--force keeps them)")
-    if work.killed_over:
-        text = f"the run before this one was killed while it read: {', '.join(work.killed_over)}"
-        _say(f"{text}; if this one dies there too, take the input away")
-    work.share_lock()
-    return plan
+    if rewritten:
+        _print(f"{rewritten:,} shards are written again: their raw files have changed since (--force keeps them)")
+    if workspace.killed_inputs:
+        text = f"the run before this one was killed while it read: {', '.join(workspace.killed_inputs)}"
+        _print(f"{text}; if this one dies there too, take the input away")
+    workspace.share_lock()
+    return _Begun(workspace, dataset, plan)
 
 
-def _write(
-    plan: Plan, shards: range, work: Work, workers: int | None, max_bad: float, engine: EngineName
-) -> tuple[int, int]:
-    """Write those of `shards` that are missing, until there are too many bad inputs: (shards, bad inputs in all)."""
-    # Notes stay where they are: those of a large set together take more memory than all workers.
-    stands = {shard: note.bad for shard, note in work.done(plan.outline, shards)}
-    missing = [shard for shard in shards if shard not in stands]
-    allowed, bad, written = plan.outline.allowed(max_bad), sum(stands.values()), 0
-    inputs, stood = (sum(len(plan.part(shard)) for shard in some) for some in (shards, stands))
-    name = str(work.store).rpartition("/")[2]
-    if bad > allowed or not missing:
+def _write(begun: _Begun, shards: range, workers: int | None, max_bad: float, engine: EngineName) -> tuple[int, int]:
+    """Write those of `shards` that are missing, until there are too many bad inputs.
+
+    Returns:
+        (number of shards written, number of bad inputs in all of `shards`).
+    """
+    plan, workspace = begun.plan, begun.workspace
+    # Notes are not kept: those of a large set together take more memory than all workers.
+    done = {shard: note.bad for shard, note in workspace.notes(plan, shards)}
+    missing = [shard for shard in shards if shard not in done]
+    most_bad = plan.most_bad(max_bad)
+    bad = sum(done.values())
+    written = 0
+    name = printable(str(workspace.store).rpartition("/")[2])
+    if bad > most_bad or not missing:
         return 0, bad
-    with (
-        tqdm(total=inputs, initial=stood, unit="sample", desc=printable(name), mininterval=0.5) as bar,
-        closing(engine_named(engine)(plan, missing, work, workers, Watch(bar.update, _FirstOfKind()))) as notes,
-    ):
-        for note in notes:
-            bad, written = bad + note.bad, written + 1
-            if bad > allowed:
-                break
+    with tqdm(total=plan.count(shards), initial=plan.count([*done]), unit="sample", desc=name, mininterval=0.5) as bar:
+        progress = Progress(bar.update, _FirstOfKind())
+        write = engine_named(engine)
+        with closing(write(begun.dataset, plan, missing, workspace, workers, progress)) as notes:
+            for note in notes:
+                bad += note.bad
+                written += 1
+                if bad > most_bad:
+                    break
     return written, bad
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     if text:
         tqdm.write(text, file=sys.stderr)
 
 
 class _FirstOfKind:
-    """Says of each kind of bad input the first, at once: a run may take days, and the ledger comes at its end."""
+    """Prints the first bad input of each kind at once: a run may take days, and the ledger comes at its end."""
 
     def __init__(self) -> None:
-        self._said: set[str] = set()
+        self._reasons: set[str] = set()
 
     def __call__(self, line: LedgerLine) -> None:
-        if line.bad and line.reason not in self._said:
-            self._said.add(line.reason)
+        if line.bad and line.reason not in self._reasons:
+            self._reasons.add(line.reason)
             text = f"bad input, the first of its kind: {line.path}: {line.reason}"
-            _say(f"{text}; {line.detail}" if line.detail else text)
+            _print(f"{text}; {line.detail}" if line.detail else text)
 
 
 @contextmanager
-def _clear_errors(store: Store, command: str = "") -> Iterator[None]:
-    """One line for what goes wrong with files; what is mended by `command` names it."""
+def _one_line_errors(store: Store, command: str = "") -> Iterator[None]:
+    """Turn what goes wrong with files into `UserError`; name the `command` where giving it again helps."""
     again = f"{AGAIN}: {command}" if command else AGAIN
     try:
         yield
@@ -266,7 +297,11 @@ def _clear_errors(store: Store, command: str = "") -> Iterator[None]:
             raise
         raise type(error)(error.what, where=error.where, met=error.met, wanted=error.wanted, do=again) from None
     except OSError as error:
-        full, what = error.errno in (errno.ENOSPC, errno.EDQUOT), "cannot read or write"
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         room = f", {size_text(free_bytes(store.path))} free" if full and isinstance(store, LocalFolder) else ""
-        where, met = str(error.filename or store), f"{error.strerror or error}{room}"
-        raise UserError("cannot write" if full else what, where=where, met=met, do=again) from None
+        raise UserError(
+            "cannot write" if full else "cannot read or write",
+            where=str(error.filename or store),
+            met=f"{error.strerror or error}{room}",
+            do=again,
+        ) from None

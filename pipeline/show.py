@@ -1,4 +1,4 @@
-"""What a sharding run tells its user, before and after."""
+"""Tables that a sharding run prints, before and after."""
 
 from __future__ import annotations
 
@@ -6,14 +6,87 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pipeline.dataset import RawDataset
 from pipeline.estimate import Amount, Estimate
 from pipeline.plan import Plan
-from pipeline.run import ShareSummary, Summary
+from pipeline.run import RunSummary, TaskSummary
 from pipeline.walk import NOT_READ, OTHER
 from shards.printable import printable
 from shards.program import command
 from shards.size import size_text
 from shards.tables import add_row, plain_console, plain_table
+
+_ELSEWHERE = ("limit", "shard_size", "found")  # options that are in other rows
+
+
+def show_plan(dataset: RawDataset, plan: Plan, place: str) -> None:
+    """Print what a run would write to `place`."""
+    rows = [
+        ("inputs", f"{plan.inputs:,}"),
+        ("bytes of inputs", size_text(sum(item.bytes for item in dataset.inputs))),
+        ("shards", f"{len(plan.shards):,}"),
+        ("inputs per shard", f"{plan.per_shard:,}"),
+        ("bytes, about", size_text(plan.inputs * plan.sample_bytes)),
+        ("recipe", str(plan.recipe)),
+    ]
+    options = {name: value for name, value in plan.options.items() if name not in _ELSEWHERE}
+    rows += [(name, str(value)) for name, value in options.items() if value is not None]
+    rows += _found(plan.options)
+    _print(f"{place}: nothing written (dry run)", rows)
+
+
+def show_summary(summary: RunSummary | TaskSummary) -> None:
+    """Print what a run or a task did, what it left out and why."""
+    if isinstance(summary, TaskSummary):
+        _show_task(summary)
+        return
+    manifest = summary.manifest
+    rows = [
+        *_found(manifest.options),
+        ("inputs", f"{manifest.inputs:,}"),
+        ("samples written", f"{manifest.samples:,}"),
+        ("objects", f"{manifest.objects:,}"),
+        *_left_out(manifest.left_out),
+        *((note, f"{count:,}") for note, count in manifest.notes.items()),
+        ("shards", f"{len(manifest.shards):,} ({summary.written_now:,} by this run)"),
+        ("bytes", size_text(sum(shard.bytes for shard in manifest.shards))),
+        ("seconds", f"{summary.seconds:.1f}"),
+    ]
+    _print(summary.place, rows)
+
+
+def _show_task(summary: TaskSummary) -> None:
+    rows = [
+        *_found(summary.options),
+        ("inputs", f"{summary.inputs:,}"),
+        ("samples written", f"{summary.samples:,}"),
+        *_left_out(summary.left_out),
+        ("shards", f"{summary.shards:,} ({summary.written_now:,} by this run)"),
+        ("seconds", f"{summary.seconds:.1f}"),
+    ]
+    _print(f"{summary.place}: task {summary.share.index} of {summary.share.count}", rows)
+    print(printable(f"when all tasks are done: {command('merge')} {summary.place}"))
+
+
+def show_estimate(estimate: Estimate, place: str, free: int | None, workers: int) -> None:
+    """Print what a run into `place` would take, and how sure that is.
+
+    Args:
+        free: bytes on the disk; None where it is not known.
+        workers: number of processes.
+    """
+    rows = [
+        ("inputs", f"{estimate.inputs:,}, of which {estimate.probed:,} were probed"),
+        ("samples", _amount(estimate.samples, lambda count: f"{count:,.0f}")),
+        ("shards", f"{estimate.shards:,}"),
+        ("files", f"{estimate.files:,}"),
+        ("bytes", _amount(estimate.bytes, size_text)),
+        ("free", "unknown" if free is None else size_text(free)),
+        (f"hours, {workers} processes", _amount(estimate.seconds, lambda seconds: f"{seconds / workers / 3600:.3g}")),
+    ]
+    _print(f"{place}: nothing written (estimate)", rows)
+    if free is not None and estimate.bytes.total > free:
+        print("the disk will not hold it")
 
 
 def _print(title: str, rows: list[tuple[str, str]]) -> None:
@@ -22,7 +95,7 @@ def _print(title: str, rows: list[tuple[str, str]]) -> None:
     table.add_column(justify="right")
     for row in rows:
         add_row(table, row)
-    print(printable(title))  # not as the table's: a path is not cut, however narrow the table is
+    print(printable(title))  # not as the table's title: a path is not cut, however narrow the table is
     plain_console().print(table)
 
 
@@ -41,72 +114,10 @@ def _found(options: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def show_plan(plan: Plan, place: str) -> None:
-    """Print what `plan` would write to `place`."""
-    rows = [
-        ("inputs", f"{len(plan.inputs):,}"),
-        ("bytes of inputs", size_text(sum(item.bytes for item in plan.inputs))),
-        ("shards", f"{len(plan.shards):,}"),
-        ("inputs a shard", f"{plan.per_shard:,}"),
-        ("bytes, about", size_text(len(plan.inputs) * plan.sample_bytes)),
-        ("recipe", str(plan.job.recipe)),
-    ]
-    options = plan.job.options
-    shown = {name: value for name, value in options.items() if name not in ("limit", "shard_size", "found")}
-    rows += [(name, str(value)) for name, value in shown.items() if value is not None]
-    rows += _found(options)
-    _print(f"{place}: nothing written (dry run)", rows)
+def _left_out(reasons: Mapping[str, int]) -> list[tuple[str, str]]:
+    return [(f"left out: {reason}", f"{count:,}") for reason, count in reasons.items()]
 
 
-def show_summary(summary: Summary) -> None:
-    """Print what a run did, what it left out and why."""
-    manifest = summary.manifest
-    rows = [
-        *_found(manifest.options),
-        ("inputs", f"{manifest.inputs:,}"),
-        ("samples written", f"{manifest.samples:,}"),
-        ("objects", f"{manifest.objects:,}"),
-        *((f"left out: {reason}", f"{count:,}") for reason, count in manifest.left_out.items()),
-        *((note, f"{count:,}") for note, count in manifest.notes.items()),
-        ("shards", f"{len(manifest.shards):,} ({summary.written_now:,} by this run)"),
-        ("bytes", size_text(sum(shard.bytes for shard in manifest.shards))),
-        ("seconds", f"{summary.seconds:.1f}"),
-    ]
-    _print(summary.place, rows)
-
-
-def show_share(summary: ShareSummary | Summary) -> None:
-    """Print what a task did of a set, what it left out and why."""
-    if isinstance(summary, Summary):  # finished already
-        return show_summary(summary)
-    rows = [
-        *_found(summary.options),
-        ("inputs", f"{summary.inputs:,}"),
-        ("samples written", f"{summary.samples:,}"),
-        *((f"left out: {reason}", f"{count:,}") for reason, count in summary.left_out.items()),
-        ("shards", f"{summary.shards:,} ({summary.written_now:,} by this run)"),
-        ("seconds", f"{summary.seconds:.1f}"),
-    ]
-    _print(f"{summary.place}: task {summary.share.index} of {summary.share.count}", rows)
-    print(printable(f"when all tasks are done: {command('merge')} {summary.place}"))
-
-
-def show_estimate(estimate: Estimate, place: str, free: int | None, workers: int) -> None:
-    """Print what a run into `place` would take with so many processes, and how sure that is."""
-    rows = [
-        ("inputs", f"{estimate.inputs:,}, of which {estimate.probed:,} were probed"),
-        ("samples", _about(estimate.samples, lambda count: f"{count:,.0f}")),
-        ("shards", f"{estimate.shards:,}"),
-        ("files", f"{estimate.files:,}"),
-        ("bytes", _about(estimate.bytes, size_text)),
-        ("free", "unknown" if free is None else size_text(free)),
-        (f"hours, {workers} processes", _about(estimate.seconds, lambda seconds: f"{seconds / workers / 3600:.3g}")),
-    ]
-    _print(f"{place}: nothing written (estimate)", rows)
-    if free is not None and estimate.bytes.total > free:
-        print("the disk will not hold it")
-
-
-def _about(amount: Amount, text: Callable[[float], str]) -> str:
-    """With half of the 95 % interval."""
+def _amount(amount: Amount, text: Callable[[float], str]) -> str:
+    """The total, with half of its 95 % interval in percent."""
     return text(amount.total) + (f" +- {100 * amount.error / amount.total:.0f} %" if amount.total else "")

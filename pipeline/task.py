@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from pipeline.boundary import input_errors, read_sample
-from pipeline.plan import Job
+from pipeline.dataset import Job
 from pipeline.raw import RawInput
 from shards.archive import Entry, ShardWriter, encode_sample
 from shards.errors import BadInput, DroppedInput
@@ -25,26 +25,29 @@ from shards.strict_json import parse_json
 
 
 @dataclass(frozen=True)
-class Done:
-    """What is noted of a shard that is done. The note is written after the tar: it is the mark that the tar stands."""
+class ShardNote:
+    """What is kept of a shard until its set is finished. It is written after the tar: it marks the tar as done."""
 
     shard: ShardInfo
     """With 0 samples: no tar was written, every input is in the ledger."""
     entries: list[Entry] = field(default_factory=list)
+    """Rows of the index."""
     ledger: list[LedgerLine] = field(default_factory=list)
     notes: dict[str, int] = field(default_factory=dict)
+    """What was counted on the way."""
     objects: int = 0
 
     @property
     def bad(self) -> int:
+        """Number of bad inputs."""
         return sum(line.bad for line in self.ledger)
 
     def to_bytes(self) -> bytes:
         return json.dumps(asdict(self), sort_keys=True).encode()
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Done:
-        """Raises `ValueError` where `data` is no note, or a damaged one."""
+    def from_bytes(cls, data: bytes) -> ShardNote:
+        """Parse a note; raises `ValueError` where `data` is none, or a damaged one."""
         try:
             body = parse_json(data)
             note = cls(
@@ -62,46 +65,47 @@ class Done:
         return note
 
 
-def note_of(name: str) -> str:
-    """Where the note of the shard `name` stands in a store."""
-    return f"{WORK}/{name}.json"
+def note_name(shard_name: str) -> str:
+    """Return the name of a shard's note in a store."""
+    return f"{WORK}/{shard_name}.json"
 
 
 @dataclass(frozen=True)
-class Watch:
-    """Functions that `write_shard` calls as it goes."""
+class Progress:
+    """Functions that are called while shards are written."""
 
-    tick: Callable[[int], object] = lambda count: None
+    advance: Callable[[int], object] = lambda count: None
     """Called with the number of inputs that are done since the last call."""
-    left_out: Callable[[LedgerLine], object] = lambda line: None
-    """Called with each input that did not become a sample, at once."""
+    leave_out: Callable[[LedgerLine], object] = lambda line: None
+    """Called with each input that does not become a sample, at once."""
 
 
-class Reading:
-    """A file that says which process reads which input of a shard: it stays where the process is killed.
+class CurrentInput:
+    """A file that names the input that a process is reading. Where the process is killed, the file stays.
 
     Args:
-        file: the name ends as `READING` says.
+        file: its name ends with `CURRENT_INPUT`.
     """
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self._descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
-    def __enter__(self) -> Reading:
+    def __enter__(self) -> CurrentInput:
         return self
 
     def __exit__(self, *_: object) -> None:
         os.close(self._descriptor)
         self._file.unlink(missing_ok=True)
 
-    def begin(self, path: str) -> None:
+    def set(self, path: str) -> None:
+        """Name the input that is read from now on."""
         line = f"{os.getpid()} {path}\n".encode("utf-8", "surrogateescape")
         os.pwrite(self._descriptor, line, 0)
 
     @staticmethod
     def parse(file: Path) -> tuple[int, str] | None:
-        """(process, input) that the file at `file` names; None where it had not begun with one, or is gone."""
+        """Return (process, input) that a file names; None where it names none yet, or is gone."""
         try:
             process, _, path = file.read_bytes().partition(b"\n")[0].decode("utf-8", "surrogateescape").partition(" ")
         except OSError:
@@ -109,23 +113,25 @@ class Reading:
         return (int(process), path) if process.isdecimal() else None
 
 
-READING = ".reading.tmp"
+CURRENT_INPUT = ".reading.tmp"
 
 
 @dataclass
-class _Made:
-    """Record of what became of the inputs of a shard."""
+class _ShardContent:
+    """What became of a shard's inputs so far."""
 
     job: Job
     writer: ShardWriter
-    watch: Watch
+    progress: Progress
     ledger: dict[int, LedgerLine] = field(default_factory=dict)
+    """Lines by the input's number within the shard."""
     notes: Counter[str] = field(default_factory=Counter)
     objects: int = 0
 
     def leave_out(self, number: int, path: str, error: BadInput) -> None:
-        self.ledger[number] = line = LedgerLine(path, error.what, error.detail, not isinstance(error, DroppedInput))
-        self.watch.left_out(line)
+        line = LedgerLine(path, error.what, error.detail, not isinstance(error, DroppedInput))
+        self.ledger[number] = line
+        self.progress.leave_out(line)
 
     def write(self, number: int, path: str, sample: Sample, counted: Counter[str]) -> None:
         """Encode and write a sample. One that cannot be stored is left out: nothing of it is in the tar."""
@@ -139,52 +145,58 @@ class _Made:
         self.notes += counted
         self.objects += len(sample.meta["objects"])
 
+    def note(self, tar: str, sha256: str) -> ShardNote:
+        """Return the note of the finished tar."""
+        entries = self.writer.entries
+        info = ShardInfo(tar, len(entries), self.writer.size if entries else 0, sha256)
+        ledger = [line for _, line in sorted(self.ledger.items())]
+        return ShardNote(info, entries, ledger, dict(sorted(self.notes.items())), self.objects)
+
 
 def write_shard(
-    job: Job, inputs: Sequence[RawInput], name: str, store: Store, temporary_folder: Path, watch: Watch
-) -> Done:
+    job: Job, inputs: Sequence[RawInput], name: str, store: Store, temporary_folder: Path, progress: Progress
+) -> ShardNote:
     """Write `name.tar` and then its note `.work/name.json` into `store`; both appear whole or not at all.
 
     The bytes follow from the arguments alone: done twice, even at the same time, it does no harm.
 
     Args:
-        temporary_folder: for the tar while it grows, on a local disk; of a `LocalFolder`, on the disk of that folder.
+        temporary_folder: for the tar while it grows, on a local disk; for a `Folder`, on the disk of that folder.
     """
     keep_freed_memory()
     tar, unique = f"{name}.tar", f"{name}.{uuid.uuid4().hex}"
     temporary = temporary_folder / f"{unique}.tmp"
     try:
-        # While a sample is encoded and written, the next is read and resized: most of both is done without the
-        # interpreter's lock.
-        with (
-            Reading(temporary_folder / f"{unique}{READING}") as reading,
-            open(temporary, "wb") as file,
-            ThreadPoolExecutor(1) as encoder,
-        ):
-            made = _Made(job, writer := ShardWriter(file, job.codec), watch)
-            written: Future[None] | None = None
-            for number, item in enumerate(inputs):
-                reading.begin(item.path)
-                try:
-                    sample, counted = read_sample(job, item.path)
-                except BadInput as error:
-                    made.leave_out(number, item.path, error)
-                else:
-                    if written:
-                        written.result()
-                    written = encoder.submit(made.write, number, item.path, sample, counted)
-                watch.tick(1)
-            if written:
-                written.result()
-            sha256 = writer.close()
+        with CurrentInput(temporary_folder / f"{unique}{CURRENT_INPUT}") as current, open(temporary, "wb") as file:
+            content = _ShardContent(job, ShardWriter(file, job.codec), progress)
+            _write_samples(inputs, content, current)
+            sha256 = content.writer.close()
             file.flush()
             os.fsync(file.fileno())
-        info = ShardInfo(tar, len(writer.entries), writer.size if writer.entries else 0, sha256)
-        if writer.entries:
+        note = content.note(tar, sha256)
+        if note.entries:
             store.put_file(temporary, tar)
     finally:
         temporary.unlink(missing_ok=True)
-    ledger = [line for _, line in sorted(made.ledger.items())]
-    done = Done(info, writer.entries, ledger, dict(sorted(made.notes.items())), made.objects)
-    store.put(note_of(name), done.to_bytes())
-    return done
+    store.put(note_name(name), note.to_bytes())
+    return note
+
+
+def _write_samples(inputs: Sequence[RawInput], content: _ShardContent, current: CurrentInput) -> None:
+    # While a sample is encoded and written, the next is read and resized: most of both is done without the
+    # interpreter's lock.
+    with ThreadPoolExecutor(1) as encoder:
+        written: Future[None] | None = None
+        for number, item in enumerate(inputs):
+            current.set(item.path)
+            try:
+                sample, counted = read_sample(content.job, item.path)
+            except BadInput as error:
+                content.leave_out(number, item.path, error)
+            else:
+                if written:
+                    written.result()
+                written = encoder.submit(content.write, number, item.path, sample, counted)
+            content.progress.advance(1)
+        if written:
+            written.result()

@@ -14,10 +14,8 @@ import pytest
 import cli
 from demo.make_sav import write
 from pipeline.engines import EngineName
-from pipeline.plan import Plan, make_plan
-from pipeline.run import MakePlan, Summary, run
-from pipeline.sources import source_named
-from shards.recipe import named_recipe
+from pipeline.request import Request, make_request
+from pipeline.run import RunSummary, run
 from shards.recode import recode
 from shards.select import sample
 from shards.storage import retry
@@ -39,21 +37,9 @@ def sav_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def sav_plan(
-    root: Path,
-    *,
-    recipe: str = "default",
-    prompt_pooling: str | None = None,
-    shard_bytes: int = 10_000_000,
-    limit: int | None = None,
-) -> MakePlan:
-    """What `cli.py shard --source sav` plans."""
-    chosen = named_recipe(recipe, prompt_pooling)
-
-    def make(known: Callable[[str], tuple[int, int] | None], records: Path) -> Plan:
-        return make_plan(source_named("sav"), root, chosen, shard_bytes, records, {}, limit, known)
-
-    return make
+def sav_request(root: Path, *, shard_bytes: int = 10_000_000, **more: Any) -> Request:
+    """What `cli.py shard --source sav` asks for."""
+    return make_request("sav", root, shard_bytes=shard_bytes, **more)
 
 
 def shard_sav(
@@ -64,10 +50,10 @@ def shard_sav(
     max_bad: float = 0.05,
     overwrite: bool = False,
     engine: EngineName = "local",
-    **plan: Any,
-) -> Summary:
+    **request: Any,
+) -> RunSummary:
     """What `cli.py shard --source sav` does, in this process."""
-    return run(sav_plan(root, **plan), out, workers, max_bad, overwrite, engine)
+    return run(sav_request(root, **request), out, workers, max_bad, overwrite=overwrite, engine=engine)
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import pickle
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,9 +22,8 @@ from evaluation.evaluate import evaluate
 from evaluation.items import NO_REGION, NO_TEXT, batches, cut, read
 from evaluation.scores import Tally, table
 from inference.loading import load
-from pipeline.plan import make_plan
+from pipeline.request import make_request
 from pipeline.run import run
-from pipeline.sources import choices_of, source_named
 from shards.errors import UserError
 from shards.reader import ShardSet, decode_field
 from shards.recipe import named_recipe
@@ -54,10 +54,8 @@ def fresh_accelerate():
     PartialState._reset_state()
 
 
-def sharded(name: str, root: Path, out: Path, **given: object) -> Path:
-    source, recipe = source_named(name), named_recipe("default")
-    choices = choices_of(source, given)
-    run(lambda known, records: make_plan(source, root, recipe, 10**7, records, choices), out, 1, 0.0)
+def sharded(name: str, root: Path, out: Path, **given: Any) -> Path:
+    run(make_request(name, root, shard_bytes=10**7, **given), out, 1, 0.0)
     return out
 
 

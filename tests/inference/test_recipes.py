@@ -20,7 +20,7 @@ from inference.predictor import Predictor
 from inference.quantise import export_int8
 from inference.recipes import explain_shards
 from inference.run import predict
-from pipeline.plan import make_plan
+from pipeline.request import Request
 from pipeline.run import run
 from pipeline.sources import source_named
 from shards.errors import UserError
@@ -63,7 +63,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sharded(raw: Path, out: Path, recipe: Recipe) -> ShardSet:
-    run(lambda known, records: make_plan(source_named("folder"), raw, recipe, 10**7, records, {}), out, 1, 0.0)
+    run(Request(source_named("folder"), raw, recipe, shard_bytes=10**7), out, 1, 0.0)
     return ShardSet(out)
 
 

@@ -6,7 +6,7 @@ import io
 import json
 import tarfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,15 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from demo.make_sav import photograph
+from pipeline.dataset import find_inputs
 from pipeline.derive import Against
-from pipeline.plan import Plan, find_inputs, make_plan
 from pipeline.raw import RawSample
-from pipeline.records import Records, open_records
-from pipeline.run import Summary, run
+from pipeline.records import Records
+from pipeline.request import make_request
+from pipeline.run import RunSummary, run
 from pipeline.sources import choices_of, source_named
 from shards.preview import preview
 from shards.reader import ShardSet
-from shards.recipe import named_recipe
 from shards.verification import verify
 
 HEIGHT, WIDTH = 96, 128
@@ -94,7 +94,7 @@ class Found:
         self.source, self.root = source_named(name), root
         self.choices = choices_of(self.source, given)
         self.counts = find_inputs(self.source, root, self.choices, work / "records.sqlite")
-        self.records: Records = open_records(work / "records.sqlite")
+        self.records = Records(work / "records.sqlite")
         self.paths = [item.path for item in self.records.inputs()]
 
     def load(self, path: str | None = None) -> RawSample:
@@ -106,15 +106,9 @@ class Found:
 
 def through(
     name: str, root: Path, work: Path, max_bad: float = 0, **given: Any
-) -> tuple[Summary, dict[str, Mapping[str, Any]]]:
+) -> tuple[RunSummary, dict[str, Mapping[str, Any]]]:
     """Shard, verify against the raw files, preview: the summary, and the samples' JSON by their paths."""
-    source = source_named(name)
-    choices = choices_of(source, given)
-
-    def make(known: Callable[[str], tuple[int, int] | None], records: Path) -> Plan:
-        return make_plan(source, root, named_recipe("default"), 10_000_000, records, choices, None, known)
-
-    summary = run(make, work / name, 1, max_bad)
+    summary = run(make_request(name, root, shard_bytes=10_000_000, **given), work / name, 1, max_bad)
     manifest = summary.manifest
     assert manifest.inputs == manifest.samples + sum(manifest.left_out.values())
     (work / "against").mkdir()

@@ -8,17 +8,14 @@ import numpy as np
 import pytest
 
 from pipeline.estimate import Amount, estimate
-from pipeline.plan import make_plan
-from pipeline.sources import source_named
+from pipeline.request import make_request
 from shards.manifest import Manifest
-from shards.recipe import RECIPES
 
 REPOSITORY = Path(__file__).parents[2]
 
 
-def test_the_whole_probed_is_what_is_written(sav_root, sav_set, tmp_path):
-    plan = make_plan(source_named("sav"), sav_root, RECIPES["default"], 10_000_000, tmp_path / "records", {})
-    found = estimate(plan)
+def test_the_whole_probed_is_what_is_written(sav_root, sav_set):
+    found = estimate(make_request("sav", sav_root, shard_bytes=10_000_000))
     manifest = Manifest.read(sav_set)
     assert (found.inputs, found.probed, found.shards) == (12, 12, len(manifest.shards))
     assert (found.samples, found.files) == (Amount(12, 0), len([*sav_set.iterdir()]))
@@ -32,8 +29,7 @@ def test_inputs_that_go_to_the_ledger_take_no_room(sav_root, tmp_path):
         (tmp_path / path.parent.name).mkdir(exist_ok=True)
         (tmp_path / path.relative_to(sav_root)).symlink_to(path)
     (tmp_path / "masklet_data_00000.npz").touch()
-    plan = make_plan(source_named("sav"), tmp_path, RECIPES["default"], 10**9, tmp_path / "records", {})
-    assert estimate(plan).samples.total == 3
+    assert estimate(make_request("sav", tmp_path)).samples.total == 3
 
 
 def test_the_interval_holds_the_sum_as_often_as_it_says():
@@ -41,7 +37,7 @@ def test_the_interval_holds_the_sum_as_often_as_it_says():
     sizes = rng.lognormal(0, 0.5, 5000)
     held = 0
     for _ in range(400):
-        amount = Amount.of(rng.choice(sizes, 64, replace=False).tolist(), len(sizes))
+        amount = Amount.from_probe(rng.choice(sizes, 64, replace=False).tolist(), len(sizes))
         held += abs(amount.total - sizes.sum()) <= amount.error
     assert 360 <= held <= 396  # 95 %
 

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline import finder as finding
 from pipeline.finder import Finder
-from pipeline.records import RecordsWriter, open_records
+from pipeline.records import Records, RecordsWriter
 from pipeline.refused import raise_refused
 from shards.errors import BadInput
 from tests.pipeline.built import put
@@ -17,11 +17,10 @@ NFC, NFD = (unicodedata.normalize(form, "é.jpg") for form in ("NFC", "NFD"))
 
 def put_down(finder, names, work):
     """Path and size of each name; and what each input was refused for."""
-    open_records.cache_clear()
     with RecordsWriter(work / "records.sqlite") as writer:
         found = [finder.put_down(name, writer)[:2] for name in names]
         finder.refuse_shared(writer)
-    records, said = open_records(work / "records.sqlite"), {}
+    records, said = Records(work / "records.sqlite"), {}
     for item in records.inputs():
         try:
             raise_refused(records.parts(item.path))

@@ -12,29 +12,36 @@ import pytest
 from PIL import Image
 
 import pipeline.run
+from pipeline.dataset import RawDataset, find_dataset
 from pipeline.derive import Against
-from pipeline.plan import Plan, make_plan
-from pipeline.raw_files import forget_states, stamp
-from pipeline.run import Summary, run
-from pipeline.sources import SOURCES, choices_of, source_named
+from pipeline.raw_files import stamp
+from pipeline.request import Request, make_request
+from pipeline.run import RunSummary, run
+from pipeline.sources import SOURCES
 from shards.errors import UserError
 from shards.manifest import Manifest
-from shards.recipe import named_recipe
 from tests.conftest import files_of
 from tests.layouts import CASES
 
 
-def planned(source: str, root: Path, records: Path, shard_bytes: int = 1) -> Plan:
-    """The plan of a layout, without the probe: an input per shard."""
+def request_for(source: str, root: Path) -> Request:
+    """The request of a layout, an input per shard."""
     options = CASES[source].options
     given = {name[2:]: int(v) if v.isdecimal() else v for name, v in zip(options[::2], options[1::2], strict=True)}
-    choices = choices_of(source_named(source), given)
-    recipe = named_recipe("default")
-    return make_plan(source_named(source), root, recipe, shard_bytes, records, choices, None, lambda _: (1, 1 << 20))
+    return make_request(source, root, shard_bytes=1, **given)
 
 
-def sharded(source: str, root: Path, out: Path, **more: Any) -> Summary:
-    return run(lambda known, records: planned(source, root, records), out, 1, 1.0, **more)
+def found(source: str, root: Path, records: Path) -> RawDataset:
+    return find_dataset(request_for(source, root), records)
+
+
+def stamps(dataset: RawDataset) -> list[str]:
+    fresh = RawDataset(dataset.job, dataset.inputs)  # one that asks the file system again
+    return [stamp(fresh, [item]) for item in fresh.inputs]
+
+
+def sharded(source: str, root: Path, out: Path, **more: Any) -> RunSummary:
+    return run(request_for(source, root), out, 1, 1.0, **more)
 
 
 def flip(file: Path, *places: int) -> None:
@@ -53,29 +60,29 @@ UNUSED = {"sav_000001_auto.json"}
 def test_every_file_of_a_layout_is_in_the_plan(source, tmp_path):
     """A file counts by its size, and by its time, which only an unfinished set keeps; annotations by what they say."""
     CASES[source].write(root := tmp_path / "raw")
-    plan = planned(source, root, tmp_path / "records")
-    before = [stamp(plan, shard) for shard in plan.shards]
+    dataset = found(source, root, tmp_path / "records")
+    digest = dataset.digest
+    before = stamps(dataset)
     for file in sorted(path for path in root.rglob("*") if path.is_file()):
         sound, state = file.read_bytes(), file.stat()
         os.utime(file, ns=(1, 1))
-        forget_states()
-        if [stamp(plan, shard) for shard in plan.shards] != before:
+        if stamps(dataset) != before:
             file.write_bytes(sound + b"\0")
-            assert planned(source, root, tmp_path / "again").digest != plan.digest, file
+            assert found(source, root, tmp_path / "again").digest != digest, file
         else:  # annotations, of which some bytes say nothing
             changed = file.name in UNUSED
             for place in range(0, len(sound), max(1, len(sound) // 20)):
                 file.write_bytes(sound)
                 flip(file, place)
                 try:
-                    changed |= planned(source, root, tmp_path / "again").digest != plan.digest
+                    changed |= found(source, root, tmp_path / "again").digest != digest
                 except UserError:
                     changed = True
             assert changed, file
         file.write_bytes(sound)
         os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
-        assert planned(source, root, tmp_path / "again").digest == plan.digest
-    assert [stamp(plan, shard) for shard in plan.shards] == before
+        assert found(source, root, tmp_path / "again").digest == digest
+    assert stamps(dataset) == before
 
 
 def test_times_are_in_nothing_that_is_kept(tmp_path):
@@ -208,13 +215,13 @@ def test_files_that_are_found_by_names_that_look_alike_are_in_the_plan(tmp_path)
     for name in ("m.png", "a.jpg"):
         (root / name).rename(root / name.upper())
     for file in (root / "M.PNG", root / "A.JPG"):
-        before = planned("folder", root, tmp_path / "records").digest
+        before = found("folder", root, tmp_path / "records").digest
         file.write_bytes(file.read_bytes() + b"\0")
-        assert planned("folder", root, tmp_path / "records").digest != before
+        assert found("folder", root, tmp_path / "records").digest != before
     (labels / "json").mkdir(parents=True)
     (labels / "images").mkdir()
     shutil.copy(root / "A.JPG", labels / "images/a.jpg")
     (labels / "json/a.json").write_text('{"shapes": [], "imagePath": "..\\\\images\\\\a.jpg"}')
-    before = planned("folder", labels, tmp_path / "records").digest
+    before = found("folder", labels, tmp_path / "records").digest
     (labels / "images/a.jpg").write_bytes(b"")
-    assert planned("folder", labels, tmp_path / "records").digest != before
+    assert found("folder", labels, tmp_path / "records").digest != before

@@ -7,14 +7,15 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
-from pipeline.plan import make_plan
+from pipeline.request import make_request
 from pipeline.run import run
-from pipeline.sources import choices_of, source_named
+from pipeline.sources import source_named
 from shards.errors import UserError
 from shards.recipe import named_recipe
 from shards.verification import verify
@@ -132,41 +133,39 @@ def test_annotations_travel_and_bad_inputs_go_to_the_ledger(cluster, tmp_path):
         put(root / f"val2017/{i}.jpg", jpeg())
     put(root / "val2017/2.jpg", b"no picture")
 
-    def make(known, records):
-        source = source_named("coco")
-        choices = choices_of(source, {"split": "val"})
-        return make_plan(source, root, named_recipe("default"), 1, records, choices, None, known)
-
-    alone = run(make, tmp_path / "alone", 1, 0.5)
+    request = make_request("coco", root, shard_bytes=1, split="val")
+    alone = run(request, tmp_path / "alone", 1, 0.5)
     assert alone.manifest.samples == 2 and len(alone.manifest.shards) == 2
-    run(make, tmp_path / "ray", None, 0.5, engine="ray")
+    run(request, tmp_path / "ray", None, 0.5, engine="ray")
     assert files_of(tmp_path / "ray") == files_of(tmp_path / "alone")
     with pytest.raises(UserError, match="too many bad inputs"):
-        run(make, tmp_path / "few", 1, 0.1, engine="ray")
+        run(request, tmp_path / "few", 1, 0.1, engine="ray")
 
 
 def test_a_node_must_see_what_the_leader_sees(sav_root, sav_set, tmp_path):
     """Else its inputs would be missing files, and go to the ledger."""
-    from pipeline.engines.ray import _Leader, _look_around
-    from pipeline.plan import Job, library_versions
+    from pipeline.dataset import Job
+    from pipeline.engines.ray import _check_node, _Run
+    from pipeline.plan import library_versions
+    from pipeline.records import Records
     from shards.storage.store import LocalFolder
 
     store = LocalFolder(tmp_path / "out")
     store.work.mkdir(parents=True)
     store.put(".work/plan", b"plan")
     names, libraries = tuple(os.listdir(sav_root)), library_versions()
-    job = Job(source_named("sav"), sav_root, named_recipe("default"), {}, tmp_path / "records")
-    _look_around(_Leader(job, store, b"plan", names, libraries))
+    job = Job(source_named("sav"), sav_root, named_recipe("default"), "zstd", {}, Records(tmp_path / "records"))
+    _check_node(_Run(job, store, b"plan", names, libraries))
     (tmp_path / "empty").mkdir()
-    unmounted = Job(job.source, tmp_path / "empty", job.recipe, {}, job.records)
-    for leader, wrong in [
-        (_Leader(unmounted, store, b"plan", names, libraries), "does not see the raw data"),
-        (_Leader(job, LocalFolder(tmp_path / "elsewhere"), b"plan", names, libraries), "does not see the shard set"),
-        (_Leader(job, store, b"another", names, libraries), "does not see the shard set"),
-        (_Leader(job, store, b"plan", names, {**libraries, "pillow": "0.1"}), "one version"),
+    unmounted = replace(job, root=tmp_path / "empty")
+    for run_of_leader, wrong in [
+        (_Run(unmounted, store, b"plan", names, libraries), "does not see the raw data"),
+        (_Run(job, LocalFolder(tmp_path / "elsewhere"), b"plan", names, libraries), "does not see the shard set"),
+        (_Run(job, store, b"another", names, libraries), "does not see the shard set"),
+        (_Run(job, store, b"plan", names, {**libraries, "pillow": "0.1"}), "one version"),
     ]:
         with pytest.raises(UserError, match=wrong):
-            _look_around(leader)
+            _check_node(run_of_leader)
 
 
 def test_without_ray(sav_root, tmp_path):

@@ -101,11 +101,11 @@ def test_a_missing_tar_of_a_finished_set_is_named(sav_root, sav_set, tmp_path):
 
 
 def test_two_runs_into_one_folder(sav_root, tmp_path, monkeypatch):
-    import pipeline.work
+    import pipeline.workspace
     import shards.lock
 
     monkeypatch.setattr(shards.lock, "_PATIENCE", 0.2)
-    with pipeline.work.Work(LocalFolder(tmp_path / "sav")), pytest.raises(UserError, match="another run"):
+    with pipeline.workspace.Workspace(LocalFolder(tmp_path / "sav")), pytest.raises(UserError, match="another run"):
         shard_sav(sav_root, tmp_path / "sav")
 
 

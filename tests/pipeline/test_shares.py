@@ -13,18 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.run import Summary, merge, run_share
-from pipeline.work import Share, Work, share_of
+from pipeline.run import RunSummary, merge, run_task
+from pipeline.workspace import TaskShare, Workspace, task_share
 from shards.errors import UserError
 from shards.storage.store import LocalFolder
-from tests.conftest import files_of, sav_plan, shard_sav
+from tests.conftest import files_of, sav_request, shard_sav
 
 REPOSITORY = Path(__file__).parents[2]
 TASKS = 2
 
 
 def share(root: Path, out: Path, index: int, max_bad: float = 0.05, count: int = TASKS, limit: int | None = None):
-    return run_share(sav_plan(root, limit=limit), out, 1, max_bad, Share(index, count))
+    return run_task(sav_request(root, limit=limit), out, TaskShare(index, count), 1, max_bad)
 
 
 def visible(folder: Path) -> list[str]:
@@ -90,7 +90,7 @@ def test_folders_of_machines_that_share_nothing_are_copied_into_one(sav_root, sa
 def test_a_task_goes_on_where_it_stopped_and_leaves_a_finished_set(sav_root, sav_set, tmp_path):
     shutil.copytree(sav_set, tmp_path / "sav")
     done = share(sav_root, tmp_path / "sav", 1)
-    assert isinstance(done, Summary) and done.written_now == 0
+    assert isinstance(done, RunSummary) and done.written_now == 0
     assert files_of(tmp_path / "sav") == files_of(sav_set)
     assert share(sav_root, tmp_path / "new", 1, limit=6, count=2).written_now == 1
     assert share(sav_root, tmp_path / "new", 1, limit=6, count=2).written_now == 0
@@ -119,12 +119,12 @@ def test_who_may_write_at_the_same_time(tmp_path, monkeypatch):
 
     monkeypatch.setattr(shards.lock, "_PATIENCE", 0.1)
     store = LocalFolder(tmp_path / "sav")
-    with Work(store, Share(0, 2)), Work(store, Share(1, 2)):
-        for other in (None, Share(0, 2)):
+    with Workspace(store, TaskShare(0, 2)), Workspace(store, TaskShare(1, 2)):
+        for other in (None, TaskShare(0, 2)):
             with pytest.raises(UserError, match="another run"):
-                Work(store, other)
-    with Work(store), pytest.raises(UserError, match="another run"):
-        Work(store, Share(0, 2))
+                Workspace(store, other)
+    with Workspace(store), pytest.raises(UserError, match="another run"):
+        Workspace(store, TaskShare(0, 2))
 
 
 def test_a_file_system_without_locks(sav_root, tmp_path, monkeypatch):
@@ -157,7 +157,7 @@ def test_other_versions_of_libraries_do_not_mix(sav_root, tmp_path, monkeypatch)
 )
 def test_options_that_do_not_go_together(index, count, engine, overwrite):
     with pytest.raises(UserError):
-        share_of(index, count, engine, overwrite)
+        task_share(index, count, engine, overwrite)
 
 
 def test_nothing_to_merge(tmp_path):
@@ -168,6 +168,6 @@ def test_nothing_to_merge(tmp_path):
 
 def test_shares_are_a_partition():
     for count in (1, 2, 3, 7):
-        shards = [shard for index in range(count) for shard in Share(index, count).of(range(11))]
+        shards = [shard for index in range(count) for shard in TaskShare(index, count).select(range(11))]
         assert sorted(shards) == [*range(11)]
-    assert np.ptp([len(Share(index, 7).of(range(11))) for index in range(7)]) <= 1
+    assert np.ptp([len(TaskShare(index, 7).select(range(11))) for index in range(7)]) <= 1

@@ -11,12 +11,11 @@ from PIL import Image
 import cli
 from demo.make_sav import write as write_sav
 from pipeline import walk as walking
-from pipeline.plan import make_plan
-from pipeline.records import RecordsWriter, open_records
-from pipeline.sources import choices_of, source_named
+from pipeline.dataset import find_dataset
+from pipeline.records import Records, RecordsWriter
+from pipeline.request import make_request
 from shards.errors import BadInput, UserError
 from shards.manifest import Manifest, read_ledger
-from shards.recipe import named_recipe
 from tests.pipeline.built import Found, box, jpeg, put, rle, tar_of
 from tests.pipeline.sources import test_sa1b
 
@@ -24,10 +23,9 @@ from tests.pipeline.sources import test_sa1b
 def found(root, work, wanted=lambda name: name.endswith(".jpg"), **given):
     """Paths and sizes below `root`, what was counted, and the inputs that were refused."""
     counts = Counter()
-    open_records.cache_clear()
     with RecordsWriter(work / "records.sqlite") as records:
         files = dict(walking.walk(root, wanted, counts, records, **given))
-    return files, dict(counts), [item.path for item in open_records(work / "records.sqlite").inputs()]
+    return files, dict(counts), [item.path for item in Records(work / "records.sqlite").inputs()]
 
 
 def test_linked_folders_are_followed_once(tmp_path):
@@ -134,9 +132,7 @@ def test_one_link_to_nothing_stops_no_run(tmp_path, capsys, source, write):
 @pytest.mark.parametrize(("source", "write"), SMALL_SETS)
 def test_files_that_are_not_read_change_no_plan(tmp_path, source, write):
     def digest(name):
-        dataset = source_named(source)
-        choices = choices_of(dataset, {})
-        return make_plan(dataset, tmp_path / "raw", named_recipe("default"), 10**7, tmp_path / name, choices).digest
+        return find_dataset(make_request(source, tmp_path / "raw"), tmp_path / name).digest
 
     write(tmp_path / "raw")
     before = digest("before")

@@ -11,15 +11,13 @@ from typer.testing import CliRunner
 
 import shards.rewrite
 from cli import app
-from pipeline.plan import make_plan
+from pipeline.request import make_request
 from pipeline.run import run
-from pipeline.sources import source_named
 from shards.archive import ShardWriter
 from shards.errors import UserError
 from shards.format import INDEX
 from shards.manifest import Manifest, pack_manifest, sha256
 from shards.reader import ShardSet
-from shards.recipe import RECIPES
 from shards.recode import recode
 from shards.verification import verify
 from tests.conftest import files_of
@@ -58,10 +56,8 @@ def test_the_way_back_ends_with_the_same_bytes(sav_set, raw_set, tmp_path):
 
 def test_sharding_with_a_codec_stores_what_recoding_does(sav_root, raw_set, tmp_path):
     def shard(folder: Path, codec: str) -> Manifest:
-        source = source_named("sav")
-        args = source, sav_root, RECIPES["default"], 10_000_000
-        made = run(lambda known, records: make_plan(*args, records, {}, 2, known, codec), folder, 1, 0.0)
-        return made.manifest
+        request = make_request("sav", sav_root, shard_bytes=10_000_000, limit=2, codec=codec)
+        return run(request, folder, 1, 0.0).manifest
 
     assert shard(tmp_path / "sav", "raw").codec == "raw"
     assert verify([tmp_path / "sav"]).ok

@@ -9,10 +9,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from pipeline.plan import make_plan
+from pipeline.request import make_request
 from pipeline.run import run
-from pipeline.sources import source_named
-from shards.recipe import named_recipe
 from tests.models import composed_once  # noqa: F401 (a fixture)
 from tests.pipeline.sources.test_folder import write as write_lines
 from tests.pipeline.sources.test_folder import write_pictures
@@ -61,8 +59,8 @@ def unequal_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
         objects = [{"masks": [mask, mask], "texts": ["a cup", f"cup {n}"]} for n, mask in enumerate(masks)]
         lines.append({"id": f"n{number}", "frames": ["a.jpg", "b.png"], "objects": objects})
     write_lines(root, *lines)
-    source, recipe, out = source_named("folder"), named_recipe("default", None), root / "shards" / "folder"
-    run(lambda known, records: make_plan(source, root, recipe, 10**7, records, {}), out, 1, 0.0)
+    out = root / "shards" / "folder"
+    run(make_request("folder", root, shard_bytes=10**7), out, 1, 0.0)
     return out
 
 

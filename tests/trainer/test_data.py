@@ -15,15 +15,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from skimage import data as photographs
 
-from pipeline.plan import make_plan
+from pipeline.request import make_request
 from pipeline.run import run
-from pipeline.sources import choices_of, source_named
 from shards import codec
 from shards.checksum import crc32
 from shards.errors import UserError
 from shards.manifest import pack_manifest, sha256
 from shards.reader import ShardSet
-from shards.recipe import named_recipe
 from tests.pipeline.sources.test_folder import write as write_lines
 from tests.pipeline.sources.test_folder import write_pictures
 from trainer.data.loader import Loader, check_recipe, mix
@@ -87,9 +85,8 @@ def coco_set(tmp_path_factory) -> Path:
     (root / "train2017").mkdir()
     for image in images:
         Image.fromarray(photographs.coffee()).resize((80, 60)).save(root / "train2017" / image["file_name"])
-    source, recipe, out = source_named("coco"), named_recipe("default", None), root / "shards" / "coco"
-    choices = choices_of(source, {})
-    run(lambda known, records: make_plan(source, root, recipe, 10**7, records, choices), out, 1, 0.0)
+    out = root / "shards" / "coco"
+    run(make_request("coco", root, shard_bytes=10**7), out, 1, 0.0)
     return out
 
 
@@ -125,8 +122,8 @@ def uneven_set(tmp_path_factory) -> Path:
         {"id": "hidden", "frames": ["a.jpg", "b.png"], "objects": [late]},
         {"id": "mute", "image": "b.png", "objects": [{"id": "only", "mask": "m.png"}]},
     )
-    source, recipe, out = source_named("folder"), named_recipe("default", None), root / "shards" / "folder"
-    run(lambda known, records: make_plan(source, root, recipe, 10**7, records, {}), out, 1, 0.0)
+    out = root / "shards" / "folder"
+    run(make_request("folder", root, shard_bytes=10**7), out, 1, 0.0)
     return out
 
 

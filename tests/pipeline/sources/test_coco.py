@@ -15,15 +15,15 @@ from PIL import Image
 from pycocotools import mask as coco
 from skimage import data as photographs
 
+from pipeline.dataset import find_inputs
 from pipeline.derive import Against
-from pipeline.plan import find_inputs, make_plan
-from pipeline.records import open_records
-from pipeline.run import Summary, run
+from pipeline.records import Records
+from pipeline.request import make_request
+from pipeline.run import RunSummary, run
 from pipeline.sources import choices_of, source_named
 from shards.errors import BadInput, DroppedInput, UserError
 from shards.preview import preview
 from shards.reader import ShardSet
-from shards.recipe import named_recipe
 from shards.verification import verify
 
 WIDTH, HEIGHT = 120, 90
@@ -84,9 +84,9 @@ def load_all(root: Path, name: str = "coco", **given: Any) -> tuple[dict[str, An
     file = root.with_name(f"{root.name}.sqlite")
     found = find_inputs(source, root, choices, file)
     out: dict[str, Any] = {}
-    for item in open_records(file).inputs():
+    for item in Records(file).inputs():
         try:
-            out[item.path] = source.load(root, item.path, choices, open_records(file).parts(item.path))
+            out[item.path] = source.load(root, item.path, choices, Records(file).parts(item.path))
         except BadInput as error:
             out[item.path] = error
     return out, found
@@ -379,17 +379,8 @@ def test_options_of_other_sources_are_refused():
         choices_of(source_named("refcoco"), {"frames": 5})
 
 
-def shard(source: str, root: Path, folder: Path, **given: Any) -> Summary:
-    own = source_named(source)
-    choices = choices_of(own, given)
-    return run(
-        lambda known, records: make_plan(
-            own, root, named_recipe("default", None), 10**7, records, choices, None, known
-        ),
-        folder,
-        workers=1,
-        max_bad=1.0,
-    )
+def shard(source: str, root: Path, folder: Path, **given: Any) -> RunSummary:
+    return run(make_request(source, root, shard_bytes=10**7, **given), folder, workers=1, max_bad=1.0)
 
 
 def test_from_raw_to_seen(refer_root, tmp_path):

@@ -12,12 +12,13 @@ import pytest
 from PIL import Image
 from skimage import data as photographs
 
+from pipeline.dataset import find_inputs
 from pipeline.derive import Against
 from pipeline.fit import check_size
 from pipeline.formats import RENAMED, make_sample
-from pipeline.plan import find_inputs, make_plan
 from pipeline.raw import RawFrame, RawObject, RawSample
-from pipeline.records import open_records
+from pipeline.records import Records
+from pipeline.request import make_request
 from pipeline.run import run
 from pipeline.sources import source_named
 from shards.archive import encode_sample
@@ -58,9 +59,9 @@ def write(root: Path, *lines: Any) -> None:
 def load_all(root: Path) -> dict[str, Any]:
     file, out = root / "records.sqlite", {}
     find_inputs(FOLDER, root, {}, file)
-    for item in open_records(file).inputs():
+    for item in Records(file).inputs():
         try:
-            out[item.path] = FOLDER.load(root, item.path, {}, open_records(file).parts(item.path))
+            out[item.path] = FOLDER.load(root, item.path, {}, Records(file).parts(item.path))
         except BadInput as error:
             out[item.path] = error
     return out
@@ -163,8 +164,8 @@ def test_a_folder_of_another_kind(tmp_path):
 def test_from_raw_to_verified(root):
     pair = {"frames": ["a.jpg", "b.png"], "objects": [{"masks": ["m.png", "ids.png"], "texts": ["cup"]}], "id": "p"}
     write(root, pair, {"image": "b.png", "objects": [{"mask": "m.png"}, {"mask": "ids.png", "value": 7}]}, "broken")
-    recipe, out = named_recipe("sa2va", None), root / "shards" / "folder"
-    done = run(lambda known, records: make_plan(FOLDER, root, recipe, 10**7, records, {}), out, 1, 1.0)
+    out = root / "shards" / "folder"
+    done = run(make_request("folder", root, recipe="sa2va", shard_bytes=10**7), out, 1, 1.0)
     assert (done.manifest.inputs, done.manifest.samples, done.manifest.objects) == (3, 2, 3)
     raw = Against(root, root)
     report = verify([out], derive=raw.derive, same_inputs=raw.same_inputs)
@@ -302,7 +303,7 @@ def test_pixels_of_no_object_and_grey_edges(root):
     samples = found_beside(root)
     assert [item.id for item in samples["edged"].objects] == ["1", "2", "255"] and not samples["edged"].notes
     assert samples["soft"].notes == {"masks whose ids look like grey edges, not like objects": 1}
-    parts = open_records(root / "records.sqlite").parts("images/edged.jpg")
+    parts = Records(root / "records.sqlite").parts("images/edged.jpg")
     sample = FOLDER.load(root, "images/edged.jpg", {"void": 255, "mask_slack": 0}, parts)
     assert [item.id for item in sample.objects] == ["1", "2"]
     assert sample.notes == {"masks with pixels of no object beside the background (void)": 1}
@@ -314,7 +315,7 @@ def test_a_mask_that_is_off_by_a_pixel_is_taken_where_the_user_says_so(root):
     write(root, {"image": "a.jpg", "objects": [{"mask": "m.png"}]})
     (error,) = load_all(root).values()
     assert "mask and picture differ in size" in str(error)
-    parts = open_records(root / "records.sqlite").parts("a.jpg")
+    parts = Records(root / "records.sqlite").parts("a.jpg")
     sample = FOLDER.load(root, "a.jpg", {"void": None, "mask_slack": 1}, parts)
     assert sample.notes == {"masks of another size than their picture, within --mask-slack": 1}
     assert np.array_equal(sample.frames[0].masks[0], np.asarray(narrow) > 0)
@@ -333,7 +334,7 @@ def test_names_of_another_machine(root, name):
     write(root, {"image": name, "objects": [{"mask": mask}]})
     (sample,) = load_all(root).values()
     assert np.array_equal(sample.frames[0].masks[0], MASK > 0)
-    (item,) = open_records(root / "records.sqlite").inputs()
+    (item,) = Records(root / "records.sqlite").inputs()
     assert item.bytes == (root / "x/a.jpg").stat().st_size
 
 

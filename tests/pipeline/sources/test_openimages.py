@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.dataset import find_inputs
 from pipeline.derive import Against
-from pipeline.plan import find_inputs
-from pipeline.records import open_records
+from pipeline.records import Records
 from pipeline.sources import source_named
 from shards.errors import DroppedInput, UserError
 from shards.preview import preview
@@ -143,7 +143,7 @@ def test_what_is_found_does_not_depend_on_the_order_of_a_listing(write, tmp_path
     for turned in (False, True):
         monkeypatch.setattr(os, "listdir", lambda path, turned=turned: sorted(listdir(path), reverse=turned))
         find_inputs(source_named("openimages"), root, {"split": "train"}, tmp_path / f"{turned}.sqlite")
-        seen.append(open_records(tmp_path / f"{turned}.sqlite").parts(f"images/train/{FIRST}.jpg"))
+        seen.append(Records(tmp_path / f"{turned}.sqlite").parts(f"images/train/{FIRST}.jpg"))
     assert seen[0] == seen[1] and len(seen[0]) == 8
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.plan import find_inputs
+from pipeline.dataset import find_inputs
 from pipeline.raw import RawInput
-from pipeline.records import open_records
+from pipeline.records import Records
 from pipeline.sources.sav import SOFT, Sav
 from shards.errors import BadInput
 
@@ -170,7 +170,7 @@ def test_zeros_and_ones_are_read_as_the_set_is(tmp_path, small_pair):
 
 def found(root: Path, records: Path) -> list[RawInput]:
     find_inputs(Sav(), root, {}, records)
-    return open_records(records).inputs()
+    return Records(records).inputs()
 
 
 def test_the_sets_range_is_found_by_probing(tmp_path, small_pair):

@@ -13,14 +13,14 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from demo.make_sav import photograph
+from pipeline.dataset import find_inputs
 from pipeline.derive import Against
-from pipeline.plan import find_inputs, make_plan
 from pipeline.raw import RawSample
-from pipeline.records import Records, open_records
-from pipeline.run import Summary, run
+from pipeline.records import Records
+from pipeline.request import make_request
+from pipeline.run import RunSummary, run
 from pipeline.sources import choices_of, source_named
 from shards.preview import preview
-from shards.recipe import named_recipe
 from shards.verification import verify
 
 HEIGHT, WIDTH = 120, 160
@@ -62,7 +62,7 @@ def write_ids(file: Path, masks: Mapping[int, np.ndarray]) -> None:
 def find(name: str, root: Path, records: Path, **given: Any) -> tuple[dict[str, int], Records]:
     source = source_named(name)
     counts = find_inputs(source, root, choices_of(source, given), records)
-    return counts, open_records(records)
+    return counts, Records(records)
 
 
 def load(name: str, root: Path, records: Path, which: int = 0, **given: Any) -> RawSample:
@@ -75,15 +75,9 @@ def load(name: str, root: Path, records: Path, which: int = 0, **given: Any) -> 
 
 def through(
     name: str, root: Path, folder: Path, *, recipe: str = "default", max_bad: float = 0, **given: Any
-) -> Summary:
+) -> RunSummary:
     """Shard, verify against the raw files, preview."""
-    source = source_named(name)
-    choices = choices_of(source, given)
-
-    def make(known: Any, records: Path) -> Any:
-        return make_plan(source, root, named_recipe(recipe, None), 100_000_000, records, choices, None, known)
-
-    summary = run(make, folder / "set", workers=1, max_bad=0)
+    summary = run(make_request(name, root, recipe=recipe, shard_bytes=100_000_000, **given), folder / "set", 1, 0)
     (folder / "work").mkdir()
     against = Against(root, folder / "work")
     report = verify([str(folder / "set")], derive=against.derive, same_inputs=against.same_inputs, workers=1)

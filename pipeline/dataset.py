@@ -1,0 +1,137 @@
+"""A raw dataset as its source found it: the inputs in order, and the hash of all that a set of them is made from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipeline.boundary import annotation_errors
+from pipeline.file_states import FileStates
+from pipeline.raw import RawInput
+from pipeline.records import Records, RecordsWriter, path_bytes
+from pipeline.request import Request
+from pipeline.sources import Source
+from pipeline.walk import NOT_READ
+from shards.errors import UserError
+from shards.format import FORMAT, VERSION, Codec
+from shards.recipe import Recipe
+
+_PROBES = 16
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to make encoded samples of inputs. Picklable."""
+
+    source: Source
+    root: Path
+    recipe: Recipe
+    codec: Codec
+    """How pictures are stored."""
+    options: dict[str, Any]
+    """Options of the source: the user's choices, what the source found out, limit and size of shards."""
+    records: Records
+    """What the source found."""
+
+    @property
+    def stated_options(self) -> dict[str, Any]:
+        """The options as plans and manifests state them: with the codec, unless it is zstd."""
+        return self.options if self.codec == "zstd" else {**self.options, "codec": self.codec}
+
+
+@dataclass(frozen=True)
+class RawDataset:
+    """The inputs of a request."""
+
+    job: Job
+    inputs: tuple[RawInput, ...]
+
+    @cached_property
+    def states(self) -> FileStates:
+        """Sizes and times of the raw files."""
+        return FileStates(self.job)
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of all that the set is made from, see `digest_of`."""
+        return self.digest_of(VERSION)
+
+    def digest_of(self, version: int) -> str:
+        """Return the hash of all that a set of this version of the format is made from.
+
+        That is the recipe, the options, the inputs' sizes, what `find` attached to them, word for word, and the sizes
+        of all raw files (-1 where there is none).
+        """
+        job = self.job
+        head = [FORMAT, version, job.source.name, job.recipe.to_json(), _deciding(job.stated_options)]
+        total = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
+        for item in self.inputs:
+            total.update(f"{item.path}\0{item.bytes}\n".encode("utf-8", "surrogateescape"))
+            for body in job.records.bodies(item.path):
+                total.update(body.encode())
+            if version > 1:
+                for name, state in self.states.of_input(item.path):
+                    total.update(path_bytes(f"{name}\0{state.bytes}\n"))
+        return total.hexdigest()[:32]
+
+
+def _deciding(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options without the counts of files that are not read, which decide nothing."""
+    found = {name: count for name, count in options.get("found", {}).items() if not name.startswith(NOT_READ)}
+    rest = {name: value for name, value in options.items() if name != "found"}
+    return {**rest, "found": found} if found else rest
+
+
+def find_dataset(request: Request, records: Path) -> RawDataset:
+    """Find the inputs of a request.
+
+    Args:
+        records: file that is written with what the source finds.
+
+    Raises:
+        UserError: no such folder, no inputs in it, or annotations that cannot be understood.
+    """
+    source, root = request.source, request.root
+    if not root.is_dir():
+        do = f"give --root, or put the data into data/{source.name}"
+        raise UserError("no such folder", where=str(root), do=do)
+    found = find_inputs(source, root, request.choices, records)
+    opened = Records(records)
+    inputs = tuple(opened.inputs()[: request.limit])
+    if not inputs:
+        do = "see docs/datasets/ for the layout"
+        raise UserError(f"no {source.name} files found", where=str(root), met=found_text(found), do=do)
+    with annotation_errors(root):
+        observed = source.options(root, probed_inputs(inputs))
+    options = {**request.choices, **observed, "limit": request.limit, "shard_size": request.shard_bytes}
+    if found:
+        options["found"] = found
+    return RawDataset(Job(source, root, request.recipe, request.codec, options, opened), inputs)
+
+
+def find_inputs(source: Source, root: Path, choices: Mapping[str, Any], records: Path) -> dict[str, int]:
+    """Write the file `records` with the inputs below `root`. Return what was counted on the way."""
+    with RecordsWriter(records) as writer, annotation_errors(root):
+        return source.find(root, choices, writer)
+
+
+def found_text(found: Mapping[str, int]) -> str:
+    """Write on one line what was counted while the inputs were found. Counts of 0 are left out."""
+    return ", ".join(f"{count:,} {name}" for name, count in found.items() if count)
+
+
+def probed_inputs(inputs: Sequence[RawInput]) -> list[RawInput]:
+    """Return the up to 16 inputs that the source's options and the size of samples are probed with."""
+    # Of fewer than 16 inputs some are taken twice. Another choice would be another plan for the same data.
+    return [inputs[i * len(inputs) // _PROBES] for i in range(min(_PROBES, len(inputs)))]
+
+
+def spread_inputs(inputs: Sequence[RawInput], most: int) -> list[RawInput]:
+    """Return at most `most` of the inputs, at equal distances, from the first one on."""
+    count = min(most, len(inputs))
+    return [inputs[i * len(inputs) // count] for i in range(count)]
