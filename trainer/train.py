@@ -21,7 +21,6 @@ if __name__ == "__main__":
 
     run_command(start_missing, __doc__)  # before the imports below, which take seconds: it may be all there is to do
 
-import shlex
 import sys
 import time
 from contextlib import closing
@@ -41,6 +40,7 @@ from trainer.checkpoints.rng import random_state
 from trainer.checkpoints.run_folder import RunFolder
 from trainer.config import Config, flat, load_config
 from trainer.fsdp import full_tensor
+from trainer.launcher import typed_command
 from trainer.measure.rates import Spent, memory
 from trainer.stall import StallWatch
 from trainer.strategy import make_accelerator
@@ -56,15 +56,14 @@ def main(arguments: list[str]) -> None:
     """
     config = drop_unreached_parts(load_config(arguments))
     accelerator = make_accelerator(config)
+    command = typed_command(arguments, accelerator.num_processes)  # while the launcher is alive
     with (
         closing(RunFolder(Path(config.output_dir), config.checkpoint.keep)) as folder,
         closing(stall_watch(config, accelerator)) as watch,
     ):
         run = build_run(config, accelerator, folder, watch)
         if run and (signal := train(run)):
-            again = shlex.join(["trainer/train.py", *arguments])
-            again = f"accelerate launch --num_processes {accelerator.num_processes} {again}"
-            accelerator.print(printable(f"to go on: {again}"))
+            accelerator.print(printable(f"to go on: {command}"))
             sys.exit(128 + signal)
 
 

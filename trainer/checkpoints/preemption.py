@@ -9,9 +9,10 @@ import time
 from types import FrameType
 from typing import Any
 
+from trainer.launcher import was_launched
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _ECHO = 2.0  # seconds in which a signal counts as the first one again: launchers pass on what the terminal sent to all
-_LAUNCHED = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")
 
 
 class Preemption:
@@ -47,11 +48,6 @@ class Preemption:
         if self.signal and time.monotonic() - self._since > _ECHO:
             os._exit(128 + self.signal)
         self._ask(number)
-
-
-def was_launched() -> bool:
-    """Whether the parent of this process is a launcher, and not a shell that may go away."""
-    return any(name in os.environ for name in _LAUNCHED)
 
 
 def watch_parent(gone: Any, left: threading.Event) -> None:
