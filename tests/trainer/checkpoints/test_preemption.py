@@ -11,7 +11,7 @@ import pytest
 
 from trainer.checkpoints.preemption import SIGNALS, Preemption
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 LISTEN = """
 import sys, time
 from trainer.checkpoints.preemption import Preemption
