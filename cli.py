@@ -11,7 +11,10 @@ import sys
 from collections.abc import Callable
 from typing import Annotated
 
-import typer
+try:
+    import typer
+except ModuleNotFoundError:  # an install that only reads shards
+    sys.exit('error: the command line is not installed; pip install "sa2va-shards[pipeline]"')
 
 from commands import models, sets, sharding, training
 from shards.errors import UserError
