@@ -11,12 +11,16 @@ from typer import Option
 from commands.options import BatchSize, Device, Dtype, Group, ModelDtype
 from commands.output import say
 from shards.extras import extra
+from trainer.objectives import OBJECTIVES
 
 if TYPE_CHECKING:
     from inference.predictor import Predictor
 
+    Objective = str
+else:
+    Objective = Literal[tuple(OBJECTIVES)]
+
 Form = Literal["sa2va", "onnx", "int8"]
-Objective = Literal["segment", "dual", "describe", "reverse"]
 
 
 @extra("train")

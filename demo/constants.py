@@ -15,9 +15,9 @@ from torch import Tensor
 from shards.groups import named_group
 from trainer.config import Config, load_config
 from trainer.data.loader import Loader
-from trainer.measure.judge import TARGET_FRAME
-from trainer.measure.metrics import mask_metrics
+from trainer.objectives import load_objective
 from trainer.objectives.losses import regular_points, truth_at
+from trainer.objectives.metrics import mask_metrics
 
 _SIDE = 256
 _LEVELS = 50  # tried for the mean mask
@@ -52,7 +52,7 @@ def _at(masks: Tensor) -> Tensor:
 
 def _masks(config: Config, part: Literal["train", "holdout"]) -> Tensor:
     """The truth of a part's objects, (N, 1024, 1024): one epoch in training, the evaluation's first samples."""
-    field = f"masks{TARGET_FRAME['dual']}"
+    field = f"masks{load_objective('dual').target_frame}"
     held = part == "holdout"
     loader = Loader(
         config.data.shards,

@@ -20,7 +20,7 @@ from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from evaluation.items import TEXT_OBJECTIVES, Place, batches, cut, read
+from evaluation.items import Place, batches, cut, read
 from evaluation.new_samples import count_trained, explain_samples, new_parts, trained_on
 from evaluation.scores import ALL, Tally, table
 from inference.loading import load
@@ -35,10 +35,10 @@ from shards.storage.cache import Cache
 from trainer.config import Config
 from trainer.data.holdout import held_out_parts
 from trainer.data.loader import check_recipe
-from trainer.measure.judge import judge
 from trainer.model.architecture import GRID, VISION_SIZE
 from trainer.model.grounding import IMAGE_SIZE, MEAN, STD
 from trainer.model.sa2va import Sa2VA
+from trainer.objectives import OBJECTIVES, load_objective
 from trainer.objectives.passes import Passes
 from trainer.processes import missing_processes, start
 from trainer.released.training import recipe_to_json
@@ -68,7 +68,7 @@ def evaluate(
     Args:
         model: a released folder, an int8 one, OWNER/NAME on the hub, a run's folder or a checkpoint.
         shards: folders of shard sets, or their URLs, of one recipe.
-        objective: a key of `trainer.measure.judge.JUDGED`; where None, segment if the objects have texts, else dual.
+        objective: a name in `trainer.objectives.OBJECTIVES`; where None, segment if the objects have texts, else dual.
         split: keep the sets that were made of this split.
         holdout: keep the samples that a training with this `data.holdout` leaves out; 0 keeps all; None those that the
             model was not trained on, as far as its folder says (see `evaluation.new_samples`).
@@ -85,12 +85,14 @@ def evaluate(
         The numbers as a table; None on a process that has nothing to say.
 
     Raises:
-        UserError: sets that do not fit the model or one another, or hold nothing to evaluate; what `load` raises.
+        UserError: an unknown objective; sets that do not fit the model or one another, or hold nothing to evaluate;
+            what `load` raises.
     """
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise UserError("no such folder", where=str(json_file), do="make it, or give another --json")
     sets = _open(shards, split, cache)
     chosen = objective or _objective(sets)
+    swaps_captions = load_objective(chosen).swaps_captions
     if processes := missing_processes():
         start(processes)
         return None
@@ -123,7 +125,7 @@ def evaluate(
         title = f"{chosen}: {model}" + (f", split {split}" if split else "")
         settings = {"holdout": holdout, "holdout_by": holdout_by if holdout else None, "limit": limit, "split": split}
         settings["batch_size"] = batch_size
-        settings["max_caption_tokens"] = max_caption_tokens if chosen == "dual" else None
+        settings["max_caption_tokens"] = max_caption_tokens if swaps_captions else None
         said = {
             "model": model,
             "dtype": str(loaded.embedding.weight.dtype).removeprefix("torch."),
@@ -155,7 +157,7 @@ def _tally(
     state: PartialState,
 ) -> dict[str, Tally]:
     """This process's share, by source."""
-    passes = Passes(model, Config(max_caption_tokens=max_caption_tokens))
+    judged = load_objective(objective)(Passes(model, Config(max_caption_tokens=max_caption_tokens)))
     half = torch.autocast(model.device.type, torch.bfloat16, enabled=model.embedding.weight.dtype == torch.bfloat16)
     tallies: dict[str, Tally] = defaultdict(Tally)
     own, others = groups[state.process_index :: state.num_processes], state.num_processes - 1
@@ -169,7 +171,7 @@ def _tally(
                 tally.left_out += sample.left_out
             for batch, sources in batches(group, objective, size):
                 there = {k: v.to(model.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-                values = {k: v.cpu() for k, v in judge(passes, there, objective, side=IMAGE_SIZE).values.items()}
+                values = {k: v.cpu() for k, v in judged.judge(there, side=IMAGE_SIZE).values.items()}
                 for source in dict.fromkeys(sources):
                     rows = torch.tensor([other == source for other in sources])
                     tallies[source].add({name: value[rows] for name, value in values.items()})
@@ -224,5 +226,6 @@ def _objective(sets: Sequence[ShardSet]) -> str:
     if not any(with_texts):
         return "dual"
     met = ", ".join(f"{s.folder} {'with' if has else 'without'}" for s, has in zip(sets, with_texts, strict=True))
-    wanted = f"{', '.join(TEXT_OBJECTIVES)} (they need texts) or dual"
+    texts = [name for name in OBJECTIVES if load_objective(name).needs == "texts"]
+    wanted = f"{', '.join(texts)} (they need texts) or dual"
     raise UserError("some shards have texts and some have none", where="--objective", met=met, wanted=wanted)

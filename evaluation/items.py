@@ -24,10 +24,8 @@ from shards.format import Field, FieldName
 from shards.reader import ShardSet, decode_field
 from shards.sample import texts_of
 from trainer.data.loader import Batch
-from trainer.measure.judge import JUDGED
+from trainer.objectives import load_objective
 
-TEXT_OBJECTIVES = ("segment", "describe", "reverse")
-"""Objectives that ask about a text: each text of an object is an item. For `dual` each object is one."""
 NO_TEXT, NO_REGION = "objects without a text", "objects without a prompt cell"
 _AHEAD = 2  # groups that are decoded while one is in use
 _THREADS = 2
@@ -94,7 +92,7 @@ def read(groups: Sequence[Sequence[Place]], objective: str) -> Iterator[list[Who
 
     Args:
         groups: of this process.
-        objective: a key of `JUDGED`, which says what is decoded.
+        objective: a name in `trainer.objectives.OBJECTIVES`; its class says what is decoded.
 
     Raises:
         BadShard: a sample that cannot be read.
@@ -113,12 +111,13 @@ def read(groups: Sequence[Sequence[Place]], objective: str) -> Iterator[list[Who
 
 
 def batches(group: Sequence[Whole], objective: str, most: int) -> Iterator[tuple[Batch, list[str]]]:
-    """The items of a group as batches for `trainer.measure.judge.judge`, each with the source of each of its items.
+    """The items of a group as batches for `Objective.judge`, each with the source of each of its items.
 
-    A batch has at most `most` items. For dual it may have two more: no item stands alone, nor without the others of its
-    sample where there are some, since the caption-swap gap needs another object, of the same sample if it can be.
+    A batch has at most `most` items. Where captions are swapped it may have two more: no item stands alone, nor without
+    the others of its sample where there are some, since the caption-swap gap needs another object, of the same sample
+    if it can be.
     """
-    least = 2 if objective == "dual" else 1
+    least = 2 if load_objective(objective).swaps_captions else 1
     packed: list[list[Item]] = []
     for sample in group:
         for part in _parts(sample.items, most, least):
@@ -141,20 +140,21 @@ def _parts(items: Sequence[Item], most: int, least: int) -> Iterator[list[Item]]
 
 
 def _read(shards: ShardSet, position: int, objective: str) -> Whole:
+    asked = load_objective(objective)
     sample = Whole(shards, shards.key(position), *shards.sample(position))
     frames = range(len(sample.meta["frames"]))
     visible = np.stack([sample.decode("prompt_masks", frame).any(axis=(1, 2)) for frame in frames])
     for number, item in enumerate(sample.meta["objects"]):
-        texts: list[str | None] = [*texts_of(item)] if objective in TEXT_OBJECTIVES else [None]
+        texts: list[str | None] = [*texts_of(item)] if asked.needs == "texts" else [None]
         showing = np.flatnonzero(visible[:, number]).tolist()
         if not texts:
             sample.left_out[NO_TEXT] += 1
-        elif not showing and "prompt_masks1" in JUDGED[objective]:
+        elif not showing and "prompt_masks1" in asked.judging_fields:
             sample.left_out[NO_REGION] += 1
         else:
             first, second = (showing * 2 if len(showing) == 1 else showing or [0, 0])[:2]
             sample.items += [Item(sample, (first, second), number, text) for text in texts]
-    for name, frame in {_place(name, item.frames) for name in JUDGED[objective] for item in sample.items}:
+    for name, frame in {_place(name, item.frames) for name in asked.judging_fields for item in sample.items}:
         if name != "masks":
             sample.decode(name, frame)
     return sample
@@ -174,7 +174,7 @@ def _batch(items: Sequence[Item], objective: str) -> tuple[Batch, list[str]]:
         "keys": [sample.key for sample, _ in views],
         "paired": torch.tensor([first != second for _, (first, second) in views]),
     }
-    for name in JUDGED[objective]:
+    for name in load_objective(objective).judging_fields:
         if "masks" in name:
             values = [item.sample.decode(*_place(name, item.frames), [item.number])[0] for item in items]
         else:

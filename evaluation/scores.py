@@ -15,6 +15,7 @@ from torch import Tensor
 
 from shards.printable import printable
 from shards.tables import add_row, plain_table, table_text
+from trainer.objectives import load_objective
 
 ALL = "all"
 """The row of all sources together."""
@@ -44,7 +45,7 @@ class Tally:
     """How many items have each value: an item may have no caption-swap gap."""
 
     def add(self, values: Mapping[str, Tensor]) -> None:
-        """Count in items with what `trainer.measure.judge.Judged.values` holds: (M,) each, NaN where there is none."""
+        """Count in items with the values of `trainer.objectives.judging.Judged`: (M,) each, NaN where there is none."""
         values = {**values, "hit": values["iou"] > 0.5} if "iou" in values else values
         self.items += len(next(iter(values.values())))
         for name in (*_MEANS, "overlap", "union"):
@@ -76,7 +77,7 @@ class Tally:
         """The metrics with the numbers of samples, items and objects left out."""
         found: dict[str, Any] = {"samples": self.samples, "items": self.items, "left_out": dict(self.left_out)}
         found |= self.metrics()
-        if objective == "dual":
+        if load_objective(objective).swaps_captions:
             if "giou" in found:
                 found["cycle_iou"] = found["giou"]
             found["swap_items"] = self.counts["swap_gap"]

@@ -32,7 +32,6 @@ from trainer.config import Config, flat, save_config
 from trainer.data.holdout import holdout_notes
 from trainer.data.loader import Loader, check_recipe
 from trainer.data.stream import Stream
-from trainer.measure.evaluation import SHOWN
 from trainer.measure.flops import costs_of, peak_of
 from trainer.measure.held_out import HeldOut
 from trainer.measure.journal import Journal
@@ -40,9 +39,10 @@ from trainer.model.architecture import GRID, VISION_SIZE
 from trainer.model.compiled import compile_layers
 from trainer.model.grounding import IMAGE_SIZE, MEAN, STD
 from trainer.model.trainable import set_trainable
+from trainer.objectives import load_objective
 from trainer.objectives.backward import Backward
 from trainer.objectives.losses import NOT_COMPARABLE
-from trainer.objectives.step import FIELDS, NEED, UNREACHED, Step
+from trainer.objectives.step import Step
 from trainer.optimizer import make_optimizer
 from trainer.schedule import rate_factor
 from trainer.stall import StallWatch
@@ -166,7 +166,8 @@ def build_run(config: Config, accelerator: Accelerator, folder: RunFolder, watch
         f"mixed precision {config.mixed_precision}"
     )
     show("training " + ", ".join(f"{part} ({size:,} parameters)" for part, size in built.sizes.items()))
-    if data.held_out and config.importance_sample_ratio and {"dual", "segment"} & {*data.train}:
+    learns_masks = any("bce" in load_objective(name).loss_weights for name in data.train)
+    if data.held_out and config.importance_sample_ratio and learns_masks:
         show(NOT_COMPARABLE)
     if beginning.checkpoint:
         show(f"going on after step {beginning.step}: {beginning.checkpoint}")
@@ -209,7 +210,7 @@ def open_data(config: Config, accelerator: Accelerator, show: Show) -> RunData:
             purpose=config.key_of(objective),
             sources=objectives[objective].sources,
             repeats=config.data.sources,
-            need=NEED[objective],
+            need=load_objective(objective).needs,
             threads=config.data.threads,
             prefetch=config.data.prefetch,
             pin=on_gpu,
@@ -221,12 +222,18 @@ def open_data(config: Config, accelerator: Accelerator, show: Show) -> RunData:
 
     chosen = config.data.objects_per_sample
     train = {
-        name: load(name, FIELDS[name], accumulation=config.accumulation, objects_per_sample=chosen)
+        name: load(
+            name,
+            load_objective(name).training_fields,
+            accumulation=config.accumulation,
+            objects_per_sample=chosen,
+        )
         for name in objectives
     }
     # Two objects per picture, so that captions can be swapped.
     two: dict[str, Any] = {"part": "holdout", "objects_per_sample": max(2, chosen)}
-    held_out = {name: load(name, SHOWN[name], **two) for name in objectives if config.data.holdout}
+    judged = objectives if config.data.holdout else ()
+    held_out = {name: load(name, load_objective(name).panel_fields(), **two) for name in judged}
     for loader in train.values():
         check_recipe(loader.recipe, vision_size=VISION_SIZE, grid=GRID, sam_size=IMAGE_SIZE, mean=MEAN, std=STD)
     for line in dict.fromkeys(line for loader in train.values() for line in loader.lossy):
@@ -306,7 +313,8 @@ def drop_unreached_parts(config: Config) -> Config:
     Raises:
         UserError: no part is left to train.
     """
-    kept = [p for p in config.trainable if any(p not in UNREACHED.get(name, ()) for name in config.objectives())]
+    unreached = [load_objective(name).unreached_parts for name in config.objectives()]
+    kept = [part for part in config.trainable if any(part not in parts for parts in unreached)]
     if config.trainable and not kept:
         raise UserError(
             "nothing to train",

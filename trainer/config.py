@@ -25,8 +25,7 @@ from shards.storage.cache import DEFAULT_FOLDER, DEFAULT_LIMIT, Cache
 from trainer.config_errors import user_error
 from trainer.config_values import Given, leaves, merged, nested, parse
 from trainer.limits import Bound, OneOf, Text, count, refuse
-
-OBJECTIVES = ("dual", "segment", "describe", "reverse")
+from trainer.objectives import OBJECTIVES, load_objective
 
 _RULES = ConfigDict(extra="forbid", use_attribute_docstrings=True, coerce_numbers_to_str=True)
 _MAX_FLOAT32 = 3e38
@@ -266,9 +265,9 @@ class Config:
     """Folder that the run writes in."""
 
     def objectives(self) -> dict[str, ObjectiveConfig]:
-        """Return what each step trains, the reverse loop last."""
+        """Return what each step trains; an objective whose gradient `project` may change comes last."""
         mix = self.mix or {self.objective: ObjectiveConfig()}
-        return {name: mix[name] for name in sorted(mix, key=lambda name: name == "reverse")}
+        return {name: mix[name] for name in sorted(mix, key=lambda name: load_objective(name).projected)}
 
     def key_of(self, objective: str) -> str:
         """Return the key that asks for this objective."""
@@ -276,7 +275,7 @@ class Config:
 
     def sources(self) -> set[str] | None:
         """Return the sources whose shards an objective reads; None: all."""
-        chosen = [entry.sources for entry in self.objectives().values()]
+        chosen = [entry.sources for entry in self.mix.values()] or [[]]
         return {name for names in chosen for name in names} if all(chosen) else None
 
     @model_validator(mode="after")
@@ -290,16 +289,14 @@ class Config:
             if part not in self.trainable and not self._is_unreached(part):
                 wanted = " or ".join(self.trainable)
                 raise refuse("a rate for a part that does not train", key="rates", met=part, wanted=wanted)
-        if self.project and ("reverse" not in self.mix or len(self.mix) < 2):
+        if self.project and (len(self.mix) < 2 or not any(load_objective(name).projected for name in self.mix)):
             met, wanted = ", ".join(self.mix) or self.objective, "a mix of reverse and another objective"
             raise refuse("nothing to be orthogonal to", key="project", met=met, wanted=wanted)
         return self
 
     def _is_unreached(self, part: str) -> bool:
         """Return whether no loss reaches `part`: a run then takes it out of `trainable`, but its rate may stay."""
-        from trainer.objectives.step import UNREACHED  # imports torch; rarely needed
-
-        return all(part in UNREACHED.get(name, ()) for name in self.objectives())
+        return all(part in load_objective(name).unreached_parts for name in self.mix or [self.objective])
 
 
 _VALIDATOR: TypeAdapter[Config] = TypeAdapter(Config)

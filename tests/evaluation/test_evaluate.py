@@ -17,7 +17,6 @@ from accelerate.state import PartialState
 from PIL import Image
 from skimage import data as photographs
 
-from evaluation import evaluate as module
 from evaluation.evaluate import evaluate
 from evaluation.items import NO_REGION, NO_TEXT, batches, cut, read
 from evaluation.scores import Tally, table
@@ -34,6 +33,7 @@ from trainer.config import Config
 from trainer.export import export
 from trainer.model.sa2va import build
 from trainer.model.trainable import set_trainable
+from trainer.objectives import load_objective
 from trainer.released.folder import save_model
 from trainer.trained import Origin, save_trained, trained_tensors
 
@@ -179,18 +179,19 @@ def test_metrics_equal_an_independent_computation(
     """Masks enlarged densely, and areas counted by numpy; one truth is emptied."""
     met: list[tuple[np.ndarray, np.ndarray]] = []
     told: list[float] = []
-    original = module.judge
+    judged_objective = load_objective(objective)
+    original = judged_objective.judge
 
-    def spying(passes, batch, objective, side):
+    def spying(self, batch, side):
         if not met:
             batch["masks1"][0] = False
-        judged = original(passes, batch, objective, side)
+        judged = original(self, batch, side)
         dense = F.interpolate(judged.logits[:, None], (1024, 1024), mode="bilinear", align_corners=False)[:, 0] > 0
         met.extend((p.numpy().ravel(), t.numpy().ravel()) for p, t in zip(dense, batch["masks1"], strict=True))
         told.extend(judged.values["caption"].tolist() if "caption" in judged.values else [])
         return judged
 
-    monkeypatch.setattr(module, "judge", spying)
+    monkeypatch.setattr(judged_objective, "judge", spying)
     out = tmp_path / "numbers.json"
     shown = evaluate(str(released), [str(refer_set)], objective=objective, batch_size=4, json_file=out)
     numbers = json.loads(out.read_text())["all"]

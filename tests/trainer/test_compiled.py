@@ -7,7 +7,7 @@ import torch
 
 from trainer.data.loader import Batch
 from trainer.model import compiled
-from trainer.objectives.dual_loop import pseudo_captions
+from trainer.objectives.dual import pseudo_captions
 from trainer.objectives.noise import object_generators
 
 

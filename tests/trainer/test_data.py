@@ -27,12 +27,11 @@ from tests.pipeline.sources.test_folder import write_pictures
 from trainer.data.loader import Loader, check_recipe, mix
 from trainer.data.normalise import normalised
 from trainer.data.unpack import unpacked
-from trainer.measure.evaluation import SHOWN, _panels
-from trainer.measure.judge import Judged
+from trainer.measure.evaluation import _panels
 from trainer.model.grounding import MEAN, STD
-from trainer.objectives import step as steps
+from trainer.objectives.dual import Dual
+from trainer.objectives.judging import Judged
 from trainer.objectives.noise import object_generators
-from trainer.objectives.step import FIELDS as STEP_FIELDS
 
 FIELDS = ("pixel_values1", "prompt_masks1", "pixel_values2", "g_pixel_values2", "masks2")
 LIGHT = ("prompt_masks1",)
@@ -296,21 +295,21 @@ def test_only_the_tars_are_opened_whose_samples_are_read(sav_set, tmp_path):
 
 def test_a_step_does_what_is_left_to_the_device(sav_set, make_loop, monkeypatch):
     seen, loop = [], make_loop()
-    monkeypatch.setattr(steps, "dual_loop", lambda passes, teacher, batch, draws: seen.append(batch) or {})
-    monkeypatch.setattr(loop, "_total", lambda parts: parts)
+    monkeypatch.setattr(Dual, "losses", lambda self, batch, draws: seen.append(batch) or {})
+    monkeypatch.setattr(loop, "_total", lambda losses, weights: losses)
     for where, dtype, width in (("host", torch.float32, 1024), ("device", torch.uint8, 128)):
-        batch = next(loader(sav_set, fields=STEP_FIELDS["dual"], need="regions", normalise=where).epoch(0))
+        batch = next(loader(sav_set, fields=Dual.training_fields, need="regions", normalise=where).epoch(0))
         assert batch["pixel_values1"].dtype == batch["pixel_values2"].dtype == dtype
         assert batch["masks2"].shape == (2, 1024, width)
         loop(batch, "dual")
-    for field in STEP_FIELDS["dual"]:
+    for field in Dual.training_fields:
         assert seen[0][field].dtype == seen[1][field].dtype and torch.equal(seen[0][field], seen[1][field]), field
 
 
 def test_what_is_left_to_the_device_is_shown_as_it_is(sav_set):
     shown = []
     for where in ("host", "device"):
-        batch = next(loader(sav_set, fields=SHOWN["dual"], normalise=where).epoch(0))
+        batch = next(loader(sav_set, fields=Dual.panel_fields(), normalise=where).epoch(0))
         panels = _panels(batch, Judged({}, ["a", "b"], None), "dual")
         shown.append(np.array([[panel.prompt, panel.image, np.stack([panel.truth] * 3, -1)] for panel in panels]))
     assert np.array_equal(*shown) and shown[0][:, 2].any((1, 2, 3)).all()

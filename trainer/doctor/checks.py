@@ -28,8 +28,8 @@ from trainer.doctor.data import PROBED, Data, check_objective, check_samples, ch
 from trainer.doctor.findings import Finding, fail, ok, size, warn
 from trainer.doctor.machine import check_device, check_versions
 from trainer.doctor.outline import Outline, outline
+from trainer.objectives import load_objective
 from trainer.objectives.losses import NOT_COMPARABLE
-from trainer.objectives.step import UNREACHED
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 _LITTLE = 0.8
@@ -37,11 +37,6 @@ _LITTLE = 0.8
 _MARGIN = 10**9
 """Bytes on the disk for reports, logs and others."""
 _HIGH_RATE = 1e-3
-_LOSSES = {
-    "dual": ("lambda_mask", "lambda_dice", "lambda_lang", "lambda_anchor"),
-    "segment": ("lambda_mask", "lambda_dice", "lambda_lang"),
-}
-"""Weights that an objective has; what others learn from weighs 1."""
 
 
 def doctor(arguments: Sequence[str]) -> bool:
@@ -114,8 +109,10 @@ def _guarded(check: str, findings: Callable[[], Iterator[Finding]]) -> Iterator[
 def check_losses(config: Config) -> Iterator[Finding]:
     """Whether each objective has something to learn from."""
     for objective, share in config.objectives().items():
-        weights = {name: float(getattr(config, name)) for name in _LOSSES.get(objective, ())}
-        said = ", ".join(f"{name} {value:g}" for name, value in weights.items()) or "caption 1"
+        keys = load_objective(objective).loss_weights
+        weights = {key: float(getattr(config, key)) for key in keys.values() if isinstance(key, str)}
+        fixed = [f"{name} {key:g}" for name, key in keys.items() if not isinstance(key, str)]
+        said = ", ".join([*(f"{key} {value:g}" for key, value in weights.items()), *fixed])
         said = f"{objective}: {said}" + (f", all times {share.weight:g}" if config.mix else "")
         if weights and not any(weights.values()):
             yield fail("losses", f"{said}: all weights are 0; give at least one")
@@ -155,7 +152,8 @@ def check_model(config: Config, model: Outline) -> Iterator[Finding]:
     parts = ", ".join(f"{part} {count:,}" for part, count in model.trainable.items())
     yield ok("trainable", f"{parts}; {trains / model.parameters:.1%} of all")
     names = [*config.objectives()]
-    if lost := [part for part in config.trainable if all(part in UNREACHED.get(name, ()) for name in names)]:
+    unreached = [load_objective(name).unreached_parts for name in names]
+    if lost := [part for part in config.trainable if all(part in parts for parts in unreached)]:
         said = f"no loss of {', '.join(names)} reaches {', '.join(lost)}: weight decay alone would move them"
         yield warn("trainable", f"{said}; leave them out of trainable")
     if given.internvl and not {"token_embeddings", "language_model"} & {*config.trainable}:

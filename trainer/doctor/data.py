@@ -20,7 +20,7 @@ from trainer.data.loader import Loader, Need, check_recipe
 from trainer.doctor.findings import Finding, fail, ok, size, warn
 from trainer.model.architecture import GRID, VISION_SIZE
 from trainer.model.grounding import IMAGE_SIZE, MEAN, STD
-from trainer.objectives.step import FIELDS, NEED
+from trainer.objectives import load_objective
 
 PROBED = 16
 """Samples of a set that are read."""
@@ -65,7 +65,7 @@ class Data:
         load = partial(
             Loader,
             config.data.shards,
-            fields=FIELDS[objective],
+            fields=load_objective(objective).training_fields,
             batch_size=config.batch_size,
             seed=config.seed,
             world_size=processes,
@@ -74,7 +74,7 @@ class Data:
             purpose=config.key_of(objective),
             sources=sources,
             repeats=config.data.sources,
-            need=NEED[objective],
+            need=load_objective(objective).needs,
             cache=config.data.open_cache(),
         )
         train = load(accumulation=config.accumulation)
@@ -112,7 +112,7 @@ def check_sets(config: Config, data: Data) -> Iterator[Finding]:
 def check_objective(config: Config, data: Data) -> Iterator[Finding]:
     """Whether the samples of each set have what its objectives need of an object, as the index says."""
     for objective, share in config.objectives().items():
-        need = NEED[objective]
+        need = load_objective(objective).needs
         sets = [s for s in data.sets if not share.sources or s.manifest.source in share.sources]
         usable = [int((s.index[need] > 0).sum()) for s in sets]
         what, do = _NEEDED[need]

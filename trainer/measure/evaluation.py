@@ -14,15 +14,13 @@ from torch import Tensor
 from trainer.config import Config
 from trainer.data.loader import Batch, Loader
 from trainer.data.unpack import unpacked
-from trainer.measure.judge import JUDGED, TARGET_FRAME, Judged
 from trainer.measure.report import Panel, tinted
 from trainer.modes import autocast
+from trainer.objectives import load_objective
+from trainer.objectives.judging import Judged
 from trainer.objectives.losses import logits_at, regular_points, truth_at
 from trainer.objectives.step import Step
 
-_PROMPT = ("g_pixel_values1", "masks1")  # for the picture of what was described
-SHOWN = {name: (*fields, *(f for f in _PROMPT if f not in fields)) for name, fields in JUDGED.items()}
-"""What an evaluation reads of a batch, by objective."""
 _SIDE = 256
 _AREAS = ("overlap", "union")
 
@@ -36,7 +34,7 @@ def evaluate(
     unions. Of values that no object has there is none.
 
     Args:
-        loader: yields the fields `SHOWN[objective]`.
+        loader: yields the objective's `panel_fields()`.
     """
     shown: list[Panel] = []
     sums: dict[str, Tensor] = {}
@@ -67,11 +65,12 @@ def _first(loader: Loader, steps: int) -> Iterator[Batch]:
 
 
 def _panels(batch: Batch, judged: Judged, objective: str) -> Iterator[Panel]:
-    frame = TARGET_FRAME.get(objective, 1)
+    shown = load_objective(objective)
+    frame = shown.target_frame or 1
     for i, sample in enumerate(batch["image_of_object"].tolist()):
         points = regular_points(1, _SIDE, torch.device("cpu"))
         prompt = None
-        if objective in ("dual", "describe"):
+        if shown.shows_region:
             region = _square(truth_at(unpacked(batch["masks1"][i : i + 1]), points))
             prompt = tinted(_thumbnail(batch["g_pixel_values1"][sample]), region)
         prediction = None if judged.logits is None else judged.logits[i : i + 1].cpu()

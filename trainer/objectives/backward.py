@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from trainer.config import Config
 from trainer.data.stream import Stream
 from trainer.modes import autocast
+from trainer.objectives import load_objective
 from trainer.objectives.step import COUNTED
 
 Losses = dict[str, Tensor]
@@ -49,7 +50,7 @@ class Backward:
         keys: dict[str, list[str]] = {name: [] for name in self._mix}
         others: list[Tensor] | None = None
         for objective, batch in stream.step():
-            if self._project and objective == "reverse" and others is None:
+            if self._project and others is None and load_objective(objective).projected:
                 others = self._take()
             keys[objective] += batch["keys"]
             weight = self._mix[objective].weight

@@ -6,40 +6,29 @@ nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from trainer.config import Config
-from trainer.data.loader import Need
 from trainer.data.normalise import normalised
 from trainer.data.unpack import unpacked
 from trainer.measure.counting import counting
 from trainer.measure.flops import Costs
-from trainer.measure.judge import Judged, judge
 from trainer.model.grounding import MEAN, STD
 from trainer.model.sa2va import Sa2VA
 from trainer.modes import evaluating
-from trainer.objectives.dual_loop import dual_loop
+from trainer.objectives import load_objective
+from trainer.objectives.judging import Judged
 from trainer.objectives.noise import object_generators
-from trainer.objectives.passes import Batch, Passes, cross_entropy
-from trainer.objectives.reverse_loop import reverse_loop
+from trainer.objectives.objective import Objective
+from trainer.objectives.passes import Batch, Passes
 from trainer.objectives.teacher import Teacher
 
-FIELDS = {
-    "dual": ("pixel_values1", "prompt_masks1", "pixel_values2", "g_pixel_values2", "masks2"),
-    "segment": ("pixel_values1", "g_pixel_values1", "masks1"),
-    "describe": ("pixel_values1", "prompt_masks1"),
-    "reverse": ("pixel_values1", "g_pixel_values1"),
-}
-"""What each objective reads of a batch."""
-NEED: dict[str, Need] = {"dual": "regions", "segment": "texts", "describe": "texts", "reverse": "texts"}
-"""What each objective needs of an object."""
 COUNTED = ("tokens", "flops")
 """Results of a step that are amounts: tokens that the student read, operations of the model."""
-UNREACHED = {"describe": ("text_hidden_fcs", "sam_mask_decoder", "sam_image_encoder")}
-"""Parts of the model that no loss of an objective reaches."""
-_WEIGHTS = {"bce": "lambda_mask", "dice": "lambda_dice", "lang": "lambda_lang", "anchor": "lambda_anchor"}
 
 
 class Step(nn.Module):
@@ -63,62 +52,42 @@ class Step(nn.Module):
         """Run one step.
 
         Args:
-            batch: what `trainer.data.loader.Loader` yields, with `FIELDS[objective]`.
-            objective: a key of `FIELDS`.
+            batch: what `trainer.data.loader.Loader` yields, with the objective's `training_fields`.
+            objective: a name in `trainer.objectives.OBJECTIVES`.
 
         Returns:
             `loss`, with gradient, its parts and statistics, and what is `COUNTED`, all of shape (). Each loss is a mean
             over the batch's M objects (each is a row of the language model, and a mask).
 
         Raises:
-            UserError: an object that has no text, or no prompt cell, where the objective needs it.
+            UserError: an unknown objective, or an object without what the objective needs.
         """
         batch = self._to_device(batch)
         draws = object_generators(batch, self.config.seed)
+        trained = self._objective(objective)
         with counting(self.model) as counts:
-            match objective:
-                case "dual":
-                    parts = dual_loop(self.passes, self.teacher, batch, draws)
-                case "reverse":
-                    parts = reverse_loop(self.passes, batch, draws)
-                case "describe":
-                    parts = self._describe(batch)
-                case _:
-                    parts = self._segment(batch, draws)
+            losses = trained.losses(batch, draws)
         flops = self.costs.of(counts) if self.costs else torch.zeros(())
-        return self._total(parts) | {"tokens": counts.tokens, "flops": flops}
+        return self._total(losses, trained.loss_weights) | {"tokens": counts.tokens, "flops": flops}
 
-    def _segment(self, batch: Batch, draws: list[torch.Generator]) -> dict[str, Tensor]:
-        """caption -> mask, supervised."""
-        rows = self.passes.question(batch, self.passes.chosen_texts(batch), draws)
-        visual_tokens, sam_features = (
-            self.model.encode_image(batch["pixel_values1"]),
-            self.model.encode_sam(batch["g_pixel_values1"]),
-        )
-        logits, lang = self.passes.segment(batch, rows, visual_tokens, sam_features)
-        return {**self.passes.mask_losses(logits, batch["masks1"], draws), "lang": lang}
-
-    def _describe(self, batch: Batch) -> dict[str, Tensor]:
-        """mask -> caption, supervised."""
-        answers = [self.passes.tokens_of(text) for text in self.passes.chosen_texts(batch)]
-        visual_tokens = self.model.encode_image(batch["pixel_values1"])
-        logits, targets, row_of = self.passes.describe(batch, visual_tokens, batch["prompt_masks1"], answers, answers)
-        return {"caption": cross_entropy(logits, targets, row_of, len(answers))}
-
+    @torch.no_grad()
     def judge(self, batch: Batch, objective: str) -> Judged:
-        """What the student makes of a batch, with the fields `trainer.measure.judge.JUDGED[objective]`."""
+        """Judge the student, without dropout, on a batch with the objective's `judging_fields`."""
         with evaluating(self):
-            return judge(self.passes, self._to_device(batch), objective)
+            return self._objective(objective).judge(self._to_device(batch))
 
-    def _total(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
-        """`parts` with their weighted sum; `caption` weighs 1, and what has no weight is a statistic."""
-        weighed = {name: getattr(self.config, weight) for name, weight in _WEIGHTS.items()} | {"caption": 1.0}
-        loss = torch.stack([weighed[name] * value for name, value in parts.items() if name in weighed]).sum()
+    def _objective(self, name: str) -> Objective:
+        return load_objective(name)(self.passes, self.teacher)
+
+    def _total(self, losses: dict[str, Tensor], weights: Mapping[str, str | float]) -> dict[str, Tensor]:
+        """`losses` and statistics with `loss`, the weighted sum of those that have a weight."""
+        factors = {name: getattr(self.config, key) if isinstance(key, str) else key for name, key in weights.items()}
+        loss = torch.stack([factor * losses[name] for name, factor in factors.items()]).sum()
         # Each trainable tensor takes part in each objective: DDP would leave one that does not unaveraged for good.
         # Under FSDP what lies in shares is left out: processes agree there on what has a gradient.
         rest = [p.sum() for p in self.model.parameters() if p.requires_grad and not isinstance(p, DTensor)]
         loss = loss + 0 * torch.stack(rest).sum() if rest else loss
-        return {"loss": loss, **{name: value.detach() for name, value in parts.items()}}
+        return {"loss": loss, **{name: value.detach() for name, value in losses.items()}}
 
     def _to_device(self, batch: Batch) -> Batch:
         device = self.model.device

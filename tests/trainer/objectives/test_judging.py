@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
 
 from trainer.data.loader import Batch
-from trainer.measure.judge import JUDGED, others
-from trainer.measure.metrics import mask_metrics
 from trainer.model.captioner import Caption
+from trainer.objectives import OBJECTIVES, load_objective
+from trainer.objectives.judging import other_objects
+from trainer.objectives.metrics import mask_metrics
 
 TEXTS = [["The Left eye."], ["a helmet", "the white helmet"]]
 
@@ -64,11 +65,12 @@ def test_judging_leaves_no_trace(make_loop, batch: Batch):
     assert len(judged.captions) == 2
 
 
-@pytest.mark.parametrize("objective", list(JUDGED))
+@pytest.mark.parametrize("objective", list(OBJECTIVES))
 def test_each_objective_is_judged_on_the_fields_that_it_names(make_loop, batch: Batch, objective: str):
     texts = {**batch, "texts": TEXTS}
     frames = ("pixel_values", "g_pixel_values", "prompt_masks", "masks")
-    given = {k: v for k, v in texts.items() if not k.startswith(frames) or k in JUDGED[objective]}
+    fields = load_objective(objective).judging_fields
+    given = {k: v for k, v in texts.items() if not k.startswith(frames) or k in fields}
     judged = make_loop().judge(given, objective)
     assert judged.captions if objective == "dual" else judged.captions == ["The Left eye.", "a helmet"]
     assert ("iou" in judged.values) == (objective != "describe")
@@ -89,7 +91,7 @@ def test_the_gap_is_to_the_mask_of_another_objects_caption(make_loop, batch: Bat
     loop = make_loop().eval()
     two, passes, model = two_objects(batch), loop.passes, loop.model
     said = [model.prompts.encode(text) for text in ("a cat", "#")]
-    monkeypatch.setattr("trainer.measure.judge.captions_of", lambda *a: [Caption(words, True) for words in said])
+    monkeypatch.setattr("trainer.objectives.dual.captions_of", lambda *a: [Caption(words, True) for words in said])
     judged = loop.judge(two, "dual")
     with torch.no_grad():
         rows = [model.prompts.segment("x", words) for words in (said[1], said[0])]
@@ -111,4 +113,4 @@ def test_a_single_object_has_no_gap(make_loop, batch: Batch):
     [([0, 0, 1, 1], [1, 0, 3, 2]), ([0, 0, 0], [1, 2, 0]), ([0, 1, 2], [1, 2, 0]), ([0, 1, 1], [1, 2, 1]), ([0], [0])],
 )
 def test_another_object_is_of_the_same_picture_where_there_is_one(images, wanted):
-    assert others(images) == wanted
+    assert other_objects(images) == wanted

@@ -18,8 +18,8 @@ from trainer.build import drop_unreached_parts
 from trainer.config import Config, LoraConfig, ObjectiveConfig, load_config
 from trainer.data.loader import Batch, Loader
 from trainer.data.stream import Stream
+from trainer.objectives import load_objective
 from trainer.objectives.backward import Backward, accumulation_steps
-from trainer.objectives.step import FIELDS, NEED
 
 TEXTS = [["the left eye."]]
 
@@ -117,7 +117,8 @@ def load(folder: Path, name: str, **how: int) -> Loader:
 
     The first two samples have 4 and 1 (by default), or 5 and 6 (seed 38).
     """
-    common = {"fields": FIELDS[name], "need": NEED[name], "threads": 0, "objects_per_sample": 6}
+    objective = load_objective(name)
+    common = {"fields": objective.training_fields, "need": objective.needs, "threads": 0, "objects_per_sample": 6}
     return Loader([str(folder)], **common, **({"seed": 6} | how))
 
 

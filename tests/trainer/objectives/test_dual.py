@@ -12,7 +12,7 @@ from shards.errors import UserError
 from trainer.config import Config
 from trainer.data.loader import Batch
 from trainer.model.captioner import Caption
-from trainer.objectives.dual_loop import Spoken, corrupted, pass_a
+from trainer.objectives.dual import SampledCaptions, corrupted, sample_captions
 from trainer.objectives.gumbel import straight_through_gumbel
 from trainer.objectives.losses import point_losses, uncertain_points
 from trainer.objectives.noise import object_generators
@@ -39,8 +39,8 @@ def first(batch: Batch) -> Batch:
     return {**alone, "image_of_object": torch.tensor([0])}
 
 
-def speak(loop: Step, batch: Batch, captions: list[Caption]) -> Spoken:
-    return pass_a(
+def speak(loop: Step, batch: Batch, captions: list[Caption]) -> SampledCaptions:
+    return sample_captions(
         loop.passes, batch, loop.model.encode_image(batch["pixel_values1"]), captions, object_generators(batch, 0)
     )
 
@@ -117,7 +117,7 @@ def test_mask_loss_gives_the_end_token_and_what_follows_no_gradient(make_loop, b
 def test_only_words_get_on_to_pass_b(make_loop, batch: Batch, captions, monkeypatch: pytest.MonkeyPatch):
     """Attention of pass B is the question's length plus the words: the end token's place and padding have none."""
     loop = make_loop()
-    monkeypatch.setattr("trainer.objectives.dual_loop.pseudo_captions", lambda *a: captions)
+    monkeypatch.setattr("trainer.objectives.dual.pseudo_captions", lambda *a: captions)
     seen_rows = []
     original = type(loop.model).embed_rows
     monkeypatch.setattr(
@@ -242,7 +242,7 @@ def test_bfloat16_autocast_trains_all_of_it_too(make_loop, batch: Batch, monkeyp
         assert uniform.dtype == torch.float32 and (uniform != uniform.bfloat16()).float().mean() > 0.9
         return straight_through_gumbel(logits, table, uniform, *how)
 
-    monkeypatch.setattr("trainer.objectives.dual_loop.straight_through_gumbel", spying)
+    monkeypatch.setattr("trainer.objectives.dual.straight_through_gumbel", spying)
     with torch.autocast("cpu", torch.bfloat16):
         result = loop(first(batch), "dual")
     assert all(value.dtype == torch.float32 for value in result.values())

@@ -17,9 +17,10 @@ from trainer.model.captioner import Caption, captions_of
 from trainer.model.generation import Answers
 from trainer.model.prompts import Prompts
 from trainer.model.tokenizer import byte_tokenizer
+from trainer.objectives import load_objective
 from trainer.objectives.language import caption_statistics
-from trainer.objectives.reverse_loop import cells_of_logits
-from trainer.objectives.step import UNREACHED, Step
+from trainer.objectives.reverse import cells_of_logits
+from trainer.objectives.step import Step
 
 TEXTS = [["the left eye."], ["a white helmet", "a helmet"]]
 
@@ -71,13 +72,14 @@ def test_a_long_text_is_cut_and_has_no_end(make_loop, config):
 
 @pytest.mark.parametrize("objective", ["describe", "reverse"])
 def test_every_trainable_tensor_takes_part_and_the_named_ones_are_not_moved(make_loop, batch: Batch, objective: str):
-    """DDP averages what takes part. What no loss reaches must be named in `UNREACHED`, and nothing else."""
+    """DDP averages what takes part. What no loss reaches must be named in `unreached_parts`, and nothing else."""
     loop = make_loop()
     loop(in_words(batch), objective)["loss"].backward()
     gradients = {name: p.grad for name, p in loop.named_parameters() if p.requires_grad}
     assert all(g is not None and g.isfinite().all() for g in gradients.values())
     moved = {part: any(g.any() for n, g in gradients.items() if part in n) for part in loop.config.trainable}
-    assert {part for part, reached in moved.items() if not reached} == {*UNREACHED.get(objective, ())} & {*moved}
+    unreached = {*load_objective(objective).unreached_parts} & {*moved}
+    assert {part for part, reached in moved.items() if not reached} == unreached
 
 
 def test_the_mask_learns_from_the_caption_that_it_lets_tell(make_loop, batch: Batch, monkeypatch: pytest.MonkeyPatch):
@@ -89,7 +91,7 @@ def test_the_mask_learns_from_the_caption_that_it_lets_tell(make_loop, batch: Ba
     assert any(g is not None and g.any() for g in carried)
     original = cells_of_logits
     monkeypatch.setattr(
-        "trainer.objectives.reverse_loop.cells_of_logits", lambda logits: tuple(t.detach() for t in original(logits))
+        "trainer.objectives.reverse.cells_of_logits", lambda logits: tuple(t.detach() for t in original(logits))
     )
     cut = loop(in_words(batch), "reverse")
     assert torch.equal(cut["loss"], result["loss"])  # forward, the factors are 1

@@ -7,7 +7,7 @@ import torch
 
 from trainer.data.loader import Batch
 from trainer.model.captioner import Captioner
-from trainer.objectives.dual_loop import pseudo_captions
+from trainer.objectives.dual import pseudo_captions
 from trainer.objectives.noise import object_generators
 from trainer.objectives.teacher import Teacher
 

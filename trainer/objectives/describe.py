@@ -1,0 +1,37 @@
+"""mask -> caption, supervised."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from trainer.objectives.judging import POINTS_PER_SIDE, Judged, caption_losses, first_texts
+from trainer.objectives.objective import Objective
+from trainer.objectives.passes import Batch, cross_entropy
+
+
+class Describe(Objective):
+    """The text of each object, asked for with its region in frame 1."""
+
+    training_fields = ("pixel_values1", "prompt_masks1")
+    judging_fields = training_fields
+    needs = "texts"
+    loss_weights: ClassVar = {"caption": 1.0}
+    unreached_parts = ("text_hidden_fcs", "sam_mask_decoder", "sam_image_encoder")
+    shows_region = True
+
+    def losses(self, batch: Batch, draws: list[torch.Generator]) -> dict[str, Tensor]:
+        passes = self.passes
+        answers = [passes.tokens_of(text) for text in passes.chosen_texts(batch)]
+        visual_tokens = passes.model.encode_image(batch["pixel_values1"])
+        logits, targets, row_of = passes.describe(batch, visual_tokens, batch["prompt_masks1"], answers, answers)
+        return {"caption": cross_entropy(logits, targets, row_of, len(answers))}
+
+    def judge(self, batch: Batch, side: int = POINTS_PER_SIDE) -> Judged:
+        """The cross-entropy of the first text, given the region."""
+        captions = first_texts(batch)
+        visual_tokens = self.passes.model.encode_image(batch["pixel_values1"])
+        values = caption_losses(self.passes, batch, visual_tokens, captions, batch["prompt_masks1"])
+        return Judged(values, captions, None)

@@ -1,0 +1,140 @@
+"""mask -> caption -> mask: learning from masks alone, through captions that nobody wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from trainer.model.captioner import Caption, Captioner, captions_of
+from trainer.objectives.gumbel import straight_through_gumbel
+from trainer.objectives.judging import POINTS_PER_SIDE, Judged, compare_masks, other_objects
+from trainer.objectives.language import caption_statistics
+from trainer.objectives.metrics import mask_metrics
+from trainer.objectives.noise import uniform
+from trainer.objectives.objective import Objective
+from trainer.objectives.passes import Batch, Passes, cross_entropy, full_precision
+from trainer.objectives.teacher import Teacher
+
+
+class Dual(Objective):
+    """Frame 1's regions are described, and frame 2 is segmented from these captions."""
+
+    training_fields = ("pixel_values1", "prompt_masks1", "pixel_values2", "g_pixel_values2", "masks2")
+    judging_fields = training_fields
+    needs = "regions"
+    loss_weights: ClassVar = {
+        "bce": "lambda_mask",
+        "dice": "lambda_dice",
+        "lang": "lambda_lang",
+        "anchor": "lambda_anchor",
+    }
+    target_frame = 2
+    shows_region = True
+    swaps_captions = True
+
+    def losses(self, batch: Batch, draws: list[torch.Generator]) -> dict[str, Tensor]:
+        passes, model = self.passes, self.passes.model
+        assert self.teacher is not None
+        visual_tokens = model.encode_image(batch["pixel_values1"])
+        captions = pseudo_captions(passes, self.teacher, batch, visual_tokens, draws)
+        sampled = sample_captions(passes, batch, visual_tokens, captions, draws)
+        rows = passes.question(batch, sampled.words, draws)
+        sam_features = model.encode_sam(batch["g_pixel_values2"])
+        second = passes.encode_second_image(batch, visual_tokens)
+        logits, lang = passes.segment(batch, rows, second, sam_features, sampled.embeddings)
+        losses = passes.mask_losses(logits, batch["masks2"], draws)
+        statistics = caption_statistics(sampled.words, [c.ended for c in captions], sampled.logits[sampled.is_word])
+        return {**losses, "lang": lang, "anchor": sampled.anchor, **statistics}
+
+    def judge(self, batch: Batch, side: int = POINTS_PER_SIDE) -> Judged:
+        """Describe frame 1's regions greedily, and segment frame 2 from these captions (the cycle)."""
+        passes, model = self.passes, self.passes.model
+        visual_tokens = model.encode_image(batch["pixel_values1"])
+        sam_features = model.encode_sam(batch["g_pixel_values2"])
+        question = passes.description_question(batch, visual_tokens)
+        length = passes.config.max_caption_tokens
+        answers = Captioner(model)(*question, length, any_process=passes.any_process)
+        words = [caption.words for caption in captions_of(answers, model.prompts)]
+        second = passes.encode_second_image(batch, visual_tokens)
+        logits, _ = passes.segment(batch, passes.question(batch, words, None), second, sam_features)
+        values = compare_masks(logits, batch["masks2"], side)
+        values["swap_gap"] = torch.full_like(values["iou"], torch.nan)
+        if passes.any_process(len(words) > 1):
+            swapped = [words[i] for i in other_objects(batch["image_of_object"].tolist())]
+            wrong, _ = passes.segment(batch, passes.question(batch, swapped, None), second, sam_features)
+            if len(words) > 1:
+                values["swap_gap"] = values["iou"] - mask_metrics(wrong, batch["masks2"], side)["iou"]
+        return Judged(values, [model.prompts.readable(caption) for caption in words], logits)
+
+
+@dataclass(frozen=True)
+class SampledCaptions:
+    """Captions of M objects that pass A samples: G words in all, K = G and the end tokens."""
+
+    embeddings: Tensor
+    """(G, D), the embeddings of all objects' words one after the other; carry gradient."""
+    words: list[list[int]]
+    """The sampled tokens of each object."""
+    logits: Tensor
+    """(K, V): of the words and of the end tokens."""
+    targets: Tensor
+    """(K,) int64: the pseudo captions with their end tokens."""
+    is_word: Tensor
+    """(K,) bool: not an end token."""
+    anchor: Tensor
+    """(): cross-entropy against the pseudo captions."""
+
+
+def pseudo_captions(
+    passes: Passes, teacher: Teacher, batch: Batch, visual_tokens: Tensor, draws: list[torch.Generator]
+) -> list[Caption]:
+    """The teacher's captions of frame 1's regions."""
+    config = passes.config
+    draw = uniform(draws, config.max_caption_tokens) if config.caption_temperature > 0 else None
+    question = passes.description_question(batch, visual_tokens)
+    answers = teacher.describe(
+        *question, config.max_caption_tokens, config.caption_temperature, draw, any_process=passes.any_process
+    )
+    return captions_of(answers, passes.model.prompts)
+
+
+def sample_captions(
+    passes: Passes, batch: Batch, visual_tokens: Tensor, captions: Sequence[Caption], draws: list[torch.Generator]
+) -> SampledCaptions:
+    """Pass A: the student reads corrupted pseudo captions of frame 1's regions and samples a word at each place.
+
+    Only the words get on to pass B: what is sampled at an end token has neither gradient nor attention there. Words are
+    sampled among text alone, so that they cannot be mistaken for `[SEG]` or an image place.
+    """
+    model, config, prompts = passes.model, passes.config, passes.model.prompts
+    inputs = [
+        corrupted(passes, caption.words, draw) + caption.end(prompts)
+        for caption, draw in zip(captions, draws, strict=True)
+    ]
+    expected = [caption.words + caption.end(prompts) for caption in captions]
+    logits, targets, row_of = passes.describe(batch, visual_tokens, batch["prompt_masks1"], inputs, expected)
+    anchor = cross_entropy(logits, targets, row_of, len(captions))
+    marks = [[True] * len(c.words) + [False] * len(c.end(prompts)) for c in captions]
+    is_word = torch.tensor([mark for row in marks for mark in row], device=logits.device)
+    lengths = [len(caption.words) for caption in captions]
+    width = min(config.gumbel_top_k, int(prompts.ordinary.sum()))
+    pairs = zip(lengths, draws, strict=True)
+    draw = torch.cat([torch.rand(n, width, generator=g) for n, g in pairs]).to(logits.device)
+    with full_precision(logits):
+        embeddings, tokens = straight_through_gumbel(
+            logits[is_word], model.embedding.weight, draw, config.gumbel_tau, prompts.ordinary.to(logits.device)
+        )
+    words = [part.tolist() for part in tokens.cpu().split(lengths)]
+    return SampledCaptions(embeddings, words, logits, targets, is_word, anchor)
+
+
+def corrupted(passes: Passes, words: Sequence[int], draw: torch.Generator) -> list[int]:
+    """`words`, each replaced by a random one with probability `corrupt_ratio`."""
+    ordinary = passes.model.prompts.ordinary.nonzero()[:, 0]
+    chosen = torch.rand(len(words), generator=draw) < passes.config.corrupt_ratio
+    others = ordinary[torch.randint(len(ordinary), (len(words),), generator=draw)].tolist()
+    return [other if c else word for word, other, c in zip(words, others, chosen.tolist(), strict=True)]

@@ -1,0 +1,65 @@
+"""What a judged batch comes to, and the comparisons that the objectives' judging is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from trainer.objectives.losses import point_losses, regular_points
+from trainer.objectives.metrics import mask_metrics
+from trainer.objectives.passes import Batch, Passes, by_row, full_precision, texts_of
+
+POINTS_PER_SIDE = 256
+"""Points per side at which losses of masks are taken: as many as the decoder's logits have."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a model made of M objects."""
+
+    values: dict[str, Tensor]
+    """(M,) float32 each; NaN where an object has none. Where masks are predicted: `bce`, `dice_loss` and those of
+    `mask_metrics`. Where texts are trained on: `caption`, their cross-entropy. dual: `swap_gap`, the IoU with the
+    object's own caption minus that with another object's (see `other_objects`)."""
+    captions: list[str]
+    """M captions: generated (dual), or the first text of each object."""
+    logits: Tensor | None
+    """(M, 256, 256) float32, where masks are predicted."""
+
+
+def first_texts(batch: Batch) -> list[str]:
+    """The first text of each object; raises `UserError` for an object without one."""
+    return [texts[0] for texts in texts_of(batch)]
+
+
+def compare_masks(logits: Tensor, masks: Tensor, side: int) -> dict[str, Tensor]:
+    """`bce`, `dice_loss` and the metrics of `mask_metrics`, (M,) float32 each.
+
+    Args:
+        logits: (M, 256, 256).
+        masks: (M, 1024, 1024) bool.
+        side: points per side at which the metrics are counted; the losses are taken at `POINTS_PER_SIDE`.
+    """
+    with full_precision(logits):
+        bce, dice = point_losses(logits, masks, regular_points(len(masks), POINTS_PER_SIDE, logits.device))
+        return {"bce": bce, "dice_loss": dice, **mask_metrics(logits, masks, side)}
+
+
+def caption_losses(
+    passes: Passes, batch: Batch, visual_tokens: Tensor, captions: Sequence[str], regions: Tensor
+) -> dict[str, Tensor]:
+    """`caption`, (M,) float32: the cross-entropy of each caption, given its region (M, 16, 16) bool."""
+    answers = [passes.tokens_of(caption) for caption in captions]
+    logits, targets, row_of = passes.describe(batch, visual_tokens, regions, answers, answers)
+    return {"caption": by_row(logits, targets, row_of, len(answers))}
+
+
+def other_objects(image_of_object: Sequence[int]) -> list[int]:
+    """For each object another one: the next of its own image, cyclically; the next in the batch where it is alone."""
+    chosen = []
+    for i, image in enumerate(image_of_object):
+        own = [k for k, other in enumerate(image_of_object) if other == image]
+        chosen.append(own[(own.index(i) + 1) % len(own)] if len(own) > 1 else (i + 1) % len(image_of_object))
+    return chosen

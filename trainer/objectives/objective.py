@@ -1,0 +1,76 @@
+"""The interface of an objective: what it reads of a batch, what it needs, its losses and its judging."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from trainer.data.rows import Need
+from trainer.objectives.judging import POINTS_PER_SIDE, Judged
+from trainer.objectives.passes import Batch, Passes
+from trainer.objectives.teacher import Teacher
+
+
+class Objective(ABC):
+    """A way to train the model on a batch, and to judge what it has learnt.
+
+    Args:
+        passes: of the model, under the configuration of the run.
+        teacher: writes pseudo captions in training; judging does without.
+    """
+
+    training_fields: ClassVar[tuple[str, ...]]
+    """Fields of a batch that the losses read, such as "pixel_values1"."""
+    judging_fields: ClassVar[tuple[str, ...]]
+    """Fields of a batch that judging reads."""
+    needs: ClassVar[Need]
+    """What an object must have to be trained on, or judged."""
+    loss_weights: ClassVar[Mapping[str, str | float]]
+    """The weight of each loss by its name: a key of the configuration, or a number."""
+    unreached_parts: ClassVar[tuple[str, ...]] = ()
+    """Parts of the model (names as in `trainable`) that no loss reaches."""
+    target_frame: ClassVar[int | None] = None
+    """The frame, 1 or 2, whose masks are predicted; None where none are."""
+    shows_region: ClassVar[bool] = False
+    """Whether frame 1's region is the question, and belongs into a picture of it."""
+    swaps_captions: ClassVar[bool] = False
+    """Whether judging generates captions and swaps those of two objects, which should then be in one batch."""
+    projected: ClassVar[bool] = False
+    """Whether `project` makes its gradient orthogonal to that of the other objectives, which therefore come first."""
+
+    def __init__(self, passes: Passes, teacher: Teacher | None = None) -> None:
+        self.passes = passes
+        self.teacher = teacher
+
+    @classmethod
+    def panel_fields(cls) -> tuple[str, ...]:
+        """Fields that judging reads, and those that a picture of a judged object shows besides."""
+        return tuple(dict.fromkeys([*cls.judging_fields, "g_pixel_values1", "masks1"]))
+
+    @abstractmethod
+    def losses(self, batch: Batch, draws: list[torch.Generator]) -> dict[str, Tensor]:
+        """Losses, each (), a mean over the batch's M objects. A name without a weight is a statistic.
+
+        Args:
+            batch: on the model's device, with `training_fields`.
+            draws: one generator per object.
+
+        Raises:
+            UserError: an object without what the objective needs.
+        """
+
+    @abstractmethod
+    def judge(self, batch: Batch, side: int = POINTS_PER_SIDE) -> Judged:
+        """What the model, in evaluation mode, makes of a batch. To be called without gradient.
+
+        Args:
+            batch: on the model's device, with `judging_fields`.
+            side: points per side at which predicted and true masks are compared.
+
+        Raises:
+            UserError: an object without what the objective needs.
+        """

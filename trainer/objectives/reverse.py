@@ -1,0 +1,71 @@
+"""caption -> mask -> caption: the mask that a caption leads to must let the model write the caption again."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from trainer.objectives.judging import POINTS_PER_SIDE, Judged, caption_losses, compare_masks, first_texts
+from trainer.objectives.objective import Objective
+from trainer.objectives.passes import Batch, cross_entropy, full_precision
+
+_LEAST_CELLS = 4  # as in the recipe `default`: a region of fewer carries too little
+
+
+class Reverse(Objective):
+    """The text of each object, asked for with the mask that the model predicts from it; frame 1 serves for both."""
+
+    training_fields = ("pixel_values1", "g_pixel_values1")
+    judging_fields = ("pixel_values1", "g_pixel_values1", "masks1")
+    needs = "texts"
+    loss_weights: ClassVar = {"caption": 1.0}
+    target_frame = 1
+    projected = True
+
+    def losses(self, batch: Batch, draws: list[torch.Generator]) -> dict[str, Tensor]:
+        passes, model = self.passes, self.passes.model
+        texts = passes.chosen_texts(batch)
+        visual_tokens = model.encode_image(batch["pixel_values1"])
+        sam_features = model.encode_sam(batch["g_pixel_values1"])
+        logits, _ = passes.segment(batch, passes.question(batch, texts, draws), visual_tokens, sam_features)
+        regions, scale = cells_of_logits(logits)
+        answers = [passes.tokens_of(text) for text in texts]
+        answer_logits, targets, row_of = passes.describe(batch, visual_tokens, regions, answers, answers, scale)
+        return {"caption": cross_entropy(answer_logits, targets, row_of, len(texts))}
+
+    def judge(self, batch: Batch, side: int = POINTS_PER_SIDE) -> Judged:
+        """Segment frame 1 from the first text; then the cross-entropy of the text, given the predicted mask."""
+        passes, model = self.passes, self.passes.model
+        captions = first_texts(batch)
+        visual_tokens = model.encode_image(batch["pixel_values1"])
+        sam_features = model.encode_sam(batch["g_pixel_values1"])
+        logits, _ = passes.segment(batch, passes.question(batch, captions, None), visual_tokens, sam_features)
+        values = compare_masks(logits, batch["masks1"], side)
+        values |= caption_losses(passes, batch, visual_tokens, captions, cells_of_logits(logits)[0])
+        return Judged(values, captions, logits)
+
+
+def cells_of_logits(logits: Tensor, grid: int = 16) -> tuple[Tensor, Tensor]:
+    """The cells of a predicted mask, and factors that carry its gradient.
+
+    A cell is on where the logit at its centre is above 0, as the recipe `default` takes it from a mask; where fewer
+    than 4 are, the likeliest cells are switched on until 4 are. The choice has no gradient, so the chosen cells'
+    visual tokens are multiplied by 1 + (p - p.detach()), p the cell's mean probability: exactly 1 forward, the gradient
+    of p backward (straight-through; Bengio et al. 2013).
+
+    Args:
+        logits: (M, S, S), S a multiple of `grid`.
+
+    Returns:
+        (M, grid, grid) bool, and (M, grid, grid) float32.
+    """
+    step = logits.shape[-1] // grid
+    with full_precision(logits):
+        probability = logits.float().sigmoid().unflatten(2, (grid, step)).unflatten(1, (grid, step)).mean((2, 4))
+    with torch.no_grad():
+        cells = logits[:, step // 2 :: step, step // 2 :: step] > 0
+        likeliest = probability.masked_fill(cells, 2).flatten(1).topk(_LEAST_CELLS).indices
+        cells = cells.flatten(1).scatter(1, likeliest, True).view_as(cells)
+    return cells, 1 + (probability - probability.detach())
