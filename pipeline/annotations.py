@@ -54,7 +54,8 @@ def _stream(path: Path, prefix: str, read: Any) -> Iterator[Any]:
             yield from entries(path, read(watched, prefix, use_float=True))
             return
         except (ijson.JSONError, UnicodeDecodeError) as error:
-            start, said = watched.start, (str(error).splitlines() or [""])[0]
+            start = watched.start
+            said = (str(error).splitlines() or [""])[0]
     with open_text(path) as file:
         raise fault_of(file, str(path), UserError, start, said)
 

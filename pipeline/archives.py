@@ -42,8 +42,12 @@ def tar_members(path: Path) -> Iterator[tuple[str, Member]]:
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         raise BadInput("not a whole tar file", where=str(path), met=str(error), do="fetch it again") from None
     if not whole:
-        met = f"no header and no end at byte {end} of {size}"
-        raise BadInput("not a whole tar file", where=str(path), met=met, do="fetch it again")
+        raise BadInput(
+            "not a whole tar file",
+            where=str(path),
+            met=f"no header and no end at byte {end} of {size}",
+            do="fetch it again",
+        )
 
 
 def zip_members(path: Path) -> Iterator[tuple[str, Member]]:
@@ -66,8 +70,9 @@ def read_member(path: Path, member: Mapping[str, int]) -> bytes:
         BadInput: the archive is not there or was changed, the member is damaged, encrypted or larger than `MAX_BYTES`.
     """
     if max(member["bytes"], member.get("packed", 0)) > MAX_BYTES:
-        met, wanted = f"{member['bytes']} bytes", f"at most {MAX_BYTES}"
-        raise BadInput("too large a file", where=str(path), met=met, wanted=wanted)
+        raise BadInput(
+            "too large a file", where=str(path), met=f"{member['bytes']} bytes", wanted=f"at most {MAX_BYTES}"
+        )
     try:
         with open_input(path) as file:
             file.seek(member["at"])
@@ -83,8 +88,12 @@ def read_member(path: Path, member: Mapping[str, int]) -> bytes:
     except OSError as error:
         raise BadInput("cannot be read", where=str(path), met=str(error.strerror)) from None
     if len(data) != member["bytes"] or zlib.crc32(data) != member.get("crc", zlib.crc32(data)):
-        met = f"{len(data)} bytes of {member['bytes']}, or a wrong checksum"
-        raise BadInput("damaged member of an archive", where=str(path), met=met, do="fetch the archive again")
+        raise BadInput(
+            "damaged member of an archive",
+            where=str(path),
+            met=f"{len(data)} bytes of {member['bytes']}, or a wrong checksum",
+            do="fetch the archive again",
+        )
     return data
 
 
@@ -102,8 +111,12 @@ def _unpack(packed: bytes, member: Mapping[str, int], path: Path) -> bytes:
     if member["method"] == zipfile.ZIP_STORED:
         return packed
     if member["method"] != zipfile.ZIP_DEFLATED:
-        met = "encryption" if member["method"] < 0 else f"method {member['method']}"
-        raise BadInput("a zip that cannot be read", where=str(path), met=met, wanted="stored or deflated members")
+        raise BadInput(
+            "a zip that cannot be read",
+            where=str(path),
+            met="encryption" if member["method"] < 0 else f"method {member['method']}",
+            wanted="stored or deflated members",
+        )
     try:
         return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, member["bytes"] + 1)
     except zlib.error as error:

@@ -94,9 +94,12 @@ def annotation_errors(root: Path) -> Iterator[None]:
             raise UserError("cannot be read", where=str(at), met=_said(found), do=AGAIN) from None
         if _of_the_program(error):
             raise _program_error(error, where) from None
-        wanted = "what the source's page in docs/datasets/ says"
-        met = f"{type(error).__name__}: {_said(error)} ({_line_of_ours(error)})"
-        raise UserError("annotations of another shape", where=where, met=met, wanted=wanted) from None
+        raise UserError(
+            "annotations of another shape",
+            where=where,
+            met=f"{type(error).__name__}: {_said(error)} ({_line_of_ours(error)})",
+            wanted="what the source's page in docs/datasets/ says",
+        ) from None
 
 
 def entries(file: Path, items: Iterable[_Item]) -> Iterator[_Item]:
@@ -110,18 +113,30 @@ def entries(file: Path, items: Iterable[_Item]) -> Iterator[_Item]:
 def _about_input(error: Exception, root: Path, path: str) -> UserError:
     machine = _of_the_machine(error)
     if machine is not None:
-        what = "out of memory" if isinstance(machine, MemoryError) else "cannot be read now"
-        do = f"fewer --workers take less memory; {AGAIN}" if isinstance(machine, MemoryError) else AGAIN
-        return UserError(what, where=path, met=_said(machine), do=do)
+        return UserError(
+            "out of memory" if isinstance(machine, MemoryError) else "cannot be read now",
+            where=path,
+            met=_said(machine),
+            do=f"fewer --workers take less memory; {AGAIN}" if isinstance(machine, MemoryError) else AGAIN,
+        )
     if isinstance(error, UserError):
         kind = type(error) if isinstance(error, BadInput) else BadInput
         inner = _without_root(error.where, root)
-        met = ": ".join(part for part in (inner if inner != path else "", error.met) if part)
-        return kind(error.what, where=path, met=met, wanted=error.wanted, do=error.do)
+        return kind(
+            error.what,
+            where=path,
+            met=": ".join(part for part in (inner if inner != path else "", error.met) if part),
+            wanted=error.wanted,
+            do=error.do,
+        )
     if _of_the_program(error):
         return _program_error(error, path)
-    met = f"{_without_root(_said(error), root)} ({_line_of_ours(error)})"
-    return BadInput(f"cannot be read: {type(error).__name__}", where=path, met=met, wanted="a sound input")
+    return BadInput(
+        f"cannot be read: {type(error).__name__}",
+        where=path,
+        met=f"{_without_root(_said(error), root)} ({_line_of_ours(error)})",
+        wanted="a sound input",
+    )
 
 
 def _of_the_machine(error: BaseException | None) -> BaseException | None:
@@ -157,8 +172,12 @@ def _program_error(error: Exception, where: str) -> ProgramError:
     with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(f"{where}\n")
         file.writelines(traceback.format_exception(error))
-    met, do = f"{type(error).__name__}: {_said(error)}", f"please report it, with {name}"
-    return ProgramError("a fault of this program, not of the data", where=where, met=met, do=do)
+    return ProgramError(
+        "a fault of this program, not of the data",
+        where=where,
+        met=f"{type(error).__name__}: {_said(error)}",
+        do=f"please report it, with {name}",
+    )
 
 
 def _said(error: BaseException) -> str:

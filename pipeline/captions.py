@@ -51,7 +51,8 @@ def place(phrase: str, text: str, lead: int, stated: Span | None, taken: int, no
     for shift in dict.fromkeys((lead, 0)):
         if stated is None:
             break
-        start, end = stated[0] - shift, stated[1] - shift
+        start = stated[0] - shift
+        end = stated[1] - shift
         if 0 <= start < end <= len(text) and text[start:end].lower() == phrase.strip().lower():
             notes[UNSHIFTED] += shift != lead
             return start, end
@@ -62,8 +63,7 @@ def place(phrase: str, text: str, lead: int, stated: Span | None, taken: int, no
     if stated is None:
         return found[min(taken, len(found) - 1)]
     notes[MENDED] += 1
-    wanted = stated[0] - lead
-    return min(found, key=lambda one: abs(one[0] - wanted))
+    return min(found, key=lambda one: abs(one[0] - stated[0] - lead))
 
 
 def rebased(text: str, lead: int, stated: Span, notes: Counter[str]) -> Span | None:

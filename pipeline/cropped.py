@@ -28,10 +28,12 @@ class Mask:
         if isinstance(mask, Mask):
             return mask
         height, width = mask.shape
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        rows = np.flatnonzero(mask.any(axis=1))
+        columns = np.flatnonzero(mask.any(axis=0))
         if not len(rows):
             return cls((height, width), 0, 0, np.zeros((0, 0), np.bool_))
-        top, left = int(rows[0]), int(columns[0])
+        top = int(rows[0])
+        left = int(columns[0])
         return cls((height, width), top, left, mask[top : rows[-1] + 1, left : columns[-1] + 1].copy("K"))
 
     def any(self) -> bool:

@@ -45,8 +45,9 @@ def inside(name: Any) -> bool:
 def below(root: Path, path: str) -> Path:
     """`path` below `root`; raises `BadInput` where it would leave it."""
     if not _can_be_named(path):
-        met, wanted = ascii(path)[:80], f"UTF-8, at most {_LONGEST} bytes between slashes"
-        raise BadInput("not a file name", met=met, wanted=wanted)
+        raise BadInput(
+            "not a file name", met=ascii(path)[:80], wanted=f"UTF-8, at most {_LONGEST} bytes between slashes"
+        )
     if not inside(path):
         raise BadInput(OUTSIDE, met=repr(path), wanted="a relative path without ..")
     return root / path
@@ -76,7 +77,8 @@ class Finder:
     """
 
     def __init__(self, root: Path, folders: Iterable[str], bare: bool = True) -> None:
-        self._root, self._bare = root, bare
+        self._root = root
+        self._bare = bare
         self._wanted = [*dict.fromkeys(folders)]
         self._folders = [folder for folder in self._wanted if (root / folder).is_dir()] or self._wanted[:1]
         self._claims = _Claims()
@@ -100,8 +102,12 @@ class Finder:
     def refuse_shared(self, records: RecordsWriter) -> int:
         """Refuse the files to which names of several meanings led; how many. To be called when all are put down."""
         for path, (first, *later) in self._claims.shared.items():
-            met = f"{', '.join((first, *later))} -> {path}"[:300]
-            error = BadInput(SHARED, met=met, wanted="a file for each", do="keep the folders that the names have")
+            error = BadInput(
+                SHARED,
+                met=f"{', '.join((first, *later))} -> {path}"[:300],
+                wanted="a file for each",
+                do="keep the folders that the names have",
+            )
             for one in dict.fromkeys((path, *map(self._place_of_missing, later))):
                 refuse(records, one, error)
         return len(self._claims.shared)
@@ -175,15 +181,22 @@ class Finder:
     def missing(self, name: str) -> BadInput:
         """Says that there is no such file, in which folders it was looked for, and the nearest name that is there."""
         if name in self._ambiguous:
-            met = f"{name!r}: {', '.join(sorted(self._ambiguous[name]))}"[:300]
-            return BadInput("a name of several files", met=met, wanted="one", do="keep the folders that the names have")
+            return BadInput(
+                "a name of several files",
+                met=f"{name!r}: {', '.join(sorted(self._ambiguous[name]))}"[:300],
+                wanted="one",
+                do="keep the folders that the names have",
+            )
         folders = ", ".join(str(PurePosixPath(folder)) for folder in self._folders)
         met = f"no {name!r} in {folders}"
         if nearest := self._nearest(name):
             met += f"; the nearest name is {nearest!r}"
-        do = "its dataset's page in docs/datasets/ says where it is looked for"
-        what = "no such file" if inside(name) else OUTSIDE
-        return BadInput(what, met=met, wanted="a file of this name below the dataset's folder", do=do)
+        return BadInput(
+            "no such file" if inside(name) else OUTSIDE,
+            met=met,
+            wanted="a file of this name below the dataset's folder",
+            do="its dataset's page in docs/datasets/ says where it is looked for",
+        )
 
     def _nearest(self, name: str) -> str:
         """The path of the file whose name is most like `name`; empty for none, and after many questions."""
@@ -264,7 +277,8 @@ class _Claims:
 
     def claim(self, path: str, name: str) -> bool:
         """Whether the file at `path` can be what `name` means, in the light of the names before."""
-        own, count = meaning(name), len(PurePosixPath(name).parts)
+        own = meaning(name)
+        count = len(PurePosixPath(name).parts)
         before = self._others.get(path)
         if before is None and hash(path) in self._ends:
             before = meaning(tail(path, self._ends[hash(path)]))

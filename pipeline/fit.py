@@ -27,8 +27,12 @@ def check_size(mask: Size, picture: Size, slack: int) -> None:
     """Raise `BadInput` where a mask (H, W) is off by more than `slack` pixels from its picture (H, W)."""
     off = off_by(mask, picture)
     if off > slack:
-        met, wanted = f"{mask[0]} x {mask[1]}", f"{picture[0]} x {picture[1]}"
-        raise BadInput("mask and picture differ in size", met=met, wanted=wanted, do=advice(off))
+        raise BadInput(
+            "mask and picture differ in size",
+            met=f"{mask[0]} x {mask[1]}",
+            wanted=f"{picture[0]} x {picture[1]}",
+            do=advice(off),
+        )
 
 
 def count_off(raw: RawSample) -> RawSample:

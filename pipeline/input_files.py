@@ -48,19 +48,27 @@ def input_state(path: Path) -> os.stat_result:
 def no_such_file(path: Path) -> BadInput:
     """The error that there is no file to open at `path`: it is missing, a link to nothing, a folder or a pipe."""
     if path.is_symlink() and not path.exists():
-        do = "mount or fetch what it points to, or delete the link"
         return BadInput(
             "a link to nothing",
             where=str(path),
             met=f"{path.name} -> {os.readlink(path)}",
             wanted="a link to a file",
-            do=do,
+            do="mount or fetch what it points to, or delete the link",
         )
     if path.exists():
-        met = "a folder" if path.is_dir() else "a pipe, a socket or a device"
-        return BadInput("cannot be read", where=str(path), met=met, wanted="a file")
-    do = "its dataset's page in docs/datasets/ says where it is looked for"
-    return BadInput("no such file", where=str(path), met="nothing there", wanted="a file", do=do)
+        return BadInput(
+            "cannot be read",
+            where=str(path),
+            met="a folder" if path.is_dir() else "a pipe, a socket or a device",
+            wanted="a file",
+        )
+    return BadInput(
+        "no such file",
+        where=str(path),
+        met="nothing there",
+        wanted="a file",
+        do="its dataset's page in docs/datasets/ says where it is looked for",
+    )
 
 
 def is_pointer(data: bytes) -> bool:
@@ -71,9 +79,12 @@ def is_pointer(data: bytes) -> bool:
 def refuse_pointer(data: bytes, where: str, error: type[UserError] = BadInput) -> None:
     """Raise `error` where a file's first bytes are those of a pointer to it."""
     if is_pointer(data):
-        met = "a Git LFS or git-annex pointer"
         raise error(
-            "a pointer, not the file", where=where, met=met, wanted="the file itself", do="fetch the file itself"
+            "a pointer, not the file",
+            where=where,
+            met="a Git LFS or git-annex pointer",
+            wanted="the file itself",
+            do="fetch the file itself",
         )
 
 

@@ -28,7 +28,9 @@ class Nesting:
 
     def __init__(self) -> None:
         self.deepest = 0
-        self._depth, self._in_string, self._escape = 0, False, False
+        self._depth = 0
+        self._in_string = False
+        self._escape = False
 
     def add(self, block: bytes) -> None:
         """Take the next block into account."""
@@ -56,13 +58,17 @@ class Watched:
     """
 
     def __init__(self, file: BinaryIO, where: str, error: type[UserError]) -> None:
-        self._file, self._where, self._error, self._nesting = file, where, error, Nesting()
+        self._file = file
+        self._where = where
+        self._error = error
+        self._nesting = Nesting()
         self.start = self.end = 0
         """The bytes of the last block: a fault that the parser finds lies in them."""
 
     def read(self, most: int) -> bytes:
         block = self._file.read(most)
-        self.start, self.end = self.end, self.end + len(block)
+        self.start = self.end
+        self.end = self.end + len(block)
         self._nesting.add(block)
         if self._nesting.deepest > MAX_DEPTH:
             raise too_deep(self._where, self._error)
@@ -82,7 +88,9 @@ def fault_of(file: BinaryIO, where: str, error: type[UserError], start: int = 0,
     """
     events = ijson.sendable_list()
     parser = ijson.basic_parse_coro(events, use_float=True)
-    place, line, before = 0, 1, b""
+    place = 0
+    line = 1
+    before = b""
     while block := file.read(min(_BLOCK, start - place) if place < start else _BLOCK):
         pieces = (block,) if place < start else (block[i : i + 1] for i in range(len(block)))
         for i, piece in enumerate(pieces):
@@ -98,41 +106,69 @@ def fault_of(file: BinaryIO, where: str, error: type[UserError], start: int = 0,
     try:
         parser.close()
     except (ijson.JSONError, UnicodeDecodeError):
-        met = f"its end at line {line}, byte {place}" if place else "an empty file"
-        return error(_CUT, where=where, met=met, wanted="the JSON to its last bracket", do=AGAIN)
+        return error(
+            _CUT,
+            where=where,
+            met=f"its end at line {line}, byte {place}" if place else "an empty file",
+            wanted="the JSON to its last bracket",
+            do=AGAIN,
+        )
     return error(_BROKEN, where=where, met=said or "a fault", wanted="JSON")
 
 
 def _named(before: bytes, after: bytes, at: str, said: str) -> Callable[[str, type[UserError]], UserError]:
     """The fault between `before` and `after`, as a function that makes the error of it."""
-    what, met, wanted, do = _BROKEN, "", "", ""
+    what = _BROKEN
+    met = ""
+    wanted = ""
+    do = ""
     word = re.search(rb"[-+\w.]*$", before)[0] + re.match(rb"[-+\w.]*", after)[0]  # type: ignore[index]
     last = before.rstrip()[-1:]
     if word.lower().lstrip(b"+-") in (b"nan", b"inf", b"infinity"):
-        met, wanted, do = word.decode(), "a number or null: JSON has no such value", "write null"
+        met = word.decode()
+        wanted = "a number or null: JSON has no such value"
+        do = "write null"
     elif word in (b"True", b"False", b"None"):
-        met, wanted, do = word.decode(), "true, false or null", "write it with json.dump"
+        met = word.decode()
+        wanted = "true, false or null"
+        do = "write it with json.dump"
     elif "overflow" in said:
-        met, wanted = f"the number {word[:24].decode('ascii', 'replace')}", "at most 64 bits"
+        met = f"the number {word[:24].decode('ascii', 'replace')}"
+        wanted = "at most 64 bits"
     elif last == b"," and after[:1] in (b"]", b"}"):
-        met, wanted = f"a comma before {after[:1].decode()}", "none after the last item"
+        met = f"a comma before {after[:1].decode()}"
+        wanted = "none after the last item"
     elif "trailing garbage" in said and after[:1] in (b"{", b"["):
-        met, wanted, do = "a second JSON value", "one JSON value, not JSON Lines", "put the lines into one list"
+        met = "a second JSON value"
+        wanted = "one JSON value, not JSON Lines"
+        do = "put the lines into one list"
     elif "trailing garbage" in said and not after.strip(b"\0"):
-        met, wanted, do = "zero bytes", "the end of the file", AGAIN
+        met = "zero bytes"
+        wanted = "the end of the file"
+        do = AGAIN
     elif not before.strip() and after[:1] == b"<":
-        what, met, wanted, do = "a web page, not the file", ascii(after[:24].decode("latin-1")), "JSON", AGAIN
+        what = "a web page, not the file"
+        met = ascii(after[:24].decode("latin-1"))
+        wanted = "JSON"
+        do = AGAIN
     elif "UTF8" in said:
         byte = re.findall(rb"[\x80-\xff]", before + after[:1])[-1]  # the fault may show in the byte behind it
-        met, wanted, do = f"the byte 0x{byte.hex()}", "UTF-8", "save it as UTF-8"
+        met = f"the byte 0x{byte.hex()}"
+        wanted = "UTF-8"
+        do = "save it as UTF-8"
     elif "comment" in said:
-        met, wanted = "a comment", "none: JSON has no comments"
+        met = "a comment"
+        wanted = "none: JSON has no comments"
     elif "inside string" in said or "inside a string" in said:
-        met, wanted = f"{after[:1].decode('latin-1')!a} inside a text", "\\n, \\t, ... inside texts"
+        met = f"{after[:1].decode('latin-1')!a} inside a text"
+        wanted = "\\n, \\t, ... inside texts"
     elif after[:1] == b"'":
-        met, wanted, do = "a single quote", "texts in double quotes", "write it with json.dump"
+        met = "a single quote"
+        wanted = "texts in double quotes"
+        do = "write it with json.dump"
     else:
-        met, wanted = f"{after[:12].decode('latin-1')!a} behind {before[-12:].decode('latin-1')!a}", "JSON"
+        met = f"{after[:12].decode('latin-1')!a} behind {before[-12:].decode('latin-1')!a}"
+        wanted = "JSON"
     return lambda where, error: error(what, where=where, met=f"{met} at {at}", wanted=wanted, do=do)
 
 

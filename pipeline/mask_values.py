@@ -17,7 +17,9 @@ _VOC_EDGE = (224, 224, 192)  # the colour of 255 in the palette of Pascal VOC an
 _VOC_VOID = 255
 _LOSSY = {"JPEG", "MPO", "JPEG2000", "WEBP", "AVIF"}
 _MIDDLE = 127
-_LOW, _HIGH = 63, 192  # of a lossy mask: what is surely off, and surely on
+# of a lossy mask: what is surely off, and surely on
+_LOW = 63
+_HIGH = 192
 _WANTED = "ids in one channel of whole numbers: PNG or TIFF, grey or palette"
 
 
@@ -33,7 +35,8 @@ def values_of(image: Image.Image, *, soft: bool = False) -> Values:
     Raises:
         BadInput: anything else; which number a colour stands for, a file does not say.
     """
-    mode, values = image.mode, np.asarray(image)
+    mode = image.mode
+    values = np.asarray(image)
     if mode == "1":
         return (values.view(np.uint8) != 0).view(np.uint8)  # a True may be stored as any byte: Pillow's is 255
     if values.ndim == 3:
@@ -109,7 +112,8 @@ def _one_channel(values: Values, mode: str) -> Values:
         count = len(np.unique(colours.reshape(-1, 3) @ np.array([1, 256, 65536])))
         raise BadInput("a mask of colours", met=f"mode {mode}, {count} colours", wanted=_WANTED)
     if mode in ("RGBA", "LA", "PA"):
-        inside, outside = values[..., -1][grey != 0], values[..., -1][grey == 0]
+        inside = values[..., -1][grey != 0]
+        outside = values[..., -1][grey == 0]
         if (inside != 255).any() or (len(outside) and (outside != outside[0]).any()):
             raise BadInput("a mask whose alpha differs from its values", met=f"mode {mode}", wanted=_WANTED)
     return np.ascontiguousarray(grey)
@@ -118,8 +122,7 @@ def _one_channel(values: Values, mode: str) -> Values:
 def _whole(values: Values) -> Values:
     whole = np.isfinite(values).all() and (values == np.floor(values)).all() and np.abs(values).max(initial=0) < 1 << 24
     if not whole:
-        met = f"mode F, {values.min()} to {values.max()}"
-        raise BadInput("no mask", met=met, wanted="whole numbers")
+        raise BadInput("no mask", met=f"mode F, {values.min()} to {values.max()}", wanted="whole numbers")
     return values.astype(np.int64)
 
 
@@ -128,7 +131,10 @@ def _two_valued(values: Values, kind: str, soft: bool) -> Values:
     numbers = distinct(values)
     low, high = (_MIDDLE, _MIDDLE + 1) if soft else (_LOW, _HIGH)
     if numbers != [0] and (numbers[-1] < high or any(low < number < high for number in numbers)):
-        met = f"{kind} with {len(numbers)} values, {numbers[0]} to {numbers[-1]}"
-        do = "its ids are blurred: make it anew"
-        raise BadInput("a mask that was stored with losses", met=met, wanted=_WANTED, do=do)
+        raise BadInput(
+            "a mask that was stored with losses",
+            met=f"{kind} with {len(numbers)} values, {numbers[0]} to {numbers[-1]}",
+            wanted=_WANTED,
+            do="its ids are blurred: make it anew",
+        )
     return np.where(values >= high, np.uint8(255), np.uint8(0))

@@ -54,7 +54,8 @@ def _check_run_lengths(segmentation: Any, height: int, width: int) -> Any:
         raise BadInput(
             "no mask", met=f"{type(segmentation).__name__}", wanted="polygons, or run lengths with their size"
         )
-    size, counts = segmentation["size"], segmentation["counts"]
+    size = segmentation["size"]
+    counts = segmentation["counts"]
     if not isinstance(size, list | tuple) or [*size] != [height, width]:
         raise BadInput("mask and picture differ in size", met=f"size {size}", wanted=f"[{height}, {width}]")
     if isinstance(counts, list):
@@ -108,9 +109,12 @@ def from_image(image: Image.Image, value: int | None = None, void: int | None = 
         return np.asarray(values != 0)
     mask = from_array(values)
     if not mask.any():
-        met = ", ".join(map(str, numbers[:6])) + (", ..." if len(numbers) > 6 else "")
-        do = 'give the object\'s id as "value"'
-        raise BadInput("a mask of several values", met=met, wanted="one beside 0, or grey above half", do=do)
+        raise BadInput(
+            "a mask of several values",
+            met=", ".join(map(str, numbers[:6])) + (", ..." if len(numbers) > 6 else ""),
+            wanted="one beside 0, or grey above half",
+            do='give the object\'s id as "value"',
+        )
     return mask
 
 

@@ -37,14 +37,20 @@ def read_npz(path: Path, names: Sequence[str], max_values: int) -> dict[str, NDA
     except (BadInput, MemoryError):
         raise
     except Exception as error:  # zipfile, its decompressors and numpy, which parses headers as Python, raise many kinds
-        met = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        raise BadInput("not a whole npz file", met=met, wanted="what numpy.savez writes") from None
+        raise BadInput(
+            "not a whole npz file",
+            met=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}",
+            wanted="what numpy.savez writes",
+        ) from None
 
 
 def _read_member(archive: zipfile.ZipFile, name: str, max_values: int) -> NDArray[Any]:
     if f"{name}.npy" not in archive.namelist():
-        met = ", ".join(sorted(item.removesuffix(".npy") for item in archive.namelist()))[:120]
-        raise BadInput("wrong keys", met=met or "none", wanted=name)
+        raise BadInput(
+            "wrong keys",
+            met=", ".join(sorted(item.removesuffix(".npy") for item in archive.namelist()))[:120] or "none",
+            wanted=name,
+        )
     info = archive.getinfo(f"{name}.npy")
     with archive.open(info) as file:
         version = np.lib.format.read_magic(file)
@@ -59,13 +65,15 @@ def _read_member(archive: zipfile.ZipFile, name: str, max_values: int) -> NDArra
             raise BadInput("object array", met=f"{name}: {dtype}", wanted="float32", do="it could run code; not read")
         if dtype.kind not in "fiub":
             raise BadInput("wrong dtype", met=f"{name}: {dtype}", wanted="float32")
-        values, left = math.prod(shape), info.file_size - file.tell()
+        values = math.prod(shape)
+        left = info.file_size - file.tell()
         if values > max_values:
             raise BadInput("array too large", met=f"{name} {shape}", wanted=f"at most {max_values} values")
         if left != values * dtype.itemsize:  # checked before anything of that size is decompressed
             raise BadInput("not a whole npz file", met=f"{name}: {left} bytes", wanted=f"{shape} {dtype}")
         array = np.empty(values, dtype)
-        body, start = array.view(np.uint8), 0
+        body = array.view(np.uint8)
+        start = 0
         while chunk := file.read(_CHUNK):  # to the end, so that the zip's CRC is checked
             if len(chunk) > left - start:
                 raise BadInput("not a whole npz file", met=f"{name}: more bytes", wanted=f"{left} bytes")

@@ -60,7 +60,8 @@ class _Dtype:
     def __init__(self, code: str, *_: Any) -> None:
         if not isinstance(code, str) or not _NUMBER.fullmatch(code):
             raise _Refused(f"numpy's type {str(code)[:20]!r}")
-        self._code, self._order = code, "<"
+        self._code = code
+        self._order = "<"
 
     def __setstate__(self, state: Any) -> None:
         if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", ">", "|", "="):
@@ -100,11 +101,15 @@ def read_pickle(path: Path) -> Any:
         except UnicodeDecodeError:
             return _PlainUnpickler(io.BytesIO(data), encoding="latin1").load()
     except _Refused as error:
-        do = "it could run code; nothing was run"
-        raise UserError("a pickle of more than plain data", where=str(path), met=str(error), do=do) from None
+        raise UserError(
+            "a pickle of more than plain data", where=str(path), met=str(error), do="it could run code; nothing was run"
+        ) from None
     except Exception as error:  # broken pickles raise many kinds
         met = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        do = AGAIN if isinstance(error, EOFError) or "truncated" in met else ""
         raise UserError(
-            "not a whole pickle", where=str(path), met=met, wanted="what pickle.dump writes", do=do
+            "not a whole pickle",
+            where=str(path),
+            met=met,
+            wanted="what pickle.dump writes",
+            do=AGAIN if isinstance(error, EOFError) or "truncated" in met else "",
         ) from None

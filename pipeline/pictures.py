@@ -57,7 +57,8 @@ def read_picture(
         BadInput: no file, no picture, a truncated or an enormous one, one of another size, or one of more than 16 bits
             per channel, for which no range is agreed on.
     """
-    where, notes = _place(source), set[str]()
+    where = _place(source)
+    notes = set[str]()
     image = open_image(source)
     with decoding(where):
         turn = _orientation(image, notes)
@@ -68,9 +69,13 @@ def read_picture(
         if turn in _TURNS and not as_stored:
             image = image.transpose(_TURNS[turn])
         if size is not None and (off := off_by(size, (image.height, image.width))) > (slack or 0):
-            met, wanted = f"{image.height} x {image.width}", f"{size[0]} x {size[1]}"
-            do = "" if slack is None else advice(off)
-            raise BadInput("picture and annotation differ in size", where=where, met=met, wanted=wanted, do=do)
+            raise BadInput(
+                "picture and annotation differ in size",
+                where=where,
+                met=f"{image.height} x {image.width}",
+                wanted=f"{size[0]} x {size[1]}",
+                do="" if slack is None else advice(off),
+            )
         picture = _to_rgb(image, form, where, notes)
     picture.info = {_NOTES: sorted(notes)} if notes else {}
     return picture
@@ -97,8 +102,12 @@ def open_image(source: Path | bytes) -> Image.Image:
         warnings.simplefilter("ignore")  # bombs are checked by a limit of our own; broken EXIF is noted
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
-                met, wanted = f"{image.width} x {image.height}", f"at most {MAX_PIXELS} pixels"
-                raise BadInput("too large a picture", where=where, met=met, wanted=wanted)
+                raise BadInput(
+                    "too large a picture",
+                    where=where,
+                    met=f"{image.width} x {image.height}",
+                    wanted=f"at most {MAX_PIXELS} pixels",
+                )
             image.load()
             return image
 
@@ -111,14 +120,20 @@ def decoding(where: str) -> Iterator[None]:
     except (BadInput, MemoryError):
         raise
     except Image.DecompressionBombError as error:
-        wanted = f"at most {MAX_PIXELS} pixels"
-        raise BadInput("too large a picture", where=where, met=str(error).split(",")[0], wanted=wanted) from None
+        raise BadInput(
+            "too large a picture", where=where, met=str(error).split(",")[0], wanted=f"at most {MAX_PIXELS} pixels"
+        ) from None
     except UnidentifiedImageError:
-        wanted = ", ".join(FORMATS)
-        raise BadInput("cannot be read as a picture", where=where, met="none of these formats", wanted=wanted) from None
+        raise BadInput(
+            "cannot be read as a picture", where=where, met="none of these formats", wanted=", ".join(FORMATS)
+        ) from None
     except Exception as error:
-        met = (str(error).splitlines() or [""])[0] or type(error).__name__
-        raise BadInput("cannot be read as a picture", where=where, met=met, wanted="a whole picture") from None
+        raise BadInput(
+            "cannot be read as a picture",
+            where=where,
+            met=(str(error).splitlines() or [""])[0] or type(error).__name__,
+            wanted="a whole picture",
+        ) from None
 
 
 def _orientation(image: Image.Image, notes: set[str]) -> int:
@@ -148,9 +163,13 @@ def _fits_as_stored(image: Image.Image, size: tuple[int, int], turn: int, slack:
 def _to_rgb(image: Image.Image, form: str | None, where: str, notes: set[str]) -> Image.Image:
     if image.mode == "F" or (image.mode == "I" and form != "PPM"):  # of a PPM Pillow scales values to 16 bits
         values = np.asarray(image)
-        met = f"mode {image.mode}, {values.min()} to {values.max()}"
-        do = "save it with 8 or 16 bits per channel"
-        raise BadInput("a grey picture of 32 bits", where=where, met=met, wanted="8 or 16 bits per channel", do=do)
+        raise BadInput(
+            "a grey picture of 32 bits",
+            where=where,
+            met=f"mode {image.mode}, {values.min()} to {values.max()}",
+            wanted="8 or 16 bits per channel",
+            do="save it with 8 or 16 bits per channel",
+        )
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         if 0 < values.max() <= 255:
@@ -160,8 +179,9 @@ def _to_rgb(image: Image.Image, form: str | None, where: str, notes: set[str]) -
     try:
         return image if image.mode == "RGB" else image.convert("RGB")
     except ValueError:
-        met = f"a picture of mode {image.mode}"
-        raise BadInput("no way to RGB", where=where, met=met, wanted="grey, RGB, CMYK or a palette") from None
+        raise BadInput(
+            "no way to RGB", where=where, met=f"a picture of mode {image.mode}", wanted="grey, RGB, CMYK or a palette"
+        ) from None
 
 
 def _place(source: Path | bytes) -> str:

@@ -31,7 +31,8 @@ class RecordsWriter:
 
     def __init__(self, file: Path) -> None:
         file.unlink(missing_ok=True)
-        self._file, self._base = file, sqlite3.connect(file, isolation_level=None)
+        self._file = file
+        self._base = sqlite3.connect(file, isolation_level=None)
         try:
             self._base.executescript(_TABLES)
             self._base.execute("BEGIN")

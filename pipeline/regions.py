@@ -90,7 +90,8 @@ class Regions:
             except BadInput as error:
                 self.notes[LEFT_OUT + error.what] += 1
                 self._faults.append((name, error))
-            self._texts[name], self._more[name] = [], []
+            self._texts[name] = []
+            self._more[name] = []
         name = self._ids[key]
         self._texts[name] += [text for text in texts if text not in self._texts[name]]
         self._more[name].append(annotation)
@@ -127,7 +128,8 @@ class Regions:
             raise BadInput(EMPTY, met=f"0 pixels in {len(masks)} masks", wanted="a region")
         mask: Bool = masks[0] if len(masks) == 1 else np.any(masks, axis=0)
         if mask.shape != self._size:
-            (height, width), (high, wide) = mask.shape, self._size
+            (height, width) = mask.shape
+            (high, wide) = self._size
             if abs(height * wide - width * high) > _TOLERANCE * height * wide:
                 raise BadInput("mask and picture differ in shape", met=f"{mask.shape}", wanted=f"{self._size}")
             self.notes[SCALED] += 1

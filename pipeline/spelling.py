@@ -32,7 +32,8 @@ def look_alike(name: str) -> str:
 
 def parts_of(name: str) -> tuple[Parts, bool]:
     """A name's parts, and whether they begin elsewhere than at the dataset: at a URL, a drive, a slash, above (..)."""
-    url, local = _URL.fullmatch(name), _LOCAL_FILE.fullmatch(name)
+    url = _URL.fullmatch(name)
+    local = _LOCAL_FILE.fullmatch(name)
     text = local[1] if local else re.split(r"[?#]", url[1])[0] if url else name
     text = text.replace("\\", "/").strip()
     elsewhere = bool(url or local or _DRIVE.match(text) or text.startswith("/") or ".." in text.split("/"))

@@ -19,12 +19,18 @@ def read_table(file: Path) -> Iterator[list[str]]:
         try:
             yield from entries(file, (row for row in rows if row))
         except UnicodeDecodeError as error:
-            met = f"the byte 0x{error.object[error.start]:02x} behind line {rows.line_num}"
-            raise _broken(file, met, "UTF-8", "save it as UTF-8") from None
-        except csv.Error as error:
-            wanted = f"values of at most {csv.field_size_limit()} characters"
             raise _broken(
-                file, f"{error} behind line {rows.line_num}", wanted, "look for an open quote there"
+                file,
+                f"the byte 0x{error.object[error.start]:02x} behind line {rows.line_num}",
+                "UTF-8",
+                "save it as UTF-8",
+            ) from None
+        except csv.Error as error:
+            raise _broken(
+                file,
+                f"{error} behind line {rows.line_num}",
+                f"values of at most {csv.field_size_limit()} characters",
+                "look for an open quote there",
             ) from None
 
 

@@ -44,8 +44,9 @@ def open_text(path: Path, error: type[UserError] = UserError) -> Iterator[Buffer
         with open_regular(path) as file, BufferedReader(cast(Any, _Bytes(file, str(path), error)), _BLOCK) as text:
             yield text
     except OSError as failed:
-        met = str(failed.strerror or failed)
-        raise error("cannot be read", where=str(path), met=met, wanted="a readable file") from None
+        raise error(
+            "cannot be read", where=str(path), met=str(failed.strerror or failed), wanted="a readable file"
+        ) from None
 
 
 def read_text(path: Path, most: int, error: type[UserError] = BadInput) -> bytes:
@@ -66,7 +67,8 @@ def unpacked(data: bytes, where: str, most: int) -> bytes:
 
 
 def _whole(file: Any, where: str, most: int, error: type[UserError]) -> bytes:
-    blocks, size = [], 0
+    blocks = []
+    size = 0
     while block := file.read(_BLOCK):  # not all at once: memory for `most` bytes would be taken
         blocks.append(block)
         size += len(block)
@@ -79,7 +81,9 @@ class _Bytes(io.RawIOBase):
     """The bytes of `open_text`, a block at a time."""
 
     def __init__(self, file: BinaryIO, where: str, error: type[UserError]) -> None:
-        self._where, self._error, self._count = where, error, 0
+        self._where = where
+        self._error = error
+        self._count = 0
         head = file.read(64)
         self._refuse(head)
         size = file.seek(0, io.SEEK_END)
@@ -105,15 +109,23 @@ class _Bytes(io.RawIOBase):
         try:
             data: bytes = self._file.read(most)
         except EOFError:
-            met = f"its end after {self._count} unpacked bytes"
-            raise self._error("gzip cut short", where=self._where, met=met, wanted="a whole file", do=AGAIN) from None
+            raise self._error(
+                "gzip cut short",
+                where=self._where,
+                met=f"its end after {self._count} unpacked bytes",
+                wanted="a whole file",
+                do=AGAIN,
+            ) from None
         except (gzip.BadGzipFile, zlib.error) as failed:
             raise self._error("damaged gzip", where=self._where, met=str(failed), wanted="gzip", do=AGAIN) from None
         self._count += len(data)
         if self._packed and self._count > self._most:
-            wanted = f"at most {_MOST_UNPACKED} times the packed size"
-            met = f"more than {self._most} unpacked bytes"
-            raise self._error("gzip that grows too much", where=self._where, met=met, wanted=wanted)
+            raise self._error(
+                "gzip that grows too much",
+                where=self._where,
+                met=f"more than {self._most} unpacked bytes",
+                wanted=f"at most {_MOST_UNPACKED} times the packed size",
+            )
         return data
 
     def _refuse(self, head: bytes) -> None:
@@ -122,8 +134,13 @@ class _Bytes(io.RawIOBase):
         if not met and b"\0" in head[:4] and not head.startswith(_GZIP):
             met = "UTF-16 or UTF-32 without a mark" if any(head[:4]) else "zero bytes"
         if met:
-            do = "save it as UTF-8" if "UTF" in met else AGAIN if "zero" in met else "unpack it"
-            raise self._error("not a text file of UTF-8", where=self._where, met=met, wanted="UTF-8, or gzip", do=do)
+            raise self._error(
+                "not a text file of UTF-8",
+                where=self._where,
+                met=met,
+                wanted="UTF-8, or gzip",
+                do="save it as UTF-8" if "UTF" in met else AGAIN if "zero" in met else "unpack it",
+            )
 
 
 def _is_odd(head: bytes) -> bool:

@@ -139,18 +139,27 @@ def chosen_source(text: str) -> Source:
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
-        wanted = "MODULE:CLASS, such as examples.your_own_source:Boxes"
-        raise UserError("no such source", where=text, met=str(error), wanted=wanted) from None
+        raise UserError(
+            "no such source", where=text, met=str(error), wanted="MODULE:CLASS, such as examples.your_own_source:Boxes"
+        ) from None
     is_class = isinstance(found, type) and issubclass(found, Source)
     source = found() if is_class and not inspect.isabstract(found) else found
     if not isinstance(source, Source):
         missing = ", ".join(sorted(found.__abstractmethods__)) if is_class else ""
-        met = f"no method {missing}" if missing else repr(found)[:80]
-        raise UserError("not a source", where=text, met=met, wanted="a subclass of Source with find and load")
+        raise UserError(
+            "not a source",
+            where=text,
+            met=f"no method {missing}" if missing else repr(found)[:80],
+            wanted="a subclass of Source with find and load",
+        )
     name = getattr(source, "name", "")
     if name in SOURCES or not isinstance(name, str) or not _NAME.fullmatch(name):
-        wanted = "a name that no other source has, of letters, digits, +, - and _"
-        raise UserError("name of a source", where=text, met=repr(name), wanted=wanted)
+        raise UserError(
+            "name of a source",
+            where=text,
+            met=repr(name),
+            wanted="a name that no other source has, of letters, digits, +, - and _",
+        )
     return source
 
 
@@ -160,6 +169,10 @@ def choices_of(source: Source, given: Mapping[str, Any]) -> dict[str, Any]:
     for name in chosen:
         if name not in source.choices:
             flag = "--" + name.replace("_", "-")
-            wanted = ", ".join("--" + choice.replace("_", "-") for choice in source.choices) or "no such option"
-            raise UserError("not an option of this source", where=source.name, met=flag, wanted=wanted)
+            raise UserError(
+                "not an option of this source",
+                where=source.name,
+                met=flag,
+                wanted=", ".join("--" + choice.replace("_", "-") for choice in source.choices) or "no such option",
+            )
     return {**source.choices, **chosen}

@@ -60,8 +60,12 @@ def find_beside(root: Path, records: RecordsWriter) -> dict[str, int]:
         others = [] if found else _other_files(root, own, not_pictures)
         records.attach(path, {"masks": {"files": found, "alone": alone, "others": others}})
         for first in {pictures.setdefault(mask, path) for mask in found} - {path}:
-            met = f"{first} and {path} -> {found[0]}"
-            error = BadInput("one mask for two pictures", met=met, wanted="a mask for each", do="rename or delete one")
+            error = BadInput(
+                "one mask for two pictures",
+                met=f"{first} and {path} -> {found[0]}",
+                wanted="a mask for each",
+                do="rename or delete one",
+            )
             for one in (first, path):
                 refuse(records, one, error)
     stored = sum(1 for _ in walk(root, _is_picture, counts, records, lambda name: True, "masks"))
@@ -75,8 +79,12 @@ def load_beside(root: Path, path: str, found: Mapping[str, Any], options: Mappin
     picture = read_picture(below(root, path))
     size = (picture.height, picture.width)
     if not found["files"] and found["others"]:
-        met, wanted = ", ".join(found["others"]), " ".join(_PICTURES)
-        raise BadInput("a mask file of a kind that is not taken", met=met, wanted=wanted, do="save it as PNG")
+        raise BadInput(
+            "a mask file of a kind that is not taken",
+            met=", ".join(found["others"]),
+            wanted=" ".join(_PICTURES),
+            do="save it as PNG",
+        )
     if not found["files"]:
         raise DroppedInput(NO_OBJECT, met="a picture alone", wanted=_NAMED)
     notes: Counter[str] = Counter()

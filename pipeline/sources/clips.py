@@ -46,11 +46,13 @@ def _spread(frames: Sequence[int], k: int, shown: Shown, objects: Set[str]) -> l
     for i in range(k):
         stretch = range(i * len(frames) // k, (i + 1) * len(frames) // k)
         middle = (2 * i + 1) * len(frames) // (2 * k)
-        best, best_score = None, (0, 0)
+        best = None
+        best_score = (0, 0)
         for place in sorted(stretch, key=lambda place: (abs(place - middle), place)):
             here = shown(frames[place])
             if (score := (len(here - seen), len(here))) > best_score:
-                best, best_score = frames[place], score
+                best = frames[place]
+                best_score = score
             if here >= objects:
                 best = frames[place]
                 break

@@ -39,7 +39,8 @@ class Coco(Source):
     choices: Mapping[str, Any] = {"split": "train", "mask_slack": 0}
 
     def __init__(self, name: str, pattern: str) -> None:
-        self.name, self._pattern = name, pattern
+        self.name = name
+        self._pattern = pattern
 
     def find(self, root: Path, choices: Mapping[str, Any], records: RecordsWriter) -> dict[str, int]:
         file, folders = annotation_file(root, self._pattern, str(choices["split"]), tools=self.name == "coco")
@@ -75,7 +76,8 @@ def category_names(file: Path, counts: Counter[str]) -> dict[str | None, str]:
     names: dict[str | None, str] = {}
     shared: set[str] = set()
     for item in read_items(file, "categories.item"):
-        number, name = id_of(item), item.get("name") if isinstance(item, dict) else None
+        number = id_of(item)
+        name = item.get("name") if isinstance(item, dict) else None
         if number is None or not isinstance(name, str) or not name:
             counts["categories without an id or a name"] += 1
         elif names.setdefault(number, name) != name:
@@ -140,11 +142,15 @@ def image_sample(
     annotations = [part for part in rest if _AGAIN not in part]
     size = size_of(image)
     if size is None:
-        met = f"height {image.get('height')}, width {image.get('width')}"
-        raise BadInput("image without its size", met=met[:80], wanted="whole numbers of pixels")
+        raise BadInput(
+            "image without its size",
+            met=f"height {image.get('height')}, width {image.get('width')}"[:80],
+            wanted="whole numbers of pixels",
+        )
     if others := [part[_AGAIN] for part in rest if _AGAIN in part and part[_AGAIN] != [*size]]:
-        met, wanted = f"{[*size]} and {others[0]}", "one height and width"
-        raise BadInput("listed twice with different sizes", met=met, wanted=wanted)
+        raise BadInput(
+            "listed twice with different sizes", met=f"{[*size]} and {others[0]}", wanted="one height and width"
+        )
     picture = read_picture(below(root, path), size, slack=slack)
     candidates = [_candidate(annotation, size, texts_of(annotation)) for annotation in annotations]
     raw = sample_of(path, kind, [(PurePosixPath(path).name, picture)], candidates, {"image": image, **more})

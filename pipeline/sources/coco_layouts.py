@@ -51,11 +51,20 @@ def annotation_file(root: Path, pattern: str, split: str, tools: bool = True) ->
     found = released or exported
     if len(found) != 1:
         there = found or _released(root, pattern, "", any_split=True)
-        met = ", ".join(path.relative_to(root).name if not exported else str(path.relative_to(root)) for path in there)
-        do = "say which with --split" if there else "see docs/datasets/coco.md for the layout"
-        do = "move the others away, or rename one as COCO's are called" if exported else do
-        wanted = f"one {pattern.format(split=split)}"
-        raise UserError("annotation file", where=str(root), met=met or "none", wanted=wanted, do=do)
+        raise UserError(
+            "annotation file",
+            where=str(root),
+            met=", ".join(
+                path.relative_to(root).name if not exported else str(path.relative_to(root)) for path in there
+            )
+            or "none",
+            wanted=f"one {pattern.format(split=split)}",
+            do="move the others away, or rename one as COCO's are called"
+            if exported
+            else "say which with --split"
+            if there
+            else "see docs/datasets/coco.md for the layout",
+        )
     if released:
         return found[0], [*_USUAL, *(folder.format(split=split) for folder in _TOOLS)]
     own = found[0].parent.relative_to(root).as_posix()

@@ -39,7 +39,8 @@ class Dam(Source):
         found = Counter(dict.fromkeys(("regions", "regions without a picture", "regions of another shape"), 0))
         for file in files:
             folder = file.parent.relative_to(root).as_posix()
-            subset, named = _Subset(root, folder, found), set[str]()
+            subset = _Subset(root, folder, found)
+            named = set[str]()
             for region in _regions(file):
                 image, tar = (region.get("image"), region.get("tar_file")) if isinstance(region, dict) else (None, None)
                 if not isinstance(image, str) or not isinstance(tar, str | None):
@@ -70,7 +71,8 @@ class Dam(Source):
         regions = Regions((picture.height, picture.width), notes)
         for part in parts:
             region = dict(part["region"])
-            mask, caption = region.pop("mask_rle", None), region.pop("caption", None)
+            mask = region.pop("mask_rle", None)
+            caption = region.pop("caption", None)
             texts = [text for text in (caption if isinstance(caption, list) else [caption]) if _is_text(text)]
             notes[NO_CAPTION] += not texts
             regions.add([mask], texts, region, id=region.get("ann_id"))
@@ -81,7 +83,9 @@ class _Subset:
     """The pictures of one subset: members of tars, or files."""
 
     def __init__(self, root: Path, folder: str, counts: Counter[str]) -> None:
-        self._root, self._folder, self._counts = root, PurePosixPath(folder), counts
+        self._root = root
+        self._folder = PurePosixPath(folder)
+        self._counts = counts
         self._tars: dict[str, tuple[str, _Members]] = {}
         self._files = Finder(root, [(self._folder / name).as_posix() for name in ("images", ".")])
 

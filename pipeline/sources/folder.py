@@ -51,8 +51,11 @@ class FolderSource(Source):
             return find_beside(root, records)
         if is_labelme(root):
             return find_labelme(root, records)
-        wanted = f"{LINES}, or images/ and masks/, or labelme's json files"
-        raise UserError("not a folder of this kind", where=str(root), wanted=wanted)
+        raise UserError(
+            "not a folder of this kind",
+            where=str(root),
+            wanted=f"{LINES}, or images/ and masks/, or labelme's json files",
+        )
 
     def files(self, path: str, parts: Iterator[Any]) -> Iterable[str]:
         found = next(parts)
@@ -66,15 +69,20 @@ class FolderSource(Source):
     def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any]) -> RawSample:
         raise_refused(parts)
         if len(parts) != 1:
-            do = 'give each line an "id" of its own'
-            raise BadInput("described more than once", met=f"{len(parts)} lines", wanted="one line a sample", do=do)
+            raise BadInput(
+                "described more than once",
+                met=f"{len(parts)} lines",
+                wanted="one line a sample",
+                do='give each line an "id" of its own',
+            )
         if "broken" in parts[0]:
             raise BadInput("not a sample", met=parts[0]["broken"], wanted='{"image": PATH, "objects": [...]}')
         if "masks" in parts[0]:
             return load_beside(root, path, parts[0]["masks"], options)
         if "labelme" in parts[0]:
             return load_labelme(root, path, parts[0]["labelme"])
-        line, elsewhere = parts[0]["line"], parts[0].get("elsewhere", {})
+        line = parts[0]["line"]
+        elsewhere = parts[0].get("elsewhere", {})
         frames = [line["image"]] if "image" in line else line.get("frames")
         if not isinstance(frames, list) or not frames or not all(isinstance(name, str) for name in frames):
             raise BadInput("no picture named", met=str(frames)[:80], wanted='"image": PATH or "frames": [PATH, ...]')
@@ -99,11 +107,13 @@ def _find_lines(root: Path, records: RecordsWriter) -> dict[str, int]:
             if not raw.strip():
                 continue
             if not counts["lines"] and _ONE_DOCUMENT.match(raw + file.peek(1)[:1]):
-                met, do = (
-                    f"{raw[:20].decode('latin-1')!a} in line {number}",
-                    "write it with json.dumps, a line each",
+                raise UserError(
+                    "not JSON Lines",
+                    where=str(root / LINES),
+                    met=f"{raw[:20].decode('latin-1')!a} in line {number}",
+                    wanted="one sample a line",
+                    do="write it with json.dumps, a line each",
                 )
-                raise UserError("not JSON Lines", where=str(root / LINES), met=met, wanted="one sample a line", do=do)
             counts["lines"] += 1
             try:
                 line = parse_json(raw.rstrip(), f"{LINES}#line-{number}", _MOST_BYTES)
@@ -154,8 +164,9 @@ def _candidate(
 ) -> Candidate:
     given = [item["mask"]] if "mask" in item else item.get("masks", [])
     if not isinstance(given, list) or len(given) != len(sizes):
-        met = f"object {number}: {str(given)[:60]}"
-        raise BadInput("masks of an object", met=met, wanted=f"{len(sizes)}, one a frame")
+        raise BadInput(
+            "masks of an object", met=f"object {number}: {str(given)[:60]}", wanted=f"{len(sizes)}, one a frame"
+        )
     texts = item.get("texts", [])
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise BadInput("texts of an object", met=f"object {number}: {str(texts)[:60]}", wanted="a list of texts")

@@ -56,8 +56,11 @@ class Gcg(Source):
             for kind, name in ((kind, f"{kind}_{split}.json") for kind in _FOLDERS)
         ]
         if not any(file for _, file in files):
-            wanted = f"annotations/{files[0][0]}_{split}.json or another of the four"
-            raise UserError("no annotations of grounded captions", where=str(root), wanted=wanted)
+            raise UserError(
+                "no annotations of grounded captions",
+                where=str(root),
+                wanted=f"annotations/{files[0][0]}_{split}.json or another of the four",
+            )
         found = Counter(dict.fromkeys(("captions without a picture", "captions of another shape"), 0))
         for kind, file in files:
             if file is not None:
@@ -156,7 +159,8 @@ def _grounded(part: dict[str, Any], parts: Sequence[Any], notes: Counter[str]) -
 
 def _told(part: dict[str, Any], grounded: Iterable[Grounded], regions: Regions) -> dict[str, Any]:
     """Put a caption's regions down; the caption with its phrases, as the sample's JSON has it."""
-    record, notes = part["caption"], regions.notes
+    record = part["caption"]
+    notes = regions.notes
     text, lead = unquoted(record["caption"])
     notes[SHORT] += len(text.split()) < _FEW_WORDS
     placed: list[tuple[Span | None, str, str]] = []

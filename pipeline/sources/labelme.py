@@ -77,8 +77,12 @@ def _picture(root: Path, path: str, stated: Any, beside: str | None, notes: Coun
     finder = _finder(root, PurePosixPath(path).parent.as_posix())
     named = finder.locate(stated) if isinstance(stated, str) else None
     if named and beside and named != beside:  # a copied json: nobody can tell which picture the shapes belong to
-        met = f"imagePath {stated!r} beside {PurePosixPath(beside).name}"
-        raise BadInput("a json of two pictures", met=met, wanted="one picture", do="mend imagePath")
+        raise BadInput(
+            "a json of two pictures",
+            met=f"imagePath {stated!r} beside {PurePosixPath(beside).name}",
+            wanted="one picture",
+            do="mend imagePath",
+        )
     if named:
         return named
     if beside:
@@ -109,7 +113,8 @@ def _objects(shapes: Sequence[dict[str, Any]], notes: Counter[str]) -> list[list
     objects: list[list[dict[str, Any]]] = []
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for shape in shapes:
-        label, group = shape.get("label"), shape.get("group_id")
+        label = shape.get("label")
+        group = shape.get("group_id")
         if label in _NO_OBJECTS:
             notes[IGNORED] += 1
         elif group is None:
@@ -139,7 +144,8 @@ def _union(shapes: Sequence[dict[str, Any]], size: Size) -> Bool:
 
 def _mask(shape: Mapping[str, Any], size: Size) -> Bool:
     """(H, W) bool: a shape's pixels."""
-    kind, points = shape.get("shape_type") or "polygon", _points(shape.get("points"))
+    kind = shape.get("shape_type") or "polygon"
+    points = _points(shape.get("points"))
     draw = _DRAW.get(str(kind))
     if draw is None:
         raise BadInput("a shape without an area", met=str(kind)[:40], wanted=" or ".join(_DRAW))
@@ -188,11 +194,16 @@ def _bitmap(points: list[tuple[float, float]], shape: Mapping[str, Any], size: S
     except (binascii.Error, ValueError):
         raise BadInput("broken mask of a shape", met=str(shape.get("mask"))[:40], wanted="a PNG in base64") from None
     pixels = np.asarray(open_image(data).convert("L")) > 0
-    (high, wide), (left, top) = pixels.shape, (round(points[0][0]), round(points[0][1]))
+    (high, wide) = pixels.shape
+    left = round(points[0][0])
+    top = round(points[0][1])
     whole = np.zeros(size, np.bool_)
     if left < 0 or top < 0 or top + high > size[0] or left + wide > size[1]:
-        met = f"{high} x {wide} at row {top}, column {left}"
-        raise BadInput("a mask that leaves its picture", met=met, wanted=f"inside {size[0]} x {size[1]}")
+        raise BadInput(
+            "a mask that leaves its picture",
+            met=f"{high} x {wide} at row {top}, column {left}",
+            wanted=f"inside {size[0]} x {size[1]}",
+        )
     whole[top : top + high, left : left + wide] = pixels
     return whole
 

@@ -60,8 +60,11 @@ def sample_of(
         try:
             own = [Mask.of(read()) for read in candidate.masks]
             if not any(mask.any() for mask in own):
-                met = "0 pixels of " + ", ".join(f"{mask.shape[0]} x {mask.shape[1]}" for mask in own[:3])
-                raise BadInput(EMPTY, met=met, wanted="an object")
+                raise BadInput(
+                    EMPTY,
+                    met="0 pixels of " + ", ".join(f"{mask.shape[0]} x {mask.shape[1]}" for mask in own[:3]),
+                    wanted="an object",
+                )
         except BadInput as error:
             faults.append((described.id, error))
             continue
@@ -90,7 +93,8 @@ class _Names:
 
     def own(self, described: RawObject) -> RawObject:
         """The object under an id that none before it has."""
-        name, number = described.id, 1
+        name = described.id
+        number = 1
         while name in self._used:
             number += 1
             name = f"{described.id}-{number}"

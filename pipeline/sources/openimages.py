@@ -68,7 +68,9 @@ class OpenImages(Source):
             records.add(f"{folder}/{name}", size)
             counts["images"] += 1
         # Names are counted as 64-bit hashes: there are millions. Kept sorted: parts must come in one order everywhere.
-        stored, wanted, described = array("q"), array("q"), array("q")
+        stored = array("q")
+        wanted = array("q")
+        described = array("q")
         for mask, place in _stored_masks(root, split, counts):
             records.attach(_photo(folder, mask.split("_")[0]), {"mask": mask, **place})
             stored.append(hash(mask))
@@ -129,11 +131,13 @@ def _mask(root: Path, part: Mapping[str, Any], places: Mapping[str, Any], size: 
         raise BadInput("no mask file", met=part["row"]["MaskPath"], wanted="a file of this name")
     file = below(root, place["file"])
     mask = masks.from_image(open_image(read_member(file, place) if "at" in place else file))
-    (height, width), (high, wide) = size, mask.shape
+    (height, width) = size
+    (high, wide) = mask.shape
     # One picture resized to two sizes whose sides were rounded: each side may be off by a pixel.
     if abs(wide * height - high * width) > height + width + high + wide:
-        met, wanted = f"{high} x {wide}", f"the shape of {height} x {width}"
-        raise BadInput("mask and picture differ in shape", met=met, wanted=wanted)
+        raise BadInput(
+            "mask and picture differ in shape", met=f"{high} x {wide}", wanted=f"the shape of {height} x {width}"
+        )
     return mask
 
 
@@ -160,8 +164,12 @@ def _first(root: Path, patterns: Sequence[str], split: str, what: str) -> Path:
     for pattern in patterns:
         if (path := root / pattern.format(split=split)).exists():
             return path
-    do = "see docs/datasets/openimages.md for the layout"
-    raise UserError(f"no {what}", where=str(root), wanted=patterns[0].format(split=split), do=do)
+    raise UserError(
+        f"no {what}",
+        where=str(root),
+        wanted=patterns[0].format(split=split),
+        do="see docs/datasets/openimages.md for the layout",
+    )
 
 
 def _photos(folder: Path, counts: Counter[str]) -> Iterator[tuple[str, int]]:
@@ -226,8 +234,12 @@ def _rows(file: Path) -> Iterator[tuple[dict[str, str], bool]]:
     lines = read_table(file)
     header = next(lines, [])
     if missing := [name for name in _NEEDED if name not in header]:
-        met, wanted = ",".join(header)[:80], "a first line with " + ", ".join(missing)
-        raise UserError("not a table of objects", where=str(file), met=met or "no line", wanted=wanted)
+        raise UserError(
+            "not a table of objects",
+            where=str(file),
+            met=",".join(header)[:80] or "no line",
+            wanted="a first line with " + ", ".join(missing),
+        )
     for values in lines:
         row = dict(zip(header, values, strict=False))
         yield {"ImageID": "", **row}, len(values) == len(header)

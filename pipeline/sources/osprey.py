@@ -50,8 +50,11 @@ class Osprey(Source):
         """Every picture that a record names. A record of an unsafe name becomes an input that `load` refuses."""
         folder = next((root / name for name in _ANNOTATIONS if any((root / name / f).is_file() for f in _FILES)), None)
         if folder is None:
-            wanted = f"{_ANNOTATIONS[0]}/{_FILES[0]} or another of the five"
-            raise UserError("no annotations of Osprey-724K", where=str(root), wanted=wanted)
+            raise UserError(
+                "no annotations of Osprey-724K",
+                where=str(root),
+                wanted=f"{_ANNOTATIONS[0]}/{_FILES[0]} or another of the five",
+            )
         pictures = Finder(root, _FOLDERS)
         found: Counter[str] = Counter({"records without a picture": 0, "records of another shape": 0})
         for file in _FILES:
@@ -74,7 +77,8 @@ class Osprey(Source):
     def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any]) -> RawSample:
         raise_refused(parts)
         notes: Counter[str] = Counter()
-        source, kept = below(root, path), []
+        source = below(root, path)
+        kept = []
         for part in parts:
             reason = _fault(part["record"])
             if reason:
@@ -106,7 +110,9 @@ def _descriptions(record: dict[str, Any]) -> Any:
 
 def _fault(record: dict[str, Any]) -> str:
     """Why a record cannot be used; empty where it can."""
-    annotation, said, described = record.get("annotation"), record.get("conversations"), _descriptions(record)
+    annotation = record.get("annotation")
+    said = record.get("conversations")
+    described = _descriptions(record)
     if not isinstance(annotation, list) or not all(isinstance(item, dict) for item in annotation) or not annotation:
         return "no regions"
     if not said and not described:
@@ -136,7 +142,8 @@ def _fault(record: dict[str, Any]) -> str:
 
 def _tell(file: str, record: dict[str, Any], regions: Regions) -> dict[str, Any]:
     """Put the record's regions down; the record as it stands, with the ids of their objects for their outlines."""
-    annotation, described = record["annotation"], _descriptions(record) or []
+    annotation = record["annotation"]
+    described = _descriptions(record) or []
     matches = [_DESCRIPTION.match(text) for text in described]
     if all(matches):
         texts = {int(match[1]) - 1: match[2] for match in matches if match}

@@ -20,7 +20,8 @@ from pipeline.sources.sav_video import TRUNCATED, annotated_sample, open_annotat
 from pipeline.sources.video_file import open_video
 from shards.errors import BadInput, UserError
 
-_FILE, _VIDEOS = "Ref-SAV.json", ("", "sam_v_full", "video_datas/sam_v_full")
+_FILE = "Ref-SAV.json"
+_VIDEOS = ("", "sam_v_full", "video_datas/sam_v_full")
 _TEXT = "formated"  # spelt so in the file
 
 
@@ -43,8 +44,11 @@ class RefSav(Source):
                 if not all(isinstance(item.get(_TEXT, ""), str) for item in objects):
                     raise TypeError("an expression that is no text")
             except (KeyError, TypeError, AttributeError) as error:
-                met = f"video {video_id!r}: {type(error).__name__} {error}"
-                raise UserError("not the entry of a video", where=str(file), met=met) from None
+                raise UserError(
+                    "not the entry of a video",
+                    where=str(file),
+                    met=f"video {video_id!r}: {type(error).__name__} {error}",
+                ) from None
             sizes = [_size(root, path) for path in paths]
             records.add(paths[0], sum(sizes))
             rest = {key: value for key, value in body.items() if key != "objects"}
@@ -70,8 +74,7 @@ class RefSav(Source):
         items = {}
         for item in body["objects"]:
             if not item["id"].isdecimal() or int(item["id"]) >= annotation.objects:
-                met, wanted = f"object {item['id']}", f"less than {annotation.objects}"
-                raise BadInput("no such masklet", met=met, wanted=wanted)
+                raise BadInput("no such masklet", met=f"object {item['id']}", wanted=f"less than {annotation.objects}")
             items[int(item["id"])] = item
         usable = annotation.usable(video)
 

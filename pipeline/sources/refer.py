@@ -37,7 +37,8 @@ class Refer(Source):
     def find(self, root: Path, choices: Mapping[str, Any], records: RecordsWriter) -> dict[str, int]:
         folder = root / self.name if (root / self.name).is_dir() else root
         refs = _read_refs(folder / f"refs({choices['split_by']}).p", str(choices["split"]))
-        file, counts = folder / "instances.json", Counter(dict.fromkeys(("images", "images without a file"), 0))
+        file = folder / "instances.json"
+        counts = Counter(dict.fromkeys(("images", "images without a file"), 0))
         of_object: dict[str | None, list[Any]] = defaultdict(list)
         for ref in refs:
             of_object[as_id(ref["ann_id"])].append(ref)
@@ -47,7 +48,8 @@ class Refer(Source):
         paths = put_down_images(file, image_finder(root, _IMAGES), records, counts, images)
         taken: dict[str | None, str] = {}
         for annotation in read_items(file, "annotations.item"):
-            number, path = id_of(annotation), paths.get(id_of(annotation, "image_id"))
+            number = id_of(annotation)
+            path = paths.get(id_of(annotation, "image_id"))
             if path is not None and number in taken:  # nobody can tell which of the two a sentence means
                 met = f"annotation {number} of {taken[number]} and {path}"
                 for one in (taken[number], path):
@@ -77,23 +79,35 @@ def _sentences(annotation: dict[str, Any]) -> tuple[str, ...]:
 def _read_refs(file: Path, split: str) -> list[dict[str, Any]]:
     """The refs of a split ("all": of every split), each with what is needed of it and no more."""
     if not file.exists():
-        met = ", ".join(sorted(path.name for path in matching(file.parent, "refs(*).p"))) or "none"
-        raise UserError("no such file", where=str(file), met=met, do="say which with --split-by, or give --root")
+        raise UserError(
+            "no such file",
+            where=str(file),
+            met=", ".join(sorted(path.name for path in matching(file.parent, "refs(*).p"))) or "none",
+            do="say which with --split-by, or give --root",
+        )
     loaded = read_pickle(file)
-    chosen, number = [], 0
+    chosen = []
+    number = 0
     try:
         for ref in loaded:
             number += 1
             if split in ("all", ref["split"]):
                 chosen.append(_checked(ref))
     except (TypeError, KeyError) as error:
-        where = f"{file}, ref {number}" if number else str(file)
-        met = f"no {error}" if isinstance(error, KeyError) else str(error)
-        wanted = "a list of refs with ref_id, ann_id, image_id, category_id, split, sentences of sent_id, raw, sent"
-        raise UserError("not refer's pickle", where=where, met=met, wanted=wanted) from None
+        raise UserError(
+            "not refer's pickle",
+            where=f"{file}, ref {number}" if number else str(file),
+            met=f"no {error}" if isinstance(error, KeyError) else str(error),
+            wanted="a list of refs with ref_id, ann_id, image_id, category_id, split, sentences of sent_id, raw, sent",
+        ) from None
     if not chosen:
-        met = ", ".join(sorted({str(ref["split"]) for ref in loaded})) or "no ref at all"
-        raise UserError("no ref of this split", where=str(file), met=met, wanted=split, do="give --split")
+        raise UserError(
+            "no ref of this split",
+            where=str(file),
+            met=", ".join(sorted({str(ref["split"]) for ref in loaded})) or "no ref at all",
+            wanted=split,
+            do="give --split",
+        )
     return chosen
 
 

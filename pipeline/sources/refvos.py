@@ -61,7 +61,9 @@ class RefVos(Source):
     choices: Mapping[str, Any] = {"split": "train", "frames": 5, "mask_slack": 0}
 
     def __init__(self, name: str, layout: Callable[[Path, str], Layout], ids: str) -> None:
-        self.name, self._layout, self._ids = name, layout, ids
+        self.name = name
+        self._layout = layout
+        self._ids = ids
 
     def find(self, root: Path, choices: Mapping[str, Any], records: RecordsWriter) -> dict[str, int]:
         layout = self._layout(root, str(choices["split"]))
@@ -79,9 +81,13 @@ class RefVos(Source):
                 described = _described(name, body, layout, self._ids)
                 of_pickle = pickled.of_video(described) if pickled else {}
             except (KeyError, TypeError, AttributeError) as error:
-                met = f"video {name!r}: {type(error).__name__} {error}"
-                raise UserError("not the entry of a video", where=str(layout.where), met=met) from None
-            path, objects = described["path"], _objects(described)
+                raise UserError(
+                    "not the entry of a video",
+                    where=str(layout.where),
+                    met=f"video {name!r}: {type(error).__name__} {error}",
+                ) from None
+            path = described["path"]
+            objects = _objects(described)
             if twice:  # nobody can tell which expressions and frames are meant
                 twin = BadInput("a video listed twice", met=f"{name} in {layout.where.name}", wanted="one entry")
                 refuse(records, path, twin)
@@ -122,7 +128,8 @@ class RefVos(Source):
     def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any]) -> RawSample:
         raise_refused(parts)
         video, *given = parts
-        folder, objects = below(root, path), _objects(video)
+        folder = below(root, path)
+        objects = _objects(video)
         for name in video["frames"]:
             below(root, name)
         if not objects and not any(item.keys() & {"obj_id", "anno_id", "type_id"} for item in video["expressions"]):
@@ -137,15 +144,20 @@ class RefVos(Source):
         files = Frames(folder)
         there = [n for n, name in enumerate(video["frames"]) if read.has(n) and files.named(name)]
         if not there:
-            met = f"none of {len(video['frames'])} listed frames has both"
-            raise BadInput("no frames", where=path, met=met, wanted="pictures with masks")
+            raise BadInput(
+                "no frames",
+                where=path,
+                met=f"none of {len(video['frames'])} listed frames has both",
+                wanted="pictures with masks",
+            )
 
         def faults() -> list[Fault]:
             return [(number, fault) for number in objects if (fault := read.fault(number)) is not None]
 
         shown: Shown = lambda i: read.shown(there[i]) & {*objects}  # noqa: E731
         chosen = [there[i] for i in choose_frames(len(there), options["frames"], shown, {*objects}, faults)]
-        sizes, names = [read.size(n) for n in chosen], [video["frames"][n] for n in chosen]
+        sizes = [read.size(n) for n in chosen]
+        names = [video["frames"][n] for n in chosen]
         slack = options.get("mask_slack", 0)
         pictures = [
             (name, read_picture(files.named(name) or folder / name, size, slack=slack))

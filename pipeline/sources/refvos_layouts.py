@@ -22,8 +22,11 @@ _MISSPELT = {"clasic-car": "classic-car", "dog-scale": "dogs-scale", "motor-bike
 def youtube_vos(root: Path, split: str) -> Layout:
     """Masks are palette PNGs; where there are none, the pickle that Sa2VA derived from those of `train`."""
     file = _expressions(root / "meta_expressions" / split / "meta_expressions.json")
-    annotations, pickle, test = f"{split}/Annotations", root / "mask_dict.pkl", file.parents[1] / "test" / file.name
-    has_pngs, without = (root / annotations).is_dir(), frozenset[str]()
+    annotations = f"{split}/Annotations"
+    pickle = root / "mask_dict.pkl"
+    test = file.parents[1] / "test" / file.name
+    has_pngs = (root / annotations).is_dir()
+    without = frozenset[str]()
     if split == "valid" and test.exists():  # the file of `valid` holds the videos of `test` too
         without = frozenset(name for name, _ in read_pairs(test, "videos"))
     return Layout(
@@ -39,7 +42,8 @@ def youtube_vos(root: Path, split: str) -> Layout:
 
 def mevis(root: Path, split: str) -> Layout:
     """Splits `train` and `valid_u`; `valid` has no masks."""
-    file, masks = _expressions(root / split / "meta_expressions.json"), root / split / "mask_dict.json"
+    file = _expressions(root / split / "meta_expressions.json")
+    masks = root / split / "mask_dict.json"
     videos = read_pairs(file, "videos")
     return Layout(file, videos, f"{split}/JPEGImages", masks=masks if masks.exists() else None)
 
@@ -61,10 +65,15 @@ def davis(root: Path, split: str) -> Layout:
     texts = root / "davis_text_annotations"
     base = next((base for base in ("", "DAVIS/") if (root / base / "JPEGImages" / "480p").is_dir()), None)
     if not texts.is_dir() or base is None:
-        wanted = "meta_expressions/, or davis_text_annotations/ and DAVIS/"
-        raise UserError("no expressions", where=str(root), wanted=wanted, do="see docs/datasets/refvos.md")
+        raise UserError(
+            "no expressions",
+            where=str(root),
+            wanted="meta_expressions/, or davis_text_annotations/ and DAVIS/",
+            do="see docs/datasets/refvos.md",
+        )
     names = _file(root / base / "ImageSets" / "2017" / f"{'val' if split == 'valid' else split}.txt")
-    pictures, annotations = f"{base}JPEGImages/480p", f"{base}Annotations_unsupervised/480p"
+    pictures = f"{base}JPEGImages/480p"
+    annotations = f"{base}Annotations_unsupervised/480p"
     if not (root / annotations).is_dir():  # the semi-supervised ones number objects otherwise
         raise UserError("no such folder", where=str(root / annotations), do="fetch DAVIS 2017 Unsupervised trainval")
     videos = _davis_videos(texts, _read(names, "utf-8").split(), root / pictures)
@@ -82,8 +91,9 @@ def _davis_videos(texts: Path, names: list[str], pictures: Path) -> Iterator[tup
                 continue
             match = _LINE.fullmatch(line)
             if match is None:
-                wanted = 'video, object, "expression"'
-                raise UserError("broken line", where=f"{file}:{number}", met=line[:60], wanted=wanted)
+                raise UserError(
+                    "broken line", where=f"{file}:{number}", met=line[:60], wanted='video, object, "expression"'
+                )
             name = _MISSPELT.get(match[1], match[1])
             found.setdefault(name, {}).setdefault(match[2], [[] for _ in _TEXTS])[place].append(match[3])
     for name in names:
@@ -112,8 +122,12 @@ def _categories(file: Path) -> dict[str, dict[str, str]]:
 
 def _expressions(file: Path) -> Path:
     if not file.exists():
-        do = "give --split, or --root; see docs/datasets/refvos.md for the layout"
-        raise UserError("no expressions of this split", where=str(file), met="no such file", do=do)
+        raise UserError(
+            "no expressions of this split",
+            where=str(file),
+            met="no such file",
+            do="give --split, or --root; see docs/datasets/refvos.md for the layout",
+        )
     return file
 
 

@@ -46,8 +46,9 @@ class Pngs:
         ids = {one for n in range(len(self._files)) if self.has(n) for one in self.shown(n)}
         if not ids:
             return None
-        met = f"ids {', '.join(sorted(ids, key=int)[:6])} in the masks"
-        return BadInput("no pixel of an object's id", met=met, wanted=number)
+        return BadInput(
+            "no pixel of an object's id", met=f"ids {', '.join(sorted(ids, key=int)[:6])} in the masks", wanted=number
+        )
 
 
 class Lists:
@@ -59,7 +60,8 @@ class Lists:
             if part["object"] in self._lists and self._lists[part["object"]] != part["masks"]:
                 raise BadInput("two lists of masks for one object", met=part["object"], wanted="one")
             self._lists[part["object"]] = part["masks"]
-        self._frames, self._objects = len(frames), objects
+        self._frames = len(frames)
+        self._objects = objects
         self._fit = {number for number in objects if _length(self._lists.get(number)) == len(frames)}
 
     def has(self, n: int) -> bool:
@@ -74,8 +76,11 @@ class Lists:
         sizes = {size for own in lists if (size := rle_size(own[n]))}
         sizes = sizes or {size for own in lists for one in own if (size := rle_size(one))}
         if len(sizes) != 1:
-            what = "masks of several sizes" if sizes else "broken run lengths"
-            raise BadInput(what, met=str(sorted(sizes))[:60], wanted="one size a frame, [height, width]")
+            raise BadInput(
+                "masks of several sizes" if sizes else "broken run lengths",
+                met=str(sorted(sizes))[:60],
+                wanted="one size a frame, [height, width]",
+            )
         return sizes.pop()
 
     def mask(self, n: int, number: str, height: int, width: int) -> Bool:
@@ -83,8 +88,11 @@ class Lists:
             raise BadInput("no masks", met="no list", wanted=f"a list of {self._frames}")
         if number not in self._fit:
             given = self._lists[number]
-            met = f"{len(given)} masks" if isinstance(given, list) else f"no list: {str(given)[:40]}"
-            raise BadInput("masks do not fit the frames", met=met, wanted=f"{self._frames}, one a frame")
+            raise BadInput(
+                "masks do not fit the frames",
+                met=f"{len(given)} masks" if isinstance(given, list) else f"no list: {str(given)[:40]}",
+                wanted=f"{self._frames}, one a frame",
+            )
         given = self._lists[number][n]
         return masks.from_coco(given, height, width) if given else np.zeros((height, width), np.bool_)
 
@@ -109,7 +117,8 @@ class Pickled:
     """Sa2VA's `mask_dict.pkl`: keys count expressions, videos in the file's order and ids in that of texts."""
 
     def __init__(self, file: Path) -> None:
-        self._file, self._next = file, 0
+        self._file = file
+        self._next = 0
         self._lists = read_pickle(file)
         if not isinstance(self._lists, dict):
             raise UserError("not a dict of masks", where=str(file), met=type(self._lists).__name__)
@@ -118,16 +127,24 @@ class Pickled:
         """Object -> list of masks; an object whose expressions disagree shows that the order is another."""
         taken: dict[str, Any] = {}
         for item in video["expressions"]:
-            key, self._next = str(self._next), self._next + 1
+            key = str(self._next)
+            self._next = self._next + 1
             if key not in self._lists:
-                met = f"expression {item['id']} of {video['video']['id']}"
-                raise UserError("fewer masks than expressions", where=f"{self._file} {key}", met=met, wanted="masks")
+                raise UserError(
+                    "fewer masks than expressions",
+                    where=f"{self._file} {key}",
+                    met=f"expression {item['id']} of {video['video']['id']}",
+                    wanted="masks",
+                )
             lists = [_plain(mask) for mask in self._lists.pop(key)]
             for number in item["objects"]:
                 if taken.setdefault(number, lists) != lists:
-                    met = f"expression {item['id']} of {video['video']['id']}: other masks than object {number} has"
-                    do = "take the file of expressions that the pickle was made from"
-                    raise UserError("masks of another order", where=f"{self._file} {key}", met=met, do=do)
+                    raise UserError(
+                        "masks of another order",
+                        where=f"{self._file} {key}",
+                        met=f"expression {item['id']} of {video['video']['id']}: other masks than object {number} has",
+                        do="take the file of expressions that the pickle was made from",
+                    )
         return taken
 
     def check_all_taken(self) -> None:

@@ -101,12 +101,15 @@ class Sa1b(Source):
         raise_refused(parts)
         annotations = [part for part in parts if "annotation" in part]
         if len(annotations) != 1:
-            what = "more than one json for an image" if annotations else "an image without its json"
-            met = ", ".join(part["annotation"]["file"] for part in annotations) or "a picture alone"
-            raise BadInput(what, met=met, wanted=f"one {PurePosixPath(path).stem}.json")
+            raise BadInput(
+                "more than one json for an image" if annotations else "an image without its json",
+                met=", ".join(part["annotation"]["file"] for part in annotations) or "a picture alone",
+                wanted=f"one {PurePosixPath(path).stem}.json",
+            )
         if annotations[0].get("alone"):
-            met = annotations[0]["annotation"]["file"]
-            raise BadInput("a json without its image", met=met, wanted=PurePosixPath(path).name)
+            raise BadInput(
+                "a json without its image", met=annotations[0]["annotation"]["file"], wanted=PurePosixPath(path).name
+            )
         said = _read_json(root, annotations[0]["annotation"], PurePosixPath(path).stem)
         size = (said["image"]["height"], said["image"]["width"])
         packed = next((part["picture"] for part in parts if "picture" in part), None)
@@ -130,7 +133,8 @@ def _read_json(root: Path, where: Mapping[str, Any], stem: str) -> dict[str, Any
     """The annotation of the image called `stem`, its outer layers checked."""
     said = parse_json(_read(root, where), where["file"], _MAX_JSON)
     try:
-        image, size = said["image"], (said["image"]["height"], said["image"]["width"])
+        image = said["image"]
+        size = (said["image"]["height"], said["image"]["width"])
         fits = all(isinstance(side, int) and side > 0 for side in size) and isinstance(said["annotations"], list)
     except (KeyError, TypeError, IndexError):
         fits = False

@@ -88,17 +88,22 @@ def _read(path: Path) -> dict[str, Float]:
         fits = array.ndim == 3 and array.shape[2] == 3 if name.startswith("frame") else array.ndim == 2
         if not fits or not all(1 <= side <= _MAX_SIDE for side in array.shape[:2]):
             raise BadInput("wrong shape", met=f"{name} {array.shape}", wanted=f"{wanted}, sides 1 to {_MAX_SIDE}")
-        low, high = array.min(), array.max()
+        low = array.min()
+        high = array.max()
         if not (np.isfinite(low) and np.isfinite(high)):
             raise BadInput("NaN or infinite values", met=f"{name}: {low} to {high}", wanted="finite values")
         if low < -_TOLERANCE or high > 255 + _TOLERANCE:
             raise BadInput("values outside the range", met=f"{name}: {low} to {high}", wanted="0 to 255 or 0 to 1")
         checked[name] = array.astype(np.float32, copy=False)
     for number in (1, 2):
-        frame, mask = checked[f"frame{number}"], checked[f"mask{number}"]
+        frame = checked[f"frame{number}"]
+        mask = checked[f"mask{number}"]
         if frame.shape[:2] != mask.shape:
-            met = f"frame{number} {frame.shape[:2]}, mask{number} {mask.shape}"
-            raise BadInput("wrong shape", met=met, wanted="frame and mask of one size")
+            raise BadInput(
+                "wrong shape",
+                met=f"frame{number} {frame.shape[:2]}, mask{number} {mask.shape}",
+                wanted="frame and mask of one size",
+            )
     return checked
 
 

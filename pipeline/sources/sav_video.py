@@ -82,7 +82,9 @@ class SavVideo(Source):
         if match is None:
             raise BadInput("no masklet", met=path, wanted="VIDEO.mp4#manual-N or VIDEO.mp4#auto-N")
         annotation = open_annotation(below(root, f"{match[1]}_{match[2]}.json"))
-        video, place, k = open_video(below(root, f"{match[1]}.mp4")), int(match[3]), options["frames"]
+        video = open_video(below(root, f"{match[1]}.mp4"))
+        place = int(match[3])
+        k = options["frames"]
         if place >= annotation.objects:
             raise BadInput("no such masklet", met=f"{annotation.objects} masklets", wanted=f"number {place}")
         usable = annotation.usable(video)
@@ -91,12 +93,17 @@ class SavVideo(Source):
         if len(shown) < min(k, 2) and broken:
             raise unusable("mask", broken)
         if len(shown) < min(k, 2):
-            met = f"visible in {len(shown)} of {usable} annotated frames"
-            raise DroppedInput("visible in too few frames", met=met, wanted=f"at least {min(k, 2)}")
-        number, in_sight = str(place), {*shown}
+            raise DroppedInput(
+                "visible in too few frames",
+                met=f"visible in {len(shown)} of {usable} annotated frames",
+                wanted=f"at least {min(k, 2)}",
+            )
+        number = str(place)
+        in_sight = {*shown}
         chosen = choose_frames(usable, k, lambda n: {number} if n in in_sight else set(), {number})
         item = RawObject(number, (), annotation.about(place, chosen))
-        more, slack = {"video": annotation.video, "kind": match[2]}, options.get("mask_slack", 0)
+        more = {"video": annotation.video, "kind": match[2]}
+        slack = options.get("mask_slack", 0)
         raw = annotated_sample(path, self.name, video, annotation, chosen, {place: item}, more, slack)
         close = len(chosen) == 2 and (chosen[1] - chosen[0]) * STEP < FRAMES_A_SECOND
         notes = {**raw.notes, CLOSE: int(close), TRUNCATED: int(annotation.differs(video)), BROKEN: len(broken)}
@@ -146,11 +153,19 @@ class Annotation:
             if type(self.objects) is not int:
                 raise TypeError(f"masklet_num {str(self.objects)[:40]}")
         except (KeyError, TypeError, ValueError) as error:
-            met = f"{type(error).__name__} {error}"
-            raise BadInput("not SA-V's annotation", where=str(file), met=met, wanted="masklet, masklet_num") from None
+            raise BadInput(
+                "not SA-V's annotation",
+                where=str(file),
+                met=f"{type(error).__name__} {error}",
+                wanted="masklet, masklet_num",
+            ) from None
         if (lengths or {0}) != {self.objects}:
-            met = f"{sorted(lengths)} masks a frame"
-            raise BadInput("masklets of several lengths", where=str(file), met=met, wanted=f"{self.objects}")
+            raise BadInput(
+                "masklets of several lengths",
+                where=str(file),
+                met=f"{sorted(lengths)} masks a frame",
+                wanted=f"{self.objects}",
+            )
         self._lists = {key: value for key, value in body.items() if key.startswith("masklet_") and key != "masklet_num"}
         self.video = {key: value for key, value in body.items() if not key.startswith("masklet")}
 
@@ -179,8 +194,11 @@ class Annotation:
         """How many annotated frames there are in both; raises `BadInput` where they differ by more than one."""
         wanted = -(-video.count // STEP)
         if abs(wanted - len(self._masklet)) > 1:
-            met = f"{len(self._masklet)} annotated frames, {video.count} frames"
-            raise BadInput("video and annotation differ in length", met=met, wanted=f"{wanted} annotated frames")
+            raise BadInput(
+                "video and annotation differ in length",
+                met=f"{len(self._masklet)} annotated frames, {video.count} frames",
+                wanted=f"{wanted} annotated frames",
+            )
         return min(wanted, len(self._masklet))
 
     def differs(self, video: VideoFile) -> bool:

@@ -85,16 +85,24 @@ class VideoFile:
 
     def _picture(self, frame: Any, size: tuple[int, int], slack: int) -> Image.Image:
         if frame.width * frame.height > MAX_PIXELS:
-            met, wanted = f"{frame.width} x {frame.height}", f"at most {MAX_PIXELS} pixels"
-            raise BadInput("too large a picture", where=str(self._path), met=met, wanted=wanted)
+            raise BadInput(
+                "too large a picture",
+                where=str(self._path),
+                met=f"{frame.width} x {frame.height}",
+                wanted=f"at most {MAX_PIXELS} pixels",
+            )
         stored: UInt8 = frame.to_ndarray(format="rgb24")
         upright = np.rot90(stored, round(frame.rotation / 90))
         off_upright, off_stored = (off_by(size, one.shape[:2]) for one in (upright, stored))
         picture, off = (stored, off_stored) if off_stored < off_upright else (upright, off_upright)
         if off > slack:
-            met, wanted = f"{picture.shape[0]} x {picture.shape[1]}", f"{size[0]} x {size[1]}"
-            what = "picture and annotation differ in size"
-            raise BadInput(what, where=str(self._path), met=met, wanted=wanted, do=advice(off))
+            raise BadInput(
+                "picture and annotation differ in size",
+                where=str(self._path),
+                met=f"{picture.shape[0]} x {picture.shape[1]}",
+                wanted=f"{size[0]} x {size[1]}",
+                do=advice(off),
+            )
         return Image.fromarray(np.ascontiguousarray(picture))
 
     @contextmanager
@@ -108,12 +116,17 @@ class VideoFile:
         except FileNotFoundError:
             raise BadInput("no such file", where=str(self._path)) from None
         except (av.FFmpegError, IndexError, ValueError) as error:
-            met = "no picture in it" if isinstance(error, IndexError) else str(error).splitlines()[0]
-            raise BadInput("cannot be read as a video", where=str(self._path), met=met) from None
+            raise BadInput(
+                "cannot be read as a video",
+                where=str(self._path),
+                met="no picture in it" if isinstance(error, IndexError) else str(error).splitlines()[0],
+            ) from None
 
 
 def _counted(container: Any, stream: Any, numbers: Sequence[int]) -> list[Any]:
-    wanted, found, number = {*numbers}, [], -1
+    wanted = {*numbers}
+    found = []
+    number = -1
     for number, frame in enumerate(container.decode(stream)):
         if number in wanted:
             found.append(frame)

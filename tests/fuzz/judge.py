@@ -87,7 +87,8 @@ def shard(source: str, root: Path, out: Path) -> None:
 def judge(pristine: Pristine, seed: int, number: int, folder: Path) -> Verdict:
     """Damage a copy of a layout in `folder`, run the product on it, and say what it did wrong."""
     draw = random.Random(f"{pristine.target}:{seed}:{number}")
-    root, out = folder / "raw", folder / "out"
+    root = folder / "raw"
+    out = folder / "out"
     shutil.copytree(pristine.root, root, copy_function=os.link, symlinks=True)
     verdict = Verdict(pristine.target, seed, number, mutate(root, draw))
 
@@ -162,7 +163,8 @@ def _crc32(array: np.ndarray[Any, Any]) -> int:
 
 def _judge_output(pristine: Pristine, folder: Path, mutations: list[Mutation]) -> None:
     """Check a set that was written with status 0: it is whole, all its readers take it, no input is lost."""
-    shards, ledger = ShardSet(folder), read_ledger(folder)
+    shards = ShardSet(folder)
+    ledger = read_ledger(folder)
     manifest = shards.manifest
     if manifest.inputs != manifest.samples + len(ledger):
         _fault("lost", f"{manifest.inputs} inputs, {manifest.samples} samples, {len(ledger)} lines of the ledger")

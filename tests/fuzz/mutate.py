@@ -56,11 +56,14 @@ def mutate(root: Path, draw: random.Random) -> list[Mutation]:
         fits = [kind for suffixes, kind in _CONTENT if file.suffix.lower() in suffixes]
         chance = draw.random()
         if fits and chance < 0.5:
-            change, within = draw.choice(fits), True
+            change = draw.choice(fits)
+            within = True
         elif chance < 0.85:
-            change, within = draw.choice(_BYTES), True
+            change = draw.choice(_BYTES)
+            within = True
         else:
-            change, within = draw.choice(_PLACES), False
+            change = draw.choice(_PLACES)
+            within = False
         with suppress(Exception):  # an earlier change may have left nothing to read
             change(file, draw)
             within = within and file.suffix.lower() in LEAVES and not os.path.islink(file)
@@ -115,7 +118,8 @@ def _repeat_block(file: Path, draw: random.Random) -> None:
 
 def _zeros(file: Path, draw: random.Random) -> None:
     data = bytearray(file.read_bytes())
-    start, length = draw.randrange(len(data)), draw.choice([4, 512, 8192])
+    start = draw.randrange(len(data))
+    length = draw.choice([4, 512, 8192])
     data[start : start + length] = bytes(len(data[start : start + length]))
     _write(file, bytes(data))
 
@@ -183,7 +187,8 @@ def _moved_behind_a_link(file: Path, draw: random.Random) -> None:
 
 
 def _rename(file: Path, draw: random.Random) -> None:
-    stem, suffix = file.stem, file.suffix
+    stem = file.stem
+    suffix = file.suffix
     names = [stem + suffix.upper(), f"._{file.name}", unicodedata.normalize("NFD", f"\u00e9{file.name}")]
     file.rename(file.with_name(draw.choice([*names, f"{file.name} ", f"{stem}\u2028{suffix}", f"[/red]{suffix}"])))
 
@@ -218,7 +223,8 @@ def _json(file: Path, draw: random.Random) -> None:
 
 def _json_deep(file: Path, draw: random.Random) -> None:
     """A value a hundred thousand brackets deep."""
-    text, depth = file.read_text("utf-8"), 100_000
+    text = file.read_text("utf-8")
+    depth = 100_000
     places = [i for i, letter in enumerate(text) if letter == ":"]
     place = draw.choice(places) + 1
     deep = draw.choice(["[" * depth + "]" * depth, '{"a":' * depth + "1" + "}" * depth])
@@ -242,7 +248,8 @@ def _json_lines(file: Path, draw: random.Random) -> None:
 def _table(file: Path, draw: random.Random) -> None:
     """A cell, a column or the separators of a CSV, or of another text of lines."""
     lines = file.read_text("utf-8").split("\n")
-    place, kind = draw.randrange(len(lines)), draw.randrange(6)
+    place = draw.randrange(len(lines))
+    kind = draw.randrange(6)
     cells = lines[place].split(",")
     if kind == 0:
         lines = lines[:place] + lines[place + 1 :]
@@ -423,7 +430,9 @@ def _tar(file: Path, draw: random.Random) -> None:
     elif kind == 2:
         members = members[:place] + members[place + 1 :]
     elif kind == 3:
-        info.type, info.linkname, data = tarfile.SYMTYPE, "/etc/passwd", b""
+        info.type = tarfile.SYMTYPE
+        info.linkname = "/etc/passwd"
+        data = b""
         info.size = 0
     elif kind == 4:
         members[place] = (info, draw.choice([b"", data[: len(data) // 2], b"[]", b'{"a":' * 2000]))

@@ -82,7 +82,8 @@ def _begin(folder: Path, targets: tuple[str, ...], keep: Path | None, always: bo
     """Write the sound layouts; once per process."""
     global _folder, _keep, _always
     _folder = Path(tempfile.mkdtemp(dir=folder))
-    _keep, _always = keep, always
+    _keep = keep
+    _always = always
     quiet = os.open(os.devnull, os.O_WRONLY)
     saved = os.dup(1), os.dup(2)
     os.dup2(quiet, 1)

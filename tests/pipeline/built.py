@@ -27,7 +27,8 @@ from shards.preview import preview
 from shards.reader import ShardSet
 from shards.verification import verify
 
-HEIGHT, WIDTH = 96, 128
+HEIGHT = 96
+WIDTH = 128
 SQUARE = [10, 20, 50, 20, 50, 60, 10, 60]
 
 
@@ -91,7 +92,8 @@ class Found:
     """What a source finds below a root, and its samples."""
 
     def __init__(self, name: str, root: Path, work: Path, **given: Any) -> None:
-        self.source, self.root = source_named(name), root
+        self.source = source_named(name)
+        self.root = root
         self.choices = choices_of(self.source, given)
         self.counts = find_inputs(self.source, root, self.choices, work / "records.sqlite")
         self.records = Records(work / "records.sqlite")

@@ -115,7 +115,9 @@ def test_depth_is_that_of_a_reading_char_by_char():
 
     rng = random.Random(1)
     for _ in range(600):
-        text, nesting, place = json.dumps(value(rng)).encode(), Nesting(), 0
+        text = json.dumps(value(rng)).encode()
+        nesting = Nesting()
+        place = 0
         while place < len(text):
             size = rng.randint(1, 7)
             nesting.add(text[place : place + size])

@@ -135,8 +135,10 @@ def root_of(tmp_path: Path, source: str = "folder") -> Path:
 @pytest.mark.parametrize("source", ["gcg", "mevis", "sa1b"])
 def test_any_exception_of_load_goes_to_the_ledger(source, tmp_path, here, monkeypatch):
     """The ledger names the kind that is raised, and the run goes on. Verify and estimate name it too."""
-    root, kind = root_of(tmp_path, source), type(source_named(source))
-    load, first = kind.load, []
+    root = root_of(tmp_path, source)
+    kind = type(source_named(source))
+    load = kind.load
+    first = []
 
     def fail_once(self, root, path, options, parts):
         first[:] = first or [path]

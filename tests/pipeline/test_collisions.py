@@ -80,7 +80,8 @@ def test_photos_of_sa1b_in_two_tars(tmp_path):
 
 
 def test_rows_and_masks_of_open_images_that_stand_twice(tmp_path):
-    root, own = tmp_path / "raw", test_openimages
+    root = tmp_path / "raw"
+    own = test_openimages
     rows = [own.row(own.FIRST), own.row(own.FIRST, "aa", "/m/0zzz")]
     own.write_openimages(root, rows, {**own.ONE, own.mask_name(own.FIRST, "aa", "m0zzz"): own.png(own.shape(left=0.5))})
     put(root / "train-masks-0.zip", zipped(own.ONE))

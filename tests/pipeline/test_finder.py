@@ -20,7 +20,8 @@ def put_down(finder, names, work):
     with RecordsWriter(work / "records.sqlite") as writer:
         found = [finder.put_down(name, writer)[:2] for name in names]
         finder.refuse_shared(writer)
-    records, said = Records(work / "records.sqlite"), {}
+    records = Records(work / "records.sqlite")
+    said = {}
     for item in records.inputs():
         try:
             raise_refused(records.parts(item.path))

@@ -16,7 +16,8 @@ from pipeline.sources.refvos_masks import Pngs
 from shards.errors import BadInput
 
 IDS = np.zeros((12, 16), np.uint8)
-IDS[1:5, 2:8], IDS[6:11, 9:15] = 1, 2
+IDS[1:5, 2:8] = 1
+IDS[6:11, 9:15] = 2
 GREY = Image.fromarray(IDS)
 FULL = Image.new("L", (16, 12), 255)
 

@@ -20,11 +20,14 @@ SQUARE = [[1, 1, 6, 1, 6, 5, 1, 5]]
 def run_lengths(mask: np.ndarray) -> list[int]:
     """Column by column, zeros first."""
     flat = mask.T.ravel()
-    counts, value, run = [], False, 0
+    counts = []
+    value = False
+    run = 0
     for pixel in flat:
         if pixel != value:
             counts.append(run)
-            value, run = pixel, 0
+            value = pixel
+            run = 0
         run += 1
     return [*counts, run]
 

@@ -61,7 +61,9 @@ def test_a_header_that_numpy_cannot_read_is_a_bad_input(tmp_path, header):
 
 
 def test_damaged_bytes_of_a_header_give_the_array_or_a_bad_input(tmp_path):
-    rng, whole, refused = random.Random(4), npy(), 0
+    rng = random.Random(4)
+    whole = npy()
+    refused = 0
     for _ in range(300):
         damaged = bytearray(whole)
         for _ in range(rng.randint(1, 3)):

@@ -88,7 +88,8 @@ def test_cmyk_is_converted():
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
 def test_orientation_is_applied_unless_the_stored_bitmap_is_meant(orientation):
-    data, upright = turned(orientation), UPRIGHT[orientation](VALUES)
+    data = turned(orientation)
+    upright = UPRIGHT[orientation](VALUES)
     assert np.array_equal(rgb(data), upright)
     assert np.array_equal(rgb(data, stored=True), VALUES)
     assert np.array_equal(rgb(data, size=(30, 40)), VALUES)  # what annotations were made for decides
@@ -177,10 +178,12 @@ SQUARE = PHOTO.crop((0, 0, 30, 30))
 def test_a_turn_that_the_size_does_not_show_is_noted(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    wide, square = stored(PHOTO, exif=exif), stored(SQUARE, exif=exif)
+    wide = stored(PHOTO, exif=exif)
+    square = stored(SQUARE, exif=exif)
     left = ["pictures with an EXIF orientation that their size does not show: taken as they are stored"]
     applied = ["pictures with an EXIF orientation that their size does not show: taken upright"]
-    mirrored, turned = orientation in (2, 3, 4), orientation > 1
+    mirrored = orientation in (2, 3, 4)
+    turned = orientation > 1
     assert notes_of(read_picture(wide, (30, 40))) == left * mirrored == notes_of(read_picture(wide, stored=True))
     assert notes_of(read_picture(wide)) == applied * mirrored
     assert (
@@ -191,7 +194,9 @@ def test_a_turn_that_the_size_does_not_show_is_noted(orientation):
 
 def exif_of(*entries: tuple[int, int, int, int | bytes]) -> bytes:
     """EXIF of (tag, type, count, value or bytes of it), which need not fit one another."""
-    at, body, listed = 8 + 2 + 12 * len(entries) + 4, b"", b""
+    at = 8 + 2 + 12 * len(entries) + 4
+    body = b""
+    listed = b""
     for tag, kind, count, value in entries:
         where = at + len(body) if isinstance(value, bytes) else value
         listed += struct.pack("<HHII", tag, kind, count, where)

@@ -46,7 +46,8 @@ def sharded(source: str, root: Path, out: Path, **more: Any) -> RunSummary:
 
 def flip(file: Path, *places: int) -> None:
     """Other bytes in `file`, one in its middle by default. It keeps its size, and its time but for a microsecond."""
-    data, times = bytearray(file.read_bytes()), file.stat()
+    data = bytearray(file.read_bytes())
+    times = file.stat()
     for place in places or [len(data) // 2]:
         data[place] ^= 1
     file.write_bytes(data)
@@ -64,7 +65,8 @@ def test_every_file_of_a_layout_is_in_the_plan(source, tmp_path):
     digest = dataset.digest
     before = stamps(dataset)
     for file in sorted(path for path in root.rglob("*") if path.is_file()):
-        sound, state = file.read_bytes(), file.stat()
+        sound = file.read_bytes()
+        state = file.stat()
         os.utime(file, ns=(1, 1))
         if stamps(dataset) != before:
             file.write_bytes(sound + b"\0")
@@ -151,7 +153,8 @@ def stopped(monkeypatch):
 
 def other_mask(file: Path) -> None:
     """Another mask of the same size in bytes, with the file's old time plus a little, as a copied file may have."""
-    times, size = file.stat(), file.stat().st_size
+    times = file.stat()
+    size = file.stat().st_size
     mask = np.zeros_like(np.asarray(Image.open(file)))
     mask[: mask.shape[0] // 3] = 255
     Image.fromarray(mask).save(file)
@@ -197,7 +200,8 @@ def test_a_verification_sees_changed_sizes_of_masks(tmp_path):
 @pytest.mark.parametrize("mask", ["masks/a.png", "masks/a/1.png"])
 def test_masks_beside_pictures_are_in_the_plan(tmp_path, mask):
     root = tmp_path / "raw"
-    picture, outline = Image.new("RGB", (64, 48), "red"), np.zeros((48, 64), np.uint8)
+    picture = Image.new("RGB", (64, 48), "red")
+    outline = np.zeros((48, 64), np.uint8)
     outline[8:40, 8:40] = 1
     for name, image in (("images/a.png", picture), (mask, Image.fromarray(outline))):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -210,7 +214,8 @@ def test_masks_beside_pictures_are_in_the_plan(tmp_path, mask):
 
 def test_files_that_are_found_by_names_that_look_alike_are_in_the_plan(tmp_path):
     """A line's pictures and masks; the picture of a JSON of labelme's that lies elsewhere."""
-    root, labels = tmp_path / "raw", tmp_path / "labelme"
+    root = tmp_path / "raw"
+    labels = tmp_path / "labelme"
     CASES["folder"].write(root)
     for name in ("m.png", "a.jpg"):
         (root / name).rename(root / name.upper())

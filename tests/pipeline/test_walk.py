@@ -29,7 +29,8 @@ def found(root, work, wanted=lambda name: name.endswith(".jpg"), **given):
 
 
 def test_linked_folders_are_followed_once(tmp_path):
-    root, disk = tmp_path / "root", tmp_path / "disk"
+    root = tmp_path / "root"
+    disk = tmp_path / "disk"
     put(root / "a/1.jpg", b"1")
     put(disk / "b/2.jpg", b"22")
     put(disk / "b/deep/3.jpg", b"333")
@@ -167,7 +168,8 @@ def test_sav_follows_links(tmp_path):
         (root / "part").mkdir()
         for path in plain.paths[:2]:
             os.rename(root / path, root / "part" / path)
-        plain, folder = Found("sav", root, tmp_path), "part"
+        plain = Found("sav", root, tmp_path)
+        folder = "part"
     linked(root, tmp_path / "disk", folder)
     os.symlink(tmp_path / "gone.npz", root / "masklet_data_99999.npz")
     os.symlink(tmp_path / "gone", root / "other")
@@ -206,7 +208,8 @@ def test_folder_follows_links(tmp_path):
 
 @pytest.mark.parametrize("place", ["js", "."])
 def test_hidden_files_of_sa1b_in_folders_and_tars(tmp_path, place):
-    photo, json = test_sa1b.photo(), b"{}"
+    photo = test_sa1b.photo()
+    json = b"{}"
     names = ("sa_1.jpg", "._sa_1.jpg", "__MACOSX/sa_1.jpg", "__MACOSX/._sa_1.jpg", "./.DS_Store", "./sa_1.json")
     put(tmp_path / "raw/sa_000000.tar", tar_of({n: json if n.endswith("json") else photo for n in names}))
     put(tmp_path / "raw/._sa_000000.tar", b"\0\5\26\7")

@@ -26,7 +26,8 @@ from shards.preview import preview
 from shards.reader import ShardSet
 from shards.verification import verify
 
-WIDTH, HEIGHT = 120, 90
+WIDTH = 120
+HEIGHT = 90
 PHOTO = Image.fromarray(photographs.astronaut()).resize((WIDTH, HEIGHT))
 SQUARE = [[20.5, 10, 70, 10, 70, 60.5, 20, 60]]
 CATEGORIES = [{"id": 1, "name": "person"}, {"id": 18, "name": "dog"}]

@@ -14,7 +14,8 @@ from shards.errors import BadInput, UserError
 from tests.pipeline.built import HEIGHT, WIDTH, Found, box, jpeg, put, rle, through
 
 NAME = "000000000009.jpg"
-FIRST, SECOND = box(5, 5, 45, 60), box(30, 40, 90, 120)
+FIRST = box(5, 5, 45, 60)
+SECOND = box(30, 40, 90, 120)
 
 
 def region(mask=FIRST, caption="A cat's head.", ann_id=1, **more):
@@ -34,7 +35,8 @@ def tar(path: Path, members: dict[str, bytes], link: str | None = None) -> Path:
     with tarfile.open(path, "w") as file:
         if link is not None:
             info = tarfile.TarInfo(NAME)
-            info.type, info.linkname = tarfile.SYMTYPE, link
+            info.type = tarfile.SYMTYPE
+            info.linkname = link
             file.addfile(info)
         for name, data in members.items():
             info = tarfile.TarInfo(name)

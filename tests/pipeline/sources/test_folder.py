@@ -29,7 +29,8 @@ from shards.recipe import named_recipe
 from shards.verification import verify
 from tests.pipeline.built import through
 
-HEIGHT, WIDTH = 60, 80
+HEIGHT = 60
+WIDTH = 80
 MASK = np.zeros((HEIGHT, WIDTH), np.uint8)
 MASK[10:50, 20:70] = 255
 FOLDER = source_named("folder")
@@ -57,7 +58,8 @@ def write(root: Path, *lines: Any) -> None:
 
 
 def load_all(root: Path) -> dict[str, Any]:
-    file, out = root / "records.sqlite", {}
+    file = root / "records.sqlite"
+    out = {}
     find_inputs(FOLDER, root, {}, file)
     for item in Records(file).inputs():
         try:
@@ -398,7 +400,8 @@ def test_an_object_may_be_absent_from_a_frame_and_its_value_may_be_a_text(root):
 
 def test_what_a_sample_cannot_hold_goes_to_the_ledger(root):
     """All that is written is read: `through` verifies the set, against the raw files too."""
-    item, many = {"mask": "m.png"}, {"frames": ["a.jpg"] * 100, "objects": [{"masks": ["m.png"] * 100}]}
+    item = {"mask": "m.png"}
+    many = {"frames": ["a.jpg"] * 100, "objects": [{"masks": ["m.png"] * 100}]}
     nested: list[Any] = []
     for _ in range(70):
         nested = [nested]

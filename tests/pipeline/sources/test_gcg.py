@@ -16,8 +16,13 @@ from tests.pipeline.built import HEIGHT, SQUARE, WIDTH, Found, box, jpeg, put, r
 
 NAME = "000000000009.jpg"
 CAPTION = "A cat sits on a red cat bed."
-FIRST, SECOND, THIRD = box(5, 5, 45, 60), box(30, 40, 90, 120), box(50, 3, 80, 33)
-GRAND, PSG, REF, FLICKR = "GranDf_HA_GCG", "OpenPsgGCG", "RefCOCOg_GCG", "flickr_mergedGT_GCG"
+FIRST = box(5, 5, 45, 60)
+SECOND = box(30, 40, 90, 120)
+THIRD = box(50, 3, 80, 33)
+GRAND = "GranDf_HA_GCG"
+PSG = "OpenPsgGCG"
+REF = "RefCOCOg_GCG"
+FLICKR = "flickr_mergedGT_GCG"
 PLACES = {
     GRAND: "images/grandf/train",
     PSG: "images/coco2017/train2017",
@@ -42,7 +47,8 @@ def refcocog(*refs, caption=CAPTION):
 
 def flickr(*entries):
     """(caption, [(spans, mask), ...]) each: the same photo once a caption."""
-    images, annotations = [], []
+    images = []
+    annotations = []
     for number, (caption, regions) in enumerate(entries):
         images.append({"id": number, "file_name": NAME, "height": HEIGHT, "width": WIDTH, "caption": caption})
         for spans, mask, *more in regions:

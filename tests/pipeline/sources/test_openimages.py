@@ -28,7 +28,9 @@ from tests.pipeline.sources.test_coco import HEIGHT, WIDTH, jpeg, load_all, shar
 HEADER = "MaskPath,ImageID,LabelName,BoxID,BoxXMin,BoxXMax,BoxYMin,BoxYMax,PredictedIoU,Clicks"
 CLASSES = 'LabelName,DisplayName\n/m/0bt9lr,Dog\n/m/0663v,"Pizza, hot"\n'
 TABLE = "train-annotations-object-segmentation.csv"
-FIRST, SECOND, THIRD = "000bd0b4fa27644c", "0a9e4fa5b0806fc2", "f0d5eb460eab4613"
+FIRST = "000bd0b4fa27644c"
+SECOND = "0a9e4fa5b0806fc2"
+THIRD = "f0d5eb460eab4613"
 
 
 def shape(width: int = 160, height: int = 120, left: float = 0.2) -> np.ndarray:
@@ -139,7 +141,8 @@ def test_masks_in_the_released_zips_are_read_in_place(write, method):
 def test_what_is_found_does_not_depend_on_the_order_of_a_listing(write, tmp_path, monkeypatch):
     masks = {mask_name(FIRST, f"{n:08x}"): png(shape()) for n in range(4)}
     root = write([row(FIRST, f"{n:08x}") for n in range(4)], masks)
-    listdir, seen = os.listdir, []
+    listdir = os.listdir
+    seen = []
     for turned in (False, True):
         monkeypatch.setattr(os, "listdir", lambda path, turned=turned: sorted(listdir(path), reverse=turned))
         find_inputs(source_named("openimages"), root, {"split": "train"}, tmp_path / f"{turned}.sqlite")

@@ -15,7 +15,9 @@ from tests.pipeline.built import HEIGHT, SQUARE, WIDTH, Found, box, counts, jpeg
 
 NAME = "000000000009.jpg"
 PLACE = f"coco/train2017/{NAME}"
-FIRST, SECOND, THIRD = box(5, 5, 45, 60), box(30, 40, 90, 120), box(50, 3, 80, 33)
+FIRST = box(5, 5, 45, 60)
+SECOND = box(30, 40, 90, 120)
+THIRD = box(50, 3, 80, 33)
 
 
 def record(annotation=None, **more):

@@ -110,7 +110,8 @@ def test_youtube_vos(youtube, records):
 
 def to_pickle(root: Path, order=("b0", "a1"), key=str) -> None:
     """Sa2VA's pickle: a count over expressions, in the order of the file and of ids as texts."""
-    lists, number = {}, 0
+    lists = {}
+    number = 0
     for _ in order:
         for n in sorted((str(n) for n in range(11)), key=key):
             one = n in ("0", "10")

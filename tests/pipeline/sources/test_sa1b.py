@@ -99,7 +99,8 @@ def test_one_sample_an_image_in_every_layout(tmp_path, layout):
 def test_all_masks_of_an_image_nested_ones_too_and_what_is_said_of_them(tmp_path):
     inner = np.zeros_like(blob())
     inner[10:20, 10:20] = 1
-    whole, part = annotation(7), annotation(7, inner, crop_box=[0.0, 0.0, 120.0, 90.0], extra={"a": [1]})
+    whole = annotation(7)
+    part = annotation(7, inner, crop_box=[0.0, 0.0, 120.0, 90.0], extra={"a": [1]})
     (sample,) = load_all(write(tmp_path, pair(1, whole, part)), "sa1b")[0].values()
     assert [np.asarray(mask).sum() for mask in sample.frames[0].masks] == [2000, 100]
     assert [item.texts for item in sample.objects] == [(), ()]  # ids are no classes
@@ -108,7 +109,10 @@ def test_all_masks_of_an_image_nested_ones_too_and_what_is_said_of_them(tmp_path
 
 
 def test_an_image_without_a_json_and_a_json_without_an_image(tmp_path):
-    first, second, third, fourth = pair(1), pair(2), pair(3), pair(4)
+    first = pair(1)
+    second = pair(2)
+    third = pair(3)
+    fourth = pair(4)
     del first["sa_1.json"], second["sa_2.jpg"], third["sa_3.json"], fourth["sa_4.jpg"]
     root = write(tmp_path, {**first, **split(second), "sa_000000.tar": tar_of({**third, **fourth, **pair(5)})})
     samples, found = load_all(root, "sa1b")
@@ -230,7 +234,8 @@ def test_links_in_a_tar_are_no_images(tmp_path):
     with tarfile.open(fileobj=out, mode="a") as tar:
         for name, kind in (("sa_8.jpg", tarfile.SYMTYPE), ("sa_9.jpg", tarfile.LNKTYPE)):
             info = tarfile.TarInfo(name)
-            info.type, info.linkname = kind, "/etc/passwd"
+            info.type = kind
+            info.linkname = "/etc/passwd"
             tar.addfile(info)
     assert [*load_all(write(tmp_path, {"sa_000000.tar": out.getvalue()}), "sa1b")[0]] == ["sa_000000.tar/sa_1.jpg"]
 

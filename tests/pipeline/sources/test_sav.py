@@ -152,8 +152,10 @@ def test_float_values_are_rounded_not_truncated(tmp_path, small_pair):
 
 def test_grey_mask_pixels_are_cut_at_half_and_counted(tmp_path, small_pair):
     mask = small_pair["mask1"]
-    inside, outside = np.argwhere(mask == 255)[0], np.argwhere(mask == 0)[0]
-    mask[tuple(inside)], mask[tuple(outside)] = 128, 127
+    inside = np.argwhere(mask == 255)[0]
+    outside = np.argwhere(mask == 0)[0]
+    mask[tuple(inside)] = 128
+    mask[tuple(outside)] = 127
     sample = Sav().load(tmp_path, save(tmp_path, small_pair).name, OPTIONS)
     mask = np.asarray(sample.frames[0].masks[0])
     assert mask[tuple(inside)] and not mask[tuple(outside)]

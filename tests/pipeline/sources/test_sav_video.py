@@ -13,7 +13,8 @@ from shards.reader import ShardSet
 from tests.pipeline.built import Found, put
 from tests.pipeline.sources import videos as v
 
-FRAMES, ANNOTATED = 97, 25
+FRAMES = 97
+ANNOTATED = 25
 NOTHING = np.zeros((v.HEIGHT, v.WIDTH), bool)
 
 
@@ -73,7 +74,8 @@ def change(root: Path, **changed: object) -> None:
 
 
 def test_every_frame_is_the_one_of_its_number(video):
-    file, sequence = VideoFile(video), range(FRAMES)
+    file = VideoFile(video)
+    sequence = range(FRAMES)
     assert file.count == FRAMES
     pictures = file.pictures(sequence, (120, 160))
     assert [v.number_of(picture, sequence) for picture in pictures[::7]] == [*sequence[::7]]
@@ -197,7 +199,9 @@ def test_truncated_files(root, records):
 def test_damaged_pictures_are_not_patched_up(root, records):
     video = root / "sav_000/sav_000001.mp4"
     data = bytearray(video.read_bytes())
-    first, end = len(data) // 3, data.rindex(b"moov") - 4  # pictures; the tables after them stay
+    # pictures; the tables after them stay
+    first = len(data) // 3
+    end = data.rindex(b"moov") - 4
     data[first:end] = np.random.default_rng(0).bytes(end - first)
     video.write_bytes(data)
     with pytest.raises(BadInput, match="cannot be read as a video"):

@@ -24,14 +24,17 @@ LONG = [10, 8, 12, 40]  # of frames in turn, in 240ths of a second
 def write(file: Path, codec: str, options: dict[str, str], varying: bool) -> Path:
     with av.open(str(file), "w") as container:
         stream = container.add_stream(codec, rate=24, options=options)
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.width = WIDTH
+        stream.height = HEIGHT
+        stream.pix_fmt = "yuv420p"
         stream.codec_context.max_b_frames = 2
         if varying:
             stream.codec_context.time_base = Fraction(1, 240)
         for n in range(FRAMES):
             frame = av.VideoFrame.from_ndarray(picture(n), format="rgb24")
             if varying:
-                frame.pts, frame.time_base = sum(LONG) * (n // 4) + sum(LONG[: n % 4]), Fraction(1, 240)
+                frame.pts = sum(LONG) * (n // 4) + sum(LONG[: n % 4])
+                frame.time_base = Fraction(1, 240)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return file

@@ -23,13 +23,15 @@ from pipeline.sources import choices_of, source_named
 from shards.preview import preview
 from shards.verification import verify
 
-HEIGHT, WIDTH = 120, 160
+HEIGHT = 120
+WIDTH = 160
 
 
 @cache
 def picture(n: int) -> np.ndarray:
     """Frame n: a window that wanders over the photograph. (120, 160, 3) uint8."""
-    rows, columns = (2 * n + 3 * np.arange(HEIGHT)) % 512, (3 * n + 3 * np.arange(WIDTH)) % 512
+    rows = (2 * n + 3 * np.arange(HEIGHT)) % 512
+    columns = (3 * n + 3 * np.arange(WIDTH)) % 512
     return np.asarray(photograph("astronaut"))[np.ix_(rows, columns)]
 
 
@@ -92,7 +94,10 @@ def write_video(file: Path, frames: int, *, rotation: int = 0, gop: int = 12) ->
     file.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(file), "w") as container:
         stream = container.add_stream("libx264", rate=24, options={"crf": "12", "preset": "veryfast"})
-        stream.width, stream.height, stream.pix_fmt, stream.gop_size = WIDTH, HEIGHT, "yuv420p", gop
+        stream.width = WIDTH
+        stream.height = HEIGHT
+        stream.pix_fmt = "yuv420p"
+        stream.gop_size = gop
         stream.codec_context.max_b_frames = 2
         if rotation:
             stream.set_display_rotation(rotation)
