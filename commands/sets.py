@@ -14,7 +14,10 @@ from shards.processors import usable_processors
 
 
 def verify_shard(
-    paths: Annotated[list[str], Argument(metavar="PATH", help="Tars, folders of shard sets, or globs.")],
+    paths: Annotated[
+        list[str],
+        Argument(metavar="PATH", help="Tars, shard sets, folders of sets, or patterns of these."),
+    ],
     against: Annotated[
         Path | None,
         Option(
@@ -123,18 +126,22 @@ def sample(
 
 
 def preview(
-    path: Annotated[Path, Argument(help="Folder of a shard set, or one of its tars.")],
-    out: Annotated[Path | None, Option(help="Folder for the page.  [default: runs/preview/NAME]")] = None,
-    samples: Annotated[int, Option(min=1, help="Samples to show, spread over the set.")] = 8,
+    paths: Annotated[list[str], Argument(metavar="PATH", help="Shard sets, folders of sets, or one tar of a set.")],
+    out: Annotated[
+        Path | None,
+        Option(help="Folder for the page; of several sets, for a folder per set.  [default: runs/preview/NAME]"),
+    ] = None,
+    samples: Annotated[int, Option(min=1, help="Samples of each set to show, spread over it.")] = 8,
 ) -> None:
-    """Draw contact sheets of a shard set and one page that shows them."""
-    from shards.preview import preview as draw
+    """Draw contact sheets of shard sets, and one page per set that shows them."""
+    from shards.preview import preview_sets
 
-    say(f"preview: {draw(path, out or Path('runs', 'preview', path.stem), samples)}")
+    for page in preview_sets(paths, out, samples):
+        say(f"preview: {page}")
 
 
 def stats(
-    paths: Annotated[list[Path], Argument(metavar="PATH", help="Folders of shard sets.")],
+    paths: Annotated[list[str], Argument(metavar="PATH", help="Shard sets, folders of sets, or patterns.")],
     out: Annotated[Path | None, Option(help="File for the page.  [default: runs/stats/NAME.html]")] = None,
     samples: Annotated[int, Option(min=1, help="Samples of each set to measure, spread over it.")] = 2000,
     as_json: Annotated[bool, Option("--json", help="Print the numbers as JSON.")] = False,
@@ -145,8 +152,11 @@ def stats(
     """
     import json
 
-    from shards.stats import look_at, table, write_page
+    from shards.output_folder import check_output_file
+    from shards.stats import measure_sets, table, write_page
 
-    found = look_at(paths, samples)
-    page = write_page(found, out or Path("runs", "stats", f"{paths[0].resolve().name}.html"))
+    page = out or Path("runs", "stats", f"{Path(paths[0]).resolve().name.strip('*') or 'sets'}.html")
+    check_output_file(page)
+    found = measure_sets(paths, samples)
+    write_page(found, page)
     say(json.dumps([one.to_json() for one in found], indent=1) if as_json else f"{table(found)}\npage: {page}")

@@ -30,7 +30,7 @@ from shards.errors import UserError
 from shards.groups import Group
 from shards.printable import printable
 from shards.reader import ShardSet
-from shards.remote import open_set
+from shards.sets import open_sets
 from shards.storage.cache import Cache
 from trainer.config import Config
 from trainer.data.holdout import held_out_parts
@@ -195,7 +195,7 @@ def _together(gathered: Sequence[dict[str, Tally]], samples: int, objective: str
 
 def _open(paths: Sequence[str], split: str | None, cache: Cache | None) -> list[ShardSet]:
     """The sets in `paths` that are of `split`, checked against the model's sizes and one another."""
-    sets = [open_set(path, cache) for path in paths]
+    sets = open_sets(paths, cache)
     if split is not None:
         met = ", ".join(f"{s.folder}: {s.manifest.options.get('split', 'none')}" for s in sets)
         sets = [s for s in sets if s.manifest.options.get("split") == split]

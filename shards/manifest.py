@@ -21,6 +21,7 @@ from shards.checksum import file_sha256
 from shards.errors import BadShard, UserError
 from shards.format import CODECS, FORMAT, INDEX, LEDGER, LOSSY, MANIFEST, READABLE, VERSION, Codec
 from shards.groups import Groups
+from shards.hidden import is_hidden
 from shards.lossy import Psnr
 from shards.program import command, copy_changed
 from shards.recipe import Recipe
@@ -30,6 +31,7 @@ from shards.strict_json import parse_json
 
 MOST_MANIFEST = 256 << 20  # bytes; those of a million shards
 _MOST_HEADER, _MOST_ROW = 4096, 256  # bytes, of the index: twice the columns there are now
+_SHOWN_SETS = 5
 _MOST_LINE = 1 << 20  # bytes, of the ledger
 _HEADER = re.compile(
     rb"\x93NUMPY\x01\x00(..)"
@@ -125,6 +127,9 @@ class Manifest:
             if is_url(folder):
                 do = f"copy the set here first; training and {command('evaluate')} read it at its URL"
                 raise BadShard("only folders on this machine are read here", met=str(folder), do=do) from None
+            if sets := [str(at.parent) for at in sorted(folder.glob(f"*/{MANIFEST}")) if not is_hidden(at.parent.name)]:
+                more = ", ..." if len(sets) > _SHOWN_SETS else ""
+                do = f"give one of the sets in it: {', '.join(sets[:_SHOWN_SETS])}{more}"
             raise BadShard("no manifest: not a finished shard set", where=str(path), do=do) from None
         except OSError as error:
             raise BadShard("not a manifest", where=str(path), met=str(error), do=do) from None

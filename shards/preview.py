@@ -7,6 +7,7 @@ so stay black and white): nothing is interpolated.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from shards import codec
 from shards.codec import Bool, UInt8
 from shards.errors import BadShard, UserError
 from shards.format import Field
+from shards.output_folder import make_output_folder
 from shards.reader import ShardSet, decode_field
 from shards.recipe import Recipe
+from shards.sets import find_sets
 
 _TILE, _GAP = 256, 4
 _COLOURS = np.array(
@@ -57,6 +60,24 @@ of a pair must show one scene and one object.</p>
 """)
 
 
+def preview_sets(paths: Sequence[Path | str], out: Path | None, samples: int = 8) -> list[Path]:
+    """Draw `samples` samples of each set that `paths` name (see `shards.sets.find_sets`), or of a tar of a set.
+
+    Args:
+        out: folder for the page; with several sets, for a folder per set. None: runs/preview/NAME for each.
+
+    Returns:
+        The pages.
+    """
+    sets = [Path(path) for path in find_sets(paths)]
+    folders = [(out / path.stem if len(sets) > 1 else out) if out else Path("runs/preview", path.stem) for path in sets]
+    for path, folder in zip(sets, folders, strict=True):
+        if folders.count(folder) > 1:
+            do = "give one of them alone, with an --out of its own"
+            raise UserError("two sets of one name", where=str(path), met=path.stem, do=do)
+    return [preview(path, folder, samples) for path, folder in zip(sets, folders, strict=True)]
+
+
 def preview(path: Path | str, out: Path, samples: int = 8) -> Path:
     """Draw `samples` samples, spread evenly over the set at `path` (its folder, or one of its tars).
 
@@ -74,7 +95,7 @@ def preview(path: Path | str, out: Path, samples: int = 8) -> Path:
     if not len(positions):
         raise UserError("no samples to show", where=str(path))  # of this tar
     chosen = positions[np.linspace(0, len(positions) - 1, min(samples, len(positions))).round().astype(int)]
-    out.mkdir(parents=True, exist_ok=True)
+    make_output_folder(out)
     shown = [_draw(shards, int(position), out) for position in chosen]
     page = out / "index.html"
     page.write_text(

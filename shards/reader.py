@@ -349,10 +349,3 @@ def _check_crc32(met: int, wanted: int, tar: MappedTar, key: str) -> None:
     if met != wanted:
         where = f"{tar.path}: {key}"
         raise BadShard("CRC-32 of the sample", where=where, met=str(met), wanted=str(wanted), do=copy_changed())
-
-
-def find_sets(paths: Sequence[Path | str]) -> list[ShardSet]:
-    """Open the shard sets in `paths`, in their order."""
-    if not paths:
-        raise BadShard("no shard folder given", wanted="at least one", do="data.shards=[shards/sav]")
-    return [ShardSet(path) for path in paths]

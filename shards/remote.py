@@ -23,7 +23,7 @@ from shards.size import parse_size
 from shards.storage.cache import DEFAULT_FOLDER, DEFAULT_LIMIT, Cache, let_go
 from shards.storage.protocols import is_url
 from shards.storage.remote_folder import RemoteFolder
-from shards.storage.retry import TransientError
+from shards.storage.retry import MissingFileError, TransientError
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,13 @@ class RemoteShardSet(ShardSet):
                 raise TransientError("two reads of it differ")
             return path, data
 
-        path, data = self._remote.retried(MANIFEST, read)
+        try:
+            path, data = self._remote.retried(MANIFEST, read)
+        except MissingFileError as error:
+            if self._remote.protocol.can_list:
+                raise
+            do = f"{error.do}; a folder of sets cannot be listed over http: give the URL of each set"
+            raise MissingFileError(error.what, where=error.where, do=do) from None
         if not path.exists() or path.read_bytes() != data:
             self._cache.write(path, data)
         try:

@@ -23,14 +23,14 @@ from shards.archive import Entry, ShardWriter
 from shards.atomic import atomic_write, sync_folder
 from shards.checksum import crc32
 from shards.errors import BadShard, UserError
-from shards.format import INDEX, LEDGER, MANIFEST
+from shards.format import INDEX, LEDGER, MANIFEST, WORK
 from shards.hidden import is_hidden
 from shards.lock import hold_lock
 from shards.lossy import Psnr
 from shards.manifest import Manifest, ShardInfo, pack_index, sha256
 from shards.memory import keep_freed_memory
 from shards.printable import printable
-from shards.program import check_set
+from shards.program import check_set, copy_again
 from shards.reader import ShardSet
 from shards.regular_file import read_regular
 from shards.strict_json import parse_json
@@ -62,7 +62,7 @@ def rewrite(
         UserError: another set in `out`, a full disk, what `put` raises. What is done stays.
     """
     keep_freed_memory()
-    work = out / ".work"
+    work = out / WORK
     if (out / MANIFEST).exists():
         met = Manifest.read(out)
         if _unfilled(met) != _unfilled(target):
@@ -91,9 +91,16 @@ def read_checked_ledger(source: ShardSet) -> bytes:
     """The ledger of a set; raises `BadShard` unless it is what the manifest says. The index was compared when the set
     was opened.
     """
-    ledger, wanted = read_regular(source.folder / LEDGER), source.manifest.ledger_sha256
-    if (met := sha256(ledger)) != wanted:
-        raise BadShard("SHA-256", where=str(source.folder / LEDGER), met=met, wanted=wanted, do=check_set())
+    path = source.folder / LEDGER
+    expected = source.manifest.ledger_sha256
+    try:
+        ledger = read_regular(path)
+    except OSError as error:
+        raise BadShard(
+            "not a ledger", where=str(path), met=str(error.strerror), wanted=f"SHA-256 {expected}", do=copy_again()
+        ) from None
+    if (digest := sha256(ledger)) != expected:
+        raise BadShard("SHA-256", where=str(path), met=digest, wanted=expected, do=check_set())
     return ledger
 
 

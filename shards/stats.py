@@ -24,10 +24,12 @@ from shards import codec
 from shards.atomic import atomic_write
 from shards.errors import BadShard
 from shards.format import Field
+from shards.output_folder import check_output_file
 from shards.printable import printable
 from shards.program import check_set
 from shards.reader import ShardSet
 from shards.sample import texts_of
+from shards.sets import open_sets
 from shards.tables import add_row, plain_console, plain_table
 
 Numbers = NDArray[np.float64]
@@ -209,11 +211,11 @@ def _span(low: float, high: float, whole: bool) -> str:
     return f"{low:g}" if low == last else f"{low:g}-{last:g}"
 
 
-def look_at(folders: Sequence[Path], most: int) -> list[SetStats]:
-    """Numbers of the sets in `folders`, from at most so many samples of each; with a progress bar."""
-    sets = [ShardSet(folder) for folder in folders]
-    with tqdm(total=sum(min(most, len(one)) for one in sets), unit="sample", desc="stats", mininterval=0.5) as bar:
-        return [SetStats(one, most, bar.update) for one in sets]
+def measure_sets(paths: Sequence[Path | str], samples: int) -> list[SetStats]:
+    """Measure `samples` samples of each set that `paths` name (see `shards.sets.find_sets`), with a progress bar."""
+    sets = open_sets(paths)
+    with tqdm(total=sum(min(samples, len(one)) for one in sets), unit="sample", desc="stats", mininterval=0.5) as bar:
+        return [SetStats(one, samples, bar.update) for one in sets]
 
 
 def table(stats: Sequence[SetStats]) -> str:
@@ -232,9 +234,9 @@ def table(stats: Sequence[SetStats]) -> str:
 
 
 def write_page(stats: Sequence[SetStats], page: Path) -> Path:
-    """One HTML file that opens offline."""
+    """Write one HTML file that opens offline; return its path. Raises `UserError` where it cannot be written."""
+    check_output_file(page)
     sets = [{"name": s.name, "lines": s.lines(), "rows": s.rows(), "plots": s.plots()} for s in stats]
     title = ", ".join(Path(s.name).name for s in stats)
-    page.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(page, _PAGE.render(title=title, sets=sets, heads=_HEADS).encode("utf-8", "backslashreplace"))
     return page

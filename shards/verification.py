@@ -35,6 +35,7 @@ from shards.reader import decode_field, stored_fields
 from shards.recipe import Recipe
 from shards.report import Failure, FieldRow, Report
 from shards.sample import Sample, usable_objects
+from shards.sets import find_sets
 
 Derive = Callable[[dict[str, Any], Manifest], Sample]
 Array = NDArray[Any]
@@ -61,7 +62,7 @@ def verify(
     workers: int = 1,
     allow_lossy: bool = False,
 ) -> Report:
-    """Check tars, folders of shard sets, or globs of either.
+    """Check tars, shard sets, folders of sets, or patterns such as shards/sav*.
 
     Args:
         derive: makes a sample again from the raw files, given its JSON and the manifest; every bit must be equal, or
@@ -75,7 +76,7 @@ def verify(
         UserError: a path that leads nowhere.
     """
     report, work = Report(), []
-    for folder, names in _sets(paths).items():
+    for folder, names in _requested(paths).items():
         work += _check_set(folder, names, derive, same_inputs, report, allow_lossy)
     total = sum(shard.info.samples for shard in work)
     lost: dict[Path, array[float]] = {}
@@ -138,32 +139,22 @@ def _check_all(work: list[_Shard], workers: int) -> Iterator[tuple[Path, Report]
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _sets(paths: Sequence[str | Path]) -> dict[Path, set[str] | None]:
-    """The folders to check; for each the tars asked for, or None for all of it."""
+def _requested(paths: Sequence[str | Path]) -> dict[Path, set[str] | None]:
+    """Return the folders of the sets to check, each with the names of the tars to check, or None for all of it."""
     sets: dict[Path, set[str] | None] = {}
-    for path in paths:
-        matches = _matches(str(path))
-        if not matches:
-            raise UserError("nothing matches", where=str(path), wanted="tars or folders of shard sets")
-        for match in map(Path, matches):
-            if match.is_dir():
-                sets[match] = None
-            elif match.is_file() and match.suffix == ".tar":
-                names = sets.setdefault(match.parent, set())
-                if names is not None:
-                    names.add(match.name)
-            elif glob.has_magic(str(path)):
-                continue  # a glob such as shards/sav/* also finds the manifest
-            else:
-                raise UserError("no such tar or folder", where=str(match), wanted="a tar or the folder of a shard set")
+    for path in map(str, paths):
+        is_pattern = glob.has_magic(path) and not Path(path).exists()
+        matches = [Path(match) for match in (sorted(glob.glob(path)) if is_pattern else [path])]
+        tars = [m for m in matches if m.suffix == ".tar" and m.is_file() and not (is_pattern and is_hidden(m.name))]
+        if not (is_pattern or tars or matches[0].is_dir()):
+            raise UserError("no such tar or folder", where=path, wanted="a tar or the folder of a shard set")
+        for tar in tars:
+            names = sets.setdefault(tar.parent, set())
+            if names is not None:
+                names.add(tar.name)
+        if any(match.is_dir() for match in matches) or not tars:
+            sets |= {Path(folder): None for folder in find_sets([path])}
     return sets
-
-
-def _matches(path: str) -> list[str]:
-    """Return the paths that match a pattern such as `shards/*`, without hidden files. A plain path matches itself."""
-    if not glob.has_magic(path):
-        return [path]
-    return sorted(match for match in glob.glob(path) if not is_hidden(Path(match).name))
 
 
 def _check_set(

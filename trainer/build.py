@@ -22,7 +22,7 @@ from shards.errors import UserError
 from shards.groups import named_group
 from shards.printable import PrintableFormatter, printable_lines
 from shards.recipe import Recipe
-from shards.remote import open_set
+from shards.sets import open_sets
 from trainer.agreement import decided_by_main
 from trainer.checkpoints.checkpoint import Parts
 from trainer.checkpoints.resume import Beginning, begin, keep_old_ways
@@ -239,7 +239,7 @@ def open_data(config: Config, accelerator: Accelerator, show: Show) -> RunData:
     for line in dict.fromkeys(line for loader in train.values() for line in loader.lossy):
         show(f"pictures are not bit-equal to the recipe: {line}")
     if accelerator.is_main_process:
-        sets = [open_set(path, cache) for path in config.data.shards]
+        sets = open_sets(config.data.shards, cache)
         for note in holdout_notes(sets, config.data.holdout, holdout_by, config.sources()):
             show(note)
     return RunData(train, held_out, config.batch_size * accelerator.num_processes * config.accumulation)

@@ -27,20 +27,21 @@ class RemoteFolder:
 
     def __init__(self, url: str, attempts: int = ATTEMPTS) -> None:
         self.protocol = protocol_of(url)
-        self._url = url.rstrip("/")
-        self._attempts = attempts
-        self.url = without_secrets(self._url)
+        self.given = url.rstrip("/")
+        """The URL, with what may be secret in it."""
+        self.url = without_secrets(self.given)
         """For messages."""
+        self._attempts = attempts
 
     def __str__(self) -> str:
         return self.url
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._url, self._attempts)
+        return type(self), (self.given, self._attempts)
 
     @cached_property
     def _opened(self) -> tuple[Any, str]:
-        return file_system(self._url)
+        return file_system(self.given)
 
     @property
     def _files(self) -> Any:
@@ -99,18 +100,23 @@ class RemoteFolder:
 
         return self.retried(name, exists)
 
-    def folders(self) -> list[str]:
-        """Return the names of the folders directly in this one, sorted; [] where it does not exist.
+    def names(self) -> tuple[list[str], list[str]]:
+        """Return the sorted names of the files and of the folders directly in this one; none where it does not exist.
 
         Raises:
             UserError: it cannot be listed.
         """
 
-        def names() -> list[str]:
+        def listed() -> tuple[list[str], list[str]]:
             try:
                 entries = self._files.ls(self._path(""), detail=True)
             except FileNotFoundError:
-                return []
-            return sorted(e["name"].rstrip("/").rpartition("/")[2] for e in entries if e["type"] == "directory")
+                entries = []
+            names = [(entry["name"].rstrip("/").rpartition("/")[2], entry["type"]) for entry in entries]
+            return sorted(n for n, kind in names if kind == "file"), sorted(n for n, kind in names if kind != "file")
 
-        return self.retried("", names)
+        return self.retried("", listed)
+
+    def child(self, name: str) -> RemoteFolder:
+        """Return the folder `name` in this one."""
+        return RemoteFolder(f"{self.given}/{name}", self._attempts)

@@ -48,6 +48,10 @@ class TransientError(Exception):
         self.wanted = wanted
 
 
+class MissingFileError(BadShard):
+    """A file that is not at its URL."""
+
+
 def retry(action: Callable[[], _T], url: str, attempts: int) -> _T:
     """Return `action()`. While it fails in a way that may pass, call it again after a pause.
 
@@ -100,7 +104,7 @@ def permanent_error(error: Exception, url: str) -> UserError | None:
     status = getattr(error, "status", None)
     where = without_secrets(url)
     if isinstance(error, FileNotFoundError) or status in (404, 410):
-        return BadShard("no such file", where=where, do="finish or copy the set there, or mend the URL")
+        return MissingFileError("no such file", where=where, do="finish or copy the set there, or mend the URL")
     if isinstance(error, PermissionError) or status in (401, 403) or "Credentials" in type(error).__name__:
         do = "set up the credentials that fsspec finds (environment or its configuration)"
         return UserError("not allowed to read", where=where, do=do)

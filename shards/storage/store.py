@@ -58,10 +58,11 @@ class LocalFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
-        self._given = path
+        self.given = str(path)
+        """The path as the user gave it."""
 
     def __str__(self) -> str:
-        return str(self._given)
+        return self.given
 
     @property
     def work(self) -> Path:
@@ -91,6 +92,24 @@ class LocalFolder:
     def remove(self, names: Iterable[str]) -> None:
         for name in names:
             (self.path / name).unlink(missing_ok=True)
+
+    def has_file(self, name: str) -> bool:
+        """Return whether the file `name` exists."""
+        return (self.path / name).is_file()
+
+    def names(self) -> tuple[list[str], list[str]]:
+        """Return the sorted names of the files and of the folders directly in this one. Raises `UserError`."""
+        try:
+            entries = [(entry.name, entry.is_dir()) for entry in os.scandir(self.path)]
+        except OSError as error:
+            raise UserError("cannot be read", where=self.given, met=str(error.strerror)) from None
+        return sorted(n for n, is_folder in entries if not is_folder), sorted(
+            n for n, is_folder in entries if is_folder
+        )
+
+    def child(self, name: str) -> LocalFolder:
+        """Return the folder `name` in this one."""
+        return LocalFolder(Path(self.given, name))
 
 
 class ObjectStore(RemoteFolder):

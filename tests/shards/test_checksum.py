@@ -18,7 +18,7 @@ from shards.preview import preview
 from shards.reader import ShardSet, read_samples
 from shards.recode import recode
 from shards.select import sample, split
-from shards.stats import look_at
+from shards.stats import measure_sets
 
 SAMPLES = 6
 
@@ -134,7 +134,7 @@ def test_every_door_finds_it(copy, first_tar, door, tmp_path):
     path = flip(copy, first_tar, 8 * (len(first_tar) // 40))
     doors = {
         "preview": lambda: preview(copy, tmp_path / "page", 10**6),
-        "stats": lambda: look_at([copy], 10**6),
+        "stats": lambda: measure_sets([copy], 10**6),
         "recode": lambda: recode(copy, tmp_path / "raw", "raw"),
         "split": lambda: split(copy, tmp_path / "parts", 0.5, "sample", 10**9),
         "sample": lambda: sample(copy, tmp_path / "few", len(ShardSet(copy)), 0, 10**9),

@@ -23,7 +23,7 @@ from shards.preview import preview
 from shards.reader import ShardSet, read_samples
 from shards.recode import recode
 from shards.select import sample, split
-from shards.stats import look_at
+from shards.stats import measure_sets
 from shards.verification import verify
 from tests.shards.sealed import change_meta, change_sample, reseal
 from trainer.data.loader import Loader
@@ -194,7 +194,7 @@ def test_an_index_that_leads_astray(tiny, column, value):
     np.save(tiny / "index.npy", index)
     reseal(tiny)
     assert whats(tiny)
-    for read in (lambda: ShardSet(tiny)[1], lambda: look_at([tiny], 9), lambda: recode(tiny, tiny / "o", "raw")):
+    for read in (lambda: ShardSet(tiny)[1], lambda: measure_sets([tiny], 9), lambda: recode(tiny, tiny / "o", "raw")):
         with pytest.raises(UserError):
             read()
 
@@ -317,7 +317,7 @@ def test_any_value_at_any_place_of_a_sample_is_met_with_a_line(tiny_set, tmp_pat
     for read in (
         lambda: shards[0],
         lambda: preview(folder, tmp_path / "page"),
-        lambda: look_at([folder], 9),
+        lambda: measure_sets([folder], 9),
         lambda: sample(folder, folder / "one", 1, 0, 1000),
     ):
         try:

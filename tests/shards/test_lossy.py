@@ -24,7 +24,7 @@ from shards.manifest import Manifest, pack_manifest
 from shards.reader import ShardSet, read_samples
 from shards.recode import recode
 from shards.select import sample, split
-from shards.stats import look_at
+from shards.stats import measure_sets
 from shards.verification import verify
 from tests.shards.conftest import change_frame, stored_samples, write_set
 from trainer.config import load_config
@@ -87,7 +87,7 @@ def test_what_was_lost_is_measured_and_told(few, lossy):
     assert manifest.codec == "jpeg" and Manifest.read(few).psnr is None
     sizes = [sum(info.bytes for info in Manifest.read(folder).shards) for folder in (few, lossy)]
     assert sizes[1] < 0.5 * sizes[0]
-    assert "jpeg, lossy: PSNR" in look_at([lossy], 1)[0].lines()[0]
+    assert "jpeg, lossy: PSNR" in measure_sets([lossy], 1)[0].lines()[0]
 
 
 def test_it_is_refused_in_one_line_unless_allowed(lossy):

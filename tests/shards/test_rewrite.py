@@ -17,7 +17,7 @@ from shards.manifest import INDEX_DTYPE, positions_by_shard
 from shards.reader import ShardSet
 from shards.recode import recode
 from shards.select import split
-from shards.stats import look_at
+from shards.stats import measure_sets
 from tests.conftest import files_of
 from tests.shards.conftest import change_frame
 
@@ -80,7 +80,7 @@ def test_a_sample_that_is_not_sound_is_one_line_and_named(faulty, tmp_path):
     with pytest.raises(UserError, match=said):
         recode(folder, tmp_path / "out", "raw")
     with pytest.raises(UserError, match=said):
-        look_at([folder], 100)
+        measure_sets([folder], 100)
 
 
 def test_the_rows_of_each_shard_in_one_go():

@@ -12,7 +12,7 @@ from shards.errors import UserError
 from shards.manifest import Manifest
 from shards.printable import printable, printable_lines
 from shards.reader import read_samples
-from shards.stats import AREA, BYTES, CELLS, FRAMES, OBJECTS, SIDE, TEXTS, WORDS, look_at, table, write_page
+from shards.stats import AREA, BYTES, CELLS, FRAMES, OBJECTS, SIDE, TEXTS, WORDS, measure_sets, table, write_page
 from tests.shards.conftest import change_frame
 
 
@@ -32,7 +32,7 @@ def two_objects(samples):
 
 def test_numbers_equal_those_of_the_plain_reader(faulty):
     folder = faulty(two_objects)
-    (stats,) = look_at([folder], 10**6)
+    (stats,) = measure_sets([folder], 10**6)
     tar = folder / "sav-000000.tar"
     samples = list(read_samples(tar))
     pairs = [
@@ -58,13 +58,13 @@ def test_numbers_equal_those_of_the_plain_reader(faulty):
 
 
 def test_some_samples_stand_for_all(sav_set):
-    (stats,) = look_at([sav_set], 5)
+    (stats,) = measure_sets([sav_set], 5)
     assert stats.looked_at == len(stats.found[FRAMES]) == 5
     assert stats.manifest.samples == Manifest.read(sav_set).samples == 12
 
 
 def test_the_page_needs_no_other_file(sav_set, tmp_path):
-    stats = look_at([sav_set, sav_set], 4)
+    stats = measure_sets([sav_set, sav_set], 4)
     page = write_page(stats, tmp_path / "new" / "page.html").read_text("utf-8")
     assert not re.search(r"""(?:src|href)\s*=\s*["'](?!data:|#)""", page)
     assert page.count("<svg") == 2 * len(stats[0].plots()) > 0
@@ -81,14 +81,14 @@ def test_from_the_command_line(sav_set, tmp_path):
 
 def test_no_set_no_page(tmp_path):
     with pytest.raises(UserError, match="no manifest"):
-        look_at([tmp_path], 4)
+        measure_sets([tmp_path], 4)
 
 
 @pytest.mark.parametrize("name", ["[/red]", "a\x1b[2Jb", "a\u2028b", "<b>", "\udcff"])
 def test_names_of_folders_are_text_in_tables_and_pages(sav_set, tmp_path, name):
     (tmp_path / name).parent.mkdir(exist_ok=True)  # one has a slash
     (tmp_path / name).symlink_to(sav_set)
-    found = look_at([tmp_path / name], 1)
+    found = measure_sets([tmp_path / name], 1)
     text = table(found)
     assert printable(name) in "".join(line.strip() for line in text.split("\n"))  # a long path is folded
     assert printable_lines(text) == text

@@ -24,7 +24,7 @@ from shards.preview import preview
 from shards.reader import ShardSet, read_samples
 from shards.recode import recode
 from shards.select import sample, split
-from shards.stats import look_at, table
+from shards.stats import measure_sets, table
 from shards.verification import verify
 from tests.conftest import files_of, shard_sav
 from trainer.data.loader import Loader
@@ -62,7 +62,7 @@ def test_its_manifest_keeps_its_bytes():
 def test_verify_stats_preview_and_training(tmp_path):
     report = verify([OLD])
     assert report.ok and (report.samples, report.objects) == (3, 4)
-    assert "3 samples" in table(look_at([OLD], 10))
+    assert "3 samples" in table(measure_sets([OLD], 10))
     assert preview(OLD, tmp_path / "page").read_text("utf-8").count("<img") == 3
     loader = Loader([str(OLD)], fields=("pixel_values1", "masks1"), batch_size=3, seed=0, threads=0)
     (batch,) = loader.epoch(0)

@@ -24,7 +24,8 @@ from shards.format import FIELDS, Field
 from shards.groups import Group
 from shards.reader import ShardSet, StoredSample
 from shards.recipe import Recipe
-from shards.remote import RemoteShardSet, open_set
+from shards.remote import RemoteShardSet
+from shards.sets import open_sets
 from shards.storage.cache import Cache
 from trainer.data.ahead import Ahead, check_room
 from trainer.data.choice import Choice, mix, salt_of
@@ -93,7 +94,7 @@ class Loader:
     """Batches from shard folders.
 
     Args:
-        paths: folders of finished shard sets, or their URLs, all of one recipe.
+        paths: folders or URLs of finished shard sets or of folders of them, all of one recipe.
         fields: which tensors, with the frame's number: ("pixel_values1", "prompt_masks1", "masks2", ...).
         batch_size: samples a batch on this rank.
         accumulation: batches an optimiser step. An epoch holds whole steps: none takes samples of two epochs.
@@ -145,7 +146,7 @@ class Loader:
     ) -> None:
         if not paths:
             raise UserError("no shard folder given", where="data.shards", do="for example data.shards=[shards/sav]")
-        self._sets = [open_set(path, cache, check) for path in paths]
+        self._sets = open_sets(paths, cache, check)
         names = {s.manifest.source for s in self._sets}
         for where, asked in (("data.sources", repeats or {}), ("mix", sources)):
             if unknown := sorted({*asked} - names):

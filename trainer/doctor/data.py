@@ -14,6 +14,7 @@ from shards.groups import named_group
 from shards.program import copy_again
 from shards.reader import ShardSet
 from shards.remote import RemoteShardSet, open_set
+from shards.sets import find_sets
 from trainer.config import Config
 from trainer.data.holdout import holdout_notes
 from trainer.data.loader import Loader, Need, check_recipe
@@ -47,7 +48,12 @@ class Data:
     @classmethod
     def open(cls, config: Config, processes: int) -> Data:
         data, cache = cls([]), config.data.open_cache()
-        for path in config.data.shards:
+        try:
+            paths = find_sets(config.data.shards, cache)
+        except UserError as error:
+            data.faults.append(str(error))
+            return data
+        for path in paths:
             try:
                 data.sets.append(open_set(path, cache))
             except UserError as error:
