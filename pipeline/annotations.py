@@ -1,4 +1,4 @@
-"""JSON files of annotations: as a stream where they may have any size, whole where they are of one sample."""
+"""Read JSON annotations: files of any size as a stream, files of one sample at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import ijson
 
 from pipeline.boundary import entries
-from pipeline.json_faults import MAX_DEPTH, Nesting, Watched, fault_of, fault_of_bytes, too_deep
+from pipeline.json_faults import MAX_DEPTH, DepthChecked, Nesting, json_fault, json_fault_of_bytes, too_deep
 from pipeline.text import open_text, read_text, unpacked
 from shards.errors import BadInput, UserError
 
@@ -20,12 +20,12 @@ _HUGE = re.compile(rb"[eE]\+?[0-9]{3}")
 
 
 def read_items(path: Path, prefix: str = "item") -> Iterator[Any]:
-    """The values at `prefix` of a JSON file (ijson's notation), one at a time; raises `UserError` on a broken file."""
+    """Yield the values at `prefix` (ijson's notation) of a JSON file; raises `UserError` where it is broken."""
     return _stream(path, prefix, ijson.items)
 
 
 def read_pairs(path: Path, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Name and value of each member of the object at `prefix`, one at a time; `UserError` on a broken file."""
+    """Yield name and value of each member of the object at `prefix`; raises `UserError` where the file is broken."""
     return _stream(path, prefix, ijson.kvitems)
 
 
@@ -42,29 +42,31 @@ def parse_json(data: bytes, where: str, most: int = _MAX_BYTES) -> Any:
     if nesting.deepest > MAX_DEPTH:
         raise too_deep(where, BadInput)
     try:
-        return json.loads(data, parse_constant=_refuse, parse_float=_finite if _HUGE.search(data) else None)
+        return json.loads(
+            data, parse_constant=_refuse_constant, parse_float=_finite_float if _HUGE.search(data) else None
+        )
     except (ValueError, RecursionError) as error:
-        raise fault_of_bytes(data, where, BadInput, (str(error).splitlines() or [""])[0]) from None
+        raise json_fault_of_bytes(data, where, BadInput, (str(error).splitlines() or [""])[0]) from None
 
 
 def _stream(path: Path, prefix: str, read: Any) -> Iterator[Any]:
     with open_text(path) as file:
-        watched = Watched(file, str(path), UserError)
+        checked = DepthChecked(file, str(path), UserError)
         try:
-            yield from entries(path, read(watched, prefix, use_float=True))
+            yield from entries(path, read(checked, prefix, use_float=True))
             return
         except (ijson.JSONError, UnicodeDecodeError) as error:
-            start = watched.start
-            said = (str(error).splitlines() or [""])[0]
+            start = checked.start
+            text = (str(error).splitlines() or [""])[0]
     with open_text(path) as file:
-        raise fault_of(file, str(path), UserError, start, said)
+        raise json_fault(file, str(path), UserError, start, text)
 
 
-def _refuse(word: str) -> Any:
+def _refuse_constant(word: str) -> Any:
     raise ValueError(f"{word} in JSON")
 
 
-def _finite(digits: str) -> float:
+def _finite_float(digits: str) -> float:
     number = float(digits)
     if number - number != 0:
         raise ValueError(f"{digits} is beyond all numbers")

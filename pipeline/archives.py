@@ -1,4 +1,4 @@
-"""Files inside tar and zip files, read in place: where each lies is found once, then a member is one seek away.
+"""Read members of tar and zip files in place: a member is found once, and read with one seek.
 
 A member is described as JSON, so that `pipeline.records` can keep it: `at` (its place in the archive) and `bytes` (its
 size); of a zip also `packed` (its compressed size), `method` and `crc`.
@@ -23,7 +23,7 @@ _LOCAL_HEADER = 30  # bytes of a zip member's own header, before its name and ex
 
 
 def tar_members(path: Path) -> Iterator[tuple[str, Member]]:
-    """Name and place of each regular file in an uncompressed tar, in its order; links and devices are passed over.
+    """Yield name and place of each regular file in an uncompressed tar, in its order. Links and devices are skipped.
 
     Raises:
         BadInput: after the last whole member, where the tar is damaged or cut short.
@@ -36,7 +36,7 @@ def tar_members(path: Path) -> Iterator[tuple[str, Member]]:
                     if info.isreg() and not info.issparse():
                         yield info.name, {"at": info.offset_data, "bytes": info.size}
                     tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
-                end = tar.offset  # where the headers stopped; tarfile takes a damaged header for the end
+                end = tar.offset  # of the headers; tarfile reads a damaged header as the end
             file.seek(end)
             whole = file.read(_BLOCK) == bytes(_BLOCK)
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
@@ -51,7 +51,7 @@ def tar_members(path: Path) -> Iterator[tuple[str, Member]]:
 
 
 def zip_members(path: Path) -> Iterator[tuple[str, Member]]:
-    """Name and place of each file in a zip; raises `BadInput` where the zip is damaged or cut short."""
+    """Yield name and place of each file in a zip; raises `BadInput` where the zip is damaged or cut short."""
     try:
         with _opened(path) as file, zipfile.ZipFile(file) as opened:
             for info in opened.infolist():
@@ -64,7 +64,7 @@ def zip_members(path: Path) -> Iterator[tuple[str, Member]]:
 
 
 def read_member(path: Path, member: Mapping[str, int]) -> bytes:
-    """A member's bytes.
+    """Return a member's bytes.
 
     Raises:
         BadInput: the archive is not there or was changed, the member is damaged, encrypted or larger than `MAX_BYTES`.
@@ -98,7 +98,7 @@ def read_member(path: Path, member: Mapping[str, int]) -> bytes:
 
 
 def member_path(name: str) -> str:
-    """A member's name as a relative path; raises `BadInput` where it would leave the folder it is unpacked to."""
+    """Return a member's name as a relative path; raises `BadInput` where it would leave the archive's folder."""
     if "/" not in name and name not in ("", ".", "..") and "\0" not in name:
         return name
     pure = PurePosixPath(name)

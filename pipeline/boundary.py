@@ -1,13 +1,11 @@
-"""Where a user's data ends and this program begins: the one place that decides what an exception means.
+"""Sort exceptions while raw data is read: by the program, by the machine, or by the data.
 
-While raw data is read, an exception is the fault of one of three:
-
-- the program: `NameError` and `ImportError`; `AssertionError` and `NotImplementedError` that this package raised itself
-  (libraries raise these two on data as well). It ends the run as a `ProgramError`, which names the input.
-- the machine: no memory, no room, too many open files, a file system that has gone. It ends the run, and nothing is
-  noted of the input: the same command goes on with it.
-- the data: everything else, whatever a library or this package raises. An input goes to the ledger; an annotation file
-  that cannot be understood ends the run with its place.
+- The program: `NameError` and `ImportError`; `AssertionError` and `NotImplementedError` that this package raised itself
+  (libraries raise these two on bad data as well). It ends the run as a `ProgramError`, which names the input.
+- The machine: no memory, no room, too many open files, a file system that is gone. It ends the run, and nothing is
+  recorded about the input: the same command goes on with it.
+- The data: all other exceptions of a library or this package. An input goes to the ledger. A broken annotation file
+  ends the run with its place.
 """
 
 from __future__ import annotations
@@ -41,7 +39,7 @@ _MACHINE = {
 }
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # differs from run to run: a ledger's bytes must not
 _LONGEST = 300  # characters of an exception's text
-_MOST_BYTES = 1 << 33  # of one array: a claim of more is the data's, whatever the machine has
+_MOST_BYTES = 1 << 33  # of one array: a request for more is a fault of the data, however large the memory is
 _Item = TypeVar("_Item")
 _place: ContextVar[tuple[str, int]] = ContextVar("_place", default=("", 0))
 
@@ -51,10 +49,10 @@ class ProgramError(UserError):
 
 
 def read_sample(job: Job, path: str) -> tuple[Sample, Counter[str]]:
-    """Read one input and make its sample: (sample, what was counted on the way).
+    """Read one input and make its sample. Returns the sample and the counts for the manifest's notes.
 
     Raises:
-        BadInput: it cannot become a sample, for whatever reason. Names the input.
+        BadInput: it cannot become a sample. Names the input.
         UserError: the fault is the machine's, or the program's.
     """
     with input_errors(job.root, path):
@@ -64,7 +62,7 @@ def read_sample(job: Job, path: str) -> tuple[Sample, Counter[str]]:
 
 @contextmanager
 def input_errors(root: Path, path: str) -> Iterator[None]:
-    """Turn any exception over the input at `path` into `BadInput`, `ProgramError` or, of the machine, `UserError`."""
+    """Turn any exception about the input at `path` into `BadInput`, `ProgramError` or, for the machine, `UserError`."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -79,7 +77,7 @@ def input_errors(root: Path, path: str) -> Iterator[None]:
 
 @contextmanager
 def annotation_errors(root: Path) -> Iterator[None]:
-    """Turn any exception over the files below `root` that say which inputs there are into one `UserError`."""
+    """Turn any exception in the search for inputs below `root` into one `UserError`."""
     _place.set(("", 0))
     try:
         yield
@@ -91,19 +89,19 @@ def annotation_errors(root: Path) -> Iterator[None]:
         if (machine := _of_the_machine(error)) is not None or isinstance(error, OSError):
             found = machine or error
             at = getattr(found, "filename", None) or where
-            raise UserError("cannot be read", where=str(at), met=_said(found), do=AGAIN) from None
+            raise UserError("cannot be read", where=str(at), met=_error_text(found), do=AGAIN) from None
         if _of_the_program(error):
             raise _program_error(error, where) from None
         raise UserError(
             "annotations of another shape",
             where=where,
-            met=f"{type(error).__name__}: {_said(error)} ({_line_of_ours(error)})",
+            met=f"{type(error).__name__}: {_error_text(error)} ({_line_of_ours(error)})",
             wanted="what the source's page in docs/datasets/ says",
         ) from None
 
 
 def entries(file: Path, items: Iterable[_Item]) -> Iterator[_Item]:
-    """Hand on the `items` of an annotation file: what goes wrong before the next one is this one's fault."""
+    """Yield the `items` of an annotation file; an error before the next one is reported with this one's number."""
     _place.set((str(file), 0))
     for number, item in enumerate(items, 1):
         _place.set((str(file), number))
@@ -116,7 +114,7 @@ def _about_input(error: Exception, root: Path, path: str) -> UserError:
         return UserError(
             "out of memory" if isinstance(machine, MemoryError) else "cannot be read now",
             where=path,
-            met=_said(machine),
+            met=_error_text(machine),
             do=f"fewer --workers take less memory; {AGAIN}" if isinstance(machine, MemoryError) else AGAIN,
         )
     if isinstance(error, UserError):
@@ -134,13 +132,13 @@ def _about_input(error: Exception, root: Path, path: str) -> UserError:
     return BadInput(
         f"cannot be read: {type(error).__name__}",
         where=path,
-        met=f"{_without_root(_said(error), root)} ({_line_of_ours(error)})",
+        met=f"{_without_root(_error_text(error), root)} ({_line_of_ours(error)})",
         wanted="a sound input",
     )
 
 
 def _of_the_machine(error: BaseException | None) -> BaseException | None:
-    """The exception that started it, if that one is the machine's; readers wrap what they catch."""
+    """Return the first exception in the chain that is a fault of the machine; readers wrap what they catch."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _MACHINE:
             return error
@@ -153,7 +151,7 @@ def _of_the_machine(error: BaseException | None) -> BaseException | None:
 
 
 def _claimed_bytes(error: MemoryError) -> int:
-    """Bytes of the array that numpy could not make; 0 where nobody says."""
+    """Return the bytes of the array that numpy could not allocate; 0 where they are unknown."""
     size: Any = getattr(error, "_total_size", 0)
     return int(size)
 
@@ -175,13 +173,13 @@ def _program_error(error: Exception, where: str) -> ProgramError:
     return ProgramError(
         "a fault of this program, not of the data",
         where=where,
-        met=f"{type(error).__name__}: {_said(error)}",
+        met=f"{type(error).__name__}: {_error_text(error)}",
         do=f"please report it, with {name}",
     )
 
 
-def _said(error: BaseException) -> str:
-    """An exception's text on one line, the same in every run; its kind where it has none."""
+def _error_text(error: BaseException) -> str:
+    """Return an exception's text on one line, the same in every run; its class name where it has none."""
     try:
         text = " ".join((getattr(error, "strerror", None) or str(error)).split())
     except Exception:  # an exception of a library that cannot even be printed
@@ -201,7 +199,7 @@ def _ours(file: str) -> bool:
 
 
 def _without_root(text: str, root: Path) -> str:
-    """`text` with paths below `root` as relative ones: sets do not depend on where the raw data lies."""
+    """Return `text` with paths below `root` made relative: sets do not depend on where the raw data lies."""
     for folder in (root.absolute(), root):
         if folder.name:  # not "." or "/"
             text = text.replace(f"{folder}/", "")

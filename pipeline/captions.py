@@ -1,4 +1,4 @@
-"""Captions and the phrases in them: places in characters, checked against the words that they should hold."""
+"""Locate phrases in captions. Spans count characters, and are checked against the phrase's words."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ OVERLAPPING = "phrases that overlap another"
 CUT = "phrases that begin or end inside a word"
 
 
-def unquoted(caption: str) -> tuple[str, int]:
-    """A caption without the quotes and blanks around it, and how many characters were taken from its beginning.
+def strip_quotes(caption: str) -> tuple[str, int]:
+    """Return a caption without the quotes and blanks around it, and the number of characters removed at its start.
 
-    A quote at one end alone is taken only where it has no partner, so that a caption may end in a quotation.
+    A quote at one end alone is removed only where it has no partner, so that a caption may end in a quotation.
     """
     text = caption.strip()
     while len(text) > 1 and text[0] == text[-1] == '"':
@@ -32,21 +32,22 @@ def unquoted(caption: str) -> tuple[str, int]:
     return text.strip(), lead
 
 
-def places_of(phrase: str, text: str) -> list[Span]:
-    """Where whole words of `text` are `phrase`, whatever their case."""
+def find_phrase(phrase: str, text: str) -> list[Span]:
+    """Return the spans where whole words of `text` are `phrase`, in any case."""
     words = phrase.strip()
     return [match.span() for match in re.finditer(rf"(?<!\w){re.escape(words)}(?!\w)", text, re.I)] if words else []
 
 
-def place(phrase: str, text: str, lead: int, stated: Span | None, taken: int, notes: Counter[str]) -> Span | None:
-    """Where `phrase` stands in the unquoted `text`; None, and counted, where it does not.
+def locate_phrase(
+    phrase: str, text: str, lead: int, stated: Span | None, taken: int, notes: Counter[str]
+) -> Span | None:
+    """Return the span of `phrase` in `text`, a caption without its quotes; None, and counted, where there is none.
 
     Args:
-        lead: characters that were taken from the caption's beginning.
-        stated: in the caption with its quotes, or, as some files have it, already without. It is believed where it
-            holds the phrase, whatever its case; else the nearest place that does is taken, and counted.
-        taken: without a stated place, how many equal phrases came before this one: each gets a place of its own, as
-            long as there are.
+        lead: number of characters that were removed at the caption's start.
+        stated: span in the caption with its quotes or, in some files, without. It is used where it holds the phrase, in
+            any case; else the nearest span that does, and counted.
+        taken: number of equal phrases before this one. Without a stated span each gets the next one that is left.
     """
     for shift in dict.fromkeys((lead, 0)):
         if stated is None:
@@ -56,18 +57,22 @@ def place(phrase: str, text: str, lead: int, stated: Span | None, taken: int, no
         if 0 <= start < end <= len(text) and text[start:end].lower() == phrase.strip().lower():
             notes[UNSHIFTED] += shift != lead
             return start, end
-    found = places_of(phrase, text)
+    found = find_phrase(phrase, text)
     if not found:
         notes[LOST] += 1
         return None
     if stated is None:
         return found[min(taken, len(found) - 1)]
     notes[MENDED] += 1
-    return min(found, key=lambda one: abs(one[0] - stated[0] - lead))
+    start = stated[0] - lead
+    return min(found, key=lambda span: abs(span[0] - start))
 
 
-def rebased(text: str, lead: int, stated: Span, notes: Counter[str]) -> Span | None:
-    """A stated place in the unquoted `text` where no phrase is known to check it: the one that cuts no word."""
+def shift_span(text: str, lead: int, stated: Span, notes: Counter[str]) -> Span | None:
+    """Return a stated span in `text`, a caption without its quotes, where no phrase is known to check it.
+
+    It may count the quotes or not: the one that cuts no word is chosen. None, and counted, where neither fits.
+    """
     spans = [(stated[0] - shift, stated[1] - shift) for shift in dict.fromkeys((lead, 0))]
     fit = [(start, end) for start, end in spans if 0 <= start < end <= len(text)]
     if not fit:
@@ -80,25 +85,27 @@ def rebased(text: str, lead: int, stated: Span, notes: Counter[str]) -> Span | N
     return chosen
 
 
-def phrases(text: str, placed: Iterable[tuple[Span | None, str, str]], notes: Counter[str]) -> list[dict[str, Any]]:
-    """Phrases as a sample's JSON holds them, in the order of their places; those without a place come last.
+def merge_phrases(
+    text: str, placed: Iterable[tuple[Span | None, str, str]], notes: Counter[str]
+) -> list[dict[str, Any]]:
+    """Return the phrases for a sample's JSON, in the order of their spans; those without a span come last.
 
     Args:
-        placed: (place, words, id of the object) each. Those of one place are one phrase of several objects.
+        placed: (span, words, id of the object) each. Those of one span are one phrase of several objects.
 
     Returns:
         `start`, `end`, `text` (the caption's characters from `start` to `end`), `objects` (ids), and `overlaps`: true
-        where another phrase has some of its characters. `start` and `end` are None without a place.
+        where another phrase has some of its characters. `start` and `end` are None without a span.
     """
-    told: dict[Any, dict[str, Any]] = {}
+    merged: dict[Any, dict[str, Any]] = {}
     for span, words, name in placed:
         start, end = span or (None, None)
-        said = text[start:end] if span else words
-        one = told.setdefault(span or (None, words), {"start": start, "end": end, "text": said, "objects": []})
+        words_here = text[start:end] if span else words
+        one = merged.setdefault(span or (None, words), {"start": start, "end": end, "text": words_here, "objects": []})
         notes[SHARED] += span is not None and bool(one["objects"]) and name not in one["objects"]
         if name not in one["objects"]:
             one["objects"].append(name)
-    ordered = sorted(told.values(), key=lambda one: (one["start"] is None, one["start"] or 0, one["end"] or 0))
+    ordered = sorted(merged.values(), key=lambda one: (one["start"] is None, one["start"] or 0, one["end"] or 0))
     for one in ordered:
         one["overlaps"] = _overlaps(one, ordered)
         notes[OVERLAPPING] += one["overlaps"]

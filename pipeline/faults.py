@@ -1,4 +1,4 @@
-"""Why objects of an input cannot be used: the ledger has the first cause with its values, a sample's JSON has all."""
+"""Record why objects of an input cannot be used: the ledger has the first reason, a sample's JSON has all."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from shards.errors import BadInput
 
 EMPTY = "empty mask"
 Fault = tuple[str, BadInput]
-"""An object's id, and why it cannot be used."""
+"""An object's id, and the reason why it cannot be used."""
 
 
 def left_out(faults: Sequence[Fault]) -> dict[str, Any]:
     """Return the entry of a sample's JSON for the objects that cannot be used; empty where there are none.
 
     Args:
-        faults: (id, why) each.
+        faults: (id, reason) each.
     """
-    said = [{"id": name, "reason": error.what, "detail": error.detail} for name, error in faults]
-    return {"left_out": said} if said else {}
+    entries = [{"id": name, "reason": error.what, "detail": error.detail} for name, error in faults]
+    return {"left_out": entries} if entries else {}
 
 
 def unusable(kind: str, faults: Sequence[Fault]) -> BadInput:
-    """The error that nothing of an input can be used. It has the first cause, with its values.
+    """Return the error for an input of which nothing can be used: the first reason in full, the others counted.
 
     Args:
-        kind: of thing, in the singular: object, region, ...
-        faults: (id, why) each.
+        kind: what cannot be used, in the singular: object, region, ...
+        faults: (id, reason) each.
     """
     name, first = faults[0]
     causes = Counter(error.what for _, error in faults)
     others = ", ".join(f"{count} x {what}" for what, count in causes.items() if what != first.what)
-    met = f"{kind} {name}: {first.met or first.what}"
+    value = f"{kind} {name}: {first.met or first.what}"
     if len(faults) > 1:
-        met += f", the first of {len(faults)}" + (f" (beside {others})" if others else "")
-    return BadInput(f"no {kind} that can be used: {first.what}", met=met, wanted=first.wanted, do=first.do)
+        value += f", the first of {len(faults)}" + (f" (beside {others})" if others else "")
+    return BadInput(f"no {kind} that can be used: {first.what}", met=value, wanted=first.wanted, do=first.do)

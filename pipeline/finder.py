@@ -1,4 +1,4 @@
-"""Finds the files that annotations name, below a dataset's folder."""
+"""Find the files that annotations name, below a dataset's folder."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from pipeline.refused import refuse
 from pipeline.spelling import (
     Parts,
     coco_names,
+    identifying_parts,
     is_coco_name,
     look_alike,
-    may_be_one,
-    meaning,
+    may_be_same,
     parts_of,
     spellings,
     tail,
 )
-from pipeline.walk import listed
+from pipeline.walk import list_names
 from shards.errors import BadInput
 from shards.hidden import is_hidden
 
 _LONGEST = 255  # bytes of a name
 _LISTINGS = 512  # folders whose names are kept
-_MOST_NAMES = 1 << 21  # of a folder: a larger one is not searched for names that look alike
-_MOST_COMPARED = 4096  # names, for the nearest one
-_MOST_EXPLAINED = 20  # missing files for which the nearest name is looked for
+_MOST_NAMES = 1 << 21  # of a folder: a larger one is not searched for alike names
+_MOST_COMPARED = 4096  # names, for the nearest name
+_MOST_EXPLAINED = 20  # missing files for which the nearest name is searched
 OUTSIDE = "path leaves the dataset"
 SHARED = "one file for several names"
 
@@ -43,7 +43,7 @@ def inside(name: Any) -> bool:
 
 
 def below(root: Path, path: str) -> Path:
-    """`path` below `root`; raises `BadInput` where it would leave it."""
+    """Return `path` below `root`; raises `BadInput` where it would leave the root, or no file can have the name."""
     if not _can_be_named(path):
         raise BadInput(
             "not a file name", met=ascii(path)[:80], wanted=f"UTF-8, at most {_LONGEST} bytes between slashes"
@@ -54,7 +54,7 @@ def below(root: Path, path: str) -> Path:
 
 
 def _can_be_named(name: Any) -> bool:
-    """Whether a file can have this name: no operating system takes the others, and Python then raises many kinds."""
+    """Whether a file can have this name. Other names make Python raise exceptions of many kinds."""
     if not isinstance(name, str) or not name or "\0" in name:
         return False
     try:
@@ -66,9 +66,9 @@ def _can_be_named(name: Any) -> bool:
 class Finder:
     """Finds the files that annotations name, in some folders below a root.
 
-    A name as it stands is tried in every folder first. After a miss the folders are listed, once each, and the name is
-    compared with what is there without regard to what a reader cannot see (see `pipeline.spelling`). A name that looks
-    like two of the files that are there means none.
+    The name is first tried unchanged in every folder. After a miss the folders are listed, once each, and names are
+    compared without differences that a reader cannot see (see `pipeline.spelling`). A name that is alike to two files
+    finds neither.
 
     Args:
         root: the dataset's folder.
@@ -87,10 +87,10 @@ class Finder:
         self._listing = lru_cache(maxsize=_LISTINGS)(self._list)
         self.find = lru_cache(maxsize=1 << 16)(self._find)
 
-    def put_down(self, name: str, records: RecordsWriter) -> tuple[str, int, bool]:
-        """Path and bytes (0: not there) of the input that `name` means, and whether it is a new one.
+    def add(self, name: str, records: RecordsWriter) -> tuple[str, int, bool]:
+        """Add the input that `name` refers to. Returns its path, its bytes (0: no file) and whether it is a new input.
 
-        Where there is no such file the input is refused, with the folders that were looked into and the nearest name.
+        Where there is no such file the input is refused, with the folders that were searched and the nearest name.
         """
         path, size = self.find(name)
         new = records.add(path, size)
@@ -100,7 +100,7 @@ class Finder:
         return path, size, new
 
     def refuse_shared(self, records: RecordsWriter) -> int:
-        """Refuse the files to which names of several meanings led; how many. To be called when all are put down."""
+        """Refuse files that several different names refer to, and return their number. Call it when all are added."""
         for path, (first, *later) in self._claims.shared.items():
             error = BadInput(
                 SHARED,
@@ -113,11 +113,11 @@ class Finder:
         return len(self._claims.shared)
 
     def locate(self, name: str) -> str | None:
-        """The path, relative to the root, of the file that `name` means; None where there is none."""
+        """Return the path, relative to the root, of the file that `name` refers to; None where there is none."""
         return self._as_it_stands(name) or self._look_alike(name)
 
     def _find(self, name: str) -> tuple[str, int]:
-        """Path relative to the root, and bytes; where there is none, the path where it might have been, and 0."""
+        """Return path relative to the root, and bytes; without a file the expected path, and 0."""
         path = self.locate(name)
         if path is None or not self._claims.claim(path, name):
             return self._place_of_missing(name), 0
@@ -131,7 +131,7 @@ class Finder:
             return None
         names = coco_names(name) if self._bare and is_coco_name(name) else [name]
         places = [os.path.join(folder, one) for folder in self._folders for one in names]
-        # A link to nothing is better than no file: reading it says what it points to.
+        # A link to nothing is better than no file: the error of reading it names what it points to.
         for is_there in (os.path.exists, os.path.islink):
             for place in places:
                 if is_there(os.path.join(self._root, place)):
@@ -143,10 +143,10 @@ class Finder:
             return None
         whole = parts_of(name)[0]
         for spelling in spellings(name, self._bare):
-            paths = [path for folder in self._alike_folders if (path := self._go_down(folder, spelling)) is not None]
+            paths = [path for folder in self._alike_folders if (path := self._descend(folder, spelling)) is not None]
             files = [path for path in paths if os.path.isfile(self._root / path)]
             if len(spelling) < len(whole) and len({_identity(self._root / path) for path in files}) > 1:
-                self._ambiguous[name] = files  # which folder was meant has been cut off
+                self._ambiguous[name] = files  # without its folder the name fits several files
                 return None
             if files:
                 return files[0]
@@ -154,12 +154,12 @@ class Finder:
 
     @cached_property
     def _alike_folders(self) -> list[str]:
-        """The folders that are there, also under names that look like the wanted ones."""
-        found = (self._go_down("", PurePosixPath(folder).parts) for folder in self._wanted)
+        """The folders that exist, also under names that are alike to those asked for."""
+        found = (self._descend("", PurePosixPath(folder).parts) for folder in self._wanted)
         return [*dict.fromkeys(path for path in found if path is not None)]
 
-    def _go_down(self, path: str, parts: Sequence[str]) -> str | None:
-        """The path below `path` whose parts look like `parts`; None where there is none, or more than one."""
+    def _descend(self, path: str, parts: Sequence[str]) -> str | None:
+        """Return the path below `path` whose parts are alike to `parts`; None where there is none, or several."""
         for part in parts:
             names = self._listing(path)
             name = part if part in names.stored else names.alike.get(look_alike(part))
@@ -170,7 +170,7 @@ class Finder:
 
     def _list(self, folder: str) -> _Names:
         try:
-            names = listed(self._root / folder)
+            names = list_names(self._root / folder)
         except OSError:
             names = []
         return _Names(names if len(names) <= _MOST_NAMES else [])
@@ -179,7 +179,7 @@ class Finder:
         return (PurePosixPath(self._folders[0]) / name).as_posix() if inside(name) else name
 
     def missing(self, name: str) -> BadInput:
-        """Says that there is no such file, in which folders it was looked for, and the nearest name that is there."""
+        """Return the error for a missing file, with the folders that were searched and the nearest name in them."""
         if name in self._ambiguous:
             return BadInput(
                 "a name of several files",
@@ -188,18 +188,18 @@ class Finder:
                 do="keep the folders that the names have",
             )
         folders = ", ".join(str(PurePosixPath(folder)) for folder in self._folders)
-        met = f"no {name!r} in {folders}"
+        value = f"no {name!r} in {folders}"
         if nearest := self._nearest(name):
-            met += f"; the nearest name is {nearest!r}"
+            value += f"; the nearest name is {nearest!r}"
         return BadInput(
             "no such file" if inside(name) else OUTSIDE,
-            met=met,
+            met=value,
             wanted="a file of this name below the dataset's folder",
             do="its dataset's page in docs/datasets/ says where it is looked for",
         )
 
     def _nearest(self, name: str) -> str:
-        """The path of the file whose name is most like `name`; empty for none, and after many questions."""
+        """Return the path of the file whose name is most like `name`; empty for none, and after many searches."""
         self._explained += 1
         if self._explained > _MOST_EXPLAINED:
             return ""
@@ -209,7 +209,7 @@ class Finder:
 
     @cached_property
     def _some_files(self) -> dict[str, str]:
-        """Paths of the first files, by how their names look."""
+        """Key of a name (`look_alike`) -> path, for the first files below the root."""
         found: dict[str, str] = {}
         for folder, folders, names in os.walk(self._root):
             folders[:] = sorted(name for name in folders if not is_hidden(name))
@@ -221,11 +221,11 @@ class Finder:
         return dict([*found.items()][:_MOST_COMPARED])
 
 
-def located(root: Path, name: str) -> Path:
-    """The file that `name` means, a path relative to `root` or one that looks like it.
+def locate_file(root: Path, name: str) -> Path:
+    """Return the file that `name` refers to: a path relative to `root`, or one that is alike to it.
 
     Raises:
-        BadInput: there is none, or it would lie outside.
+        BadInput: there is none, or it is outside of the root.
     """
     if inside(name) and os.path.lexists(root / name):
         return root / name
@@ -239,7 +239,7 @@ def located(root: Path, name: str) -> Path:
 
 @lru_cache(maxsize=4)
 def finder_at(root: Path) -> Finder:
-    """Finds paths relative to `root`, with all their folders; kept, with what it has listed."""
+    """Return a finder of paths relative to `root`, with all their folders; cached with the folders that it listed."""
     return Finder(root, [""], bare=False)
 
 
@@ -257,32 +257,32 @@ class _Names:
     def __init__(self, names: Sequence[str]) -> None:
         self.stored = frozenset(names)
         self.alike: dict[str, str | None] = {}
-        """Names by how they look; None where two look alike."""
+        """Key of a name (`look_alike`) -> name; None where two names are alike."""
         for name in names:
             key = look_alike(name)
             self.alike[key] = None if key in self.alike else name
 
 
 class _Claims:
-    """Names by which each file was found. A file may have two names where one of them is the end of the other."""
+    """Names by which each file was found. Two names may refer to one file only where one is the end of the other."""
 
     def __init__(self) -> None:
         # A name that is the end of its path is kept as the number of its parts: there are millions of them.
         self._ends: dict[int, int] = {}
         self._others: dict[str, Parts] = {}
         self.shared: dict[str, list[str]] = {}
-        """Path -> the first name that led to it, and those that cannot mean the same."""
+        """Path -> the first name that found it, and those that cannot refer to the same file."""
         self.late: set[str] = set()
-        """The latter, of all paths."""
+        """The latter, for all paths."""
 
     def claim(self, path: str, name: str) -> bool:
-        """Whether the file at `path` can be what `name` means, in the light of the names before."""
-        own = meaning(name)
+        """Whether the file at `path` can be the one that `name` refers to, given the names before."""
+        parts = identifying_parts(name)
         count = len(PurePosixPath(name).parts)
         before = self._others.get(path)
         if before is None and hash(path) in self._ends:
-            before = meaning(tail(path, self._ends[hash(path)]))
-        if before is not None and not may_be_one(own, before):
+            before = identifying_parts(tail(path, self._ends[hash(path)]))
+        if before is not None and not may_be_same(parts, before):
             names = self.shared.setdefault(path, ["/".join(before)])
             if name not in self.late:
                 self.late.add(name)
@@ -291,5 +291,5 @@ class _Claims:
         if tail(path, count) == name:
             self._ends.setdefault(hash(path), count)
         else:
-            self._others.setdefault(path, own)
+            self._others.setdefault(path, parts)
         return True

@@ -13,7 +13,7 @@ _OFFERED = 8  # pixels: what is off by more was hardly rounded
 Size = tuple[int, int]
 
 
-def off_by(mask: Size, picture: Size) -> int:
+def size_difference(mask: Size, picture: Size) -> int:
     """The pixels by which the sizes (H, W) differ, of the side that differs more."""
     return max(abs(a - b) for a, b in zip(mask, picture, strict=True))
 
@@ -25,7 +25,7 @@ def advice(off: int) -> str:
 
 def check_size(mask: Size, picture: Size, slack: int) -> None:
     """Raise `BadInput` where a mask (H, W) is off by more than `slack` pixels from its picture (H, W)."""
-    off = off_by(mask, picture)
+    off = size_difference(mask, picture)
     if off > slack:
         raise BadInput(
             "mask and picture differ in size",
@@ -35,7 +35,7 @@ def check_size(mask: Size, picture: Size, slack: int) -> None:
         )
 
 
-def count_off(raw: RawSample) -> RawSample:
+def note_size_differences(raw: RawSample) -> RawSample:
     """The sample, with a note that counts the masks whose size is not their picture's."""
     sizes = [((frame.picture.height, frame.picture.width), mask.shape) for frame in raw.frames for mask in frame.masks]
     off = sum(picture != mask for picture, mask in sizes)

@@ -1,4 +1,4 @@
-"""Ids, by which annotations name pictures, objects and categories: one id is one text, however a file writes it."""
+"""Normalize the ids by which annotations name pictures, objects and categories."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ _WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]*))(?:\.0+)?")
 
 
 def as_id(value: Any) -> str | None:
-    """The text of an id; None where `value` is none: a list, null, true, NaN, an empty text.
+    """Return an id as text; None where `value` cannot be an id: a list, null, true, NaN, an empty text.
 
-    Numbers are compared as numbers: 7, 7.0, "7", " 7" and "7.0" are one id, "7". A text with zeros in front ("07") is a
-    name and no number: it may stand beside "7" as another one.
+    Numbers are compared as numbers: 7, 7.0, "7", " 7" and "7.0" are one id, "7". A text with leading zeros ("07") is a
+    name and no number: it differs from "7".
     """
     if isinstance(value, bool):
         return None

@@ -1,4 +1,4 @@
-"""Opens files of raw data: regular files alone, of bounded size, and no pointers of Git LFS or git-annex."""
+"""Open files of raw data: regular files alone, of bounded size, and no pointers of Git LFS or git-annex."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _POINTERS = (b"version https://git-lfs", b"/annex/objects/", b"../.git/annex/")
 
 
 def open_input(path: Path) -> BinaryIO:
-    """Open the regular file at `path` for reading; raises `BadInput` that says why it cannot be opened."""
+    """Open the regular file at `path` for reading; raises `BadInput` with the reason where it cannot be opened."""
     try:
         return open_regular(path)
     except OSError as error:
@@ -23,7 +23,7 @@ def open_input(path: Path) -> BinaryIO:
 
 
 def read_input(path: Path, most: int = MAX_BYTES) -> bytes:
-    """A file's bytes; raises `BadInput` where it cannot be read, or is larger than `most` bytes."""
+    """Return a file's bytes; raises `BadInput` where it cannot be read, or is larger than `most` bytes."""
     with open_input(path) as file:
         try:
             data = file.read(most + 1)
@@ -35,7 +35,7 @@ def read_input(path: Path, most: int = MAX_BYTES) -> bytes:
 
 
 def input_state(path: Path) -> os.stat_result:
-    """Size and times of the regular file at `path`; raises `BadInput` where there is none."""
+    """Return size and times of the regular file at `path`; raises `BadInput` where there is none."""
     try:
         state = os.stat(path)
     except OSError as error:
@@ -46,7 +46,7 @@ def input_state(path: Path) -> os.stat_result:
 
 
 def no_such_file(path: Path) -> BadInput:
-    """The error that there is no file to open at `path`: it is missing, a link to nothing, a folder or a pipe."""
+    """Return the error for a path with no file to open: it is missing, a link to nothing, a folder or a pipe."""
     if path.is_symlink() and not path.exists():
         return BadInput(
             "a link to nothing",

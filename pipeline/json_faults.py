@@ -48,7 +48,7 @@ class Nesting:
             self._depth += int(depths[-1])
 
 
-class Watched:
+class DepthChecked:
     """A file of JSON that a parser reads: refuses what nests too deep before the parser sees it.
 
     Args:
@@ -79,12 +79,12 @@ def too_deep(where: str, error: type[UserError]) -> UserError:
     return error(TOO_DEEP, where=where, met=f"more than {MAX_DEPTH} levels", wanted=f"at most {MAX_DEPTH}")
 
 
-def fault_of(file: BinaryIO, where: str, error: type[UserError], start: int = 0, said: str = "") -> UserError:
+def json_fault(file: BinaryIO, where: str, error: type[UserError], start: int = 0, message: str = "") -> UserError:
     """The error that says what is wrong with the JSON in `file`.
 
     Args:
         start: a byte before which there is no fault.
-        said: what to say where nothing is found.
+        message: what to say where nothing is found.
     """
     events = ijson.sendable_list()
     parser = ijson.basic_parse_coro(events, use_float=True)
@@ -113,10 +113,10 @@ def fault_of(file: BinaryIO, where: str, error: type[UserError], start: int = 0,
             wanted="the JSON to its last bracket",
             do=AGAIN,
         )
-    return error(_BROKEN, where=where, met=said or "a fault", wanted="JSON")
+    return error(_BROKEN, where=where, met=message or "a fault", wanted="JSON")
 
 
-def _named(before: bytes, after: bytes, at: str, said: str) -> Callable[[str, type[UserError]], UserError]:
+def _named(before: bytes, after: bytes, at: str, message: str) -> Callable[[str, type[UserError]], UserError]:
     """The fault between `before` and `after`, as a function that makes the error of it."""
     what = _BROKEN
     met = ""
@@ -132,17 +132,17 @@ def _named(before: bytes, after: bytes, at: str, said: str) -> Callable[[str, ty
         met = word.decode()
         wanted = "true, false or null"
         do = "write it with json.dump"
-    elif "overflow" in said:
+    elif "overflow" in message:
         met = f"the number {word[:24].decode('ascii', 'replace')}"
         wanted = "at most 64 bits"
     elif last == b"," and after[:1] in (b"]", b"}"):
         met = f"a comma before {after[:1].decode()}"
         wanted = "none after the last item"
-    elif "trailing garbage" in said and after[:1] in (b"{", b"["):
+    elif "trailing garbage" in message and after[:1] in (b"{", b"["):
         met = "a second JSON value"
         wanted = "one JSON value, not JSON Lines"
         do = "put the lines into one list"
-    elif "trailing garbage" in said and not after.strip(b"\0"):
+    elif "trailing garbage" in message and not after.strip(b"\0"):
         met = "zero bytes"
         wanted = "the end of the file"
         do = AGAIN
@@ -151,15 +151,15 @@ def _named(before: bytes, after: bytes, at: str, said: str) -> Callable[[str, ty
         met = ascii(after[:24].decode("latin-1"))
         wanted = "JSON"
         do = AGAIN
-    elif "UTF8" in said:
+    elif "UTF8" in message:
         byte = re.findall(rb"[\x80-\xff]", before + after[:1])[-1]  # the fault may show in the byte behind it
         met = f"the byte 0x{byte.hex()}"
         wanted = "UTF-8"
         do = "save it as UTF-8"
-    elif "comment" in said:
+    elif "comment" in message:
         met = "a comment"
         wanted = "none: JSON has no comments"
-    elif "inside string" in said or "inside a string" in said:
+    elif "inside string" in message or "inside a string" in message:
         met = f"{after[:1].decode('latin-1')!a} inside a text"
         wanted = "\\n, \\t, ... inside texts"
     elif after[:1] == b"'":
@@ -172,6 +172,6 @@ def _named(before: bytes, after: bytes, at: str, said: str) -> Callable[[str, ty
     return lambda where, error: error(what, where=where, met=f"{met} at {at}", wanted=wanted, do=do)
 
 
-def fault_of_bytes(data: bytes, where: str, error: type[UserError], said: str) -> UserError:
+def json_fault_of_bytes(data: bytes, where: str, error: type[UserError], message: str) -> UserError:
     """The same of a text in memory."""
-    return fault_of(io.BytesIO(data), where, error, said=said)
+    return json_fault(io.BytesIO(data), where, error, message=message)

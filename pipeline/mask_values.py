@@ -52,7 +52,7 @@ def values_of(image: Image.Image, *, soft: bool = False) -> Values:
 
 def read_values(file: Path) -> Values:
     """The values of the mask file at `file`; raises `BadInput`, which names it, as `values_of` and `open_image` do."""
-    return _named(open_image(file), file)
+    return _values_at(open_image(file), file)
 
 
 def read_ids(file: Path, void: int | None) -> tuple[Values, list[int]]:
@@ -61,7 +61,7 @@ def read_ids(file: Path, void: int | None) -> tuple[Values, list[int]]:
     0 is the background. Pixels of `void` are no object (see `void_of`).
     """
     image = open_image(file)
-    values = _named(image, file)
+    values = _values_at(image, file)
     numbers = distinct(values)
     return values, [number for number in numbers if number not in (0, void_of(image, numbers, void))]
 
@@ -95,7 +95,7 @@ def looks_like_edges(values: Values, ids: list[int]) -> bool:
     return len(thin) >= 2 and 2 * len(thin) > len(ids)
 
 
-def _named(image: Image.Image, file: Path) -> Values:
+def _values_at(image: Image.Image, file: Path) -> Values:
     try:
         return values_of(image)
     except BadInput as error:

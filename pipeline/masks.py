@@ -17,7 +17,7 @@ _MIN_NUMBERS = 6  # of a polygon: three corners
 _MAX_OUTLINE = 1 << 20  # pixels: COCO's code takes memory for each of an outline, inside the picture or not
 
 
-def fault_of(run_lengths: Any, height: int, width: int) -> BadInput | None:
+def run_length_fault(run_lengths: Any, height: int, width: int) -> BadInput | None:
     """Why `from_coco` refuses run lengths, told without decoding them; None where it takes them."""
     try:
         _check_run_lengths(run_lengths, height, width)

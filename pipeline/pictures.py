@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-from pipeline.fit import advice, off_by
+from pipeline.fit import advice, size_difference
 from pipeline.input_files import read_input, refuse_pointer
 from shards.errors import BadInput
 
@@ -68,7 +68,7 @@ def read_picture(
         form = image.format
         if turn in _TURNS and not as_stored:
             image = image.transpose(_TURNS[turn])
-        if size is not None and (off := off_by(size, (image.height, image.width))) > (slack or 0):
+        if size is not None and (off := size_difference(size, (image.height, image.width))) > (slack or 0):
             raise BadInput(
                 "picture and annotation differ in size",
                 where=where,
@@ -155,8 +155,8 @@ def _orientation(image: Image.Image, notes: set[str]) -> int:
 
 def _fits_as_stored(image: Image.Image, size: tuple[int, int], turn: int, slack: int) -> bool:
     """Whether the bitmap fits `size` (H, W) as it is stored, and not only upright."""
-    stored = off_by(size, (image.height, image.width))
-    upright = off_by(size, image.size) if turn >= 5 else stored  # orientations from 5 on exchange the sides
+    stored = size_difference(size, (image.height, image.width))
+    upright = size_difference(size, image.size) if turn >= 5 else stored  # orientations from 5 on exchange the sides
     return stored <= slack and stored <= upright
 
 

@@ -38,7 +38,7 @@ class RecordsWriter:
             self._base.execute("BEGIN")
         except sqlite3.Error as failed:
             self._base.close()
-            raise self._said(failed) from None
+            raise self._as_os_error(failed) from None
 
     def __enter__(self) -> RecordsWriter:
         return self
@@ -53,9 +53,9 @@ class RecordsWriter:
         finally:
             self._base.close()
         if isinstance(error, sqlite3.Error):
-            raise self._said(error) from None
+            raise self._as_os_error(error) from None
 
-    def _said(self, error: sqlite3.Error) -> OSError:
+    def _as_os_error(self, error: sqlite3.Error) -> OSError:
         full = error.sqlite_errorcode == sqlite3.SQLITE_FULL
         return OSError(errno.ENOSPC if full else errno.EIO, str(error), str(self._file))
 

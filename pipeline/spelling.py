@@ -83,7 +83,7 @@ def is_coco_name(name: str) -> bool:
     return _COCO_NAME.fullmatch(name.rsplit("/", 1)[-1]) is not None
 
 
-def meaning(name: str) -> Parts:
+def identifying_parts(name: str) -> Parts:
     """The parts of a name that tell its picture from others; COCO's numbers do so without prefix and folder."""
     parts = parts_of(name)[0]
     match = _COCO_NAME.fullmatch(parts[-1]) if parts else None
@@ -93,7 +93,7 @@ def meaning(name: str) -> Parts:
     return (*folders, match[1])
 
 
-def may_be_one(first: Sequence[str], second: Sequence[str]) -> bool:
+def may_be_same(first: Sequence[str], second: Sequence[str]) -> bool:
     """Whether one of two names is the end of the other, so that both may mean one file."""
     shorter, longer = sorted((tuple(first), tuple(second)), key=len)
     return longer[len(longer) - len(shorter) :] == shorter

@@ -82,7 +82,7 @@ def walk(
             raise UserError("a folder that cannot be read", where=str(root / place), met=str(error.strerror)) from None
 
 
-def listed(folder: Path) -> list[str]:
+def list_names(folder: Path) -> list[str]:
     """The names in a folder that are not hidden, in the order of texts; raises `OSError`."""
     return sorted(name for name in os.listdir(folder) if not is_hidden(name))
 

@@ -11,7 +11,7 @@ from typing import Any
 from pipeline import masks
 from pipeline.annotations import read_items
 from pipeline.finder import Finder, below
-from pipeline.fit import count_off
+from pipeline.fit import note_size_differences
 from pipeline.ids import as_id, id_of
 from pipeline.pictures import read_picture
 from pipeline.raw import RawObject, RawSample
@@ -25,7 +25,7 @@ from shards.errors import BadInput
 
 ONE_ID = "one id for two pictures"
 _AGAIN = "height and width, where it is listed again"
-TextsOf = Callable[[dict[str, Any]], tuple[str, ...]]
+ReadTexts = Callable[[dict[str, Any]], tuple[str, ...]]
 
 
 class Coco(Source):
@@ -46,7 +46,7 @@ class Coco(Source):
         file, folders = annotation_file(root, self._pattern, str(choices["split"]), tools=self.name == "coco")
         counts = Counter(dict.fromkeys(("images", "images without a file"), 0))
         names = category_names(file, counts)
-        paths = put_down_images(file, image_finder(root, folders), records, counts)
+        paths = add_images(file, image_finder(root, folders), records, counts)
         for annotation in read_items(file, "annotations.item"):
             if id_of(annotation) is None:
                 counts["objects of another shape"] += 1
@@ -86,7 +86,7 @@ def category_names(file: Path, counts: Counter[str]) -> dict[str | None, str]:
     return {number: name for number, name in names.items() if number not in shared}
 
 
-def put_down_images(
+def add_images(
     file: Path,
     finder: Finder,
     records: RecordsWriter,
@@ -103,7 +103,7 @@ def put_down_images(
         if wanted is not None and number not in wanted:
             continue
         name = _file_name(image)
-        path, size, new = finder.put_down(name, records)
+        path, size, new = finder.add(name, records)
         first = paths.setdefault(number, path)
         if first != path:  # nobody can tell which of the two an outline was drawn on
             met = f"image {number} is {first} and {path}"
@@ -129,12 +129,12 @@ def _file_name(image: dict[str, Any]) -> str:
 
 
 def image_sample(
-    root: Path, path: str, kind: str, parts: Sequence[Any], texts_of: TextsOf, more: Mapping[str, Any], slack: int
+    root: Path, path: str, kind: str, parts: Sequence[Any], read_texts: ReadTexts, more: Mapping[str, Any], slack: int
 ) -> RawSample:
     """A sample of an image and its objects, as `find` attached them.
 
     Args:
-        texts_of: gives the texts of an object.
+        read_texts: gives the texts of an object.
         slack: pixels by which each side of the picture may differ from what the image's record states.
     """
     raise_refused(parts)
@@ -152,9 +152,9 @@ def image_sample(
             "listed twice with different sizes", met=f"{[*size]} and {others[0]}", wanted="one height and width"
         )
     picture = read_picture(below(root, path), size, slack=slack)
-    candidates = [_candidate(annotation, size, texts_of(annotation)) for annotation in annotations]
+    candidates = [_candidate(annotation, size, read_texts(annotation)) for annotation in annotations]
     raw = sample_of(path, kind, [(PurePosixPath(path).name, picture)], candidates, {"image": image, **more})
-    return count_off(raw)
+    return note_size_differences(raw)
 
 
 def _candidate(annotation: dict[str, Any], size: tuple[int, int], texts: tuple[str, ...]) -> Candidate:

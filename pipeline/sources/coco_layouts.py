@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.finder import Finder
-from pipeline.walk import listed
+from pipeline.walk import list_names
 from shards.errors import UserError
 
 _YEARS = tuple(f"{part}{year}" for year in (2017, 2014) for part in ("train", "val", "test"))
@@ -118,7 +118,7 @@ def _exported(root: Path, split: str) -> list[Path]:
 def _names(folder: Path) -> list[str]:
     """Names in a folder; of a file and its compressed copy the file."""
     try:
-        names = listed(folder)
+        names = list_names(folder)
     except OSError:
         return []
     return [name for name in names if name.removesuffix(_GZIP) == name or name.removesuffix(_GZIP) not in names]

@@ -19,8 +19,8 @@ from pipeline import masks
 from pipeline.annotations import parse_json
 from pipeline.boundary import entries
 from pipeline.cropped import Bool
-from pipeline.finder import below, finder_at, inside, located
-from pipeline.fit import check_size, count_off
+from pipeline.finder import below, finder_at, inside, locate_file
+from pipeline.fit import check_size, note_size_differences
 from pipeline.ids import as_id
 from pipeline.mask_values import distinct, values_of
 from pipeline.pictures import open_image, read_picture
@@ -28,7 +28,7 @@ from pipeline.raw import RawObject, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.refused import raise_refused
 from pipeline.sources import Source
-from pipeline.sources.beside import find_beside, load_beside
+from pipeline.sources.image_mask_folders import find_image_mask_folders, load_image_mask_folders
 from pipeline.sources.labelme import find_labelme, is_labelme, load_labelme
 from pipeline.sources.objects import Candidate, sample_of
 from pipeline.text import open_text
@@ -48,7 +48,7 @@ class FolderSource(Source):
         if (root / LINES).exists():
             return _find_lines(root, records)
         if (root / "images").is_dir() and (root / "masks").is_dir():
-            return find_beside(root, records)
+            return find_image_mask_folders(root, records)
         if is_labelme(root):
             return find_labelme(root, records)
         raise UserError(
@@ -78,7 +78,7 @@ class FolderSource(Source):
         if "broken" in parts[0]:
             raise BadInput("not a sample", met=parts[0]["broken"], wanted='{"image": PATH, "objects": [...]}')
         if "masks" in parts[0]:
-            return load_beside(root, path, parts[0]["masks"], options)
+            return load_image_mask_folders(root, path, parts[0]["masks"], options)
         if "labelme" in parts[0]:
             return load_labelme(root, path, parts[0]["labelme"])
         line = parts[0]["line"]
@@ -86,7 +86,7 @@ class FolderSource(Source):
         frames = [line["image"]] if "image" in line else line.get("frames")
         if not isinstance(frames, list) or not frames or not all(isinstance(name, str) for name in frames):
             raise BadInput("no picture named", met=str(frames)[:80], wanted='"image": PATH or "frames": [PATH, ...]')
-        pictures = [(name, read_picture(located(root, elsewhere.get(name, name)))) for name in frames]
+        pictures = [(name, read_picture(locate_file(root, elsewhere.get(name, name)))) for name in frames]
         sizes = [(picture.height, picture.width) for _, picture in pictures]
         described = line.get("objects", [])
         if not isinstance(described, list) or not all(isinstance(item, dict) for item in described):
@@ -96,7 +96,7 @@ class FolderSource(Source):
         ]
         more = {key: value for key, value in line.items() if key not in ("image", "frames", "objects")}
         raw = sample_of(path, self.name, pictures, candidates, {"source_json": more} if more else None)
-        return count_off(raw)
+        return note_size_differences(raw)
 
 
 def _find_lines(root: Path, records: RecordsWriter) -> dict[str, int]:
@@ -136,14 +136,14 @@ def _find_lines(root: Path, records: RecordsWriter) -> dict[str, int]:
 
 def _names(line: Mapping[str, Any]) -> Iterator[str]:
     """The files that a line names, whatever else is in it."""
-    objects = [item for item in _listed(line.get("objects")) if isinstance(item, dict)]
-    masks = [mask for item in objects for mask in (item.get("mask"), *_listed(item.get("masks")))]
-    for name in (line.get("image"), *_listed(line.get("frames")), *masks):
+    objects = [item for item in _as_list(line.get("objects")) if isinstance(item, dict)]
+    masks = [mask for item in objects for mask in (item.get("mask"), *_as_list(item.get("masks")))]
+    for name in (line.get("image"), *_as_list(line.get("frames")), *masks):
         if isinstance(name, str):
             yield name
 
 
-def _listed(value: Any) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
@@ -198,7 +198,7 @@ def _read_mask(
         return np.zeros(size, np.bool_)
     if not isinstance(mask, str):
         return masks.from_coco(mask, *size)
-    image = open_image(located(root, mask))
+    image = open_image(locate_file(root, mask))
     value = None if image.mode == "1" else value
     decoded = masks.from_image(image, value, options.get("void"))
     if alone and value is not None and not decoded.any():

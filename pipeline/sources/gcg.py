@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.annotations import read_items
-from pipeline.captions import Span, phrases, place, rebased, unquoted
+from pipeline.captions import Span, locate_phrase, merge_phrases, shift_span, strip_quotes
 from pipeline.finder import Finder, below
 from pipeline.ids import id_of
 from pipeline.raw import RawSample
@@ -79,7 +79,7 @@ class Gcg(Source):
             if not isinstance(name, str) or not isinstance(record.get("caption"), str):
                 found["captions of another shape"] += 1
                 continue
-            path, size, _ = pictures.put_down(name, records)
+            path, size, _ = pictures.add(name, records)
             number = id_of(record)
             if kind == _FLICKR and number is not None and named.setdefault(number, path) != path:
                 met = f"caption {number} of {named[number]} and {path}"
@@ -107,7 +107,7 @@ class Gcg(Source):
         sizes += [rle_size(mask) for _, found in grounded for one in found for mask in one[2]]
         picture = picture_for(source, sizes)
         regions = Regions((picture.height, picture.width), notes)
-        captions = [_told(part, found, regions) for part, found in grounded]
+        captions = [_add_caption(part, found, regions) for part, found in grounded]
         return regions.sample(path, self.name, picture, {"captions": captions})
 
 
@@ -143,42 +143,52 @@ def _grounded(part: dict[str, Any], parts: Sequence[Any], notes: Counter[str]) -
             else:
                 together.setdefault(tuple(_spans(region.get("tokens_positive"))), []).append(region)
         for spans, found in together.items():
-            rest = [_but(region, "sam_mask") for region in found]
+            rest = [_without(region, "sam_mask") for region in found]
             notes[NO_SPAN] += 0 if spans else len(found)
             yield None, list(spans), [region.get("sam_mask") for region in found], rest
     elif part["kind"] == "RefCOCOg_GCG":
-        for ref in _listed(record.get("refs")):
+        for ref in _as_list(record.get("refs")):
             if isinstance(ref, dict):
                 words = ref.get("sentence")
-                yield words if isinstance(words, str) else "", [], [ref.get("segmentation")], _but(ref, "segmentation")
+                yield (
+                    words if isinstance(words, str) else "",
+                    [],
+                    [ref.get("segmentation")],
+                    _without(ref, "segmentation"),
+                )
     else:
         for words, one in record["groundings"]:
             inner = one if isinstance(one, dict) else {}
-            yield words, _spans(inner.get("token_positives")), _listed(inner.get("rle_masks")), _but(inner, "rle_masks")
+            yield (
+                words,
+                _spans(inner.get("token_positives")),
+                _as_list(inner.get("rle_masks")),
+                _without(inner, "rle_masks"),
+            )
 
 
-def _told(part: dict[str, Any], grounded: Iterable[Grounded], regions: Regions) -> dict[str, Any]:
+def _add_caption(part: dict[str, Any], grounded: Iterable[Grounded], regions: Regions) -> dict[str, Any]:
     """Put a caption's regions down; the caption with its phrases, as the sample's JSON has it."""
     record = part["caption"]
     notes = regions.notes
-    text, lead = unquoted(record["caption"])
+    text, lead = strip_quotes(record["caption"])
     notes[SHORT] += len(text.split()) < _FEW_WORDS
     placed: list[tuple[Span | None, str, str]] = []
     before: Counter[str] = Counter()
     for words, spans, masks, rest in grounded:
         if words is None:
-            places = [rebased(text, lead, span, notes) for span in spans]
+            places = [shift_span(text, lead, span, notes) for span in spans]
             said = [text[slice(*where)] for where in places if where]
         else:
             stated: list[Span | None] = [*spans] or [None]
-            places = [place(words, text, lead, span, before[words.lower()], notes) for span in stated]
+            places = [locate_phrase(words, text, lead, span, before[words.lower()], notes) for span in stated]
             said = [words]
         before[(words or "").lower()] += 1
         name = regions.add(masks, said, {"file": part["file"], "says": rest})
         placed += [(where, said[0] if said else "", name) for where in places or [None]]
     notes[BARE] += not placed
-    told = {"file": part["file"], "text": text, "phrases": phrases(text, placed, notes)}
-    inner = _but(record, "caption", "groundings", "refs")
+    told = {"file": part["file"], "text": text, "phrases": merge_phrases(text, placed, notes)}
+    inner = _without(record, "caption", "groundings", "refs")
     return {**told, "record": {**inner, "caption": record["caption"]}}
 
 
@@ -186,15 +196,15 @@ def _same_caption(region: dict[str, Any], part: dict[str, Any]) -> bool:
     return id_of(region["region"], "image_id") == id_of(part["caption"])
 
 
-def _but(record: dict[str, Any], *names: str) -> dict[str, Any]:
+def _without(record: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name not in names}
 
 
-def _listed(value: Any) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _spans(stated: Any) -> list[Span]:
     """[[start, end], ...] of either form in use, one pair or a list of pairs."""
-    pairs = [stated] if isinstance(stated, list) and stated and not isinstance(stated[0], list) else _listed(stated)
+    pairs = [stated] if isinstance(stated, list) and stated and not isinstance(stated[0], list) else _as_list(stated)
     return [(p[0], p[1]) for p in pairs if isinstance(p, list) and len(p) == 2 and all(isinstance(n, int) for n in p)]

@@ -59,16 +59,16 @@ def find_labelme(root: Path, records: RecordsWriter) -> dict[str, int]:
 
 def load_labelme(root: Path, path: str, found: Mapping[str, Any]) -> RawSample:
     """The sample of the JSON at `path`; raises `BadInput` where it is none of labelme's, or has no picture."""
-    said = read_json(below(root, path))
-    shapes = said.get("shapes") if isinstance(said, dict) else None
+    content = read_json(below(root, path))
+    shapes = content.get("shapes") if isinstance(content, dict) else None
     if not isinstance(shapes, list) or not all(isinstance(shape, dict) for shape in shapes):
-        raise BadInput("not labelme's json", met=str(said)[:60], wanted='"shapes": [{...}, ...], "imagePath": NAME')
+        raise BadInput("not labelme's json", met=str(content)[:60], wanted='"shapes": [{...}, ...], "imagePath": NAME')
     notes: Counter[str] = Counter()
-    name = _picture(root, path, said.get("imagePath"), found["beside"], notes)
-    picture = read_picture(below(root, name), size_of(said, "imageHeight", "imageWidth"))
+    name = _picture(root, path, content.get("imagePath"), found["beside"], notes)
+    picture = read_picture(below(root, name), size_of(content, "imageHeight", "imageWidth"))
     size = (picture.height, picture.width)
     candidates = [_candidate(number, own, size) for number, own in enumerate(_objects(shapes, notes))]
-    raw = sample_of(path, "folder", [(name, picture)], candidates, _rest(said))
+    raw = sample_of(path, "folder", [(name, picture)], candidates, _rest(content))
     return replace(raw, notes=Counter(raw.notes) + notes)
 
 
@@ -94,10 +94,10 @@ def _picture(root: Path, path: str, stated: Any, beside: str | None, notes: Coun
 def _picture_elsewhere(root: Path, path: str) -> str | None:
     """The picture that a JSON without one beside it names, where there is one."""
     try:
-        said = read_json(below(root, path))
+        content = read_json(below(root, path))
     except BadInput:
         return None
-    stated = said.get("imagePath") if isinstance(said, dict) else None
+    stated = content.get("imagePath") if isinstance(content, dict) else None
     return _finder(root, PurePosixPath(path).parent.as_posix()).locate(stated) if isinstance(stated, str) else None
 
 
@@ -217,8 +217,8 @@ _DRAW: Mapping[str, _Draw] = {
 }
 
 
-def _rest(said: Mapping[str, Any]) -> dict[str, object] | None:
-    rest = {key: value for key, value in said.items() if key not in ("shapes", "imageData") and value}
+def _rest(content: Mapping[str, Any]) -> dict[str, object] | None:
+    rest = {key: value for key, value in content.items() if key not in ("shapes", "imageData") and value}
     return {"source_json": rest} if rest else None
 
 
@@ -232,10 +232,10 @@ def _first_jsons(root: Path) -> list[Path]:
 
 def _has_shapes(path: Path) -> bool:
     try:
-        said = read_json(path)
+        content = read_json(path)
     except UserError:
         return False
-    return isinstance(said, dict) and isinstance(said.get("shapes"), list)
+    return isinstance(content, dict) and isinstance(content.get("shapes"), list)
 
 
 def _is_json(path: str) -> bool:

@@ -65,7 +65,7 @@ class Osprey(Source):
                 if not isinstance(name, str):
                     found["records of another shape"] += 1
                     continue
-                path, size, _ = pictures.put_down(name, records)
+                path, size, _ = pictures.add(name, records)
                 found["records without a picture"] += size == 0
                 records.attach(path, {"file": file, "record": record})
                 found[f"records of {file}"] += 1
@@ -86,15 +86,17 @@ class Osprey(Source):
             else:
                 kept.append(part)
         if not kept:
-            faults = [(_named(part), BadInput(_fault(part["record"]), wanted="regions with a text")) for part in parts]
+            faults = [
+                (_record_name(part), BadInput(_fault(part["record"]), wanted="regions with a text")) for part in parts
+            ]
             raise unusable("record", faults)
         picture = picture_for(source, (size for part in kept for size in _sizes(part["record"])))
         regions = Regions((picture.height, picture.width), notes)
-        told = [_tell(part["file"], part["record"], regions) for part in kept]
+        told = [_add_record(part["file"], part["record"], regions) for part in kept]
         return regions.sample(path, self.name, picture, {"records": told})
 
 
-def _named(part: Mapping[str, Any]) -> str:
+def _record_name(part: Mapping[str, Any]) -> str:
     number = as_id(part["record"].get("id"))
     return f"of {part['file']}" if number is None else f"{number} of {part['file']}"
 
@@ -111,11 +113,11 @@ def _descriptions(record: dict[str, Any]) -> Any:
 def _fault(record: dict[str, Any]) -> str:
     """Why a record cannot be used; empty where it can."""
     annotation = record.get("annotation")
-    said = record.get("conversations")
+    conversation = record.get("conversations")
     described = _descriptions(record)
     if not isinstance(annotation, list) or not all(isinstance(item, dict) for item in annotation) or not annotation:
         return "no regions"
-    if not said and not described:
+    if not conversation and not described:
         return "no text"
     if described:
         if not isinstance(described, list) or not all(isinstance(text, str) for text in described):
@@ -125,13 +127,13 @@ def _fault(record: dict[str, Any]) -> str:
         matches = [_DESCRIPTION.match(text) for text in described]
         if all(matches) and sorted(int(m[1]) for m in matches if m) != [*range(1, len(annotation) + 1)]:
             return "descriptions of other regions than are there"
-    if said:
-        if not isinstance(said, list) or not all(isinstance(turn, dict) for turn in said):
+    if conversation:
+        if not isinstance(conversation, list) or not all(isinstance(turn, dict) for turn in conversation):
             return "a conversation is not a list of turns"
-        speakers = [turn.get("from") for turn in said]
-        if speakers != [*_SPEAKERS] * (len(said) // 2):
+        speakers = [turn.get("from") for turn in conversation]
+        if speakers != [*_SPEAKERS] * (len(conversation) // 2):
             return "a conversation is not human and gpt in turn"
-        values = [turn.get("value") for turn in said]
+        values = [turn.get("value") for turn in conversation]
         if not all(isinstance(value, str) for value in values):
             return "a conversation is not a list of turns"
         numbers = [int(number) for value in values for number in _REGION.findall(value)]
@@ -140,7 +142,7 @@ def _fault(record: dict[str, Any]) -> str:
     return ""
 
 
-def _tell(file: str, record: dict[str, Any], regions: Regions) -> dict[str, Any]:
+def _add_record(file: str, record: dict[str, Any], regions: Regions) -> dict[str, Any]:
     """Put the record's regions down; the record as it stands, with the ids of their objects for their outlines."""
     annotation = record["annotation"]
     described = _descriptions(record) or []

@@ -15,7 +15,7 @@ from pipeline.ids import as_id
 from pipeline.raw import RawObject, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.sources import Source
-from pipeline.sources.clips import choose_frames
+from pipeline.sources.frame_choice import choose_frames
 from pipeline.sources.sav_video import TRUNCATED, annotated_sample, open_annotation
 from pipeline.sources.video_file import open_video
 from shards.errors import BadInput, UserError

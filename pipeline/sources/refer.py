@@ -14,7 +14,7 @@ from pipeline.raw import RawSample
 from pipeline.records import RecordsWriter
 from pipeline.refused import refuse
 from pipeline.sources import Source
-from pipeline.sources.coco import category_names, image_sample, put_down_images
+from pipeline.sources.coco import add_images, category_names, image_sample
 from pipeline.sources.coco_layouts import image_finder
 from pipeline.walk import matching
 from shards.errors import BadInput, UserError
@@ -45,7 +45,7 @@ class Refer(Source):
         images = {as_id(ref["image_id"]) for ref in refs}
         names = category_names(file, counts)
         # A ref's own file_name ends with an object's number: it is no picture's.
-        paths = put_down_images(file, image_finder(root, _IMAGES), records, counts, images)
+        paths = add_images(file, image_finder(root, _IMAGES), records, counts, images)
         taken: dict[str | None, str] = {}
         for annotation in read_items(file, "annotations.item"):
             number = id_of(annotation)
@@ -117,11 +117,11 @@ def _checked(ref: dict[str, Any]) -> dict[str, Any]:
     for key in ("ann_id", "image_id"):
         if as_id(ref[key]) is None:
             raise TypeError(f"{key} {str(ref[key])[:40]!r}, which is neither a number nor a text")
-    said = [{key: sentence[key] for key in ("sent_id", "raw", "sent")} for sentence in ref["sentences"]]
-    for sentence in said:
+    sentences = [{key: sentence[key] for key in ("sent_id", "raw", "sent")} for sentence in ref["sentences"]]
+    for sentence in sentences:
         if not isinstance(sentence["raw"], str):
             raise TypeError(f"a sentence that is no text: {str(sentence['raw'])[:40]!r}")
-    return {**chosen, "sentences": said}
+    return {**chosen, "sentences": sentences}
 
 
 REFCOCO = Refer("refcoco", "unc")

@@ -13,18 +13,18 @@ from typing import Any
 from pipeline.annotations import read_pairs
 from pipeline.faults import Fault
 from pipeline.finder import below
-from pipeline.fit import count_off
+from pipeline.fit import note_size_differences
 from pipeline.ids import as_id
 from pipeline.pictures import read_picture
 from pipeline.raw import RawObject, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.refused import raise_refused, refuse
 from pipeline.sources import Source
-from pipeline.sources.clips import Shown, choose_frames
-from pipeline.sources.frames import Frames
+from pipeline.sources.frame_choice import ShownObjects, choose_frames
+from pipeline.sources.frame_files import FrameFiles
 from pipeline.sources.objects import Candidate, sample_of
-from pipeline.sources.refvos_masks import Lists, Pickled, Pngs
-from pipeline.walk import listed
+from pipeline.sources.refvos_masks import MaskLists, PickledMasks, PngMasks
+from pipeline.walk import list_names
 from shards.errors import BadInput, DroppedInput, UserError
 from shards.hidden import is_hidden
 
@@ -67,7 +67,7 @@ class RefVos(Source):
 
     def find(self, root: Path, choices: Mapping[str, Any], records: RecordsWriter) -> dict[str, int]:
         layout = self._layout(root, str(choices["split"]))
-        pickled = Pickled(layout.masks) if layout.masks and layout.masks.suffix == ".pkl" else None
+        pickled = PickledMasks(layout.masks) if layout.masks and layout.masks.suffix == ".pkl" else None
         counts: Counter[str] = Counter()
         paths: dict[str, list[str]] = {}
         known: set[str] = set()
@@ -116,7 +116,7 @@ class RefVos(Source):
                     records.attach(path, {"object": number, "masks": lists})
                 counts["masks that no expression of this split refers to"] += number not in paths
         if layout.pictures and (root / layout.pictures).is_dir() and not any("/" in name for name in known):
-            counts["folders of frames without expressions"] = len({*listed(root / layout.pictures)} - known)
+            counts["folders of frames without expressions"] = len({*list_names(root / layout.pictures)} - known)
         return dict(counts)
 
     def files(self, path: str, parts: Iterator[Any]) -> Iterable[str]:
@@ -136,12 +136,12 @@ class RefVos(Source):
             raise BadInput("expressions without objects", met="texts alone", wanted="a split with masks")
         if not objects:
             raise DroppedInput("no expression refers to an object", met=f"{len(video['expressions'])} without one")
-        read: Pngs | Lists
+        read: PngMasks | MaskLists
         if video["annotations"]:
-            read = Pngs(below(root, video["annotations"]), video["frames"])
+            read = PngMasks(below(root, video["annotations"]), video["frames"])
         else:
-            read = Lists(given, video["frames"], objects)
-        files = Frames(folder)
+            read = MaskLists(given, video["frames"], objects)
+        files = FrameFiles(folder)
         there = [n for n, name in enumerate(video["frames"]) if read.has(n) and files.named(name)]
         if not there:
             raise BadInput(
@@ -154,7 +154,7 @@ class RefVos(Source):
         def faults() -> list[Fault]:
             return [(number, fault) for number in objects if (fault := read.fault(number)) is not None]
 
-        shown: Shown = lambda i: read.shown(there[i]) & {*objects}  # noqa: E731
+        shown: ShownObjects = lambda i: read.shown(there[i]) & {*objects}  # noqa: E731
         chosen = [there[i] for i in choose_frames(len(there), options["frames"], shown, {*objects}, faults)]
         sizes = [read.size(n) for n in chosen]
         names = [video["frames"][n] for n in chosen]
@@ -171,7 +171,7 @@ class RefVos(Source):
             for number in objects
         ]
         more = {"split": options["split"], "video": video["video"], "expressions": video["expressions"]}
-        raw = count_off(sample_of(path, self.name, pictures, candidates, more))
+        raw = note_size_differences(sample_of(path, self.name, pictures, candidates, more))
         notes = {**raw.notes, "frames without a picture or mask": len(video["frames"]) - len(there)}
         return RawSample(path, self.name, raw.frames, raw.objects, raw.more, notes)
 

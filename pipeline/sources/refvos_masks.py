@@ -17,7 +17,7 @@ from pipeline.regions import rle_size
 from shards.errors import BadInput, UserError
 
 
-class Pngs:
+class PngMasks:
     """Mask files, as a rule palette PNGs, a frame each: a pixel's value is the id of the object there."""
 
     def __init__(self, folder: Path, frames: Sequence[str]) -> None:
@@ -51,7 +51,7 @@ class Pngs:
         )
 
 
-class Lists:
+class MaskLists:
     """Run lengths: of each object a list with one for each frame, None or {} where it is not seen."""
 
     def __init__(self, given: Sequence[Any], frames: Sequence[str], objects: Sequence[str]) -> None:
@@ -113,7 +113,7 @@ def _length(given: Any) -> int:
     return len(given) if isinstance(given, list) else -1
 
 
-class Pickled:
+class PickledMasks:
     """Sa2VA's `mask_dict.pkl`: keys count expressions, videos in the file's order and ids in that of texts."""
 
     def __init__(self, file: Path) -> None:

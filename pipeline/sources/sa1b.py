@@ -15,7 +15,7 @@ from pipeline import masks
 from pipeline.annotations import parse_json
 from pipeline.archives import member_path, read_member, tar_members
 from pipeline.finder import below
-from pipeline.fit import count_off
+from pipeline.fit import note_size_differences
 from pipeline.ids import id_of
 from pipeline.input_files import read_input
 from pipeline.pictures import read_picture
@@ -31,7 +31,7 @@ from shards.hidden import hidden_stand_in, is_hidden_path
 _DEPTH = 3  # folders below the root: root / a folder a tar / img or js
 _KINDS = (".jpg", ".json", ".tar")
 _MAX_JSON = 1 << 28
-Found = tuple[str, dict[str, Any]]  # a path below the root, and where its bytes lie
+MemberPlace = tuple[str, dict[str, Any]]  # a path below the root, and where its bytes lie
 
 
 class Sa1b(Source):
@@ -62,7 +62,7 @@ class Sa1b(Source):
     ) -> None:
         beside = [folder for folder in (root / tar).parent.glob(f"{PurePosixPath(tar).stem}/") if folder.is_dir()]
         beside.append((root / tar).parent)
-        jsons: list[Found] = []
+        jsons: list[MemberPlace] = []
         try:
             for name, member in tar_members(root / tar):
                 if is_hidden_path(name.removeprefix("./")):
@@ -110,14 +110,16 @@ class Sa1b(Source):
             raise BadInput(
                 "a json without its image", met=annotations[0]["annotation"]["file"], wanted=PurePosixPath(path).name
             )
-        said = _read_json(root, annotations[0]["annotation"], PurePosixPath(path).stem)
-        size = (said["image"]["height"], said["image"]["width"])
+        annotation = _read_json(root, annotations[0]["annotation"], PurePosixPath(path).stem)
+        size = (annotation["image"]["height"], annotation["image"]["width"])
         packed = next((part["picture"] for part in parts if "picture" in part), None)
         slack = options.get("mask_slack", 0)
         picture = read_picture(_read(root, packed) if packed else below(root, path), size, slack=slack)
-        candidates = [_candidate(annotation, size) for annotation in said["annotations"]]
-        more = {"image": said["image"]}
-        return count_off(sample_of(path, self.name, [(PurePosixPath(path).name, picture)], candidates, more))
+        candidates = [_candidate(annotation, size) for annotation in annotation["annotations"]]
+        more = {"image": annotation["image"]}
+        return note_size_differences(
+            sample_of(path, self.name, [(PurePosixPath(path).name, picture)], candidates, more)
+        )
 
 
 def _candidate(annotation: Any, size: tuple[int, int]) -> Candidate:
@@ -131,11 +133,11 @@ def _candidate(annotation: Any, size: tuple[int, int]) -> Candidate:
 
 def _read_json(root: Path, where: Mapping[str, Any], stem: str) -> dict[str, Any]:
     """The annotation of the image called `stem`, its outer layers checked."""
-    said = parse_json(_read(root, where), where["file"], _MAX_JSON)
+    annotation = parse_json(_read(root, where), where["file"], _MAX_JSON)
     try:
-        image = said["image"]
-        size = (said["image"]["height"], said["image"]["width"])
-        fits = all(isinstance(side, int) and side > 0 for side in size) and isinstance(said["annotations"], list)
+        image = annotation["image"]
+        size = (annotation["image"]["height"], annotation["image"]["width"])
+        fits = all(isinstance(side, int) and side > 0 for side in size) and isinstance(annotation["annotations"], list)
     except (KeyError, TypeError, IndexError):
         fits = False
     if not fits:
@@ -143,7 +145,7 @@ def _read_json(root: Path, where: Mapping[str, Any], stem: str) -> dict[str, Any
     named = PurePosixPath(str(image.get("file_name", stem))).stem
     if named != stem:
         raise BadInput("json of another image", met=named, wanted=stem)
-    return dict(said)
+    return dict(annotation)
 
 
 def _read(root: Path, where: Mapping[str, Any]) -> bytes:
@@ -151,7 +153,7 @@ def _read(root: Path, where: Mapping[str, Any]) -> bytes:
     return read_member(file, where) if "at" in where else read_input(file, _MAX_JSON)
 
 
-def _annotate(jsons: Iterable[Found], records: RecordsWriter, counts: Counter[str]) -> None:
+def _annotate(jsons: Iterable[MemberPlace], records: RecordsWriter, counts: Counter[str]) -> None:
     for path, where in jsons:
         image = _image_of(path)
         alone = records.add(image, 0)
@@ -170,7 +172,7 @@ def _refuse(path: str, size: int, error: BadInput, records: RecordsWriter, count
     counts[error.what] += 1
 
 
-def _files(root: Path, suffix: str, records: RecordsWriter) -> Iterator[Found]:
+def _files(root: Path, suffix: str, records: RecordsWriter) -> Iterator[MemberPlace]:
     """SA-1B's files of one kind below `root`, one by one: a folder may hold millions."""
     passed_over = Counter[str]()  # counted with the photos
     for path, size in walk(root, partial(_is_named, suffix=suffix), passed_over, records, depth=_DEPTH):

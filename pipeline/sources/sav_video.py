@@ -15,14 +15,14 @@ from pipeline.annotations import read_json
 from pipeline.cropped import Bool
 from pipeline.faults import Fault, unusable
 from pipeline.finder import below
-from pipeline.fit import count_off
+from pipeline.fit import note_size_differences
 from pipeline.input_files import input_state, open_input
 from pipeline.raw import RawObject, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.refused import raise_refused
 from pipeline.regions import rle_size
 from pipeline.sources import Source
-from pipeline.sources.clips import choose_frames
+from pipeline.sources.frame_choice import choose_frames
 from pipeline.sources.objects import Candidate, sample_of
 from pipeline.sources.video_file import VideoFile, open_video
 from pipeline.walk import walk
@@ -67,7 +67,7 @@ class SavVideo(Source):
             if file not in sizes:
                 counts[f"videos without {kind} annotation"] += 1
                 continue
-            masklets = _put_down(root, (video, file), (sizes[video], sizes[file]), kind, records)
+            masklets = _add_masklets(root, (video, file), (sizes[video], sizes[file]), kind, records)
             counts[f"{kind} masklets"] += masklets
             counts["annotation files without a masklet"] += masklets == 0
         return dict(counts)
@@ -118,7 +118,7 @@ def _resembles(name: str) -> bool:
     return PurePosixPath(name.lower()).suffix in _OTHER_VIDEOS or ".mp4." in name.lower()
 
 
-def _put_down(root: Path, files: tuple[str, str], sizes: tuple[int, int], kind: str, records: RecordsWriter) -> int:
+def _add_masklets(root: Path, files: tuple[str, str], sizes: tuple[int, int], kind: str, records: RecordsWriter) -> int:
     """Put down the masklets of a video and its annotation as inputs; how many."""
     video, annotation = files
     try:
@@ -179,7 +179,7 @@ class Annotation:
         for n in range(usable):
             given = self.at(n, place)
             if given and not masks.has_pixels(given):
-                fault = masks.fault_of(given, *(rle_size(given) or (0, 0)))
+                fault = masks.run_length_fault(given, *(rle_size(given) or (0, 0)))
                 found += [(f"of annotated frame {n}", fault)] if fault else []
         return found
 
@@ -248,4 +248,4 @@ def annotated_sample(
         return masks.from_coco(annotation.at(n, place), *size)
 
     candidates = [Candidate(item, [partial(mask, n, place) for n in chosen]) for place, item in items.items()]
-    return count_off(sample_of(path, kind, [*pictures], candidates, {**more}))
+    return note_size_differences(sample_of(path, kind, [*pictures], candidates, {**more}))

@@ -12,7 +12,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from pipeline.fit import advice, off_by
+from pipeline.fit import advice, size_difference
 from pipeline.input_files import input_state, open_input, refuse_pointer
 from pipeline.pictures import MAX_PIXELS
 from pipeline.resize import UInt8
@@ -93,7 +93,7 @@ class VideoFile:
             )
         stored: UInt8 = frame.to_ndarray(format="rgb24")
         upright = np.rot90(stored, round(frame.rotation / 90))
-        off_upright, off_stored = (off_by(size, one.shape[:2]) for one in (upright, stored))
+        off_upright, off_stored = (size_difference(size, one.shape[:2]) for one in (upright, stored))
         picture, off = (stored, off_stored) if off_stored < off_upright else (upright, off_upright)
         if off > slack:
             raise BadInput(

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from pipeline.sources.frames import Frames
+from pipeline.sources.frame_files import FrameFiles
 from shards.errors import BadInput
 from tests.pipeline.built import Found, box, jpeg, put, tar_of, zipped
 from tests.pipeline.sources import test_coco, test_gcg, test_openimages, test_osprey, test_refvos, test_sa1b
@@ -101,7 +101,7 @@ def test_rows_and_masks_of_open_images_that_stand_twice(tmp_path):
 def test_frames_of_other_suffixes(tmp_path, stored, name):
     put(tmp_path / stored, b"")
     put(tmp_path / "._00010.jpg", b"")
-    found = Frames(tmp_path).named(name)
+    found = FrameFiles(tmp_path).named(name)
     if name.endswith(".jpg") and stored.endswith("png"):
         assert found is None
     else:
@@ -111,7 +111,7 @@ def test_frames_of_other_suffixes(tmp_path, stored, name):
 def test_a_frame_of_two_files_is_none(tmp_path):
     put(tmp_path / "00010.JPG", b"")
     put(tmp_path / "00010.jpeg", b"")
-    assert Frames(tmp_path).named("00010") is None and Frames(tmp_path / "none").named("00010") is None
+    assert FrameFiles(tmp_path).named("00010") is None and FrameFiles(tmp_path / "none").named("00010") is None
 
 
 def test_two_masks_of_one_id_and_one_annotation_stay_two_objects(tmp_path):

@@ -15,10 +15,10 @@ from tests.pipeline.built import put
 NFC, NFD = (unicodedata.normalize(form, "é.jpg") for form in ("NFC", "NFD"))
 
 
-def put_down(finder, names, work):
+def add_names(finder, names, work):
     """Path and size of each name; and what each input was refused for."""
     with RecordsWriter(work / "records.sqlite") as writer:
-        found = [finder.put_down(name, writer)[:2] for name in names]
+        found = [finder.add(name, writer)[:2] for name in names]
         finder.refuse_shared(writer)
     records = Records(work / "records.sqlite")
     said = {}
@@ -70,20 +70,20 @@ def test_the_name_as_it_stands_comes_first(tmp_path):
 def test_a_name_that_looks_like_two_files_means_none(tmp_path):
     put(tmp_path / "a.jpg", b"1")
     put(tmp_path / "A.JPEG", b"1")
-    found, said = put_down(Finder(tmp_path, [""]), ["A.jpg"], tmp_path)
+    found, said = add_names(Finder(tmp_path, [""]), ["A.jpg"], tmp_path)
     assert found == [("A.jpg", 0)] and "no 'A.jpg' in ." in said["A.jpg"].met
 
 
 def test_nothing_is_listed_where_all_names_stand(tmp_path, monkeypatch):
     put(tmp_path / "images/1.jpg", b"1")
-    monkeypatch.setattr(finding, "listed", None)
+    monkeypatch.setattr(finding, "list_names", None)
     assert Finder(tmp_path, ["", "images", "none"]).find("1.jpg") == ("images/1.jpg", 1)
 
 
 def test_a_missing_file_is_refused_with_where_it_was_looked_for(tmp_path):
     put(tmp_path / "images/photo_001.jpg", b"1")
     put(tmp_path / "elsewhere/dog.jpg", b"1")
-    found, said = put_down(Finder(tmp_path, ["", "images", "none"]), ["photo_01.jpg", "x/dog.png"], tmp_path)
+    found, said = add_names(Finder(tmp_path, ["", "images", "none"]), ["photo_01.jpg", "x/dog.png"], tmp_path)
     assert found == [("photo_01.jpg", 0), ("x/dog.png", 0)]
     error = said["photo_01.jpg"]
     assert error.what == "no such file"
@@ -93,7 +93,7 @@ def test_a_missing_file_is_refused_with_where_it_was_looked_for(tmp_path):
 
 def test_the_nearest_name_is_not_looked_for_without_end(tmp_path):
     put(tmp_path / "photo_001.jpg", b"1")
-    _, said = put_down(Finder(tmp_path, [""]), [f"photo_{n}.jpg" for n in range(40)], tmp_path)
+    _, said = add_names(Finder(tmp_path, [""]), [f"photo_{n}.jpg" for n in range(40)], tmp_path)
     assert sum("nearest" in error.met for error in said.values()) == 20 and len(said) == 40
 
 
@@ -120,7 +120,7 @@ def test_nothing_is_found_outside(tmp_path, name):
 )
 def test_names_of_two_pictures_do_not_share_a_file(tmp_path, names, there):
     put(tmp_path / there, b"1")
-    found, said = put_down(Finder(tmp_path, ["", "images"]), [*names, *names], tmp_path)
+    found, said = add_names(Finder(tmp_path, ["", "images"]), [*names, *names], tmp_path)
     assert there in said and all(path in said for path, _ in found)
     assert {error.what for error in said.values()} == {finding.SHARED}
     assert all(name.lstrip("/") in said[there].met for name in names)
@@ -136,14 +136,14 @@ def test_names_of_two_pictures_do_not_share_a_file(tmp_path, names, there):
 def test_names_of_one_picture_do(tmp_path, names):
     there = "images/x.jpg" if "x" in names[0] else "images/000000000009.jpg"
     put(tmp_path / there, b"12")
-    found, said = put_down(Finder(tmp_path, ["", "images"]), names, tmp_path)
+    found, said = add_names(Finder(tmp_path, ["", "images"]), names, tmp_path)
     assert {*found} == {(there, 2)} and not said
 
 
 def test_a_link_to_nothing_is_found(tmp_path):
     (tmp_path / "images").mkdir()
     os.symlink(tmp_path / "gone.jpg", tmp_path / "images/1.jpg")
-    found, said = put_down(Finder(tmp_path, ["", "images"]), ["1.jpg"], tmp_path)
+    found, said = add_names(Finder(tmp_path, ["", "images"]), ["1.jpg"], tmp_path)
     assert found == [("images/1.jpg", 0)] and not said  # reading it says what it points to
 
 
@@ -157,7 +157,7 @@ def test_a_name_without_its_folder_that_several_files_have_means_none(tmp_path):
     for folder in ("images", "data", "images/b"):
         put(tmp_path / folder / "x.jpg", folder.encode())
     names = ["a/x.jpg", "/m/x.jpg", "x.jpg", "b/x.jpg"]
-    found, said = put_down(Finder(tmp_path, ["images", "data"]), names, tmp_path)
+    found, said = add_names(Finder(tmp_path, ["images", "data"]), names, tmp_path)
     assert found == [("images/a/x.jpg", 0), ("/m/x.jpg", 0), ("images/x.jpg", 6), ("images/b/x.jpg", 8)]
     for path, name in (("images/a/x.jpg", "a/x.jpg"), ("/m/x.jpg", "/m/x.jpg")):
         assert str(said[path]).startswith(f"a name of several files; met {name!r}: data/x.jpg, images/x.jpg")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.fit import OFF, off_by
+from pipeline.fit import OFF, size_difference
 from pipeline.formats import make_sample
 from pipeline.sources import SOURCES, source_named
 from pipeline.sources.video_file import VideoFile
@@ -55,4 +55,4 @@ def test_frames_of_a_video_whose_masks_are_a_column_narrower(tmp_path):
 def test_every_source_that_compares_sizes_to_the_pixel_has_the_option():
     tolerant = {"sav", "openimages", "osprey", "dam", "gcg"}  # one file holds both, or shapes are compared
     assert {name for name in SOURCES if "mask_slack" in source_named(name).choices} == SOURCES.keys() - tolerant
-    assert off_by((10, 20), (12, 17)) == 3
+    assert size_difference((10, 20), (12, 17)) == 3

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipeline.mask_values import looks_like_edges, read_ids, read_values, values_of
 from pipeline.masks import from_image
-from pipeline.sources.refvos_masks import Pngs
+from pipeline.sources.refvos_masks import PngMasks
 from shards.errors import BadInput
 
 IDS = np.zeros((12, 16), np.uint8)
@@ -141,7 +141,7 @@ def test_frames_of_a_video_take_what_other_masks_do(tmp_path: Path):
     ):
         image.save(tmp_path / f"{n}.png")
     colours().save(tmp_path / "3.png")
-    frames = Pngs(tmp_path, list("0123"))
+    frames = PngMasks(tmp_path, list("0123"))
     assert [frames.shown(n) for n in range(3)] == [{"1", "2"}, {"150", "300"}, {"1", "2"}]
     assert np.array_equal(frames.mask(1, "300", 12, 16), IDS == 2) and frames.size(2) == (12, 16)
     with pytest.raises(BadInput, match=r"3\.png: a mask of colours"):

@@ -4,7 +4,7 @@ import unicodedata
 
 import pytest
 
-from pipeline.spelling import coco_names, look_alike, may_be_one, meaning, parts_of, spellings
+from pipeline.spelling import coco_names, identifying_parts, look_alike, may_be_same, parts_of, spellings
 
 NFC, NFD = (unicodedata.normalize(form, "Café 東京 ü.jpg") for form in ("NFC", "NFD"))
 
@@ -63,10 +63,10 @@ def test_ends_of_a_name_are_taken_only_where_they_may_be():
 
 
 def test_what_tells_a_picture_from_others():
-    assert meaning("train2017/000000000009.jpg") == meaning("val2014/COCO_val2014_000000000009.jpg")
-    assert meaning("a/000000000009.jpg") != meaning("b/000000000009.jpg")
-    assert may_be_one(("x.jpg",), ("a", "x.jpg")) and not may_be_one(("b", "x.jpg"), ("a", "x.jpg"))
-    assert not may_be_one(("X.jpg",), ("a", "x.jpg"))
+    assert identifying_parts("train2017/000000000009.jpg") == identifying_parts("val2014/COCO_val2014_000000000009.jpg")
+    assert identifying_parts("a/000000000009.jpg") != identifying_parts("b/000000000009.jpg")
+    assert may_be_same(("x.jpg",), ("a", "x.jpg")) and not may_be_same(("b", "x.jpg"), ("a", "x.jpg"))
+    assert not may_be_same(("X.jpg",), ("a", "x.jpg"))
 
 
 def test_coco_names_stand_in_one_order():

@@ -243,4 +243,4 @@ def test_patterns_pass_over_hidden_files(tmp_path):
         put(tmp_path / name, b"")
     assert [p.name for p in walking.matching(tmp_path, "*a.json")] == ["a.json"]
     assert [str(p.relative_to(tmp_path)) for p in walking.matching(tmp_path, "*/a.json")] == ["b/a.json"]
-    assert walking.listed(tmp_path) == ["a.json", "b"]
+    assert walking.list_names(tmp_path) == ["a.json", "b"]

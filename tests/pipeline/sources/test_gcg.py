@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline import captions
-from pipeline.captions import place, places_of, rebased, unquoted
+from pipeline.captions import find_phrase, locate_phrase, shift_span, strip_quotes
 from pipeline.finder import OUTSIDE
 from pipeline.regions import LEFT_OUT
 from pipeline.sources.gcg import BARE, IGNORED, NO_SPAN, SHORT
@@ -117,28 +117,30 @@ def test_quotes_around_a_caption_move_the_places(tmp_path, quoted, counted_with_
 
 @pytest.mark.parametrize("caption", ['The sign says "stop"', '"Stop" it says.', "plain", ""])
 def test_quotes_inside_a_caption_stay(caption):
-    assert unquoted(caption) == (caption, 0)
+    assert strip_quotes(caption) == (caption, 0)
 
 
 def test_places_are_checked_against_the_phrase():
     notes: Counter[str] = Counter()
-    assert place("the cat", "A dog and The Cat", 0, (10, 17), 0, notes) == (10, 17) and not +notes
-    assert place("cat", "A cat, a cat", 0, (7, 10), 0, notes) == (9, 12)
+    assert locate_phrase("the cat", "A dog and The Cat", 0, (10, 17), 0, notes) == (10, 17) and not +notes
+    assert locate_phrase("cat", "A cat, a cat", 0, (7, 10), 0, notes) == (9, 12)
     assert notes == {captions.UNSHIFTED: 0, captions.MENDED: 1}
-    assert place("horse", "A cat, a cat", 0, (0, 5), 0, notes) is None
-    assert place("cat", "bobcat, category", 0, None, 0, notes) is None
-    assert place("", "A cat", 0, (0, 0), 0, notes) is None
+    assert locate_phrase("cat", "cat and cat or cat", 3, (8 + 3, 10 + 3), 0, notes) == (8, 11)
+    assert locate_phrase("cat", "cat and cat or cat", 3, (14, 16), 0, notes) == (8, 11)
+    assert locate_phrase("horse", "A cat, a cat", 0, (0, 5), 0, notes) is None
+    assert locate_phrase("cat", "bobcat, category", 0, None, 0, notes) is None
+    assert locate_phrase("", "A cat", 0, (0, 0), 0, notes) is None
     assert notes[captions.LOST] == 3
-    assert places_of("a (big) cat?", "See A (BIG) CAT? now") == [(4, 16)]
+    assert find_phrase("a (big) cat?", "See A (BIG) CAT? now") == [(4, 16)]
 
 
 def test_places_without_a_phrase_cut_no_word():
     notes: Counter[str] = Counter()
-    assert rebased("A cat sits", 1, (1, 6), notes) == (0, 5) and not +notes
-    assert rebased("A cat sits", 1, (0, 5), notes) == (0, 5) and notes[captions.UNSHIFTED] == 1
-    assert rebased("See a cat", 2, (4, 9), notes) == (4, 9) and notes[captions.UNSHIFTED] == 2
-    assert rebased("A cat sits", 0, (3, 5), notes) == (3, 5) and notes[captions.CUT] == 1
-    assert rebased("A cat sits", 0, (3, 50), notes) is None and rebased("A cat", 0, (4, 4), notes) is None
+    assert shift_span("A cat sits", 1, (1, 6), notes) == (0, 5) and not +notes
+    assert shift_span("A cat sits", 1, (0, 5), notes) == (0, 5) and notes[captions.UNSHIFTED] == 1
+    assert shift_span("See a cat", 2, (4, 9), notes) == (4, 9) and notes[captions.UNSHIFTED] == 2
+    assert shift_span("A cat sits", 0, (3, 5), notes) == (3, 5) and notes[captions.CUT] == 1
+    assert shift_span("A cat sits", 0, (3, 50), notes) is None and shift_span("A cat", 0, (4, 4), notes) is None
     assert notes[captions.LOST] == 2
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.sources.clips import choose_frames
+from pipeline.sources.frame_choice import choose_frames
 from shards.errors import BadInput, DroppedInput, UserError
 from shards.reader import ShardSet
 from tests.pipeline.sources import videos as v

@@ -6,12 +6,12 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from pipeline.spelling import look_alike
-from pipeline.walk import listed
+from pipeline.walk import list_names
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
-class Frames:
+class FrameFiles:
     """Finds the files of frames in a folder, by names with or without a suffix."""
 
     def __init__(self, folder: Path) -> None:
@@ -29,7 +29,7 @@ class Frames:
     def _alike(self) -> dict[str, str | None]:
         """Names of pictures by how they look, with and without the suffix; None where several look alike."""
         try:
-            names = listed(self._folder)
+            names = list_names(self._folder)
         except OSError:
             return {}
         alike: dict[str, str | None] = {}

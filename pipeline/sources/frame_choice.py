@@ -8,11 +8,11 @@ from functools import cache
 from pipeline.faults import Fault, unusable
 from shards.errors import BadInput
 
-Shown = Callable[[int], Set[str]]
+ShownObjects = Callable[[int], Set[str]]
 
 
 def choose_frames(
-    count: int, k: int, shown: Shown, objects: Set[str], faults: Callable[[], Sequence[Fault]] = list
+    count: int, k: int, shown: ShownObjects, objects: Set[str], faults: Callable[[], Sequence[Fault]] = list
 ) -> list[int]:
     """At most `k` of `count` frames, in order, each showing at least one object, spread evenly.
 
@@ -39,7 +39,7 @@ def choose_frames(
     return [n for n in chosen if n is not None]
 
 
-def _spread(frames: Sequence[int], k: int, shown: Shown, objects: Set[str]) -> list[int | None]:
+def _spread(frames: Sequence[int], k: int, shown: ShownObjects, objects: Set[str]) -> list[int | None]:
     k = min(k, len(frames))
     chosen: list[int | None] = []
     seen: set[str] = set()

@@ -15,7 +15,7 @@ import numpy as np
 from pipeline import masks
 from pipeline.cropped import Bool
 from pipeline.finder import below
-from pipeline.fit import check_size, count_off
+from pipeline.fit import check_size, note_size_differences
 from pipeline.mask_values import distinct, looks_like_edges, read_ids
 from pipeline.pictures import open_image, read_picture
 from pipeline.raw import RawObject, RawSample
@@ -23,7 +23,7 @@ from pipeline.records import RecordsWriter
 from pipeline.refused import refuse
 from pipeline.sources.objects import NO_OBJECT, Candidate, sample_of
 from pipeline.spelling import look_alike
-from pipeline.walk import count_beside, listed, walk
+from pipeline.walk import count_beside, list_names, walk
 from shards.errors import BadInput, DroppedInput
 
 EDGES = "masks whose ids look like grey edges, not like objects"
@@ -36,7 +36,7 @@ _ALIKE = "/"  # in front of how a stem looks; no stem has it
 Size = tuple[int, int]
 
 
-def find_beside(root: Path, records: RecordsWriter) -> dict[str, int]:
+def find_image_mask_folders(root: Path, records: RecordsWriter) -> dict[str, int]:
     """Put down `images/A.jpg` with `masks/A.png`, an object's id in each pixel, or `masks/A/*.png`, one object each.
 
     A mask's suffix may be any of a picture's, in any case, and its name may end in `_mask`; such files are taken from
@@ -74,8 +74,8 @@ def find_beside(root: Path, records: RecordsWriter) -> dict[str, int]:
     return dict(counts)
 
 
-def load_beside(root: Path, path: str, found: Mapping[str, Any], options: Mapping[str, Any]) -> RawSample:
-    """The sample of a picture with the masks that `find_beside` found."""
+def load_image_mask_folders(root: Path, path: str, found: Mapping[str, Any], options: Mapping[str, Any]) -> RawSample:
+    """The sample of a picture with the masks that `find_image_mask_folders` found."""
     picture = read_picture(below(root, path))
     size = (picture.height, picture.width)
     if not found["files"] and found["others"]:
@@ -95,7 +95,7 @@ def load_beside(root: Path, path: str, found: Mapping[str, Any], options: Mappin
         if not candidates:
             raise DroppedInput(NO_OBJECT, met=f"{found['files'][0]}: the background alone", wanted="ids in the mask")
     raw = sample_of(path, "folder", [(path, picture)], candidates)
-    return count_off(replace(raw, notes=Counter(raw.notes) + notes))
+    return note_size_differences(replace(raw, notes=Counter(raw.notes) + notes))
 
 
 def _of_one(root: Path, file: str, size: Size, options: Mapping[str, Any]) -> Candidate:
@@ -123,7 +123,7 @@ def _masks_of(root: Path, picture: PurePosixPath, in_folder: Any) -> tuple[list[
     folder = PurePosixPath("masks", *picture.parent.parts[1:])
     if (root / folder / picture.stem).is_dir():
         own = folder / picture.stem
-        return [str(own / name) for name in listed(root / own) if _is_picture(name)], True
+        return [str(own / name) for name in list_names(root / own) if _is_picture(name)], True
     stems = (picture.stem, picture.name, *(picture.stem + end for end in _ENDS))
     for place in (folder, picture.parent):
         for stem in stems if place == folder else stems[2:]:
@@ -137,7 +137,7 @@ def _by_stem(root: Path, folder: str) -> dict[str, list[str]]:
     """Stem, and how it looks, -> names of the pictures in a folder, those first whose format is safest for a mask."""
     found: dict[str, list[str]] = {}
     try:
-        names = listed(root / folder)
+        names = list_names(root / folder)
     except OSError:
         return found
     for name in sorted(filter(_is_picture, names), key=lambda name: (_PICTURES.index(_suffix(name)), name)):
@@ -154,7 +154,7 @@ def _other_files(root: Path, picture: PurePosixPath, not_pictures: Any) -> list[
     folder = PurePosixPath("masks", *picture.parent.parts[1:])
     own = folder / picture.stem
     if (root / own).is_dir():
-        return [str(own / name) for name in listed(root / own)][:_NAMED_OTHERS]
+        return [str(own / name) for name in list_names(root / own)][:_NAMED_OTHERS]
     stems = (picture.stem, picture.name, *(picture.stem + end for end in _ENDS))
     found = [str(folder / name) for stem in stems for name in not_pictures(str(folder)).get(stem, ())]
     return found[:_NAMED_OTHERS]
@@ -164,7 +164,7 @@ def _by_stem_of_others(root: Path, folder: str) -> dict[str, list[str]]:
     """Stem -> names of the files in a folder that are no pictures."""
     found: dict[str, list[str]] = {}
     with suppress(OSError):
-        for name in listed(root / folder):
+        for name in list_names(root / folder):
             if not _is_picture(name) and not (root / folder / name).is_dir():
                 found.setdefault(PurePosixPath(name).stem, []).append(name)
     return found
