@@ -41,7 +41,8 @@ class HeldOut:
     ) -> None:
         self._accelerator, self._loop, self._loaders, self._config = accelerator, loop, loaders, config
         self._journal, self._report, self._trained = journal, report, trained
-        self._sheets: dict[int, list[Panel]] = {}
+        self._sheets: dict[str, dict[int, list[Panel]]] = {name: {} for name in config.objectives()}
+        """Panels by objective and step: those of the first and of the last evaluation."""
 
     def look(self, step: int, known: bool = False) -> float | None:
         """Evaluate after `step` steps: the mean mask loss, where masks are predicted. All processes have to call it.
@@ -49,17 +50,16 @@ class HeldOut:
         `known`: the records tell of it already; pictures alone are wanted.
         """
         found: dict[str, dict[str, float]] = {}
-        shown: list[Panel] = []
         for name, loader in self._loaders.items():
             found[name], panels = evaluate(self._accelerator, self._loop, loader, name, self._config)
-            shown += panels
+            sheets = self._sheets[name]
+            first = min(sheets, default=step)
+            self._sheets[name] = {at: sheets[at] for at in sheets if at == first} | {step: panels}
             if panels:
                 self._track(name, panels, step)
         if self._journal and found:
             if not known:
                 self._journal.held_out(step, _named(found))
-            first = min(self._sheets, default=step)
-            self._sheets = {at: panels for at, panels in self._sheets.items() if at == first} | {step: shown}
             self.write_report()
         losses = [values["mask_loss"] for values in found.values() if "mask_loss" in values]
         return sum(losses) / len(losses) if losses else None

@@ -1,4 +1,4 @@
-"""A run as one HTML file that opens offline: curves, and held-out samples with what the model made of them."""
+"""A run as one HTML file that opens offline: curves, and held-out samples with what the model predicted for them."""
 
 from __future__ import annotations
 
@@ -11,65 +11,66 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment
-from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
 from shards.atomic import atomic_write
-from trainer.objectives.losses import NOT_COMPARABLE
+from trainer.measure.curves import OBJECTIVE, RUN, SPEED, Drawn, draw
 
 Picture = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
 RED = np.array([220, 30, 30])
-
-_CURVES = {
-    "training losses": ("loss", "bce", "dice", "lang", "anchor", "caption"),
-    "BCE and Dice loss at evenly spread points: training and held-out samples": (
-        *("bce_uniform", "dice_uniform", "held_out/bce", "held_out/dice_loss"),
-    ),
-    "held-out mask loss (BCE + Dice)": ("held_out/mask_loss",),
-    "held-out caption loss": ("held_out/caption",),
-    "held-out IoU and Dice": ("held_out/iou", "held_out/dice", "held_out/ciou"),
-    "held-out gap between own and swapped captions": ("held_out/swap_gap",),
-    "words a caption": ("caption_tokens",),
-    "entropy of words (nats)": ("entropy",),
-    "share of captions at the limit, distinct pairs of words": ("at_limit", "distinct_2"),
-    "learning rate": ("lr",),
-    "samples a second": ("samples_per_second",),
-    "tokens a second": ("tokens_per_second",),
-    "model flops utilisation": ("mfu",),
-    "share of time spent waiting for data, mean and slowest process": ("data_wait", "data_wait_max"),
-    "memory of a process (bytes)": ("memory_bytes",),
-}
-"""Title -> names of what it shows."""
-_NOTES = {"training losses": (("bce", "dice"), f"{NOT_COMPARABLE}.")}
-"""Title -> where one of these names is shown, what to know about it."""
+_QUALITY = 70
+"""Of JPEG, from 1 to 95."""
+_LABELS = {"iou": "IoU", "swap_gap": "IoU less that with another object's caption", "caption": "caption loss"}
+"""Names of a sample's numbers in plain words."""
 
 _PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title><style>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title><style>
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 1150px; margin: 2rem auto; padding: 0 1rem; color: #222 }
-figure { margin: 0 } img { width: 100%; display: block } svg { max-width: 100%; height: auto }
-.facts td { padding: .1rem 1.2rem .1rem 0 } .samples { border-collapse: collapse; table-layout: fixed; width: 100% }
-.samples th, .samples td { padding: .3rem; text-align: left; vertical-align: top; overflow-wrap: anywhere }
-code { background: #f2f2f2; padding: .1rem .3rem } pre { background: #f7f7f7; padding: .8rem; overflow-x: auto }
+h2 { margin: 2.5rem 0 .8rem; padding-top: .6rem; border-top: 1px solid #ccc } h3 { margin: 1.6rem 0 .6rem }
+figure { margin: 0; min-width: 0 } figcaption { font-weight: 600 } img { width: 100%; display: block }
+svg { width: 100%; height: auto; display: block } nav a { margin-right: 1rem }
+.facts th, .facts td { padding: .1rem 1.2rem .1rem 0; text-align: left; vertical-align: top; font-weight: normal }
+.facts th { color: #666 }
+.charts, .samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 460px), 1fr)) }
+.charts, .samples { gap: 1.4rem 2rem; margin-top: 1rem } .pictures figure { max-width: 256px }
+.legend { list-style: none; display: flex; flex-wrap: wrap; gap: 0 1rem; margin: 0; padding: 0; font-size: 13px }
+.legend i { display: inline-block; width: 1.4em; height: 3px; margin-right: .4em; vertical-align: middle }
+.note { font-size: 13px; color: #555; margin: 0 }
+.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(105px, 1fr)); gap: .4rem }
+.pictures figcaption { font-weight: normal; font-size: 13px; color: #555 }
+.sample { overflow-wrap: anywhere; min-width: 0 } .sample p { margin: 0; font-size: 13px }
+code { background: #f2f2f2; padding: .1rem .3rem }
+pre { background: #f7f7f7; padding: .8rem; overflow-x: auto }
 </style></head><body>
+{% macro charts(drawn) %}<div class="charts">
+{% for chart in drawn %}<figure><figcaption>{{ chart.title }}</figcaption>
+{% if chart.legend %}<ul class="legend">{% for colour, name in chart.legend %}<li><i style="background: {{ colour }}">
+</i>{{ name }}</li>{% endfor %}</ul>{% endif %}
+{{ chart.svg }}{% if chart.note %}<p class="note">{{ chart.note }}</p>{% endif %}</figure>
+{% endfor %}</div>{% endmacro %}
 <h1>{{ title }}</h1>
-<table class="facts">{% for name, value in facts.items() %}<tr><td>{{ name }}</td><td>{{ value }}</td></tr>
+<nav>{% for section in sections %}<a href="#{{ section.id }}">{{ section.title }}</a>{% endfor %}
+<a href="#speed">Speed and memory</a><a href="#configuration">Configuration</a></nav>
+<table class="facts">{% for name, value in facts.items() %}<tr><th>{{ name }}</th><td>{{ value }}</td></tr>
 {% endfor %}</table>
-<h2>Curves</h2>
-{% for name, svg, note in curves %}<figure aria-label="{{ name }}">{{ svg }}
-{% if note %}<figcaption>{{ note }}</figcaption>{% endif %}</figure>
-{% endfor %}
-{% for step, panels in sheets %}<h2>Held-out samples after step {{ step }}</h2>
-<table class="samples">
-<tr><th>prompt</th><th>image</th><th>ground truth</th><th>prediction</th><th>caption</th></tr>
-{% for panel in panels %}<tr>
-{% for source in panel.pictures %}<td>{% if source %}<img alt="" src="{{ source }}">{% endif %}</td>{% endfor %}
-<td><code>{{ panel.caption }}</code><br>
-{% for name, value in panel.numbers %}{{ name }} {{ "%.3f" | format(value) }}<br>{% endfor %}{{ panel.name }}</td></tr>
-{% endfor %}</table>{% endfor %}
-<h2>Configuration</h2><pre>{{ config }}</pre>
+{{ charts(run) }}
+{% for section in sections %}<h2 id="{{ section.id }}">{{ section.title }}</h2>
+{{ charts(section.drawn) }}
+{% for step, samples in section.sheets %}<h3>Held-out samples after step {{ step }}</h3>
+<div class="samples">
+{% for sample in samples %}<div class="sample"><div class="pictures">
+{% for name, source in sample.pictures %}<figure><img alt="" src="{{ source }}"><figcaption>{{ name }}</figcaption>
+</figure>{% endfor %}</div><p><code>{{ sample.caption }}</code></p>
+{% for name, value in sample.numbers %}<p>{{ name }} {{ "%.3f" | format(value) }}</p>{% endfor %}
+<p class="note">{{ sample.name }}</p></div>
+{% endfor %}</div>{% endfor %}{% endfor %}
+<h2 id="speed">Speed and memory</h2>
+{{ charts(speed) }}
+<h2 id="configuration">Configuration</h2><pre>{{ config }}</pre>
 </body></html>
 """
 
@@ -92,89 +93,81 @@ class Panel:
     """Metrics by their names; NaN is not shown."""
 
 
+@dataclass(frozen=True)
+class _Section:
+    """An objective on the page."""
+
+    title: str
+    drawn: list[Drawn]
+    sheets: list[tuple[int, list[dict[str, Any]]]]
+
+    @property
+    def id(self) -> str:
+        return f"objective-{self.title}"
+
+
 def write_report(
     path: Path,
     title: str,
     facts: dict[str, str],
     records: list[dict[str, Any]],
-    sheets: Mapping[int, Sequence[Panel]],
+    sheets: Mapping[str, Mapping[int, Sequence[Panel]]],
     config: str,
 ) -> None:
     """Write the report; text is escaped.
 
     Args:
+        path: of the file.
+        title: of the page.
+        facts: about the run, by name.
         records: what `Journal.records` holds.
-        sheets: held-out samples by the step after which they were looked at.
+        sheets: for each objective of the run its held-out samples, by the step after which they were evaluated.
+        config: the configuration as YAML.
     """
-    curves = []
-    for title_of_curve, names in _CURVES.items():
-        # A mix of objectives writes names such as dual/bce.
-        keys = [key for key in dict.fromkeys(k for r in records for k in r) if _belongs(key, names)]
-        if keys:
-            named, note = _NOTES.get(title_of_curve, ((), ""))
-            note = note if any(_belongs(key, named) for key in keys) else ""
-            curves.append((title_of_curve, _curve(title_of_curve, records, keys), note))
+    several = len(sheets) > 1
+    sections = [
+        _Section(
+            objective,
+            draw(OBJECTIVE, records, objective if several else ""),
+            [(step, [*map(_sample, panels)]) for step, panels in sorted(by_step.items(), reverse=True) if panels],
+        )
+        for objective, by_step in sheets.items()
+    ]
     page = Environment(autoescape=True).from_string(_PAGE)
-    shown = [(step, [_row(panel) for panel in panels]) for step, panels in sorted(sheets.items(), reverse=True)]
-    html = page.render(title=title, facts=facts, curves=curves, sheets=shown, config=config)
+    run = draw(RUN if several else RUN[1:], records)  # the loss of a single objective is in its section
+    speed = draw(SPEED, records)
+    html = page.render(title=title, facts=facts, run=run, sections=sections, speed=speed, config=config)
     atomic_write(path, html.encode("utf-8", "replace"))
 
 
-def _row(panel: Panel) -> dict[str, Any]:
+def _sample(panel: Panel) -> dict[str, Any]:
+    """Return what the page shows of a held-out object."""
+    pictures = {"picture": panel.image} if panel.prompt is None else {"region to describe": panel.prompt}
+    if panel.prediction is not None:
+        pictures["picture"] = panel.image
+        pictures["true mask"] = tinted(panel.image, panel.truth)
+        pictures["predicted mask"] = tinted(panel.image, panel.prediction)
     return {
         "name": panel.name,
         "caption": printable(panel.caption),
-        "numbers": [(name, value) for name, value in panel.values.items() if value == value],
-        "pictures": [
-            panel.prompt is not None and _data_uri(panel.prompt),
-            _data_uri(panel.image),
-            _data_uri(tinted(panel.image, panel.truth)),
-            panel.prediction is not None and _data_uri(tinted(panel.image, panel.prediction)),
-        ],
+        "numbers": [(_LABELS.get(name, name), value) for name, value in panel.values.items() if value == value],
+        "pictures": [(name, _data_uri(picture)) for name, picture in pictures.items()],
     }
 
 
 def tinted(image: Picture, mask: Mask) -> Picture:
-    """`image` (h, w, 3) with `mask` (h, w) over it in red."""
+    """Return `image` (h, w, 3) with `mask` (h, w) over it in red."""
     out = image.copy()
     out[mask] = (0.45 * image[mask] + 0.55 * RED).astype(np.uint8)
     return out
 
 
-def _belongs(key: str, names: Sequence[str]) -> bool:
-    """Whether a record's key is one of `names`, of a single objective or of one in a mix."""
-    parts = key.split("/")
-    held_out = "held_out/" if parts[0] == "held_out" else ""
-    return held_out + parts[-1] in names
-
-
-def _curve(title: str, records: list[dict[str, Any]], keys: Sequence[str]) -> Markup:
-    from matplotlib import rc_context  # takes a second, which only the process that draws should spend
-    from matplotlib.figure import Figure
-
-    with rc_context({"svg.hashsalt": title, "svg.fonttype": "none"}):
-        figure = Figure(figsize=(9, 2.6))
-        axes = figure.add_axes((0.07, 0.2, 0.92, 0.68))  # a layout that is computed takes twice as long as all the rest
-        common = "held_out/" if all(key.startswith("held_out/") for key in keys) else ""
-        for key in keys:
-            own = [r for r in records if key in r]
-            axes.plot([r["step"] for r in own], [r[key] for r in own], label=key.removeprefix(common))
-        axes.set_title(title, loc="left")
-        axes.set_xlabel("optimiser step")
-        axes.grid(alpha=0.3)
-        if len(keys) > 1:
-            axes.legend(frameon=False)
-        file = io.StringIO()
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    svg = file.getvalue()
-    return Markup(svg[svg.index("<svg") :])  # without the XML header, which has no place inside HTML
-
-
 def _data_uri(picture: Picture) -> str:
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    Image.fromarray(picture).save(file, "JPEG", quality=_QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def printable(text: str) -> str:
+    """Return `text` with a dot in place of each character that cannot be shown."""
     return "".join(c if c.isprintable() else "\N{MIDDLE DOT}" for c in text)
