@@ -107,13 +107,13 @@ def evaluate(
     if state.num_processes > 1 and device not in (None, "cpu"):
         met = f"{device} for {state.num_processes} processes"
         raise UserError("one device for all", where="--device", met=met, do="leave it out: each takes its own")
-    loaded = load(model, str(state.device) if state.num_processes > 1 else device, dtype).eval()
+    loaded = load(model, str(state.device) if state.num_processes > 1 else device, dtype)
     notes = [explain_shards(loaded, sets[0].recipe), explain_samples(sets, every, record)]
     if state.is_main_process:  # what is wrong is said before hours go into it
         print(*map(printable, notes), sep="\n", file=sys.stderr)
-    loaded.grounding_encoder.float()  # as in prediction: bfloat16 for SAM 2 is left to autocast
+    loaded.model.eval().grounding_encoder.float()  # as in prediction: bfloat16 for SAM 2 is left to autocast
 
-    tallies = _tally(loaded, groups, chosen, batch_size, max_caption_tokens, state)
+    tallies = _tally(loaded.model, groups, chosen, batch_size, max_caption_tokens, state)
     gathered = gather_object([tallies])
     state.wait_for_everyone()
     shown = None
@@ -128,11 +128,11 @@ def evaluate(
         settings["max_caption_tokens"] = max_caption_tokens if swaps_captions else None
         said = {
             "model": model,
-            "dtype": str(loaded.embedding.weight.dtype).removeprefix("torch."),
+            "dtype": str(loaded.model.embedding.weight.dtype).removeprefix("torch."),
             "objective": chosen,
             **settings,
             **recipe_to_json(sets[0].recipe),
-            "model_recipe": None if loaded.recipe is None else recipe_to_json(loaded.recipe),
+            "model_recipe": None if loaded.info.recipe is None else recipe_to_json(loaded.info.recipe),
             "notes": notes,
             "shards": [{"folder": str(s.folder), "source": s.manifest.source, "plan": s.manifest.plan} for s in sets],
             "sources": {name: values for name, values in of_source.items() if name != ALL},

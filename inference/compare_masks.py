@@ -14,7 +14,7 @@ from pipeline import resize
 from pipeline.resize import Bool, UInt8
 from shards.codec import normalise
 from shards.errors import UserError
-from trainer.model.sa2va import Sa2VA
+from trainer.released.loaded import LoadedModel
 
 SIDE = 256
 """Masks are compared as the mask decoder gives them: 256 x 256."""
@@ -33,13 +33,15 @@ class Example:
 
 
 @torch.no_grad()
-def masks_of(model: Sa2VA, examples: Sequence[Example]) -> Bool:
+def masks_of(loaded: LoadedModel, examples: Sequence[Example]) -> Bool:
     """(n, 256, 256): the mask of each example, one at a time.
 
     The answer is given, "It is [SEG].", so that masks differ only by the state at `[SEG]`. SAM 2 runs in float32, the
     rest in the precision of its weights. Pictures become tensors by the model's own recipe.
     """
-    chosen, prompts, device = recipe_of(model), model.prompts, model.device
+    model = loaded.model
+    chosen = recipe_of(loaded)
+    prompts, device = model.prompts, model.device
     sam = copy.deepcopy(model.grounding_encoder).float().eval()
     first = torch.zeros(1, dtype=torch.int64, device=device)
     masks = []

@@ -47,5 +47,5 @@ def export_quantised(
         raise UserError("half of what masks are compared on", wanted="both --images and --texts")
     questions = read_questions(images, texts) if images and texts else []
     examples = [Example(q.name, read_picture(q.path), q.text) for q in questions]
-    model, origin = load_any(checkpoint, dtype)
-    return export_int8(model, out, examples, model_card(model, origin))
+    loaded, origin = load_any(checkpoint, dtype)
+    return export_int8(loaded, out, examples, model_card(loaded.model, origin))

@@ -9,15 +9,15 @@ import torch
 from inference.quantise import is_int8_folder, load_quantised
 from shards.errors import UserError
 from trainer.export import CHECKPOINT, load_any
-from trainer.model.sa2va import Sa2VA
 from trainer.released.folder import load_model
+from trainer.released.loaded import LoadedModel
 from trainer.trained import ORIGIN
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def load(folder: str | Path, device: str | None = None, dtype: str | None = None) -> Sa2VA:
-    """The model in `folder`, ready for `inference.predictor.Predictor`: frozen, in evaluation mode.
+def load(folder: str | Path, device: str | None = None, dtype: str | None = None) -> LoadedModel:
+    """Load the model in `folder`, ready for `inference.predictor.Predictor`: frozen, in evaluation mode.
 
     Args:
         folder: in the layout of the released ones; or a run's, or a checkpoint of one, whose adapters are merged.
@@ -35,7 +35,9 @@ def load(folder: str | Path, device: str | None = None, dtype: str | None = None
         raise UserError("unknown dtype", met=dtype, wanted=" or ".join(DTYPES))
     path = Path(folder)
     if any((run / ORIGIN).exists() for run in (path, path / CHECKPOINT)):
-        return load_any(path, DTYPES[dtype])[0].to(place)
+        loaded, _ = load_any(path, DTYPES[dtype])
+        loaded.model.to(place)
+        return loaded
     if (path / "config.json").exists() and is_int8_folder(path):
         return load_quantised(path, place)  # its other weights are as the folder has them
     return load_model(folder, dtype=DTYPES[dtype], device=place)

@@ -28,6 +28,7 @@ from shards.errors import UserError
 from trainer.model.grounding import IMAGE_SIZE, GroundingEncoder, SamFeatures
 from trainer.model.sa2va import Sa2VA
 from trainer.released.files import new_folder
+from trainer.released.loaded import LoadedModel
 from trainer.released.training import write_training
 
 IMAGE_ENCODER, MASK_DECODER = "image_encoder.onnx", "mask_decoder.onnx"
@@ -105,7 +106,7 @@ class MaskDecoder(nn.Module):
 
 
 @torch.no_grad()
-def export_onnx(model: Sa2VA, out: Path, pictures: Sequence[UInt8], *, bound: float = BOUND) -> OnnxReport:
+def export_onnx(loaded: LoadedModel, out: Path, pictures: Sequence[UInt8], *, bound: float = BOUND) -> OnnxReport:
     """Write `image_encoder.onnx` and `mask_decoder.onnx` into `out`, float32, once they agree with PyTorch.
 
     `training.json` beside them holds the recipe by which pictures become `g_pixel_values`, where the model has one.
@@ -116,7 +117,7 @@ def export_onnx(model: Sa2VA, out: Path, pictures: Sequence[UInt8], *, bound: fl
     B and N are free. The largest SAM 2 takes 0.9 GB, and one ONNX file holds up to 2.
 
     Args:
-        model: in any precision, on any device; it is not changed.
+        loaded: a model in any precision, on any device; it is not changed.
         out: a new folder. It stands under its name only when both files are written and checked.
         pictures: to compare on, (H, W, 3) uint8 RGB of any size; resized by the model's own recipe.
         bound: of the difference, see `BOUND`.
@@ -127,11 +128,11 @@ def export_onnx(model: Sa2VA, out: Path, pictures: Sequence[UInt8], *, bound: fl
     need("onnx", "onnxruntime")
     if not pictures:
         raise UserError("no pictures to compare on", wanted="at least one")
-    encoder = copy.deepcopy(model.grounding_encoder).cpu().float().eval().requires_grad_(False)
-    recipe = recipe_of(model)
+    encoder = copy.deepcopy(loaded.model.grounding_encoder).cpu().float().eval().requires_grad_(False)
+    recipe = recipe_of(loaded)
     sizes = [resize.picture(picture, IMAGE_SIZE, recipe) for picture in pictures]
     images = torch.from_numpy(np.stack(sizes))
-    language = _language_embeddings(model, max(_OBJECTS))
+    language = _language_embeddings(loaded.model, max(_OBJECTS))
     with new_folder(out) as folder:
         twice = images[:1].expand(2, -1, -1, -1).contiguous()
         _write(ImageEncoder(encoder), (twice,), folder / IMAGE_ENCODER, ["g_pixel_values"], FEATURES, "pictures")
@@ -148,7 +149,7 @@ def export_onnx(model: Sa2VA, out: Path, pictures: Sequence[UInt8], *, bound: fl
                     wanted=f"at most {bound:.0e}",
                     do="nothing was written",
                 )
-        write_training(folder, model)
+        write_training(folder, loaded.info)
         written = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     return OnnxReport(out, written, len(images), differences, flipped)
 

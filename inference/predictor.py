@@ -22,7 +22,7 @@ from shards.recipe import Recipe, named_recipe
 from trainer.model.generation import Answers, generate
 from trainer.model.grounding import SamFeatures
 from trainer.model.prompts import Row, description_question
-from trainer.model.sa2va import Sa2VA
+from trainer.released.loaded import LoadedModel
 
 PROMPTED_FRAMES = 5
 """Of a video: those that the language model sees and that are prompted in SAM 2, as in the official inference."""
@@ -58,7 +58,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: Sa2VA,
+        loaded: LoadedModel,
         *,
         recipe: str | Recipe | None = None,
         most_tiles: int = 1,
@@ -69,7 +69,7 @@ class Predictor:
         """Put the model into evaluation mode, and its SAM 2 into float32.
 
         Args:
-            model: what `inference.loading.load` returns. Where its weights are bfloat16 it runs under autocast, SAM 2
+            loaded: what `inference.loading.load` returns. Where its weights are bfloat16 it runs under autocast, SAM 2
                 with float32 weights: it mixes precisions in ways that a CPU's layer norm does not take otherwise.
             recipe: how pictures become tensors; None: as in the model's training (see `inference.recipes.recipe_of`).
             most_tiles: 1 shows the model the whole picture at 448 x 448, as shards do. Up to 12 tiles at 448 x 448
@@ -84,10 +84,10 @@ class Predictor:
             raise UserError("unknown dtype of memories", met=memory_dtype, wanted=" or ".join(DTYPES))
         if not 1 <= most_tiles <= tiles.MOST_TILES:
             raise UserError("number of tiles", met=str(most_tiles), wanted=f"1 to {tiles.MOST_TILES}")
-        self.model = model.eval()
+        self.model = loaded.model.eval()
         self.model.grounding_encoder.float()
         asked = named_recipe(recipe) if isinstance(recipe, str) else recipe
-        self.recipe = asked or recipe_of(model)
+        self.recipe = asked or recipe_of(loaded)
         self.memory_dtype = DTYPES[memory_dtype]
         self.most_tiles, self.max_new_tokens, self.rounded = most_tiles, max_new_tokens, official_normalisation
 

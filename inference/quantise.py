@@ -27,6 +27,7 @@ from trainer.model.architecture import Architecture, sam_of
 from trainer.model.sa2va import Sa2VA
 from trainer.released.files import TensorFolder, check_fit, checked, read_json, resolve, write_folder
 from trainer.released.folder import hollow_model
+from trainer.released.loaded import UNKNOWN, LoadedModel, ModelInfo
 from trainer.released.settings import check_settings
 from trainer.released.tokenizer import load_tokenizer, save_tokenizer
 from trainer.released.training import read_training, write_training
@@ -80,17 +81,17 @@ def quantise_language_model(model: Sa2VA) -> Sizes:
     return Sizes(*zip(before, after, strict=True))
 
 
-def export_int8(model: Sa2VA, out: Path, examples: Sequence[Example] = (), card: str = "") -> str:
-    """Quantise `model` in place, write it to `out`, and say what that changed: sizes, and the masks of `examples`.
+def export_int8(loaded: LoadedModel, out: Path, examples: Sequence[Example] = (), card: str = "") -> str:
+    """Quantise the model in place, write it to `out`, and say what that changed: sizes, and the masks of `examples`.
 
     Raises:
         UserError: as `quantise_language_model` and `save_quantised`.
     """
-    before = masks_of(model, examples)
-    said = [quantise_language_model(model).table()]
+    before = masks_of(loaded, examples)
+    said = [quantise_language_model(loaded.model).table()]
     if examples:
-        said.append(compare(examples, before, masks_of(model, examples)).table())
-    save_quantised(model, out, card)
+        said.append(compare(examples, before, masks_of(loaded, examples)).table())
+    save_quantised(loaded.model, out, info=loaded.info, card=card)
     return "\n\n".join(said)
 
 
@@ -112,13 +113,14 @@ def tensors_of(model: Sa2VA) -> dict[str, Tensor]:
     return tensors
 
 
-def save_quantised(model: Sa2VA, out: Path, card: str = "") -> None:
+def save_quantised(model: Sa2VA, out: Path, *, info: ModelInfo = UNKNOWN, card: str = "") -> None:
     """Write a folder for `load_quantised`: config.json, safetensors, tokenizer, README.md and, where the recipe is
     known, training.json.
 
     Args:
         model: after `quantise_language_model`.
-        out: a new folder. It stands under its name only when it is whole.
+        out: a new folder. It gets its name once it is complete.
+        info: about the weights that the model started from.
         card: the text of README.md.
 
     Raises:
@@ -130,9 +132,9 @@ def save_quantised(model: Sa2VA, out: Path, card: str = "") -> None:
     def files(folder: Path) -> None:
         config = model.architecture.config | {"model_type": MODEL_TYPE, "tie_word_embeddings": model.tied}
         (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        save_tokenizer(model.prompts.tokenizer, model.source, folder)
+        save_tokenizer(model.prompts.tokenizer, info.folder, folder)
         (folder / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
-        write_training(folder, model)
+        write_training(folder, info)
 
     write_folder(out, tensors_of(model), files)
 
@@ -142,8 +144,8 @@ def is_int8_folder(folder: Path) -> bool:
     return read_json(folder / "config.json").get("model_type") == MODEL_TYPE
 
 
-def load_quantised(folder: Path, device: torch.device | str = "cpu") -> Sa2VA:
-    """The model of a folder that `save_quantised` wrote: frozen, in evaluation mode, bit-equal to what was saved.
+def load_quantised(folder: Path, device: torch.device | str = "cpu") -> LoadedModel:
+    """Load the model of a folder that `save_quantised` wrote: frozen, in evaluation mode, bit-equal to what was saved.
 
     Raises:
         UserError: torchao is missing, or the folder is not such a one, whole.
@@ -161,26 +163,28 @@ def load_quantised(folder: Path, device: torch.device | str = "cpu") -> Sa2VA:
         check_settings(config, shapes, str(where))
         sam = sam_of({n.removeprefix(_SAM): s for n, s in shapes.items() if n.startswith(_SAM)}, str(folder))
         architecture = Architecture(config, sam, str(where))
-        model = hollow_model(architecture, load_tokenizer(folder), folder)
-        model.source, model.tied = folder, bool(config.get("tie_word_embeddings"))
+        model = hollow_model(architecture, load_tokenizer(folder))
+        tied = bool(config.get("tie_word_embeddings"))
+        if tied:
+            model.tie()
         check_fit(_shapes(model), shapes, str(folder))
         own = model.state_dict()
         tensors = {}
         for name in shapes:
             like = torch.empty(0, dtype=torch.int8) if name.endswith(INT8) else own.get(name, torch.empty(0))
             tensors[name] = checked(files[name].to(device), like, name, str(folder))
-    model.recipe, model.trained_on = read_training(folder)
-    model.stored_dtype = tensors[_PART + _TABLE].dtype
+    recipe, trained_on = read_training(folder)
+    info = ModelInfo(folder, tensors[_PART + _TABLE].dtype, recipe, trained_on)
     linears = _linears(model)
     for name, layer in linears.items():
         full = f"{_PART}{name}.weight"
-        layer.weight = _int8(tensors.pop(full + INT8), tensors.pop(full + SCALE), model.stored_dtype)
-    kept = {f"{_PART}{name}.weight" for name in linears} | ({f"{_PART}{_HEAD}.weight"} if model.tied else set())
+        layer.weight = _int8(tensors.pop(full + INT8), tensors.pop(full + SCALE), tensors[_PART + _TABLE].dtype)
+    kept = {f"{_PART}{name}.weight" for name in linears} | ({f"{_PART}{_HEAD}.weight"} if tied else set())
     missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
     assert set(missing) == kept and not unexpected, (missing, unexpected)
-    if model.tied:
-        model.language_model.lm_head.weight = model.embedding.weight
-    return model.to(device)  # the buffers that no file holds
+    if tied:
+        model.tie()
+    return LoadedModel(model.to(device), info)  # the buffers that no file holds
 
 
 def _linears(model: Sa2VA) -> dict[str, nn.Linear]:

@@ -21,7 +21,7 @@ def model(tmp_path_factory) -> Sa2VA:
     """As a training finds it: written, and read again."""
     folder = tmp_path_factory.mktemp("demo") / "model"
     save_model(make(NAMES), folder)
-    return load_model(folder)
+    return load_model(folder).model
 
 
 def test_a_name_is_one_token_alone_and_in_a_question(model):

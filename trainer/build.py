@@ -85,7 +85,7 @@ class BuiltModel:
     """The model inside its training step, on its device."""
 
     step: Step
-    new: set[str]
+    new: frozenset[str]
     """Names of the tensors that no file held."""
     sizes: dict[str, int]
     """Trainable parameters of each part."""
@@ -248,10 +248,11 @@ def open_data(config: Config, accelerator: Accelerator, show: Show) -> RunData:
 def build_model(config: Config, accelerator: Accelerator, data: RunData, show: Show) -> BuiltModel:
     """Build the model that the run starts from, choose what trains, and put it inside its training step."""
     set_seed(config.seed)  # the same on all processes, so that they build the same model
-    model, new = base_model(config.model, accelerator.device)
-    if model.recipe and (differences := data.recipe.differences(model.recipe)):
+    base = base_model(config.model, accelerator.device)
+    model = base.model
+    if base.info.recipe and (differences := data.recipe.differences(base.info.recipe)):
         show(f"the model to start from was trained with another recipe than that of the shards: {differences}")
-    trained_on = data.trained_on(model.trained_on)
+    trained_on = data.trained_on(base.info.trained_on)
     sizes = set_trainable(model, config.trainable, **vars(config.lora))
     if config.gradient_checkpointing:
         model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -259,7 +260,7 @@ def build_model(config: Config, accelerator: Accelerator, data: RunData, show: S
         compile_layers(model)
     step = Step(model.to(accelerator.device), config)
     step.costs = costs_of(model) if peak_of(accelerator.device, config.mixed_precision) else None
-    return BuiltModel(step, new, sizes, trained_on)
+    return BuiltModel(step, base.new, sizes, trained_on)
 
 
 def lay_out_learner(config: Config, accelerator: Accelerator, built: BuiltModel) -> Learner:

@@ -12,13 +12,14 @@ from trainer.config import ModelConfig
 from trainer.model.adapters import merge_adapters
 from trainer.model.sa2va import Sa2VA
 from trainer.released.folder import cast, load_model, save_model
+from trainer.released.loaded import LoadedModel
 from trainer.trained import ORIGIN, Origin, load_trained
 
 RELEASED, CHECKPOINT = "config.json", "checkpoint"
 
 
-def load_any(path: Path, dtype: torch.dtype | None = None) -> tuple[Sa2VA, Origin | None]:
-    """The model of a run's folder, of a checkpoint in it, or of a released folder; adapters are merged.
+def load_any(path: Path, dtype: torch.dtype | None = None) -> tuple[LoadedModel, Origin | None]:
+    """Load the model of a run's folder, of a checkpoint in it, or of a released folder; adapters are merged.
 
     Args:
         path: the folder.
@@ -29,9 +30,10 @@ def load_any(path: Path, dtype: torch.dtype | None = None) -> tuple[Sa2VA, Origi
     """
     for folder in (path, path / CHECKPOINT):
         if (folder / ORIGIN).exists():
-            model, origin = load_trained(folder)
-            merge_adapters(model)
-            return cast(model, dtype or model.stored_dtype), origin
+            loaded, origin = load_trained(folder)
+            merge_adapters(loaded.model)
+            cast(loaded.model, dtype or loaded.info.dtype)
+            return loaded, origin
     if not (path / RELEASED).exists():
         wanted = f"a run's folder (it holds {CHECKPOINT}/{ORIGIN}) or a released folder ({RELEASED})"
         raise UserError("no model here", where=str(path), wanted=wanted)
@@ -49,8 +51,8 @@ def export(checkpoint: Path, out: Path, dtype: torch.dtype | None = None) -> str
     Raises:
         UserError: `checkpoint` cannot be loaded, or there is something at `out`.
     """
-    model, origin = load_any(checkpoint, dtype)
-    left_out = save_model(model, out, card=model_card(model, origin))
+    loaded, origin = load_any(checkpoint, dtype)
+    left_out = save_model(loaded.model, out, info=loaded.info, card=model_card(loaded.model, origin))
     files = sorted(out.glob("*.safetensors"))
     said = f"{out}: {sum(f.stat().st_size for f in files):,} bytes of weights in {len(files)} file(s)"
     if left_out:

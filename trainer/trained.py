@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from trainer.model.sa2va import Sa2VA, build
 from trainer.model.trainable import set_trainable
 from trainer.released.files import check_fit, checked, read_json
 from trainer.released.folder import cast, load_model, load_parts
+from trainer.released.loaded import LoadedModel, ModelInfo
 from trainer.released.training import recipe_from_json, recipe_to_json
 from trainer.trained_on import FILE, KEY, TrainedOn, ids_to_bytes, read_trained_on
 
@@ -75,16 +77,15 @@ class Origin:
         return (json.dumps({"version": _VERSION, **body}, indent=1) + "\n").encode()
 
 
-def base_model(config: ModelConfig, device: torch.device | str) -> tuple[Sa2VA, set[str]]:
-    """The model that a run starts from, on `device`, and the names of its tensors that no file holds."""
+def base_model(config: ModelConfig, device: torch.device | str) -> LoadedModel:
+    """Load or build the model that a run starts from, on `device`."""
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
     if config.path:
-        return load_model(config.path, dtype=dtype, device=device), set()
+        return load_model(config.path, dtype=dtype, device=device)
     if config.internvl and config.sam2:
         return load_parts(config.internvl, Path(config.sam2), dtype=dtype, device=device)
     model = cast(build(config.preset), dtype).to(device)
-    model.trained_on = TrainedOn()
-    return model, set(model.state_dict())
+    return LoadedModel(model, ModelInfo(trained_on=TrainedOn()), frozenset(model.state_dict()))
 
 
 def save_trained(folder: Path, tensors: Mapping[str, torch.Tensor], origin: Origin) -> None:
@@ -108,14 +109,14 @@ def write_trained(files: ListedFiles, tensors: Mapping[str, torch.Tensor], origi
     files.write(ORIGIN, origin.to_bytes())
 
 
-def trained_tensors(model: Sa2VA, new: set[str]) -> dict[str, torch.Tensor]:
+def trained_tensors(model: Sa2VA, new: AbstractSet[str]) -> dict[str, torch.Tensor]:
     """What trained and what no file held, by its name in `state_dict`: the model's own tensors, not copies."""
     names = _kept(model, new)
     return {name: tensor.detach() for name, tensor in model.state_dict().items() if name in names}
 
 
-def load_trained(folder: Path, device: torch.device | str = "cpu") -> tuple[Sa2VA, Origin]:
-    """The trained model, adapters in place, frozen, in evaluation mode.
+def load_trained(folder: Path, device: torch.device | str = "cpu") -> tuple[LoadedModel, Origin]:
+    """Load the trained model, adapters in place, frozen, in evaluation mode.
 
     Raises:
         UserError: no such checkpoint, one whose files have changed since they were written, or one whose tensors are
@@ -123,11 +124,12 @@ def load_trained(folder: Path, device: torch.device | str = "cpu") -> tuple[Sa2V
     """
     check_checkpoint(folder, (WEIGHTS,))
     origin = read_origin(folder / ORIGIN)
-    model, new = base_model(origin.model, device)
-    set_trainable(model, origin.trainable, **asdict(origin.lora))
-    fill(trained_tensors(model, new), folder / WEIGHTS)
-    model.recipe, model.trained_on = origin.recipe or model.recipe, origin.trained_on
-    return model.requires_grad_(False).eval(), origin
+    base = base_model(origin.model, device)
+    set_trainable(base.model, origin.trainable, **asdict(origin.lora))
+    fill(trained_tensors(base.model, base.new), folder / WEIGHTS)
+    base.model.requires_grad_(False).eval()
+    info = replace(base.info, recipe=origin.recipe or base.info.recipe, trained_on=origin.trained_on)
+    return replace(base, info=info), origin
 
 
 @torch.no_grad()
@@ -155,7 +157,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise UserError("not a whole safetensors file", where=str(path), met=str(error)) from None
 
 
-def _kept(model: Sa2VA, new: set[str]) -> set[str]:
+def _kept(model: Sa2VA, new: AbstractSet[str]) -> set[str]:
     """The names in `state_dict` of what trained and of what is new; LoRA renames the layers it wraps."""
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     kept = trained | {name for name in model.state_dict() if name.replace(".base_layer", "") in new}

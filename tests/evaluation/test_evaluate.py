@@ -307,9 +307,9 @@ def test_a_run_is_measured_while_it_trains(sav_set: Path, tmp_path: Path):
     )
     before = files_of(folder)
     export(folder, tmp_path / "exported")
-    wanted = load(tmp_path / "exported", "cpu").state_dict()
+    wanted = load(tmp_path / "exported", "cpu").model.state_dict()
     for given in (folder, folder / "checkpoint"):
-        loaded = load(given, "cpu")
+        loaded = load(given, "cpu").model
         assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
         assert all(torch.equal(tensor, wanted[name]) for name, tensor in loaded.state_dict().items())
     out = tmp_path / "one.json"

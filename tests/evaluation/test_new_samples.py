@@ -18,6 +18,7 @@ from tests.trainer.runs import SMALL
 from trainer.data.loader import Loader
 from trainer.export import export
 from trainer.released.folder import save_model
+from trainer.released.loaded import ModelInfo
 from trainer.train import main
 from trainer.trained_on import FILE, TrainedOn, after_training, picture_ids, sample_ids
 
@@ -148,10 +149,8 @@ def test_another_source_has_other_samples(sav_set: Path, tmp_path: Path):
 )
 def test_a_damaged_record_is_one_line(talker, tmp_path: Path, damage, said: str):
     """Damage the record of an exported folder. Records of checkpoints are compared with their checksums."""
-    record, before = TrainedOn(np.arange(7, dtype=np.uint64), ("a",)), talker.trained_on
-    talker.trained_on = record
-    save_model(talker, tmp_path / "model")
-    talker.trained_on = before
+    record = TrainedOn(np.arange(7, dtype=np.uint64), ("a",))
+    save_model(talker, tmp_path / "model", info=ModelInfo(trained_on=record))
     met = trained_on(str(tmp_path / "model"))
     assert met is not None and met.ids.tolist() == [*range(7)] and met.plans == ("a",)
     damage(tmp_path / "model" / FILE)

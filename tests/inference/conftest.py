@@ -10,6 +10,7 @@ import torch
 from inference.predictor import Predictor
 from tests.models import composed_once  # noqa: F401 (a fixture)
 from trainer.model.sa2va import Sa2VA, build
+from trainer.released.loaded import LoadedModel
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +31,7 @@ def talker() -> Sa2VA:
 
 @pytest.fixture(scope="session")
 def predictor(talker: Sa2VA) -> Predictor:
-    return Predictor(talker, max_new_tokens=4)
+    return Predictor(LoadedModel(talker), max_new_tokens=4)
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from pipeline import resize
 from shards.errors import UserError
 from shards.recipe import named_recipe
 from trainer.model.sa2va import Sa2VA, build
+from trainer.released.loaded import LoadedModel
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def model() -> Sa2VA:
 
 @pytest.fixture(scope="module")
 def report(model: Sa2VA, tmp_path_factory: pytest.TempPathFactory) -> OnnxReport:
-    return export_onnx(model, tmp_path_factory.mktemp("onnx") / "new", [data.astronaut(), data.coffee()])
+    return export_onnx(LoadedModel(model), tmp_path_factory.mktemp("onnx") / "new", [data.astronaut(), data.coffee()])
 
 
 def pictures(*originals: np.ndarray) -> torch.Tensor:
@@ -112,20 +113,20 @@ def test_graphs_of_another_model_are_refused(model: Sa2VA, report: OnnxReport, t
         shutil.copyfile(report.folder / path.name, path)
 
     monkeypatch.setattr(inference.onnx_export, "_write", write)
-    export_onnx(model, tmp_path / "same", [data.coffee()])
+    export_onnx(LoadedModel(model), tmp_path / "same", [data.coffee()])
     other = copy.deepcopy(model)
     other.grounding_encoder.sam2_model.sam_mask_decoder.output_upscaling[3].bias += 0.01
     with pytest.raises(UserError, match=r"other, mask_logits: onnxruntime and PyTorch differ; met .*; wanted at most"):
-        export_onnx(other, tmp_path / "other", [data.coffee()])
+        export_onnx(LoadedModel(other), tmp_path / "other", [data.coffee()])
     assert [path.name for path in tmp_path.iterdir()] == ["same"]
     with pytest.raises(UserError, match="there is something already"):
-        export_onnx(model, tmp_path / "same", [data.coffee()])
+        export_onnx(LoadedModel(model), tmp_path / "same", [data.coffee()])
 
 
 def test_mistakes_end_in_one_line(model: Sa2VA, tmp_path: Path, monkeypatch):
     with pytest.raises(UserError, match="no pictures to compare on; wanted at least one"):
-        export_onnx(model, tmp_path / "new", [])
+        export_onnx(LoadedModel(model), tmp_path / "new", [])
     monkeypatch.setattr(inference.packages, "find_spec", lambda name: None if name == "onnxruntime" else object())
     with pytest.raises(UserError, match=r"packages are missing; met onnxruntime; .*pip install '\.\[deploy\]'"):
-        export_onnx(model, tmp_path / "new", [data.coffee()])
+        export_onnx(LoadedModel(model), tmp_path / "new", [data.coffee()])
     assert not any(tmp_path.iterdir())

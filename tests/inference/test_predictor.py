@@ -13,6 +13,7 @@ from pipeline import resize
 from shards.errors import UserError
 from shards.recipe import RECIPES
 from trainer.model.sa2va import Sa2VA
+from trainer.released.loaded import LoadedModel
 
 TEXTS = [
     "Please segment the cat in this image.",
@@ -36,7 +37,7 @@ def differing(met: np.ndarray, wanted: np.ndarray) -> float:
 
 @pytest.mark.parametrize("most_tiles", [1, 6])
 def test_a_batch_gives_what_its_pictures_give_one_by_one(talker: Sa2VA, photos, most_tiles):
-    predictor = Predictor(talker, max_new_tokens=3, most_tiles=most_tiles)
+    predictor = Predictor(LoadedModel(talker), max_new_tokens=3, most_tiles=most_tiles)
     together = predictor.segment(photos, TEXTS)
     assert sum(len(answer.masks) for answer in together) > 3
     for photo, text, met in zip(photos, TEXTS, together, strict=True):
@@ -70,7 +71,7 @@ def test_masks_are_the_model_s_own_composed_by_hand(talker: Sa2VA, photos):
     logits = talker.grounding_encoder.decode(
         sam_features, torch.zeros(len(places), dtype=torch.int64), talker.text_hidden_fcs(states[0, places])
     )
-    (met,) = Predictor(talker, max_new_tokens=6).segment([photo], [TEXTS[0]])
+    (met,) = Predictor(LoadedModel(talker), max_new_tokens=6).segment([photo], [TEXTS[0]])
     assert met.text == prompts.answer(ids) and len(places) > 0
     assert differing(met.masks, resize.predicted_masks(logits, *photo.shape[:2], recipe)) < 1e-4
 
@@ -87,7 +88,7 @@ def test_a_picture_asked_about_twice_is_looked_at_once(predictor: Predictor, pho
 
 
 def test_an_answer_without_seg_has_no_mask_and_sam_is_left_alone(talker: Sa2VA, photos, monkeypatch):
-    silent = Predictor(talker, max_new_tokens=3)
+    silent = Predictor(LoadedModel(talker), max_new_tokens=3)
     monkeypatch.setattr(talker.prompts, "seg", 0)  # no token that is said
     sam_features = spy(monkeypatch, talker.grounding_encoder, "encode")
     (answer,) = silent.segment([photos[0]], ["Who?"])
@@ -111,7 +112,7 @@ def test_a_wrong_count_of_image_places_names_the_picture(predictor: Predictor, p
 
 @pytest.mark.parametrize("most_tiles", [1, 4])
 def test_regions_are_described_by_their_cells(talker: Sa2VA, photos, most_tiles, monkeypatch):
-    predictor = Predictor(talker, max_new_tokens=4, most_tiles=most_tiles)
+    predictor = Predictor(LoadedModel(talker), max_new_tokens=4, most_tiles=most_tiles)
     photo, recipe = photos[0], RECIPES["sa2va"]
     regions = np.zeros((2, *photo.shape[:2]), bool)
     regions[0, 50:200, 90:300], regions[1, :40] = True, True
@@ -139,7 +140,10 @@ def test_a_region_may_be_asked_about_with_a_mask_for_an_answer(predictor: Predic
 
 def test_regions_that_cannot_be_described(talker: Sa2VA, photos):
     height, width = photos[0].shape[:2]
-    official, filling = Predictor(talker, max_new_tokens=1), Predictor(talker, max_new_tokens=1, recipe="default")
+    official, filling = (
+        Predictor(LoadedModel(talker), max_new_tokens=1),
+        Predictor(LoadedModel(talker), max_new_tokens=1, recipe="default"),
+    )
     tiny = np.zeros((1, height, width), bool)
     tiny[0, 3, 3] = True
     with pytest.raises(UserError, match=r"cat\.jpg: region1 has no cell.*met 1 pixels.*default fills"):
@@ -154,7 +158,7 @@ def test_regions_that_cannot_be_described(talker: Sa2VA, photos):
 
 
 def test_a_video_is_prompted_in_its_first_frames_and_followed(talker: Sa2VA, photos, monkeypatch):
-    predictor = Predictor(talker, max_new_tokens=2)
+    predictor = Predictor(LoadedModel(talker), max_new_tokens=2)
     frames = [np.roll(photos[0][:200], 5 * i, 1) for i in range(PROMPTED_FRAMES + 2)]
     frames[-1] = frames[-1][:100].copy()
     embedded = spy(monkeypatch, predictor.model, "embed_rows")
@@ -172,7 +176,7 @@ def test_a_video_is_prompted_in_its_first_frames_and_followed(talker: Sa2VA, pho
 
 
 def test_a_prompted_frame_is_segmented_as_a_picture_is(talker: Sa2VA, photos):
-    predictor = Predictor(talker, max_new_tokens=4)
+    predictor = Predictor(LoadedModel(talker), max_new_tokens=4)
     track = predictor.track(photos[:1], TEXTS[0])
     (answer,) = predictor.segment(photos[:1], TEXTS[:1])
     assert track.text == answer.text
@@ -189,9 +193,9 @@ def test_a_video_without_frames_or_objects(predictor: Predictor, photos, monkeyp
 
 
 def test_bfloat16_runs_and_says_about_the_same(talker: Sa2VA, photos, monkeypatch):
-    half = Predictor(copy.deepcopy(talker).to(torch.bfloat16), max_new_tokens=1)
+    half = Predictor(LoadedModel(copy.deepcopy(talker).to(torch.bfloat16)), max_new_tokens=1)
     (met,) = half.segment(photos[:1], TEXTS[:1])
-    (wanted,) = Predictor(talker, max_new_tokens=1).segment(photos[:1], TEXTS[:1])
+    (wanted,) = Predictor(LoadedModel(talker), max_new_tokens=1).segment(photos[:1], TEXTS[:1])
     assert len(met.masks) and (met.masks[0] != wanted.masks[0]).mean() < 0.05
     monkeypatch.setattr("inference.predictor.PROMPTED_FRAMES", 1)  # a frame takes a CPU five seconds
     track = half.track([photos[0][:200]] * 2, TEXTS[0])
@@ -201,20 +205,20 @@ def test_bfloat16_runs_and_says_about_the_same(talker: Sa2VA, photos, monkeypatc
 def test_the_official_normalisation_is_asked_for(talker: Sa2VA, photos, monkeypatch):
     for official in (False, True):
         calls = spy(monkeypatch, talker.grounding_encoder, "encode")
-        Predictor(talker, max_new_tokens=2, official_normalisation=official).segment(photos[:1], TEXTS[:1])
+        Predictor(LoadedModel(talker), max_new_tokens=2, official_normalisation=official).segment(photos[:1], TEXTS[:1])
         assert [args[1] for args in calls] == [official]
 
 
 def test_settings_and_pictures_are_checked(talker: Sa2VA, predictor: Predictor):
     for most_tiles in (0, 13):
         with pytest.raises(UserError, match="1 to 12"):
-            Predictor(talker, most_tiles=most_tiles)
+            Predictor(LoadedModel(talker), most_tiles=most_tiles)
     assert predictor.memory_dtype == torch.bfloat16
-    assert Predictor(talker, memory_dtype="float32").memory_dtype == torch.float32
+    assert Predictor(LoadedModel(talker), memory_dtype="float32").memory_dtype == torch.float32
     with pytest.raises(UserError, match="unknown dtype of memories"):
-        Predictor(talker, memory_dtype="float64")
+        Predictor(LoadedModel(talker), memory_dtype="float64")
     with pytest.raises(UserError, match="unknown recipe"):
-        Predictor(talker, recipe="best")
+        Predictor(LoadedModel(talker), recipe="best")
     for wrong in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)):
         with pytest.raises(UserError, match="x: no picture"):
             predictor.segment([wrong], ["a"], ["x"])

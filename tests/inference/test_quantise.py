@@ -27,6 +27,7 @@ from trainer.model.captioner import Captioner
 from trainer.model.sa2va import Sa2VA, build
 from trainer.model.trainable import set_trainable
 from trainer.released.folder import cast, load_model, save_model
+from trainer.released.loaded import LoadedModel
 
 TRUTH = np.zeros((512, 512), np.bool_)
 TRUTH[100:300, 150:300] = True
@@ -107,18 +108,19 @@ def test_sizes_are_those_of_the_files(tmp_path, dtype):
 def test_round_trip_is_bit_equal(tmp_path, dtype):
     model = make(dtype)
     quantise_language_model(model)
-    save_quantised(model, tmp_path / "int8", "card")
+    save_quantised(model, tmp_path / "int8", card="card")
     with safe_open(tmp_path / "int8" / "model.safetensors", "pt") as file:
         names = set(file.keys())
     name = "language_model.model.layers.0.self_attn.q_proj.weight"
     assert {name + "_int8", name + "_scale", "language_model.model.embed_tokens.weight"} < names and name not in names
-    loaded = load_quantised(tmp_path / "int8")
+    again = load_quantised(tmp_path / "int8")
+    loaded = again.model
     assert not any(p.requires_grad or p.is_meta for p in loaded.parameters()) and not loaded.training
     met, wanted = tensors_of(loaded), tensors_of(model)
     assert met.keys() == wanted.keys() == names
     for key, tensor in wanted.items():
         assert torch.equal(met[key], tensor) and met[key].dtype == tensor.dtype, key
-    assert np.array_equal(masks_of(loaded, EXAMPLES), masks_of(model, EXAMPLES))
+    assert np.array_equal(masks_of(again, EXAMPLES), masks_of(LoadedModel(model), EXAMPLES))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -127,33 +129,32 @@ def test_it_reads_and_writes_as_before_in_both_precisions(dtype):
     quantise_language_model(model)
     prompts = model.prompts
     rows = prompts.pack([prompts.describe("a", [3])], model.device, left=True)
-    seen = model.encode_image(torch.zeros(1, 3, 448, 448, dtype=dtype))
+    visual_tokens = model.encode_image(torch.zeros(1, 3, 448, 448, dtype=dtype))
     regions = torch.zeros(1, 1, 16, 16, dtype=torch.bool)
     regions[0, 0, 0, :3] = True
     one = torch.tensor([0])
-    embeddings = model.embed_rows(rows, seen, one, regions)
-    met, wanted = (m.read(embeddings, rows.attention, rows.positions) for m in (model, original))
+    embeddings = model.embed_rows(rows, visual_tokens, one, regions)
+    met, wanted = (m.run_language_model(embeddings, rows.attention, rows.positions) for m in (model, original))
     assert met.dtype == dtype and not torch.equal(met, wanted)
     assert (met - wanted).float().norm() < 0.05 * wanted.float().norm()
-    captions = Captioner(model)(rows, seen, one, regions, 4)
+    captions = Captioner(model)(rows, visual_tokens, one, regions, 4)
     assert captions.ids.shape == (1, 4)
 
 
 def test_a_tied_head_stays_with_its_table(tmp_path):
     model = make()
-    model.tied = True
-    model.language_model.lm_head.weight = model.embedding.weight
+    model.tie()
     quantise_language_model(model)
     assert not hasattr(model.language_model.lm_head.weight, "qdata")
     assert "language_model.lm_head.weight" not in tensors_of(model)
     save_quantised(model, tmp_path / "tied")
-    loaded = load_quantised(tmp_path / "tied")
+    loaded = load_quantised(tmp_path / "tied").model
     assert loaded.tied and loaded.language_model.lm_head.weight is loaded.embedding.weight
     assert torch.equal(loaded.embedding.weight, model.embedding.weight) and is_quantised(loaded)
 
 
 def test_masks_before_and_after_are_compared():
-    before = masks_of(make(), EXAMPLES)
+    before = masks_of(LoadedModel(make()), EXAMPLES)
     assert before.shape == (2, 256, 256) and before.any() and not before.all()
     after = before.copy()
     after[0, :128] = False
@@ -172,10 +173,10 @@ def test_masks_before_and_after_are_compared():
 
 
 def test_export_says_what_it_changed(tmp_path):
-    said = export_int8(make(), tmp_path / "int8", EXAMPLES, "the card")
+    said = export_int8(LoadedModel(make()), tmp_path / "int8", EXAMPLES, "the card")
     assert "language model" in said and "astronaut" in said and "truth/after" in said
     assert (tmp_path / "int8" / "README.md").read_text() == "the card"
-    assert is_quantised(load_quantised(tmp_path / "int8"))
+    assert is_quantised(load_quantised(tmp_path / "int8").model)
 
 
 def test_mistakes_end_in_one_line(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from shards.recipe import RECIPES, Recipe, named_recipe
 from tests.trainer.runs import SMALL
 from trainer.model.sa2va import Sa2VA
 from trainer.released.folder import load_model, save_model
+from trainer.released.loaded import LoadedModel, ModelInfo
 from trainer.released.training import TRAINING, recipe_from_json, recipe_to_json
 from trainer.train import main
 
@@ -78,11 +80,12 @@ def test_prediction_meets_the_tensors_of_training_bit_for_bit(
     done = here("export", "--checkpoint", tmp_path / "run", "--out", tmp_path / "model")
     assert not done.returncode, done.stderr
     for folder in (tmp_path / "run", tmp_path / "model"):
-        model = load(folder, "cpu")
-        assert model.recipe == recipe
+        loaded = load(folder, "cpu")
+        model = loaded.model
+        assert loaded.info.recipe == recipe
         met = {name: spied(monkeypatch, model, name) for name in ("encode_image", "embed_rows")}
         met["encode"] = spied(monkeypatch, model.grounding_encoder, "encode")
-        predictor = Predictor(model, max_new_tokens=1)
+        predictor = Predictor(loaded, max_new_tokens=1)
         for sample in (shards[0], shards[1]):
             photo = raw / sample["meta"]["path"].removesuffix("#0")
             described = [raw / f"{photo.stem}{name}.png" for name in ("small", "large")][-len(sample["masks"]) :]
@@ -105,19 +108,18 @@ def spied(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> list[tup
 
 def test_every_kind_of_folder_keeps_the_whole_definition(talker: Sa2VA, photos: list, tmp_path: Path):
     save_model(talker, tmp_path / "released")
-    assert not (tmp_path / "released" / TRAINING).exists() and load_model(tmp_path / "released").recipe is None
-    model = load_model(tmp_path / "released")
-    model.recipe = CORNER
-    save_model(model, tmp_path / "own")
+    assert not (tmp_path / "released" / TRAINING).exists() and load_model(tmp_path / "released").info.recipe is None
+    released = load_model(tmp_path / "released")
+    save_model(released.model, tmp_path / "own", info=replace(released.info, recipe=CORNER))
     again = load_model(tmp_path / "own")
-    save_model(again, tmp_path / "twice")
+    save_model(again.model, tmp_path / "twice", info=again.info)
     export_onnx(again, tmp_path / "onnx", photos[:1])
     export_int8(again, tmp_path / "int8")
     for name in ("own", "twice", "onnx", "int8"):
         body = json.loads((tmp_path / name / TRAINING).read_text())
         assert body["recipe_hash"] == CORNER.digest != RECIPES["default"].digest
         assert recipe_from_json(body, "") == CORNER
-    assert load(tmp_path / "int8", "cpu").recipe == CORNER
+    assert load(tmp_path / "int8", "cpu").info.recipe == CORNER
 
 
 def test_the_recipe_is_said_and_may_be_replaced(talker: Sa2VA, tmp_path: Path, here: Callable, photos: list):
@@ -139,11 +141,13 @@ def test_the_recipe_is_said_and_may_be_replaced(talker: Sa2VA, tmp_path: Path, h
         assert re.search(wanted, line), line
 
 
-def test_shards_of_another_recipe_than_the_model_s_are_a_warning_with_both_definitions(monkeypatch, talker: Sa2VA):
-    assert explain_shards(talker, RECIPES["sa2va"]).startswith("recipe of the shards sa2va (7dd15dd9f773cf37: ")
-    monkeypatch.setattr(talker, "recipe", RECIPES["default"])
-    assert explain_shards(talker, RECIPES["default"]).endswith("the model's own")
-    warning = explain_shards(talker, CORNER)
+def test_shards_of_another_recipe_than_the_model_s_are_a_warning_with_both_definitions(talker: Sa2VA):
+    assert explain_shards(LoadedModel(talker), RECIPES["sa2va"]).startswith(
+        "recipe of the shards sa2va (7dd15dd9f773cf37: "
+    )
+    loaded = LoadedModel(talker, ModelInfo(recipe=RECIPES["default"]))
+    assert explain_shards(loaded, RECIPES["default"]).endswith("the model's own")
+    warning = explain_shards(loaded, CORNER)
     assert warning.startswith("warning: ") and warning.endswith(": prompt_pooling corner, not center")
     for recipe in (CORNER, RECIPES["default"]):
         assert recipe.digest in warning and f"prompt_pooling {recipe.prompt_pooling}, min_prompt_cells 4" in warning

@@ -19,6 +19,7 @@ from shards.errors import UserError
 from shards.printable import printable
 from tests.joined import Joined, command_line
 from trainer.released.folder import save_model
+from trainer.released.loaded import LoadedModel
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -53,7 +54,7 @@ def test_the_command_line_writes_masks_overlay_and_answer(folder, files, photos,
     asked = ["--image", str(files / "b.png"), "--text", "Where?", "--out", str(files / "out")]
     run = Joined(1, command_line, ["predict", "--model", folder, *asked, *options], said=files / "said")
     assert run.wait() == [0]
-    (wanted,) = Predictor(talker, max_new_tokens=3, most_tiles=12).segment([photos[1]], ["Where?"])
+    (wanted,) = Predictor(LoadedModel(talker), max_new_tokens=3, most_tiles=12).segment([photos[1]], ["Where?"])
     assert printable(f"b.png: {wanted.text}".strip()) in (files / "said").read_text()
     noted = json.loads((files / "out" / "b.json").read_text())
     assert noted["answer"] == wanted.text and noted["question"] == "Where?"
@@ -123,7 +124,7 @@ def test_a_user_s_mistake_is_one_line(folder, files, monkeypatch, capsys, option
 
 
 def test_many_questions_in_batches_are_as_one_by_one(talker, files, photos):
-    predictor = Predictor(talker, max_new_tokens=2)
+    predictor = Predictor(LoadedModel(talker), max_new_tokens=2)
     asked = "a.png\tPlease segment the cat.\n\nb.png\tWhere?\nbroken.png\tWhat?\na.png\tWhere?\nc.png\tThe cup?\n"
     (files / "texts.tsv").write_text(asked)
     said = []
@@ -175,7 +176,7 @@ def test_the_frames_of_a_video(talker, photos, tmp_path):
     frames = [np.roll(photos[0][:100], 9 * i, 1) for i in range(4)]
     for i, frame in enumerate(frames):
         Image.fromarray(frame).save(tmp_path / "clip" / f"{i + 8}.png")
-    predictor = Predictor(talker, max_new_tokens=1)
+    predictor = Predictor(LoadedModel(talker), max_new_tokens=1)
     (line,) = predict(lambda: predictor, tmp_path / "out", video=tmp_path / "clip", text="Where?")
     track = predictor.track(frames, "Where?")
     assert line == f"clip: {track.text}"
@@ -193,9 +194,9 @@ def test_out_that_is_a_file(predictor, files):
 
 
 def test_precision_and_device_are_decided_in_one_place(folder):
-    half = load(folder, dtype="bfloat16", device="cpu")
+    half = load(folder, dtype="bfloat16", device="cpu").model
     assert half.embedding.weight.dtype.itemsize == 2 and half.device.type == "cpu"
-    assert load(folder, device="cpu").embedding.weight.dtype.itemsize == 4
+    assert load(folder, device="cpu").model.embedding.weight.dtype.itemsize == 4
     with pytest.raises(UserError, match="unknown dtype"):
         load(folder, dtype="int8")
 

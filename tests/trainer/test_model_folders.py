@@ -110,12 +110,12 @@ def test_any_value_of_a_configuration_that_is_another_is_an_error_or_a_model(fol
 def test_a_prefix_that_all_names_have_is_what_a_wrapper_left(folder: Path, sound: Path, prefix: str):
     tensors = load_file(folder / "model.safetensors")
     save_file({prefix + name: tensor for name, tensor in tensors.items()}, folder / "model.safetensors")
-    wanted = load_model(sound).state_dict()
-    assert all(torch.equal(tensor, wanted[name]) for name, tensor in load_model(folder).state_dict().items())
+    wanted = load_model(sound).model.state_dict()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in load_model(folder).model.state_dict().items())
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": {prefix + name: "model.safetensors" for name in tensors}})
     )
-    assert load_model(folder).state_dict().keys() == wanted.keys()
+    assert load_model(folder).model.state_dict().keys() == wanted.keys()
 
 
 def test_a_prefix_that_some_names_have_is_not_guessed_at(folder: Path):
@@ -263,7 +263,7 @@ def test_sam_2_s_checkpoint_and_internvl_s_folder(model, folder: Path, tmp_path:
     torch.save({"model": {f"module.{name}": tensor for name, tensor in sam.items()}}, path)
     assert read_sam(path).keys() == sam.keys()
     (folder / "config.json").write_text(json.dumps(config))
-    loaded, _ = load_parts(folder, path)
+    loaded = load_parts(folder, path).model
     name = "sam_mask_decoder.iou_token.weight"
     assert torch.equal(loaded.grounding_encoder.sam2_model.state_dict()[name], sam[name])
     for tensors, said in (

@@ -31,7 +31,7 @@ def trained(make_loop, config: Config, steps: int) -> Parts:
     """After some steps with made-up gradients, the last of them at a rate of its own."""
     loop = make_loop(config)
     optimizer = make_optimizer(loop.model, config)
-    parts = Parts(loop, set(), optimizer, LambdaLR(optimizer, lambda step: 1 / (1 + step)))
+    parts = Parts(loop, frozenset(), optimizer, LambdaLR(optimizer, lambda step: 1 / (1 + step)))
     more(parts, steps)
     return parts
 

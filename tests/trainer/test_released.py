@@ -23,6 +23,7 @@ from trainer.model.sa2va import Sa2VA, build
 from trainer.model.tokenizer import ADDED, byte_tokenizer
 from trainer.model.trainable import set_trainable
 from trainer.released.folder import load_model, load_parts, save_model
+from trainer.released.loaded import ModelInfo
 
 KINDS = {
     "Qwen2ForCausalLM": {"model_type": "qwen2"},
@@ -75,7 +76,8 @@ def edit(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None
 
 def test_a_bit_that_flips_after_an_export_is_found(folders, tmp_path):
     out, draws = tmp_path / "exported", random.Random(3)
-    save_model(load_model(folders["Qwen2ForCausalLM"]), out, shard_bytes=10**9)
+    loaded = load_model(folders["Qwen2ForCausalLM"])
+    save_model(loaded.model, out, info=loaded.info, shard_bytes=10**9)
     path = out / "model.safetensors"
     whole = path.read_bytes()
     header = json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")])
@@ -98,7 +100,8 @@ def test_a_bit_that_flips_after_an_export_is_found(folders, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_load_and_save_give_back_every_tensor_bit_for_bit(kind, folders, tmp_path):
-    save_model(load_model(folders[kind]), tmp_path / "again", shard_bytes=400_000)
+    loaded = load_model(folders[kind])
+    save_model(loaded.model, tmp_path / "again", info=loaded.info, shard_bytes=400_000)
     before, after = tensors(folders[kind]), tensors(tmp_path / "again")
     assert len(list((tmp_path / "again").glob("model-*.safetensors"))) > 3
     assert before.keys() == after.keys()
@@ -148,7 +151,8 @@ def test_names_and_fusion_are_those_of_released_folders(kind, folders):
 
 def test_a_loaded_model_computes_what_the_saved_one_did(folders):
     for kind, folder in folders.items():
-        one, two = random_model(kind), load_model(folder)
+        one = random_model(kind)
+        two = load_model(folder).model
         ids = torch.arange(5)[None]
         with torch.no_grad():
             assert torch.equal(one.language_model(input_ids=ids).logits, two.language_model(input_ids=ids).logits)
@@ -188,16 +192,18 @@ def test_loading_is_strict(folder, change, said):
 
 def test_a_head_in_the_file_is_loaded_whatever_the_configuration_says(folder):
     assert json.loads((folder / "config.json").read_text())["llm_config"]["tie_word_embeddings"]
-    model = load_model(folder)
+    model = load_model(folder).model
     assert not model.tied
     assert torch.equal(model.language_model.lm_head.weight, tensors(folder)["language_model.lm_head.weight"])
 
 
 def test_a_tied_head_is_tied_only_where_the_file_has_none_and_stays_away(folder, tmp_path):
     edit(folder, lambda t: t.pop("language_model.lm_head.weight"))
-    model = load_model(folder, dtype=torch.bfloat16)
-    assert model.language_model.lm_head.weight is model.language_model.model.embed_tokens.weight
-    save_model(model, tmp_path / "again")
+    loaded = load_model(folder, dtype=torch.bfloat16)
+    model = loaded.model
+    assert model.tied and model.language_model.lm_head.weight is model.language_model.model.embed_tokens.weight
+    assert loaded.info.dtype == torch.float32
+    save_model(model, tmp_path / "again", info=loaded.info)
     assert tensors(tmp_path / "again").keys() == tensors(folder).keys()
     config = json.loads((folder / "config.json").read_text())
     config["llm_config"]["tie_word_embeddings"] = False
@@ -208,9 +214,9 @@ def test_a_tied_head_is_tied_only_where_the_file_has_none_and_stays_away(folder,
 
 def test_types_are_the_file_s_or_the_one_asked_for(folder):
     edit(folder, lambda t: t.update({"mlp1.3.weight": t["mlp1.3.weight"].bfloat16()}))
-    kept = load_model(folder)
+    kept = load_model(folder).model
     assert kept.mlp1[3].weight.dtype == torch.bfloat16 and kept.mlp1[1].weight.dtype == torch.float32
-    cast = load_model(folder, dtype=torch.bfloat16)
+    cast = load_model(folder, dtype=torch.bfloat16).model
     assert {p.dtype for p in cast.parameters()} == {torch.bfloat16}
     rotary = cast.language_model.model.rotary_emb.inv_freq
     assert rotary.dtype == torch.float32
@@ -287,26 +293,26 @@ def test_code_in_a_folder_is_carried_but_not_run(folder, tmp_path):
     path = folder / "tokenizer_config.json"
     auto_map = {"AutoTokenizer": ["tokenization_own.Own", None]}
     path.write_text(json.dumps({**json.loads(path.read_text()), "auto_map": auto_map}))
-    save_model(load_model(folder), tmp_path / "again")
+    loaded = load_model(folder)
+    save_model(loaded.model, tmp_path / "again", info=loaded.info)
     assert not (tmp_path / "ran").exists()
     assert (tmp_path / "again" / "modeling_sa2va_chat.py").read_text() == trap
 
 
 def test_an_export_stands_whole_or_not_at_all(folders, tmp_path):
-    model = load_model(folders["Qwen2ForCausalLM"])
+    loaded = load_model(folders["Qwen2ForCausalLM"])
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("keep")
     with pytest.raises(UserError, match="there is something already"):
-        save_model(model, tmp_path / "full")
-    model.source = tmp_path / "gone"
+        save_model(loaded.model, tmp_path / "full", info=loaded.info)
     with pytest.raises(UserError):
-        save_model(model, tmp_path / "new")
+        save_model(loaded.model, tmp_path / "new", info=ModelInfo(tmp_path / "gone"))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["full"]
 
 
 def adapted(folder: Path, seed: int) -> Sa2VA:
     torch.manual_seed(seed)
-    model = load_model(folder)
+    model = load_model(folder).model
     set_trainable(model, ["lora", "mlp1"], r=4, alpha=8, dropout=0.0)
     for name, parameter in model.named_parameters():
         if "lora_B" in name or name.startswith("mlp1"):
@@ -373,20 +379,21 @@ def parts(folder: Path, tmp_path: Path) -> tuple[Path, Path]:
 def test_the_first_training_starts_from_internvl_and_sam2(parts, tmp_path):
     folder, sam = parts
     before = tensors(folder)
-    model, new = load_parts(folder, sam)
-    assert {name for name in new if not name.startswith("text_hidden_fcs.")} == {
+    loaded = load_parts(folder, sam)
+    model = loaded.model
+    assert {name for name in loaded.new if not name.startswith("text_hidden_fcs.")} == {
         "language_model.model.embed_tokens.weight",
         "language_model.lm_head.weight",
     }
     assert model.prompts.tokenizer.convert_tokens_to_ids(ADDED) == [262, 263, 264, 265, 266]
     assert model.architecture.template == "qwen_chat"
-    save_model(model, tmp_path / "sa2va")
+    save_model(model, tmp_path / "sa2va", info=loaded.info)
     after = tensors(tmp_path / "sa2va")
     for name, tensor in before.items():
         assert torch.equal(after[name][: len(tensor)], tensor), name
     table = after["language_model.model.embed_tokens.weight"]
     assert len(table) == 267 and len({tuple(row.tolist()) for row in table[263:]}) == 4
-    again = load_model(tmp_path / "sa2va")
+    again = load_model(tmp_path / "sa2va").model
     assert again.prompts.seg == 262 and again.prompts.encode("<vp>a</vp>")[0] == 265
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
 
@@ -395,14 +402,14 @@ def test_sam_2_1_s_own_tensors_have_no_place_in_the_layout(parts, tmp_path):
     folder, sam = parts
     real = build_sam2("configs/sam2.1/sam2.1_hiera_t.yaml", device="cpu").state_dict()
     torch.save({"model": real}, sam)
-    model, _ = load_parts(folder, sam)
-    left_out = save_model(model, tmp_path / "sa2va")
+    loaded = load_parts(folder, sam)
+    left_out = save_model(loaded.model, tmp_path / "sa2va", info=loaded.info)
     assert {name.removeprefix("grounding_encoder.sam2_model.") for name in left_out} == {
         "no_obj_embed_spatial",
         "obj_ptr_tpos_proj.weight",
         "obj_ptr_tpos_proj.bias",
     }
-    again = load_model(tmp_path / "sa2va").grounding_encoder.sam2_model.state_dict()
+    again = load_model(tmp_path / "sa2va").model.grounding_encoder.sam2_model.state_dict()
     assert {name: tensor.shape for name, tensor in again.items()} == {
         name: tensor.shape for name, tensor in real.items() if not any(name in left for left in left_out)
     }

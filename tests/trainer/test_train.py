@@ -58,7 +58,8 @@ def test_a_run_leaves_its_configuration_weights_metrics_and_report(sav_set: Path
         "report.html",
         "tensorboard",
     ]
-    model, origin = load_trained(out / "checkpoint")
+    trained, origin = load_trained(out / "checkpoint")
+    model = trained.model
     assert (origin.step, origin.batch, origin.recipe, origin.objective) == (2, 2, RECIPES["default"], "dual")
     saved = load_file(out / "checkpoint" / "trained.safetensors")
     assert saved.keys() == model.state_dict().keys()  # of a random model no file holds anything

@@ -42,13 +42,14 @@ def config_of(released: Path, trainable: list[str]) -> Config:
 
 def train_a_little(config: Config, folder: Path, seed: int) -> Sa2VA:
     """All that trains moves."""
-    model, new = base_model(config.model, "cpu")
+    base = base_model(config.model, "cpu")
+    model = base.model
     set_trainable(model, config.trainable, **asdict(config.lora))
     torch.manual_seed(seed)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data += 0.05 * torch.randn_like(parameter)
-    save_trained(folder, trained_tensors(model, new), Origin.of(config, 3, RECIPES["default"], ["sav: 7 samples"]))
+    save_trained(folder, trained_tensors(model, base.new), Origin.of(config, 3, RECIPES["default"], ["sav: 7 samples"]))
     return model.eval()
 
 
@@ -62,7 +63,8 @@ def test_adapters_alone_are_saved_and_loaded(released, tmp_path):
     model = train_a_little(config, tmp_path / "run" / "checkpoint", 1)
     saved = load_file(tmp_path / "run" / "checkpoint" / "trained.safetensors")
     assert len(saved) == 2 * 7 * 2 and all("lora_" in name for name in saved)
-    loaded, origin = load_trained(tmp_path / "run" / "checkpoint")
+    trained, origin = load_trained(tmp_path / "run" / "checkpoint")
+    loaded = trained.model
     assert all(
         torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True)
     )
@@ -75,7 +77,7 @@ def test_what_no_file_holds_is_kept_though_it_did_not_train(tmp_path):
     torch.manual_seed(4)
     model = train_a_little(config, tmp_path, 1)
     torch.manual_seed(5)  # a random model would come out otherwise now
-    loaded, _ = load_trained(tmp_path)
+    loaded = load_trained(tmp_path)[0].model
     assert all(
         torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True)
     )
@@ -125,11 +127,12 @@ def test_an_export_computes_what_the_run_did(released, tmp_path):
     export(tmp_path / "run", tmp_path / "out", torch.float32)
     ids = torch.arange(9)[None]
     wanted = model.language_model(input_ids=ids).logits
-    loaded = load_model(tmp_path / "out", dtype=torch.float32)
+    loaded = load_model(tmp_path / "out", dtype=torch.float32).model
     torch.testing.assert_close(loaded.language_model(input_ids=ids).logits, wanted, rtol=1e-4, atol=1e-4)
     table = model.language_model.model.embed_tokens.weight
     assert torch.equal(loaded.language_model.model.embed_tokens.weight, table)
-    assert not torch.equal(table, load_model(released, dtype=torch.float32).language_model.model.embed_tokens.weight)
+    before = load_model(released, dtype=torch.float32).model
+    assert not torch.equal(table, before.language_model.model.embed_tokens.weight)
 
 
 def test_a_released_folder_can_be_exported_in_another_type(released, tmp_path):
@@ -140,13 +143,13 @@ def test_a_released_folder_can_be_exported_in_another_type(released, tmp_path):
 def test_trained_weights_are_float32_over_a_bfloat16_base(released, tmp_path):
     config = config_of(released, ["lora", "mlp1"])
     config.model = replace(config.model, dtype="bfloat16")
-    model, _ = base_model(config.model, "cpu")
+    model = base_model(config.model, "cpu").model
     set_trainable(model, config.trainable, **asdict(config.lora))
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
     train_a_little(config, tmp_path, 1)
     assert {t.dtype for t in load_file(tmp_path / "trained.safetensors").values()} == {torch.float32}
-    assert {p.dtype for p in load_any(tmp_path)[0].parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in load_any(tmp_path)[0].model.parameters()} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ class Parts:
     """What changes while a run goes on, bare: not wrapped by DDP or Accelerate, but laid out over the processes."""
 
     loop: Step
-    new: set[str]
+    new: frozenset[str]
     """What `base_model` returned."""
     optimizer: torch.optim.Optimizer
     scheduler: LambdaLR

@@ -57,7 +57,8 @@ def outline(config: Config) -> Outline:
         UserError: what loading the model would raise.
     """
     with init_empty_weights(include_buffers=False), _StayEmpty():
-        model, new = base_model(config.model, "meta")
+        base = base_model(config.model, "meta")
+        model = base.model
         trainable = set_trainable(model, config.trainable, **asdict(config.lora))
     frozen: dict[str, int] = {}
     trains = 0
@@ -67,7 +68,7 @@ def outline(config: Config) -> Outline:
         else:
             name = str(parameter.dtype).removeprefix("torch.")
             frozen[name] = frozen.get(name, 0) + parameter.nbytes
-    kept = sum(tensor.nbytes for tensor in trained_tensors(model, new).values())
+    kept = sum(tensor.nbytes for tensor in trained_tensors(model, base.new).values())
     total = sum(parameter.numel() for parameter in model.parameters())
     return Outline(total, trainable, frozen, trains, max(0, kept - trains))
 

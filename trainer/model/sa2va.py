@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
@@ -18,12 +17,10 @@ from transformers import AutoModelForCausalLM, InternVLVisionModel
 from transformers.cache_utils import Cache
 
 from shards.errors import UserError
-from shards.recipe import Recipe
 from trainer.model.architecture import Architecture, preset_named
 from trainer.model.grounding import GroundingEncoder, SamFeatures
 from trainer.model.prompts import IGNORE, IMAGE_TOKENS, Prompts, Rows
 from trainer.model.tokenizer import byte_tokenizer
-from trainer.trained_on import TrainedOn
 
 
 def pixel_shuffle(tokens: Tensor) -> Tensor:
@@ -45,16 +42,6 @@ class Sa2VA(nn.Module):
         super().__init__()
         architecture.check()
         self.architecture, self.prompts = architecture, prompts
-        self.source: Path | None = None
-        """The folder that the weights came from."""
-        self.stored_dtype: torch.dtype | None = None
-        """That of the token table in the file."""
-        self.recipe: Recipe | None = None
-        """How the tensors that it was trained on were made; None where nothing says so."""
-        self.trained_on: TrainedOn | None = None
-        """The samples that it was trained on; None where nothing says so."""
-        self.tied = False
-        """Whether the language model's head is its token table."""
         vision, language = architecture.vision, architecture.language
         width = language.hidden_size
         with init_empty_weights(include_buffers=False) if hollow else nullcontext():
@@ -87,6 +74,15 @@ class Sa2VA(nn.Module):
         module = self.language_model.get_input_embeddings()
         assert isinstance(module, nn.Embedding)
         return module
+
+    @property
+    def tied(self) -> bool:
+        """Whether the output head shares the weights of the token table."""
+        return self.language_model.lm_head.weight is self.embedding.weight
+
+    def tie(self) -> None:
+        """Let the output head share the weights of the token table."""
+        self.language_model.lm_head.weight = self.embedding.weight
 
     def train(self, mode: bool = True) -> Sa2VA:
         """Frozen encoders stay in evaluation mode."""

@@ -12,27 +12,27 @@ from typing import Any
 
 from shards.errors import UserError
 from shards.recipe import RECIPES, Recipe
-from trainer.model.sa2va import Sa2VA
 from trainer.released.files import read_json
+from trainer.released.loaded import ModelInfo
 from trainer.trained_on import FILE, KEY, TrainedOn, ids_to_bytes, read_trained_on
 
 TRAINING = "training.json"
 _VERSION = 1
 
 
-def write_training(folder: Path, model: Sa2VA) -> None:
-    """Write `training.json` and `trained_on.bin` into `folder`; nothing where nothing is known."""
-    body: dict[str, Any] = {} if model.recipe is None else recipe_to_json(model.recipe)
-    if model.trained_on is not None:
-        body[KEY] = model.trained_on.to_json()
-        (folder / FILE).write_bytes(ids_to_bytes(model.trained_on))
+def write_training(folder: Path, info: ModelInfo) -> None:
+    """Write `training.json` and `trained_on.bin` into `folder`; no file where recipe and samples are unknown."""
+    body: dict[str, Any] = {} if info.recipe is None else recipe_to_json(info.recipe)
+    if info.trained_on is not None:
+        body[KEY] = info.trained_on.to_json()
+        (folder / FILE).write_bytes(ids_to_bytes(info.trained_on))
     if body:
         body = {"version": _VERSION, **body}
         (folder / TRAINING).write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
 
 
 def read_training(folder: Path) -> tuple[Recipe | None, TrainedOn | None]:
-    """The recipe that `training.json` in `folder` names, and the samples; None each where it does not say.
+    """Return the recipe and the samples that `training.json` in `folder` names; None each where it does not.
 
     Raises:
         UserError: the file is broken, of another version, or its recipe and its hash differ.

@@ -67,9 +67,9 @@ def test_all_that_changes_comes_back(make, written):
 
 def test_it_is_a_checkpoint_to_export_and_nothing_but_tensors_and_json(written):
     parts, folder = written
-    model, origin = load_trained(folder)
+    trained, origin = load_trained(folder)
     assert origin.step == 3
-    assert all(map(torch.equal, model.state_dict().values(), parts.loop.model.state_dict().values()))
+    assert all(map(torch.equal, trained.model.state_dict().values(), parts.loop.model.state_dict().values()))
     sizes = 0
     for path in folder.iterdir():
         if path.suffix == ".safetensors":
