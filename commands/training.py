@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 from typer import Argument, Exit
@@ -20,7 +19,6 @@ def doctor(
 
     Exit status 0 if all is well. Each failure says what to do; warnings do not count.
     """
-    print("...  loading PyTorch and the packages of training", file=sys.stderr, flush=True)
     from trainer.doctor.checks import doctor as check
 
     if not check(arguments or []):

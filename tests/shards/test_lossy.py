@@ -209,7 +209,7 @@ def test_the_trainer_reads_it_and_says_so(lossy, few, tmp_path):
     assert not plain.lossy and "lossy" not in plain.described[0]
     config = load_config([f"data.shards=[{lossy}]", "batch_size=1", "data.holdout=0"])
     (warned,) = [finding for finding in check_sets(config, Data.open(config, 1)) if finding.level == "warn"]
-    assert "not bit-equal to the recipe" in warned.said
+    assert "not bit-equal to the recipe" in warned.text
 
 
 def jpeg(picture: np.ndarray, mode: str = "RGB", **how: object) -> bytes:

@@ -1,1 +1,1 @@
-"""What people check by hand before a run."""
+"""Checks before a run."""

@@ -1,4 +1,4 @@
-"""Shards, checked before a run: whole, of one recipe that fits the model, and with what the objective needs."""
+"""Shards, checked before a run: complete, of one recipe that fits the model, with what the objectives need."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from shards.errors import BadShard, UserError
-from shards.groups import named_group
 from shards.program import copy_again
 from shards.reader import ShardSet
 from shards.remote import RemoteShardSet, open_set
@@ -36,18 +35,21 @@ class Data:
     """What a run would read."""
 
     sets: list[ShardSet]
-    """Those that can be opened."""
+    """Sets that can be opened."""
     faults: list[str] = field(default_factory=list)
-    """Why others cannot, and why the run would not get samples out of all of them together."""
+    """Why other sets cannot be opened, and why the run would not get samples out of all of them together."""
     train: dict[str, int] = field(default_factory=dict)
-    """Samples an epoch, by objective."""
+    """Training samples per epoch, by objective."""
     held_out: dict[str, int] = field(default_factory=dict)
+    """Held-out samples, by objective."""
     described: list[str] = field(default_factory=list)
-    """What a checkpoint says of the data."""
+    """The lines with which a checkpoint identifies the data."""
 
     @classmethod
     def open(cls, config: Config, processes: int) -> Data:
-        data, cache = cls([]), config.data.open_cache()
+        """Open all sets that can be opened, and make the loaders that the run would make."""
+        data = cls([])
+        cache = config.data.open_cache()
         try:
             paths = find_sets(config.data.shards, cache)
         except UserError as error:
@@ -60,8 +62,8 @@ class Data:
                 data.faults.append(str(error))
         if not data.faults:
             try:
-                for name, share in config.objectives().items():
-                    data._load(config, processes, name, share.sources)
+                for name, entry in config.objectives().items():
+                    data._load(config, processes, name, entry.sources)
             except UserError as error:
                 data.faults.append(str(error))
         return data
@@ -76,7 +78,7 @@ class Data:
             seed=config.seed,
             world_size=processes,
             holdout=config.data.holdout,
-            holdout_by=named_group(config.data.holdout_by),
+            holdout_by=config.data.holdout_by,
             purpose=config.key_of(objective),
             sources=sources,
             repeats=config.data.sources,
@@ -90,18 +92,19 @@ class Data:
 
 
 def check_sets(config: Config, data: Data) -> Iterator[Finding]:
-    """Manifests, tars, index, recipe."""
+    """Yield findings on manifests, tars, indexes, recipes and the held-out part."""
     plans: dict[str, list[ShardSet]] = {}
     for shards in data.sets:
-        manifest, faults = shards.manifest, _faults(shards)
+        manifest = shards.manifest
+        faults = _faults(shards)
         if twin := _twin(shards, plans.setdefault(manifest.plan, [])):
             faults.append(f"the same set as {twin.folder}; name it once, and repeat it with data.sources")
         plans[manifest.plan].append(shards)
-        said = f"{shards.folder}: {manifest.source}, {manifest.samples:,} samples, {manifest.objects:,} objects"
-        bytes_ = size(sum(info.bytes for info in manifest.shards))
+        text = f"{shards.folder}: {manifest.source}, {manifest.samples:,} samples, {manifest.objects:,} objects"
+        nbytes = sum(info.bytes for info in manifest.shards)
         yield from (fail("data", f"{shards.folder}: {fault}") for fault in faults)
         if not faults:
-            yield ok("data", f"{said}, {bytes_}, recipe {manifest.recipe}")
+            yield ok("data", f"{text}, {size(nbytes)}, recipe {manifest.recipe}")
         if manifest.psnr:
             yield warn("data", f"{shards.folder}: pictures are not bit-equal to the recipe: {manifest.pictures}")
     yield from (fail("data", fault) for fault in data.faults)
@@ -111,32 +114,36 @@ def check_sets(config: Config, data: Data) -> Iterator[Finding]:
             for name, count in data.train.items()
         ]
         yield ok("data", "; ".join(counts))
-        by = named_group(config.data.holdout_by)
-        yield from (warn("data", note) for note in holdout_notes(data.sets, config.data.holdout, by, config.sources()))
+        notes = holdout_notes(data.sets, config.data.holdout, config.data.holdout_by, config.sources())
+        yield from (warn("data", note) for note in notes)
 
 
 def check_objective(config: Config, data: Data) -> Iterator[Finding]:
-    """Whether the samples of each set have what its objectives need of an object, as the index says."""
-    for objective, share in config.objectives().items():
+    """Yield for each set, from its index, how many samples have what its objectives need of an object."""
+    for objective, entry in config.objectives().items():
         need = load_objective(objective).needs
-        sets = [s for s in data.sets if not share.sources or s.manifest.source in share.sources]
+        sets = [s for s in data.sets if not entry.sources or s.manifest.source in entry.sources]
         usable = [int((s.index[need] > 0).sum()) for s in sets]
         what, do = _NEEDED[need]
         for shards, count in zip(sets, usable, strict=True):
-            said = f"{objective}, {shards.folder}: {count:,} of {len(shards):,} samples have {what}"
+            text = f"{objective}, {shards.folder}: {count:,} of {len(shards):,} samples have {what}"
             if count == len(shards):
-                yield ok("objective", said)
+                yield ok("objective", text)
             elif any(usable):
-                yield warn("objective", f"{said}, the others are left out; {do}")
+                yield warn("objective", f"{text}, the others are left out; {do}")
             else:
-                yield fail("objective", f"{said}; {do}")
+                yield fail("objective", f"{text}; {do}")
 
 
 def check_samples(data: Data) -> Iterator[Finding]:
-    """Decode some samples of each set, and count pairs."""
+    """Decode up to `PROBED` samples of each set, and yield how many are pairs.
+
+    Raises:
+        BadShard: a sample that cannot be decoded.
+    """
     for shards in data.sets:
         count = len(shards)
-        if isinstance(shards, RemoteShardSet):  # of one shard: each has to be fetched
+        if isinstance(shards, RemoteShardSet):  # samples of one tar, because each tar has to be fetched
             count = int((shards.index["shard"] == shards.index["shard"][0]).sum())
         positions = np.unique(np.linspace(0, count - 1, min(PROBED, count)).astype(int))
         pairs = 0
@@ -147,24 +154,25 @@ def check_samples(data: Data) -> Iterator[Finding]:
                 where = error.where or f"{shards.folder}: {shards.key(position)}"
                 raise BadShard(error.what, where=where, met=error.met, wanted=error.wanted, do=copy_again()) from None
             pairs += bool(meta.get("has_paired_frame"))
-        said = f"{shards.folder}: {len(positions)} samples decoded; {pairs} are pairs"
-        yield ok("samples", said + (", for the others one frame serves twice" if pairs < len(positions) else ""))
+        text = f"{shards.folder}: {len(positions)} samples decoded; {pairs} are pairs"
+        yield ok("samples", text + (", for the others one frame serves twice" if pairs < len(positions) else ""))
 
 
 def _twin(shards: ShardSet, others: Sequence[ShardSet]) -> ShardSet | None:
-    """One of `others`, made from the same raw files, that holds some of the same samples; parts of a set do not."""
+    """Return one of `others`, of the same plan, that holds some of the same samples; parts of a set hold none."""
     return next((other for other in others if np.isin(shards.index["key"], other.index["key"]).any()), None)
 
 
 def _faults(shards: ShardSet) -> list[str]:
-    """What is not as the manifest says, without reading the tars."""
-    manifest, faults = shards.manifest, []
-    for info in () if isinstance(shards, RemoteShardSet) else manifest.shards:  # a fetched one is always checked
+    """Return what is not as the manifest says, without reading the tars; a tar from a URL is checked when fetched."""
+    manifest = shards.manifest
+    faults = []
+    for info in () if isinstance(shards, RemoteShardSet) else manifest.shards:
         path = shards.folder / info.name
-        met = path.stat().st_size if path.is_file() else None
-        if met != info.bytes:
-            said = "no such file" if met is None else f"met {met:,} bytes"
-            faults.append(f"{info.name}: {said}; wanted {info.bytes:,} bytes; {copy_again()}")
+        nbytes = path.stat().st_size if path.is_file() else None
+        if nbytes != info.bytes:
+            text = "no such file" if nbytes is None else f"met {nbytes:,} bytes"
+            faults.append(f"{info.name}: {text}; wanted {info.bytes:,} bytes; {copy_again()}")
     try:
         check_recipe(manifest.recipe, vision_size=VISION_SIZE, grid=GRID, sam_size=IMAGE_SIZE, mean=MEAN, std=STD)
     except UserError as error:

@@ -8,29 +8,32 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: green, yellow or red."""
+    """One line of the report."""
 
     level: Literal["ok", "warn", "fail"]
     check: str
-    """What was looked at."""
-    said: str
-    """What was found; where it is not well, what to do about it."""
+    """Name of the check, such as "data"."""
+    text: str
+    """What was found and, unless all is well, what to do about it."""
 
 
-def ok(check: str, said: str) -> Finding:
-    return Finding("ok", check, said)
+def ok(check: str, text: str) -> Finding:
+    """Return a finding that needs nothing."""
+    return Finding("ok", check, text)
 
 
-def warn(check: str, said: str) -> Finding:
-    return Finding("warn", check, said)
+def warn(check: str, text: str) -> Finding:
+    """Return a finding with which a run starts, but may not do what was meant."""
+    return Finding("warn", check, text)
 
 
-def fail(check: str, said: str) -> Finding:
-    return Finding("fail", check, said)
+def fail(check: str, text: str) -> Finding:
+    """Return a finding with which a run would not start, or would not end."""
+    return Finding("fail", check, text)
 
 
 def size(count: float) -> str:
-    """Bytes for people: 1.2 GB."""
+    """Return bytes for people, such as 1.2 GB."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

@@ -1,4 +1,4 @@
-"""The model of a run without its weights: shapes and types alone, for what can be counted before anything is loaded."""
+"""Sizes of a run's model, counted from shapes and types before any weight is loaded."""
 
 from __future__ import annotations
 
@@ -15,30 +15,35 @@ from trainer.config import Config
 from trainer.model.trainable import set_trainable
 from trainer.trained import base_model, trained_tensors
 
-_FLOAT32 = 4
+_FLOAT32_BYTES = 4
 
 
 @dataclass(frozen=True)
-class Outline:
-    """What a run's model comes to."""
+class Footprint:
+    """What a run's model needs in memory and on disk."""
 
     parameters: int
     trainable: dict[str, int]
     """Parameters that train, by part."""
     frozen_bytes: dict[str, int]
-    """Of what does not train, by type."""
+    """Bytes of the weights that do not train, by type."""
     trainable_bytes: int
-    """Weights that train, float32."""
+    """Bytes of the weights that train, which are float32."""
     new_bytes: int
-    """What a checkpoint holds beside: frozen tensors that no file holds."""
+    """Bytes that a checkpoint holds besides: frozen tensors that no file holds."""
 
     def memory(self, processes: int, project: bool = False, optimizer: str = "adamw") -> dict[str, int]:
-        """Bytes of a process, by purpose; without activations, and what libraries take for themselves.
+        """Return the bytes of a process by purpose, without activations and what libraries take for themselves.
 
-        `project`, `optimizer`: as the configuration has them. With `project`, two more gradients stand beside the sum.
+        Args:
+            processes: number of processes; with more than one, DDP has buckets.
+            project: as in the configuration; with it, two more gradients are held.
+            optimizer: as in the configuration.
         """
         trainable = self.trainable_bytes
-        moments = 2 * trainable if optimizer == "adamw" else 2 * trainable * (256 + 4) // (4 * 256)  # a scale a block
+        moments = 2 * trainable
+        if optimizer == "adamw8bit":
+            moments = moments * (256 + 4) // (4 * 256)  # a byte per value, and a float32 scale per 256 values
         parts = {f"frozen weights ({dtype})": size for dtype, size in self.frozen_bytes.items()}
         parts |= {"trainable weights": trainable, "gradients": trainable, "AdamW": moments, "teacher": trainable}
         parts |= {"projection": 2 * trainable} if project else {}
@@ -46,12 +51,12 @@ class Outline:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Weights, the teacher's, and AdamW's two moments."""
+        """Bytes of a checkpoint: weights, the teacher's, and AdamW's two moments."""
         return 4 * self.trainable_bytes + self.new_bytes
 
 
-def outline(config: Config) -> Outline:
-    """Build the model of `config` on the meta device. Of weights in files, the headers are read.
+def measure_footprint(config: Config) -> Footprint:
+    """Build the model of `config` on the meta device, reading the headers of weights in files, and add up its sizes.
 
     Raises:
         UserError: what loading the model would raise.
@@ -60,21 +65,21 @@ def outline(config: Config) -> Outline:
         base = base_model(config.model, "meta")
         model = base.model
         trainable = set_trainable(model, config.trainable, **asdict(config.lora))
-    frozen: dict[str, int] = {}
-    trains = 0
+    frozen_bytes: dict[str, int] = {}
+    trainable_bytes = 0
     for parameter in model.parameters():
         if parameter.requires_grad:
-            trains += parameter.numel() * _FLOAT32
+            trainable_bytes += parameter.numel() * _FLOAT32_BYTES
         else:
             name = str(parameter.dtype).removeprefix("torch.")
-            frozen[name] = frozen.get(name, 0) + parameter.nbytes
+            frozen_bytes[name] = frozen_bytes.get(name, 0) + parameter.nbytes
     kept = sum(tensor.nbytes for tensor in trained_tensors(model, base.new).values())
-    total = sum(parameter.numel() for parameter in model.parameters())
-    return Outline(total, trainable, frozen, trains, max(0, kept - trains))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Footprint(parameters, trainable, frozen_bytes, trainable_bytes, max(0, kept - trainable_bytes))
 
 
 class _StayEmpty(TorchFunctionMode):
-    """Moving a tensor without data to a device, as SAM 2's own builder does, leaves it where it is."""
+    """Leave a tensor without data where it is when it is moved to a device, as SAM 2's own builder does."""
 
     def __torch_function__(
         self,

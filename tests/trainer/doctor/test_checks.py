@@ -1,0 +1,101 @@
+"""Checks before a run: all green on a sound one, and red by name for each fault that is planted."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cli
+from tests.conftest import files_of
+from tests.trainer.doctor.found import found
+from trainer.doctor import checks, data, footprint
+from trainer.doctor.checks import doctor
+
+
+def test_a_sound_run_is_green_and_nothing_is_written(good: list[str], sav_set: Path, tmp_path: Path, capsys):
+    before = files_of(sav_set)
+    assert doctor(good)
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert last == "ready to train" and {line.split()[0] for line in lines} == {"ok"}
+    checks = ("configuration", "versions", "device", "data", "samples", "objective", "losses", "schedule")
+    more = ("model", "trainable", "memory", "disk", "output_dir")
+    assert {*checks, *more} == {line.split()[1] for line in lines}
+    assert not [*tmp_path.iterdir()] and files_of(sav_set) == before
+
+
+def test_a_fault_is_exit_status_1(good: list[str], monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["cli.py", "doctor", *good, "step=3"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    said = capsys.readouterr().out
+    assert "fail configuration unknown key; met step; did you mean steps?" in said
+    assert said.endswith("not ready: mend what failed first\n")
+
+
+def test_a_mistake_in_the_configuration_is_found_without_pytorch():
+    code = (
+        "import sys\n"
+        "from trainer.doctor.checks import examine\n"
+        "print([finding.level for finding in examine(['step=3'])], 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "['ok', 'fail'] False\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "check", "said"),
+    [
+        ("warmup_steps=4", "configuration", "warmup_steps: out of range; met 4; wanted < 4"),
+        ("data.shards=[]", "data", "no shard folder given"),
+        ("data.shards=[/nowhere]", "data", "/nowhere/manifest.json: no manifest"),
+        ("data.shards=[{sav},{sav}]", "data", "sav: the same set as"),
+        ("data.sources={{refcoco: 2}}", "data", "data.sources: no shards of this source; met refcoco; wanted sav"),
+        ("batch_size=100", "data", "too few samples in the train part"),
+        ("objective=segment", "data objective", "0 of 12 samples have an object with a text; train this set with"),
+        ("lambda_mask=0 lambda_dice=0 lambda_lang=0 lambda_anchor=0", "losses", "all weights are 0"),
+        ("trainable=[everything]", "model", "trainable: unknown part; met everything"),
+        ("model.path=/nowhere", "model", "/nowhere: no such folder"),
+        ("output_dir={sav}/manifest.json/run", "output_dir", "manifest.json is not a folder"),
+        ("resume=/nowhere", "output_dir", "resume: no checkpoint here; met /nowhere"),
+    ],
+)
+def test_a_fault_is_red_and_named(good: list[str], sav_set: Path, given: str, check: str, said: str):
+    failed = found([*good, *given.format(sav=sav_set).split(" l")[:1], *(f"l{a}" for a in given.split(" l")[1:])])
+    assert [name for name, _ in failed] == check.split(), failed
+    assert said in failed[-1][1]
+
+
+@pytest.mark.parametrize(
+    ("given", "check", "said"),
+    [
+        (["data.holdout=0"], "schedule", "never evaluated"),
+        (["eval.every=9"], "schedule", "eval.every 9 is beyond the last step"),
+        (["warmup_steps=3"], "schedule", "most of the run is warm-up"),
+        (["lambda_mask=0", "lambda_dice=0"], "losses", "no mask is learnt"),
+        (["mixed_precision=bf16"], "device", "set mixed_precision=no"),
+    ],
+)
+def test_what_is_odd_is_yellow(good: list[str], given: list[str], check: str, said: str):
+    (warned,) = found([*good, *given], "warn")
+    assert warned[0] == check and said in warned[1]
+    assert not found([*good, *given])
+
+
+def test_it_announces_what_it_does_next(good: list[str], monkeypatch: pytest.MonkeyPatch):
+    order: list[str] = []
+    opened = data.Data.open
+    built = footprint.measure_footprint
+    monkeypatch.setattr(data.Data, "open", lambda *a: order.append("open") or opened(*a))
+    monkeypatch.setattr(footprint, "measure_footprint", lambda *a: order.append("footprint") or built(*a))
+    for finding in checks.examine(good, order.append):
+        order.append(finding.check)
+    announced = [order[order.index(step) - 1] for step in ("open", "footprint")]
+    assert announced == [
+        "opening 1 shard set(s), and dividing their samples",
+        "building the model without memory, and reading the headers of its weights",
+    ]
+    assert order[order.index("samples") - 1] == "decoding up to 2 samples of each set"

@@ -1,0 +1,42 @@
+"""Shards before a run: what is damaged, or lacks what an objective needs, is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.trainer.doctor.found import damage, found
+
+
+def test_a_mix_is_checked_by_objective(good: list[str], sav_set: Path, tmp_path: Path):
+    """The first sample of a set has no text: the run leaves it out, and the doctor says so."""
+    texted = damage(sav_set, tmp_path / "texted", "texts")
+    mixed = [*good, f"data.shards=[{sav_set},{texted}]", "mix={dual: {sources: [sav]}, segment: {sources: [folder]}}"]
+    assert not found(mixed)
+    (warned,) = found(mixed, "warn")
+    assert warned[0] == "objective" and "texted: 11 of 12 samples have an object with a text, the others" in warned[1]
+    said = [text for _, text in found(mixed, "ok")]
+    (counts,) = (text for text in said if "samples an epoch" in text)
+    assert "dual: 3 samples an epoch, 9 held out by picture; segment: 3 samples an epoch, 8 held out" in counts
+    assert any("segment: lambda_mask" in text for text in said)
+    (failed,) = found([*mixed, "mix.segment.sources=[coco]"])
+    assert failed[0] == "data" and "mix: no shards of this source; met coco" in failed[1]
+
+
+@pytest.mark.parametrize(
+    ("how", "check", "said"),
+    [
+        ("missing", "data", "sav-000000.tar: no such file; wanted"),
+        ("short", "data", "bytes; cop"),
+        ("index", "data", "index.npy: SHA-256 of the index"),
+        ("pixels", "samples", "sa2va-shards verify-shard"),
+        ("recipe", "data", "shards of different recipes"),
+    ],
+)
+def test_damaged_shards_are_named(good: list[str], sav_set: Path, tmp_path: Path, how: str, check: str, said: str):
+    other = damage(sav_set, tmp_path / "other", how)
+    paths = f"{sav_set},{other}" if how == "recipe" else other
+    failed = found([*good, f"data.shards=[{paths}]"])
+    assert failed and failed[0][0] == check and said in failed[0][1], failed
+    assert str(other) in failed[0][1]
