@@ -139,7 +139,7 @@ def test_annotations_travel_and_bad_inputs_go_to_the_ledger(cluster, tmp_path):
     run(request, tmp_path / "ray", None, 0.5, engine="ray")
     assert files_of(tmp_path / "ray") == files_of(tmp_path / "alone")
     with pytest.raises(UserError, match="too many bad inputs"):
-        run(request, tmp_path / "few", 1, 0.1, engine="ray")
+        run(request, tmp_path / "few", 1, 0.0, engine="ray")
 
 
 def test_a_node_must_see_what_the_leader_sees(sav_root, sav_set, tmp_path):
