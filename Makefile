@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
-RAY := tests/pipeline/test_ray.py
+RAY := tests/pipeline/engines/test_ray.py
 
 # Container images often set it: then every process compiles some 3,200 modules again, which takes longer than its work.
 unexport PYTHONDONTWRITEBYTECODE

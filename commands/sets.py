@@ -47,10 +47,10 @@ def verify_shard(
     with TemporaryDirectory() as work, extra("pipeline", "--against"):
         raw = None
         if against:
-            from pipeline.derive import Against
+            from pipeline.derive import Deriver
             from pipeline.sources import chosen_source
 
-            raw = Against(against, Path(work), chosen_source(source) if source else None)
+            raw = Deriver(against, Path(work), chosen_source(source) if source else None)
         report = verify(
             paths,
             derive=raw.derive if raw else None,

@@ -1,4 +1,4 @@
-"""A mask as the smallest rectangle that holds its pixels: most objects are far smaller than their picture."""
+"""A mask, stored as the smallest rectangle around its pixels: most objects are far smaller than their picture."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ Bool = NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """Numpy takes it for the whole mask, (H, W) bool; `shape` and `any` are an array's."""
+    """A mask (H, W) bool. Numpy takes it for the whole array; `shape` and `any` are an array's."""
 
     shape: tuple[int, int]
     """(H, W)."""
     top: int
+    """Row of the whole mask in which `pixels` begin."""
     left: int
+    """Column of the whole mask in which `pixels` begin."""
     pixels: Bool
-    """(h, w), with a set pixel in each outer row and column; (0, 0) where the mask is empty."""
+    """(h, w) bool, with a set pixel in each outer row and column; (0, 0) where the mask is empty."""
 
     @classmethod
-    def of(cls, mask: Bool | Mask) -> Mask:
-        """Of a whole mask, (H, W) bool, which is not referred to any longer."""
+    def from_array(cls, mask: Bool | Mask) -> Mask:
+        """Return the mask of a whole array (H, W) bool, which is copied; a `Mask` as it is."""
         if isinstance(mask, Mask):
             return mask
         height, width = mask.shape
@@ -37,6 +39,7 @@ class Mask:
         return cls((height, width), top, left, mask[top : rows[-1] + 1, left : columns[-1] + 1].copy("K"))
 
     def any(self) -> bool:
+        """Return whether a pixel is set."""
         return self.pixels.size > 0
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:

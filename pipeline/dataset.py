@@ -96,7 +96,8 @@ def find_dataset(request: Request, records: Path) -> RawDataset:
     Raises:
         UserError: no such folder, no inputs in it, or annotations that cannot be understood.
     """
-    source, root = request.source, request.root
+    source = request.source
+    root = request.root
     if not root.is_dir():
         do = f"give --root, or put the data into data/{source.name}"
         raise UserError("no such folder", where=str(root), do=do)

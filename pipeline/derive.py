@@ -17,7 +17,7 @@ from shards.sample import Sample
 
 
 @dataclass(frozen=True)
-class Against:
+class Deriver:
     """Raw data that shard sets are compared with."""
 
     root: Path

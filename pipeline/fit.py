@@ -1,4 +1,4 @@
-"""Whether a mask fits its picture: of one size, or off by a few pixels where the user allows it."""
+"""Whether a mask has its picture's size, or differs by a few pixels where the user allows it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pipeline.raw import RawSample
 from shards.errors import BadInput
 
 OFF = "masks of another size than their picture, within --mask-slack"
-_OFFERED = 8  # pixels: what is off by more was hardly rounded
+_MOST_ADVISED = 8  # pixels: rounding hardly makes a larger difference
 Size = tuple[int, int]
 
 
 def size_difference(mask: Size, picture: Size) -> int:
-    """The pixels by which the sizes (H, W) differ, of the side that differs more."""
+    """Return by how many pixels two sizes (H, W) differ, in the side that differs more."""
     return max(abs(a - b) for a, b in zip(mask, picture, strict=True))
 
 
 def advice(off: int) -> str:
-    """The option that takes a mask that is off by so many pixels; nothing where it is another picture's."""
-    return f"--mask-slack {off} takes masks that are off by so many pixels" if off <= _OFFERED else ""
+    """Return which option accepts a mask that is off by so many pixels; "" where it is another picture's mask."""
+    return f"--mask-slack {off} takes masks that are off by so many pixels" if off <= _MOST_ADVISED else ""
 
 
 def check_size(mask: Size, picture: Size, slack: int) -> None:
@@ -36,7 +36,7 @@ def check_size(mask: Size, picture: Size, slack: int) -> None:
 
 
 def note_size_differences(raw: RawSample) -> RawSample:
-    """The sample, with a note that counts the masks whose size is not their picture's."""
+    """Return the sample with a note that counts the masks whose size is not their picture's."""
     sizes = [((frame.picture.height, frame.picture.width), mask.shape) for frame in raw.frames for mask in frame.masks]
     off = sum(picture != mask for picture, mask in sizes)
     return replace(raw, notes=Counter(raw.notes) + Counter({OFF: off}))

@@ -26,7 +26,10 @@ TOO_SMALL = "all regions have too few prompt cells"
 
 
 def make_sample(raw: RawSample, recipe: Recipe) -> tuple[Sample, Counter[str]]:
-    """The stored form of `raw`, and what was counted on the way.
+    """Make the four formats of a raw sample.
+
+    Returns:
+        (sample, counts of what was filled, dropped or renamed on the way).
 
     Raises:
         DroppedInput: the recipe leaves no object of it.
@@ -50,8 +53,12 @@ def make_sample(raw: RawSample, recipe: Recipe) -> tuple[Sample, Counter[str]]:
         notes[FILLED] += int((after > counts).sum())
         notes[STILL_SMALL] += int((visible & (after < recipe.min_prompt_cells)).sum())
     if not kept:
-        met, wanted = f"{int(counts.max(initial=0))} cells", f"at least {recipe.min_prompt_cells}"
-        raise DroppedInput(TOO_SMALL, where=raw.path, met=met, wanted=wanted)
+        raise DroppedInput(
+            TOO_SMALL,
+            where=raw.path,
+            met=f"{int(counts.max(initial=0))} cells",
+            wanted=f"at least {recipe.min_prompt_cells}",
+        )
     check_counts(len(raw.frames), len(kept))
     added = cells.sum(axis=(2, 3)) - counts
     frames = tuple(_tensors(frame, cells[f], kept, recipe) for f, frame in enumerate(raw.frames))
@@ -61,30 +68,34 @@ def make_sample(raw: RawSample, recipe: Recipe) -> tuple[Sample, Counter[str]]:
         "path": raw.path,
         "has_paired_frame": len(raw.frames) == 2 and bool(visible[:, kept].all(axis=0).any()),
         "frames": [{"name": f.name, "height": f.picture.height, "width": f.picture.width} for f in raw.frames],
-        "objects": [_described(raw, n, added[:, n].tolist(), notes) for n in kept],
-        **_apart(raw.more, OWN_KEYS, notes),
+        "objects": [_object_json(raw, n, added[:, n].tolist(), notes) for n in kept],
+        **_rename_clashes(raw.more, OWN_KEYS, notes),
     }
     return Sample(key_for(raw.path), meta, frames), +notes
 
 
-def _apart(more: Mapping[str, Any], own: Set[str], notes: Counter[str]) -> dict[str, Any]:
-    """Return what the source says besides. Values whose keys mean something in the format are put apart and counted."""
-    clash = {key: value for key, value in more.items() if key in own}
+def _rename_clashes(more: Mapping[str, Any], reserved: Set[str], notes: Counter[str]) -> dict[str, Any]:
+    """Return a source's other values, with those whose keys the format itself uses below `source_keys`."""
+    clash = {key: value for key, value in more.items() if key in reserved}
     notes[RENAMED] += len(clash)
-    kept = {key: value for key, value in more.items() if key not in own}
+    kept = {key: value for key, value in more.items() if key not in reserved}
     return {**kept, "source_keys": clash} if clash else kept
 
 
-def _described(raw: RawSample, n: int, filled: list[int], notes: Counter[str]) -> dict[str, Any]:
-    """What the sample's JSON says of object `n`."""
-    own = raw.objects[n]
+def _object_json(raw: RawSample, n: int, filled: list[int], notes: Counter[str]) -> dict[str, Any]:
+    """Return the entry of object `n` in the sample's JSON.
+
+    Args:
+        filled: number of prompt cells that were added in each frame.
+    """
+    found = raw.objects[n]
     sizes = [list(frame.masks[n].shape) for frame in raw.frames]
     differ = any(
         size != [frame.picture.height, frame.picture.width] for size, frame in zip(sizes, raw.frames, strict=True)
     )
     more: dict[str, Any] = {"mask_sizes": sizes} if differ else {}
-    more |= _apart(own.more, OWN_OBJECT_KEYS, notes)
-    return {"id": own.id, "texts": list(own.texts), "filled": filled, **more}
+    more |= _rename_clashes(found.more, OWN_OBJECT_KEYS, notes)
+    return {"id": found.id, "texts": list(found.texts), "filled": filled, **more}
 
 
 def _cells(mask: Mask, recipe: Recipe) -> Bool:
@@ -92,9 +103,8 @@ def _cells(mask: Mask, recipe: Recipe) -> Bool:
 
 
 def _tensors(frame: RawFrame, cells: Bool, kept: list[int], recipe: Recipe) -> FrameTensors:
-    masks = np.zeros(
-        (len(kept), recipe.sam_size, recipe.sam_size), np.bool_
-    )  # pages that no object touches cost nothing
+    # Memory pages that no object touches cost nothing.
+    masks = np.zeros((len(kept), recipe.sam_size, recipe.sam_size), np.bool_)
     for out, n in zip(masks, kept, strict=True):
         resize.mask(frame.masks[n], recipe.sam_size, out)
     return FrameTensors(

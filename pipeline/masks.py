@@ -1,4 +1,4 @@
-"""One door for masks: polygons, run lengths plain or compressed, pictures, arrays. Out comes (H, W) bool."""
+"""Masks (H, W) bool from all encodings: polygons, run lengths plain or compressed, pictures, arrays."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from pipeline.cropped import Bool
 from pipeline.mask_values import distinct, values_of, void_of
 from shards.errors import BadInput
 
-_MIN_NUMBERS = 6  # of a polygon: three corners
-_MAX_OUTLINE = 1 << 20  # pixels: COCO's code takes memory for each of an outline, inside the picture or not
+_MIN_NUMBERS = 6  # coordinates of a polygon: three corners
+_MAX_OUTLINE = 1 << 20  # pixels: COCO's code takes memory for each pixel of an outline, inside the picture or not
+_ENCODINGS = "polygons, or run lengths with their size"
 
 
 def run_length_fault(run_lengths: Any, height: int, width: int) -> BadInput | None:
-    """Why `from_coco` refuses run lengths, told without decoding them; None where it takes them."""
+    """Return why `from_coco` refuses run lengths, without decoding them; None where it takes them."""
     try:
         _check_run_lengths(run_lengths, height, width)
     except BadInput as error:
@@ -27,33 +28,31 @@ def run_length_fault(run_lengths: Any, height: int, width: int) -> BadInput | No
 
 
 def from_coco(segmentation: Any, height: int, width: int) -> Bool:
-    """A mask in one of COCO's three encodings, for a picture of `height` x `width`: (height, width) bool.
+    """Decode a mask in one of COCO's three encodings, for a picture of `height` x `width`: (height, width) bool.
 
     A list of polygons is their union; polygons of fewer than three corners have no area and are left out. Run lengths
-    are counted: they must fill the picture exactly.
+    must fill the picture exactly.
 
     Raises:
         BadInput: none of these encodings, run lengths for another size, or broken ones.
     """
     if segmentation is None or segmentation == []:
-        met = "no segmentation" if segmentation is None else "an empty list of polygons"
-        raise BadInput("no mask", met=f"{met}, as of a box alone", wanted="polygons, or run lengths with their size")
+        missing = "no segmentation" if segmentation is None else "an empty list of polygons"
+        raise BadInput("no mask", met=f"{missing}, as of a box alone", wanted=_ENCODINGS)
     if isinstance(segmentation, list):
         polygons = [polygon for polygon in segmentation if len(_numbers(polygon)) >= _MIN_NUMBERS]
         if not polygons:
             return np.zeros((height, width), np.bool_)
         return _decode(coco.merge(coco.frPyObjects(polygons, height, width)))
     counts = _check_run_lengths(segmentation, height, width)
-    given = {"size": [height, width], "counts": counts}
-    return _decode(coco.frPyObjects(given, height, width) if isinstance(counts, list) else given)
+    encoded = {"size": [height, width], "counts": counts}
+    return _decode(coco.frPyObjects(encoded, height, width) if isinstance(counts, list) else encoded)
 
 
 def _check_run_lengths(segmentation: Any, height: int, width: int) -> Any:
-    """The counts of run lengths, plain or compressed, that cover a picture of `height` x `width`."""
+    """Return the counts of run lengths, plain or compressed; raises `BadInput` unless they fill the picture."""
     if not isinstance(segmentation, dict) or "counts" not in segmentation or "size" not in segmentation:
-        raise BadInput(
-            "no mask", met=f"{type(segmentation).__name__}", wanted="polygons, or run lengths with their size"
-        )
+        raise BadInput("no mask", met=f"{type(segmentation).__name__}", wanted=_ENCODINGS)
     size = segmentation["size"]
     counts = segmentation["counts"]
     if not isinstance(size, list | tuple) or [*size] != [height, width]:
@@ -63,7 +62,7 @@ def _check_run_lengths(segmentation: Any, height: int, width: int) -> Any:
             raise BadInput("broken run lengths", met="counts that are no numbers", wanted="whole numbers >= 0")
         total = sum(counts)
     elif isinstance(counts, str | bytes):
-        total = _total(counts)
+        total = int(_lengths(counts).sum())
     else:
         raise BadInput("no mask", met=f"counts of type {type(counts).__name__}", wanted="a list or a string")
     if total != height * width:
@@ -72,7 +71,7 @@ def _check_run_lengths(segmentation: Any, height: int, width: int) -> Any:
 
 
 def has_pixels(segmentation: Any) -> bool:
-    """Whether run lengths, plain or compressed, hold a pixel: told without decoding; False where they are broken."""
+    """Return whether run lengths, plain or compressed, hold a pixel, without decoding; False where they are broken."""
     counts = segmentation.get("counts") if isinstance(segmentation, dict) else None
     if isinstance(counts, list):
         return any(isinstance(n, int) and n > 0 for n in counts[1::2])
@@ -83,14 +82,14 @@ def has_pixels(segmentation: Any) -> bool:
 
 
 def from_image(image: Image.Image, value: int | None = None, void: int | None = None) -> Bool:
-    """A mask stored as a picture: (H, W) bool.
+    """Decode a mask stored as a picture: (H, W) bool.
 
     Args:
         image: as `values_of` reads it.
-        value: an object's id: the pixels of this value. Without one the mask is of one object. Of a palette, and of a
-            picture that holds no more than one value beside 0: all pixels that are not 0. Otherwise, with grey edges,
-            the pixels above half of the full range.
-        void: see `void_of`: pixels that belong to no object.
+        value: an object's id; the mask is the pixels of this value. None where the picture holds one object. The mask
+            is then all pixels that are not 0, in a palette and where there is only one value beside 0; otherwise, with
+            grey edges, the pixels above half of the full range.
+        void: value of pixels that belong to no object, see `void_of`.
 
     Raises:
         BadInput: as `values_of`; several values of which none is above half of the range.
@@ -119,7 +118,7 @@ def from_image(image: Image.Image, value: int | None = None, void: int | None = 
 
 
 def from_array(values: NDArray[Any]) -> Bool:
-    """A mask of numbers (H, W), in 0..1, 0..255 or 0..65535, or of bools: those above half of the range."""
+    """Threshold an array (H, W), of bools or of numbers in 0..1, 0..255 or 0..65535, at half of its range."""
     if values.dtype == np.bool_:
         return values.view(np.uint8) != 0  # a True may be stored as any byte: Pillow's is 255
     if values.ndim != 2 or not np.isfinite(values).all() or values.min(initial=0) < 0:
@@ -132,6 +131,7 @@ def from_array(values: NDArray[Any]) -> Bool:
 
 
 def _numbers(polygon: Any) -> list[float]:
+    """Return a polygon's coordinates x, y, x, y, ...; raises `BadInput` where they are not finite, or too large."""
     try:
         numbers = np.array(polygon or [0.0, 0.0])
     except (ValueError, OverflowError):  # lists of unequal lengths, numbers beyond all bounds
@@ -146,16 +146,12 @@ def _numbers(polygon: Any) -> list[float]:
     return list(polygon)
 
 
-def _total(counts: str | bytes) -> int:
-    """The pixels that compressed run lengths cover; `BadInput` where they are no such text."""
-    return int(_lengths(counts).sum())
-
-
 def _lengths(counts: str | bytes) -> NDArray[np.int64]:
-    """Compressed run lengths: off, on, off, ...; `BadInput` where they are no such text.
+    """Decode compressed run lengths: lengths of off, on, off, ..., int64. Raises `BadInput` where they are broken.
 
-    Each length is written in groups of five bits, the lowest first, as characters from "0" on; bit 5 says that more
-    follow. From the fourth on a length is written as the difference to the one before the last (COCO's maskApi.c).
+    Each length is written in groups of five bits, the lowest first, as characters from "0" on; bit 5 means that more
+    groups follow. From the fourth on, a length is written as its difference from the one before the last (COCO's
+    maskApi.c).
     """
     text = counts.encode("latin-1", "replace") if isinstance(counts, str) else counts
     codes = np.frombuffer(text, np.uint8).astype(np.int64) - 48

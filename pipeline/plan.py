@@ -112,7 +112,8 @@ def make_plan(request: Request, dataset: RawDataset, saved: Plan | None = None) 
             are taken from it and not probed again.
     """
     if saved and saved.digest == dataset.digest:
-        per_shard, sample_bytes = saved.per_shard, saved.sample_bytes
+        per_shard = saved.per_shard
+        sample_bytes = saved.sample_bytes
     else:
         per_shard, sample_bytes = _probe_sizes(dataset.job, probed_inputs(dataset.inputs), request.shard_bytes)
     return Plan(

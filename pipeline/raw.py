@@ -1,4 +1,4 @@
-"""A raw sample: what a source hands over, before any of the four formats is made."""
+"""A raw sample: what a source returns, before any of the four formats is made."""
 
 from __future__ import annotations
 
@@ -13,41 +13,50 @@ from pipeline.cropped import Mask
 
 @dataclass(frozen=True, slots=True)  # there are millions of them
 class RawInput:
-    """One unit of raw data that becomes one sample or one line of the ledger."""
+    """The unit of raw data that becomes one sample or one line of the ledger."""
 
     path: str
     """Relative to the source's root, with forward slashes."""
     bytes: int
+    """Size of the raw data."""
 
 
 @dataclass(frozen=True)
 class RawFrame:
+    """A picture with the masks of all objects of its sample."""
+
     name: str
-    """As the source calls it."""
+    """Name of the frame in the source."""
     picture: Image.Image
-    """Of mode RGB, at the original size, H x W."""
+    """Mode RGB, at the original size, H x W."""
     masks: Sequence[Mask]
-    """(H', W') each, one an object, in the order of the sample's objects. H' and W' are the picture's but for datasets
-    that draw masks at a size of their own; empty where the object is not in this frame."""
+    """One (H', W') bool mask per object, in the order of the sample's objects; empty where the object is not in this
+    frame. H' and W' are the picture's, except in datasets whose masks have another size than their picture."""
 
 
 @dataclass(frozen=True)
 class RawObject:
+    """An object of a sample."""
+
     id: str
+    """Unique in its sample."""
     texts: tuple[str, ...] = ()
-    """As they stand in the source."""
+    """Texts that describe the object, as they are in the source."""
     more: Mapping[str, Any] = field(default_factory=dict)
-    """What else the source says of it, as JSON: category, references, scores, ..."""
+    """Other JSON values of the source: category, references, scores, ..."""
 
 
 @dataclass(frozen=True)
 class RawSample:
+    """What a source returns for one input."""
+
     path: str
-    """Of the raw file, relative to the source's root, with forward slashes."""
+    """Path of the raw file, relative to the source's root, with forward slashes."""
     dataset_type: str
+    """Name of the source."""
     frames: tuple[RawFrame, ...]
     objects: tuple[RawObject, ...]
     more: Mapping[str, Any] = field(default_factory=dict)
-    """What else the source says of the whole, as JSON: captions, conversations, split, ..."""
+    """Other JSON values of the source for the whole sample: captions, conversations, split, ..."""
     notes: Mapping[str, int] = field(default_factory=dict)
-    """What the reader counted on the way and a user should know of."""
+    """Counts for the user, such as of masks that were thresholded."""

@@ -1,10 +1,11 @@
-"""The raw files that decide the bytes of samples: their sizes are in the plan, their times are compared on the way.
+"""Whether raw files have changed since shards were made of them.
 
-A set's bytes must not depend on the machine, so times are in nothing that is kept in it. They are used twice:
+Sizes of files are part of the plan. Times are not, for a set's bytes must not depend on the machine. They are compared
+twice:
 
-- of an unfinished set, each shard that stands was made of files of known sizes and times (`stamp`); where one of them
-  has others now, the shard is written again.
-- of a finished set, inputs whose files are newer than its manifest are made again and compared with what it holds.
+- in an unfinished set, the sizes and times of the files of each shard are kept (`stamp`); where one of them is another
+  now, the shard is written again.
+- in a finished set, inputs whose files are newer than the manifest are made again and compared with the set's samples.
 """
 
 from __future__ import annotations
@@ -40,37 +41,40 @@ def stamp(dataset: RawDataset, inputs: Iterable[RawInput]) -> str:
 
 
 def check_unchanged(folder: Path, dataset: RawDataset, manifest: Manifest) -> str:
-    """Compare the finished set in `folder` with the raw files that are newer than it; a remark for the user, or "".
+    """Make inputs whose raw files are newer than the finished set in `folder` again, and compare their samples.
 
-    Up to 16 of their inputs, spread over all, are made again.
+    Up to 16 of them are made, spread over all.
+
+    Returns:
+        A remark for the user where not all of them were made; else "".
 
     Raises:
-        UserError: a sample would become another one now.
+        UserError: a sample would be another one now.
     """
     written = (folder / MANIFEST).stat().st_mtime
     states = dataset.states
     newer = [item for item in dataset.inputs if any(s.newest >= written for _, s in states.of_input(item.path))]
     chosen = spread_inputs(newer, _COMPARED)
     for item in chosen:
-        if (what := _difference(folder, dataset.job, item)) is not None:
+        if (difference := _difference(folder, dataset.job, item)) is not None:
             raise UserError(
                 "a raw file has changed since this set was finished",
                 where=str(folder),
-                met=f"{item.path}: {what}",
+                met=f"{item.path}: {difference}",
                 wanted="the sample that the set holds",
                 do="put the file back, or write the set again with --overwrite",
             )
     if len(chosen) == len(newer):
         return ""
-    met = f"{len(newer):,} inputs have raw files that are newer than the set; {len(chosen)} of them were made again"
+    remark = f"{len(newer):,} inputs have raw files that are newer than the set; {len(chosen)} of them were made again"
     check = command(f"verify-shard {folder} --against {dataset.job.root}")
-    return f"{folder}: {met}, and are the same; {check} compares all"
+    return f"{folder}: {remark}, and are the same; {check} compares all"
 
 
 def _difference(folder: Path, job: Job, item: RawInput) -> str | None:
-    """Make an input again and say what it becomes, where that is not what the set has of it; else None."""
+    """Make the sample of an input again. Return how it differs from the set's; None where it is the same."""
     shards = ShardSet(folder)
-    places = np.flatnonzero(shards.index["key"] == key_for(item.path).encode())
+    positions = np.flatnonzero(shards.index["key"] == key_for(item.path).encode())
     try:
         sample, _ = read_sample(job, item.path)
         with input_errors(job.root, item.path):
@@ -78,9 +82,9 @@ def _difference(folder: Path, job: Job, item: RawInput) -> str | None:
     except BadInput as error:
         known = any(line.path == item.path and line.reason == error.what for line in read_ledger(folder))
         return None if known else f"cannot become a sample now: {error.what}"
-    if not len(places):
+    if not len(positions):
         return f"becomes a sample now, and is in {LEDGER}"
-    meta, stored = shards.sample(int(places[0]))
+    meta, stored = shards.sample(int(positions[0]))
     now = stored_fields(sample.meta, members)
     if any(meta.get(name) != value for name, value in _plain(sample.meta).items()) or now.keys() != stored.keys():
         return "other annotations"
@@ -88,13 +92,14 @@ def _difference(folder: Path, job: Job, item: RawInput) -> str | None:
     for field, data in now.items():
         if data == stored[field]:
             continue
-        met, wanted = (decode_field(field, one, recipe, as_stored=True) for one in (data, stored[field]))
-        if not np.array_equal(met, wanted):
+        # Other bytes may be the same tensor: another version of zstd compresses otherwise.
+        values = decode_field(field, data, recipe, as_stored=True)
+        if not np.array_equal(values, decode_field(field, stored[field], recipe, as_stored=True)):
             return f"another {field}"
     return None
 
 
 def _plain(meta: object) -> dict[str, object]:
-    """Return `meta` as JSON gives it back: with lists for tuples and texts for keys."""
+    """Return `meta` as it is after JSON: lists for tuples, texts for keys."""
     plain: dict[str, object] = json.loads(json.dumps(meta))
     return plain

@@ -86,7 +86,7 @@ class Regions:
         if key not in self._ids:
             name = self._ids[key] = self._name(id)
             try:
-                self._masks[name] = Mask.of(self._mask(segmentations, size or self._size))
+                self._masks[name] = Mask.from_array(self._mask(segmentations, size or self._size))
             except BadInput as error:
                 self.notes[LEFT_OUT + error.what] += 1
                 self._faults.append((name, error))

@@ -1,4 +1,4 @@
-"""The only module that resizes. Each format comes from the original in one step; none is made from another."""
+"""The only module that resizes. Each format is made from the original in one step; none is made from another."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from pipeline.cropped import Bool, Mask
 from pipeline.weights import weights
 from shards.recipe import PromptPooling, Recipe
 
-if TYPE_CHECKING:  # torch is imported by the functions that need it: processes that shard do without
+if TYPE_CHECKING:  # functions that need torch import it: processes that write shards do not need it
     from torch import Tensor
 
 try:
     from pipeline import _resample
-except ImportError:  # it did not compile, or the processor is another: Pillow does it, in three times the time
+except ImportError:  # not compiled, or for another processor: Pillow does the same in three times the time
     _resample = None  # type: ignore[assignment]
 
 UInt8 = NDArray[np.uint8]
 
-_MOST_COPIED = 1 << 24  # pixels, of four bytes: a larger picture is not held twice
+_MOST_COPIED = 1 << 24  # pixels of four bytes each: larger pictures are not copied
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 def picture(original: UInt8 | Image.Image, size: int, recipe: Recipe) -> UInt8:
-    """(H, W, 3) uint8 RGB, or a Pillow image of mode RGB -> (3, size, size) uint8.
+    """Resize (H, W, 3) uint8 RGB, or a Pillow image of mode RGB, to (3, size, size) uint8.
 
-    With Pillow's antialiased filter; aspect ratio not kept.
+    Uses Pillow's antialiased filter of the recipe. The aspect ratio is not kept.
     """
     image = original if isinstance(original, Image.Image) else Image.fromarray(original)
-    # Pillow 13 begins with the columns of a picture whose height shrinks more than its width.
+    # Pillow 13 resizes the columns first where the height shrinks more than the width; `_resample` begins with rows.
     by_rows = image.height <= max(image.width, size)
     if _resample is None or not by_rows or image.width * image.height > _MOST_COPIED:
         resized = image.resize((size, size), _FILTERS[recipe.image_filter])
@@ -46,26 +46,24 @@ def picture(original: UInt8 | Image.Image, size: int, recipe: Recipe) -> UInt8:
 
 
 def tiles(original: UInt8, columns: int, rows: int, size: int, recipe: Recipe) -> UInt8:
-    """(H, W, 3) uint8 RGB -> (rows * columns, 3, size, size) uint8, row by row.
-
-    The original is resized once, to the size of all tiles together, and cut.
-    """
+    """Resize (H, W, 3) uint8 RGB to the size of all tiles and cut it: (rows * columns, 3, size, size), row by row."""
     resized = Image.fromarray(original).resize((columns * size, rows * size), _FILTERS[recipe.image_filter])
     cut = np.asarray(resized).reshape(rows, size, columns, size, 3).transpose(0, 2, 4, 1, 3)
     return np.ascontiguousarray(cut.reshape(rows * columns, 3, size, size))
 
 
 def sam_logits(logits: Tensor, size: int) -> Tensor:
-    """Mask logits (N, 256, 256) float32 -> (N, size, size), bilinear, as SAM 2 enlarges what its decoder gives."""
+    """Enlarge mask logits (N, 256, 256) float32 to (N, size, size), bilinear, as SAM 2 does it."""
     from torch.nn.functional import interpolate
 
     return interpolate(logits[:, None], (size, size), mode="bilinear", align_corners=False)[:, 0]
 
 
 def predicted_masks(logits: Tensor, height: int, width: int, recipe: Recipe) -> Bool:
-    """Mask logits (N, 256, 256) float32 -> (N, height, width) bool, where the probability is above 0.5.
+    """Enlarge mask logits (N, 256, 256) float32 to masks (N, height, width) bool: probability above 0.5.
 
-    In two bilinear steps, by way of SAM 2's size, as Sa2VA does. One mask at a time: originals may be large.
+    The two bilinear steps are Sa2VA's: to SAM 2's size, then to the original's. One mask at a time: originals may be
+    large.
     """
     from torch.nn.functional import interpolate
 
@@ -78,65 +76,72 @@ def predicted_masks(logits: Tensor, height: int, width: int, recipe: Recipe) -> 
 
 
 def mask(original: Bool | Mask, size: int, out: Bool | None = None) -> Bool:
-    """(H, W) bool -> (size, size) bool, the value at each pixel's centre (Pillow NEAREST).
+    """Resize a mask (H, W) bool to (size, size) bool: the value at each pixel's centre (Pillow's NEAREST).
 
-    Into `out`, all zero, where it is given.
+    Args:
+        out: (size, size) bool, all False, that gets the result; None for a new array.
     """
-    whole = Mask.of(original)
+    whole = Mask.from_array(original)
     out = np.zeros((size, size), np.bool_) if out is None else out
     return _sampled(whole, [_centres(side, size) for side in whole.shape], out)
 
 
 def prompt_cells(original: Bool | Mask, pooling: PromptPooling, recipe: Recipe) -> Bool:
-    """(H, W) bool -> (grid, grid) bool: the cells of the ViT's token grid that belong to the region.
+    """Return which cells of the ViT's token grid belong to a region: mask (H, W) bool -> (grid, grid) bool.
 
-    `recipe.prompt_pooling` says what each pooling means.
+    `Recipe.prompt_pooling` says what each pooling means.
     """
-    whole, grid = Mask.of(original), recipe.grid
+    whole, grid = Mask.from_array(original), recipe.grid
     cells = np.zeros((grid, grid), np.bool_)
     if pooling == "center":
         return _sampled(whole, [_centres(side, grid) for side in whole.shape], cells)
     if pooling == "corner":
         # torch's interpolate(mode="nearest") reads floor(i * H / grid); H / 16 is exact in float32, so integers agree.
         return _sampled(whole, [np.arange(grid) * side // grid for side in whole.shape], cells)
-    cell, size = recipe.vision_size // grid, (recipe.vision_size, recipe.vision_size)
-    # Between 448 and a size that shares no power of two, Pillow's rounding follows no formula of whole numbers.
+    cell = recipe.vision_size // grid
+    size = (recipe.vision_size, recipe.vision_size)
+    # No formula of integers gives Pillow's rounding here: 448 is no power of two.
     enlarged = Image.fromarray(np.asarray(whole).view(np.uint8)).resize(size, Image.Resampling.NEAREST)
     blocks = np.asarray(enlarged).reshape(grid, cell, grid, cell)
     return blocks.sum(axis=(1, 3)) * 2 > cell * cell
 
 
 def _centres(length: int, size: int) -> NDArray[np.int64]:
-    """The pixel that holds the centre of each of `size` stretches of `length` pixels.
+    """Return the pixel at the centre of each of `size` equal parts of `length` pixels: (size,) int64.
 
-    What Pillow's NEAREST reads where `size` is a power of two: its floating point is exact there.
+    Pillow's NEAREST reads the same pixels where `size` is a power of two: its floating point is exact there.
     """
     return (2 * np.arange(size) + 1) * length // (2 * size)
 
 
 def _sampled(whole: Mask, lines: Sequence[NDArray[np.signedinteger]], out: Bool) -> Bool:
-    """The mask's values where these rows and columns, both rising, cross: into `out`, which is all zero."""
+    """Copy the mask's values at the crossings of rows and columns into `out`, which is all False, and return it.
+
+    Args:
+        lines: (rows, columns), both ascending.
+    """
     rows, columns = lines
     height, width = whole.pixels.shape
     top, bottom = np.searchsorted(rows, (whole.top, whole.top + height))
     left, right = np.searchsorted(columns, (whole.left, whole.left + width))
-    inner_rows, inner_columns = rows[top:bottom] - whole.top, columns[left:right] - whole.left
+    inner_rows = rows[top:bottom] - whole.top
+    inner_columns = columns[left:right] - whole.left
     if whole.pixels.flags.c_contiguous:
         out[top:bottom, left:right] = whole.pixels.take(inner_rows, axis=0).take(inner_columns, axis=1)
-    else:  # column after column, as COCO's code decodes
+    else:  # stored by columns, as COCO's code decodes
         out.T[left:right, top:bottom] = whole.pixels.T.take(inner_columns, axis=0).take(inner_rows, axis=1)
     return out
 
 
 def coverage(original: Bool | Mask, grid: int) -> NDArray[np.float32]:
-    """(H, W) bool -> (grid, grid) float32 in 0..1: the share of each cell that the object covers.
+    """Return the share of each cell that a mask (H, W) bool covers: (grid, grid) float32 in 0..1.
 
     Equal to torch's `adaptive_avg_pool2d`: cell i spans rows floor(i * H / grid) to ceil((i + 1) * H / grid).
     """
-    whole = Mask.of(original)
+    whole = Mask.from_array(original)
     steps = np.arange(grid + 1, dtype=np.int64)
     (top, bottom), (left, right) = ((steps[:-1] * side // grid, -(-steps[1:] * side // grid)) for side in whole.shape)
-    # Sums up to each edge, of the rectangle that holds the object alone.
+    # Sums up to each edge, within the rectangle around the object.
     height, width = whole.pixels.shape
     columns = np.zeros((height, width + 1), np.int32)
     np.cumsum(whole.pixels, axis=1, out=columns[:, 1:])
@@ -145,15 +150,16 @@ def coverage(original: Bool | Mask, grid: int) -> NDArray[np.float32]:
     np.cumsum(columns[:, last] - columns[:, first], axis=0, out=in_column[1:])
     first, last = (np.clip(edge - whole.top, 0, height) for edge in (top, bottom))
     total = in_column[last] - in_column[first]
-    # Divided one side after the other, as torch does it: ties and order then come out the same.
-    sides = (bottom - top).astype(np.float32), (right - left).astype(np.float32)
-    return total.astype(np.float32) / sides[0][:, None] / sides[1][None, :]
+    # Divided by one side after the other, as torch does it: ties and order are then the same.
+    heights = (bottom - top).astype(np.float32)
+    widths = (right - left).astype(np.float32)
+    return total.astype(np.float32) / heights[:, None] / widths[None, :]
 
 
 def fill_small(cells: Bool, original: Bool | Mask, recipe: Recipe) -> Bool:
-    """Switch on cells in order of coverage until `recipe.min_prompt_cells` or every touched cell is on.
+    """Return `cells` with more cells on, by coverage, until `recipe.min_prompt_cells` or every touched cell are on.
 
-    Ties go in row-major order. So an object that exists never has an empty prompt.
+    Ties go in row-major order. An object that has a pixel never has an empty prompt.
     """
     filled = cells.copy()
     share = coverage(original, recipe.grid).ravel()

@@ -246,7 +246,8 @@ def _write(begun: _Begun, shards: range, workers: int | None, max_bad: float, en
     Returns:
         (number of shards written, number of bad inputs in all of `shards`).
     """
-    plan, workspace = begun.plan, begun.workspace
+    plan = begun.plan
+    workspace = begun.workspace
     # Notes are not kept: those of a large set together take more memory than all workers.
     done = {shard: note.bad for shard, note in workspace.notes(plan, shards)}
     missing = [shard for shard in shards if shard not in done]

@@ -164,7 +164,8 @@ def write_shard(
         temporary_folder: for the tar while it grows, on a local disk; for a `Folder`, on the disk of that folder.
     """
     keep_freed_memory()
-    tar, unique = f"{name}.tar", f"{name}.{uuid.uuid4().hex}"
+    tar = f"{name}.tar"
+    unique = f"{name}.{uuid.uuid4().hex}"
     temporary = temporary_folder / f"{unique}.tmp"
     try:
         with CurrentInput(temporary_folder / f"{unique}{CURRENT_INPUT}") as current, open(temporary, "wb") as file:

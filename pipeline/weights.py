@@ -1,4 +1,4 @@
-"""The weights of Pillow's antialiased filters: which pixels of the original make one of the result, and how much."""
+"""The weights of Pillow's antialiased filters: how much each pixel of the original counts in one of the result."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ BITS = 22  # a weight is a multiple of 2 ** -BITS
 
 @lru_cache(maxsize=64)
 def weights(length: int, size: int, kind: Filter) -> tuple[Int32, Int32, Int32]:
-    """How a line of `size` pixels is made of one of `length`: (start, count, weight).
+    """Return how a line of `length` pixels is resized to `size` pixels.
 
-    Pixel i is made of `count[i]` pixels from `start[i]` on, with `weight[i]` of them, in 2 ** -22: (size,), (size,),
-    (size, max(count)) int32. In the order of Pillow's operations, so that every bit comes out the same: the filter
-    around the centre of the result's pixel, as wide as its stretch of the original where that is more than one pixel,
-    its samples divided by their sum.
+    The operations have Pillow's order, so that every bit is the same: the filter is centred on the result's pixel,
+    stretched by `length / size` where that is more than 1, and its samples are divided by their sum.
+
+    Returns:
+        (start, count, weight), int32: (size,), (size,), (size, max(count)). Pixel i of the result is the sum of
+        `count[i]` pixels from `start[i]` on, times `weight[i]` in units of 2 ** -22.
     """
     scale = length / size
     stretch = max(scale, 1.0)
@@ -43,7 +45,8 @@ def _bilinear(x: Float64) -> Float64:
 
 
 def _bicubic(x: Float64) -> Float64:
-    """Keys's cubic convolution with a = -0.5."""
+    """Cubic convolution with a = -0.5 (Keys 1981, "Cubic convolution interpolation for digital image processing")."""
     a = -0.5
-    near, far = ((a + 2) * x - (a + 3)) * x * x + 1, (((x - 5) * x + 8) * x - 4) * a
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * a
     return np.where(x < 1, near, np.where(x < 2, far, 0.0))

@@ -58,7 +58,7 @@ def sample_of(
     for candidate in candidates:
         described = names.own(candidate.object)
         try:
-            own = [Mask.of(read()) for read in candidate.masks]
+            own = [Mask.from_array(read()) for read in candidate.masks]
             if not any(mask.any() for mask in own):
                 raise BadInput(
                     EMPTY,

@@ -69,7 +69,7 @@ class Sav(Source):
             if not mask.any():
                 raise BadInput("empty mask", met=f"mask{number} has no pixel", wanted="the object in both frames")
             picture = Image.fromarray(_picture(arrays[f"frame{number}"], top))
-            frames.append(RawFrame(f"frame{number}", picture, (Mask.of(mask),)))
+            frames.append(RawFrame(f"frame{number}", picture, (Mask.from_array(mask),)))
         return RawSample(path, self.name, tuple(frames), (RawObject("0"),), notes=notes)
 
 

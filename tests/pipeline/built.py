@@ -17,7 +17,7 @@ from pycocotools import mask as coco
 
 from demo.make_sav import photograph
 from pipeline.dataset import find_inputs
-from pipeline.derive import Against
+from pipeline.derive import Deriver
 from pipeline.raw import RawSample
 from pipeline.records import Records
 from pipeline.request import make_request
@@ -114,7 +114,7 @@ def through(
     manifest = summary.manifest
     assert manifest.inputs == manifest.samples + sum(manifest.left_out.values())
     (work / "against").mkdir()
-    raw = Against(root, work / "against")
+    raw = Deriver(root, work / "against")
     report = verify([str(work / name)], derive=raw.derive, same_inputs=raw.same_inputs, workers=1)
     assert report.ok, report.table()
     assert preview(work / name, work / "page").read_text("utf-8").count("<img") == min(8, manifest.samples)

@@ -51,3 +51,22 @@ def test_from_the_command_line(sav_root, tmp_path):
     for words in ("inputs │ 12, of which 2", "shards", "files", "bytes", "free", "hours", "+-"):
         assert words in done.stdout.replace("  ", " ") or words in " ".join(done.stdout.split())
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("verb", [["shard", "--dry-run"], ["estimate"]], ids=["dry run", "estimate"])
+def test_links_to_nothing_are_no_traceback(here, sav_root, tmp_path, verb):
+    """One of the inputs, all of them, the folder of the data, the folder that would be written."""
+    (tmp_path / "raw").mkdir()
+    link = tmp_path / "raw/masklet_data_00000.npz"
+    link.symlink_to(tmp_path / "gone")
+    (tmp_path / "raw/folder").symlink_to(tmp_path / "gone")
+    given = [*verb, "--source", "sav", "--out", tmp_path / "raw/folder", "--root"]
+    alone = here(*given, tmp_path / "raw")
+    assert "Traceback" not in alone.stderr and not (tmp_path / "gone").exists()
+    if verb == ["estimate"]:
+        assert alone.returncode == 1 and "a link to nothing" in alone.stderr and len(alone.stderr.splitlines()) == 1
+    (tmp_path / "raw/masklet_data_00001.npz").symlink_to(sav_root / "sav_coffee/masklet_data_00000.npz")
+    mixed = here(*given, tmp_path / "raw")
+    assert mixed.returncode == 0 and "nothing written" in mixed.stdout, mixed.stderr
+    gone = here(*given, tmp_path / "raw/folder")
+    assert gone.returncode == 1 and "no such folder" in gone.stderr

@@ -123,7 +123,7 @@ def test_notes_count_regions_that_got_cells_and_those_still_small():
     ):
         mask = np.zeros((1600, 1600), np.bool_)  # 16 cells; 1 at its centre; 4 corners, none at a centre; 2, no centre
         mask[slice(*rows), slice(*columns)] = True
-        masks.append(Mask.of(mask))
+        masks.append(Mask.from_array(mask))
     frame = RawFrame("a", Image.new("RGB", (1600, 1600)), tuple(masks))
     raw = RawSample("a", "folder", (frame,), tuple(RawObject(str(n)) for n in range(4)), {}, {})
     sample, notes = make_sample(raw, recipe)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import shards.archive
 from cli import app
-from pipeline.derive import Against
+from pipeline.derive import Deriver
 from shards.codec import decode_picture, encode_picture
 from shards.errors import BadShard, UserError
 from shards.lossy import EXACT, Psnr, decode_jpeg, encode_jpeg, psnr
@@ -100,7 +100,7 @@ def test_it_is_refused_in_one_line_unless_allowed(lossy):
 
 
 def test_against_the_raw_files_the_loss_is_the_one_that_was_told(sav_root, lossy, tmp_path):
-    raw = Against(sav_root, tmp_path)
+    raw = Deriver(sav_root, tmp_path)
     how = {"derive": raw.derive, "same_inputs": raw.same_inputs, "allow_lossy": True}
     assert verify([lossy], **how).ok
     changed, samples = tmp_path / "sav", stored_samples(lossy)

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cli import app
-from pipeline.derive import Against
+from pipeline.derive import Deriver
 from shards.archive import ShardWriter
 from shards.errors import UserError
 from shards.manifest import Manifest
@@ -38,7 +38,7 @@ def test_two_parts_hold_each_sample_once(sav_root, sav_set, tmp_path):
     assert done.exit_code == 0, done.output
     whole, train, val = (bytes_of(folder) for folder in (sav_set, tmp_path / "sav-train", tmp_path / "sav-val"))
     assert not train.keys() & val.keys() and {**train, **val} == whole and train and val
-    with_raw = Against(sav_root, tmp_path)  # the recipe, the plan and the options are still those of the raw data
+    with_raw = Deriver(sav_root, tmp_path)  # the recipe, the plan and the options are still those of the raw data
     report = verify([tmp_path / "sav-*"], derive=with_raw.derive, same_inputs=with_raw.same_inputs)
     assert report.ok and report.samples == 12, report.table()
     assert all(tar.stat().st_size <= 4_000_000 + 20_480 for tar in tmp_path.glob("sav-*/*.tar"))

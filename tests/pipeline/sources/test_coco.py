@@ -16,7 +16,7 @@ from pycocotools import mask as coco
 from skimage import data as photographs
 
 from pipeline.dataset import find_inputs
-from pipeline.derive import Against
+from pipeline.derive import Deriver
 from pipeline.records import Records
 from pipeline.request import make_request
 from pipeline.run import RunSummary, run
@@ -389,7 +389,7 @@ def test_from_raw_to_seen(refer_root, tmp_path):
     manifest = shard("refcoco+", refer_root, out).manifest
     assert (manifest.inputs, manifest.samples, sum(manifest.left_out.values()), manifest.objects) == (2, 1, 1, 2)
     assert manifest.options["found"]["sentences"] == 4
-    raw = Against(refer_root, tmp_path)
+    raw = Deriver(refer_root, tmp_path)
     report = verify([out], derive=raw.derive, same_inputs=raw.same_inputs)
     assert report.ok, report.table()
     (sample,) = ShardSet(out)

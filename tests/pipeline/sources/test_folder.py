@@ -13,7 +13,7 @@ from PIL import Image
 from skimage import data as photographs
 
 from pipeline.dataset import find_inputs
-from pipeline.derive import Against
+from pipeline.derive import Deriver
 from pipeline.fit import check_size
 from pipeline.formats import RENAMED, make_sample
 from pipeline.raw import RawFrame, RawObject, RawSample
@@ -169,7 +169,7 @@ def test_from_raw_to_verified(root):
     out = root / "shards" / "folder"
     done = run(make_request("folder", root, recipe="sa2va", shard_bytes=10**7), out, 1, 1.0)
     assert (done.manifest.inputs, done.manifest.samples, done.manifest.objects) == (3, 2, 3)
-    raw = Against(root, root)
+    raw = Deriver(root, root)
     report = verify([out], derive=raw.derive, same_inputs=raw.same_inputs)
     assert report.ok, report.table()
 

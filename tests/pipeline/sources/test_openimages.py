@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from pipeline.dataset import find_inputs
-from pipeline.derive import Against
+from pipeline.derive import Deriver
 from pipeline.records import Records
 from pipeline.sources import source_named
 from shards.errors import DroppedInput, UserError
@@ -344,7 +344,7 @@ def test_from_raw_to_seen(write, tmp_path):
     manifest = shard("openimages", root, out).manifest
     assert (manifest.inputs, manifest.samples, manifest.objects) == (3, 2, 3)
     assert manifest.left_out == {"no annotated object": 1} and manifest.options["found"]["objects"] == 3
-    raw = Against(root, tmp_path)
+    raw = Deriver(root, tmp_path)
     report = verify([out], derive=raw.derive, same_inputs=raw.same_inputs)
     assert report.ok, report.table()
     samples = {sample["meta"]["image_id"]: sample for sample in ShardSet(out)}

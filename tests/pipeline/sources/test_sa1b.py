@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.derive import Against
+from pipeline.derive import Deriver
 from shards.errors import BadInput, DroppedInput, UserError
 from shards.preview import preview
 from shards.reader import ShardSet
@@ -265,7 +265,7 @@ def test_from_raw_to_seen(tmp_path):
     manifest = shard("sa1b", root, out).manifest
     assert (manifest.inputs, manifest.samples, manifest.objects) == (3, 2, 3)
     assert manifest.left_out == {"an image without its json": 1}
-    raw = Against(root, tmp_path)
+    raw = Deriver(root, tmp_path)
     report = verify([out], derive=raw.derive, same_inputs=raw.same_inputs)
     assert report.ok, report.table()
     samples = {sample["meta"]["path"]: sample for sample in ShardSet(out)}

@@ -14,7 +14,7 @@ from pycocotools import mask as coco
 
 from demo.make_sav import photograph
 from pipeline.dataset import find_inputs
-from pipeline.derive import Against
+from pipeline.derive import Deriver
 from pipeline.raw import RawSample
 from pipeline.records import Records
 from pipeline.request import make_request
@@ -81,7 +81,7 @@ def through(
     """Shard, verify against the raw files, preview."""
     summary = run(make_request(name, root, recipe=recipe, shard_bytes=100_000_000, **given), folder / "set", 1, 0)
     (folder / "work").mkdir()
-    against = Against(root, folder / "work")
+    against = Deriver(root, folder / "work")
     report = verify([str(folder / "set")], derive=against.derive, same_inputs=against.same_inputs, workers=1)
     assert report.ok, report.table()
     page = preview(folder / "set", folder / "page", 2).read_text()

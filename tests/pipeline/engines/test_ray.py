@@ -23,7 +23,7 @@ from tests.conftest import files_of, shard_sav
 from tests.pipeline.built import SQUARE, jpeg, put
 from tests.servers import objects, reach, serving
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
