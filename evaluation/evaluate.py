@@ -24,7 +24,7 @@ from evaluation.items import Place, batches, cut, read
 from evaluation.new_samples import count_trained, explain_samples, new_parts, trained_on
 from evaluation.scores import ALL, Tally, table
 from inference.loading import load
-from inference.pictures import write
+from inference.pictures import write_file
 from inference.recipes import explain_shards
 from shards.errors import UserError
 from shards.groups import Group
@@ -139,7 +139,7 @@ def evaluate(
             ALL: of_source[ALL],
         }
         if json_file is not None:
-            write(
+            write_file(
                 json_file, (json.dumps(said, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
             )
         shown = "\n".join([table(title, of_source), *notes])

@@ -1,4 +1,4 @@
-"""A trained model in the forms that deployment takes: the mask branch as ONNX, the language model with int8 weights."""
+"""Write a trained model for deployment: the mask branch as ONNX, or the language model with int8 weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.export import load_any, model_card
 
 
 def export_graphs(checkpoint: Path, out: Path, images: Path | None) -> str:
-    """Write the mask branch as ONNX, checked with onnxruntime on the pictures in `images`; what was found.
+    """Write the mask branch as ONNX and check it with onnxruntime on the pictures in `images`; return the report.
 
     Raises:
         UserError: no pictures, or the graphs do not agree with PyTorch.
@@ -31,17 +31,17 @@ def export_graphs(checkpoint: Path, out: Path, images: Path | None) -> str:
 def export_quantised(
     checkpoint: Path, out: Path, images: Path | None, texts: Path | None, dtype: torch.dtype | None
 ) -> str:
-    """Write the model with int8 weights in its language model; sizes before and after, and how masks changed.
+    """Write the model with int8 weights in its language model; return its sizes before and after, and changes of masks.
 
     Args:
         checkpoint: folder of a run, or a released one.
         out: a new folder.
-        images: pictures that `texts` asks about; masks are compared only where both are given.
-        texts: lines of FILE, a tab, a question, as in prediction.
-        dtype: of all other weights; None keeps that of the files.
+        images: folder of pictures; masks are compared only if `texts` is given too.
+        texts: file with lines of FILE, a tab, a question, as in prediction.
+        dtype: dtype of all other weights; None keeps that of the files.
 
     Raises:
-        UserError: half of the two, or as `export_int8`.
+        UserError: only one of `images` and `texts` is given; and as `export_int8`.
     """
     if (images is None) != (texts is None):
         raise UserError("half of what masks are compared on", wanted="both --images and --texts")

@@ -17,12 +17,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def load(folder: str | Path, device: str | None = None, dtype: str | None = None) -> LoadedModel:
-    """Load the model in `folder`, ready for `inference.predictor.Predictor`: frozen, in evaluation mode.
+    """Load a model for prediction: frozen, in evaluation mode.
 
     Args:
-        folder: in the layout of the released ones; or a run's, or a checkpoint of one, whose adapters are merged.
-        device: as PyTorch names it; a GPU where None and there is one.
-        dtype: "float32" or "bfloat16"; where None bfloat16 on a GPU that has it, else float32.
+        folder: a folder in the released layout, the folder of a run, or a checkpoint, whose adapters are merged.
+        device: PyTorch's name of the device; None takes a GPU if there is one.
+        dtype: "float32" or "bfloat16"; None takes bfloat16 on a GPU that computes in it, else float32.
 
     Raises:
         UserError: no such device or dtype, or no such model in `folder`.
@@ -39,7 +39,7 @@ def load(folder: str | Path, device: str | None = None, dtype: str | None = None
         loaded.model.to(place)
         return loaded
     if (path / "config.json").exists() and is_int8_folder(path):
-        return load_quantised(path, place)  # its other weights are as the folder has them
+        return load_quantised(path, place)  # its other weights keep the folder's dtype
     return load_model(folder, dtype=DTYPES[dtype], device=place)
 
 

@@ -1,11 +1,15 @@
-"""Pictures and masks from and to files. What a file holds is checked; half a picture is not a picture."""
+"""Read pictures and regions from files, and write masks. A truncated picture is an error."""
 
 from __future__ import annotations
 
 import glob
 import io
+import json
+import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -22,12 +26,12 @@ _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
 def read_picture(path: Path) -> UInt8:
-    """A picture as (H, W, 3) uint8 RGB, upright; raises `BadInput` as `pipeline.pictures.read_picture` does."""
+    """Read a picture: (H, W, 3) uint8 RGB, upright. Raises `BadInput` as `pipeline.pictures.read_picture` does."""
     return np.asarray(pictures.read_picture(path))
 
 
 def read_region(path: Path) -> Bool:
-    """The region at `path`: (H, W) bool, true where a palette's index is not 0, or grey is above half its largest.
+    """Read a region: (H, W) bool, true where a palette index is not 0, or grey exceeds half the picture's maximum.
 
     Raises:
         BadInput: as `read_picture`.
@@ -41,7 +45,7 @@ def read_region(path: Path) -> Bool:
 
 
 def files_of_frames(folder: Path) -> list[Path]:
-    """The pictures in `folder`, by name; numbers in names are in order of their value."""
+    """Return the pictures in `folder`, sorted by name with numbers compared by value."""
     try:
         found = [path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES and not is_hidden(path.name)]
     except OSError as error:
@@ -63,20 +67,39 @@ def write_masks(out: Path, name: str, picture: UInt8, masks: Bool) -> list[str]:
         masks: (N, H, W).
 
     Returns:
-        The names of the N masks' files.
+        The names of the N mask files.
     """
     names = [f"{name}.mask{n}.png" for n in range(1, len(masks) + 1)]
     for file, mask in zip(names, masks, strict=True):
-        write(out / file, _png(mask.view(np.uint8) * np.uint8(255)))
-    write(out / f"{name}.overlay.png", _png(tint(picture, masks, 0.55)))
+        write_file(out / file, _png(mask.view(np.uint8) * np.uint8(255)))
+    write_file(out / f"{name}.overlay.png", _png(tint(picture, masks, 0.55)))
     for stale in out.glob(f"{glob.escape(name)}.mask*.png"):  # of an earlier answer with more masks
         if stale.name not in names:
             stale.unlink()
     return names
 
 
-def write(path: Path, data: bytes) -> None:
-    """Write a file as a whole or not at all; `UserError` where it cannot be written."""
+def check_out(folder: Path, option: str) -> None:
+    """Check that a folder for outputs can be written or made, before hours go into what it is for.
+
+    Raises:
+        UserError: it, or the folder that it would be made in, is a file or may not be written.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError("not a folder", where=f"{option} {folder}", met=f"a file at {there}", do="give another folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError("cannot be written", where=f"{option} {folder}", met=f"no permission to write in {there}")
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write values as indented JSON; raises `UserError` if the file cannot be written."""
+    text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+    write_file(path, text.encode("utf-8", "backslashreplace"))  # names of files may hold half a surrogate pair
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file completely or not at all; raises `UserError` if it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, data)

@@ -1,4 +1,4 @@
-"""A Sa2VA model that answers: `segment` pictures, `describe` regions, `track` objects through a video."""
+"""Prediction with a Sa2VA model: `segment` pictures, `describe` regions, `track` objects through a video."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from inference import tiles
 from inference.loading import DTYPES
 from inference.recipes import recipe_of
-from inference.regions import cells_of
+from inference.regions import region_cells
 from inference.tracking import Tracker
 from pipeline import resize
 from pipeline.resize import Bool, UInt8
@@ -25,33 +25,33 @@ from trainer.model.prompts import Row, description_question
 from trainer.released.loaded import LoadedModel
 
 PROMPTED_FRAMES = 5
-"""Of a video: those that the language model sees and that are prompted in SAM 2, as in the official inference."""
+"""First frames of a video, which the language model sees and which prompt SAM 2, as in the official inference."""
 _AT_ONCE = 16
-"""Pictures in the vision tower, or objects in the mask decoder, at a time."""
+"""Batch size of the vision tower (pictures) and of the mask decoder (objects)."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model says of a picture of height H and width W."""
+    """Answer to a question about a picture of height H and width W."""
 
     text: str
     masks: Bool
-    """(n, H, W), one for each `[SEG]` of the text, in its order."""
+    """(n, H, W), one for each `[SEG]` of the text, in order."""
 
 
 @dataclass(frozen=True)
 class Track:
-    """What the model says of a video."""
+    """Answer to a question about a video."""
 
     text: str
     objects: int
-    """n, as many as the text has `[SEG]`."""
+    """Number n of objects: one for each `[SEG]` of the text."""
     masks: Iterator[Bool]
-    """For each frame, when its turn comes, (n, H, W) at that frame's size."""
+    """(n, H, W) for each frame, at the frame's size; computed when it is iterated."""
 
 
 class Predictor:
-    """Answers questions about pictures with one model, on the device and in the precision of its weights.
+    """Answers questions about pictures with one model, on the device and in the dtype of its weights.
 
     Pictures are (H, W, 3) uint8 arrays, RGB, of any size.
     """
@@ -69,16 +69,15 @@ class Predictor:
         """Put the model into evaluation mode, and its SAM 2 into float32.
 
         Args:
-            loaded: what `inference.loading.load` returns. Where its weights are bfloat16 it runs under autocast, SAM 2
-                with float32 weights: it mixes precisions in ways that a CPU's layer norm does not take otherwise.
+            loaded: a model from `inference.loading.load`. With bfloat16 weights it runs under autocast, SAM 2 with
+                float32 weights: it mixes dtypes in ways that a CPU's layer norm accepts only so.
             recipe: how pictures become tensors; None: as in the model's training (see `inference.recipes.recipe_of`).
-            most_tiles: 1 shows the model the whole picture at 448 x 448, as shards do. Up to 12 tiles at 448 x 448
-                and a thumbnail are the official inference.
-            max_new_tokens: of an answer.
+            most_tiles: most tiles per picture. 1 shows the model the whole picture at 448 x 448, as shards do. 12,
+                each 448 x 448, and a thumbnail are the official inference.
+            max_new_tokens: most tokens of an answer.
             official_normalisation: round SAM 2's mean and standard deviation to bfloat16, as the official inference
                 does.
-            memory_dtype: "bfloat16", in which the official inference keeps what it remembers of a video's frames, or
-                "float32", which does not round it.
+            memory_dtype: dtype of SAM 2's memory of a video: "bfloat16", as in the official inference, or "float32".
         """
         if memory_dtype not in DTYPES:
             raise UserError("unknown dtype of memories", met=memory_dtype, wanted=" or ".join(DTYPES))
@@ -86,10 +85,11 @@ class Predictor:
             raise UserError("number of tiles", met=str(most_tiles), wanted=f"1 to {tiles.MOST_TILES}")
         self.model = loaded.model.eval()
         self.model.grounding_encoder.float()
-        asked = named_recipe(recipe) if isinstance(recipe, str) else recipe
-        self.recipe = asked or recipe_of(loaded)
+        self.recipe = (named_recipe(recipe) if isinstance(recipe, str) else recipe) or recipe_of(loaded)
         self.memory_dtype = DTYPES[memory_dtype]
-        self.most_tiles, self.max_new_tokens, self.rounded = most_tiles, max_new_tokens, official_normalisation
+        self.most_tiles = most_tiles
+        self.max_new_tokens = max_new_tokens
+        self.official_normalisation = official_normalisation
 
     @torch.no_grad()
     def segment(
@@ -102,32 +102,32 @@ class Predictor:
         """Answer one question about each picture, all in one batch, with a mask for each `[SEG]` of the answer.
 
         Args:
-            pictures: M of them. An array that stands here several times is sam_features at once.
-            texts: M questions such as "Please segment the dog." The picture goes in front, or where it says `<image>`.
-            names: of the pictures, for messages.
+            pictures: M pictures. An array that occurs several times is encoded once.
+            texts: M questions such as "Please segment the dog." The picture goes in front, or in place of `<image>`.
+            names: names of the pictures, for messages.
             regions: for each picture None or (R, H, W) bool, regions that its text calls region1, region2, ...
 
         Raises:
-            UserError: a picture, a text or a region that cannot be asked about; it names the picture.
+            UserError: an invalid picture, text or region; it names the picture.
         """
         with self._precision():
-            given = [None] * len(pictures) if regions is None else regions
-            answers = self._ask(pictures, texts, given, _names(pictures, names))
+            optional = [None] * len(pictures) if regions is None else regions
+            generated = self._ask(pictures, texts, optional, _names(pictures, names))
             sam_features: dict[int, SamFeatures] = {}
-            found = []
-            for i, (picture, ids) in enumerate(zip(pictures, answers.tokens(), strict=True)):
+            answers = []
+            for i, (picture, ids) in enumerate(zip(pictures, generated.tokens(), strict=True)):
                 height, width = picture.shape[:2]
                 masks = [np.empty((0, height, width), np.bool_)]
-                states = answers.seg_states[answers.row_of_seg == i]
+                states = generated.seg_states[generated.row_of_seg == i]
                 if len(states) and id(picture) not in sam_features:
-                    sam_features[id(picture)] = self._look(picture)
+                    sam_features[id(picture)] = self._encode_sam(picture)
                 for part in self.model.text_hidden_fcs(states).split(_AT_ONCE):
-                    where = torch.zeros(len(part), dtype=torch.int64, device=part.device)
+                    first = torch.zeros(len(part), dtype=torch.int64, device=part.device)
                     if len(part):
-                        logits = self.model.grounding_encoder.decode(sam_features[id(picture)], where, part)
+                        logits = self.model.grounding_encoder.decode(sam_features[id(picture)], first, part)
                         masks.append(resize.predicted_masks(logits, height, width, self.recipe))
-                found.append(Answer(self.model.prompts.answer(ids), np.concatenate(masks)))
-        return found
+                answers.append(Answer(self.model.prompts.answer(ids), np.concatenate(masks)))
+        return answers
 
     @torch.no_grad()
     def describe(
@@ -140,42 +140,42 @@ class Predictor:
         """Describe regions: one question about each picture and its regions, all in one batch.
 
         Args:
-            pictures: M of them.
+            pictures: M pictures.
             regions: for each picture (R, H, W) bool, one or more regions at its size.
-            texts: M questions, which call the regions region1, region2, ...; the training's own where None.
-            names: of the pictures, for messages.
+            texts: M questions, which call the regions region1, region2, ...; None asks the question of training.
+            names: names of the pictures, for messages.
 
         Raises:
             UserError: a region of another size than its picture, or too small for a single cell of the 16 x 16 grid.
         """
-        asked = [description_question(len(r)) for r in regions] if texts is None else texts
+        questions = [description_question(len(r)) for r in regions] if texts is None else texts
         with self._precision():
-            answers = self._ask(pictures, asked, regions, _names(pictures, names))
+            answers = self._ask(pictures, questions, regions, _names(pictures, names))
         return [self.model.prompts.answer(ids) for ids in answers.tokens()]
 
     def track(self, frames: Sequence[UInt8], text: str, name: str = "video") -> Track:
         """Answer a question about a video and follow each `[SEG]` of the answer through all of its frames.
 
-        The language model sees the first 5 frames, and what it finds is prompted in each of them; SAM 2's memory
-        follows it through the others.
+        The language model sees the first 5 frames, and its objects are prompted in each of them; SAM 2's memory
+        follows them through the others.
 
         Args:
-            frames: one or more, in order. Each is taken when its turn comes, so they need not all be in memory.
-            text: the question. The frames stand in front, or where it says `<image>`.
-            name: of the video, for messages.
+            frames: one or more, in order. Each is read when it is needed, so they need not all be in memory.
+            text: the question. The frames go in front, or in place of `<image>`.
+            name: name of the video, for messages.
 
         Raises:
-            UserError: no frame, or one that is no picture.
+            UserError: no frames, or a frame that is no picture.
         """
         if not len(frames):
             raise UserError("no frames", where=name)
         with torch.no_grad(), self._precision():
             first = [frames[i] for i in range(min(PROMPTED_FRAMES, len(frames)))]
-            shown = [resize.picture(_checked(frame, name), self.recipe.vision_size, self.recipe) for frame in first]
-            row = self.model.prompts.ask(name, text, frames=len(shown))
-            answers = self._answer([row], np.stack(shown), [list(range(len(shown)))], None)
-            embeddings = self.model.text_hidden_fcs(answers.seg_states)
-        answer = self.model.prompts.answer(answers.tokens()[0])
+            views = [resize.picture(_checked(frame, name), self.recipe.vision_size, self.recipe) for frame in first]
+            row = self.model.prompts.ask(name, text, frames=len(views))
+            generated = self._generate([row], np.stack(views), [list(range(len(views)))], None)
+            embeddings = self.model.text_hidden_fcs(generated.seg_states)
+        answer = self.model.prompts.answer(generated.tokens()[0])
         return Track(answer, len(embeddings), self._follow(frames, embeddings, name))
 
     def _follow(self, frames: Sequence[UInt8], embeddings: Tensor, name: str) -> Iterator[Bool]:
@@ -183,24 +183,24 @@ class Predictor:
         for i in range(len(frames)):
             yield self._step(tracker, i, _checked(frames[i], name), embeddings)
 
-    @torch.no_grad()  # around a step, not the generator: it would hold in its caller's code too
+    @torch.no_grad()  # around a step: around the generator it would apply to the caller's code too
     def _step(self, tracker: Tracker, i: int, frame: UInt8, embeddings: Tensor) -> Bool:
         height, width = frame.shape[:2]
         if not len(embeddings):
             return np.empty((0, height, width), np.bool_)
         with self._precision():
-            sam_features = self._look(frame)
+            sam_features = self._encode_sam(frame)
             prompted = i < PROMPTED_FRAMES
             logits = tracker.prompt(i, sam_features, embeddings) if prompted else tracker.follow(i, sam_features)
             return resize.predicted_masks(logits, height, width, self.recipe)
 
     def _precision(self) -> torch.autocast:
-        half = self.model.embedding.weight.dtype == torch.bfloat16
-        return torch.autocast(self.model.device.type, torch.bfloat16, enabled=half)
+        enabled = self.model.embedding.weight.dtype == torch.bfloat16
+        return torch.autocast(self.model.device.type, torch.bfloat16, enabled=enabled)
 
-    def _look(self, picture: UInt8) -> SamFeatures:
+    def _encode_sam(self, picture: UInt8) -> SamFeatures:
         pixels = torch.from_numpy(resize.picture(picture, self.recipe.sam_size, self.recipe))[None]
-        return self.model.grounding_encoder.encode(pixels.to(self.model.device), self.rounded)
+        return self.model.grounding_encoder.encode(pixels.to(self.model.device), self.official_normalisation)
 
     def _ask(
         self,
@@ -209,47 +209,51 @@ class Predictor:
         regions: Sequence[Bool | None],
         names: Sequence[str],
     ) -> Answers:
-        shown: list[UInt8] = []
-        places: dict[int, list[int]] = {}
-        rows, cells = [], []
-        for picture, text, given, name in zip(pictures, texts, regions, names, strict=True):
-            if id(picture) not in places:
-                views = tiles.views(_checked(picture, name), self.most_tiles, self.recipe)
-                places[id(picture)] = list(range(len(shown), len(shown) + len(views)))
-                shown += [*views]
-            grids = np.zeros((0, 16, 16), np.bool_) if given is None else cells_of(picture, given, self.recipe, name)
+        """Ask one question about each picture, with optional regions; an array that occurs twice is tiled once."""
+        views: list[UInt8] = []
+        views_of_picture: dict[int, list[int]] = {}
+        rows = []
+        cells = []
+        for picture, text, masks, name in zip(pictures, texts, regions, names, strict=True):
+            if id(picture) not in views_of_picture:
+                tiled = tiles.views(_checked(picture, name), self.most_tiles, self.recipe)
+                views_of_picture[id(picture)] = list(range(len(views), len(views) + len(tiled)))
+                views += [*tiled]
+            grids = np.zeros((0, 16, 16), np.bool_)
+            if masks is not None:
+                grids = region_cells(picture, masks, self.recipe, name)
             cells.append(grids)
             counts = grids.sum((1, 2)).tolist()
-            rows.append(self.model.prompts.ask(name, text, tiles=len(places[id(picture)]), cells=counts))
+            rows.append(self.model.prompts.ask(name, text, tiles=len(views_of_picture[id(picture)]), cells=counts))
         most = max(map(len, cells))
         padded = np.stack([np.pad(grids, ((0, most - len(grids)), (0, 0), (0, 0))) for grids in cells])
-        return self._answer(rows, np.stack(shown), [places[id(p)] for p in pictures], torch.from_numpy(padded))
+        views_of_row = [views_of_picture[id(picture)] for picture in pictures]
+        return self._generate(rows, np.stack(views), views_of_row, torch.from_numpy(padded))
 
-    def _answer(
-        self, rows: Sequence[Row], shown: UInt8, places: Sequence[Sequence[int]], regions: Tensor | None
+    def _generate(
+        self, rows: Sequence[Row], views: UInt8, views_of_row: Sequence[Sequence[int]], regions: Tensor | None
     ) -> Answers:
-        """Generate.
+        """Generate answers, always with the likeliest token.
 
         Args:
             rows: M questions.
-            shown: (B, 3, 448, 448) uint8.
-            places: which of them each row has.
+            views: (B, 3, 448, 448) uint8.
+            views_of_row: indices into `views` for each row.
             regions: (M, R, 16, 16) bool.
         """
-        model, prompts = self.model, self.model.prompts
-        visual_tokens = torch.cat(
-            [model.encode_image(self._vision(part)) for part in torch.from_numpy(shown).split(_AT_ONCE)]
-        )
-        most = max(map(len, places))
-        images = torch.tensor([[*own, *[-1] * (most - len(own))] for own in places], device=model.device)
-        packed = prompts.pack(rows, model.device, left=True)
+        model = self.model
+        parts = torch.from_numpy(views).split(_AT_ONCE)
+        visual_tokens = torch.cat([model.encode_image(self._normalise(part)) for part in parts])
+        most = max(map(len, views_of_row))
+        images = torch.tensor([[*row, *[-1] * (most - len(row))] for row in views_of_row], device=model.device)
+        packed = model.prompts.pack(rows, model.device, left=True)
         embeddings = model.embed_rows(
             packed, visual_tokens, images, None if regions is None else regions.to(model.device)
         )
         likeliest = lambda logits, step: logits.argmax(-1)  # noqa: E731
-        return generate(model, packed, embeddings, self.max_new_tokens, likeliest, prompts.ended, keep_seg=True)
+        return generate(model, packed, embeddings, self.max_new_tokens, likeliest, model.prompts.ended, keep_seg=True)
 
-    def _vision(self, pictures: Tensor) -> Tensor:
+    def _normalise(self, pictures: Tensor) -> Tensor:
         values = [codec.normalise(picture.numpy(), self.recipe.mean, self.recipe.std) for picture in pictures]
         return torch.from_numpy(np.stack(values)).to(self.model.device)
 

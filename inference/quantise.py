@@ -1,12 +1,12 @@
 """int8 weights for the language model: in memory, and as a folder of safetensors.
 
-Weight-only, symmetric, one scale a row (output channel), through torchao. The folder holds the model's own tensor
-names; a weight `NAME` that became int8 is there as `NAME_int8` (N, K) int8 and `NAME_scale` (N, 1) float32, whose
-product it is. torchao's own storage in safetensors is a prototype that names torchao's classes; this needs none.
+Weight-only, symmetric, one scale per row (output channel), through torchao. The folder holds the model's own tensor
+names. An int8 weight `NAME` is stored as `NAME_int8` (N, K) int8 and `NAME_scale` (N, 1) float32; the weight is their
+product. torchao's storage in safetensors is a prototype that names torchao's classes; this layout does not.
 
-All linear layers are taken, the head too (a fifth of the language model in the 1B size; at random weights it moves the
-logits by a sixth of what the other layers do), unless it is tied to the token table: then it costs nothing, and in int8
-it would be a second copy. The table stays as it is: torchao restores all of it to look up one token.
+All linear layers are quantised. The head is too (it is a fifth of the language model in the 1B size, and changes the
+logits by a sixth of what the other layers change, at random weights), unless it is tied to the token table: then it
+takes no memory, and in int8 it would be a second copy. The table is not: torchao restores all of it for one token.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from inference.compare_masks import Example, compare, masks_of
-from inference.packages import need
 from shards.errors import UserError
+from shards.extras import require
 from trainer.model.architecture import Architecture, sam_of
 from trainer.model.sa2va import Sa2VA
 from trainer.released.files import TensorFolder, check_fit, checked, read_json, resolve, write_folder
@@ -47,6 +46,7 @@ class Sizes:
     whole_model: tuple[int, int]
 
     def table(self) -> str:
+        """Return the sizes as text."""
         lines = [f"{'bytes':<16} {'before':>16} {'int8':>16} {'share':>7}"]
         for name, (before, after) in vars(self).items():
             lines.append(f"{name.replace('_', ' '):<16} {before:>16,} {after:>16,} {after / before:>7.1%}")
@@ -56,13 +56,14 @@ class Sizes:
 def quantise_language_model(model: Sa2VA) -> Sizes:
     """Replace the weights of the language model's linear layers by int8 ones, in place, layer by layer.
 
-    It then runs as before, in the precision of its input. A weight's row w becomes round(w / s) with
-    s = max |w| / 127.5, within -128..127; s is rounded to the weight's precision, in which torchao multiplies by it.
+    The model still computes in the dtype of its input. A weight's row w becomes round(w / s) with
+    s = max |w| / 127.5, within -128..127; s is rounded to the weight's dtype, in which torchao multiplies by it.
 
     Raises:
         UserError: torchao is missing, adapters are not merged, or the weights are int8 already.
     """
-    need("torchao")
+    require("deploy", "torchao")
+    from peft.tuners.lora import LoraLayer
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
     if any(isinstance(module, LoraLayer) for module in model.language_model.modules()):
@@ -82,26 +83,26 @@ def quantise_language_model(model: Sa2VA) -> Sizes:
 
 
 def export_int8(loaded: LoadedModel, out: Path, examples: Sequence[Example] = (), card: str = "") -> str:
-    """Quantise the model in place, write it to `out`, and say what that changed: sizes, and the masks of `examples`.
+    """Quantise the model in place, write it to `out`, and return what changed: sizes, and the masks of `examples`.
 
     Raises:
         UserError: as `quantise_language_model` and `save_quantised`.
     """
     before = masks_of(loaded, examples)
-    said = [quantise_language_model(loaded.model).table()]
+    tables = [quantise_language_model(loaded.model).table()]
     if examples:
-        said.append(compare(examples, before, masks_of(loaded, examples)).table())
+        tables.append(compare(examples, before, masks_of(loaded, examples)).table())
     save_quantised(loaded.model, out, info=loaded.info, card=card)
-    return "\n\n".join(said)
+    return "\n\n".join(tables)
 
 
 def is_quantised(model: Sa2VA) -> bool:
-    """Whether `quantise_language_model` or `load_quantised` made its weights."""
+    """Return whether `quantise_language_model` or `load_quantised` made the language model's weights."""
     return any(hasattr(layer.weight, "qdata") for layer in _linears(model).values())
 
 
 def tensors_of(model: Sa2VA) -> dict[str, Tensor]:
-    """All of the model's tensors as a folder stores them: plain, and without the second of tied ones."""
+    """Return the model's tensors as a folder stores them: plain, and each tied tensor once."""
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         if model.tied and name == f"{_PART}{_HEAD}.weight":
@@ -114,13 +115,14 @@ def tensors_of(model: Sa2VA) -> dict[str, Tensor]:
 
 
 def save_quantised(model: Sa2VA, out: Path, *, info: ModelInfo = UNKNOWN, card: str = "") -> None:
-    """Write a folder for `load_quantised`: config.json, safetensors, tokenizer, README.md and, where the recipe is
-    known, training.json.
+    """Write a folder for `load_quantised`.
+
+    It holds config.json, safetensors, the tokenizer, README.md and, if the recipe is known, training.json.
 
     Args:
-        model: after `quantise_language_model`.
-        out: a new folder. It gets its name once it is complete.
-        info: about the weights that the model started from.
+        model: a model after `quantise_language_model`.
+        out: a new folder. It gets its name only when it is complete.
+        info: what is known of the weights that the model started from.
         card: the text of README.md.
 
     Raises:
@@ -140,17 +142,17 @@ def save_quantised(model: Sa2VA, out: Path, *, info: ModelInfo = UNKNOWN, card: 
 
 
 def is_int8_folder(folder: Path) -> bool:
-    """Whether `save_quantised` wrote `folder`."""
+    """Return whether `save_quantised` wrote `folder`."""
     return read_json(folder / "config.json").get("model_type") == MODEL_TYPE
 
 
 def load_quantised(folder: Path, device: torch.device | str = "cpu") -> LoadedModel:
-    """Load the model of a folder that `save_quantised` wrote: frozen, in evaluation mode, bit-equal to what was saved.
+    """Load the model from a folder of `save_quantised`: frozen, in evaluation mode, bit-equal to what was saved.
 
     Raises:
-        UserError: torchao is missing, or the folder is not such a one, whole.
+        UserError: torchao is missing, or the folder is incomplete or of another kind.
     """
-    need("torchao")
+    require("deploy", "torchao")
     where = resolve(folder) / "config.json"
     config = read_json(where)
     if config.get("model_type") != MODEL_TYPE:
@@ -168,10 +170,10 @@ def load_quantised(folder: Path, device: torch.device | str = "cpu") -> LoadedMo
         if tied:
             model.tie()
         check_fit(_shapes(model), shapes, str(folder))
-        own = model.state_dict()
+        expected = model.state_dict()
         tensors = {}
         for name in shapes:
-            like = torch.empty(0, dtype=torch.int8) if name.endswith(INT8) else own.get(name, torch.empty(0))
+            like = torch.empty(0, dtype=torch.int8) if name.endswith(INT8) else expected.get(name, torch.empty(0))
             tensors[name] = checked(files[name].to(device), like, name, str(folder))
     recipe, trained_on = read_training(folder)
     info = ModelInfo(folder, tensors[_PART + _TABLE].dtype, recipe, trained_on)
@@ -188,7 +190,7 @@ def load_quantised(folder: Path, device: torch.device | str = "cpu") -> LoadedMo
 
 
 def _linears(model: Sa2VA) -> dict[str, nn.Linear]:
-    """The layers that become int8, by their names in the language model."""
+    """Return the layers that become int8, by their names in the language model."""
     modules = model.language_model.named_modules()
     return {n: m for n, m in modules if isinstance(m, nn.Linear) and not (model.tied and n == _HEAD)}
 
@@ -201,7 +203,7 @@ def _int8(qdata: Tensor, scale: Tensor, dtype: torch.dtype) -> nn.Parameter:
 
 
 def _shapes(model: Sa2VA) -> dict[str, tuple[int, ...]]:
-    """Of the tensors that a folder must hold for `model`, whose own need not hold anything yet."""
+    """Return the shapes of the tensors that a folder must hold for `model`; its own may be on the meta device."""
     int8 = {f"{_PART}{name}.weight" for name in _linears(model)}
     shapes: dict[str, tuple[int, ...]] = {}
     for name, tensor in model.state_dict().items():
@@ -214,6 +216,6 @@ def _shapes(model: Sa2VA) -> dict[str, tuple[int, ...]]:
 
 
 def _bytes(model: Sa2VA) -> tuple[int, int]:
-    """Of the language model, and of all."""
+    """Return the bytes of the language model, and of the whole model."""
     sizes = {name: tensor.nbytes for name, tensor in tensors_of(model).items()}
     return sum(size for name, size in sizes.items() if name.startswith(_PART)), sum(sizes.values())

@@ -1,11 +1,10 @@
-"""Prediction from files to files: what `cli.py predict` does once its options are parsed.
+"""Predict from files to files, as the verb `predict` does.
 
-Each question leaves `NAME.json` with the answer and the names of the masks' files, the masks, and an overlay.
+Each question writes `NAME.json` with the answer and the names of the mask files, the masks, and an overlay.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from inference.pictures import files_of_frames, read_picture, read_region, write, write_masks
+from inference.pictures import check_out, files_of_frames, read_picture, read_region, write_json, write_masks
 from inference.predictor import Predictor
 from pipeline.resize import UInt8
 from shards.errors import BadInput, UserError
@@ -22,7 +21,7 @@ from shards.printable import shortened
 from trainer.model.prompts import IMAGE
 
 Load = Callable[[], Predictor]
-"""Loads the model; called once the files that were asked for are known to be there."""
+"""Loads the model. It is called after the files have been checked."""
 
 
 def predict(
@@ -37,23 +36,37 @@ def predict(
     texts: Path | None = None,
     batch_size: int = 8,
 ) -> Iterator[str]:
-    """Answer what the options ask for, and say the answers.
+    """Check the options, then answer the questions; yields one line per answer.
+
+    Args:
+        load: loads the model.
+        out: folder for masks, overlays and answers; made if needed.
+        image: a picture, with `text` or `regions`.
+        text: the question about `image` or `video`.
+        regions: mask files of regions to describe, each of the picture's size.
+        video: folder of frames, with `text`.
+        images: folder of many pictures, with `texts`.
+        texts: file with the questions about `images`, see `read_questions`.
+        batch_size: questions per batch, for `images`.
 
     Raises:
-        UserError: options that do not go together, or files that are not as they should be.
+        UserError: options that do not go together, or files that cannot be used.
     """
-    given = {"--image": image, "--video": video, "--images": images}
-    met = [option for option, value in given.items() if value is not None]
-    if len(met) != 1:
-        raise UserError("one thing to predict from", met=" and ".join(met) or "nothing", wanted=" or ".join(given))
+    inputs = {"--image": image, "--video": video, "--images": images}
+    chosen = [option for option, value in inputs.items() if value is not None]
+    if len(chosen) != 1:
+        raise UserError("one thing to predict from", met=" and ".join(chosen) or "nothing", wanted=" or ".join(inputs))
     if (images is None) != (texts is None) or (images is not None and text is not None):
         raise UserError("questions", wanted="--images FOLDER with --texts FILE; --image or --video with --text TEXT")
     if regions and image is None:
         raise UserError("--region needs --image")
     if text is None and images is None and not regions:
-        raise UserError("nothing is asked", met=f"{met[0]} alone", wanted='--text, such as "Please segment the dog."')
+        raise UserError(
+            "nothing is asked", met=f"{chosen[0]} alone", wanted='--text, such as "Please segment the dog."'
+        )
     if text is not None and not _is_unicode(text):
         raise UserError("not UTF-8", where="--text", met=repr(text), do="give the question in the terminal's encoding")
+    check_out(out, "--out")
     if image is not None:
         return describe(load, image, text, regions, out) if regions else segment(load, image, str(text), out)
     if video is not None:
@@ -63,30 +76,37 @@ def predict(
 
 
 def segment(load: Load, image: Path, text: str, out: Path) -> Iterator[str]:
-    """One question about one picture: masks."""
+    """Answer one question about one picture, with masks."""
     picture = read_picture(image)
     answer = load().segment([picture], [text], [str(image)])[0]
     masks = write_masks(out, image.stem, picture, answer.masks)
-    _note(out, image.stem, {"image": str(image), "question": text, "answer": answer.text, "masks": masks})
+    values = {"image": str(image), "question": text, "answer": answer.text, "masks": masks}
+    write_json(out / f"{image.stem}.json", values)
     yield f"{image.name}: {answer.text}"
 
 
 def describe(load: Load, image: Path, text: str | None, regions: Sequence[Path], out: Path) -> Iterator[str]:
-    """A caption of regions of one picture."""
-    picture, masks = read_picture(image), [read_region(path) for path in regions]
+    """Describe regions of one picture."""
+    picture = read_picture(image)
+    masks = [read_region(path) for path in regions]
     for path, mask in zip(regions, masks, strict=True):
         if mask.shape != picture.shape[:2]:
-            met, wanted = (f"{width} x {height}" for height, width in (mask.shape, picture.shape[:2]))
-            raise UserError("a region of another size than its picture", where=str(path), met=met, wanted=wanted)
+            raise UserError(
+                "a region of another size than its picture",
+                where=str(path),
+                met=f"{mask.shape[1]} x {mask.shape[0]}",
+                wanted=f"{picture.shape[1]} x {picture.shape[0]}",
+            )
     texts = None if text is None else [text]
     answer = load().describe([picture], [np.stack(masks)], texts, [str(image)])[0]
-    named = [str(path) for path in regions]
-    _note(out, image.stem, {"image": str(image), "regions": named, "question": text, "answer": answer})
+    files = [str(path) for path in regions]
+    values = {"image": str(image), "regions": files, "question": text, "answer": answer}
+    write_json(out / f"{image.stem}.json", values)
     yield f"{image.name}: {answer}"
 
 
 class _Frames(Sequence[UInt8]):
-    """Frames that are read when they are asked for."""
+    """Frames of a video, each read from its file when it is indexed."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = paths
@@ -94,85 +114,87 @@ class _Frames(Sequence[UInt8]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, place: Any) -> Any:
-        return read_picture(self.paths[place])
+    def __getitem__(self, index: Any) -> Any:
+        return read_picture(self.paths[index])
 
 
 def track(load: Load, folder: Path, text: str, out: Path) -> Iterator[str]:
-    """One question about the frames in `folder`: masks of each."""
+    """Answer one question about the frames in `folder`, with masks of every frame."""
     frames = _Frames(files_of_frames(folder))
-    found = load().track(frames, text, str(folder))
-    yield f"{folder.name}: {found.text}"
-    noted = []
-    masks_of = tqdm(zip(frames.paths, found.masks, strict=True), total=len(frames), unit="frame", leave=False)
-    for path, masks in masks_of:
-        noted.append({"frame": path.name, "masks": write_masks(out, path.stem, read_picture(path), masks)})
-    whole = {"video": str(folder), "question": text, "answer": found.text, "objects": found.objects, "frames": noted}
-    _note(out, folder.resolve().name, whole)
+    tracked = load().track(frames, text, str(folder))
+    yield f"{folder.name}: {tracked.text}"
+    written = []
+    for path, masks in tqdm(
+        zip(frames.paths, tracked.masks, strict=True), total=len(frames), unit="frame", leave=False
+    ):
+        written.append({"frame": path.name, "masks": write_masks(out, path.stem, read_picture(path), masks)})
+    values = {"video": str(folder), "question": text, "answer": tracked.text, "objects": tracked.objects}
+    write_json(out / f"{folder.resolve().name}.json", values | {"frames": written})
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of a picture."""
+    """A question about a picture."""
 
     name: str
-    """Of its outputs."""
+    """Name of its outputs, without a suffix."""
     path: Path
     text: str
 
 
 def segment_many(load: Load, images: Path, texts: Path, out: Path, batch_size: int) -> Iterator[str]:
-    """The questions in the file `texts` about pictures in the folder `images`, in batches.
+    """Answer the questions in the file `texts` about pictures in the folder `images`, in batches.
 
-    A picture that cannot be read is named and left out, and the run ends with an error.
+    Pictures that cannot be read are left out; the run then ends with an error that names the first.
     """
     questions = read_questions(images, texts)
     predictor = load()
     bad = []
     for start in tqdm(range(0, len(questions), batch_size), unit="batch", leave=False):
-        read: dict[Path, UInt8] = {}
+        pictures: dict[Path, UInt8] = {}
         batch = []
         for question in questions[start : start + batch_size]:
             try:
-                if question.path not in read:
-                    read[question.path] = read_picture(question.path)
+                if question.path not in pictures:
+                    pictures[question.path] = read_picture(question.path)
                 batch.append(question)
             except BadInput as error:
                 bad.append(str(error))
         if not batch:
             continue
-        asked = [q.text for q in batch]
-        answers = predictor.segment([read[q.path] for q in batch], asked, [str(q.path) for q in batch])
+        names = [str(question.path) for question in batch]
+        answers = predictor.segment([pictures[q.path] for q in batch], [q.text for q in batch], names)
         for question, answer in zip(batch, answers, strict=True):
-            masks = write_masks(out, question.name, read[question.path], answer.masks)
-            noted = {"image": str(question.path), "question": question.text, "answer": answer.text, "masks": masks}
-            _note(out, question.name, noted)
+            masks = write_masks(out, question.name, pictures[question.path], answer.masks)
+            values = {"image": str(question.path), "question": question.text, "answer": answer.text, "masks": masks}
+            write_json(out / f"{question.name}.json", values)
             yield f"{question.name}: {answer.text}"
     if bad:
-        met = bad[0] if len(bad) == 1 else f"{bad[0]} (and {len(bad) - 1} more)"
-        raise UserError(f"{len(bad)} of {len(questions)} questions are not answered", met=met)
+        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        raise UserError(f"{len(bad)} of {len(questions)} questions are not answered", met=bad[0] + more)
 
 
 def read_questions(images: Path, texts: Path) -> list[Question]:
-    """The questions in the file `texts`, about pictures in the folder `images`.
+    """Read the questions in the file `texts` about pictures in the folder `images`.
 
-    Lines are `FILE<TAB>question`; empty ones are skipped.
+    Lines are `FILE<TAB>question`; empty lines are skipped.
 
     Raises:
-        UserError: a line that is no question, or names no picture.
+        UserError: a line is no question, or names no picture.
     """
     try:
-        # Not `splitlines`: what else ends a line elsewhere may stand in a name or a question.
+        # Not `splitlines`: names and questions may hold the other characters that it splits at.
         lines = texts.read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        met = getattr(error, "strerror", None) or "other bytes"
-        raise UserError("cannot be read as text", where=str(texts), met=met, wanted="UTF-8") from None
+        reason = getattr(error, "strerror", None) or "other bytes"
+        raise UserError("cannot be read as text", where=str(texts), met=reason, wanted="UTF-8") from None
     questions = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         name, _, text = (part.strip(" \t") for part in line.partition("\t"))
-        path, where = PurePosixPath(name), f"{texts}, line {number}"
+        path = PurePosixPath(name)
+        where = f"{texts}, line {number}"
         if not name or not text or text.count(IMAGE) > 1:
             raise UserError("not a question", where=where, met=repr(line[:80]), wanted="FILE, a tab, one question")
         if path.is_absolute() or ".." in path.parts or not _is_file(images / path):
@@ -185,7 +207,7 @@ def read_questions(images: Path, texts: Path) -> list[Question]:
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether no byte of the command line was left as half a surrogate pair."""
+    """Return whether a text is valid Unicode: an undecodable byte of the command line is half a surrogate pair."""
     try:
         text.encode()
         return True
@@ -198,10 +220,3 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):  # a name that is too long, or holds NUL
         return False
-
-
-def _note(out: Path, name: str, values: dict[str, Any]) -> None:
-    write(
-        out / f"{name}.json",
-        (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"),
-    )

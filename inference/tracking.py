@@ -1,7 +1,7 @@
-"""Objects through a video: SAM 2's memory, started by language embeddings. SAM 2's own parts do all the work.
+"""Track objects through a video with SAM 2's memory, prompted by language embeddings.
 
-As in the official inference every prompted frame is a conditioning frame, object scores move the object pointer alone
-(no mask is blanked by them), and memories are kept in bfloat16 unless float32 is asked for.
+As in the official inference, every prompted frame is a conditioning frame, object scores change only the object pointer
+(they blank no mask), and memories are kept in bfloat16 unless float32 is asked for.
 """
 
 from __future__ import annotations
@@ -16,24 +16,31 @@ from trainer.model.grounding import IMAGE_SIZE, Decoded, GroundingEncoder, SamFe
 
 
 class Tracker:
-    """The memory of N objects of one video. Frames come in order: first those that are prompted."""
+    """SAM 2's memory of N objects in one video. Call `prompt` for the first frames, then `follow`, in order."""
 
     def __init__(self, encoder: GroundingEncoder, frames: int, memory_dtype: torch.dtype = torch.bfloat16) -> None:
-        """Remember nothing yet.
+        """Begin with an empty memory.
 
         Args:
             encoder: SAM 2.
-            frames: how many the video has.
-            memory_dtype: of the memories' maps, (N, 64, 64, 64) a frame in the released models, of which 7 and those
-                of prompted frames are read. float32 takes twice the memory.
+            frames: number of frames of the video.
+            memory_dtype: dtype of the memory maps: (N, 64, 64, 64) per frame in the released models. Read are
+                the last 7 and those of prompted frames. float32 takes twice the memory.
         """
         self._memory_dtype = memory_dtype
-        self._encoder, self._sam, self._frames = encoder, encoder.sam2_model, frames
+        self._encoder = encoder
+        self._sam = encoder.sam2_model
+        self._frames = frames
         self._memory: dict[str, dict[int, dict[str, Any]]] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
-        self._places: list[Tensor] | None = None
+        self._position_maps: list[Tensor] | None = None
 
     def prompt(self, frame: int, sam_features: SamFeatures, embeddings: Tensor) -> Tensor:
-        """Segment frame number `frame`, of features `looked` (B = 1), by embeddings (N, C).
+        """Segment frame number `frame` with phrase embeddings (N, C), and remember it.
+
+        Args:
+            frame: the frame's number, from 0.
+            sam_features: features of the frame, B = 1.
+            embeddings: (N, C), one per object.
 
         Returns:
             (N, 256, 256) float32 mask logits.
@@ -47,7 +54,7 @@ class Tracker:
         return decoded.logits
 
     def follow(self, frame: int, sam_features: SamFeatures) -> Tensor:
-        """Segment frame number `frame` by what is remembered of the frames before: (N, 256, 256) float32."""
+        """Segment frame number `frame` from the memory of earlier frames: (N, 256, 256) float32 mask logits."""
         count = len(next(iter(self._memory["cond_frame_outputs"].values()))["obj_ptr"])
         maps = self._sam._prepare_memory_conditioned_features(
             frame_idx=frame,
@@ -64,23 +71,23 @@ class Tracker:
 
     def _remember(self, kind: str, frame: int, sam_features: SamFeatures, decoded: Decoded) -> None:
         sam = self._sam
-        features, places = sam._encode_new_memory(
+        features, position_maps = sam._encode_new_memory(
             current_vision_feats=[_sequence(sam_features.embedding, len(decoded.logits))],
             feat_sizes=[tuple(sam_features.embedding.shape[2:])],
             pred_masks_high_res=resize.sam_logits(decoded.logits, IMAGE_SIZE)[:, None],
             object_score_logits=decoded.score,
             is_mask_from_pts=kind == "cond_frame_outputs",
         )
-        there = (decoded.score > 0).float()
-        pointer = there * sam.obj_ptr_proj(decoded.token) + (1 - there) * sam.no_obj_ptr
-        self._places = self._places or places  # the same for every frame
+        visible = (decoded.score > 0).float()
+        pointer = visible * sam.obj_ptr_proj(decoded.token) + (1 - visible) * sam.no_obj_ptr
+        self._position_maps = self._position_maps or position_maps  # the same for every frame
         memory = self._memory[kind]
         memory[frame] = {
             "maskmem_features": features.to(self._memory_dtype),
-            "maskmem_pos_enc": self._places,
+            "maskmem_pos_enc": self._position_maps,
             "obj_ptr": pointer,
         }
-        if kind == "non_cond_frame_outputs":  # nothing looks further back
+        if kind == "non_cond_frame_outputs":  # older memories are not read
             memory.pop(frame - max(sam.max_obj_ptrs_in_encoder, sam.num_maskmem), None)
 
 
@@ -89,5 +96,5 @@ def _repeat(maps: list[Tensor], count: int) -> list[Tensor]:
 
 
 def _sequence(maps: Tensor, count: int) -> Tensor:
-    """(1, C, H, W) to (H * W, count, C)."""
+    """Flatten maps (1, C, H, W) and repeat them: (H * W, count, C)."""
     return maps.flatten(2).permute(2, 0, 1).expand(-1, count, -1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 from shards.errors import UserError
 
@@ -27,5 +28,19 @@ def extra(name: str, where: str = "", instead: str = "") -> Iterator[None]:
     except ImportError as error:
         if (error.name or "").partition(".")[0] in _OURS:
             raise
-        do = f'pip install "sa2va-shards[{name}]"' + (f", or {instead}" if instead else "")
-        raise UserError("a package is missing", where=where, met=str(error), do=do) from None
+        raise _missing(name, str(error), where, instead) from None
+
+
+def require(name: str, *modules: str, where: str = "") -> None:
+    """Check that modules of the extra `name` are installed, without importing them.
+
+    Raises:
+        UserError: one is not installed.
+    """
+    if missing := [module for module in modules if find_spec(module) is None]:
+        raise _missing(name, f"no {' and no '.join(missing)}", where)
+
+
+def _missing(name: str, found: str, where: str, instead: str = "") -> UserError:
+    do = f'pip install "sa2va-shards[{name}]"' + (f", or {instead}" if instead else "")
+    return UserError("a package is missing", where=where, met=found, do=do)

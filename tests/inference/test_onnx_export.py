@@ -11,9 +11,9 @@ import torch
 from skimage import data
 
 import inference.onnx_export
-import inference.packages
 from inference.onnx_export import FEATURES, OnnxReport, export_onnx
 from pipeline import resize
+from shards import extras
 from shards.errors import UserError
 from shards.recipe import named_recipe
 from trainer.model.sa2va import Sa2VA, build
@@ -126,7 +126,9 @@ def test_graphs_of_another_model_are_refused(model: Sa2VA, report: OnnxReport, t
 def test_mistakes_end_in_one_line(model: Sa2VA, tmp_path: Path, monkeypatch):
     with pytest.raises(UserError, match="no pictures to compare on; wanted at least one"):
         export_onnx(LoadedModel(model), tmp_path / "new", [])
-    monkeypatch.setattr(inference.packages, "find_spec", lambda name: None if name == "onnxruntime" else object())
-    with pytest.raises(UserError, match=r"packages are missing; met onnxruntime; .*pip install '\.\[deploy\]'"):
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "onnxruntime" else object())
+    with pytest.raises(
+        UserError, match=r'a package is missing; met no onnxruntime; pip install "sa2va-shards\[deploy\]"'
+    ):
         export_onnx(LoadedModel(model), tmp_path / "new", [data.coffee()])
     assert not any(tmp_path.iterdir())

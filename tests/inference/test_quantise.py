@@ -12,7 +12,6 @@ from safetensors import safe_open
 from skimage import data
 from torch import nn
 
-import inference.packages
 from inference.compare_masks import Example, compare, iou, masks_of
 from inference.quantise import (
     export_int8,
@@ -22,6 +21,7 @@ from inference.quantise import (
     save_quantised,
     tensors_of,
 )
+from shards import extras
 from shards.errors import UserError
 from trainer.model.captioner import Captioner
 from trainer.model.sa2va import Sa2VA, build
@@ -158,7 +158,7 @@ def test_masks_before_and_after_are_compared():
     assert before.shape == (2, 256, 256) and before.any() and not before.all()
     after = before.copy()
     after[0, :128] = False
-    first, second = compare(EXAMPLES, before, after).lines
+    first, second = compare(EXAMPLES, before, after).examples
     truth = TRUTH[1::2, 1::2]
     assert first.agreement == before[0, 128:].sum() / before[0].sum()
     assert first.before == (truth & before[0]).sum() / (truth | before[0]).sum() and first.before != first.after
@@ -204,6 +204,6 @@ def test_mistakes_end_in_one_line(tmp_path, monkeypatch):
     set_trainable(adapted, ["lora"], r=2, alpha=4, dropout=0.0)
     with pytest.raises(UserError, match="adapters in the language model; merge them"):
         quantise_language_model(adapted)
-    monkeypatch.setattr(inference.packages, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"packages are missing; met torchao; .*pip install '\.\[deploy\]'"):
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r'a package is missing; met no torchao; pip install "sa2va-shards\[deploy\]"'):
         quantise_language_model(make())

@@ -90,7 +90,7 @@ def test_prediction_meets_the_tensors_of_training_bit_for_bit(
             photo = raw / sample["meta"]["path"].removesuffix("#0")
             described = [raw / f"{photo.stem}{name}.png" for name in ("small", "large")][-len(sample["masks"]) :]
             [*predict(lambda given=predictor: given, tmp_path / "out", image=photo, regions=described)]
-            predictor._look(np.asarray(Image.open(photo)))
+            predictor._encode_sam(np.asarray(Image.open(photo)))
             assert np.array_equal(met["encode_image"].pop()[0][0].numpy(), sample["pixel_values"])
             assert np.array_equal(met["embed_rows"].pop()[3][0].numpy(), sample["prompt_masks"])
             assert np.array_equal(met["encode"].pop()[0][0].numpy(), sample["g_pixel_values"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -189,8 +190,15 @@ def test_the_frames_of_a_video(talker, photos, tmp_path):
 
 
 def test_out_that_is_a_file(predictor, files):
-    with pytest.raises(UserError, match="cannot be written"):
-        list(predict(lambda: predictor, files / "b.png", image=files / "a.png", text="x"))
+    for out in (files / "b.png", files / "b.png" / "deeper"):
+        with pytest.raises(UserError, match=r"--out .*not a folder; met a file at .*b\.png"):
+            predict(pytest.fail, out, image=files / "a.png", text="x")
+
+
+def test_out_that_may_not_be_written(predictor, files, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)  # root may write everywhere
+    with pytest.raises(UserError, match=r"--out .*cannot be written; met no permission to write in"):
+        predict(pytest.fail, tmp_path / "x", image=files / "a.png", text="x")
 
 
 def test_precision_and_device_are_decided_in_one_place(folder):
