@@ -109,13 +109,13 @@ def asked(folder: Path, objective: str, size: int, rank: int, world_size: int) -
 
 @pytest.mark.parametrize(("size", "world_size"), [(1, 2), (2, 2), (2, 3), (3, 1), (4, 2), (8, 3)])
 def test_each_text_of_each_object_is_an_item_once(refer_set: Path, size: int, world_size: int):
-    wanted = Counter[tuple[str, str, int]]()
+    expected = Counter[tuple[str, str, int]]()
     for sample in (ShardSet(refer_set)[i] for i in range(5)):
         for item, mask in zip(sample["meta"]["objects"], sample["masks"], strict=True):
-            wanted.update((sample["__key__"], text, int(mask.sum())) for text in item["texts"] if text.strip())
-    assert wanted.total() == 14 and max(wanted.values()) == 2  # a sentence that was said twice counts twice
+            expected.update((sample["__key__"], text, int(mask.sum())) for text in item["texts"] if text.strip())
+    assert expected.total() == 14 and max(expected.values()) == 2  # a sentence that was said twice counts twice
     of_rank = [asked(refer_set, "segment", size, rank, world_size) for rank in range(world_size)]
-    assert Counter(item for batched in of_rank for batch in batched for item in batch) == wanted
+    assert Counter(item for batched in of_rank for batch in batched for item in batch) == expected
     alone = asked(refer_set, "segment", size, 0, 1)
     assert sorted(batch for batched in of_rank for batch in batched) == sorted(alone)
     assert max(map(len, alone)) <= size
@@ -177,17 +177,17 @@ def test_metrics_equal_an_independent_computation(
     released: Path, refer_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str
 ):
     """Masks enlarged densely, and areas counted by numpy; one truth is emptied."""
-    met: list[tuple[np.ndarray, np.ndarray]] = []
+    actual: list[tuple[np.ndarray, np.ndarray]] = []
     told: list[float] = []
     judged_objective = load_objective(objective)
     original = judged_objective.judge
 
     def spying(self, batch, side):
-        if not met:
+        if not actual:
             batch["masks1"][0] = False
         judged = original(self, batch, side)
         dense = F.interpolate(judged.logits[:, None], (1024, 1024), mode="bilinear", align_corners=False)[:, 0] > 0
-        met.extend((p.numpy().ravel(), t.numpy().ravel()) for p, t in zip(dense, batch["masks1"], strict=True))
+        actual.extend((p.numpy().ravel(), t.numpy().ravel()) for p, t in zip(dense, batch["masks1"], strict=True))
         told.extend(judged.values["caption"].tolist() if "caption" in judged.values else [])
         return judged
 
@@ -195,10 +195,10 @@ def test_metrics_equal_an_independent_computation(
     out = tmp_path / "numbers.json"
     shown = evaluate(str(released), [str(refer_set)], objective=objective, batch_size=4, json_file=out)
     numbers = json.loads(out.read_text())["all"]
-    assert len(met) == numbers["items"] == 14 and numbers["samples"] == 5
+    assert len(actual) == numbers["items"] == 14 and numbers["samples"] == 5
     assert numbers["left_out"] == {NO_TEXT: 1}
     both, found, there = (
-        np.array([area(p, t) for p, t in met], float)
+        np.array([area(p, t) for p, t in actual], float)
         for area in (lambda p, t: (p & t).sum(), lambda p, t: p.sum(), lambda p, t: t.sum())
     )
     unions = found + there - both
@@ -207,7 +207,7 @@ def test_metrics_equal_an_independent_computation(
         either = np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
         return float(np.where(unions == 0, 1.0, either).mean())
 
-    wanted = {
+    expected = {
         "ciou": both.sum() / unions.sum(),
         "giou": mean(both, unions),
         "pr@0.5": np.mean(2 * both > unions),
@@ -215,8 +215,8 @@ def test_metrics_equal_an_independent_computation(
         "precision": mean(both, found),
         "recall": mean(both, there),
     }
-    assert {name: numbers[name] for name in wanted} == pytest.approx(wanted, abs=2e-6)
-    assert 0 < wanted["ciou"] != wanted["giou"]
+    assert {name: numbers[name] for name in expected} == pytest.approx(expected, abs=2e-6)
+    assert 0 < expected["ciou"] != expected["giou"]
     assert ("caption_ce" in numbers) == (objective == "reverse")
     if told:
         assert numbers["caption_ce"] == pytest.approx(np.mean(told), abs=1e-6)
@@ -307,11 +307,11 @@ def test_a_run_is_measured_while_it_trains(sav_set: Path, tmp_path: Path):
     )
     before = files_of(folder)
     export(folder, tmp_path / "exported")
-    wanted = load(tmp_path / "exported", "cpu").model.state_dict()
+    expected = load(tmp_path / "exported", "cpu").model.state_dict()
     for given in (folder, folder / "checkpoint"):
         loaded = load(given, "cpu").model
         assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
-        assert all(torch.equal(tensor, wanted[name]) for name, tensor in loaded.state_dict().items())
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
     out = tmp_path / "one.json"
     evaluate(str(folder), [str(sav_set)], limit=2, batch_size=2, max_caption_tokens=2, json_file=out)
     assert json.loads(out.read_text())["objective"] == "dual"  # SAV has no texts

@@ -151,8 +151,8 @@ def test_a_damaged_record_is_one_line(talker, tmp_path: Path, damage, said: str)
     """Damage the record of an exported folder. Records of checkpoints are compared with their checksums."""
     record = TrainedOn(np.arange(7, dtype=np.uint64), ("a",))
     save_model(talker, tmp_path / "model", info=ModelInfo(trained_on=record))
-    met = trained_on(str(tmp_path / "model"))
-    assert met is not None and met.ids.tolist() == [*range(7)] and met.plans == ("a",)
+    actual = trained_on(str(tmp_path / "model"))
+    assert actual is not None and actual.ids.tolist() == [*range(7)] and actual.plans == ("a",)
     damage(tmp_path / "model" / FILE)
     with pytest.raises(UserError, match=said):
         trained_on(str(tmp_path / "model"))

@@ -58,14 +58,14 @@ def test_masks_are_those_of_the_model_on_a_photograph(model: Sa2VA, report: Onnx
     language = torch.randn(count, model.grounding_encoder.width)
     decoder, chosen = model.grounding_encoder.sam2_model.sam_mask_decoder, []
     hook = decoder.register_forward_hook(lambda m, given, out: chosen.append(out[1].argmax(1)))
-    wanted = model.grounding_encoder.decode(
+    expected = model.grounding_encoder.decode(
         model.encode_sam(image), torch.zeros(count, dtype=torch.int64), language
     ).numpy()
     hook.remove()
-    met = masks(report, image, language)
-    assert met.dtype == np.float32 and met.shape == (count, 256, 256)
-    assert np.abs(met - wanted).max() < 1e-4 * np.abs(wanted).max()
-    assert 0 < (wanted > 0).mean() < 1
+    actual = masks(report, image, language)
+    assert actual.dtype == np.float32 and actual.shape == (count, 256, 256)
+    assert np.abs(actual - expected).max() < 1e-4 * np.abs(expected).max()
+    assert 0 < (expected > 0).mean() < 1
     if count == 7:
         assert len(chosen[0].unique()) > 1  # one and the same of the three masks would not do
 
@@ -74,9 +74,9 @@ def test_pictures_come_in_batches_of_any_size(model: Sa2VA, report: OnnxReport):
     images = pictures(data.chelsea(), data.astronaut(), data.coffee())
     sam_features = model.encode_sam(images)
     found = session(report, "image_encoder.onnx").run(None, {"g_pixel_values": images.numpy()})
-    for met, wanted in zip(found, (sam_features.embedding, *sam_features.high), strict=True):
-        assert met.shape == tuple(wanted.shape)
-        assert np.abs(met - wanted.numpy()).max() < 1e-4 * wanted.abs().max()
+    for actual, expected in zip(found, (sam_features.embedding, *sam_features.high), strict=True):
+        assert actual.shape == tuple(expected.shape)
+        assert np.abs(actual - expected.numpy()).max() < 1e-4 * expected.abs().max()
 
 
 def test_inputs_and_outputs_have_the_documented_names_and_shapes(report: OnnxReport):

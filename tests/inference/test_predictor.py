@@ -29,10 +29,10 @@ def spy(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> list[tuple
     return calls
 
 
-def differing(met: np.ndarray, wanted: np.ndarray) -> float:
+def differing(actual: np.ndarray, expected: np.ndarray) -> float:
     """The share of pixels that differ. Those whose logit is 0 but for rounding may."""
-    assert met.shape == wanted.shape
-    return np.count_nonzero(met != wanted) / max(met.size, 1)
+    assert actual.shape == expected.shape
+    return np.count_nonzero(actual != expected) / max(actual.size, 1)
 
 
 @pytest.mark.parametrize("most_tiles", [1, 6])
@@ -40,12 +40,15 @@ def test_a_batch_gives_what_its_pictures_give_one_by_one(talker: Sa2VA, photos, 
     predictor = Predictor(LoadedModel(talker), max_new_tokens=3, most_tiles=most_tiles)
     together = predictor.segment(photos, TEXTS)
     assert sum(len(answer.masks) for answer in together) > 3
-    for photo, text, met in zip(photos, TEXTS, together, strict=True):
+    for photo, text, actual in zip(photos, TEXTS, together, strict=True):
         (alone,) = predictor.segment([photo], [text])
-        assert met.text == alone.text and met.text.count("[SEG]") == len(met.masks)
-        assert met.masks.dtype == bool and met.masks.shape == alone.masks.shape == (len(met.masks), *photo.shape[:2])
-        assert differing(met.masks, alone.masks) < 1e-4
-        assert all(0.01 < mask.mean() < 0.99 for mask in met.masks)
+        assert actual.text == alone.text and actual.text.count("[SEG]") == len(actual.masks)
+        assert actual.masks.dtype == bool and actual.masks.shape == alone.masks.shape == (
+            len(actual.masks),
+            *photo.shape[:2],
+        )
+        assert differing(actual.masks, alone.masks) < 1e-4
+        assert all(0.01 < mask.mean() < 0.99 for mask in actual.masks)
 
 
 def test_masks_are_the_model_s_own_composed_by_hand(talker: Sa2VA, photos):
@@ -71,9 +74,9 @@ def test_masks_are_the_model_s_own_composed_by_hand(talker: Sa2VA, photos):
     logits = talker.grounding_encoder.decode(
         sam_features, torch.zeros(len(places), dtype=torch.int64), talker.text_hidden_fcs(states[0, places])
     )
-    (met,) = Predictor(LoadedModel(talker), max_new_tokens=6).segment([photo], [TEXTS[0]])
-    assert met.text == prompts.answer(ids) and len(places) > 0
-    assert differing(met.masks, resize.predicted_masks(logits, *photo.shape[:2], recipe)) < 1e-4
+    (actual,) = Predictor(LoadedModel(talker), max_new_tokens=6).segment([photo], [TEXTS[0]])
+    assert actual.text == prompts.answer(ids) and len(places) > 0
+    assert differing(actual.masks, resize.predicted_masks(logits, *photo.shape[:2], recipe)) < 1e-4
 
 
 def test_a_picture_asked_about_twice_is_looked_at_once(predictor: Predictor, photos, monkeypatch):
@@ -120,10 +123,10 @@ def test_regions_are_described_by_their_cells(talker: Sa2VA, photos, most_tiles,
     (caption,) = predictor.describe([photo], [regions])
     assert caption
     rows, _, images, cells = embedded[0]
-    wanted = [resize.prompt_cells(region, "corner", recipe) for region in regions]
-    assert np.array_equal(cells[0].numpy(), wanted)
+    expected = [resize.prompt_cells(region, "corner", recipe) for region in regions]
+    assert np.array_equal(cells[0].numpy(), expected)
     assert "region1, region2" in talker.prompts.decode(rows.ids[0].tolist())
-    places = 256 * images.shape[1] + int(np.sum(wanted))
+    places = 256 * images.shape[1] + int(np.sum(expected))
     assert int((rows.ids == talker.prompts.context).sum()) == places
     batch = predictor.describe(photos[:2], [regions, np.ones((1, *photos[1].shape[:2]), bool)], ["region2?", "What?"])
     assert batch[0] == predictor.describe([photo], [regions], ["region2?"])[0]
@@ -194,9 +197,9 @@ def test_a_video_without_frames_or_objects(predictor: Predictor, photos, monkeyp
 
 def test_bfloat16_runs_and_says_about_the_same(talker: Sa2VA, photos, monkeypatch):
     half = Predictor(LoadedModel(copy.deepcopy(talker).to(torch.bfloat16)), max_new_tokens=1)
-    (met,) = half.segment(photos[:1], TEXTS[:1])
-    (wanted,) = Predictor(LoadedModel(talker), max_new_tokens=1).segment(photos[:1], TEXTS[:1])
-    assert len(met.masks) and (met.masks[0] != wanted.masks[0]).mean() < 0.05
+    (actual,) = half.segment(photos[:1], TEXTS[:1])
+    (expected,) = Predictor(LoadedModel(talker), max_new_tokens=1).segment(photos[:1], TEXTS[:1])
+    assert len(actual.masks) and (actual.masks[0] != expected.masks[0]).mean() < 0.05
     monkeypatch.setattr("inference.predictor.PROMPTED_FRAMES", 1)  # a frame takes a CPU five seconds
     track = half.track([photos[0][:200]] * 2, TEXTS[0])
     assert len(list(track.masks)) == 2

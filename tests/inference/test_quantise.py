@@ -60,10 +60,10 @@ def linears(model: Sa2VA) -> dict[str, nn.Linear]:
 def test_weights_are_those_of_numpy_and_the_layer_multiplies_by_them():
     model, original = make(), make()
     quantise_language_model(model)
-    wanted = linears(original)
-    assert len(wanted) == 2 * 7 + 1 and "lm_head" in wanted
+    expected = linears(original)
+    assert len(expected) == 2 * 7 + 1 and "lm_head" in expected
     for name, layer in linears(model).items():
-        whole, scale = by_numpy(wanted[name].weight.numpy())
+        whole, scale = by_numpy(expected[name].weight.numpy())
         assert np.array_equal(layer.weight.qdata.numpy(), whole) and np.array_equal(layer.weight.scale.numpy(), scale)
         states = torch.randn(5, whole.shape[1])
         by_hand = states.double().numpy() @ (whole.astype(np.float64) * scale).T
@@ -71,7 +71,7 @@ def test_weights_are_those_of_numpy_and_the_layer_multiplies_by_them():
             by_hand += layer.bias.double().numpy()
         assert np.abs(layer(states).numpy() - by_hand).max() < 1e-4 * np.abs(by_hand).max()
         # Half a step, and half a step more where the largest value of a row is cut to 127.
-        off = np.abs(wanted[name].weight.numpy() - whole * scale) / scale
+        off = np.abs(expected[name].weight.numpy() - whole * scale) / scale
         assert off.max() < 0.5001 and off.mean() > 0.2
 
 
@@ -116,15 +116,15 @@ def test_round_trip_is_bit_equal(tmp_path, dtype):
     again = load_quantised(tmp_path / "int8")
     loaded = again.model
     assert not any(p.requires_grad or p.is_meta for p in loaded.parameters()) and not loaded.training
-    met, wanted = tensors_of(loaded), tensors_of(model)
-    assert met.keys() == wanted.keys() == names
-    for key, tensor in wanted.items():
-        assert torch.equal(met[key], tensor) and met[key].dtype == tensor.dtype, key
+    actual, expected = tensors_of(loaded), tensors_of(model)
+    assert actual.keys() == expected.keys() == names
+    for key, tensor in expected.items():
+        assert torch.equal(actual[key], tensor) and actual[key].dtype == tensor.dtype, key
     assert np.array_equal(masks_of(again, EXAMPLES), masks_of(LoadedModel(model), EXAMPLES))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_it_reads_and_writes_as_before_in_both_precisions(dtype):
+def test_captions_and_hidden_states_stay_close_in_both_dtypes(dtype):
     model, original = make(dtype), make(dtype)
     quantise_language_model(model)
     prompts = model.prompts
@@ -134,9 +134,9 @@ def test_it_reads_and_writes_as_before_in_both_precisions(dtype):
     regions[0, 0, 0, :3] = True
     one = torch.tensor([0])
     embeddings = model.embed_rows(rows, visual_tokens, one, regions)
-    met, wanted = (m.run_language_model(embeddings, rows.attention, rows.positions) for m in (model, original))
-    assert met.dtype == dtype and not torch.equal(met, wanted)
-    assert (met - wanted).float().norm() < 0.05 * wanted.float().norm()
+    actual, expected = (m.run_language_model(embeddings, rows.attention, rows.positions) for m in (model, original))
+    assert actual.dtype == dtype and not torch.equal(actual, expected)
+    assert (actual - expected).float().norm() < 0.05 * expected.float().norm()
     captions = Captioner(model)(rows, visual_tokens, one, regions, 4)
     assert captions.ids.shape == (1, 4)
 

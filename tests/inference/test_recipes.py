@@ -83,17 +83,17 @@ def test_prediction_meets_the_tensors_of_training_bit_for_bit(
         loaded = load(folder, "cpu")
         model = loaded.model
         assert loaded.info.recipe == recipe
-        met = {name: spied(monkeypatch, model, name) for name in ("encode_image", "embed_rows")}
-        met["encode"] = spied(monkeypatch, model.grounding_encoder, "encode")
+        actual = {name: spied(monkeypatch, model, name) for name in ("encode_image", "embed_rows")}
+        actual["encode"] = spied(monkeypatch, model.grounding_encoder, "encode")
         predictor = Predictor(loaded, max_new_tokens=1)
         for sample in (shards[0], shards[1]):
             photo = raw / sample["meta"]["path"].removesuffix("#0")
             described = [raw / f"{photo.stem}{name}.png" for name in ("small", "large")][-len(sample["masks"]) :]
             [*predict(lambda given=predictor: given, tmp_path / "out", image=photo, regions=described)]
             predictor._encode_sam(np.asarray(Image.open(photo)))
-            assert np.array_equal(met["encode_image"].pop()[0][0].numpy(), sample["pixel_values"])
-            assert np.array_equal(met["embed_rows"].pop()[3][0].numpy(), sample["prompt_masks"])
-            assert np.array_equal(met["encode"].pop()[0][0].numpy(), sample["g_pixel_values"])
+            assert np.array_equal(actual["encode_image"].pop()[0][0].numpy(), sample["pixel_values"])
+            assert np.array_equal(actual["embed_rows"].pop()[3][0].numpy(), sample["prompt_masks"])
+            assert np.array_equal(actual["encode"].pop()[0][0].numpy(), sample["g_pixel_values"])
             if recipe == RECIPES["default"]:  # another recipe is another picture, and has fewer cells
                 assert sample["prompt_masks"][0].sum() == 4
 
@@ -129,7 +129,7 @@ def test_the_recipe_is_said_and_may_be_replaced(talker: Sa2VA, tmp_path: Path, h
     shutil.copytree(tmp_path / "released", tmp_path / "own")
     (tmp_path / "own" / TRAINING).write_text(json.dumps({"version": 1, **recipe_to_json(CORNER)}))
     asked = ["--image", tmp_path / "a.png", "--text", "What?", "--max-new-tokens", 1, "--out", tmp_path / "out"]
-    for name, more, wanted in (
+    for name, more, expected in (
         ("released", [], r"recipe sa2va \(7dd15dd9f773cf37: .*\): the model's folder names none"),
         ("own", [], r"recipe default \(ae122d3c0a0235e3: .*prompt_pooling corner.*\): the model's own"),
         ("own", ["--recipe", "default"], r"as asked for; warning: .*: prompt_pooling center, not corner$"),
@@ -138,7 +138,7 @@ def test_the_recipe_is_said_and_may_be_replaced(talker: Sa2VA, tmp_path: Path, h
         done = here("predict", "--model", tmp_path / name, "--device", "cpu", *asked, *more)
         assert not done.returncode, done.stderr
         (line,) = (line for line in done.stderr.splitlines() if line.startswith("recipe"))
-        assert re.search(wanted, line), line
+        assert re.search(expected, line), line
 
 
 def test_shards_of_another_recipe_than_the_model_s_are_a_warning_with_both_definitions(talker: Sa2VA):

@@ -55,16 +55,16 @@ def test_the_command_line_writes_masks_overlay_and_answer(folder, files, photos,
     asked = ["--image", str(files / "b.png"), "--text", "Where?", "--out", str(files / "out")]
     run = Joined(1, command_line, ["predict", "--model", folder, *asked, *options], said=files / "said")
     assert run.wait() == [0]
-    (wanted,) = Predictor(LoadedModel(talker), max_new_tokens=3, most_tiles=12).segment([photos[1]], ["Where?"])
-    assert printable(f"b.png: {wanted.text}".strip()) in (files / "said").read_text()
+    (expected,) = Predictor(LoadedModel(talker), max_new_tokens=3, most_tiles=12).segment([photos[1]], ["Where?"])
+    assert printable(f"b.png: {expected.text}".strip()) in (files / "said").read_text()
     noted = json.loads((files / "out" / "b.json").read_text())
-    assert noted["answer"] == wanted.text and noted["question"] == "Where?"
-    assert noted["masks"] == [f"b.mask{n}.png" for n in range(1, len(wanted.masks) + 1)] != []
-    for name, mask in zip(noted["masks"], wanted.masks, strict=True):
-        met = read(files / "out" / name)
-        assert set(np.unique(met)) <= {0, 255} and ((met > 0) != mask).mean() < 1e-4
+    assert noted["answer"] == expected.text and noted["question"] == "Where?"
+    assert noted["masks"] == [f"b.mask{n}.png" for n in range(1, len(expected.masks) + 1)] != []
+    for name, mask in zip(noted["masks"], expected.masks, strict=True):
+        actual = read(files / "out" / name)
+        assert set(np.unique(actual)) <= {0, 255} and ((actual > 0) != mask).mean() < 1e-4
     overlay = read(files / "out" / "b.overlay.png")
-    outside = ~wanted.masks.any(0)
+    outside = ~expected.masks.any(0)
     assert overlay.shape == photos[1].shape and (overlay[outside] != photos[1][outside]).mean() < 1e-3
 
 
@@ -132,11 +132,11 @@ def test_many_questions_in_batches_are_as_one_by_one(talker, files, photos):
     with pytest.raises(UserError, match=r"1 of 5 questions are not answered.*broken\.png"):
         for line in predict(lambda: predictor, files / "out", images=files, texts=files / "texts.tsv", batch_size=3):
             said.append(line)
-    wanted = {"00001-a": (0, "Please segment the cat."), "00003-b": (1, "Where?"), "00005-a": (0, "Where?")}
-    wanted |= {"00006-c": (2, "The cup?")}
-    assert [line.split(":")[0] for line in said] == list(wanted)
+    expected = {"00001-a": (0, "Please segment the cat."), "00003-b": (1, "Where?"), "00005-a": (0, "Where?")}
+    expected |= {"00006-c": (2, "The cup?")}
+    assert [line.split(":")[0] for line in said] == list(expected)
     assert not list(files.glob("out/00004*"))
-    for name, (photo, text) in wanted.items():
+    for name, (photo, text) in expected.items():
         (answer,) = predictor.segment([photos[photo]], [text])
         noted = json.loads((files / "out" / f"{name}.json").read_text())
         assert noted["answer"] == answer.text and len(noted["masks"]) == len(answer.masks)

@@ -23,10 +23,10 @@ def by_going_through(width: int, height: int, most: int) -> tuple[int, int]:
             if count % columns:
                 continue
             rows = count // columns
-            met = abs(width / height - columns / rows)
+            actual = abs(width / height - columns / rows)
             enough = width * height > 0.5 * 448 * 448 * columns * rows
-            if met < distance or (met == distance and enough):
-                best, distance = (columns, rows), met
+            if actual < distance or (actual == distance and enough):
+                best, distance = (columns, rows), actual
     return best
 
 
@@ -37,11 +37,11 @@ def test_the_grid_is_the_official_one(width, height, most):
 
 
 @pytest.mark.parametrize(
-    "size, wanted",
+    "size, expected",
     [((1920, 1080), (4, 2)), ((300, 300), (1, 1)), ((700, 700), (2, 2)), ((2000, 2000), (3, 3)), ((100, 900), (1, 9))],
 )
-def test_grids_by_hand(size, wanted):
-    assert tiles.grid(*size, 12) == wanted
+def test_grids_by_hand(size, expected):
+    assert tiles.grid(*size, 12) == expected
     assert tiles.grid(*size, 1) == (1, 1)
 
 
@@ -54,18 +54,20 @@ def test_tiles_are_cut_from_one_resized_picture_and_the_whole_comes_last(photos,
         columns, rows = tiles.grid(width, height, 12)
         image = Image.fromarray(photo)
         large = F.resize(image, [448 * rows, 448 * columns], InterpolationMode(mode))
-        wanted = [F.crop(large, 448 * row, 448 * column, 448, 448) for row in range(rows) for column in range(columns)]
-        assert len(wanted) > 1
-        wanted.append(F.resize(image, [448, 448], InterpolationMode(mode)))
-        met = torch.from_numpy(tiles.views(photo, 12, RECIPES[recipe]))
-        assert torch.equal(met, torch.stack([F.pil_to_tensor(w) for w in wanted]))
+        expected = [
+            F.crop(large, 448 * row, 448 * column, 448, 448) for row in range(rows) for column in range(columns)
+        ]
+        assert len(expected) > 1
+        expected.append(F.resize(image, [448, 448], InterpolationMode(mode)))
+        actual = torch.from_numpy(tiles.views(photo, 12, RECIPES[recipe]))
+        assert torch.equal(actual, torch.stack([F.pil_to_tensor(w) for w in expected]))
 
 
 def test_one_tile_is_what_shards_hold_and_has_no_thumbnail(photos):
     from pipeline import resize
 
     recipe = RECIPES["sa2va"]
-    met = tiles.views(photos[0], 1, recipe)
-    assert np.array_equal(met, resize.picture(photos[0], 448, recipe)[None])
+    actual = tiles.views(photos[0], 1, recipe)
+    assert np.array_equal(actual, resize.picture(photos[0], 448, recipe)[None])
     small = photos[0][:300, :300].copy()
     assert len(tiles.views(small, 12, recipe)) == 1

@@ -42,9 +42,9 @@ def seeded() -> None:
     torch.manual_seed(1)
 
 
-def apart(met: torch.Tensor, wanted: torch.Tensor) -> float:
+def apart(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """The length of the difference, relative. Memories are rounded to bfloat16: single values may go either way."""
-    return float((met - wanted).norm() / wanted.norm())
+    return float((actual - expected).norm() / expected.norm())
 
 
 def sam_alone(
@@ -96,22 +96,22 @@ def tracked(
 
 def test_it_is_sam2s_own_tracking(encoder, video):
     embeddings = 3 * torch.randn(1, encoder.width)
-    met, pointers = tracked(encoder, video, embeddings, PROMPTED)
-    wanted, wanted_pointers = sam_alone(encoder, video, embeddings[0], PROMPTED)
+    actual, pointers = tracked(encoder, video, embeddings, PROMPTED)
+    expected, wanted_pointers = sam_alone(encoder, video, embeddings[0], PROMPTED)
     for i in range(FRAMES):
-        assert apart(met[i, 0], wanted[i]) < 1e-3 and apart(pointers[i, 0], wanted_pointers[i]) < 1e-3, i
-        assert i == 0 or apart(wanted[i], wanted[i - 1]) > 0.02
+        assert apart(actual[i, 0], expected[i]) < 1e-3 and apart(pointers[i, 0], wanted_pointers[i]) < 1e-3, i
+        assert i == 0 or apart(expected[i], expected[i - 1]) > 0.02
 
 
 def test_memories_in_float32_are_not_rounded(encoder, video):
     """Against SAM 2's own tracking in float32: nearly equal where rounded memories are far off."""
     embeddings = 3 * torch.randn(1, encoder.width)
-    wanted, _ = sam_alone(encoder, video[:4], embeddings[0], PROMPTED, torch.float32)
+    expected, _ = sam_alone(encoder, video[:4], embeddings[0], PROMPTED, torch.float32)
     exact, _ = tracked(encoder, video[:4], embeddings, PROMPTED, torch.float32)
     rounded, _ = tracked(encoder, video[:4], embeddings, PROMPTED)
     for i in range(PROMPTED, 4):
-        assert apart(exact[i, 0], wanted[i]) < 1e-5
-        assert apart(rounded[i, 0], wanted[i]) > 10 * apart(exact[i, 0], wanted[i])
+        assert apart(exact[i, 0], expected[i]) < 1e-5
+        assert apart(rounded[i, 0], expected[i]) > 10 * apart(exact[i, 0], expected[i])
 
 
 def test_objects_are_tracked_as_if_alone(encoder, video):
