@@ -1,11 +1,10 @@
-"""Why a text is not the JSON that was wanted: the fault with its line and byte, and what helps against this one."""
+"""Name the fault in broken JSON: what is wrong, at which line and byte, and what to do about it."""
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import ijson
 import numpy as np
@@ -17,14 +16,14 @@ MAX_DEPTH = 200  # levels; annotations have less than ten, and parsers take memo
 _BLOCK = 1 << 16
 _NOT_BRACKETS = bytes(set(range(256)) - set(b'"[]{}'))
 _STEPS = bytes.maketrans(b"[{]}", b"\1\1\xff\xff")
-_AROUND = 64  # bytes before and behind a fault that are looked at
+_AROUND = 64  # bytes before and after a fault that are examined
 _CUT = "not whole JSON"
 _BROKEN = "broken JSON"
 TOO_DEEP = "JSON nested too deep"
 
 
 class Nesting:
-    """How deep brackets nest in a text that comes in blocks. Brackets inside of strings are none."""
+    """Counts how deep brackets nest in a text that comes in blocks. Brackets inside of strings do not count."""
 
     def __init__(self) -> None:
         self.deepest = 0
@@ -33,7 +32,7 @@ class Nesting:
         self._escape = False
 
     def add(self, block: bytes) -> None:
-        """Take the next block into account."""
+        """Count the brackets of the next block."""
         if self._escape:
             block, self._escape = block[1:], len(block) == 0
         if b"\\" in block:
@@ -49,12 +48,12 @@ class Nesting:
 
 
 class DepthChecked:
-    """A file of JSON that a parser reads: refuses what nests too deep before the parser sees it.
+    """A file of JSON for a parser: a block that nests too deep is refused before the parser gets it.
 
     Args:
         file: a buffered file from `open_text`.
         where: its name, for messages.
-        error: the kind of error to raise.
+        error: the class of error to raise.
     """
 
     def __init__(self, file: BinaryIO, where: str, error: type[UserError]) -> None:
@@ -63,7 +62,7 @@ class DepthChecked:
         self._error = error
         self._nesting = Nesting()
         self.start = self.end = 0
-        """The bytes of the last block: a fault that the parser finds lies in them."""
+        """Range of the last block in bytes: a fault that the parser reports is in it."""
 
     def read(self, most: int) -> bytes:
         block = self._file.read(most)
@@ -80,11 +79,11 @@ def too_deep(where: str, error: type[UserError]) -> UserError:
 
 
 def json_fault(file: BinaryIO, where: str, error: type[UserError], start: int = 0, message: str = "") -> UserError:
-    """The error that says what is wrong with the JSON in `file`.
+    """Return the error that names the fault of the JSON in `file`.
 
     Args:
         start: a byte before which there is no fault.
-        message: what to say where nothing is found.
+        message: reported where no fault is found.
     """
     events = ijson.sendable_list()
     parser = ijson.basic_parse_coro(events, use_float=True)
@@ -99,10 +98,13 @@ def json_fault(file: BinaryIO, where: str, error: type[UserError], start: int = 
             except (ijson.JSONError, UnicodeDecodeError) as failed:
                 after = block[i : i + _AROUND] + file.read(_AROUND)
                 lines = line + block[:i].count(b"\n")
-                at = f"line {lines}, byte {place + i}"
-                return _named((before + block[:i])[-_AROUND:], after, at, str(failed))(where, error)
+                fault = _fault_between((before + block[:i])[-_AROUND:], after, str(failed))
+                at = f"{fault.met} at line {lines}, byte {place + i}"
+                return error(fault.what, where=where, met=at, wanted=fault.wanted, do=fault.do)
             events.clear()
-        place, line, before = place + len(block), line + block.count(b"\n"), (before + block)[-_AROUND:]
+        place += len(block)
+        line += block.count(b"\n")
+        before = (before + block)[-_AROUND:]
     try:
         parser.close()
     except (ijson.JSONError, UnicodeDecodeError):
@@ -116,62 +118,45 @@ def json_fault(file: BinaryIO, where: str, error: type[UserError], start: int = 
     return error(_BROKEN, where=where, met=message or "a fault", wanted="JSON")
 
 
-def _named(before: bytes, after: bytes, at: str, message: str) -> Callable[[str, type[UserError]], UserError]:
-    """The fault between `before` and `after`, as a function that makes the error of it."""
-    what = _BROKEN
-    met = ""
-    wanted = ""
-    do = ""
+class _Fault(NamedTuple):
+    """The parts of an error, as in `UserError`."""
+
+    what: str
+    met: str
+    wanted: str
+    do: str = ""
+
+
+def _fault_between(before: bytes, after: bytes, message: str) -> _Fault:
+    """Name the fault between the bytes `before` and `after`; `message` is the parser's."""
     word = re.search(rb"[-+\w.]*$", before)[0] + re.match(rb"[-+\w.]*", after)[0]  # type: ignore[index]
     last = before.rstrip()[-1:]
     if word.lower().lstrip(b"+-") in (b"nan", b"inf", b"infinity"):
-        met = word.decode()
-        wanted = "a number or null: JSON has no such value"
-        do = "write null"
-    elif word in (b"True", b"False", b"None"):
-        met = word.decode()
-        wanted = "true, false or null"
-        do = "write it with json.dump"
-    elif "overflow" in message:
-        met = f"the number {word[:24].decode('ascii', 'replace')}"
-        wanted = "at most 64 bits"
-    elif last == b"," and after[:1] in (b"]", b"}"):
-        met = f"a comma before {after[:1].decode()}"
-        wanted = "none after the last item"
-    elif "trailing garbage" in message and after[:1] in (b"{", b"["):
-        met = "a second JSON value"
-        wanted = "one JSON value, not JSON Lines"
-        do = "put the lines into one list"
-    elif "trailing garbage" in message and not after.strip(b"\0"):
-        met = "zero bytes"
-        wanted = "the end of the file"
-        do = AGAIN
-    elif not before.strip() and after[:1] == b"<":
-        what = "a web page, not the file"
-        met = ascii(after[:24].decode("latin-1"))
-        wanted = "JSON"
-        do = AGAIN
-    elif "UTF8" in message:
-        byte = re.findall(rb"[\x80-\xff]", before + after[:1])[-1]  # the fault may show in the byte behind it
-        met = f"the byte 0x{byte.hex()}"
-        wanted = "UTF-8"
-        do = "save it as UTF-8"
-    elif "comment" in message:
-        met = "a comment"
-        wanted = "none: JSON has no comments"
-    elif "inside string" in message or "inside a string" in message:
-        met = f"{after[:1].decode('latin-1')!a} inside a text"
-        wanted = "\\n, \\t, ... inside texts"
-    elif after[:1] == b"'":
-        met = "a single quote"
-        wanted = "texts in double quotes"
-        do = "write it with json.dump"
-    else:
-        met = f"{after[:12].decode('latin-1')!a} behind {before[-12:].decode('latin-1')!a}"
-        wanted = "JSON"
-    return lambda where, error: error(what, where=where, met=f"{met} at {at}", wanted=wanted, do=do)
+        return _Fault(_BROKEN, word.decode(), "a number or null: JSON has no such value", "write null")
+    if word in (b"True", b"False", b"None"):
+        return _Fault(_BROKEN, word.decode(), "true, false or null", "write it with json.dump")
+    if "overflow" in message:
+        return _Fault(_BROKEN, f"the number {word[:24].decode('ascii', 'replace')}", "at most 64 bits")
+    if last == b"," and after[:1] in (b"]", b"}"):
+        return _Fault(_BROKEN, f"a comma before {after[:1].decode()}", "none after the last item")
+    if "trailing garbage" in message and after[:1] in (b"{", b"["):
+        return _Fault(_BROKEN, "a second JSON value", "one JSON value, not JSON Lines", "put the lines into one list")
+    if "trailing garbage" in message and not after.strip(b"\0"):
+        return _Fault(_BROKEN, "zero bytes", "the end of the file", AGAIN)
+    if not before.strip() and after[:1] == b"<":
+        return _Fault("a web page, not the file", ascii(after[:24].decode("latin-1")), "JSON", AGAIN)
+    if "UTF8" in message:
+        byte = re.findall(rb"[\x80-\xff]", before + after[:1])[-1]  # parsers may report the byte after it
+        return _Fault(_BROKEN, f"the byte 0x{byte.hex()}", "UTF-8", "save it as UTF-8")
+    if "comment" in message:
+        return _Fault(_BROKEN, "a comment", "none: JSON has no comments")
+    if "inside string" in message or "inside a string" in message:
+        return _Fault(_BROKEN, f"{after[:1].decode('latin-1')!a} inside a text", "\\n, \\t, ... inside texts")
+    if after[:1] == b"'":
+        return _Fault(_BROKEN, "a single quote", "texts in double quotes", "write it with json.dump")
+    return _Fault(_BROKEN, f"{after[:12].decode('latin-1')!a} behind {before[-12:].decode('latin-1')!a}", "JSON")
 
 
 def json_fault_of_bytes(data: bytes, where: str, error: type[UserError], message: str) -> UserError:
-    """The same of a text in memory."""
+    """Return the same error for a text in memory."""
     return json_fault(io.BytesIO(data), where, error, message=message)

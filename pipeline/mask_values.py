@@ -1,4 +1,4 @@
-"""The whole numbers that a mask file holds, a value per pixel: ids of objects, or the two values of one object."""
+"""Read the values of mask files, one whole number per pixel: ids of objects, or the two values of one object."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ _VOC_EDGE = (224, 224, 192)  # the colour of 255 in the palette of Pascal VOC an
 _VOC_VOID = 255
 _LOSSY = {"JPEG", "MPO", "JPEG2000", "WEBP", "AVIF"}
 _MIDDLE = 127
-# of a lossy mask: what is surely off, and surely on
+# of a lossy mask: values up to _LOW are off, from _HIGH on are on
 _LOW = 63
 _HIGH = 192
 _WANTED = "ids in one channel of whole numbers: PNG or TIFF, grey or palette"
 
 
 def values_of(image: Image.Image, *, soft: bool = False) -> Values:
-    """The values of a mask picture: (H, W) uint8, uint16 or int64, none below 0.
+    """Return the values of a mask picture: (H, W) uint8, uint16 or int64, none below 0.
 
-    Grey and palettes of any depth as they are. Colours only where all channels are equal; alpha only where it says
-    nothing that the values do not. A format that may lose values (JPEG) only where it is black and white: 0 and 255.
+    Grey and palettes of any depth are returned unchanged. Colours are taken only where all channels are equal, and
+    alpha only where it adds nothing to the values. A lossy format (JPEG) is taken only where it is black and white: 0
+    and 255.
 
     Args:
-        soft: the mask is of one object: of a format that may lose values, grey is cut at half.
+        soft: the mask is of one object: in a lossy format, grey is cut at half.
 
     Raises:
-        BadInput: anything else; which number a colour stands for, a file does not say.
+        BadInput: anything else; a file does not state which number a colour stands for.
     """
     mode = image.mode
     values = np.asarray(image)
@@ -51,12 +52,12 @@ def values_of(image: Image.Image, *, soft: bool = False) -> Values:
 
 
 def read_values(file: Path) -> Values:
-    """The values of the mask file at `file`; raises `BadInput`, which names it, as `values_of` and `open_image` do."""
+    """Return the values of the mask file at `file`; raises `BadInput` as `values_of` and `open_image` do."""
     return _values_at(open_image(file), file)
 
 
 def read_ids(file: Path, void: int | None) -> tuple[Values, list[int]]:
-    """The values of a mask of several objects, and the ids in it, rising.
+    """Return the values of a mask of several objects, and the ids in it, ascending.
 
     0 is the background. Pixels of `void` are no object (see `void_of`).
     """
@@ -67,7 +68,7 @@ def read_ids(file: Path, void: int | None) -> tuple[Values, list[int]]:
 
 
 def void_of(image: Image.Image, numbers: list[int], void: int | None) -> int | None:
-    """The value that stands for pixels of no object beside 0.
+    """Return the value, other than 0, of pixels that belong to no object; None where there is none.
 
     `void`, if it is given; else 255 of a palette that shows it in Pascal VOC's colour for such pixels, where the mask
     holds other `numbers` too.
@@ -80,7 +81,7 @@ def void_of(image: Image.Image, numbers: list[int], void: int | None) -> int | N
 
 
 def distinct(values: Values) -> list[int]:
-    """The different values, rising."""
+    """Return the different values, ascending."""
     if values.dtype == np.uint8:
         counts = Image.fromarray(np.atleast_2d(values)).histogram() if values.size else []  # faster than numpy's ways
         return [n for n, pixels in enumerate(counts) if pixels]
@@ -103,7 +104,7 @@ def _values_at(image: Image.Image, file: Path) -> Values:
 
 
 def _one_channel(values: Values, mode: str) -> Values:
-    """(H, W, C) -> (H, W): the value that all channels but alpha agree on."""
+    """(H, W, C) -> (H, W): the value that all channels except alpha share."""
     if mode not in ("RGB", "RGBA", "LA", "PA", "RGBX"):
         raise BadInput("no mask", met=f"a picture of mode {mode}", wanted=_WANTED)
     grey = values[..., 0]
@@ -127,7 +128,7 @@ def _whole(values: Values) -> Values:
 
 
 def _two_valued(values: Values, kind: str, soft: bool) -> Values:
-    """0 and 255 of a mask that was black and white before it was stored with losses."""
+    """Return 0 and 255 for a mask that was black and white before lossy compression."""
     numbers = distinct(values)
     low, high = (_MIDDLE, _MIDDLE + 1) if soft else (_LOW, _HIGH)
     if numbers != [0] and (numbers[-1] < high or any(low < number < high for number in numbers)):

@@ -1,4 +1,4 @@
-"""Arrays out of an npz file that may be broken or hostile: bounded, and no pickle is ever read."""
+"""Read arrays from an npz file that may be broken or hostile: sizes are bounded, and no pickle is read."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from pipeline.input_files import open_input, refuse_pointer
 from shards.errors import BadInput
 
-_MAX_HEADER = 1024  # bytes: numpy's are of 128, and its parser takes memory for each level of nesting
-_CHUNK = 1 << 17  # read, summed up and copied while it is in the processor's cache
+_MAX_HEADER = 1024  # bytes: numpy writes 128, and its parser uses memory for each level of nesting
+_CHUNK = 1 << 17  # bytes: read, checksummed and copied while they are in the processor's cache
 
 
 def read_npz(path: Path, names: Sequence[str], max_values: int) -> dict[str, NDArray[Any]]:
-    """The arrays `names` of the npz at `path`, numbers or bools only.
+    """Return the arrays `names` of the npz at `path`: numbers or bools only.
 
     Args:
         max_values: the largest number of values that an array may have; a larger one is not decompressed.

@@ -1,6 +1,6 @@
-"""Pickles as data: dicts, lists, numbers (numpy's too) and texts. What would name another class or function is refused.
+"""Read pickles of plain data: dicts, lists, numbers (numpy's too) and texts. Other classes and functions are refused.
 
-JSON in the place of a pickle is read as what it says.
+A file of JSON under a pickle's name is read as JSON.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ def _latin1(text: str, encoding: str) -> bytes:
 
 
 def _bytes(data: Any = b"", encoding: str = "latin1") -> bytes:
-    if isinstance(data, int):  # so many zeros: a few bytes of pickle could take all memory
+    if isinstance(data, int):  # a length: a few bytes of pickle could take all memory
         raise _Refused("a bytearray by its length")
     return _latin1(data, encoding) if isinstance(data, str) else bytes(data)
 
 
 class _Dtype:
-    """Stands for numpy's type of a number: its code, of kind and bytes, and its byte order."""
+    """A number type of numpy: its code (kind and bytes) and its byte order."""
 
     def __init__(self, code: str, *_: Any) -> None:
         if not isinstance(code, str) or not _NUMBER.fullmatch(code):
@@ -76,14 +76,14 @@ class _Dtype:
 
 
 def _numpy_scalar(dtype: Any, data: Any = b"") -> Any:
-    """A number of numpy's as Python's."""
+    """Return a number of numpy as a number of Python."""
     if not isinstance(dtype, _Dtype) or not isinstance(data, str | bytes):
         raise _Refused("numpy's scalar of another type")
     return dtype.number(data.encode("latin1") if isinstance(data, str) else data)
 
 
 def read_pickle(path: Path) -> Any:
-    """What the pickle at `path` holds, of plain built-in types; texts of Python 2 as ASCII, or else Latin-1.
+    """Return the content of the pickle at `path`, in built-in types; texts of Python 2 are ASCII, or else Latin-1.
 
     Raises:
         UserError: no such file, not a whole pickle, or one that would call something.
@@ -93,7 +93,7 @@ def read_pickle(path: Path) -> Any:
     except OSError as error:
         raise UserError("cannot be read", where=str(path), met=str(error.strerror)) from None
     refuse_pointer(data, str(path))
-    if data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"[", b"{"):  # no pickle begins so
+    if data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"[", b"{"):  # no pickle begins with these
         return parse_json(data, str(path))
     try:
         try:
@@ -105,11 +105,11 @@ def read_pickle(path: Path) -> Any:
             "a pickle of more than plain data", where=str(path), met=str(error), do="it could run code; nothing was run"
         ) from None
     except Exception as error:  # broken pickles raise many kinds
-        met = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        value = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         raise UserError(
             "not a whole pickle",
             where=str(path),
-            met=met,
+            met=value,
             wanted="what pickle.dump writes",
-            do=AGAIN if isinstance(error, EOFError) or "truncated" in met else "",
+            do=AGAIN if isinstance(error, EOFError) or "truncated" in value else "",
         ) from None

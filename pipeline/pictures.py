@@ -1,4 +1,4 @@
-"""Pictures out of files that may be anything: decoded whole, to RGB, or refused."""
+"""Decode pictures whole, to RGB, or refuse them: the files may hold anything."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from shards.errors import BadInput
 
 MAX_PIXELS = 100_000_000
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-"""Formats that every call of `Image.open` may try. Without a list, Pillow tries all formats that it knows, whatever the
-name of the file says, and hands PostScript to another program."""
+"""Formats that each call of `Image.open` may try. Without a list, Pillow tries all formats that it knows, whatever the
+file's name, and runs another program on PostScript."""
 _MAX_TEXT = 64 << 20  # bytes of an ICC profile or a text in a PNG, and of all texts of one; Pillow's own limit is 1 MB
 _ORIENTATION = 0x0112  # tag of Exif 2.3
 _TURNS = {
@@ -30,7 +30,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_NOTES = "notes"  # key of what is noted of a picture, in Pillow's dict of what is known of it
+_NOTES = "notes"  # key of our notes in `Image.info`
 BROKEN_EXIF = "pictures whose EXIF cannot be read: taken as they are stored"
 TURN_LEFT = "pictures with an EXIF orientation that their size does not show: taken as they are stored"
 TURN_APPLIED = "pictures with an EXIF orientation that their size does not show: taken upright"
@@ -42,20 +42,21 @@ PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = _MAX_TEXT
 def read_picture(
     source: Path | bytes, size: tuple[int, int] | None = None, *, stored: bool = False, slack: int | None = None
 ) -> Image.Image:
-    """A picture of mode RGB. An alpha channel is left out, 16 bits are scaled to 8, CMYK is converted.
+    """Return a picture in mode RGB. An alpha channel is left out, 16 bits are scaled to 8, CMYK is converted.
 
-    What is noted of it on the way, `notes_of` gives.
+    `notes_of` returns the doubts about it that were noted.
 
     Args:
         source: a file, or its bytes.
-        size: (H, W) that annotations were made for. The bitmap is taken as it is stored where it has this size, else
-            upright by its EXIF orientation where it has it then. Without a size it is taken upright.
-        stored: without a size, take the bitmap as it is stored.
-        slack: pixels by which each side may differ from `size`, if no turn fits exactly; None: the user has no choice.
+        size: (H, W) that annotations were made for. The picture is used as it is stored where that has this size, else
+            upright by its EXIF orientation where that has it. Without a size it is used upright.
+        stored: without a size, use the picture as it is stored.
+        slack: pixels by which each side may differ from `size`, if no turn fits exactly. None: 0, and errors name no
+            option.
 
     Raises:
         BadInput: no file, no picture, a truncated or an enormous one, one of another size, or one of more than 16 bits
-            per channel, for which no range is agreed on.
+            per channel, whose range is not standardized.
     """
     where = _place(source)
     notes = set[str]()
@@ -82,19 +83,19 @@ def read_picture(
 
 
 def notes_of(picture: Image.Image) -> list[str]:
-    """Return the notes that `read_picture` made of a picture: kinds of doubt, to be counted."""
+    """Return the notes of `read_picture` on a picture: kinds of doubt, to be counted."""
     return list(picture.info.get(_NOTES, ()))
 
 
 def upright(image: Image.Image, where: str = "") -> Image.Image:
-    """An image turned by its EXIF orientation; as it is stored where its EXIF cannot be read."""
+    """Return an image turned by its EXIF orientation; unchanged where its EXIF cannot be read."""
     with decoding(where):
         turn = _orientation(image, set())
         return image.transpose(_TURNS[turn]) if turn in _TURNS else image
 
 
 def open_image(source: Path | bytes) -> Image.Image:
-    """A picture decoded whole, in its own mode and as it is stored; raises `BadInput` as `read_picture` does."""
+    """Return a picture decoded whole, in its own mode and as it is stored; raises `BadInput` as `read_picture`."""
     where = _place(source)
     data = source if isinstance(source, bytes) else read_input(source)
     refuse_pointer(data, where)
@@ -114,7 +115,7 @@ def open_image(source: Path | bytes) -> Image.Image:
 
 @contextmanager
 def decoding(where: str) -> Iterator[None]:
-    """Everything that is done to an image from a file: Pillow raises many kinds, all of them the file's fault."""
+    """Turn all exceptions of Pillow about an image from a file into `BadInput`."""
     try:
         yield
     except (BadInput, MemoryError):
@@ -137,7 +138,7 @@ def decoding(where: str) -> Iterator[None]:
 
 
 def _orientation(image: Image.Image, notes: set[str]) -> int:
-    """The EXIF orientation, 1 to 8; 1 where there is none. Only this tag is looked at: others may be broken."""
+    """Return the EXIF orientation, 1 to 8; 1 where there is none. Only this tag is read: others may be broken."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -154,7 +155,7 @@ def _orientation(image: Image.Image, notes: set[str]) -> int:
 
 
 def _fits_as_stored(image: Image.Image, size: tuple[int, int], turn: int, slack: int) -> bool:
-    """Whether the bitmap fits `size` (H, W) as it is stored, and not only upright."""
+    """Whether the picture fits `size` (H, W) as it is stored, and not only upright."""
     stored = size_difference(size, (image.height, image.width))
     upright = size_difference(size, image.size) if turn >= 5 else stored  # orientations from 5 on exchange the sides
     return stored <= slack and stored <= upright

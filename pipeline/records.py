@@ -1,4 +1,4 @@
-"""What a source finds before the first picture is decoded: its inputs, and what annotation files say of each.
+"""Store what a source finds before the first picture is decoded: its inputs, and the annotations of each.
 
 Kept in one SQLite file, so that annotations of gigabytes are streamed once and no worker holds a copy of them.
 """
@@ -27,7 +27,7 @@ _ENCODE = json.JSONEncoder(separators=(",", ":"), sort_keys=True).encode
 
 
 class RecordsWriter:
-    """Collects the inputs of a source. To be used in a `with` statement; nothing of it needs to survive a crash."""
+    """Collects the inputs of a source. Use it in a `with` statement. Nothing of it needs to survive a crash."""
 
     def __init__(self, file: Path) -> None:
         file.unlink(missing_ok=True)
@@ -60,7 +60,7 @@ class RecordsWriter:
         return OSError(errno.ENOSPC if full else errno.EIO, str(error), str(self._file))
 
     def add(self, path: str, size: int) -> bool:
-        """Put down an input: its path relative to the source's root, and its bytes. Once more does no harm.
+        """Add an input: its path relative to the source's root, and its bytes. Adding it again has no effect.
 
         Returns whether it was new.
         """
@@ -68,12 +68,12 @@ class RecordsWriter:
         return done.rowcount == 1
 
     def attach(self, path: str, part: Any) -> None:
-        """Put down something that an annotation file says of an input, as JSON; parts keep their order."""
+        """Attach a part of an annotation to an input, as JSON. Parts keep their order."""
         self._base.execute("INSERT INTO parts VALUES (?, ?)", (path_bytes(path), _ENCODE(part)))
 
 
 def path_bytes(path: str) -> bytes:
-    """A path's bytes, also where no file can have it."""
+    """Return a path's bytes, also for a path that no file can have."""
     try:
         return os.fsencode(path)
     except UnicodeEncodeError:  # half a surrogate pair, out of a JSON: it names no file, and is refused
@@ -99,20 +99,20 @@ class Records:
             self._base.close()
 
     def inputs(self) -> list[RawInput]:
-        """All inputs, in the order of their paths' bytes."""
+        """Return all inputs, in the order of their paths' bytes."""
         rows = self._base.execute("SELECT path, bytes FROM inputs ORDER BY path")
         return [RawInput(os.fsdecode(path), size) for path, size in rows]
 
     def parts(self, path: str) -> list[Any]:
-        """What was attached to an input, in that order."""
+        """Return the parts that were attached to an input, in that order."""
         return [*self.each_part(path)]
 
     def each_part(self, path: str) -> Iterator[Any]:
-        """The same one by one: some are large, and not everybody needs all."""
+        """Yield the parts of an input one by one: they may be large."""
         return map(json.loads, self.bodies(path))
 
     def bodies(self, path: str) -> Iterator[str]:
-        """The same as JSON texts."""
+        """Yield the parts of an input as JSON texts."""
         rows = self._base.execute("SELECT body FROM parts WHERE path = ? ORDER BY rowid", (os.fsencode(path),))
         for (body,) in rows:
             yield body

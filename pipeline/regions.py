@@ -1,4 +1,4 @@
-"""The regions of one picture: masks that can be used, each kept once, with all that is said of it."""
+"""Collect the regions of one picture: each mask once, with all its texts and annotations."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ Size = tuple[int, int]
 
 
 def size_of(record: Any, height: str = "height", width: str = "width") -> Size | None:
-    """(H, W) as a record states it; None where it does not."""
+    """Return the (H, W) that a record states; None where it states none."""
     stated = (record.get(height), record.get(width)) if isinstance(record, dict) else (None, None)
     return _size(stated)
 
 
 def rle_size(segmentation: Any) -> Size | None:
-    """(H, W) of run lengths; None of polygons, and where it is not stated."""
+    """Return the (H, W) of run lengths; None for polygons, and where it is not stated."""
     return _size(segmentation.get("size")) if isinstance(segmentation, dict) else None
 
 
 def picture_for(source: Path | bytes, sizes: Iterable[Size | None]) -> Image.Image:
-    """The picture that annotations of these sizes were made for.
+    """Return the picture that annotations of these sizes were made for.
 
-    In the orientation that the most frequent size fits; upright where it fits neither; as it is stored where no
-    annotation states a size. Raises `BadInput` as `read_picture` does.
+    It has the orientation that fits the most frequent size. It is upright where neither fits, and as it is stored where
+    no annotation states a size. Raises `BadInput` as `read_picture` does.
     """
     stated = Counter(size for size in sizes if size is not None)
     if not stated:
@@ -53,7 +53,7 @@ def picture_for(source: Path | bytes, sizes: Iterable[Size | None]) -> Image.Ima
 
 
 class Regions:
-    """Collects the regions of a picture of (height, width). Equal masks are one object, with the texts of all."""
+    """Collects the regions of a picture of `size` (H, W). Equal masks are one object, with the texts of all."""
 
     def __init__(self, size: Size, notes: Counter[str]) -> None:
         self.notes = notes
@@ -73,13 +73,13 @@ class Regions:
         size: Size | None = None,
         id: Any = None,
     ) -> str:
-        """Take a region, the union of `segmentations`; the id of its object, whether or not its mask can be used.
+        """Add a region, the union of `segmentations`. Returns its object's id, also where its mask cannot be used.
 
         Args:
-            texts: what is said of it.
-            annotation: what else the source says, as JSON.
-            size: (H, W) that polygons were drawn for; the picture's where it is not given.
-            id: the source's; without one, and where it names another mask already, the regions are counted.
+            texts: descriptions of it.
+            annotation: what else the source states, as JSON.
+            size: (H, W) that polygons were drawn for; None for the picture's.
+            id: the source's. Without one, and where another mask has it, ids are counted up.
         """
         keys = sorted({json.dumps(one, sort_keys=True) for one in segmentations})
         key = json.dumps([id, size, keys])
@@ -98,7 +98,7 @@ class Regions:
         return name
 
     def sample(self, path: str, source: str, picture: Image.Image, more: dict[str, Any]) -> RawSample:
-        """The sample of all regions that can be used; raises `BadInput` where there is none."""
+        """Return the sample of all regions that can be used; raises `BadInput` where there is none."""
         if not self._masks:
             none = BadInput("no region that can be used", met="0 regions", wanted="at least one")
             raise unusable("region", self._faults) if self._faults else none

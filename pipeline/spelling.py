@@ -1,4 +1,4 @@
-"""Names of files that differ in what a reader does not see: slashes, accents, case, escapes, a disk's place."""
+"""Compare names of files without differences that a reader cannot see: slashes, accents, case, escapes, mounts."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _SUFFIXES = {".jpeg": ".jpg", ".jpe": ".jpg", ".jfif": ".jpg", ".tiff": ".tif"}
 _MOST_TAILS = 32
 
 
-@lru_cache(maxsize=1 << 12)  # most of all the names of folders
+@lru_cache(maxsize=1 << 12)  # for the names of folders above all
 def look_alike(name: str) -> str:
-    """A key that names share which differ in case, accents (NFC, NFD), escapes (%20), outer blanks, .jpg or .jpeg."""
+    """Return a key that names share if they differ only in case, accents, escapes (%20), outer blanks or .jpg/.jpeg."""
     plain = unquote(name) if "%" in name else name
     folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", plain.strip()).casefold())
     stem, dot, suffix = folded.rpartition(".")
@@ -31,7 +31,7 @@ def look_alike(name: str) -> str:
 
 
 def parts_of(name: str) -> tuple[Parts, bool]:
-    """A name's parts, and whether they begin elsewhere than at the dataset: at a URL, a drive, a slash, above (..)."""
+    """Return a name's parts, and whether it begins outside of the dataset: with a URL, a drive, a slash or `..`."""
     url = _URL.fullmatch(name)
     local = _LOCAL_FILE.fullmatch(name)
     text = local[1] if local else re.split(r"[?#]", url[1])[0] if url else name
@@ -44,10 +44,10 @@ def parts_of(name: str) -> tuple[Parts, bool]:
 
 
 def spellings(name: str, bare: bool) -> list[Parts]:
-    """The paths that a name may stand for, in parts, the longest first.
+    """Return the paths that a name may refer to, in parts, the longest first.
 
     Args:
-        bare: take the ends of every path, down to the last part alone, and that one without the eight letters that
+        bare: return the ends of every path, down to the last part alone, and that one without the eight letters that
             Label Studio puts in front. Otherwise the ends of two parts and more, of names that begin elsewhere.
     """
     found: list[Parts] = []
@@ -79,12 +79,12 @@ def coco_names(name: str) -> list[str]:
 
 
 def is_coco_name(name: str) -> bool:
-    """Whether a name ends with a number of COCO's, which tells its picture in any folder."""
+    """Whether a name ends with an image number of COCO, which identifies its picture in any folder."""
     return _COCO_NAME.fullmatch(name.rsplit("/", 1)[-1]) is not None
 
 
 def identifying_parts(name: str) -> Parts:
-    """The parts of a name that tell its picture from others; COCO's numbers do so without prefix and folder."""
+    """Return the parts of a name that identify its picture; COCO's numbers do so without prefix and folder."""
     parts = parts_of(name)[0]
     match = _COCO_NAME.fullmatch(parts[-1]) if parts else None
     if match is None:
@@ -94,11 +94,11 @@ def identifying_parts(name: str) -> Parts:
 
 
 def may_be_same(first: Sequence[str], second: Sequence[str]) -> bool:
-    """Whether one of two names is the end of the other, so that both may mean one file."""
+    """Whether one of two names is the end of the other, so that both may refer to one file."""
     shorter, longer = sorted((tuple(first), tuple(second)), key=len)
     return longer[len(longer) - len(shorter) :] == shorter
 
 
 def tail(path: str, count: int) -> str:
-    """The last `count` parts of a path."""
+    """Return the last `count` parts of a path."""
     return "/".join(PurePosixPath(path).parts[-count:])

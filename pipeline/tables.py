@@ -1,4 +1,4 @@
-"""CSV of any size, a line at a time."""
+"""Read CSV of any size, a line at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shards.errors import UserError
 
 
 def read_table(file: Path) -> Iterator[list[str]]:
-    """The lines of a CSV that are not empty, in any of the usual line ends; raises `UserError` where it is none."""
+    """Yield the values of each line of a CSV that is not empty; raises `UserError` where the file is no CSV."""
     with open_text(file) as raw:
         rows = csv.reader(io.TextIOWrapper(raw, encoding="utf-8", newline=""))
         try:

@@ -1,4 +1,4 @@
-"""Text files of any kind and size, as bytes of UTF-8: gzip is unpacked and a byte order mark left out, everywhere."""
+"""Read text files of any size as bytes of UTF-8. Gzip is unpacked, and a byte order mark left out."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ _OTHERS = {
 
 @contextmanager
 def open_text(path: Path, error: type[UserError] = UserError) -> Iterator[BufferedReader]:
-    """The bytes of a text file, from behind its byte order mark, unpacked where it is gzip.
+    """Open a text file for reading its bytes after the byte order mark, unpacked where it is gzip.
 
     Raises:
-        UserError: or `error`, a kind of it: no such file, a pointer, another encoding or packing, gzip that is damaged,
+        UserError: (or `error`) no such file, a pointer, another encoding or packing, gzip that is damaged,
             cut short or grows without bounds.
     """
     try:
@@ -50,7 +50,7 @@ def open_text(path: Path, error: type[UserError] = UserError) -> Iterator[Buffer
 
 
 def read_text(path: Path, most: int, error: type[UserError] = BadInput) -> bytes:
-    """All of a text file, of at most `most` bytes unpacked; raises as `open_text`."""
+    """Return all bytes of a text file, at most `most` unpacked; raises as `open_text`."""
     with open_text(path, error) as file:
         return _whole(file, str(path), most, error)
 
@@ -61,7 +61,7 @@ def unpacked(data: bytes, where: str, most: int) -> bytes:
     Raises:
         BadInput: as `open_text`, or what is unpacked takes more than `most` bytes.
     """
-    if not data.startswith(_GZIP) and not _is_odd(data[:64]):
+    if not data.startswith(_GZIP) and not _is_not_plain(data[:64]):
         return data
     return _whole(_Bytes(io.BytesIO(data), where, BadInput), where, most, BadInput)
 
@@ -69,7 +69,7 @@ def unpacked(data: bytes, where: str, most: int) -> bytes:
 def _whole(file: Any, where: str, most: int, error: type[UserError]) -> bytes:
     blocks = []
     size = 0
-    while block := file.read(_BLOCK):  # not all at once: memory for `most` bytes would be taken
+    while block := file.read(_BLOCK):  # in blocks: a single read would allocate `most` bytes
         blocks.append(block)
         size += len(block)
         if size > most:
@@ -78,7 +78,7 @@ def _whole(file: Any, where: str, most: int, error: type[UserError]) -> bytes:
 
 
 class _Bytes(io.RawIOBase):
-    """The bytes of `open_text`, a block at a time."""
+    """The file that `open_text` buffers: reads, unpacks and checks one block at a time."""
 
     def __init__(self, file: BinaryIO, where: str, error: type[UserError]) -> None:
         self._where = where
@@ -130,19 +130,19 @@ class _Bytes(io.RawIOBase):
 
     def _refuse(self, head: bytes) -> None:
         refuse_pointer(head, self._where, self._error)
-        met = next((what for start, what in _OTHERS.items() if head.startswith(start)), "")
-        if not met and b"\0" in head[:4] and not head.startswith(_GZIP):
-            met = "UTF-16 or UTF-32 without a mark" if any(head[:4]) else "zero bytes"
-        if met:
+        kind = next((name for start, name in _OTHERS.items() if head.startswith(start)), "")
+        if not kind and b"\0" in head[:4] and not head.startswith(_GZIP):
+            kind = "UTF-16 or UTF-32 without a mark" if any(head[:4]) else "zero bytes"
+        if kind:
             raise self._error(
                 "not a text file of UTF-8",
                 where=self._where,
-                met=met,
+                met=kind,
                 wanted="UTF-8, or gzip",
-                do="save it as UTF-8" if "UTF" in met else AGAIN if "zero" in met else "unpack it",
+                do="save it as UTF-8" if "UTF" in kind else AGAIN if "zero" in kind else "unpack it",
             )
 
 
-def _is_odd(head: bytes) -> bool:
-    """Whether a file that begins so is anything but plain text."""
+def _is_not_plain(head: bytes) -> bool:
+    """Whether a file that begins with `head` is anything but plain text."""
     return is_pointer(head) or b"\0" in head[:4] or head.startswith((_MARK, *_OTHERS))

@@ -1,4 +1,4 @@
-"""The one way through folders of raw data: links are followed, hidden files are passed over."""
+"""Walk through folders of raw data: links are followed, and hidden files are skipped."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ HIDDEN = "hidden files passed over"
 HIDDEN_FOLDERS = "hidden folders passed over"
 TWICE = "linked folders passed over: their files are found by another path"
 OTHER = "files of a kind that is not taken:"
-"""Prefix of counts per suffix, of files that may have been meant as data. These counts are part of a plan's digest."""
+"""Prefix of counts per suffix, for files that may have been meant as data. They are part of a plan's digest."""
 NOT_READ = ("files with other suffixes:", "other folders")
-"""Prefixes of counts of what is no data of the source. They decide nothing, and are not part of a plan's digest."""
+"""Prefixes of counts of files and folders that are no data of the source. They are not part of a plan's digest."""
 _DEEPEST = 64  # folders below the root
 _MOST_SUFFIXES = 12
 
@@ -34,27 +34,27 @@ def walk(
     folder: str = "",
     depth: int = _DEEPEST,
 ) -> Iterator[tuple[str, int]]:
-    """Path relative to `root`, and bytes, of each file below it whose name is `wanted`.
+    """Yield path relative to `root`, and bytes, of each file below it whose name is `wanted`.
 
-    Every folder is entered once, by the path without links where there is one, else by the first of its paths in the
-    order of texts: links cannot loop. A link to nothing whose name is `wanted` is a file of 0 bytes: reading it fails.
+    Every folder is entered once, by its path without links, else by the first of its paths in the order of texts, so
+    that links cannot loop. A link to nothing whose name is `wanted` is a file of 0 bytes: reading it fails.
     Any other one is added as an input that is refused: it may have been a folder of data.
 
     Args:
-        wanted: whether files of a name (its last part) are looked for.
-        counts: gets what was passed over.
-        records: gets the links to nothing that are no `wanted` files.
+        wanted: whether files of a name (the last part of the path) are data.
+        counts: counts what is skipped.
+        records: the links to nothing that are no `wanted` files are added to it.
         resembles: whether files of a name may have been meant as data, though they are not `wanted`; they are counted
             under `OTHER`, all others under `NOT_READ`.
-        folder: below `root`, where to begin.
-        depth: folders to go down.
+        folder: where to begin, relative to `root`.
+        depth: levels of folders below it to enter.
 
     Raises:
         UserError: a folder cannot be read.
     """
     entered: set[tuple[int, int]] = set()
     plain = [(folder, 0)]
-    linked: list[tuple[str, int]] = []  # a heap: taken after all others, by their names
+    linked: list[tuple[str, int]] = []  # a heap: entered after all others, in the order of their paths
     while plain or linked:
         place, level = plain.pop() if plain else heapq.heappop(linked)
         try:
@@ -69,9 +69,9 @@ def walk(
                     if is_hidden(entry.name):
                         _count_hidden(entry, wanted, counts)
                     elif entry.is_dir(follow_symlinks=False):
-                        _go_down(plain.append, path, level, depth, counts)
+                        _enter(plain.append, path, level, depth, counts)
                     elif entry.is_symlink() and os.path.isdir(entry.path):
-                        _go_down(lambda item: heapq.heappush(linked, item), path, level, depth, counts)
+                        _enter(lambda item: heapq.heappush(linked, item), path, level, depth, counts)
                     elif wanted(entry.name):
                         yield path, _size(entry)
                     elif is_dangling(entry):
@@ -83,12 +83,12 @@ def walk(
 
 
 def list_names(folder: Path) -> list[str]:
-    """The names in a folder that are not hidden, in the order of texts; raises `OSError`."""
+    """Return the names in a folder that are not hidden, sorted; raises `OSError`."""
     return sorted(name for name in os.listdir(folder) if not is_hidden(name))
 
 
 def matching(root: Path, pattern: str) -> list[Path]:
-    """The files and folders that fit a pattern of `Path.glob`, in order, without hidden ones."""
+    """Return the files and folders that match a pattern of `Path.glob`, sorted, without hidden ones."""
     found = sorted(root.glob(pattern))
     return [path for path in found if not any(map(is_hidden, path.relative_to(root).parts))]
 
@@ -120,7 +120,7 @@ def count_beside(root: Path, read: Collection[str], counts: Counter[str], record
                 count_other(entry.name, counts, NOT_READ[0])
 
 
-def _go_down(put: Callable[[tuple[str, int]], object], path: str, level: int, depth: int, counts: Counter[str]) -> None:
+def _enter(put: Callable[[tuple[str, int]], object], path: str, level: int, depth: int, counts: Counter[str]) -> None:
     if level < depth:
         put((path, level + 1))
     else:
