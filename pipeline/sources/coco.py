@@ -29,11 +29,11 @@ ReadTexts = Callable[[dict[str, Any]], tuple[str, ...]]
 
 
 class Coco(Source):
-    """One sample an image.
+    """One sample per image.
 
     Args:
-        name: of the source.
-        pattern: of the annotation file's name, with {split}.
+        name: the source's name.
+        pattern: the annotation file's name, with {split}.
     """
 
     choices: Mapping[str, Any] = {"split": "train", "mask_slack": 0}
@@ -69,9 +69,9 @@ def _category(annotation: dict[str, Any]) -> tuple[str, ...]:
 
 
 def category_names(file: Path, counts: Counter[str]) -> dict[str | None, str]:
-    """Id -> name of the categories of an instances file.
+    """Return id -> name of the categories of an instances file.
 
-    An id that two categories of different names share has no name: nobody can tell which one an object is of.
+    An id that two categories of different names share is left out: it does not identify a category.
     """
     names: dict[str | None, str] = {}
     shared: set[str] = set()
@@ -93,7 +93,11 @@ def add_images(
     counts: Counter[str],
     wanted: Container[str | None] | None = None,
 ) -> dict[str | None, str]:
-    """Put down the images of an instances file, of the ids `wanted` where they are given: id -> path of the input."""
+    """Add the images of an instances file. Returns id -> path of the input.
+
+    Args:
+        wanted: ids of the images to add; None for all.
+    """
     paths: dict[str | None, str] = {}
     for image in read_items(file, "images.item"):
         number = id_of(image)
@@ -105,10 +109,11 @@ def add_images(
         name = _file_name(image)
         path, size, new = finder.add(name, records)
         first = paths.setdefault(number, path)
-        if first != path:  # nobody can tell which of the two an outline was drawn on
-            met = f"image {number} is {first} and {path}"
-            for one in (first, path):
-                refuse(records, one, BadInput(ONE_ID, met=met, wanted="an id for each", do="mend the annotations"))
+        if first != path:  # it is unknown which of the two an outline was drawn on
+            value = f"image {number} is {first} and {path}"
+            error = BadInput(ONE_ID, met=value, wanted="an id for each", do="mend the annotations")
+            for input_path in (first, path):
+                refuse(records, input_path, error)
             counts["images that share an id with another file"] += 1
         if new:
             records.attach(path, {**image, "file_name": name})
@@ -122,7 +127,7 @@ def add_images(
 
 
 def _file_name(image: dict[str, Any]) -> str:
-    """LVIS has no `file_name`; its `coco_url` ends with folder and name."""
+    """Return an image's file name. LVIS states none; its `coco_url` ends with folder and name."""
     if name := image.get("file_name"):
         return str(name)
     return "/".join(str(image.get("coco_url", "")).split("/")[-2:])
@@ -131,10 +136,10 @@ def _file_name(image: dict[str, Any]) -> str:
 def image_sample(
     root: Path, path: str, kind: str, parts: Sequence[Any], read_texts: ReadTexts, more: Mapping[str, Any], slack: int
 ) -> RawSample:
-    """A sample of an image and its objects, as `find` attached them.
+    """Return the sample of an image with the objects that `find` attached to it.
 
     Args:
-        read_texts: gives the texts of an object.
+        read_texts: returns the texts of an object.
         slack: pixels by which each side of the picture may differ from what the image's record states.
     """
     raise_refused(parts)

@@ -1,4 +1,4 @@
-"""Where COCO's annotation files lie and their pictures: as released, and as labelling tools export them.
+"""Find COCO's annotation files and their pictures: as released, and as labelling tools export them.
 
 `docs/datasets/coco.md` has the table.
 """
@@ -17,7 +17,7 @@ _YEARS = tuple(f"{part}{year}" for year in (2017, 2014) for part in ("train", "v
 _USUAL = ("", "images", *_YEARS, *(f"images/{year}" for year in _YEARS))
 _TOOLS = ("images/{split}", "{split}", "{split}/images", "{split}/data", "images/default", "data", "JPEGImages")
 _SAME_SPLIT = (("train", "training"), ("val", "valid", "validation"), ("test", "testing"))
-# Of one split each: Roboflow; several converters.
+# For one split each: Roboflow; several converters.
 _BY_SPLIT = (
     *("{split}/_annotations.coco.json", "annotations/{split}.json", "{split}.json", "annotations/{split}_coco.json"),
     *(
@@ -27,7 +27,7 @@ _BY_SPLIT = (
         "annotations/annotations_{split}.json",
     ),
 )
-# Of everything: a folder of Roboflow's, CVAT, Label Studio, FiftyOne, others. They are the split `train`, the default.
+# For everything: a folder of Roboflow's, CVAT, Label Studio, FiftyOne, others. They are the split `train`, the default.
 _UNSPLIT = (
     *("_annotations.coco.json", "annotations/instances_default.json", "instances_default.json", "result.json"),
     *("result_coco.json", "labels.json", "annotations.json", "annotations/annotations.json", "instances.json"),
@@ -37,11 +37,11 @@ _GZIP = ".gz"
 
 
 def annotation_file(root: Path, pattern: str, split: str, tools: bool = True) -> tuple[Path, list[str]]:
-    """The annotation file of a split, and the folders, relative to the root, that its pictures may lie in.
+    """Return the annotation file of a split, and the folders, relative to the root, where its pictures may be.
 
     Args:
-        pattern: of the released file's name, with {split}; it lies in the root or its `annotations`.
-        tools: whether the files of labelling tools are looked for where there is none of this name.
+        pattern: the released file's name, with {split}; it is in the root or its `annotations`.
+        tools: whether files of labelling tools are searched where there is no file of this name.
 
     Raises:
         UserError: no file, or several.
@@ -67,21 +67,21 @@ def annotation_file(root: Path, pattern: str, split: str, tools: bool = True) ->
         )
     if released:
         return found[0], [*_USUAL, *(folder.format(split=split) for folder in _TOOLS)]
-    own = found[0].parent.relative_to(root).as_posix()
-    own = "" if own in (".", "annotations") else own
-    beside = [folder for name in ("", "images", "data") if (folder := f"{own}/{name}".strip("/")) or not own]
+    parent = found[0].parent.relative_to(root).as_posix()
+    parent = "" if parent in (".", "annotations") else parent
+    beside = [folder for name in ("", "images", "data") if (folder := f"{parent}/{name}".strip("/")) or not parent]
     names = [name for group in _SAME_SPLIT if split in group for name in group] or [split]
-    tools_own = [folder.format(split=name) for name in names for folder in _TOOLS]
-    return found[0], [*dict.fromkeys((*beside, *tools_own, *_USUAL))]
+    exported_folders = [folder.format(split=name) for name in names for folder in _TOOLS]
+    return found[0], [*dict.fromkeys((*beside, *exported_folders, *_USUAL))]
 
 
 def image_finder(root: Path, folders: Sequence[str] = _USUAL) -> Finder:
-    """Finds the images of a COCO-like dataset: in `folders`, then where they usually lie."""
+    """Return a finder of the images of a COCO-like dataset: in `folders`, then in the usual ones."""
     return Finder(root, [*folders, *_USUAL])
 
 
 def _released(root: Path, pattern: str, split: str, any_split: bool = False) -> list[Path]:
-    """The files of this name. The split is a name, and no pattern."""
+    """Return the files of this name. The split is a name, and no pattern."""
     if "/" in split:
         return []
     before, after = pattern.lower().split("{split}")
@@ -90,7 +90,7 @@ def _released(root: Path, pattern: str, split: str, any_split: bool = False) -> 
         names = _names(folder)
         exact = [name for name in names if _fits(name, before, split, after, any_split)]
         found += [folder / name for name in exact]
-    # The same in other cases: CVAT's subset `Train` is instances_Train.json.
+    # The same, ignoring case: CVAT's subset `Train` is instances_Train.json.
     return found or [
         folder / name
         for folder in (root, root / "annotations")
@@ -109,14 +109,14 @@ def _exported(root: Path, split: str) -> list[Path]:
     names = next((group for group in _SAME_SPLIT if split in group), (split,))
     places = [pattern.format(split=name) for name in (split, *names) for pattern in _BY_SPLIT]
     for some in (places, _UNSPLIT if split == "train" else ()):
-        wanted = [one for place in dict.fromkeys(some) for one in (place, place + _GZIP)]
-        if found := [root / place for place in wanted if (root / place).is_file()]:
+        candidates = [name for place in dict.fromkeys(some) for name in (place, place + _GZIP)]
+        if found := [root / place for place in candidates if (root / place).is_file()]:
             return found
     return []
 
 
 def _names(folder: Path) -> list[str]:
-    """Names in a folder; of a file and its compressed copy the file."""
+    """Return the names in a folder, without compressed copies of files that are there."""
     try:
         names = list_names(folder)
     except OSError:

@@ -29,7 +29,7 @@ class Dam(Source):
     choices: Mapping[str, Any] = {}
 
     def find(self, root: Path, choices: Mapping[str, Any], records: RecordsWriter) -> dict[str, int]:
-        """Every picture that a region names: `SUBSET/images/TAR/MEMBER`, or a file where tars were unpacked.
+        """Add every picture that a region names: `SUBSET/images/TAR/MEMBER`, or a file where tars were unpacked.
 
         A region with an unsafe name becomes an input that `load` refuses.
         """
@@ -90,7 +90,7 @@ class _Subset:
         self._files = Finder(root, [(self._folder / name).as_posix() for name in ("images", ".")])
 
     def place(self, image: str, tar: str | None) -> tuple[str, int, dict[str, Any]]:
-        """Input path, bytes (0: not there), and where in which tar the picture lies."""
+        """Return path of the input, bytes (0: missing), and the picture's place in a tar ({}: it is a file)."""
         for name in (image, tar or "."):
             if not inside(name):
                 return name, 0, {}
@@ -120,14 +120,14 @@ class _Subset:
                     count_other(name, counts, NOT_READ[0])
 
     def _open(self, tar: str) -> bool:
-        """Whether there is this tar; its members are known then."""
+        """Whether there is this tar. Its members are listed when it is first asked for."""
         for path in (self._folder / "images" / tar, self._folder / tar):
             if tar not in self._tars and (self._root / path).is_file():
                 self._tars[tar] = path.as_posix(), _Members(self._places(self._root / path))
         return tar in self._tars
 
     def _places(self, tar: Path) -> dict[str, Member]:
-        """Where each member of a safe name lies; of equal names the last."""
+        """Return name -> place of the members with safe names; of equal names the last."""
         places = {}
         for name, member in tar_members(tar):
             if is_hidden_path(name):
@@ -143,24 +143,24 @@ class _Subset:
 
 
 class _Members:
-    """A tar's pictures, by the names that annotations give them."""
+    """Finds a tar's pictures by the names that annotations use."""
 
     def __init__(self, places: dict[str, Member]) -> None:
         self.places = places
         self._short: dict[str, str | None] = {}
         for name in filter(_is_picture, places):
             for key in _keys(name):
-                self._short[key] = name if key not in self._short else None  # two of them: neither
+                self._short[key] = name if key not in self._short else None  # two share it: neither
 
     def named(self, image: str) -> str | None:
-        """The member that `image` means: of this name, or else the only one with its last part, or with its number."""
+        """Return the member for `image`: of this name, or else the only one with its last part, or with its number."""
         if image in self.places:
             return image
         return next((name for key in _keys(image) if (name := self._short.get(key)) is not None), None)
 
 
 def _keys(name: str) -> list[str]:
-    """The last part of a name, and its number without padding."""
+    """Return the last part of a name, and its number without padding."""
     last = PurePosixPath(name)
     number = [f"number {last.stem.lstrip('0')}"] if last.stem.isascii() and last.stem.isdecimal() else []
     return [last.name, *number]

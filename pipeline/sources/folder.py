@@ -1,4 +1,4 @@
-"""A user's own data: pictures with masks, described by one JSON Lines file, or lying beside one another.
+"""A user's own data: pictures with masks, as one JSON Lines file, two folders, or labelme's files.
 
 `docs/datasets/folder.md` is the schema.
 """
@@ -35,9 +35,9 @@ from pipeline.text import open_text
 from shards.errors import BadInput, UserError
 
 LINES = "samples.jsonl"
-# One list or one object over many lines; a list of something else is one broken line.
+# One list or one object over several lines; a list of something else is one broken line.
 _ONE_DOCUMENT = re.compile(rb"\s*(\[\s*\{|[\[{]\s*\n.)", re.DOTALL)
-_MOST_BYTES = 64 << 20  # of a line
+_MOST_BYTES = 64 << 20  # per line
 
 
 class FolderSource(Source):
@@ -58,13 +58,13 @@ class FolderSource(Source):
         )
 
     def files(self, path: str, parts: Iterator[Any]) -> Iterable[str]:
-        found = next(parts)
-        if "masks" in found:
-            return [path, *found["masks"]["files"]]
-        if "labelme" in found:
-            return [path, *filter(None, [found["labelme"]["picture"]])]
-        elsewhere = found.get("elsewhere", {})
-        return [elsewhere.get(name, name) for name in _names(found.get("line", {}))]
+        part = next(parts)
+        if "masks" in part:
+            return [path, *part["masks"]["files"]]
+        if "labelme" in part:
+            return [path, *filter(None, [part["labelme"]["picture"]])]
+        elsewhere = part.get("elsewhere", {})
+        return [elsewhere.get(name, name) for name in _names(part.get("line", {}))]
 
     def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any]) -> RawSample:
         raise_refused(parts)
@@ -123,10 +123,10 @@ def _find_lines(root: Path, records: RecordsWriter) -> dict[str, int]:
             except (BadInput, ValueError, KeyError, TypeError, IndexError) as error:
                 counts["lines that are no sample"] += 1
                 path = f"{LINES}#line-{number}"
-                met = str(error.met if isinstance(error, BadInput) else f"{type(error).__name__} {error}")
-                met = met.replace("line 1, ", "")  # each is a text of its own to the parser
+                fault = str(error.met if isinstance(error, BadInput) else f"{type(error).__name__} {error}")
+                fault = fault.replace("line 1, ", "")  # the parser gets one line at a time
                 records.add(path, len(raw))
-                records.attach(path, {"broken": met})
+                records.attach(path, {"broken": fault})
                 continue
             elsewhere = _elsewhere(root, _names(line))
             records.add(path, _size(root, elsewhere.get(first, first)))
@@ -135,7 +135,7 @@ def _find_lines(root: Path, records: RecordsWriter) -> dict[str, int]:
 
 
 def _names(line: Mapping[str, Any]) -> Iterator[str]:
-    """The files that a line names, whatever else is in it."""
+    """Yield the files that a line names; parts of other shapes are skipped."""
     objects = [item for item in _as_list(line.get("objects")) if isinstance(item, dict)]
     masks = [mask for item in objects for mask in (item.get("mask"), *_as_list(item.get("masks")))]
     for name in (line.get("image"), *_as_list(line.get("frames")), *masks):
@@ -148,7 +148,7 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _elsewhere(root: Path, names: Iterable[str]) -> dict[str, str]:
-    """Find a path that looks like the name, for each name under which no file stands: name -> path."""
+    """Return name -> alike path, for the names under which there is no file."""
     missing = [name for name in names if not (inside(name) and os.path.lexists(root / name))]
     found = {name: finder_at(root).locate(name) for name in dict.fromkeys(missing)}
     return {name: path for name, path in found.items() if path is not None}
@@ -162,37 +162,38 @@ def _candidate(
     options: Mapping[str, Any],
     elsewhere: Mapping[str, str],
 ) -> Candidate:
-    given = [item["mask"]] if "mask" in item else item.get("masks", [])
-    if not isinstance(given, list) or len(given) != len(sizes):
+    stated = [item["mask"]] if "mask" in item else item.get("masks", [])
+    if not isinstance(stated, list) or len(stated) != len(sizes):
         raise BadInput(
-            "masks of an object", met=f"object {number}: {str(given)[:60]}", wanted=f"{len(sizes)}, one a frame"
+            "masks of an object", met=f"object {number}: {str(stated)[:60]}", wanted=f"{len(sizes)}, one a frame"
         )
     texts = item.get("texts", [])
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise BadInput("texts of an object", met=f"object {number}: {str(texts)[:60]}", wanted="a list of texts")
     more = {key: value for key, value in item.items() if key not in ("id", "mask", "masks", "texts", "value")}
-    given = [elsewhere.get(mask, mask) if isinstance(mask, str) else mask for mask in given]
-    pairs = zip(given, sizes, strict=True)
+    stated = [elsewhere.get(mask, mask) if isinstance(mask, str) else mask for mask in stated]
+    pairs = zip(stated, sizes, strict=True)
     value = _value_of(item.get("value"))
-    readers = [partial(_read_mask, root, mask, value, size, options, len(given) == 1) for mask, size in pairs]
+    readers = [partial(_read_mask, root, mask, value, size, options, len(stated) == 1) for mask, size in pairs]
     return Candidate(RawObject(str(item.get("id", number)), tuple(texts), more), readers)
 
 
-def _value_of(given: Any) -> int | None:
-    """The id of an object in its mask file; None where the file is of this object alone."""
-    number = as_id(given)
-    if given is not None and (number is None or not number.isdecimal()):
-        raise BadInput("an object's value", met=repr(given)[:60], wanted="a whole number >= 0")
+def _value_of(stated: Any) -> int | None:
+    """Return the id of an object in its mask file; None where the file is of this object alone."""
+    number = as_id(stated)
+    if stated is not None and (number is None or not number.isdecimal()):
+        raise BadInput("an object's value", met=repr(stated)[:60], wanted="a whole number >= 0")
     return None if number is None else int(number)
 
 
 def _read_mask(
     root: Path, mask: Any, value: int | None, size: tuple[int, int], options: Mapping[str, Any], alone: bool
 ) -> Bool:
-    """A mask as a path, run lengths or polygons; None where the object is not in the frame.
+    """Read a mask: (H, W) bool.
 
     Args:
-        alone: the only frame: a mask without the object's value is a fault, and not an absence.
+        mask: a path, run lengths or polygons; None where the object is not in the frame.
+        alone: it is the only frame: a mask without the object's value is a fault, and no absence.
     """
     if mask is None or (not mask and not alone):
         return np.zeros(size, np.bool_)
@@ -202,8 +203,8 @@ def _read_mask(
     value = None if image.mode == "1" else value
     decoded = masks.from_image(image, value, options.get("void"))
     if alone and value is not None and not decoded.any():
-        met = ", ".join(map(str, distinct(values_of(image))[:6]))
-        raise BadInput("no pixel of the object's value", met=f"values {met}", wanted=f"{value}")
+        values = ", ".join(map(str, distinct(values_of(image))[:6]))
+        raise BadInput("no pixel of the object's value", met=f"values {values}", wanted=f"{value}")
     check_size(decoded.shape, size, options.get("mask_slack", 0))
     return decoded
 

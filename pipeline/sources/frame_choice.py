@@ -1,4 +1,4 @@
-"""Which frames of a video become a sample."""
+"""Choose the frames of a video that become a sample."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ ShownObjects = Callable[[int], Set[str]]
 def choose_frames(
     count: int, k: int, shown: ShownObjects, objects: Set[str], faults: Callable[[], Sequence[Fault]] = list
 ) -> list[int]:
-    """At most `k` of `count` frames, in order, each showing at least one object, spread evenly.
+    """Return at most `k` of `count` frames, in order, evenly spread, each showing at least one object.
 
     The video is cut into k equal stretches. Each gives the frame nearest to its middle that shows all objects; where
-    none does, the one that shows most objects not yet seen, then most objects, then the nearest. Where a stretch shows
-    no object, the frames that show one are cut into k stretches instead.
+    none does, the one that shows most objects that no chosen frame shows, then most objects, then the nearest. Where a
+    stretch shows no object, the frames that show one are cut into k stretches instead.
 
     Args:
-        shown: the objects that frame n shows. It is asked of as few frames as the rule allows.
-        faults: asked where no frame shows an object: objects whose masks are broken or missing, and why.
+        shown: returns the objects that frame n shows. It is called for as few frames as the rule allows.
+        faults: returns objects whose masks are broken or missing, with the reason. Called if no frame shows an object.
 
     Raises:
         BadInput: no frame shows an object.

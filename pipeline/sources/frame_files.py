@@ -1,4 +1,4 @@
-"""The pictures of a video's frames, one file each."""
+"""Find the pictures of a video's frames, one file each."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 class FrameFiles:
-    """Finds the files of frames in a folder, by names with or without a suffix."""
+    """Finds files in a folder by the names of frames, with or without a suffix."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def named(self, name: str) -> Path | None:
-        """`NAME.jpg`; where there is none, the only picture whose name looks like it, with any suffix."""
+        """Return `NAME.jpg`, or else the only picture whose name is alike; None where there is none."""
         usual = self._folder / f"{name}.jpg"
         if usual.is_file():
             return usual
@@ -27,7 +27,7 @@ class FrameFiles:
 
     @cached_property
     def _alike(self) -> dict[str, str | None]:
-        """Names of pictures by how they look, with and without the suffix; None where several look alike."""
+        """Key (`look_alike`) with and without suffix -> name of a picture; None where several are alike."""
         try:
             names = list_names(self._folder)
         except OSError:

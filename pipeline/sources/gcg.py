@@ -46,7 +46,7 @@ class Gcg(Source):
     choices: Mapping[str, Any] = {"split": "train"}
 
     def find(self, root: Path, choices: Mapping[str, Any], records: RecordsWriter) -> dict[str, int]:
-        """Every picture that a caption names. A caption with an unsafe name becomes an input that `load` refuses."""
+        """Add every picture that a caption names. One with an unsafe name becomes an input that `load` refuses."""
         split = choices["split"]
         if split not in _SPLITS:
             raise UserError("no such split", where="--split", met=str(split), wanted=" or ".join(_SPLITS))
@@ -82,9 +82,10 @@ class Gcg(Source):
             path, size, _ = pictures.add(name, records)
             number = id_of(record)
             if kind == _FLICKR and number is not None and named.setdefault(number, path) != path:
-                met = f"caption {number} of {named[number]} and {path}"
-                for one in (path, named[number]):
-                    refuse(records, one, BadInput("one id for two pictures", met=met, wanted="an id for each"))
+                value = f"caption {number} of {named[number]} and {path}"
+                for input_path in (path, named[number]):
+                    error = BadInput("one id for two pictures", met=value, wanted="an id for each")
+                    refuse(records, input_path, error)
             found["captions without a picture"] += size == 0
             records.attach(path, {"file": file.name, "kind": kind, "caption": record})
             found[f"captions of {file.name}"] += 1
@@ -112,11 +113,11 @@ class Gcg(Source):
 
 
 Grounded = tuple[str | None, list[Span], list[Any], Any]
-"""Words, stated places, masks, what else the source says."""
+"""Words of a phrase (None: only its spans are stated), stated spans, masks, what else the source states."""
 
 
 def _captions(kind: str, file: Path) -> Iterator[Any]:
-    """The records of captions in a file of this kind."""
+    """Yield the records of captions in a file of this kind."""
     if kind == _FLICKR:
         yield from read_items(file, "images.item")
     elif kind == "RefCOCOg_GCG":
@@ -132,12 +133,12 @@ def _captions(kind: str, file: Path) -> Iterator[Any]:
 
 
 def _grounded(part: dict[str, Any], parts: Sequence[Any], notes: Counter[str]) -> Iterator[Grounded]:
-    """The phrases that a caption has masks for."""
+    """Yield the phrases of a caption that have masks."""
     record = part["caption"]
     if part["kind"] == _FLICKR:
-        own = [one["region"] for one in parts if "region" in one and _same_caption(one, part)]
+        regions = [other["region"] for other in parts if "region" in other and _same_caption(other, part)]
         together: dict[tuple[Span, ...], list[Any]] = {}
-        for region in own:
+        for region in regions:
             if region.get("ignore"):
                 notes[IGNORED] += 1
             else:
@@ -168,7 +169,7 @@ def _grounded(part: dict[str, Any], parts: Sequence[Any], notes: Counter[str]) -
 
 
 def _add_caption(part: dict[str, Any], grounded: Iterable[Grounded], regions: Regions) -> dict[str, Any]:
-    """Put a caption's regions down; the caption with its phrases, as the sample's JSON has it."""
+    """Add a caption's regions. Returns the caption with its phrases, for the sample's JSON."""
     record = part["caption"]
     notes = regions.notes
     text, lead = strip_quotes(record["caption"])
@@ -178,18 +179,18 @@ def _add_caption(part: dict[str, Any], grounded: Iterable[Grounded], regions: Re
     for words, spans, masks, rest in grounded:
         if words is None:
             places = [shift_span(text, lead, span, notes) for span in spans]
-            said = [text[slice(*where)] for where in places if where]
+            texts = [text[slice(*span)] for span in places if span]
         else:
             stated: list[Span | None] = [*spans] or [None]
             places = [locate_phrase(words, text, lead, span, before[words.lower()], notes) for span in stated]
-            said = [words]
+            texts = [words]
         before[(words or "").lower()] += 1
-        name = regions.add(masks, said, {"file": part["file"], "says": rest})
-        placed += [(where, said[0] if said else "", name) for where in places or [None]]
+        name = regions.add(masks, texts, {"file": part["file"], "says": rest})
+        placed += [(span, texts[0] if texts else "", name) for span in places or [None]]
     notes[BARE] += not placed
-    told = {"file": part["file"], "text": text, "phrases": merge_phrases(text, placed, notes)}
+    caption = {"file": part["file"], "text": text, "phrases": merge_phrases(text, placed, notes)}
     inner = _without(record, "caption", "groundings", "refs")
-    return {**told, "record": {**inner, "caption": record["caption"]}}
+    return {**caption, "record": {**inner, "caption": record["caption"]}}
 
 
 def _same_caption(region: dict[str, Any], part: dict[str, Any]) -> bool:
@@ -205,6 +206,6 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _spans(stated: Any) -> list[Span]:
-    """[[start, end], ...] of either form in use, one pair or a list of pairs."""
+    """Return [(start, end), ...] of either form in use: one pair, or a list of pairs."""
     pairs = [stated] if isinstance(stated, list) and stated and not isinstance(stated[0], list) else _as_list(stated)
     return [(p[0], p[1]) for p in pairs if isinstance(p, list) and len(p) == 2 and all(isinstance(n, int) for n in p)]

@@ -1,4 +1,4 @@
-"""A user's own data as two folders beside one another: `images/` and `masks/`. `docs/datasets/folder.md`."""
+"""A user's own data in two folders, `images/` and `masks/`. `docs/datasets/folder.md`."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from shards.errors import BadInput, DroppedInput
 
 EDGES = "masks whose ids look like grey edges, not like objects"
 VOID = "masks with pixels of no object beside the background (void)"
-_PICTURES = (".png", ".bmp", ".tif", ".tiff", ".webp", ".jpg", ".jpeg")  # for masks in this order: the safest first
-_ENDS = ("_mask", "-mask", "_masks")  # of a mask's name behind the picture's
-_NAMED = "a mask of the picture's name in masks/"
-_NAMED_OTHERS = 3
-_ALIKE = "/"  # in front of how a stem looks; no stem has it
+_PICTURES = (".png", ".bmp", ".tif", ".tiff", ".webp", ".jpg", ".jpeg")  # in this order for masks: the safest first
+_ENDS = ("_mask", "-mask", "_masks")  # that a mask's stem may have after the picture's
+_MASK_WANTED = "a mask of the picture's name in masks/"
+_MOST_OTHERS = 3
+_ALIKE = "/"  # before the key of a stem (`look_alike`); no stem has it
 Size = tuple[int, int]
 
 
 def find_image_mask_folders(root: Path, records: RecordsWriter) -> dict[str, int]:
-    """Put down `images/A.jpg` with `masks/A.png`, an object's id in each pixel, or `masks/A/*.png`, one object each.
+    """Add `images/A.jpg` with `masks/A.png`, an object's id in each pixel, or `masks/A/*.png`, one object each.
 
-    A mask's suffix may be any of a picture's, in any case, and its name may end in `_mask`; such files are taken from
+    A mask may have any suffix of a picture, in any case, and its name may end in `_mask`; such files are masks in
     `images/` too. Masks are not opened here: there may be millions.
     """
     counts: Counter[str] = Counter()
@@ -48,16 +48,16 @@ def find_image_mask_folders(root: Path, records: RecordsWriter) -> dict[str, int
     pictures: dict[str, str] = {}
     used = 0
     for path, size in sorted(walk(root, _is_picture, counts, records, lambda name: True, "images")):
-        own = PurePosixPath(path)
-        if _picture_of(own.stem) in in_folder(str(own.parent)):
+        picture_path = PurePosixPath(path)
+        if _picture_of(picture_path.stem) in in_folder(str(picture_path.parent)):
             counts["masks among the images"] += 1
             continue
-        found, alone = _masks_of(root, own, in_folder)
+        found, alone = _masks_of(root, picture_path, in_folder)
         used += len(found) * all(name.startswith("masks/") for name in found)
         counts["images"] += 1
         counts["images without a mask"] += not found
         records.add(path, size)
-        others = [] if found else _other_files(root, own, not_pictures)
+        others = [] if found else _other_files(root, picture_path, not_pictures)
         records.attach(path, {"masks": {"files": found, "alone": alone, "others": others}})
         for first in {pictures.setdefault(mask, path) for mask in found} - {path}:
             error = BadInput(
@@ -66,8 +66,8 @@ def find_image_mask_folders(root: Path, records: RecordsWriter) -> dict[str, int
                 wanted="a mask for each",
                 do="rename or delete one",
             )
-            for one in (first, path):
-                refuse(records, one, error)
+            for input_path in (first, path):
+                refuse(records, input_path, error)
     stored = sum(1 for _ in walk(root, _is_picture, counts, records, lambda name: True, "masks"))
     counts["mask files without an image"] = stored - used
     count_beside(root, ("images", "masks"), counts, records)
@@ -75,7 +75,7 @@ def find_image_mask_folders(root: Path, records: RecordsWriter) -> dict[str, int
 
 
 def load_image_mask_folders(root: Path, path: str, found: Mapping[str, Any], options: Mapping[str, Any]) -> RawSample:
-    """The sample of a picture with the masks that `find_image_mask_folders` found."""
+    """Return the sample of a picture with the masks that `find_image_mask_folders` found."""
     picture = read_picture(below(root, path))
     size = (picture.height, picture.width)
     if not found["files"] and found["others"]:
@@ -86,19 +86,19 @@ def load_image_mask_folders(root: Path, path: str, found: Mapping[str, Any], opt
             do="save it as PNG",
         )
     if not found["files"]:
-        raise DroppedInput(NO_OBJECT, met="a picture alone", wanted=_NAMED)
+        raise DroppedInput(NO_OBJECT, met="a picture alone", wanted=_MASK_WANTED)
     notes: Counter[str] = Counter()
     if found["alone"]:
-        candidates = [_of_one(root, file, size, options) for file in found["files"]]
+        candidates = [_single_mask(root, file, size, options) for file in found["files"]]
     else:
-        candidates = [*_of_several(root, found["files"][0], size, options, notes)]
+        candidates = [*_masks_of_ids(root, found["files"][0], size, options, notes)]
         if not candidates:
             raise DroppedInput(NO_OBJECT, met=f"{found['files'][0]}: the background alone", wanted="ids in the mask")
     raw = sample_of(path, "folder", [(path, picture)], candidates)
     return note_size_differences(replace(raw, notes=Counter(raw.notes) + notes))
 
 
-def _of_one(root: Path, file: str, size: Size, options: Mapping[str, Any]) -> Candidate:
+def _single_mask(root: Path, file: str, size: Size, options: Mapping[str, Any]) -> Candidate:
     def read() -> Bool:
         mask = masks.from_image(open_image(below(root, file)), void=options.get("void"))
         check_size(mask.shape, size, options.get("mask_slack", 0))
@@ -107,7 +107,7 @@ def _of_one(root: Path, file: str, size: Size, options: Mapping[str, Any]) -> Ca
     return Candidate(RawObject(PurePosixPath(file).stem), [read])
 
 
-def _of_several(
+def _masks_of_ids(
     root: Path, file: str, size: Size, options: Mapping[str, Any], notes: Counter[str]
 ) -> Iterator[Candidate]:
     values, ids = read_ids(below(root, file), options.get("void"))
@@ -119,11 +119,11 @@ def _of_several(
 
 
 def _masks_of(root: Path, picture: PurePosixPath, in_folder: Any) -> tuple[list[str], bool]:
-    """The mask files of `images/.../A.jpg`; whether each is of one object alone."""
+    """Return the mask files of `images/.../A.jpg`, and whether each is of one object alone."""
     folder = PurePosixPath("masks", *picture.parent.parts[1:])
     if (root / folder / picture.stem).is_dir():
-        own = folder / picture.stem
-        return [str(own / name) for name in list_names(root / own) if _is_picture(name)], True
+        masks_folder = folder / picture.stem
+        return [str(masks_folder / name) for name in list_names(root / masks_folder) if _is_picture(name)], True
     stems = (picture.stem, picture.name, *(picture.stem + end for end in _ENDS))
     for place in (folder, picture.parent):
         for stem in stems if place == folder else stems[2:]:
@@ -134,7 +134,7 @@ def _masks_of(root: Path, picture: PurePosixPath, in_folder: Any) -> tuple[list[
 
 
 def _by_stem(root: Path, folder: str) -> dict[str, list[str]]:
-    """Stem, and how it looks, -> names of the pictures in a folder, those first whose format is safest for a mask."""
+    """Return stem, and its key (`look_alike`), -> names of pictures in a folder, the safest format for a mask first."""
     found: dict[str, list[str]] = {}
     try:
         names = list_names(root / folder)
@@ -145,23 +145,23 @@ def _by_stem(root: Path, folder: str) -> dict[str, list[str]]:
     alike: dict[str, set[str]] = {}
     for stem in found:
         alike.setdefault(f"{_ALIKE}{look_alike(stem)}", set()).add(stem)
-    # A stem that looks like two of them means none.
+    # A key that two stems share finds neither.
     return {**{key: found[stem] for key, stems in alike.items() if len(stems) == 1 for stem in stems}, **found}
 
 
 def _other_files(root: Path, picture: PurePosixPath, not_pictures: Any) -> list[str]:
-    """Some files where the masks of `images/.../A.jpg` would be that are no pictures: `masks/.../A.npy`."""
+    """Return the first files in the place of masks of `images/.../A.jpg` that are no pictures: `masks/.../A.npy`."""
     folder = PurePosixPath("masks", *picture.parent.parts[1:])
-    own = folder / picture.stem
-    if (root / own).is_dir():
-        return [str(own / name) for name in list_names(root / own)][:_NAMED_OTHERS]
+    masks_folder = folder / picture.stem
+    if (root / masks_folder).is_dir():
+        return [str(masks_folder / name) for name in list_names(root / masks_folder)][:_MOST_OTHERS]
     stems = (picture.stem, picture.name, *(picture.stem + end for end in _ENDS))
     found = [str(folder / name) for stem in stems for name in not_pictures(str(folder)).get(stem, ())]
-    return found[:_NAMED_OTHERS]
+    return found[:_MOST_OTHERS]
 
 
 def _by_stem_of_others(root: Path, folder: str) -> dict[str, list[str]]:
-    """Stem -> names of the files in a folder that are no pictures."""
+    """Return stem -> names of the files in a folder that are no pictures."""
     found: dict[str, list[str]] = {}
     with suppress(OSError):
         for name in list_names(root / folder):
@@ -171,7 +171,7 @@ def _by_stem_of_others(root: Path, folder: str) -> dict[str, list[str]]:
 
 
 def _picture_of(stem: str) -> str:
-    """The stem of the picture that a file of this stem would be the mask of; empty where it is none."""
+    """Return the stem of the picture of a mask with this stem, `A` for `A_mask`; empty where it is no mask's."""
     return next((stem.removesuffix(end) for end in _ENDS if stem.endswith(end)), "")
 
 

@@ -1,4 +1,4 @@
-"""Labelme's files: one JSON beside each picture, with shapes drawn on it. `docs/datasets/folder.md`."""
+"""Labelme's files: one JSON per picture, with the shapes drawn on it. `docs/datasets/folder.md`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pipeline.walk import matching, walk
 from shards.errors import BadInput, UserError
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-_NO_OBJECTS = ("__ignore__", "_background_")  # labels that labelme's own converters pass over
+_NO_OBJECTS = ("__ignore__", "_background_")  # labels that labelme's converters skip
 _POLYGONS = ("polygon", "quadrilateral", "rotation")
 _CIRCLE = 64  # corners
 _PROBES = 3  # files that show whether a folder is labelme's
@@ -42,7 +42,7 @@ def is_labelme(root: Path) -> bool:
 
 
 def find_labelme(root: Path, records: RecordsWriter) -> dict[str, int]:
-    """Put down every JSON below `root`; pictures lie beside theirs, or where its `imagePath` says."""
+    """Add every JSON below `root`. Its picture is beside it, or at its `imagePath`."""
     counts: Counter[str] = Counter()
     _finder.cache_clear()
     files = dict(walk(root, _is_either, counts, records, lambda name: True))
@@ -58,7 +58,7 @@ def find_labelme(root: Path, records: RecordsWriter) -> dict[str, int]:
 
 
 def load_labelme(root: Path, path: str, found: Mapping[str, Any]) -> RawSample:
-    """The sample of the JSON at `path`; raises `BadInput` where it is none of labelme's, or has no picture."""
+    """Return the sample of the JSON at `path`; raises `BadInput` where it is not labelme's, or has no picture."""
     content = read_json(below(root, path))
     shapes = content.get("shapes") if isinstance(content, dict) else None
     if not isinstance(shapes, list) or not all(isinstance(shape, dict) for shape in shapes):
@@ -67,16 +67,16 @@ def load_labelme(root: Path, path: str, found: Mapping[str, Any]) -> RawSample:
     name = _picture(root, path, content.get("imagePath"), found["beside"], notes)
     picture = read_picture(below(root, name), size_of(content, "imageHeight", "imageWidth"))
     size = (picture.height, picture.width)
-    candidates = [_candidate(number, own, size) for number, own in enumerate(_objects(shapes, notes))]
+    candidates = [_candidate(number, parts, size) for number, parts in enumerate(_objects(shapes, notes))]
     raw = sample_of(path, "folder", [(name, picture)], candidates, _rest(content))
     return replace(raw, notes=Counter(raw.notes) + notes)
 
 
 def _picture(root: Path, path: str, stated: Any, beside: str | None, notes: Counter[str]) -> str:
-    """The picture of the JSON at `path`, relative to the root."""
+    """Return the picture of the JSON at `path`, relative to the root."""
     finder = _finder(root, PurePosixPath(path).parent.as_posix())
     named = finder.locate(stated) if isinstance(stated, str) else None
-    if named and beside and named != beside:  # a copied json: nobody can tell which picture the shapes belong to
+    if named and beside and named != beside:  # a copied JSON: it is unknown which picture the shapes belong to
         raise BadInput(
             "a json of two pictures",
             met=f"imagePath {stated!r} beside {PurePosixPath(beside).name}",
@@ -92,7 +92,7 @@ def _picture(root: Path, path: str, stated: Any, beside: str | None, notes: Coun
 
 
 def _picture_elsewhere(root: Path, path: str) -> str | None:
-    """The picture that a JSON without one beside it names, where there is one."""
+    """Return the picture that a JSON names, for one without a picture beside it; None where there is none."""
     try:
         content = read_json(below(root, path))
     except BadInput:
@@ -103,13 +103,13 @@ def _picture_elsewhere(root: Path, path: str) -> str | None:
 
 @lru_cache(maxsize=64)
 def _finder(root: Path, folder: str) -> Finder:
-    own = PurePosixPath(folder)
-    around = [own, *(own.parent / name for name in ("images", "imgs", "JPEGImages")), PurePosixPath("images")]
+    here = PurePosixPath(folder)
+    around = [here, *(here.parent / name for name in ("images", "imgs", "JPEGImages")), PurePosixPath("images")]
     return Finder(root, [place.as_posix() for place in (*around, PurePosixPath("."))])
 
 
 def _objects(shapes: Sequence[dict[str, Any]], notes: Counter[str]) -> list[list[dict[str, Any]]]:
-    """The shapes of each object: those of one label and group are one."""
+    """Return the shapes of each object: those of one label and group are one object."""
     objects: list[list[dict[str, Any]]] = []
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for shape in shapes:
@@ -143,7 +143,7 @@ def _union(shapes: Sequence[dict[str, Any]], size: Size) -> Bool:
 
 
 def _mask(shape: Mapping[str, Any], size: Size) -> Bool:
-    """(H, W) bool: a shape's pixels."""
+    """Return a shape's pixels: (H, W) bool."""
     kind = shape.get("shape_type") or "polygon"
     points = _points(shape.get("points"))
     draw = _DRAW.get(str(kind))
@@ -152,8 +152,8 @@ def _mask(shape: Mapping[str, Any], size: Size) -> Bool:
     return draw(points, shape, size)
 
 
-def _points(given: Any) -> list[tuple[float, float]]:
-    pairs = given if isinstance(given, list) else []
+def _points(stated: Any) -> list[tuple[float, float]]:
+    pairs = stated if isinstance(stated, list) else []
     fits = all(
         isinstance(pair, list)
         and len(pair) == 2
@@ -161,7 +161,7 @@ def _points(given: Any) -> list[tuple[float, float]]:
         for pair in pairs
     )
     if not pairs or not fits:
-        raise BadInput("broken points of a shape", met=str(given)[:60], wanted="[[x, y], ...]")
+        raise BadInput("broken points of a shape", met=str(stated)[:60], wanted="[[x, y], ...]")
     return [(float(x), float(y)) for x, y in pairs]
 
 
@@ -170,7 +170,7 @@ def _polygon(points: list[tuple[float, float]], shape: Mapping[str, Any], size: 
 
 
 def _rectangle(points: list[tuple[float, float]], shape: Mapping[str, Any], size: Size) -> Bool:
-    if len(points) == 2:  # two corners that face each other
+    if len(points) == 2:  # two opposite corners
         (left, top), (right, bottom) = points
         points = [(left, top), (right, top), (right, bottom), (left, bottom)]
     return _polygon(points, shape, size)
@@ -186,7 +186,7 @@ def _circle(points: list[tuple[float, float]], shape: Mapping[str, Any], size: S
 
 
 def _bitmap(points: list[tuple[float, float]], shape: Mapping[str, Any], size: Size) -> Bool:
-    """A PNG in base64, whose corner the first point is."""
+    """Return the mask of a PNG in base64; the first point is its upper left corner."""
     if not isinstance(shape.get("mask"), str):
         raise BadInput("broken mask of a shape", met=str(shape.get("mask"))[:40], wanted="a PNG in base64")
     try:
@@ -223,7 +223,7 @@ def _rest(content: Mapping[str, Any]) -> dict[str, object] | None:
 
 
 def _first_jsons(root: Path) -> list[Path]:
-    """A few JSON files of the root, and of its folders where the root has none."""
+    """Return a few JSON files of the root, or of its folders where the root has none."""
     for pattern in ("*.json", "*/*.json", "*/*/*.json"):
         if found := matching(root, pattern)[:_PROBES]:
             return found

@@ -1,4 +1,4 @@
-"""Objects whose masks can be used, and a word on each that cannot."""
+"""Make a sample of the objects whose masks can be used, and name the others with the reason."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ReadMask = Callable[[], Bool]
 
 @dataclass(frozen=True)
 class Candidate:
-    """An object that annotations speak of; its masks, one a frame, are read when they are needed."""
+    """An object of the annotations. `masks` has one function per frame, which reads its mask: (H, W) bool."""
 
     object: RawObject
     masks: Sequence[ReadMask]
@@ -35,20 +35,20 @@ def sample_of(
     candidates: Iterable[Candidate],
     more: dict[str, object] | None = None,
 ) -> RawSample:
-    """A sample of all candidates whose masks are sound and not empty in every frame.
+    """Return a sample of all candidates whose masks can be read and are not empty in every frame.
 
     The others are counted by reason, and named in the sample's JSON under `left_out`. Of objects that share an id the
-    second becomes `ID-2`, and so on; one that is the same in all is taken once.
+    second becomes `ID-2`, and so on. Objects that are equal in all parts are taken once.
 
     Args:
-        path: of the input.
+        path: the input's path.
         kind: the source's name.
         pictures: name and picture of each frame.
         candidates: in the order of the annotations.
-        more: for the sample's JSON.
+        more: other entries of the sample's JSON.
 
     Raises:
-        DroppedInput: annotations speak of no object at all.
+        DroppedInput: there is no candidate.
         BadInput: none of the objects can be used.
     """
     kept: list[RawObject] = []
@@ -56,43 +56,43 @@ def sample_of(
     faults: list[Fault] = []
     names = _Names()
     for candidate in candidates:
-        described = names.own(candidate.object)
+        described = names.unique(candidate.object)
         try:
-            own = [Mask.from_array(read()) for read in candidate.masks]
-            if not any(mask.any() for mask in own):
+            read = [Mask.from_array(read_mask()) for read_mask in candidate.masks]
+            if not any(mask.any() for mask in read):
                 raise BadInput(
                     EMPTY,
-                    met="0 pixels of " + ", ".join(f"{mask.shape[0]} x {mask.shape[1]}" for mask in own[:3]),
+                    met="0 pixels of " + ", ".join(f"{mask.shape[0]} x {mask.shape[1]}" for mask in read[:3]),
                     wanted="an object",
                 )
         except BadInput as error:
             faults.append((described.id, error))
             continue
-        if names.is_known(candidate.object, own):
+        if names.is_repeated(candidate.object, read):
             continue
         kept.append(described)
-        for frame, mask in zip(masks, own, strict=True):
+        for frame, mask in zip(masks, read, strict=True):
             frame.append(mask)
     if not kept:
         if not faults:
             raise DroppedInput(NO_OBJECT, met="a picture alone", wanted="at least one object")
         raise unusable("object", faults)
-    frames = tuple(RawFrame(name, picture, tuple(own)) for (name, picture), own in zip(pictures, masks, strict=True))
+    frames = tuple(RawFrame(name, picture, tuple(m)) for (name, picture), m in zip(pictures, masks, strict=True))
     notes = Counter(f"objects left out: {error.what}" for _, error in faults) + names.notes
     extra = {**(more or {}), **left_out(faults)}
     return RawSample(path, kind, frames, tuple(kept), extra, notes)
 
 
 class _Names:
-    """The ids of a sample's objects, one each."""
+    """Gives each object of a sample an id of its own."""
 
     def __init__(self) -> None:
         self.notes: Counter[str] = Counter()
         self._used: set[str] = set()
         self._shared: dict[str, list[tuple[RawObject, list[Mask]]]] = {}
 
-    def own(self, described: RawObject) -> RawObject:
-        """The object under an id that none before it has."""
+    def unique(self, described: RawObject) -> RawObject:
+        """Return the object with an id that none before it has."""
         name = described.id
         number = 1
         while name in self._used:
@@ -101,14 +101,14 @@ class _Names:
         self._used.add(name)
         return described if number == 1 else replace(described, id=name)
 
-    def is_known(self, described: RawObject, masks: list[Mask]) -> bool:
-        """Whether an object before is the same in id, texts, annotation and masks; counts it, and a shared id."""
+    def is_repeated(self, described: RawObject, masks: list[Mask]) -> bool:
+        """Whether an earlier object has the same id, texts, annotation and masks; counts it, and a shared id."""
         before = self._shared.setdefault(described.id, [])
-        known = any(described == other and _equal(masks, theirs) for other, theirs in before)
+        repeated = any(described == other and _equal(masks, theirs) for other, theirs in before)
         if before:
-            self.notes[TWICE if known else ONE_ID] += 1
+            self.notes[TWICE if repeated else ONE_ID] += 1
         before.append((described, masks))
-        return known
+        return repeated
 
 
 def _equal(some: Sequence[Mask], others: Sequence[Mask]) -> bool:

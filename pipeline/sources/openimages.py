@@ -28,7 +28,7 @@ from shards.errors import BadInput, DroppedInput, UserError
 from shards.hidden import is_hidden, is_hidden_path
 
 _SPLITS = ("train", "validation", "test")
-# Where things lie: as the owners' pages lead to it, or as FiftyOne downloads it.
+# Places of files: as the owners' pages provide them, or as FiftyOne downloads them.
 _TABLES = (
     *(f"{folder}{{split}}-annotations-object-segmentation.csv" for folder in ("", "annotations/", "{split}/")),
     *("{split}/labels/segmentations.csv", "labels/segmentations.csv"),
@@ -51,7 +51,7 @@ _NEEDED = ("MaskPath", "ImageID", "LabelName")
 
 
 class OpenImages(Source):
-    """One sample a photo, with all its masks. A mask and its photo have different sizes as a rule."""
+    """One sample per photo, with all its masks. A mask and its photo usually have different sizes."""
 
     name = "openimages"
     choices: Mapping[str, Any] = {"split": "train"}
@@ -69,7 +69,7 @@ class OpenImages(Source):
             counts["images"] += 1
         # Names are counted as 64-bit hashes: there are millions. Kept sorted: parts must come in one order everywhere.
         stored = array("q")
-        wanted = array("q")
+        listed = array("q")
         described = array("q")
         for mask, place in _stored_masks(root, split, counts):
             records.attach(_photo(folder, mask.split("_")[0]), {"mask": mask, **place})
@@ -80,7 +80,7 @@ class OpenImages(Source):
             missing += records.add(path, 0)
             texts = [names[row["LabelName"]]] if row.get("LabelName") in names else []
             records.attach(path, {"row": row, "texts": texts, **({} if whole else {"broken": True})})
-            wanted.append(hash(row.get("MaskPath", "").rpartition("/")[2]))
+            listed.append(hash(row.get("MaskPath", "").rpartition("/")[2]))
             described.append(hash(row["ImageID"]))
             counts["objects"] += 1
             counts["objects of a class without a name"] += not texts
@@ -91,8 +91,8 @@ class OpenImages(Source):
             counts["mask files that are there more than once, of which the first is taken"] = repeated
         counts["images without a file"] = missing
         counts["images without an object"] = counts["images"] - (len(np.unique(described)) - missing)
-        counts["objects without a mask file"] = int((~np.isin(wanted, stored)).sum())
-        counts["mask files without an object"] = int((~np.isin(stored, wanted)).sum())
+        counts["objects without a mask file"] = int((~np.isin(listed, stored)).sum())
+        counts["mask files without an object"] = int((~np.isin(stored, listed)).sum())
         return dict(counts)
 
     def files(self, path: str, parts: Iterator[Any]) -> Iterable[str]:
@@ -106,7 +106,7 @@ class OpenImages(Source):
         for part in parts:
             if "mask" in part:
                 places.setdefault(part["mask"], part)
-        picture = read_picture(below(root, path), stored=True)  # masks are drawn on the stored bitmap
+        picture = read_picture(below(root, path), stored=True)  # masks are drawn on the picture as it is stored
         candidates = [
             Candidate(
                 RawObject(
@@ -122,7 +122,7 @@ class OpenImages(Source):
 
 
 def _mask(root: Path, part: Mapping[str, Any], places: Mapping[str, Any], size: tuple[int, int]) -> Bool:
-    """The mask of a row, at its own size: (H', W'), of the shape of a photo of `size` (H, W)."""
+    """Return the mask of a row at its own size (H', W'), which has the aspect ratio of the photo's `size` (H, W)."""
     if part.get("broken"):
         raise BadInput("broken row", met=str(part["row"])[:80], wanted="as many values as the table has columns")
     below(root, part["row"]["MaskPath"])
@@ -142,7 +142,7 @@ def _mask(root: Path, part: Mapping[str, Any], places: Mapping[str, Any], size: 
 
 
 def _more(row: Mapping[str, str]) -> dict[str, Any]:
-    """The row's columns; boxes and the score as numbers, None where they are empty."""
+    """Return the row's columns; boxes and the score as numbers, None where they are empty."""
     return {key: _number(text) if key in _NUMBERS else text for key, text in row.items()}
 
 
@@ -155,7 +155,7 @@ def _number(text: str) -> float | str | None:
 
 
 def _photo(folder: str, image: str) -> str:
-    if "/" not in image:  # as it should be; millions of them
+    if "/" not in image:  # the usual case, millions of times
         return f"{folder}/{image}.jpg"
     return (PurePosixPath(folder) / f"{image}.jpg").as_posix()
 
@@ -184,15 +184,15 @@ def _photos(folder: Path, counts: Counter[str]) -> Iterator[tuple[str, int]]:
 
 
 def _stored_masks(root: Path, split: str, counts: Counter[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name and place of every mask: in the first of the usual folders that exists, and in zips."""
+    """Yield name and place of every mask: in the first of the usual folders that exists, and in zips."""
     patterns = [root / pattern.format(split=split) for pattern in _MASKS]
     for folder in [path for path in patterns if path.is_dir()][:1]:
         below = sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
-        for own in (folder, *below):  # FiftyOne: by the first letter
-            place = own.relative_to(root).as_posix()
-            for name in sorted(os.listdir(own)):
+        for masks_folder in (folder, *below):  # FiftyOne: by the first letter
+            place = masks_folder.relative_to(root).as_posix()
+            for name in sorted(os.listdir(masks_folder)):
                 if not name.endswith(".png"):
-                    if not is_hidden(name) and not (own / name).is_dir():
+                    if not is_hidden(name) and not (masks_folder / name).is_dir():
                         count_other(name, counts, NOT_READ[0])
                 elif is_hidden(name):
                     counts[HIDDEN] += 1
@@ -218,7 +218,7 @@ def _stored_masks(root: Path, split: str, counts: Counter[str]) -> Iterator[tupl
 
 
 def _class_names(file: Path) -> dict[str, str]:
-    """Machine id -> name, from a table with or without a header."""
+    """Return machine id -> name, from a table with or without a header."""
     names: dict[str, str] = {}
     for number, row in enumerate(read_table(file)):
         if number == 0 and not row[0].startswith("/"):
@@ -230,7 +230,7 @@ def _class_names(file: Path) -> dict[str, str]:
 
 
 def _rows(file: Path) -> Iterator[tuple[dict[str, str], bool]]:
-    """The rows of the table of objects, and whether each has a value for every column."""
+    """Yield the rows of the table of objects, and whether each has a value for every column."""
     lines = read_table(file)
     header = next(lines, [])
     if missing := [name for name in _NEEDED if name not in header]:

@@ -47,7 +47,7 @@ class Osprey(Source):
     choices: Mapping[str, Any] = {}
 
     def find(self, root: Path, choices: Mapping[str, Any], records: RecordsWriter) -> dict[str, int]:
-        """Every picture that a record names. A record of an unsafe name becomes an input that `load` refuses."""
+        """Add every picture that a record names. One with an unsafe name becomes an input that `load` refuses."""
         folder = next((root / name for name in _ANNOTATIONS if any((root / name / f).is_file() for f in _FILES)), None)
         if folder is None:
             raise UserError(
@@ -92,8 +92,8 @@ class Osprey(Source):
             raise unusable("record", faults)
         picture = picture_for(source, (size for part in kept for size in _sizes(part["record"])))
         regions = Regions((picture.height, picture.width), notes)
-        told = [_add_record(part["file"], part["record"], regions) for part in kept]
-        return regions.sample(path, self.name, picture, {"records": told})
+        described = [_add_record(part["file"], part["record"], regions) for part in kept]
+        return regions.sample(path, self.name, picture, {"records": described})
 
 
 def _record_name(part: Mapping[str, Any]) -> str:
@@ -111,7 +111,7 @@ def _descriptions(record: dict[str, Any]) -> Any:
 
 
 def _fault(record: dict[str, Any]) -> str:
-    """Why a record cannot be used; empty where it can."""
+    """Return why a record cannot be used; empty where it can."""
     annotation = record.get("annotation")
     conversation = record.get("conversations")
     described = _descriptions(record)
@@ -143,13 +143,13 @@ def _fault(record: dict[str, Any]) -> str:
 
 
 def _add_record(file: str, record: dict[str, Any], regions: Regions) -> dict[str, Any]:
-    """Put the record's regions down; the record as it stands, with the ids of their objects for their outlines."""
+    """Add a record's regions. Returns the record with the ids of its objects in place of their outlines."""
     annotation = record["annotation"]
     described = _descriptions(record) or []
     matches = [_DESCRIPTION.match(text) for text in described]
     if all(matches):
         texts = {int(match[1]) - 1: match[2] for match in matches if match}
-    else:  # the order is all that there is to go by
+    else:  # only their order assigns them to regions
         texts = {n: match[2] if match else described[n] for n, match in enumerate(matches)}
         regions.notes[OTHER_SHAPE] += matches.count(None)
     size = size_of(record)

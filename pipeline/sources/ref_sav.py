@@ -22,11 +22,11 @@ from shards.errors import BadInput, UserError
 
 _FILE = "Ref-SAV.json"
 _VIDEOS = ("", "sam_v_full", "video_datas/sam_v_full")
-_TEXT = "formated"  # spelt so in the file
+_TEXT = "formated"  # this spelling is the file's
 
 
 class RefSav(Source):
-    """One sample a video, with all objects that have an expression. An object's id is its place in the annotation."""
+    """One sample per video, with all objects that have an expression. An object's id is its place in the annotation."""
 
     name = "ref-sav"
     choices: Mapping[str, Any] = {"frames": 5, "mask_slack": 0}
@@ -38,7 +38,7 @@ class RefSav(Source):
         counts: Counter[str] = Counter()
         for video_id, body in read_pairs(file):
             try:
-                named = [_mended(body[key]) for key in ("video_path", "anno_path")]
+                named = [_without_repetition(body[key]) for key in ("video_path", "anno_path")]
                 paths = [finder.locate(name) or (PurePosixPath(bases[0]) / name).as_posix() for name in named]
                 objects = [{**item, "id": as_id(number) or number} for number, item in body["objects"].items()]
                 if not all(isinstance(item.get(_TEXT, ""), str) for item in objects):
@@ -93,15 +93,15 @@ class RefSav(Source):
             )
             for place, item in items.items()
         }
-        said = {key: value for key, value in body.items() if key not in ("objects", "annotation", "bytes")}
-        more = {"video": {**annotation.video, **said}}
+        described = {key: value for key, value in body.items() if key not in ("objects", "annotation", "bytes")}
+        more = {"video": {**annotation.video, **described}}
         raw = annotated_sample(path, self.name, video, annotation, chosen, objects, more, options.get("mask_slack", 0))
         notes = {**raw.notes, TRUNCATED: int(annotation.differs(video))}
         return RawSample(path, self.name, raw.frames, raw.objects, raw.more, notes)
 
 
-def _mended(path: str) -> str:
-    """Without the folder that the file repeats: sav_000/sav_train/sav_000/x.mp4 -> sav_train/sav_000/x.mp4."""
+def _without_repetition(path: str) -> str:
+    """Remove the folder that the file repeats: sav_000/sav_train/sav_000/x.mp4 -> sav_train/sav_000/x.mp4."""
     before, middle, after = path.rpartition("sav_train/")
     return middle + after if middle else before + after
 

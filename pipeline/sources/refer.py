@@ -23,11 +23,11 @@ _IMAGES = ("images/mscoco/images/train2014", "coco2014/train2014", "images/train
 
 
 class Refer(Source):
-    """One sample an image.
+    """One sample per image.
 
     Args:
-        name: of the source.
-        split_by: who split it, by default.
+        name: the source's name.
+        split_by: default of the option that names the split's author.
     """
 
     def __init__(self, name: str, split_by: str) -> None:
@@ -44,26 +44,26 @@ class Refer(Source):
             of_object[as_id(ref["ann_id"])].append(ref)
         images = {as_id(ref["image_id"]) for ref in refs}
         names = category_names(file, counts)
-        # A ref's own file_name ends with an object's number: it is no picture's.
+        # A ref's file_name ends with an object's number: it is not the picture's.
         paths = add_images(file, image_finder(root, _IMAGES), records, counts, images)
         taken: dict[str | None, str] = {}
         for annotation in read_items(file, "annotations.item"):
             number = id_of(annotation)
             path = paths.get(id_of(annotation, "image_id"))
-            if path is not None and number in taken:  # nobody can tell which of the two a sentence means
-                met = f"annotation {number} of {taken[number]} and {path}"
-                for one in (taken[number], path):
-                    refuse(records, one, BadInput("one id for two objects", met=met, wanted="an id for each"))
+            if path is not None and number in taken:  # it is unknown which of the two a sentence refers to
+                value = f"annotation {number} of {taken[number]} and {path}"
+                for input_path in (taken[number], path):
+                    refuse(records, input_path, BadInput("one id for two objects", met=value, wanted="an id for each"))
                 counts["annotations that share an id"] += 1
             if path is None or not of_object.get(number):
                 continue
-            own = of_object.pop(number)
+            object_refs = of_object.pop(number)
             taken[number] = path
             annotation["category"] = names.get(id_of(annotation, "category_id"))
-            records.attach(path, {**annotation, "refs": own})
+            records.attach(path, {**annotation, "refs": object_refs})
             counts["objects"] += 1
-            counts["refs"] += len(own)
-            counts["sentences"] += sum(len(ref["sentences"]) for ref in own)
+            counts["refs"] += len(object_refs)
+            counts["sentences"] += sum(len(ref["sentences"]) for ref in object_refs)
         counts["refs without an annotation or image"] = sum(map(len, of_object.values()))
         return dict(counts)
 
@@ -77,7 +77,7 @@ def _sentences(annotation: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _read_refs(file: Path, split: str) -> list[dict[str, Any]]:
-    """The refs of a split ("all": of every split), each with what is needed of it and no more."""
+    """Return the refs of a split ("all": of every split), each with the keys that are needed."""
     if not file.exists():
         raise UserError(
             "no such file",
@@ -112,7 +112,7 @@ def _read_refs(file: Path, split: str) -> list[dict[str, Any]]:
 
 
 def _checked(ref: dict[str, Any]) -> dict[str, Any]:
-    """Return what is needed of a ref; raises `KeyError` or `TypeError` where a part is missing or another thing."""
+    """Return the keys of a ref that are needed; raises `KeyError` or `TypeError` where one is missing or wrong."""
     chosen = {key: ref[key] for key in ("ref_id", "ann_id", "image_id", "category_id", "split")}
     for key in ("ann_id", "image_id"):
         if as_id(ref[key]) is None:

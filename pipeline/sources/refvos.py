@@ -31,18 +31,18 @@ from shards.hidden import is_hidden
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a dataset has what, as found below its root."""
+    """The files of a dataset, as found below its root."""
 
     where: Path
     """The file of expressions, for messages."""
     videos: Iterable[tuple[str, Any]]
-    """Each video's name, and its entry in the file of expressions."""
+    """Name of each video, and its entry in the file of expressions."""
     pictures: str
-    """Folder of the videos' folders of frames, relative to the root; so is the next one."""
+    """Folder with a folder of frames per video, relative to the root."""
     annotations: str = ""
-    """Folder of the videos' folders of palette PNGs; empty: masks are in a file."""
+    """Folder with a folder of palette PNGs per video, relative to the root; empty: masks are in a file."""
     masks: Path | None = None
-    """JSON: lists of masks by annotation id. Pickle: the same by the count of expressions."""
+    """JSON: annotation id -> list of masks. Pickle: number of the expression -> list of masks."""
     categories: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Video -> object -> category."""
     without: frozenset[str] = frozenset()
@@ -50,11 +50,11 @@ class Layout:
 
 
 class RefVos(Source):
-    """One sample a video.
+    """One sample per video.
 
     Args:
-        name: of the source.
-        layout: finds the files of a split below the root; raises `UserError` where they are not there.
+        name: the source's name.
+        layout: finds the files of a split below the root; raises `UserError` where they are missing.
         ids: the key by which an expression names its objects.
     """
 
@@ -88,7 +88,7 @@ class RefVos(Source):
                 ) from None
             path = described["path"]
             objects = _objects(described)
-            if twice:  # nobody can tell which expressions and frames are meant
+            if twice:  # it is unknown which expressions and frames are meant
                 twin = BadInput("a video listed twice", met=f"{name} in {layout.where.name}", wanted="one entry")
                 refuse(records, path, twin)
                 counts["videos listed twice"] += 1
@@ -110,9 +110,9 @@ class RefVos(Source):
         elif layout.masks:
             for key, lists in read_pairs(layout.masks):
                 number = as_id(key) or key
-                own = dict.fromkeys(paths.get(number, ()))
-                counts["objects that several videos share"] += len(own) > 1
-                for path in own:
+                videos = dict.fromkeys(paths.get(number, ()))
+                counts["objects that several videos share"] += len(videos) > 1
+                for path in videos:
                     records.attach(path, {"object": number, "masks": lists})
                 counts["masks that no expression of this split refers to"] += number not in paths
         if layout.pictures and (root / layout.pictures).is_dir() and not any("/" in name for name in known):
@@ -127,7 +127,7 @@ class RefVos(Source):
 
     def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any]) -> RawSample:
         raise_refused(parts)
-        video, *given = parts
+        video, *mask_parts = parts
         folder = below(root, path)
         objects = _objects(video)
         for name in video["frames"]:
@@ -140,10 +140,10 @@ class RefVos(Source):
         if video["annotations"]:
             read = PngMasks(below(root, video["annotations"]), video["frames"])
         else:
-            read = MaskLists(given, video["frames"], objects)
+            read = MaskLists(mask_parts, video["frames"], objects)
         files = FrameFiles(folder)
-        there = [n for n, name in enumerate(video["frames"]) if read.has(n) and files.named(name)]
-        if not there:
+        usable = [n for n, name in enumerate(video["frames"]) if read.has(n) and files.named(name)]
+        if not usable:
             raise BadInput(
                 "no frames",
                 where=path,
@@ -154,8 +154,8 @@ class RefVos(Source):
         def faults() -> list[Fault]:
             return [(number, fault) for number in objects if (fault := read.fault(number)) is not None]
 
-        shown: ShownObjects = lambda i: read.shown(there[i]) & {*objects}  # noqa: E731
-        chosen = [there[i] for i in choose_frames(len(there), options["frames"], shown, {*objects}, faults)]
+        shown: ShownObjects = lambda i: read.shown(usable[i]) & {*objects}  # noqa: E731
+        chosen = [usable[i] for i in choose_frames(len(usable), options["frames"], shown, {*objects}, faults)]
         sizes = [read.size(n) for n in chosen]
         names = [video["frames"][n] for n in chosen]
         slack = options.get("mask_slack", 0)
@@ -172,12 +172,12 @@ class RefVos(Source):
         ]
         more = {"split": options["split"], "video": video["video"], "expressions": video["expressions"]}
         raw = note_size_differences(sample_of(path, self.name, pictures, candidates, more))
-        notes = {**raw.notes, "frames without a picture or mask": len(video["frames"]) - len(there)}
+        notes = {**raw.notes, "frames without a picture or mask": len(video["frames"]) - len(usable)}
         return RawSample(path, self.name, raw.frames, raw.objects, raw.more, notes)
 
 
 def _described(name: str, body: Any, layout: Layout, ids: str) -> dict[str, Any]:
-    """What is put down of a video. Expressions are in the order of their ids as texts."""
+    """Return what `find` attaches to a video. Expressions are in the order of their ids as texts."""
     expressions = []
     for number, item in sorted(body["expressions"].items()):
         refers = item.get(ids)
@@ -209,14 +209,14 @@ def _objects(video: Mapping[str, Any]) -> list[str]:
 
 
 def _object(number: str, video: Mapping[str, Any]) -> RawObject:
-    """Its texts are the expressions that mean this object and no other."""
+    """Return an object with its texts: the expressions that refer to it and to no other."""
     texts = tuple(item["text"] for item in video["expressions"] if item["objects"] == [number])
     category = video["categories"].get(number)
     return RawObject(number, texts, {"category": category} if category else {})
 
 
 def _folder_size(root: Path, path: str) -> tuple[int, int]:
-    """(bytes, files) of a folder; zeros where there is none inside the root."""
+    """Return (bytes, number of files) of a folder; zeros where there is none inside of the root."""
     try:
         if not path:
             return 0, 0

@@ -1,4 +1,4 @@
-"""Where the datasets of referring video segmentation keep their files. `docs/datasets/refvos.md`."""
+"""Find the files of the datasets of referring video segmentation. `docs/datasets/refvos.md`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from shards.errors import UserError
 
 _LINE = re.compile(r'\s*(\S+)\s+(\d+)\s+"?(.*?)"?\s*')
 _MOST_BYTES = 1 << 28  # of a text file
-_TEXTS = ("annot1", "annot1_full_video", "annot2", "annot2_full_video")  # expressions of an object are interleaved so
+_TEXTS = (
+    "annot1",
+    "annot1_full_video",
+    "annot2",
+    "annot2_full_video",
+)  # an object's expressions alternate so
 _MISSPELT = {"clasic-car": "classic-car", "dog-scale": "dogs-scale", "motor-bike": "motorbike"}
 
 
@@ -74,14 +79,14 @@ def davis(root: Path, split: str) -> Layout:
     names = _file(root / base / "ImageSets" / "2017" / f"{'val' if split == 'valid' else split}.txt")
     pictures = f"{base}JPEGImages/480p"
     annotations = f"{base}Annotations_unsupervised/480p"
-    if not (root / annotations).is_dir():  # the semi-supervised ones number objects otherwise
+    if not (root / annotations).is_dir():  # the semi-supervised ones number objects in another way
         raise UserError("no such folder", where=str(root / annotations), do="fetch DAVIS 2017 Unsupervised trainval")
     videos = _davis_videos(texts, _read(names, "utf-8").split(), root / pictures)
     return Layout(texts, videos, pictures, annotations)
 
 
 def _davis_videos(texts: Path, names: list[str], pictures: Path) -> Iterator[tuple[str, Any]]:
-    """Entries as in `meta_expressions.json`: of each object, its expressions from the four files in turn."""
+    """Yield entries as in `meta_expressions.json`: per object, its expressions from the four files in turn."""
     found: dict[str, dict[str, list[list[str]]]] = {}
     for place, kind in enumerate(_TEXTS):
         encoding = "utf-8" if kind.startswith("annot1") else "latin-1"
@@ -99,16 +104,16 @@ def _davis_videos(texts: Path, names: list[str], pictures: Path) -> Iterator[tup
     for name in names:
         expressions = [
             {"exp": text, "obj_id": number}
-            for number, own in sorted(found.get(name, {}).items())
-            for texts_of_kind in own
-            for text in texts_of_kind
+            for number, texts_by_file in sorted(found.get(name, {}).items())
+            for texts_of_file in texts_by_file
+            for text in texts_of_file
         ]
         frames = [path.stem for path in matching(pictures / name, "*.jpg")]
         yield name, {"expressions": {str(n): item for n, item in enumerate(expressions)}, "frames": frames}
 
 
 def _categories(file: Path) -> dict[str, dict[str, str]]:
-    """Video -> object -> category, where the dataset has such a file."""
+    """Return video -> object -> category; {} where the dataset has no such file."""
     if not file.exists():
         return {}
     try:

@@ -1,4 +1,4 @@
-"""The masks of a video: palette PNGs, lists of run lengths, and Sa2VA's pickle of such lists."""
+"""Read the masks of a video: palette PNGs, lists of run lengths, or Sa2VA's pickle of such lists."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from shards.errors import BadInput, UserError
 
 
 class PngMasks:
-    """Mask files, as a rule palette PNGs, a frame each: a pixel's value is the id of the object there."""
+    """One mask file per frame, usually a palette PNG: a pixel's value is the id of its object."""
 
     def __init__(self, folder: Path, frames: Sequence[str]) -> None:
         self._files = [folder / f"{name}.png" for name in frames]
@@ -40,10 +40,10 @@ class PngMasks:
         return np.asarray(self._read(self._files[n]) == int(number))
 
     def fault(self, number: str) -> BadInput | None:
-        """Why no mask of an object is seen in any frame, where that is a fault."""
+        """Return why no frame shows an object, where that is a fault of its masks; None elsewhere."""
         if not number.isdecimal():
             return BadInput("object id", met=number, wanted="a number, as pixels have")
-        ids = {one for n in range(len(self._files)) if self.has(n) for one in self.shown(n)}
+        ids = {shown for n in range(len(self._files)) if self.has(n) for shown in self.shown(n)}
         if not ids:
             return None
         return BadInput(
@@ -52,11 +52,11 @@ class PngMasks:
 
 
 class MaskLists:
-    """Run lengths: of each object a list with one for each frame, None or {} where it is not seen."""
+    """Run lengths: a list per object with one entry per frame, None or {} where the object is not visible."""
 
-    def __init__(self, given: Sequence[Any], frames: Sequence[str], objects: Sequence[str]) -> None:
+    def __init__(self, parts: Sequence[Any], frames: Sequence[str], objects: Sequence[str]) -> None:
         self._lists: dict[str, Sequence[Any]] = {}
-        for part in given:
+        for part in parts:
             if part["object"] in self._lists and self._lists[part["object"]] != part["masks"]:
                 raise BadInput("two lists of masks for one object", met=part["object"], wanted="one")
             self._lists[part["object"]] = part["masks"]
@@ -71,10 +71,10 @@ class MaskLists:
         return {number for number in self._fit if masks.has_pixels(self._lists[number][n])}
 
     def size(self, n: int) -> tuple[int, int]:
-        # Run lengths without a size leave out their object, and no more: those of this frame or of any other have one.
+        # Run lengths without a size leave out their object alone: others, of this frame or of another, state it.
         lists = [self._lists[number] for number in self._objects if number in self._fit]
-        sizes = {size for own in lists if (size := rle_size(own[n]))}
-        sizes = sizes or {size for own in lists for one in own if (size := rle_size(one))}
+        sizes = {size for masks_of_object in lists if (size := rle_size(masks_of_object[n]))}
+        sizes = sizes or {size for masks_of_object in lists for mask in masks_of_object if (size := rle_size(mask))}
         if len(sizes) != 1:
             raise BadInput(
                 "masks of several sizes" if sizes else "broken run lengths",
@@ -87,34 +87,34 @@ class MaskLists:
         if number not in self._lists:
             raise BadInput("no masks", met="no list", wanted=f"a list of {self._frames}")
         if number not in self._fit:
-            given = self._lists[number]
+            stored = self._lists[number]
             raise BadInput(
                 "masks do not fit the frames",
-                met=f"{len(given)} masks" if isinstance(given, list) else f"no list: {str(given)[:40]}",
+                met=f"{len(stored)} masks" if isinstance(stored, list) else f"no list: {str(stored)[:40]}",
                 wanted=f"{self._frames}, one a frame",
             )
-        given = self._lists[number][n]
-        return masks.from_coco(given, height, width) if given else np.zeros((height, width), np.bool_)
+        run_lengths = self._lists[number][n]
+        return masks.from_coco(run_lengths, height, width) if run_lengths else np.zeros((height, width), np.bool_)
 
     def fault(self, number: str) -> BadInput | None:
-        """Why no mask of an object is seen in any frame, where that is a fault."""
+        """Return why no frame shows an object, where that is a fault of its masks; None elsewhere."""
         try:
             if number not in self._fit:
                 self.mask(0, number, 1, 1)
-            for n, given in enumerate(self._lists[number]):
-                if given and not masks.has_pixels(given):
-                    self.mask(n, number, *(rle_size(given) or self.size(n)))
+            for n, run_lengths in enumerate(self._lists[number]):
+                if run_lengths and not masks.has_pixels(run_lengths):
+                    self.mask(n, number, *(rle_size(run_lengths) or self.size(n)))
         except BadInput as error:
             return error
         return None
 
 
-def _length(given: Any) -> int:
-    return len(given) if isinstance(given, list) else -1
+def _length(value: Any) -> int:
+    return len(value) if isinstance(value, list) else -1
 
 
 class PickledMasks:
-    """Sa2VA's `mask_dict.pkl`: keys count expressions, videos in the file's order and ids in that of texts."""
+    """Sa2VA's `mask_dict.pkl`: keys count expressions, with videos in the file's order and ids sorted as texts."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -124,7 +124,7 @@ class PickledMasks:
             raise UserError("not a dict of masks", where=str(file), met=type(self._lists).__name__)
 
     def of_video(self, video: Mapping[str, Any]) -> dict[str, Any]:
-        """Object -> list of masks; an object whose expressions disagree shows that the order is another."""
+        """Return object -> list of masks; raises `UserError` where an object's expressions have different masks."""
         taken: dict[str, Any] = {}
         for item in video["expressions"]:
             key = str(self._next)
@@ -148,12 +148,12 @@ class PickledMasks:
         return taken
 
     def check_all_taken(self) -> None:
-        """Raise `UserError` where there were more lists of masks than expressions."""
+        """Raise `UserError` where there are more lists of masks than expressions."""
         if self._lists:
             raise UserError("more masks than expressions", where=str(self._file), met=f"{len(self._lists)} more")
 
 
 def _plain(mask: Any) -> Any:
-    """Run lengths as JSON can hold them."""
+    """Return run lengths that JSON can hold."""
     counts = mask.get("counts") if isinstance(mask, dict) else None
     return {**mask, "counts": counts.decode("latin-1")} if isinstance(counts, bytes) else mask

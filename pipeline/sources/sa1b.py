@@ -28,14 +28,14 @@ from pipeline.walk import HIDDEN, walk
 from shards.errors import BadInput
 from shards.hidden import hidden_stand_in, is_hidden_path
 
-_DEPTH = 3  # folders below the root: root / a folder a tar / img or js
+_DEPTH = 3  # levels of folders: root / one folder per tar / img or js
 _KINDS = (".jpg", ".json", ".tar")
 _MAX_JSON = 1 << 28
-MemberPlace = tuple[str, dict[str, Any]]  # a path below the root, and where its bytes lie
+MemberPlace = tuple[str, dict[str, Any]]  # path below the root, and the place of its bytes
 
 
 class Sa1b(Source):
-    """One sample a photo, with all its masks. A tar beside its unpacked files gives only what is not unpacked."""
+    """One sample per photo, with all its masks. From a tar beside its unpacked files, only the rest is read."""
 
     name = "sa1b"
     choices: Mapping[str, Any] = {"mask_slack": 0}
@@ -43,7 +43,7 @@ class Sa1b(Source):
     def find(self, root: Path, choices: Mapping[str, Any], records: RecordsWriter) -> dict[str, int]:
         counts = Counter({"images": 0, "images without a json": 0, "jsons without an image": 0, "paired": 0})
         names = array("q")  # of photos, as hashes: there are millions
-        # Photos first: a json then shows whether it has one.
+        # Photos first, so that each JSON can be paired with its photo.
         for path, size in walk(root, partial(_is_named, suffix=_KINDS), counts, records, _is_photo, depth=_DEPTH):
             if path.endswith(".jpg"):
                 records.add(path, size)
@@ -88,7 +88,7 @@ class Sa1b(Source):
                     counts["images"] += 1
                 else:
                     counts["images twice in a tar"] += 1
-        except BadInput as error:  # what came before the damage is taken
+        except BadInput as error:  # members before the damage are kept
             _refuse(tar, size, error, records, counts)
         _annotate(jsons, records, counts)
 
@@ -110,13 +110,13 @@ class Sa1b(Source):
             raise BadInput(
                 "a json without its image", met=annotations[0]["annotation"]["file"], wanted=PurePosixPath(path).name
             )
-        annotation = _read_json(root, annotations[0]["annotation"], PurePosixPath(path).stem)
-        size = (annotation["image"]["height"], annotation["image"]["width"])
+        body = _read_json(root, annotations[0]["annotation"], PurePosixPath(path).stem)
+        size = (body["image"]["height"], body["image"]["width"])
         packed = next((part["picture"] for part in parts if "picture" in part), None)
         slack = options.get("mask_slack", 0)
         picture = read_picture(_read(root, packed) if packed else below(root, path), size, slack=slack)
-        candidates = [_candidate(annotation, size) for annotation in annotation["annotations"]]
-        more = {"image": annotation["image"]}
+        candidates = [_candidate(annotation, size) for annotation in body["annotations"]]
+        more = {"image": body["image"]}
         return note_size_differences(
             sample_of(path, self.name, [(PurePosixPath(path).name, picture)], candidates, more)
         )
@@ -132,12 +132,12 @@ def _candidate(annotation: Any, size: tuple[int, int]) -> Candidate:
 
 
 def _read_json(root: Path, where: Mapping[str, Any], stem: str) -> dict[str, Any]:
-    """The annotation of the image called `stem`, its outer layers checked."""
-    annotation = parse_json(_read(root, where), where["file"], _MAX_JSON)
+    """Return the JSON of the image called `stem`, its outer levels checked."""
+    body = parse_json(_read(root, where), where["file"], _MAX_JSON)
     try:
-        image = annotation["image"]
-        size = (annotation["image"]["height"], annotation["image"]["width"])
-        fits = all(isinstance(side, int) and side > 0 for side in size) and isinstance(annotation["annotations"], list)
+        image = body["image"]
+        size = (image["height"], image["width"])
+        fits = all(isinstance(side, int) and side > 0 for side in size) and isinstance(body["annotations"], list)
     except (KeyError, TypeError, IndexError):
         fits = False
     if not fits:
@@ -145,7 +145,7 @@ def _read_json(root: Path, where: Mapping[str, Any], stem: str) -> dict[str, Any
     named = PurePosixPath(str(image.get("file_name", stem))).stem
     if named != stem:
         raise BadInput("json of another image", met=named, wanted=stem)
-    return dict(annotation)
+    return dict(body)
 
 
 def _read(root: Path, where: Mapping[str, Any]) -> bytes:
@@ -167,15 +167,15 @@ def _image_of(json_path: str) -> str:
 
 
 def _refuse(path: str, size: int, error: BadInput, records: RecordsWriter, counts: Counter[str]) -> None:
-    """Make it an input of its own, so that it comes to the ledger."""
+    """Add it as an input of its own, so that it goes to the ledger."""
     refuse(records, path, error, size)
     counts[error.what] += 1
 
 
 def _files(root: Path, suffix: str, records: RecordsWriter) -> Iterator[MemberPlace]:
-    """SA-1B's files of one kind below `root`, one by one: a folder may hold millions."""
-    passed_over = Counter[str]()  # counted with the photos
-    for path, size in walk(root, partial(_is_named, suffix=suffix), passed_over, records, depth=_DEPTH):
+    """Yield SA-1B's files of one suffix below `root`: a folder may hold millions."""
+    uncounted = Counter[str]()  # counted with the photos
+    for path, size in walk(root, partial(_is_named, suffix=suffix), uncounted, records, depth=_DEPTH):
         yield path, {"file": path, "bytes": size}
 
 

@@ -1,4 +1,4 @@
-"""SAV as npz pairs: two frames of one video and the mask of one object in each. `docs/datasets/sav.md`."""
+"""SAV as npz pairs: two frames of one video, and one object's mask in each. `docs/datasets/sav.md`."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class Sav(Source):
         return dict(counts)
 
     def options(self, root: Path, probe: Sequence[RawInput]) -> dict[str, Any]:
-        """`value_range`: the maximum of the set's frames, 255 or 1.
+        """Return `value_range`, the maximum of the set's frames: 255 or 1.
 
-        It decides about files that could be either: those whose frames hold nothing but zeros and ones.
+        It decides about files that could have either range: those whose frames hold only zeros and ones.
         """
         for item in probe:
             try:
@@ -78,16 +78,16 @@ def _is_pair(name: str) -> bool:
 
 
 def _read(path: Path) -> dict[str, Float]:
-    """The four arrays as float32: frames (H, W, 3), masks (H, W), finite and in [0, 255]."""
+    """Return the four arrays as float32: frames (H, W, 3), masks (H, W), finite and in [0, 255]."""
     arrays = read_npz(path, _ARRAYS, max_values=3 * _MAX_SIDE * _MAX_SIDE)
     checked: dict[str, Float] = {}
     for name, array in arrays.items():
         if name.startswith("frame") and array.ndim == 3 and array.shape[2] != 3 and array.shape[0] == 3:
             array = array.transpose(1, 2, 0)
-        wanted = "(H, W, 3)" if name.startswith("frame") else "(H, W)"
+        expected = "(H, W, 3)" if name.startswith("frame") else "(H, W)"
         fits = array.ndim == 3 and array.shape[2] == 3 if name.startswith("frame") else array.ndim == 2
         if not fits or not all(1 <= side <= _MAX_SIDE for side in array.shape[:2]):
-            raise BadInput("wrong shape", met=f"{name} {array.shape}", wanted=f"{wanted}, sides 1 to {_MAX_SIDE}")
+            raise BadInput("wrong shape", met=f"{name} {array.shape}", wanted=f"{expected}, sides 1 to {_MAX_SIDE}")
         low = array.min()
         high = array.max()
         if not (np.isfinite(low) and np.isfinite(high)):
@@ -112,21 +112,21 @@ def _fractional(arrays: dict[str, Float]) -> bool:
 
 
 def _value_range(arrays: dict[str, Float], of_the_set: int) -> int:
-    """255 or 1: the maximum of this file's range."""
+    """Return the maximum of this file's range: 255 or 1."""
     if max(arrays["frame1"].max(), arrays["frame2"].max()) > 1 + _TOLERANCE:
         return 255
-    # No value above 1. Fractions show a file in [0, 1]; a picture of zeros and ones alone could be either.
+    # No value is above 1. Fractions show a file in [0, 1]; zeros and ones alone could have either range.
     return 1 if _fractional(arrays) else of_the_set
 
 
 def _picture(frame: Float, top: int) -> NDArray[np.uint8]:
-    # What the tolerance lets pass rounds to 0 and 255: no value needs to be clipped.
+    # Values within the tolerance round to 0 and 255: none needs to be clipped.
     scaled = frame if top == 255 else frame * np.float32(255)
     return np.ascontiguousarray(np.rint(scaled).astype(np.uint8))
 
 
 def _binary(mask: Float) -> tuple[NDArray[np.bool_], int]:
-    """Thresholded at half of its own range, 0..255 or 0..1, and how many pixels lay strictly between its levels."""
+    """Return the mask cut at half of its range, 0..255 or 0..1, and the number of pixels strictly in between."""
     top = np.float32(255 if mask.max() > 1 + _TOLERANCE else 1)
     soft = int(np.count_nonzero((mask > _TOLERANCE) & (mask < top - _TOLERANCE)))
     return np.ascontiguousarray(mask > top / 2), soft

@@ -38,20 +38,18 @@ _NUMBER = re.compile(rb'"masklet_num"\s*:\s*(\d+)')
 _ANNOTATION = re.compile(r"(.+)_(manual|auto)\.json")
 _INPUT = re.compile(r"(.+)\.mp4#(manual|auto)-(\d+)")
 _TAIL = 1 << 12
-_DIGITS = (
-    3  # of a number of masklets that is believed without a look at the masks: released files have fewer than 1,000
-)
+_DIGITS = 3  # of a masklet count that is read without parsing the masks: released files have fewer than 1,000
 _OTHER_VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".webm"}
 
 
 class SavVideo(Source):
-    """One sample a masklet of a video. The input's path is that of the video, `#`, kind and place of the masklet."""
+    """One sample per masklet of a video. The input's path: the video's, `#`, kind and place of the masklet."""
 
     name = "sav-video"
     choices: Mapping[str, Any] = {"split": "all", "frames": 2, "mask_slack": 0}
 
     def find(self, root: Path, choices: Mapping[str, Any], records: RecordsWriter) -> dict[str, int]:
-        """`split`: manual, auto, or all for both."""
+        """Add the masklets of `split`: manual, auto, or all for both."""
         if choices["split"] not in ("all", *KINDS):
             raise UserError("no such split", where="--split", met=str(choices["split"]), wanted="manual, auto or all")
         kinds = KINDS if choices["split"] == "all" else (choices["split"],)
@@ -119,7 +117,7 @@ def _resembles(name: str) -> bool:
 
 
 def _add_masklets(root: Path, files: tuple[str, str], sizes: tuple[int, int], kind: str, records: RecordsWriter) -> int:
-    """Put down the masklets of a video and its annotation as inputs; how many."""
+    """Add the masklets of a video and its annotation as inputs, and return their number."""
     video, annotation = files
     try:
         count = _masklets(root / annotation, sizes[1])
@@ -133,7 +131,7 @@ def _add_masklets(root: Path, files: tuple[str, str], sizes: tuple[int, int], ki
 
 
 def _masklets(file: Path, size: int) -> int:
-    """How many masklets an annotation says it has; raises `BadInput` where it cannot be read."""
+    """Return the number of masklets that an annotation states; raises `BadInput` where it cannot be read."""
     with open_input(file) as opened:
         opened.seek(max(0, size - _TAIL))
         match = _NUMBER.search(opened.read())  # the last key: the file need not be parsed for it
@@ -142,7 +140,7 @@ def _masklets(file: Path, size: int) -> int:
 
 
 class Annotation:
-    """One `_manual.json` or `_auto.json`."""
+    """The content of one `_manual.json` or `_auto.json`."""
 
     def __init__(self, file: Path) -> None:
         try:
@@ -170,49 +168,49 @@ class Annotation:
         self.video = {key: value for key, value in body.items() if not key.startswith("masklet")}
 
     def at(self, n: int, place: int) -> Any:
-        """The run lengths of the masklet at `place` in annotated frame `n`."""
+        """Return the run lengths of the masklet at `place` in annotated frame `n`."""
         return self._masklet[n][place]
 
     def faults(self, usable: int, place: int) -> list[Fault]:
-        """The first `usable` annotated frames whose run lengths of a masklet are broken, and why. None is no mask."""
+        """Return which of the first `usable` annotated frames have broken run lengths for a masklet, and why."""
         found = []
         for n in range(usable):
-            given = self.at(n, place)
-            if given and not masks.has_pixels(given):
-                fault = masks.run_length_fault(given, *(rle_size(given) or (0, 0)))
+            run_lengths = self.at(n, place)
+            if run_lengths and not masks.has_pixels(run_lengths):
+                fault = masks.run_length_fault(run_lengths, *(rle_size(run_lengths) or (0, 0)))
                 found += [(f"of annotated frame {n}", fault)] if fault else []
         return found
 
     def size(self, n: int, place: int) -> tuple[int, int]:
-        given = self.at(n, place)
-        size = given.get("size") if isinstance(given, dict) else None
+        run_lengths = self.at(n, place)
+        size = run_lengths.get("size") if isinstance(run_lengths, dict) else None
         if not (isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) for side in size)):
-            raise BadInput("broken run lengths", met=str(given)[:60], wanted="size and counts")
+            raise BadInput("broken run lengths", met=str(run_lengths)[:60], wanted="size and counts")
         return size[0], size[1]
 
     def usable(self, video: VideoFile) -> int:
-        """How many annotated frames there are in both; raises `BadInput` where they differ by more than one."""
-        wanted = -(-video.count // STEP)
-        if abs(wanted - len(self._masklet)) > 1:
+        """Return the number of annotated frames in both; raises `BadInput` where they differ by more than one."""
+        expected = -(-video.count // STEP)
+        if abs(expected - len(self._masklet)) > 1:
             raise BadInput(
                 "video and annotation differ in length",
                 met=f"{len(self._masklet)} annotated frames, {video.count} frames",
-                wanted=f"{wanted} annotated frames",
+                wanted=f"{expected} annotated frames",
             )
-        return min(wanted, len(self._masklet))
+        return min(expected, len(self._masklet))
 
     def differs(self, video: VideoFile) -> bool:
         return -(-video.count // STEP) != len(self._masklet)
 
     def about(self, place: int, chosen: Sequence[int]) -> dict[str, Any]:
-        """What the file says of one masklet; of values a frame those of the chosen ones."""
-        said: dict[str, Any] = {}
+        """Return the file's values for one masklet; of values per frame, those of the chosen frames."""
+        stated: dict[str, Any] = {}
         for key, values in self._lists.items():
             if isinstance(values, list) and values and isinstance(values[0], list):  # frames x objects
-                said[key] = [values[n][place] for n in chosen if n < len(values) and place < len(values[n])]
+                stated[key] = [values[n][place] for n in chosen if n < len(values) and place < len(values[n])]
             elif isinstance(values, list) and place < len(values):
-                said[key] = values[place]
-        return said
+                stated[key] = values[place]
+        return stated
 
 
 @lru_cache(maxsize=2)
@@ -221,7 +219,7 @@ def _kept(file: Path, changed: int, size: int) -> Annotation:
 
 
 def open_annotation(file: Path) -> Annotation:
-    """The annotation in `file`; the last ones are kept, as videos are."""
+    """Return the annotation in `file`. The last two are cached, as videos are."""
     state = input_state(file)
     return _kept(file, state.st_mtime_ns, state.st_size)
 
@@ -236,7 +234,7 @@ def annotated_sample(
     more: Mapping[str, Any],
     slack: int,
 ) -> RawSample:
-    """A sample of the annotated frames `chosen` with the masklets at the places that `items` names.
+    """Return a sample of the annotated frames `chosen` with the masklets at the places in `items`.
 
     `slack`: pixels by which each side of a frame may differ from the masks'.
     """

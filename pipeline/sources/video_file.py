@@ -1,4 +1,4 @@
-"""Pictures out of a video file, by their number."""
+"""Read pictures from a video file, by their number."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from pipeline.pictures import MAX_PIXELS
 from pipeline.resize import UInt8
 from shards.errors import BadInput
 
-# No playlists: these name other files, and FFmpeg would open them, whatever the file itself is called.
+# No playlists: FFmpeg would open the files that they name, whatever the video's own suffix.
 _FORMATS = "mov,mp4,matroska,webm,avi,mpeg,mpegts,flv,asf,ogg,m4v,ivf,h264,hevc,mpegvideo,mxf"
 _ONLY = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
-_KEPT = 6  # pictures of a video: its masklets, which follow each other, often take the same frames
+_KEPT = 6  # pictures per video: its masklets follow each other, and often use the same frames
 
 
 class VideoFile:
-    """One video file. Opens it anew for each call, so that it can be kept; raises `BadInput` where it is broken."""
+    """A video file. It is opened for each call, so that objects can be cached; raises `BadInput` where it is broken."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -34,13 +34,13 @@ class VideoFile:
             refuse_pointer(file.read(64), str(path))
         with self._opened() as (container, stream):
             times = [packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard]
-            timed = container.format.name != "avi"  # it has none of its own: libraries guess them, in decoding order
+            timed = container.format.name != "avi"  # AVI has no times: libraries guess them, in decoding order
         self._times = sorted(times) if timed and None not in times and len({*times}) == len(times) else None
         self.count = len(times)
-        """Frames, as the container lists them; nothing is decoded for it."""
+        """Number of frames that the container lists; nothing is decoded."""
 
     def pictures(self, numbers: Sequence[int], size: tuple[int, int], slack: int = 0) -> list[Image.Image]:
-        """The frames of these numbers (rising, from 0), each (H, W, 3) uint8 RGB, read-only.
+        """Return the frames of these numbers (ascending, from 0), each (H, W, 3) uint8 RGB, read-only.
 
         Args:
             size: (H, W) that annotations were made for. Frames are turned upright by the rotation that the file
@@ -49,11 +49,11 @@ class VideoFile:
         """
         missing = [number for number in numbers if (number, size) not in self._decoded]
         if missing:
-            found = self._sought(missing)
+            found = self._seek(missing)
             if found is None:
-                self._times = None  # this file cannot be sought in: decode it from its start, now and later
+                self._times = None  # seeking fails in this file: decode it from its start, now and later
                 with self._opened() as (container, stream):
-                    found = _counted(container, stream, missing)
+                    found = _decode_from_start(container, stream, missing)
             for number, frame in zip(missing, found, strict=True):
                 self._decoded[number, size] = self._picture(frame, size, slack)
         pictures = [self._decoded[number, size] for number in numbers]
@@ -61,10 +61,10 @@ class VideoFile:
             del self._decoded[key]
         return pictures
 
-    def _sought(self, numbers: Sequence[int]) -> list[Any] | None:
-        """The frames, each decoded from the key frame before it; None where that does not give every one of them.
+    def _seek(self, numbers: Sequence[int]) -> list[Any] | None:
+        """Return the frames, each decoded from the key frame before it; None where that does not give all of them.
 
-        An error is no sign of damage here: behind a key frame of an open group, or of pictures that are refreshed piece
+        An error is no sign of damage here: after a key frame of an open group, or of pictures that are refreshed piece
         by piece, frames refer to others before it.
         """
         if self._times is None:
@@ -93,7 +93,8 @@ class VideoFile:
             )
         stored: UInt8 = frame.to_ndarray(format="rgb24")
         upright = np.rot90(stored, round(frame.rotation / 90))
-        off_upright, off_stored = (size_difference(size, one.shape[:2]) for one in (upright, stored))
+        off_upright = size_difference(size, upright.shape[:2])
+        off_stored = size_difference(size, stored.shape[:2])
         picture, off = (stored, off_stored) if off_stored < off_upright else (upright, off_upright)
         if off > slack:
             raise BadInput(
@@ -111,7 +112,7 @@ class VideoFile:
             with av.open(str(self._path), mode="r", options=_ONLY) as container:
                 stream = container.streams.video[0]
                 stream.codec_context.thread_count = 1  # workers are processes
-                stream.codec_context.options = {"err_detect": "explode"}  # else damaged pictures are patched up
+                stream.codec_context.options = {"err_detect": "explode"}  # else FFmpeg conceals damage
                 yield container, stream
         except FileNotFoundError:
             raise BadInput("no such file", where=str(self._path)) from None
@@ -123,18 +124,18 @@ class VideoFile:
             ) from None
 
 
-def _counted(container: Any, stream: Any, numbers: Sequence[int]) -> list[Any]:
-    wanted = {*numbers}
+def _decode_from_start(container: Any, stream: Any, numbers: Sequence[int]) -> list[Any]:
+    requested = {*numbers}
     found = []
     number = -1
     for number, frame in enumerate(container.decode(stream)):
-        if number in wanted:
+        if number in requested:
             found.append(frame)
             if frame.is_corrupt:
                 raise BadInput("broken picture in a video", met=f"frame {number}", wanted="a whole video")
-        if len(found) == len(wanted):
+        if len(found) == len(requested):
             return found
-    raise BadInput("video ends early", met=f"{number + 1} frames", wanted=f"frame {max(wanted)}")
+    raise BadInput("video ends early", met=f"{number + 1} frames", wanted=f"frame {max(requested)}")
 
 
 @lru_cache(maxsize=2)
@@ -143,6 +144,6 @@ def _kept(path: Path, changed: int, size: int) -> VideoFile:
 
 
 def open_video(path: Path) -> VideoFile:
-    """The video at `path`; neighbours in a plan share videos, so the last ones are kept."""
+    """Return the video at `path`. Neighbours in a plan share videos, so the last two are cached."""
     state = input_state(path)
     return _kept(path, state.st_mtime_ns, state.st_size)
