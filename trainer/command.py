@@ -1,4 +1,4 @@
-"""A training from the command line: what went wrong is one line and an exit status."""
+"""Run a training from the command line: what a user can mend ends it with one line and an exit status."""
 
 from __future__ import annotations
 
@@ -8,12 +8,19 @@ from collections.abc import Callable
 from shards.errors import UserError
 from shards.printable import os_error_text, set_up_output
 
-_LATE = ("Timed out waiting", "collective operation timeout")  # of the same
-_LOST = ("closed by peer", "reset by peer", "remote process exited")  # gloo's and NCCL's words
+_TIMED_OUT = ("Timed out waiting", "collective operation timeout")
+"""Words of gloo's and NCCL's errors where another process did not answer in time."""
+_LOST = ("closed by peer", "reset by peer", "remote process exited")
+"""Words of gloo's and NCCL's errors where another process ended."""
 
 
 def run_command(main: Callable[[list[str]], None], manual: str | None) -> None:
-    """Run `main` with the command line's arguments; what a user can mend is one line and exit status 1."""
+    """Run `main` with the command line's arguments.
+
+    Args:
+        main: a mistake of the user in it, a full disk or a lost process is one line and exit status 1.
+        manual: what `--help` prints.
+    """
     if {"-h", "--help"} & {*sys.argv[1:]}:
         print(manual)
         sys.exit()
@@ -30,9 +37,10 @@ def run_command(main: Callable[[list[str]], None], manual: str | None) -> None:
         do = "; make room, and start the same command again" if error.errno in NO_ROOM else ""
         sys.exit(f"error: {os_error_text(error)}{do}")
     except RuntimeError as error:
-        if any(late in str(error) for late in _LATE):
-            said = "another process of this run did not answer in time (collective_timeout)"
-            sys.exit(f"error: {said}; the same command goes on")
-        if not any(lost in str(error) for lost in _LOST):
+        if any(words in str(error) for words in _TIMED_OUT):
+            problem = "another process of this run did not answer in time (collective_timeout)"
+        elif any(words in str(error) for words in _LOST):
+            problem = "another process of this run ended before its time"
+        else:
             raise
-        sys.exit("error: another process of this run ended before its time; the same command goes on")
+        sys.exit(f"error: {problem}; the same command goes on")

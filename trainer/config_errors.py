@@ -45,7 +45,7 @@ def user_error(
     first = min(error.errors(include_url=False), key=lambda details: details["type"] not in _UNKNOWN)
     context = first.get("ctx", {})
     place = [*first["loc"][:-2]] if first["loc"][-1:] == ("[key]",) else [*first["loc"]]
-    place += [context["key"]] if context.get("key") else []
+    place += [name for name in context.get("key", "").split(".") if name]
     key = _dotted(place)
     where = ", ".join(part for part in (file_of(place), key) if part)
     if first["type"] in _UNKNOWN:
@@ -53,13 +53,15 @@ def user_error(
         do = f"did you mean {close}?" if close else "docs/TRAINING.md lists the keys"
         return UserError("unknown key", where=file_of(place), met=key[:_SHOWN], do=do)
     if first["type"] == REFUSED:
-        what, *others = (context[name] for name in ("what", "met", "wanted", "do"))
-        return UserError(what, where=where, **dict(zip(("met", "wanted", "do"), others, strict=True)))
-    return _of_the_wrong_form(first, where, key, accepts)
+        met, wanted, do = (context[name] for name in ("met", "wanted", "do"))
+        return UserError(context["what"], where=where, met=met, wanted=wanted, do=do)
+    return _wrong_form(first, where, key, accepts)
 
 
-def _of_the_wrong_form(details: ErrorDetails, where: str, key: str, accepts: Callable[[str, str], bool]) -> UserError:
-    value, context = details["input"], details.get("ctx", {})
+def _wrong_form(details: ErrorDetails, where: str, key: str, accepts: Callable[[str, str], bool]) -> UserError:
+    """Return the error of a value that does not have the type of its field, and what may have been meant."""
+    value = details["input"]
+    context = details.get("ctx", {})
     met = shown(value) if not isinstance(value, str) else repr(value)[:_SHOWN]
     if isinstance(value, str) and not value.strip():
         return UserError("empty value", where=where, met=met, wanted="a value", do=UNSET)
@@ -70,9 +72,8 @@ def _of_the_wrong_form(details: ErrorDetails, where: str, key: str, accepts: Cal
             choices = re.findall(r"'([^']*)'", context["expected"])
             return UserError("no such choice", where=where, met=met, wanted=" or ".join(choices), do=do)
         case "too_short" | "too_long":
-            bounds = {name: context[name] for name in ("min_length", "max_length") if name in context}
-            wanted = f"{next(iter(bounds.values()))} values"
-            return UserError("not the right number of values", where=where, met=met, wanted=wanted)
+            length = context.get("min_length", context.get("max_length"))
+            return UserError("not the right number of values", where=where, met=met, wanted=f"{length} values")
         case kind:
             wanted = _WANTED.get(kind.split("_")[0], details["msg"])
             return UserError("wrong type", where=where, met=met, wanted=wanted, do=do)

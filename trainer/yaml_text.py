@@ -14,8 +14,8 @@ from shards.errors import UserError
 MAX_BYTES = 1 << 20
 _MAX_NODES = 100_000
 _MAX_DEPTH = 32
-_TAGS = "tag:yaml.org,2002:"
-_CONTENT = str | list[Any] | dict[str, Any] | None
+_PREFIX = "tag:yaml.org,2002:"
+_TAGS = {_PREFIX + kind for kind in ["map", "seq", "str", "null", "bool", "int", "float", "timestamp", "value"]}
 
 
 def read_yaml(text: bytes | str, where: str) -> Any:
@@ -65,17 +65,17 @@ def _count(node: yaml.Node, where: str, path: tuple[str, ...], counts: dict[int,
     return count
 
 
-def _build(node: yaml.Node, where: str) -> _CONTENT:
-    if not str(node.tag).startswith(_TAGS):
+def _build(node: yaml.Node, where: str) -> str | list[Any] | dict[str, Any] | None:
+    if node.tag not in _TAGS:
         raise _unreadable(where, f"the tag {str(node.tag)[:80]}")
     if isinstance(node, yaml.SequenceNode):
         return [_build(value, where) for value in node.value]
     if not isinstance(node, yaml.MappingNode):
-        return None if node.tag == f"{_TAGS}null" else str(node.value)
+        return None if node.tag == f"{_PREFIX}null" else str(node.value)
     content: dict[str, Any] = {}
     merged: dict[str, Any] = {}
     for key, value in node.value:
-        if key.tag == f"{_TAGS}merge":
+        if key.tag == f"{_PREFIX}merge":
             parts = _build(value, where)
             for part in reversed(parts) if isinstance(parts, list) else [parts]:
                 if not isinstance(part, dict):
