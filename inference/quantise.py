@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from inference.compare_masks import Example, compare, masks_of
 from shards.errors import UserError
 from shards.extras import require
+from trainer.model.adapters import has_adapters
 from trainer.model.architecture import Architecture, sam_of
 from trainer.model.sa2va import Sa2VA
 from trainer.released.files import TensorFolder, check_fit, checked, read_json, resolve, write_folder
@@ -63,10 +64,9 @@ def quantise_language_model(model: Sa2VA) -> Sizes:
         UserError: torchao is missing, adapters are not merged, or the weights are int8 already.
     """
     require("deploy", "torchao")
-    from peft.tuners.lora import LoraLayer
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
-    if any(isinstance(module, LoraLayer) for module in model.language_model.modules()):
+    if has_adapters(model):
         raise UserError("adapters in the language model", do="merge them first")
     if is_quantised(model):
         raise UserError("the language model's weights are int8 already", do="start from the original model")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from shards.errors import UserError
@@ -50,6 +49,8 @@ def set_trainable(model: Sa2VA, parts: Sequence[str], *, r: int, alpha: int, dro
         model.grounding_encoder.sam2_model.sam_mask_decoder.get_submodule(name).requires_grad_(False)
     counts = {part: _trainable(modules[part]) for part in parts if part != "lora"}
     if "lora" in parts:
+        from peft import LoraConfig, inject_adapter_in_model  # imports for seconds
+
         config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=_LINEAR_LAYERS)
         before = {name for name, p in model.language_model.named_parameters() if p.requires_grad}
         inject_adapter_in_model(config, model.language_model)
