@@ -21,7 +21,7 @@ from shards.errors import BadInput, UserError
 from shards.recipe import Recipe, named_recipe
 from trainer.model.generation import Answers, generate
 from trainer.model.grounding import SamFeatures
-from trainer.model.prompts import Row, description_question
+from trainer.model.prompts import TokenRow, description_question
 from trainer.released.loaded import LoadedModel
 
 PROMPTED_FRAMES = 5
@@ -231,7 +231,7 @@ class Predictor:
         return self._generate(rows, np.stack(views), views_of_row, torch.from_numpy(padded))
 
     def _generate(
-        self, rows: Sequence[Row], views: UInt8, views_of_row: Sequence[Sequence[int]], regions: Tensor | None
+        self, rows: Sequence[TokenRow], views: UInt8, views_of_row: Sequence[Sequence[int]], regions: Tensor | None
     ) -> Answers:
         """Generate answers, always with the likeliest token.
 

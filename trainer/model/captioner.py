@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from trainer.model.compiled import uncompiled
 from trainer.model.generation import Answers, generate
-from trainer.model.prompts import Prompts, Rows
+from trainer.model.prompts import Prompts, PackedRows
 from trainer.model.sa2va import Sa2VA
 
 
@@ -52,7 +52,7 @@ class Captioner(nn.Module):
     @torch.no_grad()
     def forward(
         self,
-        rows: Rows,
+        rows: PackedRows,
         visual_tokens: Tensor,
         image_of_row: Tensor,
         regions: Tensor,

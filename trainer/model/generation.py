@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from trainer.model.prompts import Rows
+from trainer.model.prompts import PackedRows
 from trainer.model.sa2va import Sa2VA
 
 
@@ -34,7 +34,7 @@ class Answers:
 @torch.no_grad()
 def generate(
     model: Sa2VA,
-    rows: Rows,
+    rows: PackedRows,
     embeddings: Tensor,
     max_tokens: int,
     pick: Callable[[Tensor, int], Tensor],

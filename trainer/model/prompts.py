@@ -57,7 +57,7 @@ _TAIL = 16
 
 
 @dataclass(frozen=True)
-class Row:
+class TokenRow:
     """One sequence of L tokens."""
 
     name: str
@@ -70,7 +70,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Rows:
+class PackedRows:
     """M rows as tensors, padded to one length L."""
 
     names: list[str]
@@ -167,7 +167,7 @@ class Prompts:
             text = text.removesuffix(mark).strip()
         return text
 
-    def ask(self, name: str, text: str, *, tiles: int = 1, frames: int = 1, cells: Sequence[int] = ()) -> Row:
+    def ask(self, name: str, text: str, *, tiles: int = 1, frames: int = 1, cells: Sequence[int] = ()) -> TokenRow:
         """A question in a user's words.
 
         Args:
@@ -189,7 +189,7 @@ class Prompts:
 
     def describe(
         self, name: str, cells: Sequence[int], answer: Sequence[int] = (), targets: Sequence[int] | None = None
-    ) -> Row:
+    ) -> TokenRow:
         """The question for a description of regions, then `answer`.
 
         Args:
@@ -201,7 +201,7 @@ class Prompts:
         question = self._begin(_image() + _regions(cells) + description_question(len(cells)) + self.template.after)
         return _row(name, question, list(answer), list(answer if targets is None else targets))
 
-    def segment(self, name: str, phrase: str | Sequence[int], question: int = 0, answer: int = 0) -> Row:
+    def segment(self, name: str, phrase: str | Sequence[int], question: int = 0, answer: int = 0) -> TokenRow:
         """A segmentation question about `phrase`, answered with `[SEG]`.
 
         Args:
@@ -224,7 +224,7 @@ class Prompts:
     def _begin(self, text: str) -> list[int]:
         return self.start + self.encode(self.template.before + text)
 
-    def pack(self, rows: Sequence[Row], device: torch.device, left: bool = False) -> Rows:
+    def pack(self, rows: Sequence[TokenRow], device: torch.device, left: bool = False) -> PackedRows:
         """Pad rows to one length, at their end or (for generation) at their start."""
 
         def padded(values: list[list[int]], fill: int) -> Tensor:
@@ -232,7 +232,7 @@ class Prompts:
             full = [[fill] * (length - len(v)) + v if left else v + [fill] * (length - len(v)) for v in values]
             return torch.tensor(full, device=device)
 
-        return Rows(
+        return PackedRows(
             names=[row.name for row in rows],
             ids=padded([row.ids for row in rows], self.pad),
             labels=padded([row.labels for row in rows], IGNORE),
@@ -252,9 +252,9 @@ def _regions(cells: Sequence[int]) -> str:
     return f"\nThere are {len(cells)} part regions in the picture: {', '.join(regions)}.\n"
 
 
-def _row(name: str, question: list[int], answer: list[int], targets: list[int], given: Sequence[int] = ()) -> Row:
+def _row(name: str, question: list[int], answer: list[int], targets: list[int], given: Sequence[int] = ()) -> TokenRow:
     ids = question + answer
     marks = [False] * len(ids)
     for place in given:
         marks[place] = True
-    return Row(name, ids, [IGNORE] * len(question) + targets, marks)
+    return TokenRow(name, ids, [IGNORE] * len(question) + targets, marks)

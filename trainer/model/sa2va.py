@@ -19,7 +19,7 @@ from transformers.cache_utils import Cache
 from shards.errors import UserError
 from trainer.model.architecture import Architecture, preset_named
 from trainer.model.grounding import GroundingEncoder, SamFeatures
-from trainer.model.prompts import IGNORE, IMAGE_TOKENS, Prompts, Rows
+from trainer.model.prompts import IGNORE, IMAGE_TOKENS, Prompts, PackedRows
 from trainer.model.tokenizer import byte_tokenizer
 
 
@@ -100,7 +100,7 @@ class Sa2VA(nn.Module):
 
     def embed_rows(
         self,
-        rows: Rows,
+        rows: PackedRows,
         visual_tokens: Tensor,
         image_of_row: Tensor,
         regions: Tensor | None = None,
@@ -181,7 +181,7 @@ class Sa2VA(nn.Module):
         """Pictures (B, 3, 1024, 1024) uint8 to features for `decode_masks`."""
         return self.grounding_encoder.encode(g_pixel_values)
 
-    def decode_masks(self, states: Tensor, rows: Rows, sam_features: SamFeatures, image_of_row: Tensor) -> Tensor:
+    def decode_masks(self, states: Tensor, rows: PackedRows, sam_features: SamFeatures, image_of_row: Tensor) -> Tensor:
         """Mask logits (M, 256, 256) float32 of rows with one `[SEG]` each, from the states at its place."""
         embeddings = self.text_hidden_fcs(states[rows.ids == self.prompts.seg])
         return self.grounding_encoder.decode(sam_features, image_of_row, embeddings)

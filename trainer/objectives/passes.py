@@ -17,7 +17,7 @@ from trainer import fsdp
 from trainer.config import Config
 from trainer.data.choice import salt_of, shuffled
 from trainer.model.grounding import SamFeatures
-from trainer.model.prompts import SEGMENT, SEGMENT_ANSWERS, Row, Rows
+from trainer.model.prompts import SEGMENT, SEGMENT_ANSWERS, TokenRow, PackedRows
 from trainer.model.sa2va import Sa2VA
 from trainer.objectives.losses import even_losses, point_losses, uncertain_points
 from trainer.objectives.noise import choice
@@ -39,7 +39,7 @@ class Passes:
     def segment(
         self,
         batch: Batch,
-        rows: Sequence[Row],
+        rows: Sequence[TokenRow],
         visual_tokens: Tensor,
         sam_features: SamFeatures,
         phrase_embeddings: Tensor | None = None,
@@ -99,7 +99,7 @@ class Passes:
         second = self.model.encode_image(batch["pixel_values2"][paired])
         return second if paired.all() else visual_tokens.index_put((paired,), second)
 
-    def description_question(self, batch: Batch, visual_tokens: Tensor) -> tuple[Rows, Tensor, Tensor, Tensor]:
+    def description_question(self, batch: Batch, visual_tokens: Tensor) -> tuple[PackedRows, Tensor, Tensor, Tensor]:
         """What `Captioner.forward` takes first: the question's rows, visual tokens, pictures of rows, regions."""
         prompts, regions = self.model.prompts, batch["prompt_masks1"][:, None]
         rows = [prompts.describe(n, cells) for n, cells in zip(names_of(batch), cells_of(batch, regions), strict=True)]
@@ -107,7 +107,7 @@ class Passes:
 
     def question(
         self, batch: Batch, phrases: Sequence[str | Sequence[int]], draws: Sequence[torch.Generator] | None
-    ) -> list[Row]:
+    ) -> list[TokenRow]:
         """A segmentation question and answer for each phrase: worded at random, or without draws in the first wording,
         as always where `vary_wording` says no."""
         rows = []
