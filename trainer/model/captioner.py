@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from trainer.model.compiled import uncompiled
 from trainer.model.generation import Answers, generate
-from trainer.model.prompts import Prompts, PackedRows
+from trainer.model.prompts import PackedRows, Prompts
 from trainer.model.sa2va import Sa2VA
 
 

@@ -19,7 +19,7 @@ from transformers.cache_utils import Cache
 from shards.errors import UserError
 from trainer.model.architecture import Architecture, preset_named
 from trainer.model.grounding import GroundingEncoder, SamFeatures
-from trainer.model.prompts import IGNORE, IMAGE_TOKENS, Prompts, PackedRows
+from trainer.model.prompts import IGNORE, IMAGE_TOKENS, PackedRows, Prompts
 from trainer.model.tokenizer import byte_tokenizer
 
 
@@ -117,7 +117,7 @@ class Sa2VA(nn.Module):
             visual_tokens: (B, 256, 4C), what `encode_image` returns.
             image_of_row: (M,) int64; or (M, P) where rows have several pictures (tiles, frames), -1 after the last.
             regions: (M, R, 16, 16) bool.
-            phrase_embeddings: (G, D), the embeddings of the G places that `rows.given` marks, in reading order.
+            phrase_embeddings: (G, D), the embeddings of the G places that `rows.replaced` marks, in reading order.
             scale: (M, R, 16, 16), factors of the regions' visual tokens, each at its cell.
 
         Raises:
@@ -141,7 +141,7 @@ class Sa2VA(nn.Module):
             visual = visual * torch.cat([whole, scale.flatten(2)], 1)[row, slot, cell][:, None]
         embeddings = embeddings.index_put((places,), visual.to(embeddings.dtype))
         if phrase_embeddings is not None:
-            embeddings = embeddings.index_put((rows.given,), phrase_embeddings.to(embeddings.dtype))
+            embeddings = embeddings.index_put((rows.replaced,), phrase_embeddings.to(embeddings.dtype))
         return embeddings
 
     def run_language_model(

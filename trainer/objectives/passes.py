@@ -17,7 +17,7 @@ from trainer import fsdp
 from trainer.config import Config
 from trainer.data.choice import salt_of, shuffled
 from trainer.model.grounding import SamFeatures
-from trainer.model.prompts import SEGMENT, SEGMENT_ANSWERS, TokenRow, PackedRows
+from trainer.model.prompts import SEGMENT, SEGMENT_ANSWERS, PackedRows, TokenRow
 from trainer.model.sa2va import Sa2VA
 from trainer.objectives.losses import even_losses, point_losses, uncertain_points
 from trainer.objectives.noise import choice

@@ -127,7 +127,7 @@ def test_only_words_get_on_to_pass_b(make_loop, batch: Batch, captions, monkeypa
     )
     loop(batch, "dual")
     rows = seen_rows[-1]
-    assert rows.given.sum(1).tolist() == [3, 6]
+    assert rows.replaced.sum(1).tolist() == [3, 6]
     prompts = loop.model.prompts
     written = [prompts.decode(ids[mask.bool()].tolist()) for ids, mask in zip(rows.ids, rows.attention, strict=True)]
     for text in written:
@@ -135,9 +135,9 @@ def test_only_words_get_on_to_pass_b(make_loop, batch: Batch, captions, monkeypa
     lengths = rows.attention.sum(1)
     for i, text in enumerate(written):
         assert lengths[i] == len(prompts.encode(text)) if text.isascii() else True
-        assert rows.given[i].nonzero().max() < lengths[i]
+        assert rows.replaced[i].nonzero().max() < lengths[i]
     # No word is a mark, whatever the student's logits are.
-    assert prompts.ordinary[rows.ids[rows.given]].all()
+    assert prompts.ordinary[rows.ids[rows.replaced]].all()
 
 
 def test_frame_1_is_described_and_frame_2_segmented(make_loop, batch: Batch):

@@ -71,7 +71,7 @@ def test_a_segmentation_question_and_its_answer(prompts: Prompts, question: int,
     assert written.endswith(SEGMENT_ANSWERS[answer] + "<|im_end|>")
     trained = [token for token in row.labels if token != IGNORE]
     assert text(prompts, trained) == SEGMENT_ANSWERS[answer] + "<|im_end|>"
-    assert row.ids.count(prompts.seg) == 1 and not any(row.given)
+    assert row.ids.count(prompts.seg) == 1 and not any(row.replaced)
 
 
 def test_a_phrase_that_is_a_question_is_asked_as_it_is(prompts: Prompts):
@@ -83,7 +83,7 @@ def test_a_phrase_of_tokens_stands_where_its_text_would(prompts: Prompts):
     words = prompts.encode("a cup")
     row = prompts.segment("k", words, question=1)
     assert row.ids == prompts.segment("k", "a cup", question=1).ids
-    assert [i for i, given in zip(row.ids, row.given, strict=True) if given] == words
+    assert [i for i, replaced in zip(row.ids, row.replaced, strict=True) if replaced] == words
 
 
 def test_a_phrase_loses_one_full_stop():
@@ -151,7 +151,7 @@ def test_what_the_tokenizer_puts_in_front_stands_in_front_of_every_row():
     ):
         row, plain = ask(prompts), ask(bare)
         assert row.ids == [bos, *plain.ids]
-        assert row.labels == [IGNORE, *plain.labels] and row.given == [False, *plain.given]
+        assert row.labels == [IGNORE, *plain.labels] and row.replaced == [False, *plain.replaced]
 
 
 def test_phi3s_template():

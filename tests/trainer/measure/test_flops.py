@@ -46,7 +46,7 @@ def test_what_is_frozen_counts_forward_alone_and_adapters_halve_the_backward_of_
 
 
 def test_layers_that_checkpointing_runs_again_do_not_count_twice(make_loop, config, batch: Batch):
-    """Compiled layers: see test_compiled.py."""
+    """Compiled layers: see tests/trainer/model/test_compiled.py."""
     results = []
     for checkpointing in (False, True):
         loop = make_loop(config)

@@ -159,8 +159,8 @@ def test_given_embeddings_replace_those_of_the_table(model: Sa2VA):
     given = torch.randn(3, model.embedding.embedding_dim)
     visual_tokens = torch.zeros(1, 256, model.mlp1[0].normalized_shape[0])
     embeddings = model.embed_rows(rows, visual_tokens, torch.tensor([0, 0]), phrase_embeddings=given)
-    assert torch.equal(embeddings[rows.given], given)
-    assert torch.equal(embeddings[0, rows.given[0]], given[:2])
+    assert torch.equal(embeddings[rows.replaced], given)
+    assert torch.equal(embeddings[0, rows.replaced[0]], given[:2])
 
 
 def test_sam_gets_the_exact_normalisation_of_uint8(model: Sa2VA):
