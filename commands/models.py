@@ -178,7 +178,7 @@ def evaluate(
     holdout_by: Annotated[Group, Option(help="data.holdout_by of that training, for --holdout.")] = "picture",
     limit: Annotated[int | None, Option(min=1, help="Only the first N samples of each set.")] = None,
     batch_size: BatchSize = 8,
-    max_caption_tokens: Annotated[int, Option(min=1, help="Most tokens of a caption (dual).")] = 64,
+    max_caption_tokens: Annotated[int, Option(min=1, max=8192, help="Most tokens of a caption (dual).")] = 64,
     dtype: ModelDtype = None,
     device: Device = None,
     json_file: Annotated[Path | None, Option("--json", metavar="FILE", help="Write the numbers here.")] = None,

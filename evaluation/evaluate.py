@@ -32,7 +32,7 @@ from shards.printable import printable
 from shards.reader import ShardSet
 from shards.sets import open_sets
 from shards.storage.cache import Cache
-from trainer.config import Config
+from trainer.config import Config, with_values
 from trainer.data.holdout import held_out_parts
 from trainer.data.loader import check_recipe
 from trainer.model.architecture import GRID, VISION_SIZE
@@ -157,7 +157,7 @@ def _tally(
     state: PartialState,
 ) -> dict[str, Tally]:
     """This process's share, by source."""
-    judged = load_objective(objective)(Passes(model, Config(max_caption_tokens=max_caption_tokens)))
+    judged = load_objective(objective)(Passes(model, with_values(Config(), {"max_caption_tokens": max_caption_tokens})))
     half = torch.autocast(model.device.type, torch.bfloat16, enabled=model.embedding.weight.dtype == torch.bfloat16)
     tallies: dict[str, Tally] = defaultdict(Tally)
     own, others = groups[state.process_index :: state.num_processes], state.num_processes - 1

@@ -225,7 +225,7 @@ class Config:
     have `lr`, which is what records show."""
     betas: Annotated[list[Beta], Field(min_length=2, max_length=2)] = field(default_factory=lambda: [0.9, 0.999])
     """Decay of AdamW's two moments per optimiser step."""
-    eps: Annotated[float, Bound(0, 1, "it stands beside the square root of a squared gradient")] = 1e-8
+    eps: Annotated[float, Bound(0, 1, "it is added to the square root of a squared gradient")] = 1e-8
     """AdamW's epsilon."""
     weight_decay: Annotated[float, Bound(0, 1000, "rate times decay above 1 turns weights around")] = 0.05
     """AdamW's decoupled weight decay."""

@@ -1,8 +1,10 @@
 """The configuration: a file, then the command line; a mistake is one clear line."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from shards.errors import UserError
 from trainer.build import drop_unreached_parts
@@ -76,6 +78,15 @@ def test_a_rate_may_name_a_part_that_no_loss_reaches(tmp_path: Path):
     assert load_config([str(tmp_path / "config.yaml")]) == effective
     with pytest.raises(UserError, match="a rate for a part that does not train; met vision_model"):
         load_config([*given, "rates.vision_model=1e-4"])
+
+
+def test_a_configuration_of_an_older_release_is_read(tmp_path: Path):
+    """They were written with OmegaConf, and without the newer keys."""
+    config = load_config(["objective=segment", "data.shards=[a]", "data.sources={sav: 2}", "mix.dual.weight=2"])
+    values = asdict(config)
+    del values["weight_decay_on"], values["data"]["holdout_by"], values["collective_timeout"]
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(values)))
+    assert load_config([str(tmp_path / "config.yaml")]) == config
 
 
 def test_keys_are_set_on_a_copy():

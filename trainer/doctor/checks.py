@@ -64,7 +64,7 @@ def examine(arguments: Sequence[str], begin: Callable[[str], object] = lambda wh
     with suppress(UserError):  # `check_output` reports it
         config, kept = keep_old_ways(config, RunFolder(Path(config.output_dir), config.checkpoint.keep))
     processes = count_processes()
-    yield ok("configuration", f"{', '.join(config.objectives())}; as for {processes} process(es), one a GPU")
+    yield ok("configuration", f"{', '.join(config.objectives())}; as for {processes} process(es), one per GPU")
     yield from (ok("configuration", line) for line in kept)
     yield from check_device(config)
 

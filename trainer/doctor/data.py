@@ -110,7 +110,7 @@ def check_sets(config: Config, data: Data) -> Iterator[Finding]:
     yield from (fail("data", fault) for fault in data.faults)
     if not data.faults:
         counts = [
-            f"{name}: {count:,} samples an epoch, {data.held_out[name]:,} held out by {config.data.holdout_by}"
+            f"{name}: {count:,} samples per epoch, {data.held_out[name]:,} held out by {config.data.holdout_by}"
             for name, count in data.train.items()
         ]
         yield ok("data", "; ".join(counts))

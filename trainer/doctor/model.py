@@ -43,7 +43,7 @@ def check_memory(config: Config, footprint: Footprint, processes: int) -> Iterat
     parts = footprint.memory(processes, config.project, config.optimizer)
     needed = sum(parts.values())
     purposes = ", ".join(f"{purpose} {size(count)}" for purpose, count in parts.items())
-    text = f"{size(needed)} a process, activations not included ({purposes})"
+    text = f"{size(needed)} per process, activations not included ({purposes})"
     if torch.cuda.is_available():
         free = min(torch.cuda.mem_get_info(device)[0] for device in range(torch.cuda.device_count()))
         place = "free on a GPU"

@@ -40,7 +40,7 @@ def check_schedule(config: Config, samples: Mapping[str, int], processes: int) -
     text = f"lr {config.lr:g}, warm-up {config.warmup_steps:,} of {config.steps:,} steps of {global_batch} samples"
     for objective, count in samples.items():
         epochs = config.steps * global_batch / count
-        text += f"; {objective}: {count // global_batch:,} steps an epoch, {epochs:.3g} epochs"
+        text += f"; {objective}: {count // global_batch:,} steps per epoch, {epochs:.3g} epochs"
     is_pretrained = bool(config.model.path or config.model.internvl)
     if is_pretrained and max([config.lr, *config.rates.values()]) > _HIGH_RATE:
         yield warn("schedule", f"{text}: the rate is high for pretrained weights; 2e-5 is the recipe's")

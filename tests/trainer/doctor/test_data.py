@@ -17,8 +17,8 @@ def test_a_mix_is_checked_by_objective(good: list[str], sav_set: Path, tmp_path:
     (warned,) = found(mixed, "warn")
     assert warned[0] == "objective" and "texted: 11 of 12 samples have an object with a text, the others" in warned[1]
     said = [text for _, text in found(mixed, "ok")]
-    (counts,) = (text for text in said if "samples an epoch" in text)
-    assert "dual: 3 samples an epoch, 9 held out by picture; segment: 3 samples an epoch, 8 held out" in counts
+    (counts,) = (text for text in said if "samples per epoch" in text)
+    assert "dual: 3 samples per epoch, 9 held out by picture; segment: 3 samples per epoch, 8 held out" in counts
     assert any("segment: lambda_mask" in text for text in said)
     (failed,) = found([*mixed, "mix.segment.sources=[coco]"])
     assert failed[0] == "data" and "mix: no shards of this source; met coco" in failed[1]
