@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from shards.errors import UserError
 from trainer.config import fields
-from trainer.limits import Bound, OneOf
+from trainer.limits import Bound
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "TRAINING.md"
 _BEGIN = "<!-- Keys, written by: python -m trainer.config_table -->\n"
@@ -59,7 +59,7 @@ def _values(info: FieldInfo) -> str:
 
 
 def _accepted(hint: Any, constraints: Iterable[Any]) -> Iterator[str]:
-    """Yield the choices and bounds of a type and of the types inside it."""
+    """Yield the choices and bounds of a type and of the types inside it, but no names of a registry."""
     if get_origin(hint) is Annotated:
         yield from _accepted(hint.__origin__, hint.__metadata__)
         return
@@ -68,11 +68,7 @@ def _accepted(hint: Any, constraints: Iterable[Any]) -> Iterator[str]:
     if get_origin(hint) is Literal:
         yield ", ".join(get_args(hint))
         return
-    for constraint in constraints:
-        if isinstance(constraint, OneOf):
-            yield ", ".join(constraint.names())
-        elif isinstance(constraint, Bound):
-            yield str(constraint)
+    yield from (str(constraint) for constraint in constraints if isinstance(constraint, Bound))
     for inner in get_args(hint):
         yield from _accepted(inner, ())
 
