@@ -89,6 +89,7 @@ def draw(charts: Sequence[Chart], records: Sequence[Mapping[str, Any]], objectiv
         objective: draw values of this objective of a mix; their names are such as dual/bce and held_out/dual/iou.
     """
     drawn = []
+    last = max((record["step"] for record in records), default=0)
     for chart in charts:
         lines = {}
         for name, label in chart.lines.items():
@@ -96,7 +97,7 @@ def draw(charts: Sequence[Chart], records: Sequence[Mapping[str, Any]], objectiv
                 lines[label] = points
         if lines:
             note = chart.note if any(label in lines for label in ("BCE", "Dice")) else ""
-            svg = _svg(f"{objective} {chart.title}", [*lines.values()])
+            svg = _svg(f"{objective} {chart.title}", [*lines.values()], last)
             legend = [*zip(_COLOURS, lines, strict=False)] if len(lines) > 1 else []
             drawn.append(Drawn(chart.title, svg, legend, note))
     return drawn
@@ -116,9 +117,11 @@ def _points(records: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float,
     return [(float(step), float(value)) for step, value in found]
 
 
-def _svg(name: str, lines: Sequence[Sequence[tuple[float, float]]]) -> Markup:
+def _svg(name: str, lines: Sequence[Sequence[tuple[float, float]]], last: int) -> Markup:
+    """Draw lines of (step, value) from step 0 to the `last`."""
     from matplotlib import rc_context  # takes a second, which only the process that draws should spend
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     # The names of parts of a drawing derive from the salt: all drawings are on one page.
     with rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
@@ -126,7 +129,9 @@ def _svg(name: str, lines: Sequence[Sequence[tuple[float, float]]]) -> Markup:
         axes = figure.add_axes((0.12, 0.2, 0.85, 0.68))  # a layout that is computed takes twice as long as all the rest
         for colour, points in zip(_COLOURS, lines, strict=False):
             steps, values = zip(*points, strict=True)
-            axes.plot(steps, values, color=colour, marker="." if len(points) <= _FEW_POINTS else "")
+            axes.plot(steps, values, color=colour, marker="." if len(points) <= _FEW_POINTS else "", clip_on=False)
+        axes.set_xlim(0, max(1, last))
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
         axes.set_xlabel("optimiser step")
         axes.ticklabel_format(axis="y", scilimits=(-2, 4))
         axes.grid(alpha=0.3)

@@ -54,7 +54,7 @@ pre { background: #f7f7f7; padding: .8rem; overflow-x: auto }
 {% endfor %}</div>{% endmacro %}
 <h1>{{ title }}</h1>
 <nav>{% for section in sections %}<a href="#{{ section.id }}">{{ section.title }}</a>{% endfor %}
-<a href="#speed">Speed and memory</a><a href="#configuration">Configuration</a></nav>
+{% if speed %}<a href="#speed">Speed and memory</a>{% endif %}<a href="#configuration">Configuration</a></nav>
 <table class="facts">{% for name, value in facts.items() %}<tr><th>{{ name }}</th><td>{{ value }}</td></tr>
 {% endfor %}</table>
 {{ charts(run) }}
@@ -68,8 +68,8 @@ pre { background: #f7f7f7; padding: .8rem; overflow-x: auto }
 {% for name, value in sample.numbers %}<p>{{ name }} {{ "%.3f" | format(value) }}</p>{% endfor %}
 <p class="note">{{ sample.name }}</p></div>
 {% endfor %}</div>{% endfor %}{% endfor %}
-<h2 id="speed">Speed and memory</h2>
-{{ charts(speed) }}
+{% if speed %}<h2 id="speed">Speed and memory</h2>
+{{ charts(speed) }}{% endif %}
 <h2 id="configuration">Configuration</h2><pre>{{ config }}</pre>
 </body></html>
 """

@@ -1,21 +1,17 @@
-"""The report and the journal: one file, offline, escaped; a line and a record a step."""
+"""The report: one file, offline, escaped, with a section per objective."""
 
 import base64
 import dataclasses
 import io
-import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
-import pytest
 
-from trainer.measure.journal import Journal
-from trainer.measure.rates import Bottleneck, Spent
-from trainer.measure.report import Panel, tinted, write_report
-from trainer.measure.sheet import contact_sheet
+from tests.trainer.measure.panels import panel
+from trainer.measure.report import tinted, write_report
 
 CAPTION = "<script>alert(1)</script>\x00\ud800é"
 
@@ -41,15 +37,6 @@ def records() -> list[dict]:
         for i in (1, 2)
     ]
     return [{"step": 0, "held_out/mask_loss": 1.5, "held_out/iou": 0.1, "held_out/dice": 0.2}, *steps]
-
-
-def panel(caption: str, prompt: bool = True) -> Panel:
-    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    mask = np.zeros((32, 32), bool)
-    mask[4:9, 20:30] = True
-    return Panel(
-        "pair_1", image if prompt else None, image, mask, ~mask, caption, {"iou": 0.25, "swap_gap": float("nan")}
-    )
 
 
 def test_it_is_one_file_that_loads_nothing(tmp_path: Path):
@@ -123,11 +110,11 @@ def test_each_objective_of_a_mix_has_a_section_with_its_charts_and_samples(tmp_p
     html = (tmp_path / "r.html").read_text("utf-8")
     run, rest = html.split('<h2 id="objective-dual">')
     dual, rest = rest.split('<h2 id="objective-describe">')
-    describe, speed = rest.split('<h2 id="speed">')
+    describe, _ = rest.split('<h2 id="configuration">')
     assert run.count("<svg") == 2 and "Loss: weighted sum" in run and "Learning rate" in run
     assert dual.count("<svg") == 2 and "BCE" in dual and "Held-out IoU" in dual and "of dual" in dual
     assert describe.count("<svg") == 1 and "of describe" in describe and "BCE" not in describe
-    assert "<svg" not in speed
+    assert "Speed and memory" not in html  # nothing is recorded of it
 
 
 def test_legends_stand_beside_the_axes(tmp_path: Path):
@@ -177,51 +164,3 @@ def test_tinting_changes_the_mask_alone():
 def test_a_run_without_held_out_samples_has_a_report_too(tmp_path: Path):
     write_report(tmp_path / "r.html", "t", {}, records()[1:], {"dual": {}}, "")
     assert "Held-out samples" not in (tmp_path / "r.html").read_text("utf-8")
-
-
-def test_the_journal_writes_a_line_and_a_record_a_step(tmp_path: Path):
-    lines: list[str] = []
-    tracked: list[tuple[dict[str, float], int]] = []
-    journal = Journal(tmp_path, 200, lambda values, step: tracked.append((values, step)), lines.append, peak=2e12)
-    for step in range(1, 6):
-        journal.step(step, {"loss": 2.0, "bce": 0.5}, 1e-3, Spent(2.0, 8, 300.0, 4e12, (0.5, 0.1), (1e9, 3e9)))
-    journal.held_out(5, {"mask_loss": 1.25, "iou": 0.5})
-    journal.close()
-    assert lines[0] == (
-        "step 00001/00200 (0.5%) | loss 2.0000 bce 0.5000 | lr 1.00e-03 | 4.00 samples/s 150 tokens/s mfu 50.0% | "
-        "data wait 15.0% (max 25.0%) | 3.00 GB | --:-- left"
-    )
-    assert re.search(r"\| \d\d:\d\d left$", lines[4])  # the first steps are left out of the timing
-    assert lines[5] == "step 00005/00200 held out | mask_loss 1.2500 iou 0.5000"
-    written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert written == journal.records and len(written) == 6
-    assert written[0]["data_wait"] == pytest.approx(0.15) and written[-1] == {
-        "step": 5,
-        "held_out/mask_loss": 1.25,
-        "held_out/iou": 0.5,
-    }
-    assert tracked[0][0]["train/loss"] == 2.0 and tracked[0][1] == 1
-
-
-def test_that_the_loader_is_the_limit_is_said_once_and_only_where_it_is():
-    """A single slow batch in 20 steps is none of its business; a fifth of the time is."""
-    bottleneck = Bottleneck(threads=3)
-    fine = [bottleneck.notice(0.9 if step == 7 else 0.1) for step in range(60)]
-    slow = [bottleneck.notice(0.4) for _ in range(60)]
-    assert fine == [None] * 60
-    [said] = [line for line in slow if line]
-    assert "data.threads (now 3)" in said and "recode" in said
-
-
-def test_a_contact_sheet_shows_what_the_panel_holds():
-    """Four pictures in a row, the last one missing where nothing was predicted; any caption can be drawn."""
-    shown = panel("\u4e00 \U0001f600 caption", prompt=True)
-    without = dataclasses.replace(shown, prediction=None)
-    sheet = contact_sheet([shown, without])
-    row = len(sheet) // 2
-    wanted = [shown.prompt, shown.image, tinted(shown.image, shown.truth), tinted(shown.image, shown.prediction)]
-    for top, pictures in ((0, wanted), (row, [*wanted[:3], np.full_like(shown.image, 255)])):
-        for column, want in enumerate(pictures):
-            left = 6 + column * 38
-            assert np.array_equal(sheet[top + 6 : top + 38, left : left + 32], want), column
-    assert (sheet[38:row] < 128).any()  # letters
