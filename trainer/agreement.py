@@ -1,4 +1,4 @@
-"""What all processes of a run have to agree on."""
+"""Values and decisions that all processes of a run share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def decided_by_main(accelerator: Accelerator, decide: Callable[[], T]) -> T:
-    """What `decide` returns in the main process; a `UserError` there is raised in all of them."""
+    """Return on every process what `decide` returns on the main one; a `UserError` there is raised on all."""
     outcome: list[T | UserError | None] = [None]
     if accelerator.is_main_process:
         try:
@@ -35,8 +35,18 @@ def over_processes(
     amounts: Mapping[str, torch.Tensor | float],
     signal: int,
 ) -> tuple[dict[str, float], dict[str, list[float]], int]:
-    """In one collective: the mean of each value () over all processes, what each process says of each amount, and the
-    highest of their signals."""
+    """Combine the numbers of all processes in one collective.
+
+    Args:
+        accelerator: of the run.
+        values: tensors ().
+        amounts: numbers, or tensors ().
+        signal: number of a signal that this process received, or 0.
+
+    Returns:
+        The mean of each value over the processes, each amount on every process, in the order of their ranks, and the
+        highest signal.
+    """
     row = [torch.as_tensor(v, dtype=torch.float32) for v in (*values.values(), *amounts.values(), signal)]
     rows = accelerator.gather(torch.stack([v.to(accelerator.device) for v in row])[None])
     means = dict(zip(values, rows[:, : len(values)].mean(0).tolist(), strict=True))
@@ -45,20 +55,28 @@ def over_processes(
 
 
 def stop_unless_finite(
-    means: dict[str, float], own: dict[str, torch.Tensor], step: int, keys: dict[str, list[str]]
+    means: dict[str, float], here: dict[str, torch.Tensor], step: int, keys: dict[str, list[str]]
 ) -> None:
-    """Raise `UserError` on every process where a loss or the gradient norm of any is not finite.
+    """Raise `UserError` on every process where a loss or the gradient norm of any process is not finite.
 
-    `means` are over all processes, so that all agree; `own` are this one's, whose samples, `keys` of each objective,
-    are named. The gradient norm, `grad_norm`, is that of all of them: where a loss is not finite either, the process
-    that has it is meant.
+    The gradient norm, `grad_norm`, is that of all processes together. Where a loss is not finite either, only the loss
+    is reported, by the process that has it.
+
+    Args:
+        means: of losses and gradient norm over all processes, so that all decide alike.
+        here: losses and gradient norm on this process.
+        step: optimiser step, for the message.
+        keys: of this process's samples in the step, by objective, for the message.
     """
     anywhere = {name for name, value in means.items() if not math.isfinite(value)}
     if not anywhere:
         return
-    told = anywhere - {"grad_norm"} or anywhere
-    broken = {name: float(value) for name, value in own.items() if name in told and not math.isfinite(value)}
-    met = ", ".join(f"{name} {value}" for name, value in broken.items()) or "finite here, not on another process"
-    took = "; ".join(f"objective {objective}, samples {', '.join(names)}" for objective, names in keys.items())
-    where = f"step {step}, {took}"
-    raise UserError("loss or gradient is not finite", where=where, met=met, do="nothing was updated in this step")
+    reported = anywhere - {"grad_norm"} or anywhere
+    broken = {name: float(value) for name, value in here.items() if name in reported and not math.isfinite(value)}
+    samples = "; ".join(f"objective {objective}, samples {', '.join(names)}" for objective, names in keys.items())
+    raise UserError(
+        "loss or gradient is not finite",
+        where=f"step {step}, {samples}",
+        met=", ".join(f"{name} {value}" for name, value in broken.items()) or "finite here, not on another process",
+        do="nothing was updated in this step",
+    )

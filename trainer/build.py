@@ -25,7 +25,7 @@ from shards.recipe import Recipe
 from shards.sets import open_sets
 from trainer.agreement import decided_by_main
 from trainer.checkpoints.checkpoint import Parts
-from trainer.checkpoints.resume import Beginning, begin, keep_old_ways
+from trainer.checkpoints.resume import Beginning, begin, keep_earlier_defaults
 from trainer.checkpoints.rng import set_random_state
 from trainer.checkpoints.run_folder import RunFolder
 from trainer.config import Config, flat, save_config
@@ -99,7 +99,7 @@ class Learner:
 
     parts: Parts
     """What a checkpoint holds."""
-    module: nn.Module
+    wrapped: nn.Module
     """The `Step` as Accelerate wrapped it: its forward is a training step."""
     optimizer: Optimizer
     """The optimiser as Accelerate wrapped it."""
@@ -142,7 +142,7 @@ def build_run(config: Config, accelerator: Accelerator, folder: RunFolder, watch
 
     if accelerator.is_main_process:
         log_to_terminal()
-    config, kept = decided_by_main(accelerator, lambda: keep_old_ways(config, folder))
+    config, kept = decided_by_main(accelerator, lambda: keep_earlier_defaults(config, folder))
     for line in kept:
         show(line)
     data = open_data(config, accelerator, show)

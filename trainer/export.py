@@ -1,4 +1,4 @@
-"""A run, or a released folder, written as a released folder."""
+"""Write a run, or a released folder, as a released folder."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def load_any(path: Path, dtype: torch.dtype | None = None) -> tuple[LoadedModel,
 
 
 def export(checkpoint: Path, out: Path, dtype: torch.dtype | None = None) -> str:
-    """Write `out` in the released layout; what there is to say about it, for the user.
+    """Write `out` in the released layout, and return a summary to show.
 
     Args:
         checkpoint: a run's folder, or a released one.
@@ -54,16 +54,17 @@ def export(checkpoint: Path, out: Path, dtype: torch.dtype | None = None) -> str
     loaded, origin = load_any(checkpoint, dtype)
     left_out = save_model(loaded.model, out, info=loaded.info, card=model_card(loaded.model, origin))
     files = sorted(out.glob("*.safetensors"))
-    said = f"{out}: {sum(f.stat().st_size for f in files):,} bytes of weights in {len(files)} file(s)"
+    summary = f"{out}: {sum(f.stat().st_size for f in files):,} bytes of weights in {len(files)} file(s)"
     if left_out:
-        said += f"\nleft out, because the layout has no place for what SAM 2.1 alone holds: {', '.join(left_out)}"
-    return said
+        summary += f"\nleft out, because the layout has no place for what SAM 2.1 alone holds: {', '.join(left_out)}"
+    return summary
 
 
 def model_card(model: Sa2VA, origin: Origin | None) -> str:
-    """What the model is and what it was trained on, as Markdown."""
+    """Return what the model is and what it was trained on, as Markdown."""
     architecture = model.architecture
-    vision, language = architecture.vision, architecture.config["llm_config"]
+    vision = architecture.vision
+    language = architecture.config["llm_config"]
     lines = [
         "# Sa2VA",
         "",
@@ -82,7 +83,7 @@ def model_card(model: Sa2VA, origin: Origin | None) -> str:
         lines += [
             f"| started from | {_started_from(origin.model)} |",
             f"| trained parts | {', '.join(origin.trainable)}{lora} |",
-            f"| training | objective {origin.objective}, {origin.step} steps of {origin.batch} samples a process |",
+            f"| training | objective {origin.objective}, {origin.step} steps of {origin.batch} samples per process |",
             f"| recipe of the tensors | {origin.recipe or 'unknown'} |",
             *(f"| data | {line} |" for line in origin.data),
         ]

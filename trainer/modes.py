@@ -1,4 +1,4 @@
-"""Modes for a while: evaluation, and bfloat16 where it is asked for."""
+"""Context managers: evaluation mode, and autocast to bfloat16."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def autocast(device: torch.device, mixed_precision: str) -> torch.autocast:
-    """Compute in bfloat16 where `mixed_precision` is "bf16"; weights stay as they are.
+    """Compute in bfloat16 where `mixed_precision` is "bf16"; weights keep their dtype.
 
     Accelerate does this for DDP alone: FSDP and DeepSpeed would cast weights and results.
     """

@@ -17,34 +17,33 @@ _CODES, _SCALE = "#codes", "#scale"
 
 
 def make_optimizer(model: Sa2VA, config: Config) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019); `adamw8bit` keeps moments in 8 bits (Dettmers et al. 2022).
+    """Return AdamW (Loshchilov and Hutter 2019); `adamw8bit` keeps moments in 8 bits (Dettmers et al. 2022).
 
-    Each part has a group of the parameters that decay, and one of those that do not, where it has such.
+    Each part has one group of parameters with weight decay and one of those without, as far as it has such.
 
     Raises:
-        UserError: torchao, which has the 8-bit one, is not installed.
+        UserError: `adamw8bit` needs torchao, which is not installed.
     """
     groups: list[dict[str, Any]] = [
         {"params": group, "lr": config.rates.get(part, config.lr), "weight_decay": decay}
-        for part, own in by_part(model, config.trainable).items()
-        for group, decay in _by_decay(own, config)
+        for part, parameters in by_part(model, config.trainable).items()
+        for group, decay in _by_decay(parameters, config)
         if group
     ]
-    how: dict[str, Any] = {"betas": (config.betas[0], config.betas[1]), "eps": config.eps}
-    how["lr"] = config.lr
+    options: dict[str, Any] = {"betas": (config.betas[0], config.betas[1]), "eps": config.eps, "lr": config.lr}
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, **how)
+        return torch.optim.AdamW(groups, **options)
     try:
         from torchao.optim import AdamW8bit
     except ImportError:
         do = "pip install 'sa2va-shards[deploy]', or optimizer=adamw"
         raise UserError("torchao is not installed", where="optimizer", met=config.optimizer, do=do) from None
-    optimizer: torch.optim.Optimizer = AdamW8bit(groups, **how)
+    optimizer: torch.optim.Optimizer = AdamW8bit(groups, **options)
     return optimizer
 
 
 def _by_decay(parameters: list[nn.Parameter], config: Config) -> list[tuple[list[nn.Parameter], float]]:
-    """`parameters` in two groups, each with its weight decay.
+    """Divide `parameters` into two groups, each with its weight decay.
 
     Biases, the weights of norms and scales of layers have one dimension, sharded (FSDP2) or not; all others have more.
     """
@@ -55,15 +54,15 @@ def _by_decay(parameters: list[nn.Parameter], config: Config) -> list[tuple[list
 
 
 def set_rate(group: dict[str, Any], rate: float) -> None:
-    """Give a group of the optimiser another rate."""
-    if isinstance(group["lr"], Tensor):  # torchao's compiled step wants it to stay the same tensor
+    """Set the learning rate of a group of the optimiser."""
+    if isinstance(group["lr"], Tensor):  # torchao's compiled step needs the same tensor
         group["lr"].fill_(rate)
     else:
         group["lr"] = rate
 
 
 def to_stored(moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Moments by name as plain tensors: of those in 8 bits, codes and scales (the table of values is fixed)."""
+    """Return moments by name as plain tensors: codes and scales for those in 8 bits (the table of values is fixed)."""
     found: dict[str, Tensor] = {}
     for name, tensor in moments.items():
         coded: Any = tensor
@@ -75,7 +74,7 @@ def to_stored(moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What `to_stored` was given."""
+    """Return the moments that `to_stored` was given."""
     found = {name: tensor for name, tensor in tensors.items() if not name.endswith((_CODES, _SCALE))}
     for stored, codes in tensors.items():
         name = stored.removesuffix(_CODES)

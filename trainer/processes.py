@@ -1,7 +1,7 @@
-"""As many processes as `accelerate launch --num_processes N` asks for, on machines without a GPU too.
+"""Start as many processes as `accelerate launch --num_processes N` asks for, on machines without a GPU too.
 
-Accelerate's launcher starts a single process there, whatever N is, and says nothing. What it leaves is a MASTER_PORT,
-which it sets for N > 1 only, and its own command line.
+There, Accelerate's launcher silently starts a single process, whatever N is. What tells N is MASTER_PORT, which it sets
+for N > 1 only, and its own command line.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _STARTED = ("LOCAL_RANK", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2
 
 
 def start_missing(arguments: list[str]) -> None:
-    """Where this process of `trainer/train.py` is only there to start others, start them, wait, and end the program.
+    """Where Accelerate started this process in place of several, start those, wait for them, and exit; else return.
 
     Raises:
-        UserError: a configuration that no process could use: said once, and not by each.
+        UserError: an invalid configuration, reported here once instead of by each process.
     """
     load_config(arguments)
     if count := missing_processes():
@@ -39,7 +39,7 @@ def start_missing(arguments: list[str]) -> None:
 
 
 def missing_processes() -> int:
-    """How many processes should run where this is the only one; 0 where all is as asked for."""
+    """Return how many processes should run in place of this one; 0 where all that were asked for run."""
     if "ACCELERATE_MIXED_PRECISION" not in os.environ or "MASTER_PORT" not in os.environ:
         return 0  # not started by Accelerate, or for one process
     if any(name in os.environ for name in _STARTED):
@@ -51,7 +51,7 @@ def missing_processes() -> int:
 
 
 def asked_processes(command: Sequence[str]) -> int | None:
-    """N of the command line `... accelerate launch --num_processes N ...`; None where it has none."""
+    """Return N of the command line `... accelerate launch --num_processes N ...`; None where it has none."""
     if "launch" not in command:
         return None
     arguments = command[command.index("launch") + 1 :]
@@ -62,8 +62,8 @@ def asked_processes(command: Sequence[str]) -> int | None:
 def start(count: int) -> None:
     """Run this script with these arguments in `count` processes joined through gloo, and wait for them.
 
-    One that fails ends them all, and this one with exit status 1: each has said itself what was wrong. A signal is
-    passed on to them, and so is the end of Accelerate's launcher, which passes nothing on.
+    One that fails ends them all, and this one with exit status 1: it has reported itself what was wrong. A signal is
+    passed on to them, and so is the death of Accelerate's launcher, which passes nothing on.
     """
     if torch.accelerator.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() != "true":
         met = f"{count} processes, {torch.accelerator.device_count()} device(s)"

@@ -6,7 +6,7 @@ import math
 
 
 def rate_factor(step: int, *, warmup_steps: int, warmup_from: float, steps: int) -> float:
-    """Share of the full rate for optimiser step `step`, counted from 0.
+    """Return the share of the full learning rate for optimiser step `step`, counted from 0.
 
     Linear from `warmup_from` to 1 over `warmup_steps`, then a cosine that reaches 0 at `steps` (Loshchilov and Hutter
     2017).

@@ -1,9 +1,9 @@
-"""Which process of a run the others wait for: a collective says nothing, it waits.
+"""Log which process of a run the others wait for: a collective itself only waits.
 
-    OUTPUT_DIR/.processes/RANK.json    what each process does, written anew every few seconds, also while it waits
+    OUTPUT_DIR/.processes/RANK.json    what each process is doing, written anew every few seconds, also while it waits
 
-A process that is stopped, or whose machine is gone, stops writing. One that is slow goes on writing, and is behind.
-Numbers are compared, not clocks, which differ between machines. One process says what it finds.
+A process that is stopped, or whose machine is gone, stops writing. A slow one goes on writing, and is behind.
+Numbers are compared, not clocks, which differ between machines. One process logs what is found.
 """
 
 from __future__ import annotations
@@ -21,48 +21,54 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 _LONGEST_PAUSE = 10.0  # seconds between two beats
-_SILENT = 3.0  # seconds, at least: loading and compiling can keep the interpreter from every other thread for as long
+_SILENT = 3.0  # seconds, at least: loading and compiling can block all other threads for as long
 
 
 @dataclass(frozen=True)
 class Beat:
-    """Report of a process about itself."""
+    """What a process reports about itself."""
 
     beat: int
-    """Rises with each beat."""
+    """Number of this report."""
     reached: int
-    """How often `StallWatch.at` was called; all processes call it in the same places."""
+    """Number of calls of `StallWatch.at`; all processes call it in the same places."""
     doing: str
     host: str
     pid: int
 
 
 class StallWatch:
-    """Says which process waits for which, from `start` to `close`. Does nothing in a run of one process.
+    """Logs which process waits for which, from `start` to `close`. Does nothing in a run of one process.
 
     Args:
         folder: `output_dir`, which all processes see.
-        rank: this process.
-        count: all processes.
-        notice: seconds that this process stands still before it is said.
+        rank: of this process.
+        count: number of processes.
+        notice: seconds that this process waits before it is logged.
         timeout: seconds after which the wait ends the run, for the message.
     """
 
     def __init__(self, folder: Path, rank: int, count: int, notice: float, timeout: float) -> None:
-        self._folder, self._rank, self._count = folder / ".processes", rank, count
-        self._notice, self._timeout = notice, timeout
-        self._reached, self._doing, self._since = 0, "start", time.monotonic()
-        self._host, self._beats = socket.gethostname(), 0
+        self._folder = folder / ".processes"
+        self._rank = rank
+        self._count = count
+        self._notice = notice
+        self._timeout = timeout
+        self._reached = 0
+        self._doing = "start"
+        self._since = time.monotonic()
+        self._host = socket.gethostname()
+        self._beats = 0
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._run, name="stall", daemon=True)
 
     def start(self) -> None:
-        """Begin to write and to watch; `folder` stands."""
+        """Begin to write and to watch; `folder` exists."""
         if self._count > 1:
             self._thread.start()
 
     def close(self) -> None:
-        """End it, and take back what was written."""
+        """Stop, and remove what was written."""
         self._left.set()
         if not self._thread.is_alive():
             return
@@ -72,12 +78,13 @@ class StallWatch:
             self._folder.rmdir()  # by the last one
 
     def at(self, doing: str) -> None:
-        """This process begins something that all processes do."""
-        self._doing, self._since = doing, time.monotonic()
+        """Note that this process begins something that all processes do."""
+        self._doing = doing
+        self._since = time.monotonic()
         self._reached += 1
 
     def advance(self) -> None:
-        """This process has done a part of it."""
+        """Note that this process has done a part of it."""
         self.at(self._doing)
 
     def _path(self, rank: int) -> Path:
@@ -94,7 +101,8 @@ class StallWatch:
             if waited < self._notice / 2:
                 if before and quiet > self._notice:
                     log.warning("process %d goes on", self._rank)
-                before, quiet = {}, self._notice
+                before = {}
+                quiet = self._notice
                 continue
             for rank, beat in self._others().items():
                 if rank not in before or before[rank][0].beat != beat.beat:
@@ -120,8 +128,9 @@ class StallWatch:
         return found
 
     def _explain(self, before: dict[int, tuple[Beat, float]]) -> str:
-        """Who is waited for, and why; nothing where all are equally far, or where another process says it."""
-        now, silent = time.monotonic(), max(self._notice / 2, _SILENT)
+        """Return who is waited for, and why; empty where all are equally far, or another process logs it."""
+        now = time.monotonic()
+        silent = max(self._notice / 2, _SILENT)
         held_up = {}
         for rank in range(self._count):
             if rank == self._rank:

@@ -38,16 +38,16 @@ def make_accelerator(config: Config) -> Accelerator:
 
 
 def lay_out(
-    accelerator: Accelerator, loop: Step, optimizer: torch.optim.Optimizer
+    accelerator: Accelerator, module: Step, optimizer: torch.optim.Optimizer
 ) -> tuple[Step, torch.optim.Optimizer]:
-    """Wrap `loop` and `optimizer` for the strategy, and return the wrapped ones; both are changed in place.
+    """Wrap `module` and `optimizer` for the strategy, and return the wrapped ones; both are changed in place.
 
-    Parameters may be other objects afterwards: take them from `loop` anew.
+    Parameters may be other objects afterwards: take them from `module` anew.
     """
-    prepared, stepper = accelerator.prepare(loop, optimizer)
-    if fsdp.is_sharded(loop):
-        register_fsdp_forward_method(loop, "judge")
-    loop.teacher.follow(loop)
+    prepared, stepper = accelerator.prepare(module, optimizer)
+    if fsdp.is_sharded(module):
+        register_fsdp_forward_method(module, "judge")
+    module.teacher.follow(module)
     return prepared, stepper
 
 

@@ -75,8 +75,8 @@ def train(run: Run) -> int:
     first = run.beginning.step
     run.watch.at(f"the evaluation after step {first}")
     if held_out.is_due(first) and (not run.beginning.evaluated or first == config.steps):
-        held_out.look(first, known=run.beginning.evaluated)
-    learner.module.train()
+        held_out.evaluate(first, known=run.beginning.evaluated)
+    learner.wrapped.train()
     with Preemption() as preemption:
         for step in range(first + 1, config.steps + 1):
             run.watch.at(f"step {step}")
@@ -90,7 +90,7 @@ def train(run: Run) -> int:
             stop_unless_finite(means, losses, step, keys)
             learner.optimizer.step()
             learner.optimizer.zero_grad()
-            learner.parts.loop.teacher.update()
+            learner.parts.module.teacher.update()
             learner.parts.scheduler.step()
             if run.journal:
                 samples = run.data.samples_per_step * len(run.data.train)
@@ -98,7 +98,7 @@ def train(run: Run) -> int:
                 run.journal.step(step, means, config.lr * learner.factor(step - 1), spent)
             run.watch.at(f"what follows step {step}")
             # A preempted run has little time left: it is not evaluated.
-            mask_loss = held_out.look(step) if held_out.is_due(step) and not signal else None
+            mask_loss = held_out.evaluate(step) if held_out.is_due(step) and not signal else None
             if signal or step % config.checkpoint.every == 0 or step == config.steps:
                 save_checkpoint(run, step, mask_loss)
             if signal:

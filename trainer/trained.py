@@ -1,8 +1,8 @@
-"""What a training changed, and the model that it started from.
+"""The tensors that a training changed, and the model that it started from.
 
-A checkpoint is a folder: `trained.safetensors` holds the tensors that trained, and those that no file held at the
-start; `origin.json` says what the rest comes from, and with `trained_on.bin` which samples it was trained on;
-`checksums.json` lists these files. Where only adapters train, it holds the adapters alone.
+A checkpoint is a folder. `trained.safetensors` holds the tensors that trained (the adapters alone, where only they
+did), and those that no file held at the start. `origin.json` names the model that the others come from, and with
+`trained_on.bin` the samples that it was trained on. `checksums.json` lists these files.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ class Origin:
     lora: LoraConfig
     objective: str
     step: int
-    """Optimiser steps."""
+    """Optimiser steps done."""
     batch: int
-    """Samples an optimiser step and process."""
+    """Samples per optimiser step and process."""
     recipe: Recipe | None
-    """How the tensors were made; None in a checkpoint of an earlier release that names none of today's."""
+    """How the tensors were made; None in a checkpoint of an earlier release that does not name a current recipe."""
     data: list[str]
-    """A line a shard set."""
+    """One line per shard set."""
     trained_on: TrainedOn | None = None
     """None in a checkpoint of an earlier release."""
 
@@ -59,7 +59,7 @@ class Origin:
     def of(
         cls, config: Config, step: int, recipe: Recipe, data: list[str], trained_on: TrainedOn | None = None
     ) -> Origin:
-        """Of a run; folders of the model are made absolute, so that the checkpoint can move."""
+        """Return the origin of a run's checkpoint; folders of the model are made absolute, so that it can be moved."""
         given = config.model
         places: dict[str, Any] = {
             k: v and _absolute(v) for k, v in asdict(given).items() if k in ("path", "internvl", "sam2")
@@ -70,7 +70,7 @@ class Origin:
         return cls(model, config.trainable, config.lora, objective, step, batch, recipe, data, trained_on)
 
     def to_bytes(self) -> bytes:
-        """What `origin.json` holds."""
+        """Return the bytes of `origin.json`."""
         more = {} if self.recipe is None else recipe_to_json(self.recipe)
         more[KEY] = None if self.trained_on is None else self.trained_on.to_json()
         body = asdict(replace(self, trained_on=None)) | more
@@ -92,8 +92,8 @@ def save_trained(folder: Path, tensors: Mapping[str, torch.Tensor], origin: Orig
     """Write a checkpoint.
 
     Args:
-        folder: is made where it does not exist.
-        tensors: what `trained_tensors` returned of the model after its training, adapters in place.
+        folder: created where it does not exist.
+        tensors: of the trained model, as `trained_tensors` returns them, adapters not merged.
         origin: of the run.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ def save_trained(folder: Path, tensors: Mapping[str, torch.Tensor], origin: Orig
 
 
 def write_trained(files: ListedFiles, tensors: Mapping[str, torch.Tensor], origin: Origin) -> None:
-    """Write what `save_trained` does into a folder that holds more. Raises `OSError`."""
+    """Write the files of `save_trained` into a folder that holds more. Raises `OSError`."""
     files.write(WEIGHTS, to_safetensors({n: t.cpu().contiguous() for n, t in tensors.items()}))
     if origin.trained_on is not None:
         files.write(FILE, ids_to_bytes(origin.trained_on))
@@ -110,7 +110,7 @@ def write_trained(files: ListedFiles, tensors: Mapping[str, torch.Tensor], origi
 
 
 def trained_tensors(model: Sa2VA, new: AbstractSet[str]) -> dict[str, torch.Tensor]:
-    """What trained and what no file held, by its name in `state_dict`: the model's own tensors, not copies."""
+    """Return the tensors that trained and those that no file held, by name in `state_dict`: no copies."""
     names = _kept(model, new)
     return {name: tensor.detach() for name, tensor in model.state_dict().items() if name in names}
 
@@ -119,8 +119,8 @@ def load_trained(folder: Path, device: torch.device | str = "cpu") -> tuple[Load
     """Load the trained model, adapters in place, frozen, in evaluation mode.
 
     Raises:
-        UserError: no such checkpoint, one whose files have changed since they were written, or one whose tensors are
-            not those that its training must have left.
+        UserError: no such checkpoint, or its files have changed since they were written, or its tensors are not those
+            that its origin calls for.
     """
     check_checkpoint(folder, (WEIGHTS,))
     origin = read_origin(folder / ORIGIN)
@@ -134,21 +134,21 @@ def load_trained(folder: Path, device: torch.device | str = "cpu") -> tuple[Load
 
 @torch.no_grad()
 def fill(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Copy what the safetensors file at `path` holds into `tensors`.
+    """Copy the tensors of the safetensors file at `path` into `tensors`.
 
     Raises:
         UserError: no such file, a broken one, or one with other tensors.
     """
     found = read_tensors(path)
-    wanted, met = ({name: tuple(tensor.shape) for name, tensor in group.items()} for group in (tensors, found))
-    check_fit(wanted, met, str(path))
+    shapes, stored = ({name: tuple(tensor.shape) for name, tensor in group.items()} for group in (tensors, found))
+    check_fit(shapes, stored, str(path))
     for name, tensor in tensors.items():
         checked(found[name], tensor, name, str(path))
         local_shard(tensor).copy_(local_shard(distribute_like(found[name], tensor)))
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file. Raises `UserError` where there is no whole one."""
+    """Return the tensors of a safetensors file; raise `UserError` where it is missing or incomplete."""
     try:
         return from_safetensors(read_regular(path))
     except FileNotFoundError:
@@ -158,24 +158,25 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _kept(model: Sa2VA, new: AbstractSet[str]) -> set[str]:
-    """The names in `state_dict` of what trained and of what is new; LoRA renames the layers it wraps."""
+    """Return the names in `state_dict` of trained and new tensors; LoRA renames the layers that it wraps."""
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     kept = trained | {name for name in model.state_dict() if name.replace(".base_layer", "") in new}
     return kept - ({"language_model.lm_head.weight"} if model.tied else set())
 
 
 def read_origin(path: Path) -> Origin:
-    """Read the `origin.json` at `path`. Raises `UserError` where it is none of this version."""
+    """Read the `origin.json` at `path`; raise `UserError` where it is none of this version."""
     check_files(path.parent, (ORIGIN, FILE))
     body = read_json(path)
     try:
         if body.pop("version") != _VERSION:
             raise UserError("another version of checkpoint", where=str(path), wanted=str(_VERSION))
-        model, lora = ModelConfig(**body.pop("model")), LoraConfig(**body.pop("lora"))
+        model = ModelConfig(**body.pop("model"))
+        lora = LoraConfig(**body.pop("lora"))
         recipe = recipe_from_json(body, str(path))
-        own = {key: value for key, value in body.items() if key not in ("recipe", "recipe_hash", KEY)}
+        others = {key: value for key, value in body.items() if key not in ("recipe", "recipe_hash", KEY)}
         trained_on = read_trained_on(path.parent, body, str(path))
-        return Origin(model=model, lora=lora, recipe=recipe, trained_on=trained_on, **own)
+        return Origin(model=model, lora=lora, recipe=recipe, trained_on=trained_on, **others)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError("not the origin of a checkpoint", where=str(path), met=str(error)) from None
 

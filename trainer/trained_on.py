@@ -1,4 +1,4 @@
-"""Which samples a model was trained on: recorded with it, so that an evaluation does not take them for new ones.
+"""The samples that a model was trained on, recorded with it, so that an evaluation does not take them for new ones.
 
 A sample is known by its source and its key, a hash of its raw file's path. So it is recognised in a set that was cut,
 recoded or written again with another recipe; a raw file of the same name in another folder is taken for the same. The
@@ -32,37 +32,37 @@ class TrainedOn:
     """The samples of all trainings of a model."""
 
     ids: UInt64 = field(default_factory=lambda: np.empty(0, np.uint64))
-    """(S,) of `sample_ids` and `picture_ids`, rising."""
+    """(S,) ids of `sample_ids` and `picture_ids`, sorted."""
     plans: tuple[str, ...] = ()
-    """Plans of the sets that held them, see `shards.manifest.Manifest.plan`."""
+    """Plans of the sets that held the samples, see `shards.manifest.Manifest.plan`."""
     complete: bool = True
     """Whether the weights were random before; else they came from a model whose own training is not recorded."""
 
-    def and_then(self, ids: Iterable[UInt64], plans: Iterable[str]) -> TrainedOn:
+    def extended(self, ids: Iterable[UInt64], plans: Iterable[str]) -> TrainedOn:
         """Return the record of the model after a training on further samples."""
         every = np.unique(np.concatenate([self.ids, *ids]))
         return TrainedOn(every, tuple(sorted({*self.plans, *plans})), self.complete)
 
     def holds(self, shards: ShardSet) -> NDArray[np.bool_]:
-        """Which samples of a set it was trained on: (N,)."""
+        """Return which samples of a set the model was trained on: (N,) bool."""
         return np.isin(sample_ids(shards), self.ids)
 
     def shows(self, shards: ShardSet) -> NDArray[np.bool_]:
-        """Which samples of a set show a picture or video, by its name, of a sample that it was trained on: (N,)."""
+        """Return which samples of a set show a picture or video, by name, of a sample in the record: (N,) bool."""
         return np.isin(picture_ids(shards), self.ids)
 
     def to_json(self) -> dict[str, Any]:
-        """All but the ids."""
+        """Return all but the ids."""
         return {"names": len(self.ids), "plans": list(self.plans), "complete": self.complete}
 
 
 def after_training(before: TrainedOn | None, ids: Iterable[UInt64], plans: Iterable[str]) -> TrainedOn:
-    """As `TrainedOn.and_then`, for a model of which it may be unknown what it was trained on before."""
-    return (before or TrainedOn(complete=False)).and_then(ids, plans)
+    """Return `before` extended by further samples; where it is None, unknown, the record is not complete."""
+    return (before or TrainedOn(complete=False)).extended(ids, plans)
 
 
 def sample_ids(shards: ShardSet) -> UInt64:
-    """A hash of source and key of each sample: (N,)."""
+    """Return a hash of source and key of each sample: (N,) uint64."""
     keys = np.ascontiguousarray(shards.index["key"])
     source = hashlib.sha256(shards.manifest.source.encode()).digest()[:8]
     total = np.full(len(keys), int.from_bytes(source, "little"), np.uint64)
@@ -72,7 +72,7 @@ def sample_ids(shards: ShardSet) -> UInt64:
 
 
 def picture_ids(shards: ShardSet) -> UInt64:
-    """A hash of the name of the picture or video that each sample shows, whatever its source: (N,)."""
+    """Return a hash of the name of the picture or video that each sample shows, in any source: (N,) uint64."""
     return mix(pictures_of(shards), salt=2)
 
 
@@ -81,27 +81,30 @@ def read_trained_on(folder: Path, body: dict[str, Any], where: str) -> TrainedOn
 
     Args:
         folder: holds `trained_on.bin`.
-        body: the JSON there that says how many names it holds.
-        where: that file, for messages.
+        body: the JSON in `folder` with the number of names.
+        where: the file of `body`, for messages.
 
     Raises:
-        UserError: the two differ, or are damaged.
+        UserError: the two disagree, or are damaged.
     """
-    said = body.get(KEY)
-    if said is None:
+    record = body.get(KEY)
+    if record is None:
         return None
     kinds = {"names": int, "plans": list, "complete": bool}
-    if not isinstance(said, dict) or any(type(said.get(name)) is not kind for name, kind in kinds.items()):
+    if not isinstance(record, dict) or any(type(record.get(name)) is not kind for name, kind in kinds.items()):
         raise UserError("not what a model was trained on", where=f"{where}, {KEY}", wanted=", ".join(kinds))
     path = folder / FILE
     try:
         data = read_regular(path)
     except OSError as error:
         raise UserError("cannot be read", where=str(path), met=str(error.strerror), wanted=f"as {where} says") from None
-    if len(data) != said["names"] * _ID.itemsize:
-        wanted = f"{said['names'] * _ID.itemsize} bytes"
-        raise UserError("not as long as it should be", where=str(path), met=f"{len(data)} bytes", wanted=wanted)
-    return TrainedOn(np.frombuffer(data, _ID).astype(np.uint64), tuple(map(str, said["plans"])), said["complete"])
+    size = record["names"] * _ID.itemsize
+    if len(data) != size:
+        raise UserError(
+            "not as long as it should be", where=str(path), met=f"{len(data)} bytes", wanted=f"{size} bytes"
+        )
+    ids = np.frombuffer(data, _ID).astype(np.uint64)
+    return TrainedOn(ids, tuple(map(str, record["plans"])), record["complete"])
 
 
 def ids_to_bytes(trained_on: TrainedOn) -> bytes:

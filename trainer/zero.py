@@ -81,14 +81,14 @@ def deepspeed_optimizer(accelerator: Accelerator) -> Any:
     return wrapped.engine.optimizer if wrapped else None
 
 
-def full_moments(loop: Step, optimizer: Any) -> dict[str, Tensor]:
+def full_moments(module: Step, optimizer: Any) -> dict[str, Tensor]:
     """Return all moments, gathered, by "PARAMETER:MOMENT". All processes have to call this."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
     _link(optimizer)
     step = next(iter(optimizer.optimizer.state.values()))["step"]
     found: dict[str, Tensor] = {}
-    for name, parameter in loop.named_parameters():
+    for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             found |= {f"{name}:{kind}": safe_get_full_optimizer_state(parameter, kind).cpu() for kind in _MOMENTS}
             found[f"{name}:step"] = torch.tensor(float(step))  # one tensor per parameter, as in a file
@@ -96,15 +96,15 @@ def full_moments(loop: Step, optimizer: Any) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def restore_moments(loop: Step, optimizer: Any, moments: Mapping[str, Tensor]) -> None:
-    """Set DeepSpeed's moments to `moments`, as `full_moments` returned them, and its weights to those of `loop`.
+def restore_moments(module: Step, optimizer: Any, moments: Mapping[str, Tensor]) -> None:
+    """Set DeepSpeed's moments to `moments`, as `full_moments` returned them, and its weights to those of `module`.
 
     Raises:
         UserError: the moments of other parameters, or of another optimiser.
     """
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
-    trainable = [name for name, parameter in loop.named_parameters() if parameter.requires_grad]
+    trainable = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
     expected = {f"{name}:{kind}" for name in trainable for kind in (*_MOMENTS, "step")}
     if differing := sorted(expected ^ moments.keys()):
         where = "the moments of the checkpoint"
@@ -114,7 +114,7 @@ def restore_moments(loop: Step, optimizer: Any, moments: Mapping[str, Tensor]) -
         zeros = {kind: torch.zeros_like(flat) for kind in _MOMENTS}
         optimizer.optimizer.state[flat] = {"step": step.clone(), **zeros}
     _link(optimizer)
-    for name, parameter in loop.named_parameters():
+    for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             safe_set_full_fp32_param(parameter, parameter.data.float())
             for kind in _MOMENTS:

@@ -96,7 +96,7 @@ def test_what_a_note_says(sav_set: Path, talker, tmp_path: Path):
     assert said.startswith("what the model was trained on is unknown")
     save_model(talker, tmp_path / "released")
     assert trained_on(str(tmp_path / "released")) is None
-    every = TrainedOn().and_then([sample_ids(shards)], [shards.manifest.plan])
+    every = TrainedOn().extended([sample_ids(shards)], [shards.manifest.plan])
     assert new_parts([shards], every)[0].all()  # there is nothing else
     assert explain_samples([shards], places, every).endswith(
         "the model was trained on 12 of these 12 samples: "
@@ -121,7 +121,7 @@ def test_pictures_of_the_training_in_other_samples_are_said(sav_set: Path, tmp_p
     """Pairs of the videos that were trained on, in a set of another source."""
     shards = ShardSet(sav_set)
     videos = [shards[n]["meta"]["path"].split("/")[0] for n in range(12)]
-    record = TrainedOn().and_then([sample_ids(shards)[:1], picture_ids(shards)[:1]], [shards.manifest.plan])
+    record = TrainedOn().extended([sample_ids(shards)[:1], picture_ids(shards)[:1]], [shards.manifest.plan])
     shutil.copytree(sav_set, tmp_path / "other")
     other = ShardSet(tmp_path / "other")
     object.__setattr__(other.manifest, "source", "coco")

@@ -39,7 +39,7 @@ def trained(make_loop, config: Config, steps: int) -> Parts:
 def more(parts: Parts, steps: int) -> None:
     generator = torch.Generator().manual_seed(steps)
     for _ in range(steps):
-        for parameter in parts.loop.parameters():
+        for parameter in parts.module.parameters():
             if parameter.requires_grad:
                 parameter.grad = torch.randn(parameter.shape, generator=generator)
         parts.optimizer.step()
@@ -115,7 +115,9 @@ def test_8_bits_a_moment_take_a_quarter_and_train_alike(make_loop, config: Confi
         else:
             assert coded[name].nbytes == moment.nbytes, name
     start = dict(make_loop(config).named_parameters())
-    pairs = [(a, b, start[n]) for (n, a), b in zip(plain.loop.named_parameters(), small.loop.parameters(), strict=True)]
+    pairs = [
+        (a, b, start[n]) for (n, a), b in zip(plain.module.named_parameters(), small.module.parameters(), strict=True)
+    ]
     far = torch.stack([(a - b).norm() for a, b, _ in pairs]).norm()
     moved = torch.stack([(a - s).norm() for a, _, s in pairs]).norm()
     assert 0 < far < 0.05 * moved

@@ -1,1 +1,1 @@
-"""Never lost: what a checkpoint holds, where checkpoints lie, how a run goes on."""
+"""Checkpoints: what one holds, where they lie, how a run resumes."""

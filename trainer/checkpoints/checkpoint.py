@@ -1,8 +1,8 @@
-"""What a checkpoint holds: everything that a run needs to go on as if it had not been interrupted.
+"""What a checkpoint holds: everything that a run needs to continue as if it had not been interrupted.
 
 A folder: `trained.safetensors` and `origin.json` (`trainer/trained.py` reads them), `teacher.safetensors` (its float32
-shadow), `optimizer.safetensors`, `rng.json` (of each process), `state.json`, and `checksums.json`, with which all of
-these are compared when a run goes on. Tensors by name and JSON: no code is run by reading them.
+shadow), `optimizer.safetensors`, `rng.json` (of each process), `state.json`, and `checksums.json`, against which all
+of these are checked when a run resumes. Tensors by name and JSON: no code is run by reading them.
 """
 
 from __future__ import annotations
@@ -36,59 +36,59 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class State:
-    """What a checkpoint says of the run, beside tensors."""
+    """What a checkpoint records of the run beside tensors: `state.json`."""
 
     step: int
     """Optimiser steps done."""
     position: dict[str, Position]
-    """By objective: what has been consumed."""
+    """By objective: how far its data is consumed."""
     global_batch: int
-    """Samples of an optimiser step, of all processes."""
+    """Samples per optimiser step on all processes together."""
     held_out: float | None
-    """Mask loss of the evaluation after this step, where there was one and masks are predicted."""
+    """Mask loss of the evaluation after this step; None where there was none, or no masks are predicted."""
     scheduler: dict[str, Any]
     config: dict[str, Any]
-    """As dotted keys."""
+    """By dotted key."""
     data: list[str]
-    """A line a shard set, with what identifies it."""
+    """One line per objective and shard set, with what identifies the set."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What changes while a run goes on, bare: not wrapped by DDP or Accelerate, but laid out over the processes."""
+    """What a training changes: unwrapped by DDP and Accelerate, but laid out over the processes."""
 
-    loop: Step
+    module: Step
     new: frozenset[str]
-    """What `base_model` returned."""
+    """Names of the tensors that no file held, see `base_model`."""
     optimizer: torch.optim.Optimizer
     scheduler: LambdaLR
     zero: Any = None
-    """DeepSpeed's optimiser around it, where it is used."""
+    """DeepSpeed's optimiser around `optimizer`; None without DeepSpeed."""
 
     def tensors(self, keep: bool = True) -> dict[str, Tensors]:
-        """All tensors of a checkpoint, by file and name: those of the run itself, or copies of sharded ones.
+        """Return all tensors by file and name: those of the run itself, or gathered copies of sharded ones.
 
-        Every process has to call this; those that do not `keep` them get none of the copies.
+        All processes have to call this; one that does not `keep` the copies gets the others alone.
         """
-        found = {WEIGHTS: trained_tensors(self.loop.model, self.new), _TEACHER: self.loop.teacher.shadow}
+        found = {WEIGHTS: trained_tensors(self.module.model, self.new), _TEACHER: self.module.teacher.shadow}
         found[_OPTIMIZER] = self._optimizer_tensors()
         return {file: full_tensors(tensors, keep) for file, tensors in found.items()}
 
     def read(self, folder: Path) -> None:
-        """Take tensors and schedule from the checkpoint `folder`.
+        """Restore tensors and schedule from the checkpoint `folder`.
 
         Raises:
-            UserError: a file that is missing, broken, or of another model or optimiser.
+            UserError: a file is missing, broken, or of another model or optimiser.
         """
-        fill(trained_tensors(self.loop.model, self.new), folder / WEIGHTS)
-        fill(self.loop.teacher.shadow, folder / _TEACHER)
+        fill(trained_tensors(self.module.model, self.new), folder / WEIGHTS)
+        fill(self.module.teacher.shadow, folder / _TEACHER)
         stored = from_stored(read_tensors(folder / _OPTIMIZER))
         if self.zero is not None:
-            restore_moments(self.loop, self.zero, stored)
-            self._take_schedule(folder)
+            restore_moments(self.module, self.zero, stored)
+            self._restore_schedule(folder)
             return
-        names, parameters = self._names(), [p for group in self.optimizer.param_groups for p in group["params"]]
-        index_of = {name: index for index, name in enumerate(names)}
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        index_of = {name: index for index, name in enumerate(self._names())}
         moments: dict[int, Tensors] = {}
         for key, tensor in stored.items():
             name, _, kind = key.rpartition(":")
@@ -98,39 +98,41 @@ class Parts:
             placed = distribute_like(tensor, like) if tensor.shape == like.shape else tensor
             moments.setdefault(index_of[name], {})[kind] = placed
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-        self._take_schedule(folder)
+        self._restore_schedule(folder)
 
-    def _take_schedule(self, folder: Path) -> None:
+    def _restore_schedule(self, folder: Path) -> None:
         state = read_state(folder)
-        # All of the schedule follows from the step and the configuration: it may have another end now, and the
-        # parameters may be in other groups than when the checkpoint was written.
+        # The schedule follows from the step and the configuration. It may end at another step now, and the parameters
+        # may be in other groups than when the checkpoint was written.
         scheduler = self.scheduler
         rates = [
             float(base * factor(state.step))
             for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
         ]
-        stands = {"last_epoch": state.step, "_step_count": state.step + 1, "_last_lr": rates}
-        scheduler.load_state_dict({**scheduler.state_dict(), **stands})
+        position = {"last_epoch": state.step, "_step_count": state.step + 1, "_last_lr": rates}
+        scheduler.load_state_dict({**scheduler.state_dict(), **position})
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             set_rate(group, rate)
 
     def schedule(self) -> dict[str, Any]:
-        """The scheduler's state as plain numbers."""
+        """Return the scheduler's state as plain numbers."""
         state: dict[str, Any] = self.scheduler.state_dict()
-        return {key: [*map(_plain, of)] if isinstance(of, list) else of for key, of in state.items()}
+        return {key: [*map(_plain, value)] if isinstance(value, list) else value for key, value in state.items()}
 
     def _names(self) -> list[str]:
-        """The names of the optimiser's parameters, in its order."""
-        name_of = {parameter: name for name, parameter in resharded(self.loop).named_parameters()}
+        """Return the names of the optimiser's parameters, in its order."""
+        name_of = {parameter: name for name, parameter in resharded(self.module).named_parameters()}
         return [name_of[parameter] for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def _optimizer_tensors(self) -> Tensors:
-        """By "name of the parameter:name of the moment"."""
+        """Return the moments by "PARAMETER:MOMENT"."""
         if self.zero is not None:
-            return full_moments(self.loop, self.zero)
+            return full_moments(self.module, self.zero)
         names = self._names()
         state: dict[int, Tensors] = self.optimizer.state_dict()["state"]
-        return to_stored({f"{names[i]}:{kind}": tensor for i, of in state.items() for kind, tensor in of.items()})
+        return to_stored(
+            {f"{names[i]}:{kind}": tensor for i, moments in state.items() for kind, tensor in moments.items()}
+        )
 
 
 def _plain(value: Any) -> Any:
@@ -140,7 +142,18 @@ def _plain(value: Any) -> Any:
 def write(
     folder: Path, tensors: dict[str, Tensors], state: State, origin: Origin, random_states: Sequence[dict[str, Any]]
 ) -> None:
-    """Write a checkpoint of `Parts.tensors` into `folder`, which nobody takes for one yet. Raises `OSError`."""
+    """Write a checkpoint into `folder`, which does not count as one yet.
+
+    Args:
+        folder: exists.
+        tensors: of `Parts.tensors`.
+        state: of the run.
+        origin: of the model.
+        random_states: of all processes, in the order of their ranks.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
     with ListedFiles(folder) as files:
         write_trained(files, tensors[WEIGHTS], origin)
         for name in (_TEACHER, _OPTIMIZER):
@@ -150,12 +163,12 @@ def write(
 
 
 def nbytes(tensors: dict[str, Tensors]) -> int:
-    """Size of all tensors of a checkpoint."""
+    """Return the bytes of all tensors of a checkpoint."""
     return sum(tensor.nbytes for group in tensors.values() for tensor in group.values())
 
 
 def read_state(folder: Path) -> State:
-    """Raise `UserError` where `folder` is no checkpoint of this version."""
+    """Return the state in a checkpoint; raise `UserError` where `folder` is no checkpoint of this version."""
     body = read_json(folder / STATE)
     if body.pop("version", None) != _VERSION:
         raise UserError("another version of checkpoint", where=str(folder / STATE), wanted=str(_VERSION))
@@ -166,7 +179,7 @@ def read_state(folder: Path) -> State:
 
 
 def read_random_states(folder: Path) -> tuple[dict[str, Any], ...]:
-    """The random state of each process, in the order of their ranks. Raises `UserError`."""
+    """Return the random state of each process, in the order of their ranks. Raises `UserError`."""
     try:
         return tuple(json.loads((folder / _RNG).read_bytes()))
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT ask a run to save and leave; a second one is not argued with."""
+"""SIGTERM and SIGINT make a run save and exit; a second one makes it exit at once."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 from trainer.launcher import was_launched
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_ECHO = 2.0  # seconds in which a signal counts as the first one again: launchers pass on what the terminal sent to all
+_ECHO = 2.0  # seconds in which a signal repeats the first one: launchers pass on what the terminal sent to all
 
 
 class Preemption:
-    """Listens while it is entered. `signal` is what arrived, 0 before; the loop looks at it once a step.
+    """Receives signals inside its `with` block. `signal` is the first that arrived, 0 before; checked once per step.
 
-    A launcher that dies without a word counts as SIGTERM: its processes would train on with nobody to end them.
+    A launcher that is killed counts as SIGTERM: its processes would train on with nobody to end them.
     """
 
     def __init__(self) -> None:
@@ -30,24 +30,25 @@ class Preemption:
     def __enter__(self) -> Preemption:
         self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
         if was_launched():
-            watch_parent(lambda: self._ask(signal.SIGTERM), self._left)
+            watch_parent(lambda: self._request(signal.SIGTERM), self._left)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._left.set()
         if self.signal:
-            return  # the launcher ends those that leave later than others: they leave with the same status
+            return  # the launcher signals processes that exit later than others: they exit with the same status
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _ask(self, number: int) -> None:
+    def _request(self, number: int) -> None:
         if not self.signal:
-            self.signal, self._since = int(number), time.monotonic()
+            self.signal = int(number)
+            self._since = time.monotonic()
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         if self.signal and time.monotonic() - self._since > _ECHO:
             os._exit(128 + self.signal)
-        self._ask(number)
+        self._request(number)
 
 
 def watch_parent(gone: Any, left: threading.Event) -> None:

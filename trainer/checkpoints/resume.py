@@ -1,4 +1,4 @@
-"""Where a run begins: anew, or after the checkpoint of one that was interrupted and is the same run."""
+"""Where a run begins: anew, or after a checkpoint of the same run."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from trainer.config import Config, flat, with_values
 from trainer.data.loader import Position
 from trainer.measure.journal import METRICS, read_records
 
-_ANEW = "give it as the run had it, or another output_dir for another run"
-_FREE = (
+_DO = "give it as the run had it, or another output_dir for another run"
+_CHANGEABLE = (
     *("steps", "output_dir", "resume", "gradient_checkpointing", "compile", "eval", "checkpoint"),
     *("data.threads", "data.prefetch", "data.normalise", "data.check"),
     *("batch_size", "accumulation"),  # what counts is their product with the number of processes
-    "data.shards",  # what counts is what stands in them
+    "data.shards",  # what counts is what they hold
     *("collective_timeout", "stall_notice"),
     *("data.cache", "data.cache_limit", "data.fetches", "data.attempts"),
 )
 """Keys that may change when a run is resumed."""
-_BEFORE = {"data.holdout_by": "sample", "weight_decay_on": "all"}
-"""Values that runs had before a key was added. A checkpoint that does not name the key goes on with them."""
+_EARLIER_DEFAULTS = {"data.holdout_by": "sample", "weight_decay_on": "all"}
+"""What runs did before a key was added. A checkpoint without the key is resumed with this value."""
 
 
 @dataclass(frozen=True)
 class Beginning:
-    """What a run has behind it when it begins."""
+    """Where a run begins, and what was done before."""
 
     checkpoint: Path | None = None
     state: State | None = None
-    """Of the checkpoint."""
+    """State in the checkpoint."""
     random_states: tuple[dict[str, Any], ...] = ()
-    """Of the processes that wrote it."""
+    """Random states of the processes that wrote it."""
     records: tuple[dict[str, Any], ...] = ()
-    """Of `metrics.jsonl`, up to the checkpoint."""
+    """Records of `metrics.jsonl` up to the checkpoint."""
     finished: bool = False
-    """There is nothing left to do, the report included."""
+    """Whether nothing is left to do, the report included."""
 
     @property
     def step(self) -> int:
@@ -49,12 +49,12 @@ class Beginning:
 
     @property
     def position(self) -> dict[str, Position] | None:
-        """What has been consumed; None: nothing."""
+        """How far the data is consumed, by objective; None: not at all."""
         return self.state.position if self.state else None
 
     @property
     def evaluated(self) -> bool:
-        """Whether the held-out samples were looked at after the last step."""
+        """Whether the held-out samples were evaluated after `step`."""
         return any(record["step"] == self.step and "loss" not in record for record in self.records)
 
 
@@ -64,20 +64,21 @@ def begin(config: Config, run: RunFolder, data: list[str], samples: int) -> Begi
     Args:
         config: of the command.
         run: to be closed by the caller.
-        data: `Loader.described`.
-        samples: of an optimiser step, of all processes.
+        data: one line per objective and shard set, as `RunData.described`.
+        samples: per optimiser step, on all processes together.
 
     Raises:
-        UserError: another run is writing there, `resume` names no checkpoint or forbids to go on, or going on would
-            not give the run that was begun.
+        UserError: another run is writing there, `resume` names no checkpoint or forbids resuming, or the
+            configuration or the data is not that of the run to resume.
     """
     run.open()
-    return look(config, run, data, samples)
+    return find_beginning(config, run, data, samples)
 
 
-def look(config: Config, run: RunFolder, data: list[str], samples: int) -> Beginning:
-    """What `begin` finds, without opening the folder: nothing is written."""
-    own, chosen = run.latest(), _chosen(config, run)
+def find_beginning(config: Config, run: RunFolder, data: list[str], samples: int) -> Beginning:
+    """Return what `begin` does, without opening the folder: nothing is written."""
+    own = run.latest()
+    chosen = _chosen(config, run)
     if not chosen:
         return Beginning()
     check_checkpoint(chosen)
@@ -89,23 +90,28 @@ def look(config: Config, run: RunFolder, data: list[str], samples: int) -> Begin
     return Beginning(chosen, state, read_random_states(chosen), tuple(records), finished)
 
 
-def keep_old_ways(config: Config, run: RunFolder) -> tuple[Config, list[str]]:
-    """`config` with keys at their defaults set to what the run did before there was such a key; and what to say of it.
+def keep_earlier_defaults(config: Config, run: RunFolder) -> tuple[Config, list[str]]:
+    """Set keys that an earlier release did not have, and that are at their defaults, to what the run did then.
+
+    Returns:
+        The configuration, and one line to show per key that was set.
 
     Raises:
-        UserError: as `begin` does, where it finds no checkpoint that it may go on with.
+        UserError: `resume` names no checkpoint, or forbids resuming.
     """
     chosen = _chosen(config, run)
     if not chosen:
         return config, []
-    saved, given, defaults = read_state(chosen).config, flat(config), flat(Config())
-    old_ways = {k: v for k, v in _BEFORE.items() if k not in saved and given[k] == defaults[k] != v}
+    saved = read_state(chosen).config
+    given = flat(config)
+    defaults = flat(Config())
+    kept = {k: v for k, v in _EARLIER_DEFAULTS.items() if k not in saved and given[k] == defaults[k] != v}
     what = "the checkpoint is of a release without this key, and the run goes on as it was"
-    return with_values(config, old_ways), [f"{key}={value}: {what}" for key, value in old_ways.items()]
+    return with_values(config, kept), [f"{key}={value}: {what}" for key, value in kept.items()]
 
 
 def _chosen(config: Config, run: RunFolder) -> Path | None:
-    """The checkpoint to go on with."""
+    """Return the checkpoint to resume; None where the run begins anew."""
     own = run.latest()
     if config.resume == "never" and own:
         do = "resume=auto goes on with it; give another output_dir to start anew"
@@ -114,9 +120,9 @@ def _chosen(config: Config, run: RunFolder) -> Path | None:
 
 
 def _named(path: Path, own: Path | None, run: RunFolder) -> Path:
-    """The checkpoint that `resume=PATH` names: the folder itself, or the latest of a run's folder.
+    """Return the checkpoint that `resume=PATH` names: the folder itself, or the latest in a run's folder.
 
-    Once the run has a checkpoint of its own, the same command goes on with that.
+    Once the run has a checkpoint of its own, the same command resumes that one.
     """
     folders = (path, path / CHECKPOINTS / LATEST)
     chosen = next((folder.resolve() for folder in folders if (folder / STATE).exists()), None)
@@ -132,21 +138,32 @@ def _named(path: Path, own: Path | None, run: RunFolder) -> Path:
 
 
 def _check_same(state: State, config: Config, data: list[str], samples: int) -> None:
-    """Raise `UserError` unless going on gives the run that was begun."""
-    defaults, saved, given = flat(Config()) | _BEFORE, state.config, flat(config)
+    """Raise `UserError` unless configuration, data and global batch are those of the run to resume."""
+    defaults = flat(Config()) | _EARLIER_DEFAULTS
+    saved = state.config
+    given = flat(config)
     changed = {
         key: (given.get(key, "nothing"), before)
         for key in sorted({*saved, *given})
-        if not any(key == free or key.startswith(free + ".") for free in _FREE)
+        if not any(key == name or key.startswith(name + ".") for name in _CHANGEABLE)
         and given.get(key) != (before := saved.get(key, defaults.get(key, "nothing")))
     }
     if changed:
-        met, wanted = (", ".join(f"{key}={pair[i]}" for key, pair in changed.items()) for i in (0, 1))
-        raise UserError("not the configuration of the run to resume", where="resume", met=met, wanted=wanted, do=_ANEW)
+        here, there = (", ".join(f"{key}={pair[i]}" for key, pair in changed.items()) for i in (0, 1))
+        raise UserError("not the configuration of the run to resume", where="resume", met=here, wanted=there, do=_DO)
     if data != state.data:
-        met, wanted = "; ".join(data), "; ".join(state.data)
-        raise UserError("not the shards of the run to resume", where="data.shards", met=met, wanted=wanted, do=_ANEW)
+        raise UserError(
+            "not the shards of the run to resume",
+            where="data.shards",
+            met="; ".join(data),
+            wanted="; ".join(state.data),
+            do=_DO,
+        )
     if samples != state.global_batch:
-        what, wanted = "not the global batch of the run to resume", f"{state.global_batch} samples an optimiser step"
-        do = "choose batch_size and accumulation so that their product with the number of processes is this"
-        raise UserError(what, where="resume", met=str(samples), wanted=wanted, do=do)
+        raise UserError(
+            "not the global batch of the run to resume",
+            where="resume",
+            met=str(samples),
+            wanted=f"{state.global_batch} samples per optimiser step",
+            do="choose batch_size and accumulation so that their product with the number of processes is this",
+        )

@@ -1,6 +1,6 @@
 """The random state of a process, as JSON.
 
-What is drawn for a sample does not depend on it (`trainer/objectives/noise.py`); dropout does.
+Dropout depends on it. What is drawn for a sample does not (`trainer/objectives/noise.py`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from accelerate.utils import set_seed
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """Of Python, numpy, torch on the CPU and, where `device` is one, the GPU."""
+    """Return the random state of Python, numpy, torch on the CPU, and of the GPU where `device` is one."""
     version, words, spare = random.getstate()
     kind, keys, *rest = np.random.get_state(legacy=True)
     state = {
@@ -29,7 +29,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_state(states: Sequence[dict[str, Any]], rank: int, device: torch.device, seed: int) -> None:
-    """Go on with the state of `rank`; a rank that did not exist then (or had no GPU) gets one of its own.
+    """Restore the state of `rank`; a rank that has none in `states` (or had no GPU) gets one from `seed`.
 
     Args:
         states: of all ranks, in their order.

@@ -56,13 +56,13 @@ def examine(arguments: Sequence[str], begin: Callable[[str], object] = lambda wh
         yield fail("configuration", str(error))
         return
     begin("loading PyTorch and the packages of training")
-    from trainer.checkpoints.resume import keep_old_ways
+    from trainer.checkpoints.resume import keep_earlier_defaults
     from trainer.checkpoints.run_folder import RunFolder
     from trainer.doctor import data, footprint, model, output, settings
 
     kept: list[str] = []
     with suppress(UserError):  # `check_output` reports it
-        config, kept = keep_old_ways(config, RunFolder(Path(config.output_dir), config.checkpoint.keep))
+        config, kept = keep_earlier_defaults(config, RunFolder(Path(config.output_dir), config.checkpoint.keep))
     processes = count_processes()
     yield ok("configuration", f"{', '.join(config.objectives())}; as for {processes} process(es), one per GPU")
     yield from (ok("configuration", line) for line in kept)

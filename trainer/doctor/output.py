@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from trainer.checkpoints.resume import look
+from trainer.checkpoints.resume import find_beginning
 from trainer.checkpoints.run_folder import RunFolder
 from trainer.config import Config
 from trainer.doctor.data import Data
@@ -35,7 +35,7 @@ def check_output(config: Config, data: Data, processes: int) -> Iterator[Finding
         what = "what would become of the run here is known" if run.latest() else "a run would begin anew"
         yield warn("output_dir", f"{folder}: {what} once the shards can be read")
         return
-    beginning = look(config, run, data.described, config.batch_size * config.accumulation * processes)
+    beginning = find_beginning(config, run, data.described, config.batch_size * config.accumulation * processes)
     if beginning.finished:
         text = f"{folder}: a finished run, {beginning.step:,} steps; nothing would be done"
         yield warn("output_dir", f"{text}. More steps=N go on, another output_dir starts anew")

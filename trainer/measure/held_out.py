@@ -1,4 +1,4 @@
-"""What is looked at every so many steps: held-out samples, their contact sheet, and the report that shows both."""
+"""Evaluation on held-out samples during a run, their contact sheets, and the report that shows both."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trainer.objectives.step import Step
 
 
 class HeldOut:
-    """Looks at held-out samples, and writes the report.
+    """Evaluates on held-out samples, and writes the report.
 
     Args:
         accelerator: of the run.
@@ -39,15 +39,24 @@ class HeldOut:
         report: Path,
         trained: list[str],
     ) -> None:
-        self._accelerator, self._loop, self._loaders, self._config = accelerator, loop, loaders, config
-        self._journal, self._report, self._trained = journal, report, trained
+        self._accelerator = accelerator
+        self._loop = loop
+        self._loaders = loaders
+        self._config = config
+        self._journal = journal
+        self._report = report
+        self._trained = trained
         self._sheets: dict[str, dict[int, list[Panel]]] = {name: {} for name in config.objectives()}
         """Panels by objective and step: those of the first and of the last evaluation."""
 
-    def look(self, step: int, known: bool = False) -> float | None:
-        """Evaluate after `step` steps: the mean mask loss, where masks are predicted. All processes have to call it.
+    def evaluate(self, step: int, known: bool = False) -> float | None:
+        """Evaluate, and return the mean mask loss, or None where no masks are predicted.
 
-        `known`: the records tell of it already; pictures alone are wanted.
+        All processes have to call this.
+
+        Args:
+            step: optimiser steps done.
+            known: the records hold this evaluation already; only its pictures are drawn.
         """
         found: dict[str, dict[str, float]] = {}
         for name, loader in self._loaders.items():
@@ -65,14 +74,15 @@ class HeldOut:
         return sum(losses) / len(losses) if losses else None
 
     def is_due(self, step: int) -> bool:
-        """Whether to look after `step` steps."""
+        """Whether an evaluation is due after `step` steps."""
         return bool(self._loaders) and (step % self._config.eval.every == 0 or step == self._config.steps)
 
     def write_report(self) -> None:
-        """Write `report.html` as things stand, with the first and the last samples that were looked at."""
+        """Write `report.html`, with the samples of the first and of the last evaluation so far."""
         if not self._journal:
             return
-        config, folder = self._config, self._report.parent
+        config = self._config
+        folder = self._report.parent
         mix = config.objectives()
         facts = {
             "objectives": ", ".join(f"{name} (weight {share.weight:g})" for name, share in mix.items()),
@@ -93,6 +103,6 @@ class HeldOut:
 
 
 def _named(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Values of all objectives; with the objective's name in front where there are several."""
+    """Return the values of all objectives; in a mix their names begin with the objective's, as in dual/iou."""
     several = len(found) > 1
     return {f"{o}/{k}" if several else k: value for o, values in found.items() for k, value in values.items()}

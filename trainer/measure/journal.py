@@ -1,4 +1,4 @@
-"""What a run says of itself: a line a step, `metrics.jsonl`, and the trackers."""
+"""Records of a run: one line per step on the terminal, `metrics.jsonl`, and the trackers."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _WARM_UP = 3  # steps left out of the timing: they allocate, compile kernels and
 
 
 def read_records(path: Path, step: int) -> list[dict[str, Any]]:
-    """The records of `metrics.jsonl` up to optimiser step `step`; none where there is no such file.
+    """Return the records of `metrics.jsonl` up to optimiser step `step`; none where there is no such file.
 
-    What follows a line that a kill cut short is left out, too.
+    Where a kill cut a line short, that line and all after it are left out.
     """
     records: list[dict[str, Any]] = []
     if path.exists():
@@ -34,16 +34,16 @@ def read_records(path: Path, step: int) -> list[dict[str, Any]]:
 
 
 class Journal:
-    """Records of one run. One process keeps it.
+    """Keeps the records of one run, in one process.
 
     Args:
-        folder: gets `metrics.jsonl`, which begins with `records`.
+        folder: where `metrics.jsonl` is written; it begins with `records`.
         steps: optimiser steps of the whole run.
         track: receives (values, step), for example `Accelerator.log`.
-        show: receives each line.
+        show: prints a line.
         records: of the part of the run before an interruption.
-        peak: operations a second that a device could do, where that is known.
-        threads: that decode data.
+        peak: operations per second that one device could do; None where that is unknown.
+        threads: number of threads that decode data.
     """
 
     def __init__(
@@ -58,16 +58,19 @@ class Journal:
         threads: int = 1,
     ) -> None:
         self.records = [*records]
-        self._steps, self._track, self._show = steps, track, show
+        self._steps = steps
+        self._track = track
+        self._show = show
         path = folder / METRICS
         atomic_write(path, "".join(json.dumps(record) + "\n" for record in records).encode())
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (lives as long as the run)
         self._warm = _WARM_UP + max((record["step"] for record in records), default=0)
         self._marked: tuple[int, float] | None = None
-        self._peak, self._bottleneck = peak, Bottleneck(threads)
+        self._peak = peak
+        self._bottleneck = Bottleneck(threads)
 
     def step(self, step: int, losses: dict[str, float], rate: float, spent: Spent) -> None:
-        """Put down optimiser step `step`, counted from 1."""
+        """Record optimiser step `step`, counted from 1."""
         rates = spent.rates(self._peak)
         values = {**losses, "lr": rate, **rates}
         self._put({"step": step, **values}, {f"train/{k}": v for k, v in values.items()}, step)
@@ -80,19 +83,19 @@ class Journal:
             f"{rates['samples_per_second']:.2f} samples/s {rates['tokens_per_second']:.0f} tokens/s{mfu} | {waits} | "
             f"{rates['memory_bytes'] / 1e9:.2f} GB | {self._left(step)} left"
         )
-        # The first steps wait for what is made ahead of all later ones.
-        if step > self._warm and (said := self._bottleneck.notice(rates["data_wait_max"])):
-            self._show(said)
+        # The first steps wait until batches are prefetched.
+        if step > self._warm and (notice := self._bottleneck.notice(rates["data_wait_max"])):
+            self._show(notice)
 
     def held_out(self, step: int, values: dict[str, float]) -> None:
-        """Put down an evaluation after `step` optimiser steps."""
+        """Record an evaluation after `step` optimiser steps."""
         named = {f"held_out/{name}": value for name, value in values.items()}
         self._put({"step": step, **named}, named, step)
         parts = " ".join(f"{name} {value:.4f}" for name, value in values.items())
         self._show(f"step {step:05d}/{self._steps:05d} held out | {parts}")
 
     def time(self) -> str:
-        """What the steps took, those before an interruption included."""
+        """Return the time in steps, with those before an interruption, and the share of it spent waiting for data."""
         steps = [record for record in self.records if "seconds" in record]
         if not steps:
             return "no step yet"

@@ -1,4 +1,4 @@
-"""How fast a step was and what it waited for, over all processes."""
+"""Speed of a step, and its time spent waiting for data, over all processes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 
 from shards.program import command
 
-_WINDOW = 20  # steps whose waiting is looked at together
-_LIMIT = 0.2  # share of the time
+_WINDOW = 20  # steps over which the time spent waiting is averaged
+_LIMIT = 0.2  # share of the time spent waiting from which on it is worth a notice
 
 
 def memory(device: torch.device) -> int:
-    """Bytes: on a GPU the most that tensors took at once so far, else what the process holds in memory now."""
+    """Return bytes: on a GPU the peak of all tensors so far, else the resident memory of the process now."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return int(psutil.Process().memory_info().rss)
@@ -24,27 +24,27 @@ def memory(device: torch.device) -> int:
 
 @dataclass(frozen=True)
 class Spent:
-    """What an optimiser step took, of all processes."""
+    """Time, work and memory of an optimiser step on all processes."""
 
     seconds: float
     samples: int
     tokens: float
-    """That the student read, without padding."""
+    """Tokens that the student read, without padding."""
     flops: float
     """See `trainer.measure.flops`; 0 where they are not counted."""
     waited: Sequence[float]
-    """Seconds that each process stood still for data."""
+    """Seconds that each process waited for data."""
     memory: Sequence[float]
     """Bytes of each process."""
 
     @classmethod
     def of(cls, seconds: float, samples: int, each: Mapping[str, Sequence[float]]) -> Spent:
-        """`each` holds what the processes say, by name."""
+        """Build it from `each`: by name, one number per process."""
         tokens, flops = sum(each["tokens"]), sum(each["flops"])
         return cls(seconds, samples, tokens, flops, each["waited"], each["memory"])
 
     def rates(self, peak: float | None) -> dict[str, float]:
-        """Numbers for the records. `peak`: operations a second that one device could do, where that is known."""
+        """Return the numbers to record; `peak` is what one device could do in operations per second, if known."""
         values = {
             "seconds": self.seconds,
             "samples_per_second": self.samples / self.seconds,
@@ -57,20 +57,20 @@ class Spent:
 
 
 class Bottleneck:
-    """Notices once that a run waits for its data."""
+    """Notices, once, that a run waits for its data."""
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
         self._waits: deque[float] = deque(maxlen=_WINDOW)
-        self._said = False
+        self._noticed = False
 
     def notice(self, data_wait_max: float) -> str | None:
-        """What to say after a step of which the slowest process waited this share, if anything."""
+        """Return a notice to show after a step of which the slowest process waited this share; mostly None."""
         self._waits.append(data_wait_max)
         share = sum(self._waits) / _WINDOW
-        if self._said or len(self._waits) < _WINDOW or share < _LIMIT:
+        if self._noticed or len(self._waits) < _WINDOW or share < _LIMIT:
             return None
-        self._said = True
+        self._noticed = True
         return (
             f"data is the limit: a process stood still for it {share:.0%} of the last {_WINDOW} steps. Raise "
             f"data.threads (now {self._threads}) while there are idle cores; else recode the shards for speed "

@@ -52,10 +52,10 @@ def test_all_that_changes_comes_back(make, written):
     parts, folder = written
     other = make(0)
     other.read(folder)
-    assert all(map(torch.equal, parts.loop.state_dict().values(), other.loop.state_dict().values()))
-    shadows = parts.loop.teacher.shadow, other.loop.teacher.shadow
+    assert all(map(torch.equal, parts.module.state_dict().values(), other.module.state_dict().values()))
+    shadows = parts.module.teacher.shadow, other.module.teacher.shadow
     assert all(torch.equal(shadows[0][name], shadows[1][name]) for name in shadows[0])
-    assert not all(map(torch.equal, shadows[0].values(), dict(parts.loop.teacher._student).values()))
+    assert not all(map(torch.equal, shadows[0].values(), dict(parts.module.teacher._student).values()))
     one, two = (p.optimizer.state_dict() for p in (parts, other))
     assert one["param_groups"] == two["param_groups"] and one["state"].keys() == two["state"].keys()
     for index, moments in one["state"].items():
@@ -69,7 +69,7 @@ def test_it_is_a_checkpoint_to_export_and_nothing_but_tensors_and_json(written):
     parts, folder = written
     trained, origin = load_trained(folder)
     assert origin.step == 3
-    assert all(map(torch.equal, trained.model.state_dict().values(), parts.loop.model.state_dict().values()))
+    assert all(map(torch.equal, trained.model.state_dict().values(), parts.module.model.state_dict().values()))
     sizes = 0
     for path in folder.iterdir():
         if path.suffix == ".safetensors":

@@ -10,7 +10,7 @@ import pytest
 from shards.atomic import atomic_write
 from shards.errors import UserError
 from trainer.checkpoints.checkpoint import State
-from trainer.checkpoints.resume import Beginning, begin, keep_old_ways
+from trainer.checkpoints.resume import Beginning, begin, keep_earlier_defaults
 from trainer.checkpoints.run_folder import RunFolder
 from trainer.checksums import ListedFiles
 from trainer.config import Config, flat, load_config
@@ -127,7 +127,7 @@ def test_a_run_that_decayed_everything_goes_on_only_so(run, config):
     path.write_text(json.dumps(state))
     with pytest.raises(UserError, match=r"met weight_decay_on=matrices; wanted weight_decay_on=all; give it as"):
         began(run, config)
-    kept, said = keep_old_ways(config, run)
+    kept, said = keep_earlier_defaults(config, run)
     assert kept.weight_decay_on == "all" and ["weight_decay_on=all: " in line for line in said] == [True]
     assert began(run, kept).step == 4
 
@@ -142,9 +142,9 @@ def test_a_run_that_held_out_by_sample_goes_on_so_and_another_value_is_refused(r
     del state["config"]["data.holdout_by"]
     path.write_text(json.dumps(state))
     with pytest.raises(UserError, match=r"met data.holdout_by=folder; wanted data.holdout_by=sample"):
-        began(run, keep_old_ways(config, run)[0])
+        began(run, keep_earlier_defaults(config, run)[0])
     config.data.holdout_by = "picture"  # the default: it may not have been given
-    kept, said = keep_old_ways(config, run)
+    kept, said = keep_earlier_defaults(config, run)
     assert kept.data.holdout_by == "sample" and said[0].startswith("data.holdout_by=sample: the checkpoint is of a")
     assert began(run, kept).step == 4
 
@@ -153,7 +153,7 @@ def test_other_shards_and_another_global_batch_are_refused(run, config):
     save(run, config, 4)
     with pytest.raises(UserError, match=r"not the shards of the run.*met sav: 13.*wanted sav: 12"):
         began(run, config, data=["sav: 13 samples, plan 4567"])
-    with pytest.raises(UserError, match=r"not the global batch.*met 16; wanted 8 samples an optimiser step"):
+    with pytest.raises(UserError, match=r"not the global batch.*met 16; wanted 8 samples per optimiser step"):
         began(run, config, samples=16)
 
 
