@@ -1,11 +1,12 @@
-"""Whether memory stays flat while a set of thousands is sharded, verified and read for two epochs.
+"""Whether memory stays flat while a set of thousands of samples is sharded, verified and read for two epochs.
 
     python -m benchmarks.endurance [--samples 20000] [--workers 2] [--codec zstd] [--plot runs/endurance.png]
 
-The photographs of scikit-image with their outlined objects, as hard links under as many names, go through the real
-verbs. Every second the memory of the whole process tree is noted, twice: what the processes hold (anonymous and shared
-memory; PSS, so shared pages count once) and the pages of mapped files, which the kernel takes back when it needs them.
-Flat means: the most of the last quarter is at most 1.1 times the most of the second. Each verb is its own reference.
+The data are the photographs of scikit-image with their outlined objects, as hard links under as many names; they go
+through the real verbs. Every second, two numbers are recorded of the whole process tree: the memory that it holds
+(anonymous and shared; PSS, so shared pages count once), and the pages of mapped files, which the kernel takes back when
+it needs them. Flat means: the maximum of the last quarter is at most 1.1 times that of the second quarter. Each verb is
+its own reference.
 """
 
 from __future__ import annotations
@@ -29,22 +30,24 @@ _FLAT = 1.1
 
 
 @dataclass
-class Watched:
-    """One verb: its memory over time, MiB."""
+class MemoryTrace:
+    """The memory of one verb over time."""
 
     name: str
     seconds: list[float] = field(default_factory=list)
     held: list[float] = field(default_factory=list)
+    """MiB."""
     mapped: list[float] = field(default_factory=list)
+    """MiB of pages of mapped files."""
 
     def growth(self) -> float:
-        """The most that is held in the last quarter over the most in the second: the first starts up."""
+        """Return the maximum held in the last quarter over that in the second; in the first, processes start."""
         quarter = max(1, len(self.held) // 4)
         return max(self.held[-quarter:]) / max(self.held[quarter : 2 * quarter])
 
 
 def write_raw(root: Path, samples: int) -> None:
-    """A dataset in the layout of docs/datasets/folder.md."""
+    """Write a dataset in the layout of docs/datasets/folder.md."""
     (root / "images").mkdir(parents=True)
     names = list(OUTLINES)
     for name in names:
@@ -59,7 +62,7 @@ def write_raw(root: Path, samples: int) -> None:
 
 
 def _memory(process: psutil.Process) -> tuple[float, float]:
-    """(held, mapped) of a process and all below it, MiB."""
+    """Return (held, mapped) of a process tree, in MiB."""
     held = mapped = 0
     for one in (process, *process.children(recursive=True)):
         try:
@@ -72,24 +75,25 @@ def _memory(process: psutil.Process) -> tuple[float, float]:
     return held / 1024, mapped / 1024
 
 
-def watch(name: str, command: list[str], log: Path) -> Watched:
-    """Run `command`; ends the benchmark where it fails."""
-    watched, started = Watched(name), time.monotonic()
+def traced(name: str, command: list[str], log: Path) -> MemoryTrace:
+    """Run `command` and record its memory; a failure ends the benchmark."""
+    trace = MemoryTrace(name)
+    started = time.monotonic()
     with open(log, "wb") as output, psutil.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
         while process.poll() is None:
             held, mapped = _memory(process)
             if held:
-                watched.seconds.append(time.monotonic() - started)
-                watched.held.append(held)
-                watched.mapped.append(mapped)
+                trace.seconds.append(time.monotonic() - started)
+                trace.held.append(held)
+                trace.mapped.append(mapped)
             time.sleep(1)
     if process.returncode:
         sys.exit(f"{' '.join(command)}\n{log.read_text()}")
-    return watched
+    return trace
 
 
 def read(folder: Path, threads: int) -> None:
-    """Two epochs as a training on a CPU reads them."""
+    """Read two epochs, as a training on a CPU does."""
     from trainer.data.loader import Loader
 
     fields = "pixel_values1", "g_pixel_values1", "prompt_masks1", "masks1"
@@ -99,7 +103,7 @@ def read(folder: Path, threads: int) -> None:
         assert len(seen) == 8 * loader.steps_per_epoch
 
 
-def plot(runs: list[Watched], path: Path) -> None:
+def plot(runs: list[MemoryTrace], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("agg")
@@ -120,14 +124,16 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=20_000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--codec", default="zstd")
-    parser.add_argument("--folder", type=Path, help="where the data goes for the while: 1.5 MB a sample")
+    parser.add_argument("--folder", type=Path, help="where the data is written meanwhile: 1.5 MB per sample")
     parser.add_argument("--plot", type=Path, default=Path("runs/endurance.png"))
     parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.read:
         return read(arguments.read, arguments.workers)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        raw, out, log = Path(folder, "raw"), Path(folder, "shards"), Path(folder, "log")
+        raw = Path(folder, "raw")
+        out = Path(folder, "shards")
+        log = Path(folder, "log")
         write_raw(raw, arguments.samples)
         workers = ["--workers", str(arguments.workers)]
         shard = ["--source", "folder", "--root", str(raw), "--out", str(out), "--codec", arguments.codec]
@@ -138,7 +144,7 @@ def main() -> None:
         }
         runs = []
         for name, command in verbs.items():
-            run = watch(name, [sys.executable, *command], log)
+            run = traced(name, [sys.executable, *command], log)
             rate = arguments.samples * (2 if name == "two epochs" else 1) / run.seconds[-1]
             print(
                 f"{name:11} {run.seconds[-1]:6.0f} s, {rate:6.1f} samples/s; held at most {max(run.held):6.0f} MiB, "

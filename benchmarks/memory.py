@@ -1,11 +1,11 @@
-"""How much memory the annotations of a full dataset take while it is sharded, by all processes together.
+"""How much memory all processes together take for the annotations of a full dataset while it is sharded.
 
     python -m benchmarks.memory [--source refcoco] [--source openimages] [--share 1.0] [--workers 8]
 
-Writes annotation files of a dataset's layout with as many rows as the full set has, of which 64 pictures are there (the
-others are one line each in the ledger, so that indexing is what is measured, and not decoding), shards them with
-`cli.py shard` and adds up the PSS of its process tree. The reference is measured in the same run: what one process
-needs that holds the same files as Python objects, times the workers.
+Writes annotation files in a dataset's layout with as many rows as the full set has, and 64 of its pictures: the other
+inputs become lines of the ledger, so that indexing is measured and not decoding. Shards them with `cli.py shard` and
+adds up the PSS of its process tree. The reference is measured in the same run: the memory of one process that holds the
+same files as Python objects, times the workers.
 """
 
 from __future__ import annotations
@@ -41,9 +41,10 @@ def _jpeg() -> bytes:
 
 
 def write_refcoco(root: Path, share: float) -> str:
-    """RefCOCO of unc: 19,994 images, 50,000 refs, 142,209 sentences, instances.json of about 96 MB."""
+    """Write RefCOCO (unc): 19,994 images, 50,000 refs, 142,209 sentences, instances.json of about 96 MB."""
     images, refs, sentences = (int(count * share) for count in (19_994, 50_000, 142_209))
-    folder, pictures = root / "refcoco", root / "images/mscoco/images/train2014"
+    folder = root / "refcoco"
+    pictures = root / "images/mscoco/images/train2014"
     folder.mkdir(parents=True)
     pictures.mkdir(parents=True)
     names = [f"COCO_train2014_{n:012d}.jpg" for n in range(images)]
@@ -65,17 +66,17 @@ def write_refcoco(root: Path, share: float) -> str:
         "categories": [{"id": n + 1, "name": f"thing {n}", "supercategory": "thing"} for n in range(80)],
     }
     (folder / "instances.json").write_text(json.dumps(instances))
-    said = [
+    texts = [
         {"sent_id": n, "raw": f"The THING number {n} on the left", "sent": f"the thing number {n} on the left"}
         for n in range(sentences)
     ]
-    for one in said:
+    for one in texts:
         one["tokens"] = one["sent"].split()
     loaded = [
         {
             **{"ref_id": n, "ann_id": n, "image_id": n % images, "category_id": n % 80 + 1, "split": "train"},
-            **{"file_name": f"COCO_train2014_{n % images:012d}_{n}.jpg", "sentences": said[n::refs]},
-            "sent_ids": [one["sent_id"] for one in said[n::refs]],
+            **{"file_name": f"COCO_train2014_{n % images:012d}_{n}.jpg", "sentences": texts[n::refs]},
+            "sent_ids": [one["sent_id"] for one in texts[n::refs]],
         }
         for n in range(refs)
     ]
@@ -89,8 +90,9 @@ def read_refcoco(root: Path) -> Any:
 
 
 def write_openimages(root: Path, share: float) -> str:
-    """Open Images V7, train: 2.8 million masks of 944,037 photos, masks in the sixteen zips."""
-    rows, images = int(2_800_000 * share), int(944_037 * share)
+    """Write Open Images V7, train: 2.8 million masks of 944,037 photos, with the masks in sixteen zips."""
+    rows = int(2_800_000 * share)
+    images = int(944_037 * share)
     pictures = root / "images/train"
     pictures.mkdir(parents=True)
     ids = [f"{n * 0x9E3779B97F4A7C15 % 2**64:016x}" for n in range(1, images + 1)]
@@ -102,7 +104,9 @@ def write_openimages(root: Path, share: float) -> str:
     with open(root / "train-annotations-object-segmentation.csv", "w") as table:
         table.write("MaskPath,ImageID,LabelName,BoxID,BoxXMin,BoxXMax,BoxYMin,BoxYMax,PredictedIoU,Clicks\n")
         for n in range(rows):
-            image, label, box = ids[n % images], f"0{n % 350:04x}", f"{n:08x}"
+            image = ids[n % images]
+            label = f"0{n % 350:04x}"
+            box = f"{n:08x}"
             name = f"{image}_m{label}_{box}.png"
             by_letter.setdefault(name[0], []).append(name)
             table.write(
@@ -129,8 +133,9 @@ SETS: dict[str, tuple[Callable[[Path, float], str], Callable[[Path], Any]]] = {
 
 
 def peak_of(command: list[str], log: Path) -> tuple[int, float]:
-    """The largest sum of PSS of a process and all below it, in bytes, and its seconds."""
-    started, peak = time.monotonic(), 0
+    """Run a command. Return the largest sum of PSS of its process tree, in bytes, and its seconds."""
+    started = time.monotonic()
+    peak = 0
     with open(log, "wb") as output, psutil.Popen(command, stdout=output, stderr=output) as process:
         while process.poll() is None:
             total = 0
@@ -147,17 +152,18 @@ def peak_of(command: list[str], log: Path) -> tuple[int, float]:
 
 
 def measure(source: str, share: float, workers: int, folder: Path) -> bool:
-    """Print what `source` takes; whether it stays below the limit."""
-    root, log = folder / source, folder / "log"
-    said = SETS[source][0](root, share)
+    """Print the memory that `source` takes. Return whether it is below the limit."""
+    root = folder / source
+    log = folder / "log"
+    counts = SETS[source][0](root, share)
     files = [file for file in root.rglob("*") if file.suffix != ".jpg" and file.is_file()]
-    print(f"{source}: {said}; {sum(file.stat().st_size for file in files) / 1e6:,.0f} MB of annotations", flush=True)
+    print(f"{source}: {counts}; {sum(file.stat().st_size for file in files) / 1e6:,.0f} MB of annotations", flush=True)
     here = ["-m", "benchmarks.memory", "--read", source, "--root", str(root)]
     shard = ["cli.py", "shard", "--source", source, "--root", str(root), "--out", str(folder / "shards")]
     held, _ = peak_of([sys.executable, *here], log)
     peak, seconds = peak_of([sys.executable, *shard, "--workers", str(workers), "--max-bad", "1"], log)
     print(f"  shard, {workers} workers: {peak / 2**20:,.0f} MiB in all at its peak, {seconds:,.0f} s")
-    print(f"  the same files as Python objects: {held / 2**20:,.0f} MiB a process, times {workers} = ", end="")
+    print(f"  the same files as Python objects: {held / 2**20:,.0f} MiB per process, times {workers} = ", end="")
     print(f"{workers * held / 2**20:,.0f} MiB; ours / reference: {peak / (workers * held):.2f}", flush=True)
     return peak <= _LIMIT
 

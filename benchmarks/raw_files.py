@@ -21,7 +21,7 @@ Bool = NDArray[np.bool_]
 
 @cache
 def mosaic(height: int, width: int) -> NDArray[np.uint8]:
-    """(height, width, 3): photographs side by side at their own size, so that a large one is as rich as a small one."""
+    """Return photographs side by side, (height, width, 3), at their own size: large pictures have as much detail."""
     rows = []
     for row in range(-(-height // 300)):
         parts = [np.asarray(photograph(name))[:300] for name in OUTLINES]
@@ -31,15 +31,16 @@ def mosaic(height: int, width: int) -> NDArray[np.uint8]:
 
 
 def shapes(height: int, width: int, count: int, seed: int) -> list[Bool]:
-    """Ellipses whose areas spread as SA-1B's do: a median of half a percent of the picture."""
+    """Return masks (height, width) of ellipses whose areas are distributed as SA-1B's: median 0.5 % of the picture."""
     rng = np.random.default_rng(seed)
     y, x = np.ogrid[:height, :width]
     found = []
     for _ in range(count):
         radius = np.sqrt(np.clip(rng.lognormal(np.log(0.005), 1.3), 2e-4, 0.3) * height * width / np.pi)
-        tall, centre = rng.uniform(0.6, 1.6), (rng.uniform(0, height), rng.uniform(0, width))
+        tall = rng.uniform(0.6, 1.6)
+        centre = (rng.uniform(0, height), rng.uniform(0, width))
         mask = np.zeros((height, width), np.bool_)
-        # Nowhere else than in the box around it.
+        # Computed within the box around it.
         rows, columns = (
             slice(max(0, int(middle - reach)), int(middle + reach) + 2)
             for middle, reach in zip(centre, (radius * tall, radius / tall), strict=True)
@@ -59,7 +60,8 @@ def run_lengths(mask: Bool) -> dict[str, Any]:
 def _polygon(mask: Bool) -> list[float]:
     rows, columns = np.nonzero(mask)
     angles = np.linspace(0, 2 * np.pi, 40, endpoint=False)
-    high, wide = np.ptp(rows) / 2 + 1, np.ptp(columns) / 2 + 1
+    high = np.ptp(rows) / 2 + 1
+    wide = np.ptp(columns) / 2 + 1
     points = np.stack([columns.mean() + wide * np.cos(angles), rows.mean() + high * np.sin(angles)], 1)
     return [round(value, 2) for value in points.ravel().tolist()]
 
@@ -74,16 +76,17 @@ def sav(root: Path, count: int) -> None:
 
 
 def sa1b(root: Path, count: int) -> None:
-    """2250 x 1500, 100 masks."""
+    """Write pictures of 2250 x 1500 with 100 masks each."""
     for n in range(count):
         _photo(root / f"sa_{n}.jpg", 1500, 2250)
-        said = [{"id": i, "segmentation": run_lengths(mask)} for i, mask in enumerate(shapes(1500, 2250, 100, n))]
+        masks = shapes(1500, 2250, 100, n)
+        annotations = [{"id": i, "segmentation": run_lengths(mask)} for i, mask in enumerate(masks)]
         image = {"image_id": n, "file_name": f"sa_{n}.jpg", "height": 1500, "width": 2250}
-        (root / f"sa_{n}.json").write_text(json.dumps({"image": image, "annotations": said}))
+        (root / f"sa_{n}.json").write_text(json.dumps({"image": image, "annotations": annotations}))
 
 
 def coco2017(root: Path, count: int) -> None:
-    """640 x 480, 7 polygons."""
+    """Write pictures of 640 x 480 with 7 polygons each."""
     images = [{"id": n, "file_name": f"{n:012d}.jpg", "height": 480, "width": 640} for n in range(count)]
     annotations = []
     for n in range(count):
@@ -98,7 +101,7 @@ def coco2017(root: Path, count: int) -> None:
 
 
 def openimages(root: Path, count: int) -> None:
-    """1024 x 768, 3 masks as PNG at the size of the photo."""
+    """Write photos of 1024 x 768 with 3 masks each, as PNG at the photo's size."""
     rows = ["MaskPath,ImageID,LabelName,BoxID,BoxXMin,BoxXMax,BoxYMin,BoxYMax,PredictedIoU,Clicks"]
     (root / "masks/train").mkdir(parents=True)
     for n in range(count):
@@ -113,10 +116,11 @@ def openimages(root: Path, count: int) -> None:
 
 
 def ref_youtube_vos(root: Path, count: int) -> None:
-    """Videos of 1280 x 720, 20 frames as JPEG, palette PNGs of 2 objects."""
+    """Write videos of 1280 x 720: 20 frames as JPEG, and palette PNGs of 2 objects."""
     videos = {}
     for n in range(count):
-        name, frames = f"{n:010x}", [f"{5 * k:05d}" for k in range(20)]
+        name = f"{n:010x}"
+        frames = [f"{5 * k:05d}" for k in range(20)]
         for frame in frames:
             _photo(root / f"train/JPEGImages/{name}/{frame}.jpg", 720, 1280)
             ids = np.zeros((720, 1280), np.uint8)
@@ -127,18 +131,19 @@ def ref_youtube_vos(root: Path, count: int) -> None:
             path = root / f"train/Annotations/{name}/{frame}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             image.save(path)
-        said = {str(i): {"exp": "a thing", "obj_id": str(i + 1)} for i in range(2)}
-        videos[name] = {"expressions": said, "frames": frames}
+        expressions = {str(i): {"exp": "a thing", "obj_id": str(i + 1)} for i in range(2)}
+        videos[name] = {"expressions": expressions, "frames": frames}
     path = root / "meta_expressions/train/meta_expressions.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"videos": videos}))
 
 
 def sav_video(root: Path, count: int) -> None:
-    """Videos of 1280 x 720, 97 frames at 24 a second, 4 masklets in every fourth."""
+    """Write videos of 1280 x 720: 97 frames at 24 per second, with 4 masklets in every fourth frame."""
     root.mkdir(parents=True)
     for n in range(max(1, count // 4)):
-        name, large = f"sav_{n:06d}", mosaic(900, 1500)
+        name = f"sav_{n:06d}"
+        large = mosaic(900, 1500)
         with av.open(str(root / f"{name}.mp4"), "w") as container:
             stream = container.add_stream("libx264", rate=24)
             stream.width, stream.height, stream.pix_fmt = 1280, 720, "yuv420p"

@@ -1,12 +1,12 @@
-"""Shards from a URL against the same shards in a folder, as ratios.
+"""How fast shards at a URL are read, as ratios to the same shards in a folder.
 
     python -m benchmarks.remote [--pairs 48] [--latency 20] [--threads 2] [--rounds 3]
 
 A server on this machine answers each request after --latency ms. In each round the three take turns:
   local  the folder
-  cold   the URL, with an empty cache: an epoch, from the opening of the set on
-  warm   the URL, with the cache that this left
-The server is a process of its own, which takes a part of the same processor.
+  cold   the URL with an empty cache: opening the set, and an epoch
+  warm   the URL with the cache that `cold` filled
+The server is a process of its own and shares the processor.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from trainer.data.loader import Loader
 SHARD_BYTES = 16_000_000
 
 
-class Late(SimpleHTTPRequestHandler):
+class DelayedHandler(SimpleHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def __init__(self, *arguments: object, latency: float, **named: object) -> None:
@@ -49,13 +49,13 @@ class Late(SimpleHTTPRequestHandler):
 
 
 def serve(folder: str, latency: float) -> None:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Late, directory=folder, latency=latency))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(DelayedHandler, directory=folder, latency=latency))
     print(server.server_port, flush=True)
     server.serve_forever()
 
 
 def epoch(path: str, threads: int, cache: Path | None = None) -> float:
-    """Samples a second of an epoch, from the opening of the set on."""
+    """Return the samples per second of an epoch, with the opening of the set."""
     started = time.perf_counter()
     opened = Cache(cache, 10**12) if cache else None
     loader = Loader([path], fields=FIELDS, batch_size=BATCH, seed=0, threads=threads, cache=opened)

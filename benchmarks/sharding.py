@@ -2,13 +2,14 @@
 
     python -m benchmarks.sharding [--source sa1b ...] [--codec zstd raw] [--rate coco ...] [--samples 12] [--seconds 8]
 
-Bare work: decode, two image resizes, mask resizes, as one would write them down with Pillow, numpy and pycocotools,
-each done once; annotations lie parsed in memory. Ours: the same files through `pipeline` into a tar in one process,
-annotations read from the index. The two take turns; the ratio of each turn is what counts on a shared machine. Printed
-twice: by the clock, and by processor time, since ours encodes one sample on a second thread while it reads the next.
+Bare work: decode, two image resizes and mask resizes per sample, written directly with Pillow, numpy and pycocotools;
+annotations are parsed in memory already. Ours: the same files through `pipeline` into a tar in one process, with
+annotations read from the records. The two take turns; on a shared machine the ratio of each turn is what counts. It is
+printed twice: by the clock, and by processor time, since ours encodes one sample on a second thread while it reads the
+next.
 
-Rates: several shards by one process on one core, by one that may use two (its second thread does), and by two
-processes on two cores, all of them started before; and the bare work of as many, which says what the machine gives.
+Rates: several shards by one process on one core, by one process on two cores (it has a second thread), and by two
+processes on two cores, all started before; and the bare work of as many, which shows what the machine can do.
 """
 
 from __future__ import annotations
@@ -65,9 +66,9 @@ def bare_sav(root: Path, metas: Sequence[Meta]) -> None:
 
 def bare_sa1b(root: Path, metas: Sequence[Meta]) -> None:
     for meta in metas:
-        said = json.loads((root / meta["path"]).with_suffix(".json").read_bytes())
+        content = json.loads((root / meta["path"]).with_suffix(".json").read_bytes())
         picture = Image.open(root / meta["path"], formats=FORMATS).convert("RGB")
-        _resize(picture, _decoded([annotation["segmentation"] for annotation in said["annotations"]]))
+        _resize(picture, _decoded([annotation["segmentation"] for annotation in content["annotations"]]))
 
 
 def bare_coco(root: Path, metas: Sequence[Meta]) -> None:
@@ -114,8 +115,8 @@ def bare_sav_video(root: Path, metas: Sequence[Meta]) -> None:
         path = meta["path"].split("#")[0]
         for frame in meta["frames"]:
             number = int(frame["name"])
-            given = parsed[path]["masklet"][number // 4][int(meta["objects"][0]["id"])]
-            _resize(pictures[path, number], _decoded([given]))
+            encoded = parsed[path]["masklet"][number // 4][int(meta["objects"][0]["id"])]
+            _resize(pictures[path, number], _decoded([encoded]))
 
 
 BARE: dict[str, Callable[[Path, Sequence[Meta]], None]] = {
@@ -180,7 +181,7 @@ def _shards(
     count: int,
     on: Sequence[int],
 ) -> None:
-    """So many shards, or the bare work of as many; runs in a process of its own, on some cores."""
+    """Write `count` shards, or do the bare work of as many, in a process of its own on the cores `on`."""
     os.sched_setaffinity(0, on)
     for _ in range(count):
         if what == "bare":
@@ -191,22 +192,24 @@ def _shards(
 
 @contextmanager
 def _found(name: str, codec: Codec, samples: int) -> Iterator[tuple[RawDataset, Path, Path]]:
-    """Write raw files of one shard: (dataset, root, a folder to write into)."""
+    """Write the raw files of one shard, and find them: (dataset, root, a folder to write into)."""
     with tempfile.TemporaryDirectory() as folder:
-        root, out = Path(folder, "raw"), Path(folder, "out")
+        root = Path(folder, "raw")
+        out = Path(folder, "out")
         out.mkdir()
         WRITERS[name](root, samples)
         yield find_dataset(make_request(name, root, codec=codec), Path(folder, "records")), root, out
 
 
 def _turns(calls: dict[str, Callable[[], None]], seconds: float) -> tuple[Times, Times]:
-    """Times by the clock and of the processor, of at least three turns, for about so many seconds."""
+    """Return times by the clock and of the processor: at least three turns, for about `seconds` in all."""
     clock: Times = {name: [] for name in calls}
     processor: Times = {name: [] for name in calls}
-    begun = time.perf_counter()
-    while len(clock[next(iter(calls))]) < 4 or time.perf_counter() - begun < seconds:
+    beginning = time.perf_counter()
+    while len(clock[next(iter(calls))]) < 4 or time.perf_counter() - beginning < seconds:
         for name, call in calls.items():
-            started, used = time.perf_counter(), time.process_time()
+            started = time.perf_counter()
+            used = time.process_time()
             call()
             clock[name].append(time.perf_counter() - started)
             processor[name].append(time.process_time() - used)
@@ -214,7 +217,7 @@ def _turns(calls: dict[str, Callable[[], None]], seconds: float) -> tuple[Times,
 
 
 def _metas(dataset: RawDataset, root: Path) -> list[Meta]:
-    """What the bare loop must know of each sample: frames, objects, annotations."""
+    """Return what the bare loop needs of each sample: path, frames, objects, annotations."""
     metas = []
     for item in dataset.inputs:
         parts = dataset.job.records.parts(item.path)
