@@ -114,10 +114,10 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
             cli.main()
         except SystemExit as end:
             status = end.code
-        said = capsys.readouterr()
+        printed = capsys.readouterr()
         # A string that a program exits with is printed to stderr, and the exit status is 1.
         error = f"{status}\n" if isinstance(status, str) else ""
-        return Process(command, 1 if error else int(status or 0), said.out, said.err + error)
+        return Process(command, 1 if error else int(status or 0), printed.out, printed.err + error)
 
     return call
 

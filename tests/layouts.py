@@ -78,11 +78,15 @@ def write_folder(root: Path) -> None:
 
 def write_openimages(root: Path) -> None:
     """An object of a class without a name, one in a zip, and a photo without an object."""
-    own = test_openimages
-    rows = [own.row(own.FIRST), own.row(own.FIRST, "aa", "/m/0zzz"), own.row(own.SECOND, label="/m/0663v")]
-    masks = {**own.ONE, own.mask_name(own.FIRST, "aa", "m0zzz"): own.png(own.shape(left=0.5))}
-    own.write_openimages(root, rows, masks, (own.FIRST, own.SECOND, own.THIRD))
-    in_zip = {own.mask_name(own.SECOND, mid="m0663v"): own.png(own.shape(800, 600))}
+    source = test_openimages
+    rows = [
+        source.row(source.FIRST),
+        source.row(source.FIRST, "aa", "/m/0zzz"),
+        source.row(source.SECOND, label="/m/0663v"),
+    ]
+    masks = {**source.ONE, source.mask_name(source.FIRST, "aa", "m0zzz"): source.png(source.shape(left=0.5))}
+    source.write_openimages(root, rows, masks, (source.FIRST, source.SECOND, source.THIRD))
+    in_zip = {source.mask_name(source.SECOND, mid="m0663v"): source.png(source.shape(800, 600))}
     (root / "train-masks-0.zip").write_bytes(zipped(in_zip))
 
 

@@ -91,9 +91,9 @@ def described(folder: Path, plan: dict[str, Any], notes: dict[str, bytes], codec
 
 def shard(cli: Cli, source: str, codec: str, root: Path, out: Path) -> dict[str, Any]:
     """Shard a small layout as one task of one, and merge: so the plan and the notes can be read in between."""
-    given = ["shard", "--source", source, "--root", root, "--out", out, "--codec", codec, *CASES[source].options]
+    arguments = ["shard", "--source", source, "--root", root, "--out", out, "--codec", codec, *CASES[source].options]
     done = cli(
-        *given, "--shard-size", "1B", "--max-bad", "1", "--workers", "1", "--task-index", "0", "--task-count", "1"
+        *arguments, "--shard-size", "1B", "--max-bad", "1", "--workers", "1", "--task-index", "0", "--task-count", "1"
     )
     assert done.returncode == 0, done.stderr
     work = out / source / ".work"
@@ -116,7 +116,8 @@ def layouts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize("source", SOURCES)
 def test_the_bytes_are_those_of_earlier_releases(here, layouts, tmp_path, source, codec):
     kept = json.loads(DIGESTS.read_text("utf-8"))
-    expected, found = kept[f"{source}, {codec}"], shard(here, source, codec, layouts[source], tmp_path)
+    expected = kept[f"{source}, {codec}"]
+    found = shard(here, source, codec, layouts[source], tmp_path)
     if kept["zstandard"] != zstandard.__version__:
         expected.pop("with this zstandard", None)
         found.pop("with this zstandard", None)
@@ -129,8 +130,19 @@ def test_an_unfinished_set_of_an_earlier_release_goes_on(here, layouts, tmp_path
     plan = json.loads(DIGESTS.read_text("utf-8"))["folder, raw"]["plan"]
     plan["libraries"] = {name: version(name) for name in plan["libraries"]}
     put(tmp_path / "folder/.work/plan", {**plan, "per_shard": 3})
-    given = ["--source", "folder", "--root", layouts["folder"], "--out", tmp_path, "--codec", "raw", "--workers", "1"]
-    done = here("shard", *given, "--shard-size", "1B", "--max-bad", "1")
+    arguments = [
+        "--source",
+        "folder",
+        "--root",
+        layouts["folder"],
+        "--out",
+        tmp_path,
+        "--codec",
+        "raw",
+        "--workers",
+        "1",
+    ]
+    done = here("shard", *arguments, "--shard-size", "1B", "--max-bad", "1")
     assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.rglob("*.tar")] == ["folder-000000.tar"]
     assert json.loads((tmp_path / "folder/manifest.json").read_bytes())["samples"] == 2

@@ -1,4 +1,4 @@
-"""What a run will take, told from a part of it."""
+"""Estimates of what a run will take, from some of its inputs."""
 
 import subprocess
 import sys
@@ -60,13 +60,13 @@ def test_links_to_nothing_are_no_traceback(here, sav_root, tmp_path, verb):
     link = tmp_path / "raw/masklet_data_00000.npz"
     link.symlink_to(tmp_path / "gone")
     (tmp_path / "raw/folder").symlink_to(tmp_path / "gone")
-    given = [*verb, "--source", "sav", "--out", tmp_path / "raw/folder", "--root"]
-    alone = here(*given, tmp_path / "raw")
+    arguments = [*verb, "--source", "sav", "--out", tmp_path / "raw/folder", "--root"]
+    alone = here(*arguments, tmp_path / "raw")
     assert "Traceback" not in alone.stderr and not (tmp_path / "gone").exists()
     if verb == ["estimate"]:
         assert alone.returncode == 1 and "a link to nothing" in alone.stderr and len(alone.stderr.splitlines()) == 1
     (tmp_path / "raw/masklet_data_00001.npz").symlink_to(sav_root / "sav_coffee/masklet_data_00000.npz")
-    mixed = here(*given, tmp_path / "raw")
+    mixed = here(*arguments, tmp_path / "raw")
     assert mixed.returncode == 0 and "nothing written" in mixed.stdout, mixed.stderr
-    gone = here(*given, tmp_path / "raw/folder")
+    gone = here(*arguments, tmp_path / "raw/folder")
     assert gone.returncode == 1 and "no such folder" in gone.stderr

@@ -1,4 +1,4 @@
-"""Masks that are off by a pixel from their picture: refused with the option that takes them, and taken with it."""
+"""Masks that differ from their picture by a pixel: refused, with the option that accepts them, and accepted with it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_annotations_that_state_a_column_less(tmp_path):
         assert raw.notes == {OFF: 1} and np.array_equal(raw.frames[0].masks[0], mask)
         sample, notes = make_sample(raw, named_recipe("default", None))
         assert notes[OFF] == 1 and sample.meta["objects"][0]["mask_sizes"] == [[coco.HEIGHT, NARROW]]
-        columns = (2 * np.arange(1024) + 1) * NARROW // 2048  # the centres of 1024 pixels on the mask's own columns
+        columns = (2 * np.arange(1024) + 1) * NARROW // 2048  # the centres of 1024 pixels on the mask's columns
         rows = (2 * np.arange(1024) + 1) * coco.HEIGHT // 2048
         assert np.array_equal(sample.frames[0].masks[0], mask[np.ix_(rows, columns)])
 

@@ -44,7 +44,7 @@ def independent(frame: np.ndarray, mask: np.ndarray, recipe: str) -> dict[str, n
 
 @pytest.fixture(scope="module", params=["float in 0..255", "float in 0..1"])
 def root(request, sav_root: Path, tmp_path_factory) -> Path:
-    """Pairs with fractions between the levels, as interpolation leaves them, in either range."""
+    """Pairs with fractional values, as interpolation makes them, in either range."""
     folder = tmp_path_factory.mktemp("formats")
     rng = np.random.default_rng(0)
     for path in sorted(sav_root.rglob("*.npz"))[::3]:
@@ -70,13 +70,14 @@ def test_every_format_is_bit_equal(root: Path, recipe: str, tmp_path: Path):
         sample = shards[i]
         with np.load(root / sample["meta"]["path"]) as raw:
             for k in (1, 2):
-                frame, mask = raw[f"frame{k}"], raw[f"mask{k}"]
+                frame = raw[f"frame{k}"]
+                mask = raw[f"mask{k}"]
                 if mask.max() <= 1:
                     frame, mask = frame * np.float32(255), mask * np.float32(255)
-                for name, wanted in independent(frame, mask, recipe).items():
-                    met = sample[f"{name}{k}"]
-                    assert met.dtype == wanted.dtype, name
-                    assert np.array_equal(met, wanted), (sample["__key__"], name, k)
+                for name, expected in independent(frame, mask, recipe).items():
+                    stored = sample[f"{name}{k}"]
+                    assert stored.dtype == expected.dtype, name
+                    assert np.array_equal(stored, expected), (sample["__key__"], name, k)
 
 
 def test_sa2va_drops_what_default_fills(sav_root: Path, tmp_path: Path):

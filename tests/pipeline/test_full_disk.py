@@ -1,4 +1,4 @@
-"""A disk that is too small: a real one of a few megabytes, mounted for the test."""
+"""Runs into a disk that is too small: a real one of a few megabytes, mounted for the test."""
 
 import shlex
 import subprocess
@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Called with a size: a folder on a disk of that size; called again, the disk grows."""
+    """Return a function: it takes a size and returns a folder on a disk of that size; called again, the disk grows."""
     folder = tmp_path / "disk"
     folder.mkdir()
 

@@ -1,4 +1,4 @@
-"""The one door for masks, against rasterising and run lengths of our own and against pycocotools."""
+"""Decoded masks, compared with rasterising and run lengths written here, and with pycocotools."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_damaged_run_lengths_are_never_a_mask_of_another_size(mask, data):
         decoded = from_coco(given_mask, height, width)
     except BadInput:
         return
-    # What passes fills the picture: as run lengths of its own it says the same again.
+    # A mask that is decoded fills the picture: encoded and decoded again it is the same.
     again = coco.decode(coco.encode(np.asfortranarray(decoded.view(np.uint8)))).astype(bool)
     assert decoded.shape == (height, width) and np.array_equal(again, decoded)
 

@@ -1,4 +1,4 @@
-"""A raw file that is not what it was is noticed: by the plan, by an unfinished set, by a finished one."""
+"""Raw files that have changed are noticed: by the plan, by an unfinished set, by a finished one."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from tests.layouts import CASES
 def request_for(source: str, root: Path) -> Request:
     """The request of a layout, an input per shard."""
     options = CASES[source].options
-    given = {name[2:]: int(v) if v.isdecimal() else v for name, v in zip(options[::2], options[1::2], strict=True)}
-    return make_request(source, root, shard_bytes=1, **given)
+    choices = {name[2:]: int(v) if v.isdecimal() else v for name, v in zip(options[::2], options[1::2], strict=True)}
+    return make_request(source, root, shard_bytes=1, **choices)
 
 
 def found(source: str, root: Path, records: Path) -> RawDataset:
@@ -45,7 +45,7 @@ def sharded(source: str, root: Path, out: Path, **more: Any) -> RunSummary:
 
 
 def flip(file: Path, *places: int) -> None:
-    """Other bytes in `file`, one in its middle by default. It keeps its size, and its time but for a microsecond."""
+    """Change bytes of `file`, by default one in its middle. Its size is kept; its time is a microsecond later."""
     data = bytearray(file.read_bytes())
     times = file.stat()
     for place in places or [len(data) // 2]:
@@ -59,7 +59,7 @@ UNUSED = {"sav_000001_auto.json"}
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_every_file_of_a_layout_is_in_the_plan(source, tmp_path):
-    """A file counts by its size, and by its time, which only an unfinished set keeps; annotations by what they say."""
+    """Files count by size, and by time, which only an unfinished set keeps; annotations count by their content."""
     CASES[source].write(root := tmp_path / "raw")
     dataset = found(source, root, tmp_path / "records")
     digest = dataset.digest
@@ -125,9 +125,9 @@ def test_what_is_newer_and_too_much_to_compare_is_said(tmp_path, capsys, monkeyp
         os.utime(file)
     capsys.readouterr()
     assert sharded("sa1b", root, tmp_path / "set").written_now == 0
-    said = capsys.readouterr().err
-    assert "2 inputs have raw files that are newer than the set; 1 of them were made again, and are the same" in said
-    assert f"verify-shard {tmp_path}/set --against {root}" in said
+    printed = capsys.readouterr().err
+    assert "2 inputs have raw files that are newer than the set; 1 of them were made again, and are the same" in printed
+    assert f"verify-shard {tmp_path}/set --against {root}" in printed
 
 
 def test_a_changed_set_can_be_written_again(tmp_path):
@@ -141,7 +141,7 @@ def test_a_changed_set_can_be_written_again(tmp_path):
 
 @pytest.fixture
 def stopped(monkeypatch):
-    """A run that is stopped when all shards stand, before it is finished."""
+    """Return a function that runs until all shards are written, and stops before the set is finished."""
 
     def stop(source: str, root: Path, out: Path) -> None:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -152,7 +152,7 @@ def stopped(monkeypatch):
 
 
 def other_mask(file: Path) -> None:
-    """Another mask of the same size in bytes, with the file's old time plus a little, as a copied file may have."""
+    """Write another mask with the same number of bytes, and a time a little later, as a copied file may have."""
     times = file.stat()
     size = file.stat().st_size
     mask = np.zeros_like(np.asarray(Image.open(file)))
@@ -169,8 +169,8 @@ def test_an_unfinished_set_does_not_mix_two_states_of_the_raw_files(force, tmp_p
     before = files_of(tmp_path / "set")
     other_mask(root / "m.png")
     summary = sharded("folder", root, tmp_path / "set", force=force)
-    said = capsys.readouterr().err
-    assert ("2 shards are written again: their raw files have changed since" in said) is not force
+    printed = capsys.readouterr().err
+    assert ("2 shards are written again: their raw files have changed since" in printed) is not force
     assert summary.written_now == (0 if force else 2)
     sharded("folder", root, tmp_path / "fresh")
     kept = {name: data for name, data in before.items() if name.endswith(".tar")}
@@ -213,7 +213,7 @@ def test_masks_beside_pictures_are_in_the_plan(tmp_path, mask):
 
 
 def test_files_that_are_found_by_names_that_look_alike_are_in_the_plan(tmp_path):
-    """A line's pictures and masks; the picture of a JSON of labelme's that lies elsewhere."""
+    """They are the pictures and masks of a line, and a picture that labelme's JSON names in another folder."""
     root = tmp_path / "raw"
     labels = tmp_path / "labelme"
     CASES["folder"].write(root)

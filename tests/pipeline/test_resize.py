@@ -49,10 +49,10 @@ def test_the_compiled_loop_and_pillow_take_each_others_place(kind, monkeypatch):
     extremes = rng.integers(0, 2, (300, 451, 3), np.uint8) * 255  # where bicubic overshoots the most
     large = rng.integers(0, 256, (1500, 2250, 3), np.uint8)
     pictures = [extremes, large, large[:427, :640], large[:1024, :1024], large[:1, :3], large[:700, :448]]
-    met = [resize.picture(picture, side, recipe) for picture in pictures for side in (448, 1024)]
+    compiled = [resize.picture(picture, side, recipe) for picture in pictures for side in (448, 1024)]
     monkeypatch.setattr(resize, "_resample", None)
-    wanted = [resize.picture(picture, side, recipe) for picture in pictures for side in (448, 1024)]
-    assert all(np.array_equal(one, other) for one, other in zip(met, wanted, strict=True))
+    pillow = [resize.picture(picture, side, recipe) for picture in pictures for side in (448, 1024)]
+    assert all(np.array_equal(one, other) for one, other in zip(compiled, pillow, strict=True))
 
 
 @given(st.data())

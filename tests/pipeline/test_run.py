@@ -110,14 +110,14 @@ def test_two_runs_into_one_folder(sav_root, tmp_path, monkeypatch):
 
 
 def test_bad_inputs_go_to_the_ledger_and_the_run_goes_on(root_with_faults, sav_set, tmp_path, capsys):
-    """The first of each kind is said at once, also where two workers meet one of it each."""
+    """The first of each kind is printed at once, also where two workers find one of it each."""
     (root_with_faults / "masklet_data_00000.npz").write_bytes(b"PK\x03\x04 cut short")
     summary = shard_sav(root_with_faults, tmp_path / "sav", workers=2, max_bad=0.25)
     manifest = summary.manifest
     assert manifest.inputs == 16 == manifest.samples + sum(manifest.left_out.values())
     assert manifest.left_out == {"empty mask": 1, "not a whole npz file": 2, "wrong keys": 1}
-    told = [line for line in capsys.readouterr().err.splitlines() if "first of its kind" in line]
-    assert len(told) == 3 and all(any(reason in line for line in told) for reason in manifest.left_out)
+    printed = [line for line in capsys.readouterr().err.splitlines() if "first of its kind" in line]
+    assert len(printed) == 3 and all(any(reason in line for line in printed) for reason in manifest.left_out)
     lines = read_ledger(tmp_path / "sav")
     assert [(line.path, line.reason, line.bad) for line in lines] == [
         ("masklet_data_00000.npz", "not a whole npz file", True),
@@ -159,7 +159,8 @@ def test_a_shard_with_nothing_in_it_is_not_written(sav_root, tmp_path):
 def test_a_full_disk_leaves_nothing_torn(sav_root, sav_set, tmp_path, monkeypatch):
     from shards.archive import ShardWriter
 
-    put, calls = ShardWriter.put, iter(range(100))
+    put = ShardWriter.put
+    calls = iter(range(100))
 
     def put_until_full(self, sample, members):
         if next(calls) == 5:
@@ -200,17 +201,17 @@ def test_no_clock_and_no_user_in_the_bytes(sav_set):
 
 @pytest.fixture
 def read_only(monkeypatch):
-    """Makes a folder one of a read-only disk: the superuser, who may run the tests, is not kept out by modes."""
+    """Return a function that makes a folder read-only by failing system calls: modes do not stop the superuser."""
 
     def forbid(folder: Path, number: int) -> None:
         def refusing(name: str):
             call = getattr(os, name)
 
-            def refuse(path, *given, **more):
-                writes = name != "open" or given[0] & (os.O_WRONLY | os.O_RDWR)
+            def refuse(path, *arguments, **more):
+                writes = name != "open" or arguments[0] & (os.O_WRONLY | os.O_RDWR)
                 if writes and str(path).startswith(str(folder)):
                     raise OSError(number, os.strerror(number), str(path))
-                return call(path, *given, **more)
+                return call(path, *arguments, **more)
 
             return refuse
 
@@ -224,11 +225,11 @@ def read_only(monkeypatch):
 def test_a_finished_set_that_cannot_be_written_to_stands_already(sav_root, sav_set, tmp_path, read_only, here, number):
     shutil.copytree(sav_set, tmp_path / "sav")
     read_only(tmp_path, number)
-    given = command(sav_root, tmp_path, "--shard-size", "10MB", "--workers", "1")[2:]
-    said = here(*given)
-    assert said.returncode == 0 and "(0 by this run)" in said.stdout
-    said = here(*given, "--task-index", "0", "--task-count", "2")
-    assert said.returncode == 0 and "(0 by this run)" in said.stdout
-    other = here(*given, "--limit", "2")
+    arguments = command(sav_root, tmp_path, "--shard-size", "10MB", "--workers", "1")[2:]
+    finished = here(*arguments)
+    assert finished.returncode == 0 and "(0 by this run)" in finished.stdout
+    finished = here(*arguments, "--task-index", "0", "--task-count", "2")
+    assert finished.returncode == 0 and "(0 by this run)" in finished.stdout
+    other = here(*arguments, "--limit", "2")
     assert other.returncode == 1 and os.strerror(number) in other.stderr
     assert files_of(tmp_path / "sav") == files_of(sav_set)

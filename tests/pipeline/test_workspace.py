@@ -33,16 +33,16 @@ def visible(folder: Path) -> list[str]:
 
 @pytest.fixture
 def array(sav_root, tmp_path):
-    """What Slurm starts for each task of an array: the file in docs/."""
+    """Return a function that starts a task of an array as Slurm does: with docs/slurm.sbatch."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/python").symlink_to(sys.executable)
-    given = ["--source", "sav", "--root", str(sav_root), "--out", str(tmp_path), "--shard-size", "10MB"]
+    arguments = ["--source", "sav", "--root", str(sav_root), "--out", str(tmp_path), "--shard-size", "10MB"]
 
     def start(index: int) -> subprocess.Popen[str]:
         slurm = {"SLURM_ARRAY_TASK_ID": str(index), "SLURM_ARRAY_TASK_COUNT": str(TASKS), "SLURM_CPUS_PER_TASK": "1"}
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         return subprocess.Popen(
-            ["bash", str(REPOSITORY / "docs/slurm.sbatch"), *given],
+            ["bash", str(REPOSITORY / "docs/slurm.sbatch"), *arguments],
             env={**os.environ, **slurm, "PATH": path, "SLURM_SUBMIT_DIR": str(REPOSITORY)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -60,11 +60,11 @@ def test_an_array_with_a_killed_task(here, array, sav_set, tmp_path):
         assert time.monotonic() < until
         time.sleep(0.02)
     tasks[0].send_signal(signal.SIGKILL)
-    said = [task.communicate() for task in tasks]
-    assert [task.returncode for task in tasks] == [-signal.SIGKILL, 0], said
+    printed = [task.communicate() for task in tasks]
+    assert [task.returncode for task in tasks] == [-signal.SIGKILL, 0], printed
     for word in ("samples written", f"task 1 of {TASKS}", f"cli.py merge {out}"):
-        assert word in said[1][0]
-    assert "sample/s" in said[1][1]
+        assert word in printed[1][0]
+    assert "sample/s" in printed[1][1]
     if (first := out / "sav-000000.tar").exists():  # killed after that
         first.unlink()
     for tar in out.glob("*.tar"):

@@ -53,7 +53,7 @@ def cluster(way):
 
 
 def stopped_while_writing(node) -> psutil.Process | None:
-    """A worker of the node whose tar is still growing, held there with SIGSTOP."""
+    """Return a worker of the node whose tar is growing, stopped with SIGSTOP; None where there is none."""
     raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
     for worker in raylet.children():
         with suppress(psutil.NoSuchProcess):
@@ -70,8 +70,9 @@ def growing(worker: psutil.Process) -> list[str]:
 
 
 def test_a_node_that_is_killed_and_replaced(cluster, sav_root, sav_set, tmp_path):
-    """Node and worker get kill -9 in the middle of a shard, as where a machine dies: it is begun once more."""
-    out, failed = tmp_path / "sav", []
+    """Node and worker get kill -9 in the middle of a shard, as when a machine dies: the shard is begun again."""
+    out = tmp_path / "sav"
+    failed = []
 
     def write() -> None:
         try:
@@ -79,7 +80,8 @@ def test_a_node_that_is_killed_and_replaced(cluster, sav_root, sav_set, tmp_path
         except BaseException as error:
             failed.append(error)
 
-    leader, killed = threading.Thread(target=write), list[str]()
+    leader = threading.Thread(target=write)
+    killed: list[str] = []
     leader.start()
     while leader.is_alive() and not killed:
         time.sleep(0.005)
@@ -101,8 +103,8 @@ def test_into_an_object_store_with_uploads_that_fail(cluster, way, sav_root, sav
     way.fail(".tar", sound=1, cut=True)
     with pytest.raises(UserError, match=r"s3://bucket/ray/sav/sav-00000\d\.tar.*give the same command"):
         shard_sav(sav_root, "s3://bucket/ray/sav", engine="ray", workers=None)
-    stands = {name: data for name, data in objects(way.upstream, "ray/sav").items() if name.endswith(".tar")}
-    assert stands.items() <= files_of(sav_set).items() and len(stands) <= 1
+    tars = {name: data for name, data in objects(way.upstream, "ray/sav").items() if name.endswith(".tar")}
+    assert tars.items() <= files_of(sav_set).items() and len(tars) <= 1
     way.heal()
     command = [sys.executable, str(REPOSITORY / "cli.py"), "shard", "--engine", "ray", "--source", "sav"]
     command += ["--root", str(sav_root), "--out", "s3://bucket/ray", "--shard-size", "10MB"]
@@ -127,8 +129,8 @@ def test_annotations_travel_and_bad_inputs_go_to_the_ledger(cluster, tmp_path):
         for i in (1, 2, 3)
     ]
     images = [{"id": i, "file_name": f"{i}.jpg", "height": 96, "width": 128} for i in (1, 2, 3)]
-    said = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "cat"}]}
-    put(root / "annotations/instances_val2017.json", said)
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "cat"}]}
+    put(root / "annotations/instances_val2017.json", content)
     for i in (1, 3):
         put(root / f"val2017/{i}.jpg", jpeg())
     put(root / "val2017/2.jpg", b"no picture")
@@ -143,7 +145,7 @@ def test_annotations_travel_and_bad_inputs_go_to_the_ledger(cluster, tmp_path):
 
 
 def test_a_node_must_see_what_the_leader_sees(sav_root, sav_set, tmp_path):
-    """Else its inputs would be missing files, and go to the ledger."""
+    """Otherwise its inputs would be missing files and go to the ledger."""
     from pipeline.dataset import Job
     from pipeline.engines.ray import _check_node, _Run
     from pipeline.plan import library_versions
@@ -169,8 +171,10 @@ def test_a_node_must_see_what_the_leader_sees(sav_root, sav_set, tmp_path):
 
 
 def test_without_ray(sav_root, tmp_path):
-    given = ["--source", "sav", "--root", str(sav_root), "--out", str(tmp_path), "--engine", "ray", "--limit", "1"]
-    code = f"import sys; sys.modules['ray'] = None\nimport cli\nsys.argv = ['cli.py', 'shard', *{given!r}]\ncli.main()"
+    arguments = ["--source", "sav", "--root", str(sav_root), "--out", str(tmp_path), "--engine", "ray", "--limit", "1"]
+    code = (
+        f"import sys; sys.modules['ray'] = None\nimport cli\nsys.argv = ['cli.py', 'shard', *{arguments!r}]\ncli.main()"
+    )
     command = [sys.executable, "-c", code]
     refused = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     assert refused.returncode == 1 and "pip install" in refused.stderr.splitlines()[-1], refused.stderr
