@@ -53,6 +53,9 @@ def export(
     """
     import torch
 
+    from trainer.released.files import check_new_folder
+
+    check_new_folder(out)
     chosen = None if dtype is None else getattr(torch, dtype)
     if form == "sa2va":
         from trainer.export import export as write

@@ -13,6 +13,7 @@ from shards.extras import extra
 from shards.processors import usable_processors
 
 
+@extra("pipeline")
 def verify_shard(
     paths: Annotated[
         list[str],
@@ -44,7 +45,7 @@ def verify_shard(
 
     from shards.verification import verify
 
-    with TemporaryDirectory() as work, extra("pipeline", "--against"):
+    with TemporaryDirectory() as work:
         raw = None
         if against:
             from pipeline.derive import Deriver
@@ -63,6 +64,7 @@ def verify_shard(
         raise Exit(1)
 
 
+@extra("pipeline")
 def recode(
     path: FinishedSet,
     out: NewFolder,
@@ -86,6 +88,7 @@ def recode(
     say(f"{out}: {manifest.samples:,} samples in {shards}; pictures {manifest.pictures}")
 
 
+@extra("pipeline")
 def split(
     path: FinishedSet,
     out: Annotated[Path, Option(help="Folder that gets NAME-train and NAME-val.")],
@@ -110,6 +113,7 @@ def split(
         say(f"{out / (path.resolve().name + '-' + part)}: {manifest.samples:,} samples, {manifest.objects:,} objects")
 
 
+@extra("pipeline")
 def sample(
     path: FinishedSet,
     out: NewFolder,
@@ -125,6 +129,7 @@ def sample(
     say(f"{out}: {manifest.samples:,} samples, {manifest.objects:,} objects; {manifest.selection}")
 
 
+@extra("pipeline")
 def preview(
     paths: Annotated[list[str], Argument(metavar="PATH", help="Shard sets, folders of sets, or one tar of a set.")],
     out: Annotated[
@@ -140,6 +145,7 @@ def preview(
         say(f"preview: {page}")
 
 
+@extra("pipeline")
 def stats(
     paths: Annotated[list[str], Argument(metavar="PATH", help="Shard sets, folders of sets, or patterns.")],
     out: Annotated[Path | None, Option(help="File for the page.  [default: runs/stats/NAME.html]")] = None,

@@ -90,6 +90,8 @@ def evaluate(
     """
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise UserError("no such folder", where=str(json_file), do="make it, or give another --json")
+    if json_file is not None and json_file.is_dir():
+        raise UserError("a folder, not a file", where=str(json_file), do="give the name of a file in it as --json")
     sets = _open(shards, split, cache)
     chosen = objective or _objective(sets)
     swaps_captions = load_objective(chosen).swaps_captions

@@ -8,7 +8,7 @@ import torch
 
 from inference.compare_masks import Example
 from inference.onnx_export import export_onnx
-from inference.pictures import files_of_frames, read_picture
+from inference.pictures import picture_files, read_picture
 from inference.quantise import export_int8
 from inference.run import read_questions
 from shards.errors import UserError
@@ -24,7 +24,7 @@ def export_graphs(checkpoint: Path, out: Path, images: Path | None) -> str:
     if images is None:
         do = "give --images: the graphs are compared with PyTorch on real pictures"
         raise UserError("no pictures to compare on", wanted="a folder", do=do)
-    pictures = [read_picture(path) for path in files_of_frames(images)]
+    pictures = [read_picture(path) for path in picture_files(images)]
     return export_onnx(load_any(checkpoint)[0], out, pictures).table()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import io
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from pipeline import pictures
 from pipeline.pictures import decoding, open_image, upright
 from pipeline.resize import Bool, UInt8
 from shards.atomic import atomic_write
-from shards.errors import UserError
+from shards.errors import BadInput, UserError
 from shards.hidden import is_hidden
 from shards.preview import tint
 
@@ -27,6 +26,7 @@ _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 def read_picture(path: Path) -> UInt8:
     """Read a picture: (H, W, 3) uint8 RGB, upright. Raises `BadInput` as `pipeline.pictures.read_picture` does."""
+    _check_exists(path)
     return np.asarray(pictures.read_picture(path))
 
 
@@ -36,6 +36,7 @@ def read_region(path: Path) -> Bool:
     Raises:
         BadInput: as `read_picture`.
     """
+    _check_exists(path)
     image = upright(open_image(path), str(path))
     if image.mode == "P":
         return np.asarray(image) > 0
@@ -44,12 +45,17 @@ def read_region(path: Path) -> Bool:
     return values > values.max() / 2
 
 
-def files_of_frames(folder: Path) -> list[Path]:
+def _check_exists(path: Path) -> None:
+    if not path.exists():
+        raise BadInput("no such file", where=str(path))
+
+
+def picture_files(folder: Path) -> list[Path]:
     """Return the pictures in `folder`, sorted by name with numbers compared by value."""
     try:
         found = [path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES and not is_hidden(path.name)]
     except OSError as error:
-        raise UserError("no folder of frames", where=str(folder), met=str(error.strerror)) from None
+        raise UserError("no folder of pictures", where=str(folder), met=str(error.strerror)) from None
     if not found:
         raise UserError("no pictures in the folder", where=str(folder), wanted=" ".join(sorted(_SUFFIXES)))
     return sorted(found, key=lambda path: _by_number(path.name))
@@ -77,19 +83,6 @@ def write_masks(out: Path, name: str, picture: UInt8, masks: Bool) -> list[str]:
         if stale.name not in names:
             stale.unlink()
     return names
-
-
-def check_out(folder: Path, option: str) -> None:
-    """Check that a folder for outputs can be written or made, before hours go into what it is for.
-
-    Raises:
-        UserError: it, or the folder that it would be made in, is a file or may not be written.
-    """
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise UserError("not a folder", where=f"{option} {folder}", met=f"a file at {there}", do="give another folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError("cannot be written", where=f"{option} {folder}", met=f"no permission to write in {there}")
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

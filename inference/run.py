@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from inference.pictures import check_out, files_of_frames, read_picture, read_region, write_json, write_masks
+from inference.pictures import picture_files, read_picture, read_region, write_json, write_masks
 from inference.predictor import Predictor
 from pipeline.resize import UInt8
 from shards.errors import BadInput, UserError
+from shards.output_folder import check_output_folder
 from shards.printable import shortened
 from trainer.model.prompts import IMAGE
 
@@ -66,7 +67,7 @@ def predict(
         )
     if text is not None and not _is_unicode(text):
         raise UserError("not UTF-8", where="--text", met=repr(text), do="give the question in the terminal's encoding")
-    check_out(out, "--out")
+    check_output_folder(out)
     if image is not None:
         return describe(load, image, text, regions, out) if regions else segment(load, image, str(text), out)
     if video is not None:
@@ -120,7 +121,7 @@ class _Frames(Sequence[UInt8]):
 
 def track(load: Load, folder: Path, text: str, out: Path) -> Iterator[str]:
     """Answer one question about the frames in `folder`, with masks of every frame."""
-    frames = _Frames(files_of_frames(folder))
+    frames = _Frames(picture_files(folder))
     tracked = load().track(frames, text, str(folder))
     yield f"{folder.name}: {tracked.text}"
     written = []

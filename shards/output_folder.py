@@ -27,6 +27,20 @@ def make_output_folder(folder: Path) -> None:
         raise UserError("nothing can be written here", where=str(folder), met="no permission", do=do)
 
 
+def check_output_folder(folder: Path) -> None:
+    """Check that `folder` can be made or written, and make nothing.
+
+    Raises:
+        UserError: a file is in its place, or nothing can be written there.
+    """
+    do = "give another --out"
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError("a file, not a folder", where=str(existing), do=do)
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError("nothing can be written here", where=str(existing), met="no permission", do=do)
+
+
 def check_output_file(file: Path) -> None:
     """Make the folder that `file` goes into; raises `UserError` where the file cannot be written."""
     make_output_folder(file.parent)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shards.errors import UserError
+from shards.extras import extra
 from trainer.config import Config
 from trainer.model.sa2va import Sa2VA
 from trainer.model.trainable import by_part
@@ -33,11 +33,8 @@ def make_optimizer(model: Sa2VA, config: Config) -> torch.optim.Optimizer:
     options: dict[str, Any] = {"betas": (config.betas[0], config.betas[1]), "eps": config.eps, "lr": config.lr}
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, **options)
-    try:
+    with extra("deploy", f"optimizer={config.optimizer}", instead="optimizer=adamw"):
         from torchao.optim import AdamW8bit
-    except ImportError:
-        do = "pip install 'sa2va-shards[deploy]', or optimizer=adamw"
-        raise UserError("torchao is not installed", where="optimizer", met=config.optimizer, do=do) from None
     optimizer: torch.optim.Optimizer = AdamW8bit(groups, **options)
     return optimizer
 

@@ -29,6 +29,7 @@ from pipeline.records import Records, RecordsWriter
 from pipeline.task import Progress, ShardNote, write_shard
 from pipeline.workspace import PLAN, Workspace
 from shards.errors import UserError
+from shards.extras import extra
 from shards.lock import hold_lock
 from shards.storage.store import LocalFolder, Store
 
@@ -105,11 +106,8 @@ def _result(ray: Any, reference: Any, store: Store) -> ShardNote:
 def _cluster() -> Iterator[Any]:
     """Connect to the cluster that RAY_ADDRESS names, else to one that runs on this machine, else start one here."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
+    with extra("ray", "--engine ray"):
         import ray
-    except ImportError as error:
-        do = "pip install 'sa2va-shards[ray]'"
-        raise UserError("a package is missing", where="--engine ray", met=str(error), do=do) from None
     connect = not ray.is_initialized()
     if connect:
         _connect(ray)

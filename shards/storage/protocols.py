@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shards.errors import UserError
+from shards.extras import extra
 
 CONNECT_SECONDS = 20
 """Longest wait for a connection."""
@@ -25,16 +26,12 @@ _USER = re.compile(r"(?<!\baz:)(?<!\babfs:)(?<!\babfss:)//[^/@]*@")
 class StorageProtocol:
     """What can be done with URLs of one kind, and what that needs."""
 
-    package: str
-    """Package that fsspec needs."""
     options: Callable[[], dict[str, Any]]
     """Return options for fsspec's file system: limits on waiting, and no retries beneath `shards.storage.retry`."""
     can_write: bool = True
     """Whether sets are written there: an object appears when its last byte has arrived, and not before."""
     can_list: bool = True
     """Whether the names in a folder can be listed."""
-    extra: str = "remote"
-    """Extra of this distribution that installs the package."""
 
 
 def _http_options() -> dict[str, Any]:
@@ -61,10 +58,10 @@ def _azure_options() -> dict[str, Any]:
     return {"connection_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS}
 
 
-_HTTP = StorageProtocol("aiohttp", _http_options, can_write=False, can_list=False)
-_S3 = StorageProtocol("s3fs", _s3_options)
-_GOOGLE = StorageProtocol("gcsfs", _google_options)
-_AZURE = StorageProtocol("adlfs", _azure_options)
+_HTTP = StorageProtocol(_http_options, can_write=False, can_list=False)
+_S3 = StorageProtocol(_s3_options)
+_GOOGLE = StorageProtocol(_google_options)
+_AZURE = StorageProtocol(_azure_options)
 PROTOCOLS: dict[str, StorageProtocol] = {
     "http": _HTTP,
     "https": _HTTP,
@@ -111,23 +108,14 @@ def file_system(url: str) -> tuple[Any, str]:
     """
     protocol = protocol_of(url)
     name = url.split(":")[0].lower()
-    import fsspec
-    from fsspec.config import conf
+    with extra("remote", where=without_secrets(url)):
+        import fsspec
+        from fsspec.config import conf
 
-    try:
         options = {"use_listings_cache": False, **protocol.options()}  # others write there too
         for option, value in conf.get(name, {}).items():  # what the user configured counts more
             both = isinstance(value, dict) and isinstance(options.get(option), dict)
             options[option] = {**options[option], **value} if both else value
         files, path = fsspec.core.url_to_fs(url.rstrip("/"), **options)
-    except ImportError:
-        package = protocol.package
-        raise UserError(
-            f"{name} URLs need a package",
-            where=without_secrets(url),
-            met="not installed",
-            wanted=package,
-            do=f"pip install {package}, or sa2va-shards[{protocol.extra}]",
-        ) from None
     files.retries = 1  # s3fs has retries of its own beside botocore's
     return files, path

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inference.pictures import files_of_frames, read_picture, read_region, write_masks
+from inference.pictures import picture_files, read_picture, read_region, write_masks
 from pipeline.pictures import MAX_PIXELS
 from shards.errors import UserError
 
@@ -86,12 +86,12 @@ def test_regions(tmp_path):
 def test_frames_are_in_the_order_of_their_numbers(tmp_path):
     for name in ("10.jpg", "9.jpg", "000.png", "notes.txt", "b²2.png", "b10.png"):
         (tmp_path / name).touch()
-    assert [p.name for p in files_of_frames(tmp_path)] == ["000.png", "9.jpg", "10.jpg", "b10.png", "b²2.png"]
+    assert [p.name for p in picture_files(tmp_path)] == ["000.png", "9.jpg", "10.jpg", "b10.png", "b²2.png"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no pictures"):
-        files_of_frames(tmp_path / "empty")
+        picture_files(tmp_path / "empty")
     with pytest.raises(UserError, match="no folder"):
-        files_of_frames(tmp_path / "none")
+        picture_files(tmp_path / "none")
 
 
 def test_masks_and_overlay(small, tmp_path):

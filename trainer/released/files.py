@@ -18,6 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from shards.errors import UserError
+from shards.output_folder import check_output_folder
 from shards.regular_file import check_regular, read_regular
 from trainer.released.pointers import refuse_pointers
 from trainer.released.seal import UNSEALED, check_seal, seal
@@ -195,6 +196,13 @@ def _some(names: list[str], shown: int = 8) -> str:
     return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
+def check_new_folder(out: Path) -> None:
+    """Check that `out` can become a new folder; raises `UserError` otherwise. Makes nothing."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError("there is something already", where=str(out), wanted="a new folder", do="choose another --out")
+    check_output_folder(out)
+
+
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder to write into, which becomes `out` at the end; where an exception ends it, nothing remains.
@@ -202,8 +210,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     Raises:
         UserError: `out` is neither missing nor an empty folder.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError("there is something already", where=str(out), wanted="a new folder", do="choose another --out")
+    check_new_folder(out)
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     partial.mkdir(parents=True)
     try:
