@@ -19,6 +19,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from benchmarks.loading import FIELDS, spread
 from benchmarks.loading_data import EXACT, write
 from benchmarks.peers import BATCH
 from shards.checksum import crc32
-from trainer.data.loader import Loader
+from trainer.data.loader import Loader, LoaderOptions
 
 CLOCKS = {"by the clock": time.perf_counter, "by processor time": time.process_time}
 
@@ -36,12 +37,8 @@ CLOCKS = {"by the clock": time.perf_counter, "by processor time": time.process_t
 def one_round(folder: Path, epochs: int, swapped: bool) -> dict[str, tuple[float, float]]:
     """Return the time without the check, divided by that with it, by clock: of all epochs, and of the first."""
     checks = ("never", "first") if swapped else ("first", "never")
-    loaders = {
-        check: Loader(
-            [str(folder)], fields=FIELDS, batch_size=BATCH, seed=0, threads=2, normalise="device", check=check
-        )
-        for check in checks
-    }
+    options = LoaderOptions(fields=FIELDS, batch_size=BATCH, seed=0, threads=2, normalise="device")
+    loaders = {check: Loader([str(folder)], replace(options, check=check)) for check in checks}
     taken: dict[str, list[list[float]]] = {check: [] for check in checks}
     for epoch in range(epochs):
         for check, loader in loaders.items():

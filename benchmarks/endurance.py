@@ -94,12 +94,12 @@ def traced(name: str, command: list[str], log: Path) -> MemoryTrace:
 
 def read(folder: Path, threads: int) -> None:
     """Read two epochs, as a training on a CPU does."""
-    from trainer.data.loader import Loader
+    from trainer.data.loader import Loader, LoaderOptions
 
     fields = "pixel_values1", "g_pixel_values1", "prompt_masks1", "masks1"
-    loader = Loader([str(folder)], fields=fields, batch_size=8, seed=0, threads=threads)
+    loader = Loader([str(folder)], LoaderOptions(fields=fields, batch_size=8, seed=0, threads=threads))
     for epoch in range(2):
-        seen = {key for batch in loader.epoch(epoch) for key in batch["keys"]}
+        seen = {key for batch in loader.epoch(epoch) for key in batch.keys}
         assert len(seen) == 8 * loader.steps_per_epoch
 
 

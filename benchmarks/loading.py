@@ -45,8 +45,8 @@ from benchmarks import peers
 from benchmarks.loading_data import EXACT, repeat, write
 from benchmarks.peers import BATCH, Epoch
 from shards.reader import ShardSet
-from trainer.data.loader import Loader
-from trainer.data.rows import Normalise
+from trainer.data.decoding import Normalise
+from trainer.data.loader import Loader, LoaderOptions
 
 FIELDS = ("pixel_values1", "g_pixel_values1", "prompt_masks1", "masks1")
 DELIVERED: dict[Normalise, str] = {"device": "uint8", "host": "float32"}
@@ -80,7 +80,8 @@ class Way:
 
 
 def ours(folder: Path, threads: int, where: Normalise) -> Epoch:
-    loader = Loader([str(folder)], fields=FIELDS, batch_size=BATCH, seed=0, threads=threads, normalise=where)
+    options = LoaderOptions(fields=FIELDS, batch_size=BATCH, seed=0, threads=threads, normalise=where)
+    loader = Loader([str(folder)], options)
     numbers = iter(range(10**9))
     return lambda: loader.epoch(next(numbers))
 

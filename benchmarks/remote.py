@@ -28,7 +28,7 @@ from demo.make_sav import write
 from pipeline.request import make_request
 from pipeline.run import run
 from shards.storage.cache import Cache
-from trainer.data.loader import Loader
+from trainer.data.loader import Loader, LoaderOptions
 
 SHARD_BYTES = 16_000_000
 
@@ -58,8 +58,9 @@ def epoch(path: str, threads: int, cache: Path | None = None) -> float:
     """Return the samples per second of an epoch, with the opening of the set."""
     started = time.perf_counter()
     opened = Cache(cache, 10**12) if cache else None
-    loader = Loader([path], fields=FIELDS, batch_size=BATCH, seed=0, threads=threads, cache=opened)
-    seen = sum(len(batch["keys"]) for batch in loader.epoch(0))
+    options = LoaderOptions(fields=FIELDS, batch_size=BATCH, seed=0, threads=threads, cache=opened)
+    loader = Loader([path], options)
+    seen = sum(len(batch.keys) for batch in loader.epoch(0))
     return seen / (time.perf_counter() - started)
 
 

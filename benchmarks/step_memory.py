@@ -19,7 +19,9 @@ from typing import Any
 
 import torch
 
+from shards.recipe import named_recipe
 from trainer.config import Config
+from trainer.data.batch import Batch, Frame
 from trainer.model.architecture import PRESETS, Architecture
 from trainer.model.captioner import Captioner
 from trainer.model.generation import Answers
@@ -47,8 +49,8 @@ class SecondModel:
             own.lerp_(other, 1 - self._decay)
 
     @torch.no_grad()
-    def describe(self, *args: Any) -> Answers:
-        answers: Answers = self._captioner(*args)
+    def describe(self, *args: Any, **kwargs: Any) -> Answers:
+        answers: Answers = self._captioner(*args, **kwargs)
         return answers
 
 
@@ -60,21 +62,25 @@ def build(layers: int) -> Sa2VA:
     return Sa2VA(architecture, Prompts(byte_tokenizer(), architecture.template, _VOCABULARY))
 
 
-def sample() -> dict[str, Any]:
+def sample() -> Batch:
     region = torch.zeros(1, 16, 16, dtype=torch.bool)
     region[:, 4:9, 4:9] = True
     mask = torch.zeros(1, 1024, 1024, dtype=torch.bool)
     mask[:, 200:600, 200:600] = True
-    return {
-        "pixel_values1": torch.randn(1, 3, 448, 448),
-        "pixel_values2": torch.randn(1, 3, 448, 448),
-        "g_pixel_values2": torch.randint(0, 256, (1, 3, 1024, 1024), dtype=torch.uint8),
-        "prompt_masks1": region,
-        "masks2": mask,
-        "image_of_object": torch.tensor([0]),
-        "paired": torch.tensor([True]),
-        **{"keys": ["one"], "copies": [0], "texts": [[]], "position": {"epoch": 0, "samples": 1}},
-    }
+    small, large = torch.randn(1, 3, 448, 448), torch.randint(0, 256, (1, 3, 1024, 1024), dtype=torch.uint8)
+    return Batch(
+        frames=(Frame(pixel_values=small, prompt_masks=region), Frame(small.clone(), large, masks=mask)),
+        image_of_object=torch.tensor([0]),
+        paired=torch.tensor([True]),
+        keys=["one"],
+        texts=[[]],
+        objects=[0],
+        recipe=named_recipe("default"),
+        meta=[{}],
+        frame_numbers=[(1, 2)],
+        turns=[0],
+        copies=[0],
+    )
 
 
 def resident() -> int:

@@ -12,9 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from shards.groups import named_group
 from trainer.config import Config, load_config
-from trainer.data.loader import Loader
+from trainer.data.batch import required
+from trainer.data.loader import Loader, LoaderOptions
 from trainer.objectives import load_objective
 from trainer.objectives.losses import regular_points, truth_at
 from trainer.objectives.metrics import mask_metrics
@@ -52,23 +52,21 @@ def _at(masks: Tensor) -> Tensor:
 
 def _masks(config: Config, part: Literal["train", "holdout"]) -> Tensor:
     """The truth of a part's objects, (N, 1024, 1024): one epoch in training, the evaluation's first samples."""
-    field = f"masks{load_objective('dual').target_frame}"
-    held = part == "holdout"
-    loader = Loader(
-        config.data.shards,
-        fields=(field,),
-        batch_size=config.batch_size if held else 1,
+    frame = load_objective("dual").target_frame or 1
+    options = LoaderOptions(
+        fields=(f"masks{frame}",),
+        batch_size=1,
         seed=config.seed,
         holdout=config.data.holdout,
-        holdout_by=named_group(config.data.holdout_by),
+        holdout_by=config.data.holdout_by,
         part=part,
+        limit=config.eval.samples if part == "holdout" else None,
         sources=config.objectives()["dual"].sources,
         objects_per_sample=max(2, config.data.objects_per_sample),
         need="regions",
     )
-    most = -(-config.eval.samples // config.batch_size) if held else None
-    batches = [batch[field].clone() for number, batch in enumerate(loader.epoch(0)) if most is None or number < most]
-    return torch.cat(batches)
+    batches = Loader(config.data.shards, options).epoch(0)
+    return torch.cat([required(batch.frames[frame - 1].masks).clone() for batch in batches])
 
 
 if __name__ == "__main__":

@@ -172,8 +172,8 @@ def _tally(
                 tally.samples += 1
                 tally.left_out += sample.left_out
             for batch, sources in batches(group, objective, size):
-                there = {k: v.to(model.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-                values = {k: v.cpu() for k, v in judged.judge(there, side=IMAGE_SIZE).values.items()}
+                values = judged.judge(batch.to(model.device), side=IMAGE_SIZE).values
+                values = {name: value.cpu() for name, value in values.items()}
                 for source in dict.fromkeys(sources):
                     rows = torch.tensor([other == source for other in sources])
                     tallies[source].add({name: value[rows] for name, value in values.items()})

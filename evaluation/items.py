@@ -23,7 +23,7 @@ from shards.errors import BadShard
 from shards.format import Field, FieldName
 from shards.reader import ShardSet, decode_field
 from shards.sample import texts_of
-from trainer.data.loader import Batch
+from trainer.data.batch import Batch, Frame
 from trainer.objectives import load_objective
 
 NO_TEXT, NO_REGION = "objects without a text", "objects without a prompt cell"
@@ -168,16 +168,25 @@ def _place(name: str, frames: Frames) -> tuple[FieldName, int]:
 
 def _batch(items: Sequence[Item], objective: str) -> tuple[Batch, list[str]]:
     views = list(dict.fromkeys((item.sample, item.frames) for item in items))
-    batch: Batch = {
-        "image_of_object": torch.tensor([views.index((item.sample, item.frames)) for item in items]),
-        "texts": [[] if item.text is None else [item.text] for item in items],
-        "keys": [sample.key for sample, _ in views],
-        "paired": torch.tensor([first != second for _, (first, second) in views]),
-    }
+    frames: tuple[dict[str, torch.Tensor], ...] = ({}, {})
     for name in load_objective(objective).judging_fields:
         if "masks" in name:
             values = [item.sample.decode(*_place(name, item.frames), [item.number])[0] for item in items]
         else:
-            values = [sample.decode(*_place(name, frames)) for sample, frames in views]
-        batch[name] = torch.from_numpy(np.stack(values))
+            values = [sample.decode(*_place(name, shown)) for sample, shown in views]
+        wanted = Field.parse(name)
+        frames[(wanted.frame or 1) - 1][wanted.name] = torch.from_numpy(np.stack(values))
+    batch = Batch(
+        frames=(Frame(**frames[0]), Frame(**frames[1])),
+        image_of_object=torch.tensor([views.index((item.sample, item.frames)) for item in items]),
+        paired=torch.tensor([first != second for _, (first, second) in views]),
+        keys=[sample.key for sample, _ in views],
+        texts=[[] if item.text is None else [item.text] for item in items],
+        objects=[item.number for item in items],
+        recipe=views[0][0].shards.recipe,
+        meta=[sample.meta for sample, _ in views],
+        frame_numbers=[(first + 1, second + 1) for _, (first, second) in views],
+        turns=[0] * len(items),
+        copies=[0] * len(views),
+    )
     return batch, [item.sample.shards.manifest.source for item in items]

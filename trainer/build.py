@@ -30,7 +30,7 @@ from trainer.checkpoints.rng import set_random_state
 from trainer.checkpoints.run_folder import RunFolder
 from trainer.config import Config, flat, save_config
 from trainer.data.holdout import holdout_notes
-from trainer.data.loader import Loader, check_recipe
+from trainer.data.loader import Loader, LoaderOptions, check_recipe
 from trainer.data.stream import Stream
 from trainer.measure.flops import costs_of, peak_of
 from trainer.measure.held_out import HeldOut
@@ -197,9 +197,8 @@ def open_data(config: Config, accelerator: Accelerator, show: Show) -> RunData:
     objectives = config.objectives()
 
     # Loaders are not prepared: Accelerate would let one process read for all, or split their batches once more.
-    def load(objective: str, fields: tuple[str, ...], **options: Any) -> Loader:
-        return Loader(
-            config.data.shards,
+    def load(objective: str, fields: tuple[str, ...], **more: Any) -> Loader:
+        options = LoaderOptions(
             fields=fields,
             batch_size=config.batch_size,
             seed=config.seed,
@@ -217,8 +216,9 @@ def open_data(config: Config, accelerator: Accelerator, show: Show) -> RunData:
             normalise="device" if where == "device" or (where == "auto" and on_gpu) else "host",
             cache=cache,
             check=config.data.check,
-            **options,
+            **more,
         )
+        return Loader(config.data.shards, options)
 
     chosen = config.data.objects_per_sample
     train = {
@@ -231,7 +231,7 @@ def open_data(config: Config, accelerator: Accelerator, show: Show) -> RunData:
         for name in objectives
     }
     # Two objects per picture, so that captions can be swapped.
-    two: dict[str, Any] = {"part": "holdout", "objects_per_sample": max(2, chosen)}
+    two: dict[str, Any] = {"part": "holdout", "limit": config.eval.samples, "objects_per_sample": max(2, chosen)}
     judged = objectives if config.data.holdout else ()
     held_out = {name: load(name, load_objective(name).panel_fields(), **two) for name in judged}
     for loader in train.values():

@@ -99,8 +99,8 @@ def asked(folder: Path, objective: str, size: int, rank: int, world_size: int) -
     """By batch: key, text and area of the mask of each item."""
     return [
         [
-            (batch["keys"][image], text, int(mask.sum()))
-            for image, [text], mask in zip(batch["image_of_object"], batch["texts"], batch["masks1"], strict=True)
+            (batch.keys[image], text, int(mask.sum()))
+            for image, [text], mask in zip(batch.image_of_object, batch.texts, batch.frames[0].masks, strict=True)
         ]
         for group in read(groups(folder, size)[rank::world_size], objective)
         for batch, _ in batches(group, objective, size)
@@ -140,12 +140,12 @@ def test_what_cannot_be_asked_about_is_counted_and_frames_show_the_object(
     assert [(item.number, item.frames) for item in group[0].items] == [(0, (0, 1)), (1, (1, 1))]
     assert not group[0].left_out
     (batch,) = (batch for batch, _ in batches(group, "dual", 8))
-    assert batch["paired"].tolist() == [True, False] and batch["image_of_object"].tolist() == [0, 1]
+    assert batch.paired.tolist() == [True, False] and batch.image_of_object.tolist() == [0, 1]
     whole = ShardSet(tmp_path / "shards")[0]
     for row, number in ((0, 0), (1, 1)):
-        assert np.array_equal(batch["masks2"][row], whole["masks2"][number])
-        assert np.array_equal(batch["prompt_masks1"][row], whole[f"prompt_masks{1 + row}"][number])
-        assert np.array_equal(batch["pixel_values1"][row], whole[f"pixel_values{1 + row}"])
+        assert np.array_equal(batch.frames[1].masks[row], whole["masks2"][number])
+        assert np.array_equal(batch.frames[0].prompt_masks[row], whole[f"prompt_masks{1 + row}"][number])
+        assert np.array_equal(batch.frames[0].pixel_values[row], whole[f"pixel_values{1 + row}"])
     monkeypatch.setattr("evaluation.items.decode_field", lambda *how: np.zeros_like(decode_field(*how)))
     (group,) = read(groups(tmp_path / "shards"), "dual")
     assert not group[0].items and group[0].left_out == {NO_REGION: 2}
@@ -158,7 +158,7 @@ def test_each_object_has_another_to_swap_captions_with(refer_set: Path, size: in
     for group in read(groups(refer_set, size), "dual"):
         number = {sample.key: len(sample.items) for sample in group}
         for batch, _ in batches(group, "dual", size):
-            objects = Counter(batch["keys"][image] for image in batch["image_of_object"].tolist())
+            objects = Counter(batch.keys[image] for image in batch.image_of_object.tolist())
             assert all(count > 1 or number[key] == 1 for key, count in objects.items())
             assert 1 < objects.total() <= size + 2
             seen += objects.total()
@@ -184,10 +184,10 @@ def test_metrics_equal_an_independent_computation(
 
     def spying(self, batch, side):
         if not actual:
-            batch["masks1"][0] = False
+            batch.frames[0].masks[0] = False
         judged = original(self, batch, side)
         dense = F.interpolate(judged.logits[:, None], (1024, 1024), mode="bilinear", align_corners=False)[:, 0] > 0
-        actual.extend((p.numpy().ravel(), t.numpy().ravel()) for p, t in zip(dense, batch["masks1"], strict=True))
+        actual.extend((p.numpy().ravel(), t.numpy().ravel()) for p, t in zip(dense, batch.frames[0].masks, strict=True))
         told.extend(judged.values["caption"].tolist() if "caption" in judged.values else [])
         return judged
 

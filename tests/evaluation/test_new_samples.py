@@ -14,8 +14,8 @@ from evaluation.evaluate import evaluate
 from evaluation.new_samples import explain_samples, new_parts, trained_on
 from shards.errors import UserError
 from shards.reader import ShardSet
+from tests.batches import make_loader
 from tests.trainer.runs import SMALL
-from trainer.data.loader import Loader
 from trainer.export import export
 from trainer.released.folder import save_model
 from trainer.released.loaded import ModelInfo
@@ -46,8 +46,8 @@ def run(sav_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained_keys(sav_set: Path) -> set[str]:
     """Return the keys of the samples in an epoch of that run."""
-    loader = Loader([str(sav_set)], fields=("prompt_masks1",), batch_size=1, seed=0, holdout=HOLDOUT)
-    return {key for batch in loader.epoch(0) for key in batch["keys"]}
+    loader = make_loader([sav_set], fields=("prompt_masks1",), batch_size=1, seed=0, holdout=HOLDOUT)
+    return {key for batch in loader.epoch(0) for key in batch.keys}
 
 
 def new_keys(folder: Path, record: TrainedOn | None) -> set[str]:

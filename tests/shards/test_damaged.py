@@ -25,8 +25,8 @@ from shards.recode import recode
 from shards.select import sample, split
 from shards.stats import measure_sets
 from shards.verification import verify
+from tests.batches import make_loader
 from tests.shards.sealed import change_meta, change_sample, reseal
-from trainer.data.loader import Loader
 
 OLD = Path(__file__).parent / "version_1" / "folder"
 
@@ -377,7 +377,7 @@ def test_a_set_of_no_samples_is_an_error_everywhere(empty, tmp_path, here):
         assert "Traceback" not in said.stderr and "all checks hold" not in said.stdout
     assert not [path for path in tmp_path.iterdir() if path != empty]
     with pytest.raises(UserError, match="a set without samples"):
-        Loader([str(empty)], fields=("masks1",), batch_size=1, seed=0)
+        make_loader([empty], fields=("masks1",), batch_size=1, seed=0)
     with pytest.raises(UserError, match="a set without samples"):
         split(empty, tmp_path / "s", 0.5, "file", 10)
     assert list(read_samples(OLD / "folder-000001.tar"))

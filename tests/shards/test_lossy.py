@@ -26,9 +26,9 @@ from shards.recode import recode
 from shards.select import sample, split
 from shards.stats import measure_sets
 from shards.verification import verify
+from tests.batches import make_loader
 from tests.shards.conftest import change_frame, stored_samples, write_set
 from trainer.config import load_config
-from trainer.data.loader import Loader
 from trainer.doctor.data import Data, check_sets
 
 PICTURES = ("pixel_values1", "g_pixel_values1", "pixel_values2", "g_pixel_values2")
@@ -198,14 +198,14 @@ def test_other_pictures_are_noticed_in_lossy_sets_too(few, tmp_path):
 
 
 def test_the_trainer_reads_it_and_says_so(lossy, few, tmp_path):
-    loader = Loader([str(lossy)], fields=("pixel_values1", "g_pixel_values1"), batch_size=3, seed=1)
+    loader = make_loader([lossy], fields=("pixel_values1", "g_pixel_values1"), batch_size=3, seed=1)
     (batch,) = loader.epoch(0)
     whole = {one["__key__"]: one for one in map(ShardSet(lossy).__getitem__, range(3))}
-    for row, key in enumerate(batch["keys"]):
-        assert np.array_equal(batch["g_pixel_values1"][row], whole[key]["g_pixel_values1"])
-        assert np.array_equal(batch["pixel_values1"][row], whole[key]["pixel_values1"])
+    for row, key in enumerate(batch.keys):
+        assert np.array_equal(batch.frames[0].g_pixel_values[row], whole[key]["g_pixel_values1"])
+        assert np.array_equal(batch.frames[0].pixel_values[row], whole[key]["pixel_values1"])
     assert len(loader.lossy) == 1 and "jpeg, lossy: PSNR" in loader.lossy[0] and "lossy" in loader.described[0]
-    plain = Loader([str(few)], fields=("pixel_values1",), batch_size=3, seed=1)
+    plain = make_loader([few], fields=("pixel_values1",), batch_size=3, seed=1)
     assert not plain.lossy and "lossy" not in plain.described[0]
     config = load_config([f"data.shards=[{lossy}]", "batch_size=1", "data.holdout=0"])
     (warned,) = [finding for finding in check_sets(config, Data.open(config, 1)) if finding.level == "warn"]

@@ -20,8 +20,8 @@ from shards.manifest import Manifest, pack_manifest, sha256
 from shards.reader import ShardSet
 from shards.recode import recode
 from shards.verification import verify
+from tests.batches import make_loader
 from tests.conftest import files_of
-from trainer.data.loader import Loader
 
 
 def test_the_command(sav_set, raw_set):
@@ -134,8 +134,8 @@ def test_the_loader_reads_either(sav_set, raw_set):
     def batches(folder: Path) -> list:
         fields = ("pixel_values1", "g_pixel_values1", "prompt_masks1", "masks1")
         return [
-            {f: b[f].clone() for f in fields}
-            for b in Loader([str(folder)], fields=fields, batch_size=3, seed=1).epoch(0)
+            {name: tensor.clone() for name, tensor in b.frames[0].tensors().items()}
+            for b in make_loader([folder], fields=fields, batch_size=3, seed=1).epoch(0)
         ]
 
     for one, other in zip(batches(sav_set), batches(raw_set), strict=True):

@@ -26,8 +26,8 @@ from shards.recode import recode
 from shards.select import sample, split
 from shards.stats import measure_sets, table
 from shards.verification import verify
+from tests.batches import make_loader
 from tests.conftest import files_of, shard_sav
-from trainer.data.loader import Loader
 
 HERE = Path(__file__).parent / "version_1"
 OLD = HERE / "folder"
@@ -64,9 +64,9 @@ def test_verify_stats_preview_and_training(tmp_path):
     assert report.ok and (report.samples, report.objects) == (3, 4)
     assert "3 samples" in table(measure_sets([OLD], 10))
     assert preview(OLD, tmp_path / "page").read_text("utf-8").count("<img") == 3
-    loader = Loader([str(OLD)], fields=("pixel_values1", "masks1"), batch_size=3, seed=0, threads=0)
+    loader = make_loader([OLD], fields=("pixel_values1", "masks1"), batch_size=3, seed=0, threads=0)
     (batch,) = loader.epoch(0)
-    assert sorted(batch["keys"]) == sorted(one["__key__"] for one in WANTED)
+    assert sorted(batch.keys) == sorted(one["__key__"] for one in WANTED)
 
 
 @pytest.mark.parametrize("codec", ["zstd", "raw"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,12 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from pipeline.request import make_request
 from pipeline.run import run
+from tests.batches import make_loader
 from tests.models import composed_once  # noqa: F401 (a fixture)
 from tests.pipeline.sources.test_folder import write as write_lines
 from tests.pipeline.sources.test_folder import write_pictures
 from trainer.config import Config
-from trainer.data.loader import Batch, Loader
+from trainer.data.batch import Batch, Frame
 from trainer.model.sa2va import Sa2VA, build
 from trainer.model.trainable import set_trainable
 from trainer.objectives.step import Step
@@ -41,11 +43,12 @@ def fresh_accelerate() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def batch(sav_set: Path) -> Batch:
     """Two pairs of real photographs; every object has a text. Not to be changed."""
-    loader = Loader([str(sav_set)], fields=FIELDS, batch_size=2, seed=0)
+    loader = make_loader([sav_set], fields=FIELDS, batch_size=2, seed=0)
     steps: Iterator[Batch] = loader.epoch(0)
-    first = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in next(steps).items()}
+    taken = next(steps)
+    first, second = (Frame(**{n: t.clone() for n, t in frame.tensors().items()}) for frame in taken.frames)
     steps.close()  # type: ignore[attr-defined]
-    return {**first, "texts": [["The Left eye."], ["a helmet", "the white helmet"]]}
+    return replace(taken, frames=(first, second), texts=[["The Left eye."], ["a helmet", "the white helmet"]])
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ from typing import Annotated, Any, get_args, get_origin
 import pytest
 
 from shards.errors import UserError
+from tests.batches import make_loader
 from trainer.config import Config, fields, flat, load_config
-from trainer.data.loader import Loader
 from trainer.limits import Bound
 
 HOSTILE = ("nan", "inf", "-1", str(2**63), "")
@@ -93,12 +93,12 @@ def test_it_says_which_and_why(given: str, said: str | None):
 def test_batches_that_cannot_fit_are_refused(sav_set: Path):
     fields = ("g_pixel_values1", "masks1")
     with pytest.raises(UserError, match=r"batches take more memory than there is; met .* GB; wanted .*data.prefetch"):
-        Loader([str(sav_set)], fields=fields, batch_size=4, seed=0, prefetch=1000, objects_per_sample=4096)
+        make_loader([sav_set], fields=fields, batch_size=4, seed=0, prefetch=1000, objects_per_sample=4096)
 
 
 def test_too_few_samples_name_the_objective_and_what_to_set(sav_set: Path):
     given = {"fields": ("masks1",), "batch_size": 12, "seed": 0, "holdout": 0.3, "purpose": "mix.segment"}
     with pytest.raises(UserError, match=r"^mix.segment, .*too few samples in the train part; .*lower batch_size"):
-        Loader([str(sav_set)], **given, sources=["sav"])
+        make_loader([sav_set], **given, sources=["sav"])
     with pytest.raises(UserError, match=r"^mix.segment, .*holdout part; .*raise data.holdout, .* data.holdout=0$"):
-        Loader([str(sav_set)], **given, part="holdout")
+        make_loader([sav_set], **given, part="holdout")

@@ -6,6 +6,7 @@ Unless sam2 or transformers call it: those resize feature maps and position tabl
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import PIL.Image
 import PIL.ImageOps
@@ -16,7 +17,7 @@ import torchvision.transforms.functional as functional
 import torchvision.transforms.v2 as transforms_v2
 import torchvision.transforms.v2.functional as functional_v2
 
-from trainer.data.loader import Batch
+from trainer.data.batch import Batch
 
 NN = torch.nn.functional
 RESIZING = [
@@ -72,7 +73,7 @@ def test_the_guard_guards(guarded):
 
 @pytest.mark.parametrize("objective", ["dual", "reverse"])  # which hold the passes of the others
 def test_a_whole_step_and_an_evaluation_resize_nothing(guarded, make_loop, batch: Batch, objective: str):
-    loop, batch = make_loop(), {**batch, "texts": [["an eye"], ["a helmet"]]}
+    loop, batch = make_loop(), replace(batch, texts=[["an eye"], ["a helmet"]])
     optimizer = torch.optim.AdamW([p for p in loop.parameters() if p.requires_grad], lr=1e-3)
     loop(batch, objective)["loss"].backward()
     optimizer.step()

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from shards.errors import UserError
+from tests.batches import make_loader
 from tests.conftest import files_of
 from tests.joined import Joined
 from tests.trainer.runs import (
@@ -30,7 +31,6 @@ from tests.trainer.runs import (
     wait_for,
 )
 from trainer.config import load_config
-from trainer.data.loader import Loader
 from trainer.model.sa2va import build
 from trainer.model.trainable import set_trainable
 from trainer.objectives import passes
@@ -125,8 +125,10 @@ def test_two_processes_of_which_one_has_a_loss_that_is_not_finite(
     assert said.count("an update") == 2 and "Traceback" not in said  # of step 1, in both
     met = {}
     for rank in (0, 1):
-        batches = Loader([str(unequal_set)], fields=(), batch_size=1, seed=0, rank=rank, world_size=2, accumulation=2)
-        met[rank] = ", ".join(key for batch in islice(batches.epoch(0), 2, 4) for key in batch["keys"])
+        batches = make_loader(
+            [str(unequal_set)], fields=(), batch_size=1, seed=0, rank=rank, world_size=2, accumulation=2
+        )
+        met[rank] = ", ".join(key for batch in islice(batches.epoch(0), 2, 4) for key in batch.keys)
     errors = sorted(line for line in said.splitlines() if line.startswith("error: "))
     start = "error: step 2, objective dual, samples {}: loss or gradient is not finite; met {}"
     assert len(errors) == 2 and met[0] != met[1]

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from shards.errors import UserError
 from trainer.checksums import ListedFiles
-from trainer.data.loader import Position
+from trainer.data.batch import Position
 from trainer.fsdp import distribute_like, full_tensors, resharded
 from trainer.objectives.step import Step
 from trainer.optimizer import from_stored, set_rate, to_stored

@@ -11,7 +11,7 @@ from trainer.checkpoints.checkpoint import STATE, State, read_random_states, rea
 from trainer.checkpoints.run_folder import CHECKPOINTS, LATEST, RunFolder
 from trainer.checksums import check_checkpoint
 from trainer.config import Config, flat, with_values
-from trainer.data.loader import Position
+from trainer.data.batch import Position
 from trainer.measure.journal import METRICS, read_records
 
 _DO = "give it as the run had it, or another output_dir for another run"

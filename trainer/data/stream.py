@@ -1,19 +1,20 @@
-"""The batches of each optimiser step, and how much of the data has been consumed."""
+"""The batches of each optimiser step, and the position in the data that they lead to."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from trainer.data.loader import Batch, Loader, Position
+from trainer.data.batch import Batch, Position
+from trainer.data.loader import Loader
 
 
 class Stream:
     """Endless batches, one epoch after another, an optimiser step at a time.
 
     Args:
-        loaders: by the objective that they are for.
-        accumulation: batches a step, of each loader.
-        consumed: where to go on, as `position` was; None: at the beginning.
+        loaders: by objective.
+        accumulation: batches per optimiser step of each loader.
+        consumed: the `position` to go on from; None: the beginning.
     """
 
     def __init__(
@@ -21,7 +22,7 @@ class Stream:
     ) -> None:
         beginning = {name: {"epoch": 0, "samples": 0} for name in loaders}
         self.position = {name: dict((consumed or beginning)[name]) for name in loaders}
-        """What has been consumed: what was only made ahead does not count."""
+        """What has been consumed, by objective; batches that were only decoded ahead do not count."""
         self.on_batch: Callable[[], object] = lambda: None
         """Called when a batch has been taken from a loader."""
         self._loaders, self._accumulation = loaders, accumulation
@@ -39,11 +40,11 @@ class Stream:
         return batch
 
     def objects(self) -> dict[str, int]:
-        """How many objects this process's batches of the next step hold together, by objective."""
+        """Objects in this process's batches of the next optimiser step, by objective."""
         for name, batches in self._batches.items():
             if name not in self._first:
                 self._first[name] = self._take(batches)
-        return {name: batch["step_objects"] for name, batch in self._first.items()}
+        return {name: batch.step_objects for name, batch in self._first.items()}
 
     def step(self) -> Iterator[tuple[str, Batch]]:
         """Yield (objective, batch) for one optimiser step. A batch counts as consumed when the next is asked for."""
@@ -51,11 +52,11 @@ class Stream:
             for _ in range(self._accumulation):
                 batch = self._first.pop(name, None) or self._take(batches)
                 yield name, batch
-                self.position[name] = batch["position"]
+                self.position[name] = batch.position
 
 
 def _endless(loader: Loader, start: Position) -> Iterator[Batch]:
-    """Each epoch has as many batches on every process, so that none waits for another at its end."""
+    """Batches of one epoch after another; each epoch has equally many on every process."""
     epoch, consumed = start["epoch"], start["samples"]
     while True:
         yield from loader.epoch(epoch, consumed)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,9 @@ from shards.reader import ShardSet
 from shards.remote import RemoteShardSet, open_set
 from shards.sets import find_sets
 from trainer.config import Config
+from trainer.data.decoding import Need
 from trainer.data.holdout import holdout_notes
-from trainer.data.loader import Loader, Need, check_recipe
+from trainer.data.loader import Loader, LoaderOptions, check_recipe
 from trainer.doctor.findings import Finding, fail, ok, size, warn
 from trainer.model.architecture import GRID, VISION_SIZE
 from trainer.model.grounding import IMAGE_SIZE, MEAN, STD
@@ -70,9 +70,7 @@ class Data:
 
     def _load(self, config: Config, processes: int, objective: str, sources: list[str]) -> None:
         """Make the loaders that the run would make."""
-        load = partial(
-            Loader,
-            config.data.shards,
+        options = LoaderOptions(
             fields=load_objective(objective).training_fields,
             batch_size=config.batch_size,
             seed=config.seed,
@@ -85,9 +83,10 @@ class Data:
             need=load_objective(objective).needs,
             cache=config.data.open_cache(),
         )
-        train = load(accumulation=config.accumulation)
+        train = Loader(config.data.shards, replace(options, accumulation=config.accumulation))
         self.train[objective] = len(train.order(0))
-        self.held_out[objective] = len(load(part="holdout").order(0)) if config.data.holdout else 0
+        held_out = Loader(config.data.shards, replace(options, part="holdout")) if config.data.holdout else None
+        self.held_out[objective] = len(held_out.order(0)) if held_out else 0
         self.described.extend(f"{objective}: {line}" for line in train.described)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from trainer.config import Config
-from trainer.data.loader import Batch, Loader
+from trainer.data.batch import Batch, Frame, required
+from trainer.data.loader import Loader
 from trainer.data.unpack import unpacked
 from trainer.measure.report import Panel, tinted
 from trainer.modes import autocast
@@ -28,25 +28,27 @@ _AREAS = ("overlap", "union")
 def evaluate(
     accelerator: Accelerator, step: Step, loader: Loader, objective: str, config: Config
 ) -> tuple[dict[str, float], list[Panel]]:
-    """Means over the held-out objects of all processes, and in the main process pictures of the first `eval.show`.
+    """Means over the objects of held-out samples, the same for any number of processes; in the main process, pictures.
 
-    Means are those of `Judged.values`; with masks also of `mask_loss`, BCE + Dice, and `ciou`, all overlaps over all
-    unions. Of values that no object has there is none.
+    Means are those of `Judged.values`; with masks also `mask_loss`, BCE + Dice, and `ciou`, all overlaps over all
+    unions. A value that no object has is left out.
 
     Args:
-        loader: yields the objective's `panel_fields()`.
+        loader: yields the held-out samples with the objective's `panel_fields()`.
+
+    Returns:
+        The means by name, and panels of `eval.show` objects; none on other processes.
     """
     shown: list[Panel] = []
     sums: dict[str, Tensor] = {}
     counts: dict[str, Tensor] = {}
-    per_step = config.batch_size * accelerator.num_processes
-    for batch in _first(loader, -(-config.eval.samples // per_step)):
+    for batch in loader.epoch(0):  # the same samples each time
         with autocast(accelerator.device, config.mixed_precision):
             judged = step.judge(batch, objective)
         if accelerator.is_main_process and len(shown) < config.eval.show:
             shown += _panels(batch, judged, objective)
         for name, value in judged.values.items():
-            known = ~value.isnan()
+            known = ~value.isnan() & (not batch.is_padding)
             sums[name] = sums.get(name, 0) + value[known].sum().double()
             counts[name] = counts.get(name, 0) + known.sum().double()
     stacked = torch.stack([*sums.values(), *counts.values()])[None]
@@ -59,27 +61,26 @@ def evaluate(
     return means, shown[: config.eval.show]
 
 
-def _first(loader: Loader, steps: int) -> Iterator[Batch]:
-    """The same first batches each time."""
-    return islice(loader.epoch(0), steps)
-
-
 def _panels(batch: Batch, judged: Judged, objective: str) -> Iterator[Panel]:
     shown = load_objective(objective)
-    frame = shown.target_frame or 1
-    for i, sample in enumerate(batch["image_of_object"].tolist()):
-        points = regular_points(1, _SIDE, torch.device("cpu"))
+    first = batch.frames[0]
+    target = batch.frames[(shown.target_frame or 1) - 1]
+    points = regular_points(1, _SIDE, torch.device("cpu"))
+
+    def mask_of(frame: Frame, number: int) -> Any:
+        return _square(truth_at(unpacked(required(frame.masks)[number : number + 1]), points))
+
+    for i, sample in enumerate(batch.image_of_object.tolist()):
         prompt = None
         if shown.shows_region:
-            region = _square(truth_at(unpacked(batch["masks1"][i : i + 1]), points))
-            prompt = tinted(_thumbnail(batch["g_pixel_values1"][sample]), region)
+            prompt = tinted(_thumbnail(required(first.g_pixel_values)[sample]), mask_of(first, i))
         prediction = None if judged.logits is None else judged.logits[i : i + 1].cpu()
         numbers = ("iou", "swap_gap", "caption")
         yield Panel(
-            name=batch["keys"][sample],
+            name=batch.keys[sample],
             prompt=prompt,
-            image=_thumbnail(batch[f"g_pixel_values{frame}"][sample]),
-            truth=_square(truth_at(unpacked(batch[f"masks{frame}"][i : i + 1]), points)),
+            image=_thumbnail(required(target.g_pixel_values)[sample]),
+            truth=mask_of(target, i),
             prediction=None if prediction is None else _square(logits_at(prediction, points) > 0),
             caption=judged.captions[i],
             values={name: float(judged.values[name][i]) for name in numbers if name in judged.values},
@@ -87,7 +88,7 @@ def _panels(batch: Batch, judged: Judged, objective: str) -> Iterator[Panel]:
 
 
 def _thumbnail(image: torch.Tensor) -> Any:
-    """Every so many-th pixel of (3, 1024, 1024): (256, 256, 3) uint8. A picture for the eye, not for the model."""
+    """Every fourth pixel of (3, 1024, 1024): (256, 256, 3) uint8. For people to see; the model never reads it."""
     step = image.shape[-1] // _SIDE
     return np.ascontiguousarray(image[:, step // 2 :: step, step // 2 :: step].permute(1, 2, 0).numpy())
 

@@ -52,9 +52,9 @@ class Backward:
         for objective, batch in stream.step():
             if self._project and others is None and load_objective(objective).projected:
                 others = self._take()
-            keys[objective] += batch["keys"]
+            keys[objective] += batch.keys
             weight = self._mix[objective].weight
-            share = shares[objective] * len(batch["image_of_object"])
+            share = shares[objective] * len(batch.image_of_object)
             with self._accelerator.no_sync(self._module) if self._project else self._accumulated():
                 with autocast(self._accelerator.device, self._precision):
                     result = self._module(batch, objective)

@@ -7,9 +7,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from trainer.data.batch import Batch, required
 from trainer.objectives.judging import POINTS_PER_SIDE, Judged, caption_losses, first_texts
 from trainer.objectives.objective import Objective
-from trainer.objectives.passes import Batch, cross_entropy
+from trainer.objectives.passes import cross_entropy
 
 
 class Describe(Objective):
@@ -25,13 +26,15 @@ class Describe(Objective):
     def losses(self, batch: Batch, draws: list[torch.Generator]) -> dict[str, Tensor]:
         passes = self.passes
         answers = [passes.tokens_of(text) for text in passes.chosen_texts(batch)]
-        visual_tokens = passes.model.encode_image(batch["pixel_values1"])
-        logits, targets, row_of = passes.describe(batch, visual_tokens, batch["prompt_masks1"], answers, answers)
+        regions = required(batch.frames[0].prompt_masks)
+        visual_tokens = passes.encode_image(batch.frames[0])
+        logits, targets, row_of = passes.describe(batch, visual_tokens, regions, answers, answers)
         return {"caption": cross_entropy(logits, targets, row_of, len(answers))}
 
     def judge(self, batch: Batch, side: int = POINTS_PER_SIDE) -> Judged:
         """The cross-entropy of the first text, given the region."""
         captions = first_texts(batch)
-        visual_tokens = self.passes.model.encode_image(batch["pixel_values1"])
-        values = caption_losses(self.passes, batch, visual_tokens, captions, batch["prompt_masks1"])
+        regions = required(batch.frames[0].prompt_masks)
+        visual_tokens = self.passes.encode_image(batch.frames[0])
+        values = caption_losses(self.passes, batch, visual_tokens, captions, regions)
         return Judged(values, captions, None)

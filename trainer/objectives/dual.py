@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from trainer.data.batch import Batch, required
 from trainer.model.captioner import Caption, Captioner, captions_of
 from trainer.objectives.gumbel import straight_through_gumbel
 from trainer.objectives.judging import POINTS_PER_SIDE, Judged, compare_masks, other_objects
@@ -16,7 +17,7 @@ from trainer.objectives.language import caption_statistics
 from trainer.objectives.metrics import mask_metrics
 from trainer.objectives.noise import uniform
 from trainer.objectives.objective import Objective
-from trainer.objectives.passes import Batch, Passes, cross_entropy, full_precision
+from trainer.objectives.passes import Passes, cross_entropy, full_precision
 from trainer.objectives.teacher import Teacher
 
 
@@ -37,37 +38,40 @@ class Dual(Objective):
     swaps_captions = True
 
     def losses(self, batch: Batch, draws: list[torch.Generator]) -> dict[str, Tensor]:
-        passes, model = self.passes, self.passes.model
+        passes = self.passes
+        described, segmented = batch.frames
         assert self.teacher is not None
-        visual_tokens = model.encode_image(batch["pixel_values1"])
+        visual_tokens = passes.encode_image(described)
         captions = pseudo_captions(passes, self.teacher, batch, visual_tokens, draws)
         sampled = sample_captions(passes, batch, visual_tokens, captions, draws)
         rows = passes.question(batch, sampled.words, draws)
-        sam_features = model.encode_sam(batch["g_pixel_values2"])
+        sam_features = passes.encode_sam(segmented)
         second = passes.encode_second_image(batch, visual_tokens)
         logits, lang = passes.segment(batch, rows, second, sam_features, sampled.embeddings)
-        losses = passes.mask_losses(logits, batch["masks2"], draws)
+        losses = passes.mask_losses(logits, required(segmented.masks), draws)
         statistics = caption_statistics(sampled.words, [c.ended for c in captions], sampled.logits[sampled.is_word])
         return {**losses, "lang": lang, "anchor": sampled.anchor, **statistics}
 
     def judge(self, batch: Batch, side: int = POINTS_PER_SIDE) -> Judged:
         """Describe frame 1's regions greedily, and segment frame 2 from these captions (the cycle)."""
         passes, model = self.passes, self.passes.model
-        visual_tokens = model.encode_image(batch["pixel_values1"])
-        sam_features = model.encode_sam(batch["g_pixel_values2"])
+        described, segmented = batch.frames
+        masks = required(segmented.masks)
+        visual_tokens = passes.encode_image(described)
+        sam_features = passes.encode_sam(segmented)
         question = passes.description_question(batch, visual_tokens)
         length = passes.config.max_caption_tokens
         answers = Captioner(model)(*question, length, any_process=passes.any_process)
         words = [caption.words for caption in captions_of(answers, model.prompts)]
         second = passes.encode_second_image(batch, visual_tokens)
         logits, _ = passes.segment(batch, passes.question(batch, words, None), second, sam_features)
-        values = compare_masks(logits, batch["masks2"], side)
+        values = compare_masks(logits, masks, side)
         values["swap_gap"] = torch.full_like(values["iou"], torch.nan)
         if passes.any_process(len(words) > 1):
-            swapped = [words[i] for i in other_objects(batch["image_of_object"].tolist())]
+            swapped = [words[i] for i in other_objects(batch.image_of_object.tolist())]
             wrong, _ = passes.segment(batch, passes.question(batch, swapped, None), second, sam_features)
             if len(words) > 1:
-                values["swap_gap"] = values["iou"] - mask_metrics(wrong, batch["masks2"], side)["iou"]
+                values["swap_gap"] = values["iou"] - mask_metrics(wrong, masks, side)["iou"]
         return Judged(values, [model.prompts.readable(caption) for caption in words], logits)
 
 
@@ -116,7 +120,8 @@ def sample_captions(
         for caption, draw in zip(captions, draws, strict=True)
     ]
     expected = [caption.words + caption.end(prompts) for caption in captions]
-    logits, targets, row_of = passes.describe(batch, visual_tokens, batch["prompt_masks1"], inputs, expected)
+    regions = required(batch.frames[0].prompt_masks)
+    logits, targets, row_of = passes.describe(batch, visual_tokens, regions, inputs, expected)
     anchor = cross_entropy(logits, targets, row_of, len(captions))
     marks = [[True] * len(c.words) + [False] * len(c.end(prompts)) for c in captions]
     is_word = torch.tensor([mark for row in marks for mark in row], device=logits.device)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from trainer.data.batch import Batch
 from trainer.objectives.losses import point_losses, regular_points
 from trainer.objectives.metrics import mask_metrics
-from trainer.objectives.passes import Batch, Passes, by_row, full_precision, texts_of
+from trainer.objectives.passes import Passes, by_row, full_precision, texts_of
 
 POINTS_PER_SIDE = 256
 """Points per side at which losses of masks are taken: as many as the decoder's logits have."""

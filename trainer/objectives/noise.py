@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from typing import Any
 
 import torch
 
+from trainer.data.batch import Batch
 
-def object_generators(batch: dict[str, Any], seed: int) -> list[torch.Generator]:
+
+def object_generators(batch: Batch, seed: int) -> list[torch.Generator]:
     """One generator (CPU) for each of the M objects of a batch."""
     seen: Counter[int] = Counter()
     generators = []
-    for sample in batch["image_of_object"].tolist():
-        name = f"{seed}/{batch['position']['epoch']}/{batch['keys'][sample]}/{seen[sample]}"
+    for sample in batch.image_of_object.tolist():
+        name = f"{seed}/{batch.position['epoch']}/{batch.keys[sample]}/{seen[sample]}"
         seen[sample] += 1
-        if copy := batch["copies"][sample]:  # a sample that stands several times in an epoch is drawn for anew
+        if copy := batch.copies[sample]:  # a sample that stands several times in an epoch is drawn for anew
             name += f"/copy {copy}"
         digest = hashlib.sha256(name.encode()).digest()
         generators.append(torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1))

@@ -9,9 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from trainer.data.rows import Need
+from trainer.data.batch import Batch
+from trainer.data.decoding import Need
 from trainer.objectives.judging import POINTS_PER_SIDE, Judged
-from trainer.objectives.passes import Batch, Passes
+from trainer.objectives.passes import Passes
 from trainer.objectives.teacher import Teacher
 
 

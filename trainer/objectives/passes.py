@@ -6,7 +6,6 @@ Shapes: B samples, M objects, each object one row of the language model.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,14 +14,13 @@ from torch.nn import functional as F
 from shards.errors import UserError
 from trainer import fsdp
 from trainer.config import Config
+from trainer.data.batch import Batch, Frame, required
 from trainer.data.choice import salt_of, shuffled
 from trainer.model.grounding import SamFeatures
 from trainer.model.prompts import SEGMENT, SEGMENT_ANSWERS, PackedRows, TokenRow
 from trainer.model.sa2va import Sa2VA
 from trainer.objectives.losses import even_losses, point_losses, uncertain_points
 from trainer.objectives.noise import choice
-
-Batch = dict[str, Any]
 
 
 class Passes:
@@ -35,6 +33,14 @@ class Passes:
     def any_process(self) -> Callable[[bool], bool]:
         """Whether its argument is true on any process, where all must run the same layers (FSDP); else `bool`."""
         return fsdp.any_process_of(self.model)
+
+    def encode_image(self, frame: Frame) -> Tensor:
+        """`Sa2VA.encode_image` of a frame: (B, 256, 4C)."""
+        return self.model.encode_image(required(frame.pixel_values))
+
+    def encode_sam(self, frame: Frame) -> SamFeatures:
+        """`Sa2VA.encode_sam` of a frame."""
+        return self.model.encode_sam(required(frame.g_pixel_values))
 
     def segment(
         self,
@@ -54,13 +60,11 @@ class Passes:
         """
         model = self.model
         packed = model.prompts.pack(rows, model.device)
-        embeddings = model.embed_rows(
-            packed, visual_tokens, batch["image_of_object"], phrase_embeddings=phrase_embeddings
-        )
+        embeddings = model.embed_rows(packed, visual_tokens, batch.image_of_object, phrase_embeddings=phrase_embeddings)
         states = model.run_language_model(embeddings, packed.attention, packed.positions)
         logits, labels, row_of = model.answer_logits(states, packed.labels)
         lang = cross_entropy(logits, labels, row_of, len(rows))
-        return model.decode_masks(states, packed, sam_features, batch["image_of_object"]), lang
+        return model.decode_masks(states, packed, sam_features, batch.image_of_object), lang
 
     def describe(
         self,
@@ -85,25 +89,25 @@ class Passes:
         inputs = zip(names_of(batch), cells_of(batch, stacked), answers, targets, strict=True)
         rows = prompts.pack([prompts.describe(*row) for row in inputs], model.device)
         scales = None if scale is None else scale[:, None]
-        embeddings = model.embed_rows(rows, visual_tokens, batch["image_of_object"], stacked, scale=scales)
+        embeddings = model.embed_rows(rows, visual_tokens, batch.image_of_object, stacked, scale=scales)
         states = model.run_language_model(embeddings, rows.attention, rows.positions)
         return model.answer_logits(states, rows.labels)
 
     def encode_second_image(self, batch: Batch, visual_tokens: Tensor) -> Tensor:
         """Visual tokens (B, 256, 4C) of frame 2, given those of frame 1: no picture goes through the tower twice."""
-        paired = batch["paired"]
+        paired = batch.paired
         if not self.any_process(bool(paired.any())):
             return visual_tokens
         if not paired.any():  # another process looks at a second frame, and the tower's layers work in step
-            return visual_tokens + 0 * self.model.encode_image(batch["pixel_values1"][:1])
-        second = self.model.encode_image(batch["pixel_values2"][paired])
+            return visual_tokens + 0 * self.model.encode_image(required(batch.frames[0].pixel_values)[:1])
+        second = self.model.encode_image(required(batch.frames[1].pixel_values)[paired])
         return second if paired.all() else visual_tokens.index_put((paired,), second)
 
     def description_question(self, batch: Batch, visual_tokens: Tensor) -> tuple[PackedRows, Tensor, Tensor, Tensor]:
         """What `Captioner.forward` takes first: the question's rows, visual tokens, pictures of rows, regions."""
-        prompts, regions = self.model.prompts, batch["prompt_masks1"][:, None]
+        prompts, regions = self.model.prompts, required(batch.frames[0].prompt_masks)[:, None]
         rows = [prompts.describe(n, cells) for n, cells in zip(names_of(batch), cells_of(batch, regions), strict=True)]
-        return prompts.pack(rows, self.model.device, left=True), visual_tokens, batch["image_of_object"], regions
+        return prompts.pack(rows, self.model.device, left=True), visual_tokens, batch.image_of_object, regions
 
     def question(
         self, batch: Batch, phrases: Sequence[str | Sequence[int]], draws: Sequence[torch.Generator] | None
@@ -120,7 +124,7 @@ class Passes:
 
     def chosen_texts(self, batch: Batch) -> list[str]:
         """One of each object's texts, in a seeded order of their own: each comes up before one comes twice."""
-        objects = zip(texts_of(batch), names_of(batch), batch["objects"], batch["turns"], strict=True)
+        objects = zip(texts_of(batch), names_of(batch), batch.objects, batch.turns, strict=True)
         orders = [
             (texts, shuffled(range(len(texts)), salt_of(self.config.seed, name, number)), turn)
             for texts, name, number, turn in objects
@@ -166,16 +170,16 @@ def full_precision(tensor: Tensor) -> torch.autocast:
 
 def names_of(batch: Batch) -> list[str]:
     """The key of each object's sample."""
-    return [batch["keys"][i] for i in batch["image_of_object"].tolist()]
+    return [batch.keys[i] for i in batch.image_of_object.tolist()]
 
 
 def texts_of(batch: Batch) -> list[list[str]]:
     """The texts of each object; raises `UserError` for an object without one."""
-    for name, texts in zip(names_of(batch), batch["texts"], strict=True):
+    for name, texts in zip(names_of(batch), batch.texts, strict=True):
         if not texts:
             do = "train these shards with objective=dual, which needs no text"
             raise UserError("an object has no text", where=f"sample {name}", wanted="at least one", do=do)
-    return [list(texts) for texts in batch["texts"]]
+    return [list(texts) for texts in batch.texts]
 
 
 def cells_of(batch: Batch, regions: Tensor) -> list[list[int]]:

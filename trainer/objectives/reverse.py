@@ -7,9 +7,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from trainer.data.batch import Batch, required
 from trainer.objectives.judging import POINTS_PER_SIDE, Judged, caption_losses, compare_masks, first_texts
 from trainer.objectives.objective import Objective
-from trainer.objectives.passes import Batch, cross_entropy, full_precision
+from trainer.objectives.passes import cross_entropy, full_precision
 
 _LEAST_CELLS = 4  # as in the recipe `default`: a region of fewer carries too little
 
@@ -25,10 +26,10 @@ class Reverse(Objective):
     projected = True
 
     def losses(self, batch: Batch, draws: list[torch.Generator]) -> dict[str, Tensor]:
-        passes, model = self.passes, self.passes.model
+        passes, frame = self.passes, batch.frames[0]
         texts = passes.chosen_texts(batch)
-        visual_tokens = model.encode_image(batch["pixel_values1"])
-        sam_features = model.encode_sam(batch["g_pixel_values1"])
+        visual_tokens = passes.encode_image(frame)
+        sam_features = passes.encode_sam(frame)
         logits, _ = passes.segment(batch, passes.question(batch, texts, draws), visual_tokens, sam_features)
         regions, scale = cells_of_logits(logits)
         answers = [passes.tokens_of(text) for text in texts]
@@ -37,12 +38,12 @@ class Reverse(Objective):
 
     def judge(self, batch: Batch, side: int = POINTS_PER_SIDE) -> Judged:
         """Segment frame 1 from the first text; then the cross-entropy of the text, given the predicted mask."""
-        passes, model = self.passes, self.passes.model
+        passes, frame = self.passes, batch.frames[0]
         captions = first_texts(batch)
-        visual_tokens = model.encode_image(batch["pixel_values1"])
-        sam_features = model.encode_sam(batch["g_pixel_values1"])
+        visual_tokens = passes.encode_image(frame)
+        sam_features = passes.encode_sam(frame)
         logits, _ = passes.segment(batch, passes.question(batch, captions, None), visual_tokens, sam_features)
-        values = compare_masks(logits, batch["masks1"], side)
+        values = compare_masks(logits, required(frame.masks), side)
         values |= caption_losses(passes, batch, visual_tokens, captions, cells_of_logits(logits)[0])
         return Judged(values, captions, logits)
 

@@ -7,9 +7,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from trainer.data.batch import Batch, required
 from trainer.objectives.judging import POINTS_PER_SIDE, Judged, compare_masks, first_texts
 from trainer.objectives.objective import Objective
-from trainer.objectives.passes import Batch
 
 
 class Segment(Objective):
@@ -22,18 +22,18 @@ class Segment(Objective):
     target_frame = 1
 
     def losses(self, batch: Batch, draws: list[torch.Generator]) -> dict[str, Tensor]:
-        passes, model = self.passes, self.passes.model
+        passes, frame = self.passes, batch.frames[0]
         rows = passes.question(batch, passes.chosen_texts(batch), draws)
-        visual_tokens = model.encode_image(batch["pixel_values1"])
-        sam_features = model.encode_sam(batch["g_pixel_values1"])
+        visual_tokens = passes.encode_image(frame)
+        sam_features = passes.encode_sam(frame)
         logits, lang = passes.segment(batch, rows, visual_tokens, sam_features)
-        return {**passes.mask_losses(logits, batch["masks1"], draws), "lang": lang}
+        return {**passes.mask_losses(logits, required(frame.masks), draws), "lang": lang}
 
     def judge(self, batch: Batch, side: int = POINTS_PER_SIDE) -> Judged:
         """Segment frame 1 from the first text."""
-        passes, model = self.passes, self.passes.model
+        passes, frame = self.passes, batch.frames[0]
         captions = first_texts(batch)
-        visual_tokens = model.encode_image(batch["pixel_values1"])
-        sam_features = model.encode_sam(batch["g_pixel_values1"])
+        visual_tokens = passes.encode_image(frame)
+        sam_features = passes.encode_sam(frame)
         logits, _ = passes.segment(batch, passes.question(batch, captions, None), visual_tokens, sam_features)
-        return Judged(compare_masks(logits, batch["masks1"], side), captions, logits)
+        return Judged(compare_masks(logits, required(frame.masks), side), captions, logits)

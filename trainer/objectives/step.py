@@ -13,18 +13,16 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from trainer.config import Config
-from trainer.data.normalise import normalised
-from trainer.data.unpack import unpacked
+from trainer.data.batch import Batch
 from trainer.measure.counting import counting
 from trainer.measure.flops import Costs
-from trainer.model.grounding import MEAN, STD
 from trainer.model.sa2va import Sa2VA
 from trainer.modes import evaluating
 from trainer.objectives import load_objective
 from trainer.objectives.judging import Judged
 from trainer.objectives.noise import object_generators
 from trainer.objectives.objective import Objective
-from trainer.objectives.passes import Batch, Passes
+from trainer.objectives.passes import Passes
 from trainer.objectives.teacher import Teacher
 
 COUNTED = ("tokens", "flops")
@@ -62,7 +60,7 @@ class Step(nn.Module):
         Raises:
             UserError: an unknown objective, or an object without what the objective needs.
         """
-        batch = self._to_device(batch)
+        batch = batch.to(self.model.device)
         draws = object_generators(batch, self.config.seed)
         trained = self._objective(objective)
         with counting(self.model) as counts:
@@ -74,7 +72,7 @@ class Step(nn.Module):
     def judge(self, batch: Batch, objective: str) -> Judged:
         """Judge the student, without dropout, on a batch with the objective's `judging_fields`."""
         with evaluating(self):
-            return self._objective(objective).judge(self._to_device(batch))
+            return self._objective(objective).judge(batch.to(self.model.device))
 
     def _objective(self, name: str) -> Objective:
         return load_objective(name)(self.passes, self.teacher)
@@ -88,9 +86,3 @@ class Step(nn.Module):
         rest = [p.sum() for p in self.model.parameters() if p.requires_grad and not isinstance(p, DTensor)]
         loss = loss + 0 * torch.stack(rest).sum() if rest else loss
         return {"loss": loss, **{name: value.detach() for name, value in losses.items()}}
-
-    def _to_device(self, batch: Batch) -> Batch:
-        device = self.model.device
-        moved = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
-        pixels = {k: normalised(v, MEAN, STD) for k, v in moved.items() if k.startswith("pixel_values")}
-        return moved | pixels | {k: unpacked(v) for k, v in moved.items() if k.startswith("masks")}

@@ -7,7 +7,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainer.data.loader import Batch
+from trainer.data.batch import Batch
 from trainer.measure.counting import Counts, counting
 from trainer.measure.flops import Costs, costs_of, peak_named
 from trainer.measure.rates import Spent
@@ -27,7 +27,7 @@ def test_a_step_counts_what_pytorch_counts(make_loop, config, batch: Batch, monk
         result = loop(batch, "dual")
         result["loss"].backward()
     assert result["flops"].item() == pytest.approx(counter.get_total_flops(), rel=0.03)
-    rows = [loop.model.prompts.describe("a", [int(region.sum())]) for region in batch["prompt_masks1"]]
+    rows = [loop.model.prompts.describe("a", [int(region.sum())]) for region in batch.frames[0].prompt_masks]
     assert result["tokens"] > sum(len(row.ids) for row in rows)
 
 
@@ -62,7 +62,7 @@ def test_layers_that_checkpointing_runs_again_do_not_count_twice(make_loop, conf
 def test_hooks_leave_the_model_when_counting_ends_by_an_error_too(make_loop, batch: Batch):
     model = make_loop().model
     with pytest.raises(KeyError), counting(model) as counts:
-        model.encode_image(batch["pixel_values1"])
+        model.encode_image(batch.frames[0].pixel_values)
         raise KeyError
     assert counts.amounts == {("vision_model", False): 2}
     assert not any(module._forward_pre_hooks for module in model.modules())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainer.data.loader import Batch
+from trainer.data.batch import Batch
 from trainer.model import compiled
 from trainer.objectives.dual import pseudo_captions
 from trainer.objectives.noise import object_generators
@@ -30,7 +30,7 @@ def test_a_compiled_step_is_the_step(make_loop, batch: Batch, monkeypatch: pytes
     for (name, one), (other, two) in zip(wanted.named_parameters(), met.named_parameters(), strict=True):
         assert name == other
         assert one.grad is None or torch.allclose(one.grad, two.grad, rtol=1e-3, atol=1e-5), name
-    visual_tokens = wanted.model.encode_image(batch["pixel_values1"])
+    visual_tokens = wanted.model.encode_image(batch.frames[0].pixel_values)
     captions = [
         pseudo_captions(loop.passes, loop.teacher, batch, visual_tokens, object_generators(batch, 0))
         for loop in (wanted, met)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shards.errors import UserError
-from trainer.data.loader import Batch
+from trainer.data.batch import Batch
 from trainer.model.architecture import preset_named
 from trainer.model.sa2va import Sa2VA, build, pixel_shuffle
 
@@ -33,7 +33,7 @@ def test_pixel_shuffle_by_loops():
 
 
 def test_seeing_drops_the_class_token_and_keeps_reading_order(model: Sa2VA, batch: Batch):
-    pictures = batch["pixel_values1"]
+    pictures = batch.frames[0].pixel_values
     states = model.vision_model(pixel_values=pictures).last_hidden_state
     assert states.shape[1] == 1 + 32 * 32
     visual_tokens = model.encode_image(pictures)
@@ -127,14 +127,14 @@ def test_seg_state_is_taken_after_the_final_norm_at_its_own_place(model: Sa2VA, 
     # Rows of unequal length: a shift by padding or by one token would show.
     written = [prompts.segment("a", "cat", answer=0), prompts.segment("b", "the long thing", answer=3)]
     rows = prompts.pack(written, model.device)
-    embeddings = model.embed_rows(rows, model.encode_image(batch["pixel_values1"]), torch.tensor([0, 1]))
+    embeddings = model.embed_rows(rows, model.encode_image(batch.frames[0].pixel_values), torch.tensor([0, 1]))
     normed, taken = [], []
     hooks = [
         model.language_model.model.norm.register_forward_hook(lambda m, given, out: normed.append(out)),
         model.text_hidden_fcs.register_forward_hook(lambda m, given, out: taken.append(given[0])),
     ]
     states = model.run_language_model(embeddings, rows.attention, rows.positions)
-    sam_features = model.encode_sam(batch["g_pixel_values1"])
+    sam_features = model.encode_sam(batch.frames[0].g_pixel_values)
     model.decode_masks(states, rows, sam_features, torch.tensor([0, 1]))
     for hook in hooks:
         hook.remove()
@@ -181,7 +181,7 @@ def test_sam_gets_the_exact_normalisation_of_uint8(model: Sa2VA):
 
 def test_features_are_those_of_sam2s_own_forward(model: Sa2VA, batch: Batch):
     encoder = model.grounding_encoder
-    pictures = batch["g_pixel_values2"]
+    pictures = batch.frames[1].g_pixel_values
     sam_features = encoder.encode(pictures)
     sam = encoder.sam2_model
     out = sam.forward_image(encoder.normalise(pictures))
@@ -196,7 +196,7 @@ def test_prompt_tokens_are_two_padding_points_and_the_language_embedding(model: 
     caught: dict[str, torch.Tensor] = {}
     hook = decoder.register_forward_pre_hook(lambda m, a, kwargs: caught.update(kwargs), with_kwargs=True)
     embeddings = torch.randn(3, encoder.width)
-    logits = encoder.decode(encoder.encode(batch["g_pixel_values1"]), torch.tensor([1, 0, 1]), embeddings)
+    logits = encoder.decode(encoder.encode(batch.frames[0].g_pixel_values), torch.tensor([1, 0, 1]), embeddings)
     hook.remove()
     assert logits.shape == (3, 256, 256) and logits.dtype == torch.float32
     sparse = caught["sparse_prompt_embeddings"]
@@ -204,13 +204,13 @@ def test_prompt_tokens_are_two_padding_points_and_the_language_embedding(model: 
     assert sparse.shape == (3, 3, encoder.width)
     assert torch.equal(sparse[:, 0], padding.expand(3, -1)) and torch.equal(sparse[:, 1], padding.expand(3, -1))
     assert torch.equal(sparse[:, 2], embeddings)
-    plain = encoder.encode(batch["g_pixel_values1"]).embedding[[1, 0, 1]]
+    plain = encoder.encode(batch.frames[0].g_pixel_values).embedding[[1, 0, 1]]
     assert torch.equal(caught["image_embeddings"], plain + encoder.sam2_model.no_mem_embed[0, 0][None, :, None, None])
 
 
 def test_the_mask_of_highest_predicted_iou_is_taken_and_none_is_blanked(model: Sa2VA, batch: Batch):
     encoder, decoder = model.grounding_encoder, model.grounding_encoder.sam2_model.sam_mask_decoder
-    sam_features, embeddings = encoder.encode(batch["g_pixel_values1"]), torch.randn(2, encoder.width)
+    sam_features, embeddings = encoder.encode(batch.frames[0].g_pixel_values), torch.randn(2, encoder.width)
     pictures = torch.tensor([0, 1])
     outputs = []
     hook = decoder.register_forward_hook(lambda m, given, out: outputs.append(out))
@@ -231,7 +231,7 @@ def test_the_mask_of_highest_predicted_iou_is_taken_and_none_is_blanked(model: S
 
 def test_objects_of_one_picture_are_decoded_as_if_alone(model: Sa2VA, batch: Batch):
     encoder = model.grounding_encoder
-    sam_features, embeddings = encoder.encode(batch["g_pixel_values1"]), torch.randn(3, encoder.width)
+    sam_features, embeddings = encoder.encode(batch.frames[0].g_pixel_values), torch.randn(3, encoder.width)
     together = encoder.decode(sam_features, torch.tensor([1, 1, 0]), embeddings)
     for i, picture in enumerate([1, 1, 0]):
         alone = encoder.decode(sam_features, torch.tensor([picture]), embeddings[i : i + 1])

@@ -12,11 +12,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from shards.errors import UserError
+from tests.batches import make_loader, one_sample
 from tests.joined import Joined
 from tests.trainer.conftest import build_step
 from trainer.build import drop_unreached_parts
 from trainer.config import Config, LoraConfig, ObjectiveConfig, load_config
-from trainer.data.loader import Batch, Loader
+from trainer.data.batch import Batch
+from trainer.data.loader import Loader
 from trainer.data.stream import Stream
 from trainer.objectives import load_objective
 from trainer.objectives.backward import Backward, accumulation_steps
@@ -26,9 +28,8 @@ TEXTS = [["the left eye."]]
 
 @pytest.fixture
 def batch(batch: Batch) -> Batch:
-    """A sample will do."""
-    alone = {k: v[:1] if isinstance(v, torch.Tensor | list) else v for k, v in batch.items()}
-    return {**alone, "image_of_object": torch.tensor([0])}
+    """One sample, with a text."""
+    return replace(one_sample(batch), texts=TEXTS)
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +46,7 @@ class Served:
         self._batch, self._names = batch, names
 
     def objects(self) -> dict[str, int]:
-        return {name: self._names.count(name) * len(self._batch["image_of_object"]) for name in self._names}
+        return {name: self._names.count(name) * len(self._batch.image_of_object) for name in self._names}
 
     def step(self) -> Iterator[tuple[str, Batch]]:
         for name in self._names:
@@ -58,13 +59,13 @@ def gradients(config: Config, make_loop, batch: Batch, names: list[str]) -> tupl
     trainable = {n: p for n, p in loop.named_parameters() if p.requires_grad}
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation_steps(config))
     backward = Backward(accelerator, accelerator.prepare(loop), [*trainable.values()], config)
-    losses, _, keys = backward(Served({**batch, "texts": TEXTS}, names))
+    losses, _, keys = backward(Served(batch, names))
     return {n: p.grad.clone() for n, p in trainable.items()}, losses, keys
 
 
 def alone(config: Config, make_loop, batch: Batch, objective: str) -> dict[str, torch.Tensor]:
     loop = make_loop(config)
-    loop({**batch, "texts": TEXTS}, objective)["loss"].backward()
+    loop(batch, objective)["loss"].backward()
     return {n: p.grad for n, p in loop.named_parameters() if p.requires_grad}
 
 
@@ -79,7 +80,7 @@ def test_a_mix_adds_weighted_gradients_of_mean_losses(make_loop, config: Config,
     first, second = (alone(config, make_loop, batch, name) for name in ("describe", "segment"))
     assert all(close(met[n], 0.5 * first[n] + 2 * second[n]) for n in met)
     assert losses["loss"] == pytest.approx(0.5 * losses["describe/loss"] + 2 * losses["segment/loss"])
-    assert keys == {"describe": batch["keys"] * 2, "segment": batch["keys"] * 2}
+    assert keys == {"describe": batch.keys * 2, "segment": batch.keys * 2}
     assert {"describe/caption", "segment/bce", "segment/lang"} <= losses.keys()
 
 
@@ -119,7 +120,7 @@ def load(folder: Path, name: str, **how: int) -> Loader:
     """
     objective = load_objective(name)
     common = {"fields": objective.training_fields, "need": objective.needs, "threads": 0, "objects_per_sample": 6}
-    return Loader([str(folder)], **common, **({"seed": 6} | how))
+    return make_loader([folder], **common, **({"seed": 6} | how))
 
 
 def split_step(
@@ -133,7 +134,7 @@ def split_step(
     how |= {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
     stream = Stream({name: load(folder, name, **how) for name in config.objectives()}, config.accumulation)
     counts: list[int] = []
-    step.register_forward_pre_hook(lambda _, given: counts.append(len(given[0]["image_of_object"])))
+    step.register_forward_pre_hook(lambda _, given: counts.append(len(given[0].image_of_object)))
     losses, _, _ = Backward(accelerator, accelerator.prepare(step), [*trainable.values()], config)(stream)
     return {n: p.grad for n, p in trainable.items()}, losses, counts
 

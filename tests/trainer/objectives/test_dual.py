@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.func import functional_call
 
 from shards.errors import UserError
+from tests.batches import one_sample, with_frame
 from trainer.config import Config
-from trainer.data.loader import Batch
+from trainer.data.batch import Batch
 from trainer.model.captioner import Caption
 from trainer.objectives.dual import SampledCaptions, corrupted, sample_captions
 from trainer.objectives.gumbel import straight_through_gumbel
@@ -22,26 +24,20 @@ from trainer.objectives.step import Step
 
 def mask_loss(loop: Step, batch: Batch, given: torch.Tensor, words: list[list[int]]) -> torch.Tensor:
     """BCE + Dice of pass B for these words, on frame 2."""
-    rows = [loop.model.prompts.segment(key, said) for key, said in zip(batch["keys"], words, strict=True)]
+    rows = [loop.model.prompts.segment(key, said) for key, said in zip(batch.keys, words, strict=True)]
     visual_tokens, sam_features = (
-        loop.model.encode_image(batch["pixel_values2"]),
-        loop.model.encode_sam(batch["g_pixel_values2"]),
+        loop.model.encode_image(batch.frames[1].pixel_values),
+        loop.model.encode_sam(batch.frames[1].g_pixel_values),
     )
     logits, _ = loop.passes.segment(batch, rows, visual_tokens, sam_features, given)
     points = uncertain_points(logits.detach(), 512, 3.0, 0.75, object_generators(batch, 0))
-    bce, dice = point_losses(logits, batch["masks2"], points)
+    bce, dice = point_losses(logits, batch.frames[1].masks, points)
     return (bce + dice).mean()
-
-
-def first(batch: Batch) -> Batch:
-    """The first sample alone."""
-    alone = {k: v[:1] if isinstance(v, torch.Tensor | list) else v for k, v in batch.items()}
-    return {**alone, "image_of_object": torch.tensor([0])}
 
 
 def speak(loop: Step, batch: Batch, captions: list[Caption]) -> SampledCaptions:
     return sample_captions(
-        loop.passes, batch, loop.model.encode_image(batch["pixel_values1"]), captions, object_generators(batch, 0)
+        loop.passes, batch, loop.model.encode_image(batch.frames[0].pixel_values), captions, object_generators(batch, 0)
     )
 
 
@@ -141,18 +137,15 @@ def test_only_words_get_on_to_pass_b(make_loop, batch: Batch, captions, monkeypa
 
 
 def test_frame_1_is_described_and_frame_2_segmented(make_loop, batch: Batch):
-    loop, batch = make_loop(), first(batch)
+    loop, batch = make_loop(), one_sample(batch)
     plain = loop(batch, "dual")
-    changed = {
-        "masks1": ~batch["masks1"],
-        "g_pixel_values1": 255 - batch["g_pixel_values1"],
-        "masks2": ~batch["masks2"],
-    }
-    other = loop({**batch, **changed}, "dual")
+    first, second = batch.frames
+    changed = with_frame(batch, 1, masks=~first.masks, g_pixel_values=255 - first.g_pixel_values)
+    other = loop(with_frame(changed, 2, masks=~second.masks), "dual")
     for part in ("anchor", "lang"):  # frame 1's large picture and mask are not looked at
         assert torch.equal(other[part], plain[part])
     assert not torch.equal(other["bce"], plain["bce"])
-    negative = loop({**batch, "pixel_values1": -batch["pixel_values1"]}, "dual")
+    negative = loop(with_frame(batch, 1, pixel_values=-first.pixel_values), "dual")
     assert not torch.equal(negative["anchor"], plain["anchor"])
 
 
@@ -206,8 +199,7 @@ def test_a_step_depends_on_samples_not_on_their_company(make_loop, batch: Batch)
     loop.zero_grad()
     losses = []
     for i in (0, 1):
-        alone = {k: v[i : i + 1] if isinstance(v, torch.Tensor | list) else v for k, v in batch.items()}
-        result = loop({**alone, "image_of_object": torch.tensor([0])}, "dual")
+        result = loop(one_sample(batch, i), "dual")
         (result["loss"] / 2).backward()
         losses.append(result["loss"].item())
     assert sum(losses) / 2 == pytest.approx(both["loss"].item(), rel=1e-5)
@@ -217,15 +209,15 @@ def test_a_step_depends_on_samples_not_on_their_company(make_loop, batch: Batch)
 
 
 def test_several_objects_of_one_picture(make_loop, batch: Batch):
-    fields = ("masks1", "masks2", "prompt_masks1", "prompt_masks2")
-    two = {
-        **first(batch),
-        **{k: batch[k] for k in fields},
-        "texts": batch["texts"],
-        "objects": [0, 1],
-        "turns": [0, 0],
-        "image_of_object": torch.tensor([0, 0]),
-    }
+    two = replace(
+        one_sample(batch),
+        image_of_object=torch.tensor([0, 0]),
+        texts=batch.texts,
+        objects=[0, 1],
+        turns=[0, 0],
+    )
+    for number, frame in enumerate(batch.frames, 1):
+        two = with_frame(two, number, masks=frame.masks, prompt_masks=frame.prompt_masks)
     loop = make_loop()
     for objective in ("dual", "segment"):
         assert loop(two, objective)["loss"].isfinite()
@@ -244,7 +236,7 @@ def test_bfloat16_autocast_trains_all_of_it_too(make_loop, batch: Batch, monkeyp
 
     monkeypatch.setattr("trainer.objectives.dual.straight_through_gumbel", spying)
     with torch.autocast("cpu", torch.bfloat16):
-        result = loop(first(batch), "dual")
+        result = loop(one_sample(batch), "dual")
     assert all(value.dtype == torch.float32 for value in result.values())
     result["loss"].backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in loop.parameters() if p.requires_grad)
@@ -257,19 +249,19 @@ def test_gradient_checkpointing_changes_no_gradient(make_loop, batch: Batch):
         loop = make_loop()
         if checkpointing:
             loop.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
-        loop(first(batch), "dual")["loss"].backward()
+        loop(one_sample(batch), "dual")["loss"].backward()
         gradients.append([p.grad for p in loop.parameters() if p.requires_grad])
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
 
 
 def test_objects_that_cannot_be_asked_about_are_named(make_loop, batch: Batch):
     loop = make_loop()
-    with pytest.raises(UserError, match=rf"sample {batch['keys'][1]}: an object has no text"):
-        loop({**batch, "texts": [["a"], []]}, "segment")
-    empty = batch["prompt_masks1"].clone()
+    with pytest.raises(UserError, match=rf"sample {batch.keys[1]}: an object has no text"):
+        loop(replace(batch, texts=[["a"], []]), "segment")
+    empty = batch.frames[0].prompt_masks.clone()
     empty[0] = False
-    with pytest.raises(UserError, match=rf"sample {batch['keys'][0]}, prompt_masks1: a region has no prompt cell"):
-        loop({**batch, "prompt_masks1": empty}, "dual")
+    with pytest.raises(UserError, match=rf"sample {batch.keys[0]}, prompt_masks1: a region has no prompt cell"):
+        loop(with_frame(batch, 1, prompt_masks=empty), "dual")
 
 
 def test_mean_by_row_weighs_rows_alike():
@@ -282,7 +274,7 @@ def test_mean_by_row_weighs_rows_alike():
 def test_a_single_frame_goes_through_the_vision_tower_once(make_loop, batch: Batch, monkeypatch: pytest.MonkeyPatch):
     """Frame 2 of a sample that has one frame is frame 1; what stands in `pixel_values2` is not looked at."""
     loop = make_loop()
-    twice = {**batch, "pixel_values2": batch["pixel_values1"]}
+    twice = with_frame(batch, 2, pixel_values=batch.frames[0].pixel_values)
     wanted = loop(twice, "dual")
     visual_tokens = []
     original = type(loop.model).encode_image
@@ -291,11 +283,11 @@ def test_a_single_frame_goes_through_the_vision_tower_once(make_loop, batch: Bat
         "encode_image",
         lambda self, pictures: visual_tokens.append(len(pictures)) or original(self, pictures),
     )
-    nothing = torch.full_like(batch["pixel_values2"], torch.nan)
-    single = loop({**batch, "pixel_values2": nothing, "paired": torch.tensor([False, False])}, "dual")
+    nothing = torch.full_like(batch.frames[1].pixel_values, torch.nan)
+    single = loop(replace(with_frame(batch, 2, pixel_values=nothing), paired=torch.tensor([False, False])), "dual")
     assert visual_tokens == [2] and torch.equal(single["loss"], wanted["loss"])
-    mixed = {**twice, "paired": torch.tensor([False, True])}
-    mixed["pixel_values2"] = torch.stack([nothing[0], batch["pixel_values1"][1]])
+    half = torch.stack([nothing[0], batch.frames[0].pixel_values[1]])
+    mixed = replace(with_frame(twice, 2, pixel_values=half), paired=torch.tensor([False, True]))
     visual_tokens.clear()
     assert loop(mixed, "dual")["loss"].item() == pytest.approx(wanted["loss"].item(), rel=1e-5)
     assert visual_tokens == [2, 1]
@@ -305,8 +297,9 @@ def test_the_head_sees_needed_places_alone_and_an_encoder_a_picture_once(make_lo
     """No logits of a whole row over the whole vocabulary; frozen encoders keep nothing for a gradient. A frame whose
     pixels are all zero is a frame."""
     loop = make_loop()
-    batch = {**batch, **{name: batch[name].clone() for name in ("pixel_values2", "g_pixel_values2")}}
-    batch["pixel_values2"][0], batch["g_pixel_values2"][0] = 0, 0
+    small, large = batch.frames[1].pixel_values.clone(), batch.frames[1].g_pixel_values.clone()
+    small[0], large[0] = 0, 0
+    batch = with_frame(batch, 2, pixel_values=small, g_pixel_values=large)
     model = loop.model
     heads: list[tuple[int, ...]] = []
     encoded: list[tuple[int, bool]] = []

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
 
-from trainer.data.loader import Batch
+from tests.batches import one_sample
+from trainer.data.batch import Batch, Frame
 from trainer.model.captioner import Caption
 from trainer.objectives import OBJECTIVES, load_objective
 from trainer.objectives.judging import other_objects
@@ -49,8 +52,12 @@ def test_metrics_at_the_edges():
 
 def two_objects(batch: Batch) -> Batch:
     """Both objects of the batch as those of the first picture."""
-    chosen = {k: v[:1] for k, v in batch.items() if k.startswith(("pixel_values", "g_pixel_values", "paired"))}
-    return {**batch, **chosen, "keys": batch["keys"][:1], "texts": TEXTS, "image_of_object": torch.tensor([0, 0])}
+    frames = [
+        replace(frame, pixel_values=frame.pixel_values[:1], g_pixel_values=frame.g_pixel_values[:1])
+        for frame in batch.frames
+    ]
+    own = {"paired": batch.paired[:1], "keys": batch.keys[:1], "texts": TEXTS}
+    return replace(batch, frames=tuple(frames), image_of_object=torch.tensor([0, 0]), **own)
 
 
 def test_judging_leaves_no_trace(make_loop, batch: Batch):
@@ -67,10 +74,12 @@ def test_judging_leaves_no_trace(make_loop, batch: Batch):
 
 @pytest.mark.parametrize("objective", list(OBJECTIVES))
 def test_each_objective_is_judged_on_the_fields_that_it_names(make_loop, batch: Batch, objective: str):
-    texts = {**batch, "texts": TEXTS}
-    frames = ("pixel_values", "g_pixel_values", "prompt_masks", "masks")
     fields = load_objective(objective).judging_fields
-    given = {k: v for k, v in texts.items() if not k.startswith(frames) or k in fields}
+    first, second = (
+        Frame(**{name: tensor for name, tensor in frame.tensors().items() if f"{name}{k}" in fields})
+        for k, frame in enumerate(batch.frames, 1)
+    )
+    given = replace(batch, texts=TEXTS, frames=(first, second))
     judged = make_loop().judge(given, objective)
     assert judged.captions if objective == "dual" else judged.captions == ["The Left eye.", "a helmet"]
     assert ("iou" in judged.values) == (objective != "describe")
@@ -80,7 +89,7 @@ def test_each_objective_is_judged_on_the_fields_that_it_names(make_loop, batch: 
 
 def test_told_texts_cost_what_training_says(make_loop, batch: Batch):
     loop = make_loop().eval()
-    texts = {**batch, "texts": [["the left eye."], ["a helmet"]]}
+    texts = replace(batch, texts=[["the left eye."], ["a helmet"]])
     assert loop.judge(texts, "describe").values["caption"].mean().item() == pytest.approx(
         loop(texts, "describe")["caption"].item(), rel=1e-5
     )
@@ -95,16 +104,15 @@ def test_the_gap_is_to_the_mask_of_another_objects_caption(make_loop, batch: Bat
     judged = loop.judge(two, "dual")
     with torch.no_grad():
         rows = [model.prompts.segment("x", words) for words in (said[1], said[0])]
-        sam_features = model.encode_sam(two["g_pixel_values2"])
-        wrong, _ = passes.segment(two, rows, model.encode_image(two["pixel_values2"]), sam_features)
-    wanted = judged.values["iou"] - mask_metrics(wrong, two["masks2"])["iou"]
+        sam_features = model.encode_sam(two.frames[1].g_pixel_values)
+        wrong, _ = passes.segment(two, rows, model.encode_image(two.frames[1].pixel_values), sam_features)
+    wanted = judged.values["iou"] - mask_metrics(wrong, two.frames[1].masks)["iou"]
     assert wanted.abs().min() > 1e-6  # random weights hardly listen, but they do
     assert torch.allclose(judged.values["swap_gap"], wanted, rtol=0, atol=1e-7)
 
 
 def test_a_single_object_has_no_gap(make_loop, batch: Batch):
-    one = {k: v[:1] if isinstance(v, torch.Tensor | list) else v for k, v in batch.items()}
-    judged = make_loop().judge({**one, "image_of_object": torch.tensor([0])}, "dual")
+    judged = make_loop().judge(one_sample(batch), "dual")
     assert judged.values["swap_gap"].isnan().all() and judged.values["iou"].isfinite().all()
 
 

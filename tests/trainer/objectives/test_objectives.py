@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from shards.errors import UserError
-from trainer.data.loader import Batch
+from trainer.data.batch import Batch
 from trainer.model.captioner import Caption, captions_of
 from trainer.model.generation import Answers
 from trainer.model.prompts import Prompts
@@ -26,16 +27,16 @@ TEXTS = [["the left eye."], ["a white helmet", "a helmet"]]
 
 
 def in_words(batch: Batch, texts: list[list[str]] = TEXTS) -> Batch:
-    return {**batch, "texts": texts}
+    return replace(batch, texts=texts)
 
 
 def alone(loop: Step, batch: Batch, i: int, text: str) -> float:
     """The description loss of one object by hand: unpadded, mean over the answer's tokens and the end."""
     model, prompts = loop.model, loop.model.prompts
-    region = batch["prompt_masks1"][i : i + 1, None]
+    region = batch.frames[0].prompt_masks[i : i + 1, None]
     answer = [*prompts.encode(text), prompts.end_ids[0]]
     rows = prompts.pack([prompts.describe("x", [int(region.sum())], answer)], model.device)
-    visual_tokens = model.encode_image(batch["pixel_values1"][i : i + 1])
+    visual_tokens = model.encode_image(batch.frames[0].pixel_values[i : i + 1])
     states = model.run_language_model(
         model.embed_rows(rows, visual_tokens, torch.tensor([0]), region), rows.attention, rows.positions
     )
@@ -54,12 +55,12 @@ def test_describing_is_the_cross_entropy_of_the_text_and_its_end(make_loop, batc
 
 def test_each_text_of_an_object_comes_up_before_one_comes_twice(make_loop, batch: Batch):
     passes, texts = make_loop().passes, [["one"], ["a", "b", "c", "d", "e"]]
-    taken = [passes.chosen_texts({**batch, "texts": texts, "turns": [turn, turn]}) for turn in range(15)]
+    taken = [passes.chosen_texts(replace(batch, texts=texts, turns=[turn, turn])) for turn in range(15)]
     assert {first for first, _ in taken} == {"one"}
     rounds = [[second for _, second in taken[start : start + 5]] for start in (0, 5, 10)]
     assert all(sorted(each) == texts[1] for each in rounds)
     passes.config.seed = 3
-    assert [passes.chosen_texts({**batch, "texts": texts, "turns": [0, t]})[1] for t in range(5)] != rounds[0]
+    assert [passes.chosen_texts(replace(batch, texts=texts, turns=[0, t]))[1] for t in range(5)] != rounds[0]
 
 
 def test_a_long_text_is_cut_and_has_no_end(make_loop, config):
@@ -126,7 +127,7 @@ def test_cells_of_a_predicted_mask_are_those_of_the_recipe(seed: int, bias: floa
 def test_what_lacks_a_text_is_named(make_loop, batch: Batch):
     loop = make_loop()
     for objective in ("describe", "reverse"):
-        with pytest.raises(UserError, match=rf"sample {batch['keys'][1]}: an object has no text"):
+        with pytest.raises(UserError, match=rf"sample {batch.keys[1]}: an object has no text"):
             loop(in_words(batch, [["a"], []]), objective)
 
 

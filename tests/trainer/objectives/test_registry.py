@@ -12,8 +12,8 @@ from accelerate import Accelerator
 from evaluation.items import batches, read
 from shards.errors import UserError
 from shards.reader import ShardSet
+from tests.batches import make_loader
 from trainer.config import Config, load_config
-from trainer.data.loader import Loader
 from trainer.measure.evaluation import evaluate
 from trainer.objectives import OBJECTIVES, load_objective
 from trainer.objectives.objective import Objective
@@ -56,7 +56,7 @@ def test_an_objective_is_added_by_one_file_and_one_line(
     tell = load_objective("tell")
     assert tell.__module__ == "tell"
     options = {"batch_size": 2, "seed": 0, "threads": 0, "need": tell.needs}
-    batch = next(Loader([str(unequal_set)], fields=tell.training_fields, **options).epoch(0))
+    batch = next(make_loader([unequal_set], fields=tell.training_fields, **options).epoch(0))
     loop = make_loop()
     result = loop(batch, "tell")
     assert result["loss"].item() == pytest.approx(loop(batch, "describe")["loss"].item(), rel=1e-4)
@@ -65,7 +65,7 @@ def test_an_objective_is_added_by_one_file_and_one_line(
     assert loop.judge(batch, "tell").captions == loop.judge(batch, "describe").captions
 
     config.batch_size, config.eval.samples, config.mixed_precision = 2, 2, "no"
-    held_out = Loader(
+    held_out = make_loader(
         [str(unequal_set)], fields=tell.panel_fields(), part="holdout", holdout=0.5, holdout_by="sample", **options
     )
     values, panels = evaluate(Accelerator(cpu=True), loop, held_out, "tell", config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainer.data.loader import Batch
+from trainer.data.batch import Batch
 from trainer.model.captioner import Captioner
 from trainer.objectives.dual import pseudo_captions
 from trainer.objectives.noise import object_generators
@@ -60,7 +60,7 @@ def test_a_step_does_not_move_it_and_an_update_does(make_loop, batch: Batch):
 def test_it_describes_with_its_own_weights_and_leaves_the_student_as_it_is(make_loop, batch: Batch):
     loop = make_loop()
     model = loop.model
-    visual_tokens = model.encode_image(batch["pixel_values1"])
+    visual_tokens = model.encode_image(batch.frames[0].pixel_values)
     question = loop.passes.description_question(batch, visual_tokens)
     with torch.no_grad():
         model.eval()
@@ -80,6 +80,6 @@ def test_captions_are_without_dropout(make_loop, config, batch: Batch):
     config.lora.dropout = 0.9
     loop = make_loop(config)
     draws = object_generators(batch, 0)
-    visual_tokens = loop.model.encode_image(batch["pixel_values1"])
+    visual_tokens = loop.model.encode_image(batch.frames[0].pixel_values)
     first = pseudo_captions(loop.passes, loop.teacher, batch, visual_tokens, draws)
     assert all(pseudo_captions(loop.passes, loop.teacher, batch, visual_tokens, draws) == first for _ in range(3))

@@ -23,7 +23,7 @@ from inference.loading import load
 from inference.quantise import export_int8
 from shards.errors import UserError
 from shards.manifest import INDEX_DTYPE, Manifest, sha256
-from trainer.data.loader import Loader
+from tests.batches import make_loader
 from trainer.released.files import resolve
 from trainer.released.folder import load_model, load_parts, read_sam, save_model
 from trainer.released.tokenizer import load_tokenizer
@@ -304,6 +304,6 @@ def test_training_and_evaluation_refuse_a_set_without_samples(sound: Path, small
     (empty / "manifest.json").write_bytes(manifest.to_bytes())
     for part in ("train", "holdout"):
         with pytest.raises(UserError, match="a set without samples; wanted at least one"):
-            Loader([str(empty)], fields=("masks1",), batch_size=1, seed=0, holdout=0.5, part=part)
+            make_loader([empty], fields=("masks1",), batch_size=1, seed=0, holdout=0.5, part=part)
     with pytest.raises(UserError, match="a set without samples"):
         evaluate(str(sound), [str(empty)], device="cpu")

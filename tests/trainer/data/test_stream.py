@@ -6,7 +6,7 @@ from itertools import chain, islice
 
 import pytest
 
-from trainer.data.loader import Loader
+from tests.batches import make_loader
 from trainer.data.stream import Stream
 
 SHAPES = [(1, 1, 4), (1, 2, 2), (2, 2, 1), (4, 1, 1), (2, 1, 2), (1, 4, 1)]  # batch_size, processes, accumulation
@@ -15,14 +15,14 @@ SHAPES = [(1, 1, 4), (1, 2, 2), (2, 2, 1), (4, 1, 1), (2, 1, 2), (1, 4, 1)]  # b
 def ranks(folder, shape, consumed=None) -> list[Stream]:
     batch_size, processes, accumulation = shape
     common = {"fields": ("prompt_masks1",), "batch_size": batch_size, "seed": 3, "accumulation": accumulation}
-    loaders = [Loader([str(folder)], rank=rank, world_size=processes, **common) for rank in range(processes)]
+    loaders = [make_loader([folder], rank=rank, world_size=processes, **common) for rank in range(processes)]
     return [Stream({"dual": loader}, accumulation, consumed) for loader in loaders]
 
 
 def steps(streams: list[Stream]) -> Iterator[list[str]]:
     """The keys that all ranks together consume in each step, in their global order."""
     while True:
-        parts = [[batch["keys"] for _, batch in stream.step()] for stream in streams]
+        parts = [[batch.keys for _, batch in stream.step()] for stream in streams]
         yield [*chain(*(chain(*together) for together in zip(*parts, strict=True)))]
 
 

@@ -12,9 +12,10 @@ import torch
 from shards.errors import UserError
 from shards.reader import ShardSet
 from shards.storage.cache import Cache
+from tests.batches import make_loader, tensors_of
 from tests.servers import FaultyServer, used
-from trainer.data import loader as loading
-from trainer.data.loader import Batch, Loader
+from trainer.data.batch import Batch
+from trainer.data.loader import Loader
 from trainer.train import main
 
 FIELDS = ("pixel_values1", "prompt_masks1", "pixel_values2", "g_pixel_values2", "masks2")
@@ -22,13 +23,20 @@ ANY = 10**9
 
 
 def loader(path: object, cache: Cache | None = None, **options) -> Loader:
-    return Loader([str(path)], **{"fields": FIELDS, "batch_size": 2, "seed": 7, "cache": cache, **options})
+    return make_loader([path], **{"fields": FIELDS, "batch_size": 2, "seed": 7, "cache": cache, **options})
 
 
 def assert_equal(met: Batch, wanted: Batch) -> None:
-    assert met.keys() == wanted.keys()
-    for name, value in wanted.items():
-        assert torch.equal(met[name], value) if torch.is_tensor(value) else met[name] == value, name
+    tensors = tensors_of(met)
+    assert tensors.keys() == tensors_of(wanted).keys()
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in tensors_of(wanted).items())
+    for name in ("keys", "texts", "objects", "recipe", "meta", "frame_numbers", "turns", "copies", "position"):
+        assert getattr(met, name) == getattr(wanted, name), name
+
+
+def shuffle_window(monkeypatch: pytest.MonkeyPatch, shards: int) -> None:
+    for module in ("order", "loader"):
+        monkeypatch.setattr(f"trainer.data.{module}.SHUFFLE_WINDOW", shards)
 
 
 def room(small_set: Path, tars: int) -> int:
@@ -70,7 +78,7 @@ def test_shards_are_fetched_ahead_in_the_order_of_their_use(server: FaultyServer
 
 @pytest.mark.parametrize("ranks, prefetch", [(1, 2), (2, 1)])
 def test_a_cache_that_holds_two_windows_is_enough(server, small_set, tmp_path, monkeypatch, ranks, prefetch):
-    monkeypatch.setattr(loading, "_SHUFFLE_WINDOW", 2)
+    shuffle_window(monkeypatch, 2)
     limit = room(small_set, 6)  # and two to spare
     options = [{"rank": rank, "world_size": ranks, "batch_size": 2 // ranks} for rank in range(ranks)]
     local = [loader(small_set, **own) for own in options]
@@ -95,16 +103,16 @@ def test_a_cache_that_holds_two_windows_is_enough(server, small_set, tmp_path, m
     ):  # what is on its way still comes
         assert time.monotonic() < until
         time.sleep(0.02)
-    assert all(batch["meta"] for batch in kept)
+    assert all(batch.meta for batch in kept)
 
 
 def test_a_set_that_counts_twice_releases_each_copy_in_its_time(server: FaultyServer, small_set, tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "_SHUFFLE_WINDOW", 2)
+    shuffle_window(monkeypatch, 2)
     repeated = {"repeats": {"sav": 2}, "fields": ("prompt_masks1",), "batch_size": 1}
     far = loader(f"{server.url}/sav", Cache(tmp_path, room(small_set, 6), fetches=1), **repeated)
     for met, wanted in zip(far.epoch(0), loader(small_set, **repeated).epoch(0), strict=True):
         assert_equal(met, wanted)
-    assert sum(met["copies"]) in (0, 1)
+    assert sum(met.copies) in (0, 1)
 
 
 def test_held_out_samples_are_fetched_as_far_as_they_are_read(server: FaultyServer, small_set, tmp_path):
@@ -118,7 +126,7 @@ def test_held_out_samples_are_fetched_as_far_as_they_are_read(server: FaultyServ
 
 def test_a_cache_too_small_for_two_windows_is_refused(server, small_set, tmp_path, monkeypatch):
     for window, tars in ((64, 8), (2, 6)):  # all of them; 2 * 2 and 2 to spare
-        monkeypatch.setattr(loading, "_SHUFFLE_WINDOW", window)
+        shuffle_window(monkeypatch, window)
         enough = room(small_set, tars)
         said = (
             rf"data.cache_limit: the cache is too small; met .* GB; wanted >= .* GB, so that {tars} shards fit: .*raise"

@@ -22,9 +22,11 @@ from shards.checksum import crc32
 from shards.errors import UserError
 from shards.manifest import pack_manifest, sha256
 from shards.reader import ShardSet
+from tests.batches import make_loader, tensors_of
 from tests.pipeline.sources.test_folder import write as write_lines
 from tests.pipeline.sources.test_folder import write_pictures
-from trainer.data.loader import Loader, check_recipe, mix
+from trainer.data.choice import mix
+from trainer.data.loader import Loader, check_recipe
 from trainer.data.normalise import normalised
 from trainer.data.unpack import unpacked
 from trainer.measure.evaluation import _panels
@@ -38,25 +40,26 @@ LIGHT = ("prompt_masks1",)
 
 
 def loader(folder, **options) -> Loader:
-    return Loader([str(folder)], **{"fields": LIGHT, "batch_size": 2, "seed": 7, **options})
+    return make_loader([folder], **{"fields": LIGHT, "batch_size": 2, "seed": 7, **options})
 
 
 def keys(loader: Loader, epoch: int = 0, consumed: int = 0) -> list[list[str]]:
-    return [batch["keys"] for batch in loader.epoch(epoch, consumed)]
+    return [batch.keys for batch in loader.epoch(epoch, consumed)]
 
 
 def test_batches_hold_what_the_reader_returns(sav_set):
     by_key = {sample["__key__"]: sample for sample in (ShardSet(sav_set)[i] for i in range(12))}
     seen = 0
     for batch in loader(sav_set, fields=FIELDS, batch_size=3, threads=3).epoch(0):
-        assert batch["pixel_values1"].dtype == torch.float32 and batch["g_pixel_values2"].dtype == torch.uint8
-        assert batch["image_of_object"].tolist() == [0, 1, 2] and batch["texts"] == [[], [], []]
-        for row, key in enumerate(batch["keys"]):
+        tensors = tensors_of(batch)
+        assert tensors["pixel_values1"].dtype == torch.float32 and tensors["g_pixel_values2"].dtype == torch.uint8
+        assert batch.image_of_object.tolist() == [0, 1, 2] and batch.texts == [[], [], []]
+        for row, key in enumerate(batch.keys):
             seen += 1
-            assert batch["meta"][row] == by_key[key]["meta"]
+            assert batch.meta[row] == by_key[key]["meta"]
             for field in FIELDS:
                 stored = by_key[key][field]
-                assert np.array_equal(batch[field][row].numpy(), stored[0] if "mask" in field else stored), field
+                assert np.array_equal(tensors[field][row].numpy(), stored[0] if "mask" in field else stored), field
     assert seen == 12
 
 
@@ -91,19 +94,17 @@ def coco_set(tmp_path_factory) -> Path:
 
 def test_sources_train_together_and_are_repeated(sav_set, coco_set):
     def mixed(**options) -> Loader:
-        return Loader([str(sav_set), str(coco_set)], fields=FIELDS, batch_size=1, seed=7, **options)
+        return make_loader([str(sav_set), str(coco_set)], fields=FIELDS, batch_size=1, seed=7, **options)
 
     both = mixed(repeats={"coco": 3})
-    seen = Counter(
-        (key, copy) for batch in both.epoch(0) for key, copy in zip(batch["keys"], batch["copies"], strict=True)
-    )
+    seen = Counter((key, copy) for batch in both.epoch(0) for key, copy in zip(batch.keys, batch.copies, strict=True))
     assert set(seen.values()) == {1}
     times = Counter(key for key, _ in seen)
     assert Counter(times.values()) == {1: 12, 3: 5}
-    names = [batch["meta"][0]["source"] for batch in both.epoch(0)]
+    names = [batch.meta[0]["source"] for batch in both.epoch(0)]
     assert names.index("sav") < 12 and "coco" in names[:12]  # shuffled among one another
-    assert [len(batch["texts"][0]) for batch in both.epoch(0)] == [int(name == "coco") for name in names]
-    held = [key for batch in mixed(repeats={"coco": 3}, holdout=0.4, part="holdout").epoch(0) for key in batch["keys"]]
+    assert [len(batch.texts[0]) for batch in both.epoch(0)] == [int(name == "coco") for name in names]
+    held = [key for batch in mixed(repeats={"coco": 3}, holdout=0.4, part="holdout").epoch(0) for key in batch.keys]
     assert len(held) == len(set(held)) > 0
     with pytest.raises(UserError, match=r"data.sources: no shards of this source; met refcoco; wanted coco, sav"):
         mixed(repeats={"refcoco": 2})
@@ -136,14 +137,14 @@ def uneven_set(tmp_path_factory) -> Path:
 )
 def test_only_objects_are_chosen_that_can_be_used(uneven_set, caplog, need, wanted, said):
     for count in (1, 2):
-        loads = Loader([str(uneven_set)], fields=LIGHT, batch_size=1, seed=7, objects_per_sample=count, need=need)
+        loads = make_loader([uneven_set], fields=LIGHT, batch_size=1, seed=7, objects_per_sample=count, need=need)
         for epoch in range(4):
             met = {}
             for batch in loads.epoch(epoch):
-                assert need != "texts" or batch["texts"] == [["the late one"]]
-                assert need is None or batch["prompt_masks1"].any((1, 2)).all()  # the frame is one that shows it
-                assert need is None or not batch["paired"].any()  # no object is in both frames
-                met[batch["meta"][0]["path"].split("#")[1]] = len(batch["prompt_masks1"])
+                assert need != "texts" or batch.texts == [["the late one"]]
+                assert need is None or batch.frames[0].prompt_masks.any((1, 2)).all()  # the frame is one that shows it
+                assert need is None or not batch.paired.any()  # no object is in both frames
+                met[batch.meta[0]["path"].split("#")[1]] = len(batch.frames[0].prompt_masks)
             assert met == {name: min(count, number) for name, number in wanted.items()}
     assert loads.left_out == 3 - len(wanted) and caplog.text.count("samples left out") == 2 * bool(said)
     assert said in caplog.text
@@ -183,7 +184,7 @@ def test_a_flipped_bit_ends_the_epoch_before_its_batch(codec, tmp_path, threads,
         tar.write_bytes(data)
         met = []
         with pytest.raises(UserError, match=f"{tar}: {row['key'].decode()}: CRC-32 of the sample; met "):
-            met.extend(batch["keys"] for batch in loader(folder, **light).epoch(0))
+            met.extend(batch.keys for batch in loader(folder, **light).epoch(0))
         assert len(met) <= 2
     if codec == "raw_set":
         data = bytearray(whole)
@@ -197,6 +198,7 @@ def test_raw_pictures_that_are_compared_while_they_are_copied_are_the_same(raw_s
     for where in ("host", "device"):
         ways = {check: loader(raw_set, fields=fields, normalise=where, check=check) for check in ("always", "never")}
         for one, two in zip(ways["always"].epoch(0), ways["never"].epoch(0), strict=True):
+            one, two = tensors_of(one), tensors_of(two)
             assert all(torch.equal(one[field], two[field]) for field in fields)
 
 
@@ -214,7 +216,7 @@ def test_what_was_compared_in_one_epoch_is_remembered_by_all_threads_in_the_next
 
 
 def test_copies_of_a_sample_are_drawn_for_anew(coco_set):
-    one = Loader([str(coco_set)], fields=LIGHT, batch_size=1, seed=7, repeats={"coco": 2})
+    one = make_loader([coco_set], fields=LIGHT, batch_size=1, seed=7, repeats={"coco": 2})
     draws = [object_generators(batch, 7)[0].initial_seed() for batch in one.epoch(0)]
     assert len(set(draws)) == 10
 
@@ -252,25 +254,25 @@ def test_mixing_spreads_evenly():
 def test_a_batch_stays_valid_until_the_next_but_one(sav_set):
     batches = loader(sav_set, batch_size=1, fields=("pixel_values1",)).epoch(0)
     first = next(batches)
-    copy = first["pixel_values1"].clone()
+    copy = first.frames[0].pixel_values.clone()
     next(batches)
-    assert torch.equal(first["pixel_values1"], copy)
+    assert torch.equal(first.frames[0].pixel_values, copy)
 
 
 def test_the_buffers_of_an_epoch_serve_in_the_next(sav_set):
     ready = loader(sav_set, batch_size=1, fields=("pixel_values1",), prefetch=1)
-    assert len({batch["pixel_values1"].data_ptr() for epoch in (0, 1) for batch in ready.epoch(epoch)}) == 3
+    assert len({batch.frames[0].pixel_values.data_ptr() for epoch in (0, 1) for batch in ready.epoch(epoch)}) == 3
 
 
 @pytest.mark.parametrize("seen", [2, 6])
 def test_the_last_batch_of_an_epoch_stays_valid_in_the_next(sav_set, seen):
     ready = loader(sav_set, fields=("pixel_values1",))
     *_, last = islice(ready.epoch(0), seen)
-    copy = last["pixel_values1"].clone()
+    copy = last.frames[0].pixel_values.clone()
     following = ready.epoch(1)
     next(following)
     following.close()
-    assert torch.equal(last["pixel_values1"], copy)
+    assert torch.equal(last.frames[0].pixel_values, copy)
 
 
 def test_only_the_tars_are_opened_whose_samples_are_read(sav_set, tmp_path):
@@ -287,7 +289,7 @@ def test_only_the_tars_are_opened_whose_samples_are_read(sav_set, tmp_path):
     many = loader(tmp_path)
     for n in many.order(0)[:6]:
         (tmp_path / f"sav-{n:06d}.tar").hardlink_to(sav_set / one["name"])
-    assert len(next(many.epoch(0))["keys"]) == 2
+    assert len(next(many.epoch(0)).keys) == 2
     (tmp_path / f"sav-{many.order(0)[0]:06d}.tar").unlink()
     with pytest.raises(UserError, match=r"cannot be read.*No such file"):
         next(loader(tmp_path).epoch(0))
@@ -299,9 +301,10 @@ def test_a_step_does_what_is_left_to_the_device(sav_set, make_loop, monkeypatch)
     monkeypatch.setattr(loop, "_total", lambda losses, weights: losses)
     for where, dtype, width in (("host", torch.float32, 1024), ("device", torch.uint8, 128)):
         batch = next(loader(sav_set, fields=Dual.training_fields, need="regions", normalise=where).epoch(0))
-        assert batch["pixel_values1"].dtype == batch["pixel_values2"].dtype == dtype
-        assert batch["masks2"].shape == (2, 1024, width)
+        assert batch.frames[0].pixel_values.dtype == batch.frames[1].pixel_values.dtype == dtype
+        assert batch.frames[1].masks.shape == (2, 1024, width)
         loop(batch, "dual")
+    seen = [tensors_of(batch) for batch in seen]
     for field in Dual.training_fields:
         assert seen[0][field].dtype == seen[1][field].dtype and torch.equal(seen[0][field], seen[1][field]), field
 
@@ -332,10 +335,8 @@ def test_the_device_unpacks_masks_as_numpy_does(seed, count):
 
 def test_several_masks_a_sample_come_packed(coco_set, sav_set):
     options = {"fields": ("masks1",), "batch_size": 5, "seed": 7, "objects_per_sample": 2}
-    masks = [
-        next(Loader([str(path) for path in (coco_set, sav_set)], **options, normalise=where).epoch(0))["masks1"]
-        for where in ("host", "device")
-    ]
+    loaders = [make_loader([coco_set, sav_set], **options, normalise=where) for where in ("host", "device")]
+    masks = [next(loader.epoch(0)).frames[0].masks for loader in loaders]
     assert 5 < len(masks[0]) < 10 and np.array_equal(np.packbits(masks[0].numpy(), axis=2), masks[1].numpy())
 
 
@@ -352,7 +353,7 @@ def test_shards_of_two_recipes_are_refused(sav_set, tmp_path):
     manifest["recipe_hash"] = sha256(json.dumps(values, sort_keys=True).encode())[:16]
     (tmp_path / "other" / "manifest.json").write_bytes(pack_manifest(manifest))
     with pytest.raises(UserError, match="different recipes"):
-        Loader([str(sav_set), str(tmp_path / "other")], fields=LIGHT, batch_size=2, seed=0)
+        make_loader([str(sav_set), str(tmp_path / "other")], fields=LIGHT, batch_size=2, seed=0)
 
 
 def test_a_recipe_that_does_not_fit_the_model_is_refused(sav_set):
@@ -386,13 +387,13 @@ def test_an_epoch_goes_on_in_a_sample_where_the_one_before_stopped(unequal_set):
     for most, times in ((1, 1), (2, 1), (4, 1), (1, 2)):
         options = {"need": "texts", "objects_per_sample": most, "repeats": {"folder": times}, "batch_size": 1}
         loads, taken = loader(unequal_set, **options), dict[str, list[int]]()
-        epochs = [sorted(loads.epoch(e), key=lambda b: b["copies"]) for e in range(-(-6 // (most * times)))]
+        epochs = [sorted(loads.epoch(e), key=lambda b: b.copies) for e in range(-(-6 // (most * times)))]
         for batch in chain(*epochs):
-            number, visit = len(batch["meta"][0]["objects"]), taken.setdefault(batch["keys"][0], [])
-            assert batch["turns"] == [visit.count(n) for n in batch["objects"]]
+            number, visit = len(batch.meta[0]["objects"]), taken.setdefault(batch.keys[0], [])
+            assert batch.turns == [visit.count(n) for n in batch.objects]
             if len(visit) < number:  # not all have come so far
-                assert not {*batch["objects"]} & {*visit} or len({*visit, *batch["objects"]}) == number
-            visit += batch["objects"]
+                assert not {*batch.objects} & {*visit} or len({*visit, *batch.objects}) == number
+            visit += batch.objects
         assert [sorted({*visit}) for visit in taken.values()] == [[*range(max(v) + 1)] for v in taken.values()]
         assert Counter(max(visit) + 1 for visit in taken.values()) == {5: 3, 6: 3, 1: 3, 4: 3}
 
@@ -404,7 +405,7 @@ def test_the_objects_of_a_step_are_known_with_its_first_batch(unequal_set, most,
     for accumulation, consumed in ((1, 0), (3, 0), (3, 6), (6, 0)):
         loads = [loader(unequal_set, **options, accumulation=accumulation, rank=r, world_size=2) for r in (0, 1)]
         for rank in loads:
-            batches = [(b["step_objects"], len(b["image_of_object"])) for b in rank.epoch(2, consumed)]
+            batches = [(b.step_objects, len(b.image_of_object)) for b in rank.epoch(2, consumed)]
             steps = [batches[i : i + accumulation] for i in range(0, len(batches), accumulation)]
             assert len(batches) == (12 - consumed) // 2
             assert all(said == sum(n for _, n in step) for step in steps for said, _ in step)

@@ -1,4 +1,4 @@
-"""A row of a batch: the objects and frames of a sample that it takes, decoded into the batch's buffers."""
+"""Samples into batches: the objects and frames that a visit takes, decoded into reused buffers."""
 
 from __future__ import annotations
 
@@ -18,27 +18,24 @@ from shards.program import check_set
 from shards.reader import Array, StoredSample, decode_field
 from shards.recipe import Recipe
 from shards.sample import texts_of
+from trainer.data.batch import Batch, Frame
 from trainer.data.choice import Choice, choose, shuffled, walk
 
 Need = Literal["texts", "regions"]
 """What a chosen object must have: a prompt cell in a frame, for "texts" a text too. Columns of the index."""
 NEEDED = {"texts": "an object with a text", "regions": "an object with a prompt cell"}
 Normalise = Literal["host", "device"]
-"""Who makes float32 of `pixel_values` and a byte a pixel of `masks`: the loader, or who moved them to the device."""
+"""Where `pixel_values` become float32 and `masks` a byte per pixel: in the loader, or in `Batch.to` on the device."""
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """What stands in a row."""
+class Visit:
+    """A sample that an epoch visits, and what the visit takes of it."""
 
     sample: StoredSample
-    """Detached: a batch, which may live long, keeps no tar mapped."""
     choice: Choice
     copy: int
-
-    def texts(self) -> list[list[str]]:
-        """Return the texts of each chosen object that say something."""
-        return [texts_of(self.sample.meta["objects"][number]) for number in self.choice.objects]
+    """How often the sample came before in this epoch."""
 
 
 _field = lru_cache(Field)
@@ -49,8 +46,8 @@ def _stored(sample: StoredSample, field: Field) -> Field:
     return _field(field.name, None) if sample.frames == 1 else field
 
 
-class Later(Sequence[Any]):
-    """A list that is made when somebody looks at it."""
+class Lazy(Sequence[Any]):
+    """A list that is made when it is first read."""
 
     def __init__(self, make: Callable[[], list[Any]]) -> None:
         self._make = make
@@ -68,18 +65,21 @@ class Later(Sequence[Any]):
         return len(self._list())
 
     def __eq__(self, other: object) -> bool:
-        return self._list() == (other._list() if isinstance(other, Later) else other)
+        return self._list() == (other._list() if isinstance(other, Lazy) else other)
 
     def __repr__(self) -> str:
         return repr(self._list())
 
 
-class Rows:
-    """How the rows of a loader's batches are filled.
+class BatchDecoder:
+    """Chooses objects of samples and decodes them into the rows of a batch.
 
     Args:
         fields: of frames 1 and 2.
-        objects: of a sample, at most.
+        recipe: of the shards.
+        objects: most objects per sample.
+        need: what an object must have to be chosen.
+        normalise: "device" leaves `pixel_values` and `masks` as they are stored, for `Batch.to`.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Rows:
         self._first = Field("pixel_values", 1) in self._fields
 
     def buffers(self, batch_size: int, pin: bool) -> Buffers:
-        """One batch's tensors; those of objects are (B, objects, ...)."""
+        """Allocate one batch's tensors; those of objects are (B, objects, ...)."""
         tensors = {}
         for field in self._fields:
             shape, dtype = self._layout(field, batch_size)
@@ -113,7 +113,7 @@ class Rows:
         return shape, dtype
 
     def choose(self, sample: StoredSample, salt: int, visit: int) -> Choice:
-        """Choose what the visit number `visit` to a sample takes of it; `salt` is the sample's.
+        """Choose what visit number `visit` to a sample takes of it; `salt` is the sample's.
 
         Raises:
             BadShard: the sample cannot be decoded, or has no object that has what is needed.
@@ -130,23 +130,19 @@ class Rows:
             raise BadShard("index and sample differ", where=sample.where, wanted=NEEDED[self._need], do=check_set())
         return choose(visible, able, self._objects, salt, visit)
 
-    def fill(
-        self,
-        buffers: Buffers,
-        row: int,
-        sample: StoredSample,
-        copy: int,
-        choice: Choice,
-        later: list[Callable[[], object]],
-    ) -> Row:
-        """Decode what is chosen of a sample into row `row`; its pictures are there when `later` is done.
+    def fill(self, buffers: Buffers, row: int, visit: Visit, later: list[Callable[[], object]]) -> Visit:
+        """Decode what a visit takes into row `row`; the pictures are complete when `later` has run.
 
         Between two copies of megabytes Python finds nothing of its own in the processor's cache, and takes three times
-        as long: so there is first Python for several rows, then their copies.
+        as long: so the Python for several rows comes first, then their copies.
+
+        Returns:
+            The visit with its sample detached: a batch, which may live long, keeps no tar mapped.
 
         Raises:
             BadShard: the sample cannot be decoded. So may `later`, which compares its bytes where that is to be done.
         """
+        sample, choice = visit.sample, visit.choice
         copies: list[tuple[Array, Array]] = []
         first = len(later)
 
@@ -172,7 +168,7 @@ class Rows:
             later.insert(first, partial(sample.compare, copies))
         else:
             later += [partial(np.copyto, *pair) for pair in copies]
-        return Row(sample.detached(), choice, copy)
+        return Visit(sample.detached(), choice, visit.copy)
 
     def _decoded(
         self, sample: StoredSample, field: Field, objects: Sequence[int] | None = None, out: Array | None = None
@@ -183,31 +179,37 @@ class Rows:
         except BadShard as error:
             raise error.at(f"{sample.where}.{stored}") from None
 
-    def batch(self, buffers: Buffers, rows: Sequence[Row]) -> dict[str, Any]:
-        """All of a batch but its position."""
-        counts = [len(row.choice.objects) for row in rows]
+    def batch(self, buffers: Buffers, visits: Sequence[Visit], **known: Any) -> Batch:
+        """The batch whose first rows `visits` were decoded into; `known` holds other fields of it."""
+        counts = [len(visit.choice.objects) for visit in visits]
         full = all(count == self._objects for count in counts)
-        batch: dict[str, Any] = {}
+        frames: tuple[dict[str, torch.Tensor], ...] = ({}, {})
         for field in self._fields:
-            tensor = buffers.tensors[str(field)]
+            tensor = buffers.tensors[str(field)][: len(visits)]
             if field.name in ("masks", "prompt_masks"):
                 taken = [[k < count for k in range(self._objects)] for count in counts]
                 tensor = tensor.flatten(0, 1) if full else tensor[torch.tensor(taken)]
-            batch[str(field)] = tensor
-        return {
-            **batch,
-            "image_of_object": torch.tensor([i for i, count in enumerate(counts) for _ in range(count)]),
-            "objects": [n for row in rows for n in row.choice.objects],
-            "turns": [turn for row in rows for turn in row.choice.turns],
-            "keys": [row.sample.key for row in rows],
-            "meta": Later(lambda: [row.sample.meta for row in rows]),
-            "texts": Later(
-                lambda: [texts_of(row.sample.meta["objects"][n]) for row in rows for n in row.choice.objects]
-            ),
-            "copies": [row.copy for row in rows],
-            "frames": [(row.choice.frames[0] + 1, row.choice.frames[1] + 1) for row in rows],
-            "paired": torch.tensor([row.choice.frames[0] != row.choice.frames[1] for row in rows]),
-        }
+            frames[(field.frame or 1) - 1][field.name] = tensor
+        chosen = [visit.choice.frames for visit in visits]
+        return Batch(
+            frames=(Frame(**frames[0]), Frame(**frames[1])),
+            image_of_object=torch.tensor([i for i, count in enumerate(counts) for _ in range(count)]),
+            paired=torch.tensor([first != second for first, second in chosen]),
+            keys=[visit.sample.key for visit in visits],
+            texts=Lazy(lambda: [texts for visit in visits for texts in _texts_of_chosen(visit)]),
+            objects=[number for visit in visits for number in visit.choice.objects],
+            recipe=self._recipe,
+            meta=Lazy(lambda: [visit.sample.meta for visit in visits]),
+            frame_numbers=[(first + 1, second + 1) for first, second in chosen],
+            turns=[turn for visit in visits for turn in visit.choice.turns],
+            copies=[visit.copy for visit in visits],
+            **known,
+        )
+
+
+def _texts_of_chosen(visit: Visit) -> list[list[str]]:
+    """The texts of each chosen object that say something."""
+    return [texts_of(visit.sample.meta["objects"][number]) for number in visit.choice.objects]
 
 
 class Buffers:
@@ -219,7 +221,7 @@ class Buffers:
 
 
 class Ring:
-    """The buffers of batches that are made ahead, used in turn."""
+    """The buffers of batches that are decoded ahead, used in turn."""
 
     def __init__(self, buffers: Sequence[Buffers]) -> None:
         self._buffers, self.turn = buffers, 0

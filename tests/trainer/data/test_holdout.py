@@ -15,9 +15,9 @@ from shards.groups import groups_of
 from shards.manifest import INDEX_DTYPE, Manifest, sha256
 from shards.reader import ShardSet
 from shards.recode import recode
+from tests.batches import make_loader
 from tests.conftest import shard_sav
 from trainer.data.holdout import find_twins, held_out_parts, holdout_notes
-from trainer.data.loader import Loader
 
 
 def fake(paths: list[str], frames: int = 1, source: str = "fake", old: bool = False) -> Any:
@@ -131,8 +131,10 @@ def test_twins_are_counted():
 
 def test_real_pairs_of_one_folder_stay_on_one_side(sav_set):
     def folders(part: str, **how) -> set[str]:
-        loader = Loader([str(sav_set)], fields=("prompt_masks1",), batch_size=1, seed=7, holdout=0.05, part=part, **how)
-        return {folder(batch["meta"][0]["path"]) for batch in loader.epoch(0)}
+        loader = make_loader(
+            [str(sav_set)], fields=("prompt_masks1",), batch_size=1, seed=7, holdout=0.05, part=part, **how
+        )
+        return {folder(batch.meta[0]["path"]) for batch in loader.epoch(0)}
 
     assert folders("holdout") and not folders("holdout") & folders("train")
     assert "on both sides" in holdout_notes([ShardSet(sav_set)], 0.4, "sample")[0]
