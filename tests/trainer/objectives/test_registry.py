@@ -64,10 +64,9 @@ def test_an_objective_is_added_by_one_file_and_one_line(
     assert loop.model.mlp1[1].weight.grad.any()
     assert loop.judge(batch, "tell").captions == loop.judge(batch, "describe").captions
 
-    config.batch_size, config.eval.samples, config.mixed_precision = 2, 2, "no"
-    held_out = make_loader(
-        [str(unequal_set)], fields=tell.panel_fields(), part="holdout", holdout=0.5, holdout_by="sample", **options
-    )
+    config.mixed_precision = "no"
+    options |= {"part": "holdout", "holdout": 0.5, "holdout_by": "sample", "limit": 2}
+    held_out = make_loader([unequal_set], fields=tell.panel_fields(), **options)
     values, panels = evaluate(Accelerator(cpu=True), loop, held_out, "tell", config)
     assert values.keys() == {"caption"} and len(panels) == 2 and panels[0].prompt is not None
 
