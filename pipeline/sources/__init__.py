@@ -74,7 +74,7 @@ class Source(ABC):
         """
 
     def options(self, root: Path, probe: Sequence[RawInput]) -> dict[str, Any]:
-        """Properties of the dataset as a whole that no single input shows; added to the options of the set.
+        """Return properties of the whole dataset that no single input shows; they are added to the options of the set.
 
         Args:
             probe: up to 16 inputs, spread over the dataset.
@@ -82,7 +82,7 @@ class Source(ABC):
         return {}
 
     def files(self, path: str, parts: Iterator[Any]) -> Iterable[str]:
-        """Paths, relative to the root, of the files that decide the sample of an input; by default its own path.
+        """Return the paths, below the root, of the files that decide an input's sample; by default its own path.
 
         Their sizes are part of the plan, and where one of them changes the sample is made again. Annotation files that
         `find` read are not among them.
@@ -113,7 +113,7 @@ class Source(ABC):
 
 @cache
 def source_named(name: str) -> Source:
-    """The source that is registered under `name`; raises `UserError` where there is none."""
+    """Return the source that is registered under `name`; raises `UserError` where there is none."""
     if name not in SOURCES:
         raise UserError("unknown source", met=name, wanted=" or ".join(SOURCES), do="see docs/datasets/")
     module, _, attribute = SOURCES[name].partition(":")
@@ -123,13 +123,13 @@ def source_named(name: str) -> Source:
 
 
 def chosen_source(text: str) -> Source:
-    """The source that a user asked for: a registered name, or `MODULE:CLASS`, a source of their own.
+    """Return the source that a user named: a registered name, or `MODULE:CLASS`, a source of their own.
 
-    Only a user's own words may come here, and no text out of a file: the module is imported, which runs it. It is
-    looked for on Python's path, then in the current folder.
+    The module is imported, which runs it: pass only what the user typed, and no text from a file. Modules are found on
+    Python's path, then in the current folder.
 
     Raises:
-        UserError: there is no such source, or the class is no `Source` with a name of its own.
+        UserError: there is no such source, or the class is no `Source` with a unique name.
     """
     if ":" not in text:
         return source_named(text)
@@ -164,7 +164,7 @@ def chosen_source(text: str) -> Source:
 
 
 def choices_of(source: Source, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The source's choices with what was given (None: not given); raises `UserError` for one that it does not have."""
+    """Return the choices of a source with those `given` (None: the default); raises `UserError` for unknown ones."""
     chosen = {name: value for name, value in given.items() if value is not None}
     for name in chosen:
         if name not in source.choices:

@@ -116,10 +116,10 @@ def judge(pristine: Pristine, seed: int, number: int, folder: Path) -> Verdict:
         verdict.faults["memory"] = f"{grown} MiB"
     if (folder / MARK).exists() or (root / MARK).exists():
         verdict.faults["executed"] = "hostile input was run"
-    said = [line for line in text.splitlines() if line.startswith("error: ")]
+    errors = [line for line in text.splitlines() if line.startswith("error: ")]
     # `verify-shard` says what is wrong with a set in a table.
-    if verdict.status and len(said) != 1 and pristine.target != SET and "traceback" not in verdict.faults:
-        verdict.faults["unsaid"] = f"status {verdict.status} and {len(said)} lines that say why"
+    if verdict.status and len(errors) != 1 and pristine.target != SET and "traceback" not in verdict.faults:
+        verdict.faults["unsaid"] = f"status {verdict.status} and {len(errors)} lines that say why"
     return verdict
 
 

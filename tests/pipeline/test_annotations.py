@@ -25,7 +25,7 @@ def put(folder: Path, data: bytes) -> Path:
 
 
 @pytest.mark.parametrize("data", [TEXT, b"\xef\xbb\xbf" + TEXT, gzip.compress(b"\xef\xbb\xbf" + TEXT, mtime=0)])
-def test_a_mark_and_gzip_are_taken(tmp_path, data):
+def test_a_byte_order_mark_and_gzip_are_read(tmp_path, data):
     path = put(tmp_path, data)
     assert [*read_items(path)] == VALUE == read_json(path) == parse_json(data, "a")
     path = put(tmp_path, gzip.compress(json.dumps({"a": VALUE, "b": 1}).encode()))
@@ -36,7 +36,7 @@ START = TEXT[:-2]  # without its last bracket: 80 KB, more than a block
 
 
 @pytest.mark.parametrize(
-    ("end", "said"),
+    ("end", "message"),
     [
         (b",\n{}", "not whole JSON; met its end at LINE, BYTE; wanted .*; download it again"),
         (b', {"name', "not whole JSON; met its end at"),
@@ -57,15 +57,15 @@ START = TEXT[:-2]  # without its last bracket: 80 KB, more than a block
         (b"\n1, 2]", "met ', 2]' behind '.*1' at LINE, BYTE; wanted JSON"),
     ],
 )
-def test_a_fault_is_named_with_its_place(tmp_path, end, said):
+def test_a_fault_is_named_with_its_place(tmp_path, end, message):
     lines = (START + end).count(b"\n") + 1 - end.count(b"// all\n")
     place = f"line {lines}"
-    wanted = re.escape(said).replace("LINE", place).replace("BYTE", r"byte \d+").replace(r"\.\*", ".*")
+    wanted = re.escape(message).replace("LINE", place).replace("BYTE", r"byte \d+").replace(r"\.\*", ".*")
     readers = [lambda path: [*read_items(path)], read_json]
     for read in readers[: 1 if b"1234" in end else 2]:  # whole numbers of any size are JSON to Python
         with pytest.raises(UserError, match=rf"a\.json: .*{wanted}") as caught:
             read(put(tmp_path, START + end))
-        assert (caught.value.do == "download it again") == ("download it again" in said or "whole" in said)
+        assert (caught.value.do == "download it again") == ("download it again" in message or "whole" in message)
 
 
 def test_the_byte_of_a_fault(tmp_path):

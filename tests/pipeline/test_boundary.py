@@ -63,7 +63,7 @@ def test_what_a_library_raises_on_data_is_a_bad_input(error):
     assert "/data/raw" not in str(bad)
 
 
-def test_the_values_that_were_met_stay(tmp_path):
+def test_the_values_in_messages_are_kept(tmp_path):
     bad = raised(KeyError("counts"))
     assert (bad.what, bad.wanted) == ("cannot be read: KeyError", "a sound input")
     assert re.fullmatch(r"'counts' \(pipeline/boundary\.py:\d+\)", bad.met)
@@ -98,18 +98,18 @@ def wrapped(inner: BaseException) -> BaseException:
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE])
 def test_what_the_machine_lacks_is_not_the_inputs_fault(number):
     for error in (OSError(number, os.strerror(number)), wrapped(OSError(number, os.strerror(number)))):
-        said = raised(error)
-        assert not isinstance(said, BadInput) and said.where == INPUT and os.strerror(number) in said.met
+        captured = raised(error)
+        assert not isinstance(captured, BadInput) and captured.where == INPUT and os.strerror(number) in captured.met
     for error in (MemoryError(), wrapped(MemoryError())):
-        said = raised(error)
-        assert not isinstance(said, BadInput) and said.what == "out of memory" and "--workers" in said.do
+        captured = raised(error)
+        assert not isinstance(captured, BadInput) and captured.what == "out of memory" and "--workers" in captured.do
 
 
 @pytest.mark.parametrize("error", [NameError("name 'x' is not defined"), ImportError("No module named 'x'")])
 def test_a_fault_of_the_program_names_the_input_and_keeps_its_traceback(error):
-    said = raised(error)
-    assert isinstance(said, ProgramError) and said.where == INPUT and str(error) in said.met
-    file = Path(re.search(r"\S+\.txt", said.do)[0])
+    captured = raised(error)
+    assert isinstance(captured, ProgramError) and captured.where == INPUT and str(error) in captured.met
+    file = Path(re.search(r"\S+\.txt", captured.do)[0])
     assert "Traceback" in file.read_text() and INPUT in file.read_text()
     file.unlink()
 
@@ -148,14 +148,14 @@ def test_any_exception_of_load_goes_to_the_ledger(source, tmp_path, here, monkey
 
     monkeypatch.setattr(kind, "load", fail_once)
     given = ["--source", source, "--root", root, *CASES[source].options]
-    said = here("shard", *given, "--out", tmp_path, "--workers", 1, "--max-bad", 1)
+    captured = here("shard", *given, "--out", tmp_path, "--workers", 1, "--max-bad", 1)
     one_left = CASES[source].samples > 1
-    assert (said.returncode == 0) == one_left
+    assert (captured.returncode == 0) == one_left
     lines = read_ledger(tmp_path / source)
     assert (lines[0].path, lines[0].reason, lines[0].bad) == (first[0], "cannot be read: TokenError", True)
     assert "EOF in multi-line statement" in lines[0].detail
-    told = [line for line in said.stderr.splitlines() if line.startswith("bad input, the first of its kind: ")]
-    assert len(told) == 1 and first[0] in told[0] and "EOF in multi-line statement" in told[0]
+    lines = [line for line in captured.stderr.splitlines() if line.startswith("bad input, the first of its kind: ")]
+    assert len(lines) == 1 and first[0] in lines[0] and "EOF in multi-line statement" in lines[0]
     assert here("estimate", *given, "--out", tmp_path / "x").returncode == (0 if one_left else 1)
 
 
@@ -167,10 +167,10 @@ def test_a_fault_of_the_program_ends_the_run_in_one_line(tmp_path, here, monkeyp
     for verb in (("shard", "--workers", 1), ("estimate",)):
         if not (tmp_path / "raw").exists():
             root_of(tmp_path)
-        said = here(*verb, "--source", "folder", "--root", tmp_path / "raw", "--out", tmp_path)
-        (line,) = [line for line in said.stderr.splitlines() if line.startswith("error: ")]
-        assert said.returncode == 1 and "a.jpg#1: a fault of this program" in line and "'undefined'" in line
-        assert "Traceback" not in said.stderr
+        captured = here(*verb, "--source", "folder", "--root", tmp_path / "raw", "--out", tmp_path)
+        (line,) = [line for line in captured.stderr.splitlines() if line.startswith("error: ")]
+        assert captured.returncode == 1 and "a.jpg#1: a fault of this program" in line and "'undefined'" in line
+        assert "Traceback" not in captured.stderr
         Path(re.search(r"\S+\.txt", line)[0]).unlink()
 
 
@@ -183,16 +183,17 @@ def test_a_verification_names_what_cannot_be_read_again(tmp_path, here, monkeypa
         raise RecursionError("maximum recursion depth exceeded")
 
     monkeypatch.setattr(type(source_named("sa1b")), "load", load)
-    said = here("verify-shard", tmp_path / "sa1b", "--against", root, "--workers", 1)
-    assert said.returncode == 1 and "cannot be derived again: cannot be read: RecursionError" in said.stdout
+    captured = here("verify-shard", tmp_path / "sa1b", "--against", root, "--workers", 1)
+    assert captured.returncode == 1 and "cannot be derived again: cannot be read: RecursionError" in captured.stdout
 
 
 def test_what_annotations_do_to_this_program_is_one_line_with_their_place(tmp_path, here, monkeypatch):
     root = root_of(tmp_path, "coco")
     monkeypatch.setattr("pipeline.sources.coco.id_of", lambda record, key="id": record["no such key"])
-    said = here("shard", "--source", "coco", "--root", root, "--out", tmp_path / "out", "--workers", 1)
-    (line,) = said.stderr.splitlines()
-    assert said.returncode == 1 and line.startswith(f"error: {root}/annotations/instances_train2017.json, entry 1: ")
+    captured = here("shard", "--source", "coco", "--root", root, "--out", tmp_path / "out", "--workers", 1)
+    (line,) = captured.stderr.splitlines()
+    assert captured.returncode == 1
+    assert line.startswith(f"error: {root}/annotations/instances_train2017.json, entry 1: ")
     assert "KeyError: 'no such key' (pipeline/sources/coco.py:" in line and "docs/datasets/" in line
     assert not (tmp_path / "out" / "coco").exists()
 
@@ -203,8 +204,8 @@ def test_folders_that_cannot_be_listed_are_one_line(verb, tmp_path, here, monkey
         raise PermissionError(errno.EACCES, "Permission denied", str(root / "secret"))
 
     monkeypatch.setattr(Coco, "find", find)
-    said = here(*verb, "--source", "coco", "--root", tmp_path, "--out", tmp_path / "out")
-    (line,) = said.stderr.splitlines()
+    captured = here(*verb, "--source", "coco", "--root", tmp_path, "--out", tmp_path / "out")
+    (line,) = captured.stderr.splitlines()
     assert line.startswith(f"error: {tmp_path}/secret: cannot be read; met Permission denied")
 
 
@@ -260,9 +261,9 @@ def test_a_run_that_was_killed_says_over_what_when_it_goes_on(sav_root, tmp_path
         finally:
             os._exit(0)  # whatever happened: it must never go on as a second copy of the test run
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
-    said = here("shard", *given)
-    assert said.returncode == 0
-    assert "was killed while it read: sav_coffee/masklet_data_00001.npz; if this" in said.stderr
+    captured = here("shard", *given)
+    assert captured.returncode == 0
+    assert "was killed while it read: sav_coffee/masklet_data_00001.npz; if this" in captured.stderr
     assert Manifest.read(tmp_path / "sav").samples == 12
 
 
@@ -278,14 +279,14 @@ def test_a_set_without_a_sample_is_an_error(tmp_path, here):
     ]
     (root / "samples.jsonl").write_text("".join(json.dumps({**line, "objects": []}) + "\n" for line in lines))
     given = ["--source", "folder", "--root", root, "--out", tmp_path]
-    said = here("shard", *given, "--workers", 1)
-    (line,) = [line for line in said.stderr.splitlines() if line.startswith("error: ")]
+    captured = here("shard", *given, "--workers", 1)
+    (line,) = [line for line in captured.stderr.splitlines() if line.startswith("error: ")]
     assert (
-        said.returncode == 1
+        captured.returncode == 1
         and "not one sample; met 2 inputs left out: 2 x no annotated object; the first: a.jpg#1" in line
     )
     assert not (tmp_path / "folder" / "manifest.json").exists()
     assert len(read_ledger(tmp_path / "folder")) == 2
     assert "; found: 2 lines" in line
-    said = here("estimate", *given)
-    assert said.returncode == 1 and "not one sample" in said.stderr
+    captured = here("estimate", *given)
+    assert captured.returncode == 1 and "not one sample" in captured.stderr

@@ -1,4 +1,4 @@
-"""The ledger says why nothing of an input can be used: the first cause, with the values that were met."""
+"""The ledger says why nothing of an input can be used: the first reason, with its values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MASK = box(10, 10, 60, 70)
 FRAMES = ["00000", "00001", "00002"]
 
 
-def test_the_first_cause_stands_with_its_values_and_the_others_are_counted():
+def test_the_first_reason_has_its_values_and_the_others_are_counted():
     size = BadInput("mask and picture differ in size", met="5 x 7", wanted="6 x 7", do="cut it")
     error = unusable("object", [("a", size), ("b", BadInput("empty mask", met="0 pixels")), ("c", size)])
     assert str(error) == (
@@ -139,18 +139,18 @@ def test_frames_of_sav_whose_run_lengths_are_broken_are_counted_and_no_absence(t
     videos.write_video(tmp_path / "video.mp4", test_sav_video.FRAMES)
     test_sav_video.write_sav_video(root := tmp_path / "raw", tmp_path / "video.mp4")
     file = next(root.rglob("*_manual.json"))
-    said = json.loads(file.read_text())
-    shown = [frame for frame in said["masklet"] if has_pixels(frame[0])]
+    annotation = json.loads(file.read_text())
+    shown = [frame for frame in annotation["masklet"] if has_pixels(frame[0])]
     found = Found("sav-video", root, tmp_path, split="manual")
     path = next(path for path in found.paths if path.endswith("#manual-0"))
     for frame in shown[:-2]:
         frame[0]["counts"] = "~"
-    put(file, said)
+    put(file, annotation)
     broken = "annotated frames passed over for broken run lengths"
     assert found.load(path).notes[broken] == len(shown) - 2 > 0
     for frame in shown:
         frame[0]["counts"] = "~"
-    put(file, said)
+    put(file, annotation)
     met = r"no mask that can be used: broken run lengths; met mask of annotated frame \d+: '~'"
     with pytest.raises(BadInput, match=met):
         found.load(path)

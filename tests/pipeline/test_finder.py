@@ -21,13 +21,13 @@ def add_names(finder, names, work):
         found = [finder.add(name, writer)[:2] for name in names]
         finder.refuse_shared(writer)
     records = Records(work / "records.sqlite")
-    said = {}
+    errors = {}
     for item in records.inputs():
         try:
             raise_refused(records.parts(item.path))
         except BadInput as error:
-            said[item.path] = error
-    return found, said
+            errors[item.path] = error
+    return found, errors
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def add_names(finder, names, work):
         *(("Images/1.JPG", "1.jpg"), ("images/1.jpeg", "1.jpg"), ("images/cat.jpg", "upload/3/1f2e3d4c-cat.jpg")),
     ],
 )
-def test_names_that_look_otherwise(tmp_path, there, name):
+def test_names_in_other_spellings(tmp_path, there, name):
     put(tmp_path / there, b"123")
     if name == "../1.jpg":
         os.rename(tmp_path / "images/a/1.jpg", tmp_path / "images/1.jpg")
@@ -59,7 +59,7 @@ def test_names_that_look_otherwise(tmp_path, there, name):
     assert Finder(tmp_path, ["", "images"]).find(name) == (there, 3)
 
 
-def test_the_name_as_it_stands_comes_first(tmp_path):
+def test_the_unchanged_name_comes_first(tmp_path):
     for size, name in enumerate(("1.JPG", "images/1.jpg", "images/1.JPG", "images/%31.jpg"), 1):
         put(tmp_path / name, b"x" * size)
     finder = Finder(tmp_path, ["", "images"])
@@ -67,34 +67,34 @@ def test_the_name_as_it_stands_comes_first(tmp_path):
     assert finder.find("%31.jpg") == ("images/%31.jpg", 4)
 
 
-def test_a_name_that_looks_like_two_files_means_none(tmp_path):
+def test_a_name_alike_to_two_files_finds_neither(tmp_path):
     put(tmp_path / "a.jpg", b"1")
     put(tmp_path / "A.JPEG", b"1")
-    found, said = add_names(Finder(tmp_path, [""]), ["A.jpg"], tmp_path)
-    assert found == [("A.jpg", 0)] and "no 'A.jpg' in ." in said["A.jpg"].met
+    found, errors = add_names(Finder(tmp_path, [""]), ["A.jpg"], tmp_path)
+    assert found == [("A.jpg", 0)] and "no 'A.jpg' in ." in errors["A.jpg"].met
 
 
-def test_nothing_is_listed_where_all_names_stand(tmp_path, monkeypatch):
+def test_no_folder_is_listed_where_all_names_are_found_unchanged(tmp_path, monkeypatch):
     put(tmp_path / "images/1.jpg", b"1")
     monkeypatch.setattr(finding, "list_names", None)
     assert Finder(tmp_path, ["", "images", "none"]).find("1.jpg") == ("images/1.jpg", 1)
 
 
-def test_a_missing_file_is_refused_with_where_it_was_looked_for(tmp_path):
+def test_a_missing_file_is_refused_with_the_searched_folders(tmp_path):
     put(tmp_path / "images/photo_001.jpg", b"1")
     put(tmp_path / "elsewhere/dog.jpg", b"1")
-    found, said = add_names(Finder(tmp_path, ["", "images", "none"]), ["photo_01.jpg", "x/dog.png"], tmp_path)
+    found, errors = add_names(Finder(tmp_path, ["", "images", "none"]), ["photo_01.jpg", "x/dog.png"], tmp_path)
     assert found == [("photo_01.jpg", 0), ("x/dog.png", 0)]
-    error = said["photo_01.jpg"]
+    error = errors["photo_01.jpg"]
     assert error.what == "no such file"
     assert error.met == "no 'photo_01.jpg' in ., images; the nearest name is 'images/photo_001.jpg'"
-    assert said["x/dog.png"].met.endswith("the nearest name is 'elsewhere/dog.jpg'")
+    assert errors["x/dog.png"].met.endswith("the nearest name is 'elsewhere/dog.jpg'")
 
 
-def test_the_nearest_name_is_not_looked_for_without_end(tmp_path):
+def test_the_nearest_name_is_searched_a_few_times_only(tmp_path):
     put(tmp_path / "photo_001.jpg", b"1")
-    _, said = add_names(Finder(tmp_path, [""]), [f"photo_{n}.jpg" for n in range(40)], tmp_path)
-    assert sum("nearest" in error.met for error in said.values()) == 20 and len(said) == 40
+    _, errors = add_names(Finder(tmp_path, [""]), [f"photo_{n}.jpg" for n in range(40)], tmp_path)
+    assert sum("nearest" in error.met for error in errors.values()) == 20 and len(errors) == 40
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../x.jpg", "a\0.jpg", "a" * 300, "\ud800.jpg"])
@@ -120,10 +120,10 @@ def test_nothing_is_found_outside(tmp_path, name):
 )
 def test_names_of_two_pictures_do_not_share_a_file(tmp_path, names, there):
     put(tmp_path / there, b"1")
-    found, said = add_names(Finder(tmp_path, ["", "images"]), [*names, *names], tmp_path)
-    assert there in said and all(path in said for path, _ in found)
-    assert {error.what for error in said.values()} == {finding.SHARED}
-    assert all(name.lstrip("/") in said[there].met for name in names)
+    found, errors = add_names(Finder(tmp_path, ["", "images"]), [*names, *names], tmp_path)
+    assert there in errors and all(path in errors for path, _ in found)
+    assert {error.what for error in errors.values()} == {finding.SHARED}
+    assert all(name.lstrip("/") in errors[there].met for name in names)
 
 
 @pytest.mark.parametrize(
@@ -136,15 +136,15 @@ def test_names_of_two_pictures_do_not_share_a_file(tmp_path, names, there):
 def test_names_of_one_picture_do(tmp_path, names):
     there = "images/x.jpg" if "x" in names[0] else "images/000000000009.jpg"
     put(tmp_path / there, b"12")
-    found, said = add_names(Finder(tmp_path, ["", "images"]), names, tmp_path)
-    assert {*found} == {(there, 2)} and not said
+    found, errors = add_names(Finder(tmp_path, ["", "images"]), names, tmp_path)
+    assert {*found} == {(there, 2)} and not errors
 
 
 def test_a_link_to_nothing_is_found(tmp_path):
     (tmp_path / "images").mkdir()
     os.symlink(tmp_path / "gone.jpg", tmp_path / "images/1.jpg")
-    found, said = add_names(Finder(tmp_path, ["", "images"]), ["1.jpg"], tmp_path)
-    assert found == [("images/1.jpg", 0)] and not said  # reading it says what it points to
+    found, errors = add_names(Finder(tmp_path, ["", "images"]), ["1.jpg"], tmp_path)
+    assert found == [("images/1.jpg", 0)] and not errors  # reading it says what it points to
 
 
 def test_hidden_files_are_not_taken_for_others(tmp_path):
@@ -153,14 +153,14 @@ def test_hidden_files_are_not_taken_for_others(tmp_path):
     assert Finder(tmp_path, [""]).find("1.jpg") == ("1.jpg", 0)
 
 
-def test_a_name_without_its_folder_that_several_files_have_means_none(tmp_path):
+def test_a_name_without_its_folder_that_several_files_have_finds_none(tmp_path):
     for folder in ("images", "data", "images/b"):
         put(tmp_path / folder / "x.jpg", folder.encode())
     names = ["a/x.jpg", "/m/x.jpg", "x.jpg", "b/x.jpg"]
-    found, said = add_names(Finder(tmp_path, ["images", "data"]), names, tmp_path)
+    found, errors = add_names(Finder(tmp_path, ["images", "data"]), names, tmp_path)
     assert found == [("images/a/x.jpg", 0), ("/m/x.jpg", 0), ("images/x.jpg", 6), ("images/b/x.jpg", 8)]
     for path, name in (("images/a/x.jpg", "a/x.jpg"), ("/m/x.jpg", "/m/x.jpg")):
-        assert str(said[path]).startswith(f"a name of several files; met {name!r}: data/x.jpg, images/x.jpg")
+        assert str(errors[path]).startswith(f"a name of several files; met {name!r}: data/x.jpg, images/x.jpg")
 
 
 def test_links_to_one_file_are_not_several(tmp_path):

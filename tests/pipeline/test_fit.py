@@ -27,7 +27,7 @@ def test_annotations_that_state_a_column_less(tmp_path):
         tmp_path / "coco", [{**coco.picture(7), "width": NARROW}], [coco.annotation(1, 7, coco.packed(mask))]
     )
     coco.jpeg(root / "train2017" / f"{7:012d}.jpg")
-    files = {"sa_1.jpg": sa1b.photo(), "sa_1.json": sa1b.said(1, sa1b.annotation(5, mask), width=NARROW)}
+    files = {"sa_1.jpg": sa1b.photo(), "sa_1.json": sa1b.annotation_json(1, sa1b.annotation(5, mask), width=NARROW)}
     sa1b.write(tmp_path / "sa1b", files)
     for name in ("coco", "sa1b"):
         (error,) = coco.load_all(tmp_path / name, name)[0].values()

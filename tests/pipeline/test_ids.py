@@ -1,4 +1,4 @@
-"""Ids that files write in several ways, and what is said of those that fit nothing."""
+"""Ids that files write in several ways, and the errors of those that fit nothing."""
 
 import pickle
 
@@ -94,11 +94,11 @@ def test_the_closing_table_says_what_finding_the_inputs_lost(tmp_path, here):
     annotations = [outline(1, 4), outline(2, 99), {"segmentation": []}, "x"]
     listed = [image(4), image("4"), {"file_name": "2.jpg"}]
     instances(tmp_path / "raw", listed, annotations, [{"id": 1, "name": "[/red]"}])
-    said = here("shard", "--source", "coco", "--root", tmp_path / "raw", "--out", tmp_path, "--workers", 1)
-    assert said.returncode == 0
+    done = here("shard", "--source", "coco", "--root", tmp_path / "raw", "--out", tmp_path, "--workers", 1)
+    assert done.returncode == 0
     for name in ("objects of no listed image", "images listed twice", "images of another shape"):
-        (line,) = [line for line in said.stdout.splitlines() if f"found: {name} " in line]
+        (line,) = [line for line in done.stdout.splitlines() if f"found: {name} " in line]
         assert line.rstrip("│ ").endswith(" 1"), line
-    (line,) = [line for line in said.stdout.splitlines() if "found: objects of another shape " in line]
+    (line,) = [line for line in done.stdout.splitlines() if "found: objects of another shape " in line]
     assert line.rstrip("│ ").endswith(" 2"), line
-    assert "images without a file" not in said.stdout  # there was none
+    assert "images without a file" not in done.stdout  # there was none

@@ -62,7 +62,7 @@ def colours() -> Image.Image:
 
 
 @pytest.mark.parametrize(
-    ("image", "said"),
+    ("image", "message"),
     [
         (stored(colours()), "a mask of colours; met mode RGB, 3 colours; wanted ids in one channel"),
         (stored(colours().convert("RGBA")), "a mask of colours; met mode RGBA"),
@@ -79,8 +79,8 @@ def colours() -> Image.Image:
         (stored(Image.fromarray(np.full((2, 2), np.nan, np.float32)), "TIFF"), "no mask; met mode F"),
     ],
 )
-def test_what_is_no_id_without_doubt_is_refused_and_named(image, said):
-    with pytest.raises(BadInput, match=said):
+def test_ambiguous_ids_are_refused_with_their_reason(image, message):
+    with pytest.raises(BadInput, match=message):
         values_of(image)
 
 
@@ -125,7 +125,7 @@ def test_pixels_of_no_object(tmp_path):
     assert not from_image(stored(palette(np.where(with_edge() == 2, 0, with_edge()), VOC)))[0].any()
 
 
-def test_grey_edges_do_not_look_like_objects():
+def test_grey_edges_are_not_taken_for_objects():
     disc = np.hypot(*np.mgrid[-20:21, -20:21])
     soft = (np.clip(15.5 - disc, 0, 1) * 255).astype(np.uint8)
     assert looks_like_edges(soft, [int(n) for n in np.unique(soft) if n])
@@ -135,7 +135,7 @@ def test_grey_edges_do_not_look_like_objects():
     assert not looks_like_edges(specks, [1, 2, 3])
 
 
-def test_frames_of_a_video_take_what_other_masks_do(tmp_path: Path):
+def test_masks_of_videos_are_read_as_other_masks(tmp_path: Path):
     for n, image in enumerate(
         (palette(), Image.fromarray(IDS.astype(np.uint16) * 150), Image.merge("RGB", [GREY] * 3))
     ):

@@ -110,7 +110,7 @@ def test_broken_polygons_are_refused(bad):
 
 
 @pytest.mark.parametrize("bad", [[1, 1, 3e6, 1, 3e6, 5], [-3e6] * 6, [1, 1, 1e5, 1] * 12])
-def test_polygons_that_would_take_the_memory_are_refused(bad):
+def test_polygons_that_need_too_much_memory_are_refused(bad):
     with pytest.raises(BadInput, match=r"broken polygon; met .* pixels around"):
         from_coco([bad], 8, 10)
 

@@ -33,9 +33,9 @@ def test_numbers_of_numpy_are_numbers(tmp_path, protocol):
         np.bool_(True),
         np.int64(2**40),
     ]
-    met = read_pickle(put(tmp_path, pickle.dumps({"a": values, "b": PLAIN}, protocol)))
-    assert met == {"a": [value.item() for value in values], "b": PLAIN}
-    assert [type(value) for value in met["a"]] == [type(value.item()) for value in values]
+    read = read_pickle(put(tmp_path, pickle.dumps({"a": values, "b": PLAIN}, protocol)))
+    assert read == {"a": [value.item() for value in values], "b": PLAIN}
+    assert [type(value) for value in read["a"]] == [type(value.item()) for value in values]
 
 
 def test_numbers_of_another_byte_order_and_of_numpy_1(tmp_path):
@@ -79,7 +79,7 @@ def test_anything_else_is_refused(tmp_path, value, capsys):
     assert not capsys.readouterr().out
 
 
-def test_half_a_pickle_is_downloaded_again(tmp_path):
+def test_advice_for_a_truncated_pickle_is_to_download_it_again(tmp_path):
     with pytest.raises(UserError, match=r"not a whole pickle; met .*; download it again"):
         read_pickle(put(tmp_path, pickle.dumps(PLAIN)[:40]))
     with pytest.raises(UserError, match=r"not a whole pickle; met .*; wanted what pickle\.dump writes$"):

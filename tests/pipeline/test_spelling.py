@@ -16,7 +16,7 @@ NFC, NFD = (unicodedata.normalize(form, "Café 東京 ü.jpg") for form in ("NFC
         *((" a.jpg ", "a.jpg"), ("a .jpg", "a.jpg"), ("Straße.png", "STRASSE.png"), ("%C3%A9.png", "é.png")),
     ],
 )
-def test_names_that_look_alike(one, other):
+def test_alike_names(one, other):
     assert one != other and look_alike(one) == look_alike(other)
 
 
@@ -51,7 +51,7 @@ def test_parts_of_a_name(name, parts, elsewhere):
     assert parts_of(name) == (parts, elsewhere)
 
 
-def test_ends_of_a_name_are_taken_only_where_they_may_be():
+def test_ends_of_a_name_are_used_only_where_allowed():
     assert spellings("/x/a/1.jpg", bare=True) == [("x", "a", "1.jpg"), ("a", "1.jpg"), ("1.jpg",)]
     assert spellings("/x/a/1.jpg", bare=False) == [("x", "a", "1.jpg"), ("a", "1.jpg")]
     assert spellings("a/1.jpg", bare=True) == [("a", "1.jpg"), ("1.jpg",)]

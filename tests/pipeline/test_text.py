@@ -56,7 +56,7 @@ def as_zip(folder: Path) -> bytes:
 
 
 def test_what_is_no_text_of_utf_8_is_named(tmp_path):
-    for data, said in (
+    for data, message in (
         (
             TEXT.decode().encode("utf-16"),
             "not a text file of UTF-8; met UTF-16; wanted UTF-8, or gzip; save it",
@@ -76,7 +76,7 @@ def test_what_is_no_text_of_utf_8_is_named(tmp_path):
             lambda p: [*read_table(p)],
             lambda p: unpacked(p.read_bytes(), "a.csv", 999),
         ):
-            with pytest.raises(UserError, match=rf"a\.csv: .*{said}"):
+            with pytest.raises(UserError, match=rf"a\.csv: .*{message}"):
                 read(path)
     with pytest.raises(UserError, match=r"none: cannot be read; met No such file"):
         read_text(tmp_path / "none", 9)
@@ -102,13 +102,13 @@ def test_a_pipe_and_a_folder_are_no_files_and_nothing_waits(tmp_path):
             read_text(tmp_path / name, 9)
 
 
-def test_a_table_that_is_none_is_said_with_its_line(tmp_path):
-    for data, said in (
+def test_a_broken_table_is_reported_with_its_line(tmp_path):
+    for data, message in (
         (b"a,b\n\xe9,c\n", "met the byte 0xe9 behind line .*; wanted UTF-8; save it as UTF-8"),
         (
             b'a,b\n1,2\n3,"' + b"x" * 140_000,
             "field larger than field limit .* behind line [23]; wanted values",
         ),
     ):
-        with pytest.raises(UserError, match=rf"not a whole CSV; .*{said}"):
+        with pytest.raises(UserError, match=rf"not a whole CSV; .*{message}"):
             [*read_table(put(tmp_path, data))]

@@ -142,7 +142,7 @@ def test_files_that_are_not_read_change_no_plan(tmp_path, source, write):
     assert digest("after") == before
 
 
-def test_a_depth_that_is_passed_is_said(tmp_path):
+def test_folders_that_are_too_deep_are_counted(tmp_path):
     put(tmp_path / "root/a/b/1.jpg", b"1")
     assert found(tmp_path / "root", tmp_path, depth=1) == ({}, {"folders passed over: too deep": 1}, [])
 
@@ -179,8 +179,8 @@ def test_sav_follows_links(tmp_path):
     assert [path for path in again.paths if path in plain.paths] == plain.paths
     assert {*again.paths} - {*plain.paths} == {"masklet_data_99999.npz", "other"}
     assert again.counts == {walking.HIDDEN: 1, f"{walking.OTHER} *.part": 1}
-    for path, met in (("masklet_data_99999.npz", "gone.npz"), ("other", "gone")):
-        with pytest.raises(BadInput, match=rf"a link to nothing; met {path} -> .*{met}; wanted a link to a file"):
+    for path, target in (("masklet_data_99999.npz", "gone.npz"), ("other", "gone")):
+        with pytest.raises(BadInput, match=rf"a link to nothing; met {path} -> .*{target}; wanted a link to a file"):
             again.source.load(root, path, {"value_range": 255}, again.records.parts(path))
 
 

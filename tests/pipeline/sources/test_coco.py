@@ -166,7 +166,7 @@ def test_annotations_made_on_the_upright_picture_turn_it(write_coco):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda path: path.unlink(), "no such file"),
         (lambda path: path.write_bytes(path.read_bytes()[:900]), "cannot be read as a picture"),
@@ -177,13 +177,13 @@ def test_annotations_made_on_the_upright_picture_turn_it(write_coco):
         (lambda path: jpeg(path, PHOTO.resize((WIDTH, HEIGHT + 1))), "picture and annotation differ in size"),
     ],
 )
-def test_pictures_that_cannot_be_used_go_to_the_ledger(write_coco, change, said):
+def test_pictures_that_cannot_be_used_go_to_the_ledger(write_coco, change, message):
     root = write_coco([picture(7)], [annotation(1, 7, SQUARE)])
     path = root / "train2017" / f"{7:012d}.jpg"
     jpeg(path)
     change(path)
     (error,) = load_all(root)[0].values()
-    assert isinstance(error, BadInput) and said in str(error)
+    assert isinstance(error, BadInput) and message in str(error)
 
 
 def test_grey_and_cmyk_pictures_become_rgb(write_coco):
@@ -215,13 +215,13 @@ def test_image_paths_do_not_leave_the_root(write_coco):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [('{"images": [{"id": 1', "not whole JSON"), ("", "not whole JSON"), (None, "annotation file")],
 )
-def test_annotation_files_that_cannot_be_read(tmp_path, text, said):
+def test_annotation_files_that_cannot_be_read(tmp_path, text, message):
     if text is not None:
         (tmp_path / "instances_train2017.json").write_text(text)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         load_all(tmp_path)
 
 
@@ -257,7 +257,7 @@ def test_a_split_is_a_name_and_no_pattern(write_coco, split):
         load_all(write_coco([], []), split=split)
 
 
-def test_several_annotation_files_must_be_told_apart(write_coco):
+def test_several_annotation_files_are_an_error(write_coco):
     root = write_coco([], [])
     write_coco([], [], "instances_train2014.json")
     with pytest.raises(UserError, match=r"instances_train2014.json, instances_train2017.json.*--split"):
@@ -266,14 +266,21 @@ def test_several_annotation_files_must_be_told_apart(write_coco):
 
 
 def ref(number: int, ann: int, image: int, sentences: list[str], split: str = "train") -> dict[str, Any]:
-    said = [
+    described = [
         {"sent_id": 10 * number + i, "raw": text, "sent": text.lower(), "tokens": text.split()}
         for i, text in enumerate(sentences)
     ]
     return {
-        **{"ref_id": number, "ann_id": ann, "image_id": image, "category_id": 1, "split": split, "sentences": said},
+        **{
+            "ref_id": number,
+            "ann_id": ann,
+            "image_id": image,
+            "category_id": 1,
+            "split": split,
+            "sentences": described,
+        },
         "file_name": f"COCO_train2014_{image:012d}_{ann}.jpg",
-        "sent_ids": [s["sent_id"] for s in said],
+        "sent_ids": [s["sent_id"] for s in described],
     }
 
 
@@ -349,7 +356,7 @@ class Trap:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (pickle.dumps([Trap()]), "a pickle of more than plain data; met .*open"),
         (b"cos\nsystem\n(S'touch ran'\ntR.", "a pickle of more than plain data; met os.system"),
@@ -365,10 +372,10 @@ class Trap:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a pointer, not the file"),
     ],
 )
-def test_pickles_run_nothing(refer_root, tmp_path, monkeypatch, content, said):
+def test_pickles_run_nothing(refer_root, tmp_path, monkeypatch, content, message):
     monkeypatch.chdir(tmp_path)
     (refer_root / "refcoco+" / "refs(unc).p").write_bytes(content)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         load_all(refer_root, "refcoco+")
     assert not (tmp_path / "ran").exists()
 
@@ -384,7 +391,7 @@ def shard(source: str, root: Path, folder: Path, **given: Any) -> RunSummary:
     return run(make_request(source, root, shard_bytes=10**7, **given), folder, workers=1, max_bad=1.0)
 
 
-def test_from_raw_to_seen(refer_root, tmp_path):
+def test_from_raw_files_to_preview(refer_root, tmp_path):
     out = tmp_path / "shards" / "refcoco+"
     manifest = shard("refcoco+", refer_root, out).manifest
     assert (manifest.inputs, manifest.samples, sum(manifest.left_out.values()), manifest.objects) == (2, 1, 1, 2)

@@ -79,7 +79,7 @@ def test_what_is_released_comes_first(tmp_path):
     assert sound(write(tmp_path, "annotations/instances_train.json", ["a.jpg"], ["a.jpg"])) == ["a.jpg"]
 
 
-def test_several_exports_must_be_told_apart(tmp_path):
+def test_several_exports_are_an_error(tmp_path):
     write(tmp_path, "result.json", ["b.jpg"], ["b.jpg"])
     write(tmp_path, "labels.json", ["b.jpg"], ["b.jpg"])
     with pytest.raises(UserError, match=r"annotation file; met result\.json, labels\.json; .*move the others away"):
@@ -118,7 +118,7 @@ def test_two_pictures_that_were_put_into_one_folder(tmp_path):
     assert {str(error).split(";")[0] for error in samples.values()} == {"one file for several names"}
 
 
-def test_objects_of_one_id_are_told_apart(tmp_path):
+def test_objects_that_share_an_id_get_new_ones(tmp_path):
     root = write(tmp_path, "annotations/instances_train.json", ["1.jpg"], ["1.jpg"])
     file = root / "annotations/instances_train.json"
     body = json.loads(file.read_text())

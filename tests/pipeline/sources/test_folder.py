@@ -92,7 +92,7 @@ def test_frames_and_an_object_that_leaves(root):
     assert [mask.any() for frame in sample.frames for mask in frame.masks] == [True, False]
 
 
-def test_images_and_masks_beside_one_another(root):
+def test_images_and_masks_in_two_folders(root):
     for place in ("images/x", "masks/x/two"):
         (root / place).mkdir(parents=True)
     for name in ("one", "two", "three"):
@@ -110,7 +110,7 @@ def test_images_and_masks_beside_one_another(root):
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("{", "not a sample"),
         ("[1]", "not a sample"),
@@ -126,10 +126,10 @@ def test_images_and_masks_beside_one_another(root):
         ({"image": "a.jpg", "objects": [{"mask": {"size": [3, 3], "counts": [9]}}]}, "differ in size"),
     ],
 )
-def test_what_users_get_wrong_is_said(root, line, said):
+def test_broken_lines_are_bad_inputs_with_a_reason(root, line, message):
     write(root, line)
     (error,) = load_all(root).values()
-    assert isinstance(error, BadInput) and said in str(error)
+    assert isinstance(error, BadInput) and message in str(error)
 
 
 def test_lines_with_one_picture_need_ids(root):
@@ -190,7 +190,7 @@ def test_one_list_is_not_json_lines(root, indent):
 
 
 @pytest.mark.parametrize(
-    ("line", "met"),
+    ("line", "value"),
     [
         ('{"image": "a.jpg", "weight": NaN}', "NaN at byte 29"),
         ('{"image": "a.jpg", "weight": 1e999}', "1e999 at byte"),
@@ -199,10 +199,10 @@ def test_one_list_is_not_json_lines(root, indent):
         ('{"picture": "a.jpg"}', "KeyError 'frames'"),
     ],
 )
-def test_a_broken_line_says_what_is_broken(root, line, met):
+def test_a_broken_line_is_reported_with_its_fault(root, line, value):
     write(root, line, {"image": "b.png", "objects": [{"mask": "m.png"}]})
     samples = load_all(root)
-    assert met in samples["samples.jsonl#line-1"].met and len(samples["b.png"].objects) == 1
+    assert value in samples["samples.jsonl#line-1"].met and len(samples["b.png"].objects) == 1
 
 
 IDS = (MASK > 0).astype(np.uint8)
@@ -272,16 +272,16 @@ def test_what_is_no_mask_is_bad_and_what_has_none_is_not(root):
     put_beside(root, "none", None)
     put_beside(root, "black", Image.new("L", grey.size))
     samples = found_beside(root)
-    for name, (_, said) in {**kinds, "blurred": (None, "stored with losses")}.items():
-        assert said in samples[name].what and not isinstance(samples[name], DroppedInput), name
+    for name, (_, message) in {**kinds, "blurred": (None, "stored with losses")}.items():
+        assert message in samples[name].what and not isinstance(samples[name], DroppedInput), name
         assert samples[name].met and samples[name].wanted, name
     assert samples["packed"].met == "masks/packed/1.npz" and samples["array"].met == "masks/array.npy"
-    for name, met in (
+    for name, value in (
         ("none", "a picture alone"),
         ("empty", "a picture alone"),
         ("black", "masks/black.png: the background alone"),
     ):
-        assert isinstance(samples[name], DroppedInput) and samples[name].met == met
+        assert isinstance(samples[name], DroppedInput) and samples[name].met == value
 
 
 def test_masks_of_no_picture_are_counted(root):
@@ -311,7 +311,7 @@ def test_pixels_of_no_object_and_grey_edges(root):
     assert sample.notes == {"masks with pixels of no object beside the background (void)": 1}
 
 
-def test_a_mask_that_is_off_by_a_pixel_is_taken_where_the_user_says_so(root):
+def test_mask_slack_takes_masks_of_nearly_the_pictures_size(root):
     narrow = Image.fromarray(MASK[:, : WIDTH - 1])
     narrow.save(root / "m.png")
     write(root, {"image": "a.jpg", "objects": [{"mask": "m.png"}]})
@@ -347,7 +347,7 @@ def test_a_picture_is_no_mask_of_its_name(root):
     assert "no object that can be used" in str(error)
 
 
-def test_a_missing_picture_is_told_with_the_nearest_name(root):
+def test_a_missing_picture_is_reported_with_the_nearest_name(root):
     write(root, {"image": "b.jpg", "objects": [{"mask": "m.png"}]})
     (error,) = load_all(root).values()
     assert "no such file; met no 'b.jpg' in .; the nearest name is 'b.png'" in str(error)
@@ -366,14 +366,14 @@ def test_one_mask_of_two_pictures_is_bad_for_both(root):
 @pytest.mark.parametrize(
     ("picture", "mask"), [("\u00e9", "e\u0301"), ("Photo", "photo"), ("a b", "a%20b"), ("IMG_1", "img_1_mask")]
 )
-def test_masks_are_found_by_names_that_look_alike(root, picture, mask):
+def test_masks_are_found_by_alike_names(root, picture, mask):
     put_beside(root, picture, Image.fromarray(IDS), f"masks/{mask}.png")
     (sample,) = load_all(root).values()
     assert len(sample.objects) == 2
 
 
 @pytest.mark.parametrize(
-    ("item", "said"),
+    ("item", "expected"),
     [
         ({"mask": "ids.png", "value": 3}, "no pixel of the object's value; met values 0, 7; wanted 3"),
         ({"mask": "ids.png", "value": "seven"}, "an object's value; met 'seven'; wanted a whole number"),
@@ -381,14 +381,14 @@ def test_masks_are_found_by_names_that_look_alike(root, picture, mask):
         ({"mask": []}, "no mask; met an empty list of polygons, as of a box alone; wanted polygons"),
     ],
 )
-def test_an_object_that_its_mask_does_not_hold(root, item, said):
+def test_a_value_that_its_mask_does_not_have(root, item, expected):
     write(root, {"image": "a.jpg", "objects": [{"mask": "m.png"}, item]})
     (sample,) = load_all(root).values()
-    met = str(sample)
+    message = str(sample)
     if not isinstance(sample, BadInput):
         (fault,) = sample.more["left_out"]
-        met = f"{fault['reason']}; {fault['detail']}"
-    assert said in met
+        message = f"{fault['reason']}; {fault['detail']}"
+    assert expected in message
 
 
 def test_an_object_may_be_absent_from_a_frame_and_its_value_may_be_a_text(root):
@@ -414,11 +414,11 @@ def test_what_a_sample_cannot_hold_goes_to_the_ledger(root):
     )
     summary, samples = through("folder", root, root / "out", max_bad=1)
     assert {path.partition("#")[2] for path in samples} == {"sound"}
-    said = {line.path.partition("#")[2]: line for line in read_ledger(root / "out/folder")}
-    assert said["100 frames"].reason == "too many frames"
-    assert said["100 frames"].detail.startswith("met 100; wanted at most 99")
-    assert said["70 bits"].reason == "number that few JSON parsers hold"
-    assert {"deep"} < said.keys() and all(line.bad for line in said.values()) and summary.manifest.inputs == 4
+    ledger = {line.path.partition("#")[2]: line for line in read_ledger(root / "out/folder")}
+    assert ledger["100 frames"].reason == "too many frames"
+    assert ledger["100 frames"].detail.startswith("met 100; wanted at most 99")
+    assert ledger["70 bits"].reason == "number that few JSON parsers hold"
+    assert {"deep"} < ledger.keys() and all(line.bad for line in ledger.values()) and summary.manifest.inputs == 4
 
 
 def test_more_objects_than_a_sample_may_have():
@@ -429,7 +429,7 @@ def test_more_objects_than_a_sample_may_have():
         make_sample(raw, named_recipe("default"))
 
 
-def test_a_users_own_keys_take_no_place_of_the_formats(root):
+def test_a_users_keys_do_not_replace_keys_of_the_format(root):
     own = {"filled": "x", "mask_sizes": [[1, 1]], "source_keys": 1, "crc32": 5, "colour": "red"}
     top = {"crc32": 1, "psnr": 2, "left_out": 3, "source": "me", "path": "/", "has_paired_frame": True, "filled": 4}
     write(root, {"image": "a.jpg", "objects": [{"mask": "m.png", **own}], **top})
@@ -443,7 +443,7 @@ def test_a_users_own_keys_take_no_place_of_the_formats(root):
     assert meta["source_json"] == top and summary.manifest.notes[RENAMED] == 3
 
 
-def test_a_sources_keys_of_the_whole_take_no_place_of_the_formats():
+def test_a_sources_keys_do_not_replace_keys_of_the_format():
     frame = RawFrame("a", Image.new("RGB", (4, 4)), [np.ones((4, 4), np.bool_)])
     more = {"psnr": {}, "crc32": 1, "frames": [], "objects": 5, "source": "x", "captions": ["c"], "left_out": []}
     raw = RawSample("a.jpg", "folder", (frame,), (RawObject("0"),), more)

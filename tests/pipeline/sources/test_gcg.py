@@ -70,7 +70,7 @@ def load(tmp_path: Path, kind: str, content, **more):
     return Found("gcg", write(tmp_path / "raw", kind, content, **more), tmp_path).load()
 
 
-def told(sample, n=0):
+def phrase_masks(sample, n=0):
     """Words -> the union of the masks of their objects."""
     masks = dict(zip([one.id for one in sample.objects], sample.frames[0].masks, strict=True))
     caption = sample.more["captions"][n]
@@ -89,7 +89,7 @@ def same(found, wanted):
 def test_phrases_with_run_lengths(tmp_path, kind):
     groundings = {"a red cat bed": grounding(SECOND, at=[14, 27]), "A cat": grounding(FIRST, at=[0, 5])}
     sample = load(tmp_path, kind, [grand(groundings)])
-    same(told(sample), {"A cat": FIRST, "a red cat bed": SECOND})
+    same(phrase_masks(sample), {"A cat": FIRST, "a red cat bed": SECOND})
     assert [one.texts for one in sample.objects] == [("a red cat bed",), ("A cat",)]
     assert [p["start"] for p in sample.more["captions"][0]["phrases"]] == [0, 14]
     assert sample.path == f"{PLACES[kind]}/{NAME}" and not sample.notes
@@ -177,7 +177,7 @@ def test_phrases_of_refcocog_are_found_in_the_caption(tmp_path):
     sample = load(tmp_path, REF, [refcocog(("a CAT", [SQUARE, SQUARE]), ("cat", bed))], name=f"COCO_train2014_{NAME}")
     phrases = sample.more["captions"][0]["phrases"]
     assert [(p["text"], p["start"]) for p in phrases] == [("A cat", 0), ("cat", 2)]
-    same(told(sample), {"A cat": box(20, 10, 60, 50), "cat": box(60, 60, 80, 90)})
+    same(phrase_masks(sample), {"A cat": box(20, 10, 60, 50), "cat": box(60, 60, 80, 90)})
     assert sample.objects[0].more["annotations"][0]["says"]["bbox"] == [1, 2, 3, 4]
 
 
@@ -200,7 +200,7 @@ def test_flickr_captions_share_their_photo(tmp_path):
         ("Cat, and cat", [([[0, 3], [9, 12]], FIRST), ([[0, 3], [9, 12]], THIRD)]),
     )
     sample = load(tmp_path, FLICKR, content)
-    same(told(sample), {"A cat": FIRST, "a red cat bed": SECOND})
+    same(phrase_masks(sample), {"A cat": FIRST, "a red cat bed": SECOND})
     spans = [(p["text"], p["start"], p["objects"]) for p in sample.more["captions"][1]["phrases"]]
     assert spans == [("Cat", 0, ["2"]), ("cat", 9, ["2"])]  # every span, not only the first
     assert np.array_equal(sample.frames[0].masks[2], FIRST | THIRD)

@@ -96,7 +96,7 @@ def test_labels_that_are_no_objects(tmp_path):
 
 
 @pytest.mark.parametrize("stated", ["a.jpg", r"..\photos\a.jpg", "/home/x/a.jpg", "A.JPG", "./a.jpg", r"C:\x\a.jpg"])
-def test_pictures_are_found_beside_their_json(tmp_path, stated):
+def test_pictures_are_found_in_the_folder_of_their_json(tmp_path, stated):
     write(tmp_path / "x", shape(), imagePath=stated)
     sample = Found("folder", tmp_path, tmp_path).load("x/a.json")
     assert sample.frames[0].name == "x/a.jpg" and BY_JSON not in sample.notes
@@ -122,7 +122,7 @@ def test_a_copied_json_is_of_two_pictures(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ('{"shapes": 3}', "not labelme's json"),
         ("[1]", "not labelme's json"),
@@ -132,11 +132,11 @@ def test_a_copied_json_is_of_two_pictures(tmp_path):
         ('{"shapes": [], "imagePath": "a.jpg"}', "no annotated object"),
     ],
 )
-def test_other_files_go_to_the_ledger(tmp_path, text, said):
+def test_other_files_go_to_the_ledger(tmp_path, text, message):
     write(tmp_path, shape())
     (tmp_path / "z.json").write_text(text)
     found = Found("folder", tmp_path, tmp_path)
-    with pytest.raises(BadInput, match=said):
+    with pytest.raises(BadInput, match=message):
         found.load("z.json")
     assert len(found.load("a.json").objects) == 1
 
@@ -159,8 +159,8 @@ def test_through_shards_verify_and_preview(tmp_path):
     put(tmp_path / "raw/x/c.jpg", jpeg())
     put(tmp_path / "raw/x/d.gif", b"")
     put(tmp_path / "raw/x/._a.json", b"\0\5\26\7")
-    summary, said = through("folder", tmp_path / "raw", tmp_path / "work")
-    assert [*said] == ["x/a.json", "x/b.json"] and json.dumps(said).count('"dog"') == 1
+    summary, samples = through("folder", tmp_path / "raw", tmp_path / "work")
+    assert [*samples] == ["x/a.json", "x/b.json"] and json.dumps(samples).count('"dog"') == 1
     found = summary.manifest.options["found"]
     assert found["images without a json of their name"] == found["files of a kind that is not taken: *.gif"] == 1
     assert found["hidden files passed over"] == 1 and found["annotation files"] == 2

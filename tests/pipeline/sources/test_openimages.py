@@ -179,7 +179,7 @@ def test_masks_of_every_mode_are_the_same(write, mode):
     assert np.array_equal(sample.frames[0].masks[0], shape())
 
 
-def test_all_columns_are_kept_the_box_in_the_tables_own_names(write):
+def test_all_columns_are_kept_under_their_names(write):
     root = write([row(FIRST), row(FIRST, "c482e8b1", PredictedIoU="", Clicks="")], ONE)
     (root / "masks/train" / mask_name(FIRST, "c482e8b1")).write_bytes(png(shape()))
     (sample,) = load(root)[0].values()
@@ -267,7 +267,7 @@ def test_zip_members_never_leave_their_folder(write):
     assert "no mask file" in samples.popitem()[1].what
 
 
-def test_a_cut_zip_stops_with_a_word(write):
+def test_a_truncated_zip_ends_the_run_in_one_line(write):
     root = write([row(FIRST)], {})
     for data in (zipped(ONE)[:-9], b"", b"version https://git-lfs.github.com/spec/v1\noid"):
         (root / "train-masks-0.zip").write_bytes(data)
@@ -299,7 +299,7 @@ def test_a_table_that_was_cut_short_within_a_row(write):
 
 
 @pytest.mark.parametrize(
-    ("file", "data", "said"),
+    ("file", "data", "message"),
     [
         (TABLE, b"", "not a table of objects; met no line"),
         (TABLE, b"ImageID,Source,LabelName,Confidence\n", "not a table of objects.*MaskPath"),
@@ -312,10 +312,10 @@ def test_a_table_that_was_cut_short_within_a_row(write):
         ("oidv7-class-descriptions.csv", None, "no class descriptions"),
     ],
 )
-def test_tables_that_cannot_be_read(write, file, data, said):
+def test_tables_that_cannot_be_read(write, file, data, message):
     root = write([row(FIRST)], ONE)
     (root / file).unlink() if data is None else (root / file).write_bytes(data)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         load(root)
 
 
@@ -335,7 +335,7 @@ def test_splits(write):
         load(root, split="val")
 
 
-def test_from_raw_to_seen(write, tmp_path):
+def test_from_raw_files_to_preview(write, tmp_path):
     rows = [row(FIRST), row(FIRST, "aa", "/m/0663v"), row(SECOND)]
     masks = {**ONE, mask_name(FIRST, "aa", "m0663v"): png(shape(left=0.5))}
     root = write(rows, masks, (FIRST, SECOND, THIRD))

@@ -66,11 +66,11 @@ def test_overlapping_polygons_of_a_region_are_united(tmp_path):
 
 
 def test_descriptions_are_texts_of_their_regions_and_stand_whole_in_the_record(tmp_path):
-    said = ["<region2>: The SECOND, as it stands. ", "<region1>:first"]
-    sample = load(tmp_path, record(description=said, id=7))
+    descriptions = ["<region2>: The SECOND, as it stands. ", "<region1>:first"]
+    sample = load(tmp_path, record(description=descriptions, id=7))
     assert [one.texts for one in sample.objects] == [("first",), ("The SECOND, as it stands. ",)]
     (kept,) = sample.more["records"]
-    assert kept["description"] == said and kept["id"] == 7
+    assert kept["description"] == descriptions and kept["id"] == 7
     assert kept["regions"] == [one.id for one in sample.objects]
     assert sample.objects[0].more["annotations"][0]["bbox"] == [1, 2, 3, 4]
 
@@ -87,10 +87,10 @@ def test_descriptions_of_another_shape_go_by_their_order_and_are_counted(tmp_pat
 
 
 def test_conversations_keep_their_words_and_the_order_of_their_regions(tmp_path):
-    said = talk("Is <region2> left of <region1>?", "<region2>: yes", "And <region3>?", "No")
-    sample = load(tmp_path, record([FIRST, SECOND, THIRD], conversations=said), file="lvis_positive_negative")
+    turns = talk("Is <region2> left of <region1>?", "<region2>: yes", "And <region3>?", "No")
+    sample = load(tmp_path, record([FIRST, SECOND, THIRD], conversations=turns), file="lvis_positive_negative")
     (kept,) = sample.more["records"]
-    assert kept["conversations"] == said and kept["file"] == "osprey_lvis_positive_negative.json"
+    assert kept["conversations"] == turns and kept["file"] == "osprey_lvis_positive_negative.json"
     for number, mask in enumerate((FIRST, SECOND, THIRD)):
         place = [one.id for one in sample.objects].index(kept["regions"][number])
         assert np.array_equal(sample.frames[0].masks[place], mask)
@@ -245,12 +245,12 @@ def test_through_shards_verify_and_preview(tmp_path):
         put(root / "coco/train2017" / name, jpeg(photo))
     put(root / "coco/train2017" / names[2], jpeg()[:700])
     put(root / "Osprey-724K/osprey_detail_description.json", [described(file_name=name) for name in names])
-    said = talk("What is <region1>?", "<region1> is a \u201cthing\u201d.")
-    put(root / "Osprey-724K/osprey_conversation.json", [record([THIRD], conversations=said, file_name=names[0])])
+    turns = talk("What is <region1>?", "<region1> is a \u201cthing\u201d.")
+    put(root / "Osprey-724K/osprey_conversation.json", [record([THIRD], conversations=turns, file_name=names[0])])
     summary, samples = through("osprey", root, tmp_path, max_bad=0.5)
     assert summary.manifest.left_out == {"cannot be read as a picture": 1}
     assert [line.path for line in read_ledger(Path(summary.place))] == [f"coco/train2017/{names[2]}"]
     meta = samples[f"coco/train2017/{names[0]}"]
-    assert meta["records"][0]["conversations"] == said
+    assert meta["records"][0]["conversations"] == turns
     assert [one["texts"] for one in meta["objects"]] == [[], ["Thing 1."], ["Thing 2."]]
     assert summary.manifest.options["found"]["regions"] == 7

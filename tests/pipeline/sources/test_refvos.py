@@ -35,7 +35,7 @@ def records(tmp_path: Path) -> Path:
 # --- which frames
 
 
-def test_frames_are_spread_evenly_where_all_is_seen():
+def test_frames_are_spread_evenly_where_each_shows_all_objects():
     def chosen(count, k):
         return choose_frames(count, k, lambda n: {"a"}, {"a"})
 
@@ -55,7 +55,7 @@ def test_frames_that_show_objects_are_preferred():
     assert choose_frames(100, 4, lambda n: {"a"} if n >= 92 else set(), {"a"}) == [93, 95, 97, 99]
 
 
-def test_an_object_not_seen_yet_goes_before_more_objects_seen_again():
+def test_a_new_object_counts_more_than_several_known_ones():
     def shown(n):
         return {0: {"a", "b"}, 4: {"a", "b"}, 6: {"c"}}.get(n, set())
 
@@ -78,8 +78,8 @@ def write_youtube(root: Path) -> Path:
             v.write_frame(root / f"train/JPEGImages/{name}/{frame}.jpg", n)
             ids = {1: LEFT[n], 7: v.disc(80, 110, 6)} | ({2: RIGHT[n]} if n > 3 else {})
             v.write_ids(root / f"train/Annotations/{name}/{frame}.png", ids)
-        said = {str(n): expression(f"{name} says {n}", obj_id="1" if n in (0, 10) else "2") for n in range(11)}
-        entries[name] = {"expressions": said, "frames": FRAMES[::-1]}
+        expressions = {str(n): expression(f"{name} says {n}", obj_id="1" if n in (0, 10) else "2") for n in range(11)}
+        entries[name] = {"expressions": expressions, "frames": FRAMES[::-1]}
     write_json(root / "meta_expressions/train/meta_expressions.json", {"videos": entries})
     objects = {"1": {"category": "person", "frames": FRAMES}, "2": {"category": "dog", "frames": FRAMES[4:]}}
     write_json(root / "train/meta.json", {"videos": {"a1": {"objects": objects}}})
@@ -155,8 +155,8 @@ def test_a_pickle_of_another_file_is_noticed(youtube, records, count, message):
 
 
 def test_valid_holds_the_videos_of_test_too_and_no_masks(youtube, records):
-    said = {"0": {"exp": "a dog"}}
-    entries = {name: {"expressions": said, "frames": ["00000"]} for name in ("x", "y", "z")}
+    expressions = {"0": {"exp": "a dog"}}
+    entries = {name: {"expressions": expressions, "frames": ["00000"]} for name in ("x", "y", "z")}
     write_json(youtube / "meta_expressions/valid/meta_expressions.json", {"videos": entries})
     write_json(youtube / "meta_expressions/test/meta_expressions.json", {"videos": {"y": entries["y"]}})
     counts, _ = v.find("ref-youtube-vos", youtube, records, split="valid")
@@ -215,12 +215,12 @@ def write_mevis(root: Path) -> Path:
     frames = [f"{n:05d}" for n in range(8)]
     for n, frame in enumerate(frames):
         v.write_frame(root / f"train/JPEGImages/cafe01/{frame}.jpg", n)
-    said = {
+    expressions = {
         "0": expression("the left one", obj_id=[0], anno_id=[12]),
         "1": expression("both of them", obj_id=[0, 1], anno_id=[12, 3]),
         "2": expression("all three", obj_id=[0, 1, 5], anno_id=[12, 3, 99]),
     }
-    body = {"videos": {"cafe01": {"expressions": said, "vid_id": 4, "frames": frames}}}
+    body = {"videos": {"cafe01": {"expressions": expressions, "vid_id": 4, "frames": frames}}}
     write_json(root / "train/meta_expressions.json", body)
     lists = {
         "3": [{} if n < 2 else v.run_lengths(RIGHT[n]) for n in range(8)],
@@ -297,8 +297,8 @@ def test_broken_files_of_mevis(mevis, records):
 @pytest.mark.parametrize("name, frame", [("../../out", "00000"), ("cafe01", "../../../out/00000")])
 def test_nothing_is_read_outside_the_root(mevis, records, name, frame):
     v.write_frame(mevis.parent / "out" / "00000.jpg", 0)
-    said = {"0": expression("x", obj_id=[0], anno_id=[12])}
-    body = {"videos": {name: {"expressions": said, "frames": [frame]}}}
+    expressions = {"0": expression("x", obj_id=[0], anno_id=[12])}
+    body = {"videos": {name: {"expressions": expressions, "frames": [frame]}}}
     write_json(mevis / "train/meta_expressions.json", body)
     write_json(mevis / "train/mask_dict.json", {"12": [v.run_lengths(LEFT[0])]})
     with pytest.raises(BadInput, match="path leaves the dataset"):
@@ -320,18 +320,18 @@ def test_two_frames_with_different_objects_are_no_pair(mevis, tmp_path):
 
 
 def write_revos(root: Path, base: str = "ReVOS/", pictures: str = "ReVOS/JPEGImages/") -> Path:
-    """A video whose name has slashes and a dot, and one of which nothing is said that is there."""
+    """A video whose name has slashes and a dot, and one of whose expressions none refers to an object."""
     name = "MOSE/c0.ffee/v1"
     for n in range(4):
         v.write_frame(root / pictures / name / f"{n:05d}.jpg", n)
-    said = {
+    expressions = {
         "0": expression("which one may fly?", obj_id=[1], anno_id=[7], type_id=1),
         "1": expression("the elephant", obj_id=[], anno_id=[], type_id=2),
         "2": expression("the giraffe", type_id=2),
     }
     frames = [f"{n:05d}" for n in range(4)]
-    entry = {"expressions": said, "frames": frames, "height": 120, "width": 160, "vid_id": 0}
-    none = {"expressions": {"0": said["1"]}, "frames": frames}
+    entry = {"expressions": expressions, "frames": frames, "height": 120, "width": 160, "vid_id": 0}
+    none = {"expressions": {"0": expressions["1"]}, "frames": frames}
     write_json(root / base / "meta_expressions_train_.json", {"videos": {name: entry, "MOSE/none": none}})
     lists = {"7": [v.run_lengths(LEFT[n]) for n in range(4)], "8": [None] * 30}  # 8: of the other split
     write_json(root / base / "mask_dict.json", lists)
@@ -384,9 +384,12 @@ def test_davis_as_released(tmp_path, records):
     assert np.array_equal(sample.frames[0].masks[1], RIGHT[1] & ~LEFT[1])
     for file in ("davis_text_annotations/Davis17_annot1.txt", "DAVIS/ImageSets/2017/train.txt"):
         whole = (root / file).read_bytes()
-        for damage, said in ((b"version https://git-lfs.github.com/spec/v1\n", "a pointer"), (b"\xff", "not its enc")):
+        for damage, message in (
+            (b"version https://git-lfs.github.com/spec/v1\n", "a pointer"),
+            (b"\xff", "not its enc"),
+        ):
             (root / file).write_bytes(damage)
-            with pytest.raises(UserError, match=f"{file}: {said}"):
+            with pytest.raises(UserError, match=f"{file}: {message}"):
                 v.find("ref-davis", root, records)
         (root / file).write_bytes(whole)
     (root / "DAVIS/Annotations_unsupervised").rename(root / "DAVIS/Annotations")

@@ -39,13 +39,13 @@ def annotation(number: int, mask: np.ndarray | None = None, **more: Any) -> dict
     }
 
 
-def said(number: int, *annotations: Any, **image: Any) -> bytes:
+def annotation_json(number: int, *annotations: Any, **image: Any) -> bytes:
     about = {"image_id": number, "width": WIDTH, "height": HEIGHT, "file_name": f"sa_{number}.jpg", **image}
     return json.dumps({"image": about, "annotations": annotations or [annotation(70 + number)]}).encode()
 
 
 def pair(number: int, *annotations: Any) -> Files:
-    return {f"sa_{number}.jpg": photo(), f"sa_{number}.json": said(number, *annotations)}
+    return {f"sa_{number}.jpg": photo(), f"sa_{number}.json": annotation_json(number, *annotations)}
 
 
 def write(root: Path, files: Files) -> Path:
@@ -96,7 +96,7 @@ def test_one_sample_an_image_in_every_layout(tmp_path, layout):
         assert sample.more["image"]["image_id"] == number
 
 
-def test_all_masks_of_an_image_nested_ones_too_and_what_is_said_of_them(tmp_path):
+def test_all_masks_of_an_image_with_their_annotations(tmp_path):
     inner = np.zeros_like(blob())
     inner[10:20, 10:20] = 1
     whole = annotation(7)
@@ -129,7 +129,7 @@ def test_an_image_without_a_json_and_a_json_without_an_image(tmp_path):
 
 
 def test_an_image_that_shows_nothing_annotated_is_dropped(tmp_path):
-    empty = said(1).replace(said(1)[said(1).index(b"[{") :], b"[]}")
+    empty = annotation_json(1).replace(annotation_json(1)[annotation_json(1).index(b"[{") :], b"[]}")
     (error,) = load_all(write(tmp_path, {**pair(1), "sa_1.json": empty}), "sa1b")[0].values()
     assert isinstance(error, DroppedInput)
 
@@ -157,16 +157,16 @@ def test_masks_that_cannot_be_used_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("data", "what"),
     [
-        (said(1)[:-9], "not whole JSON"),
+        (annotation_json(1)[:-9], "not whole JSON"),
         (b"", "not whole JSON"),
         (b"\xff\xfe", "not a text file of UTF-8"),
         (b"[" * 100_000, "JSON nested too deep"),
         (b"[]", "not SA-1B's json"),
         (b'{"image": {"height": 1}, "annotations": []}', "not SA-1B's json"),
-        (said(1, height="90"), "not SA-1B's json"),
-        (said(1, 7), "not SA-1B's json"),
-        (said(2), "json of another image"),
-        (said(1, height=WIDTH, width=HEIGHT), "picture and annotation differ in size"),
+        (annotation_json(1, height="90"), "not SA-1B's json"),
+        (annotation_json(1, 7), "not SA-1B's json"),
+        (annotation_json(2), "json of another image"),
+        (annotation_json(1, height=WIDTH, width=HEIGHT), "picture and annotation differ in size"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "a pointer, not the file"),
     ],
 )
@@ -208,7 +208,7 @@ def test_a_tar_that_ends_early_gives_what_it_holds_and_a_line_in_the_ledger(tmp_
         assert found["images"] == (size > 1000) == len(samples) - 1
 
 
-def test_a_damaged_header_is_not_taken_for_the_end(tmp_path):
+def test_a_damaged_header_is_not_the_end(tmp_path):
     whole = bytearray(tar_of({**pair(1), **pair(2)}))
     with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
         whole[next(info for info in tar if info.name == "sa_2.jpg").offset + 150] ^= 1
@@ -241,7 +241,7 @@ def test_links_in_a_tar_are_no_images(tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["", "sa_000000/"])
-def test_a_tar_beside_its_unpacked_files_gives_only_the_others(tmp_path, folder):
+def test_only_the_rest_of_a_partly_unpacked_tar_is_read(tmp_path, folder):
     root = write(tmp_path, {**below(folder, pair(1)), "sa_000000.tar": tar_of({**pair(1), **pair(2)})})
     samples, found = load_all(root, "sa1b")
     assert sorted(samples) == sorted([f"{folder}sa_1.jpg", "sa_000000.tar/sa_2.jpg"])
@@ -253,7 +253,7 @@ def test_nothing_of_sa1b(tmp_path):
         shard("sa1b", tmp_path, tmp_path / "out")
 
 
-def test_from_raw_to_seen(tmp_path):
+def test_from_raw_files_to_preview(tmp_path):
     root = tmp_path / "sa1b"
     lonely = {"sa_3.jpg": photo()}
     inner = np.zeros_like(blob())

@@ -54,7 +54,7 @@ def test_truncated_at_any_byte(tmp_path, small_pair):
         assert reason(path) == "not a whole npz file"
 
 
-def test_flipped_byte_is_seen_by_the_zips_checksum(tmp_path, small_pair):
+def test_a_flipped_byte_fails_the_zips_checksum(tmp_path, small_pair):
     path = save(tmp_path, small_pair)
     data = bytearray(path.read_bytes())
     data[len(data) // 3] ^= 16
@@ -128,7 +128,7 @@ def test_a_bomb_is_not_decompressed(tmp_path, small_pair):
     tracemalloc.stop()
 
 
-def test_a_header_that_promises_more_than_there_is(tmp_path, small_pair):
+def test_a_header_of_a_larger_array_than_the_file(tmp_path, small_pair):
     path = save(tmp_path, small_pair)
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(tmp_path / "lie.npz", "w") as target:
         for info in source.infolist():

@@ -215,7 +215,7 @@ def test_pointers_are_named(root, records, name):
         v.load("sav-video", root, records, which=2)
 
 
-def test_run_lengths_tell_whether_there_is_a_pixel():
+def test_run_lengths_show_whether_a_mask_is_empty():
     assert masks.has_pixels(v.run_lengths(v.disc(3, 3, 0.5))) and not masks.has_pixels(v.run_lengths(NOTHING))
     assert masks.has_pixels({"size": [2, 2], "counts": [0, 4]}) and not masks.has_pixels({"counts": [4]})
     assert not any(map(masks.has_pixels, (None, {}, [], {"counts": "~"}, {"counts": None})))

@@ -106,6 +106,6 @@ def write_video(file: Path, frames: int, *, rotation: int = 0, gop: int = 12) ->
         container.mux(stream.encode())
 
 
-def number_of(met: Any, among: range) -> int:
+def number_of(decoded: Any, among: range) -> int:
     """The frame of `among` that a decoded picture is most like."""
-    return min(among, key=lambda n: float(np.abs(np.asarray(met, int) - picture(n)).mean()))
+    return min(among, key=lambda n: float(np.abs(np.asarray(decoded, int) - picture(n)).mean()))
