@@ -102,7 +102,7 @@ KINDS |= {"sav-video": ["*.mp4", "*manual.json"], "ref-sav": ["*.mp4"]}
 
 
 @pytest.mark.parametrize("source", KINDS)
-def test_a_finished_set_is_not_taken_for_that_of_changed_files(source, tmp_path):
+def test_a_finished_set_is_not_that_of_changed_files(source, tmp_path):
     CASES[source].write(root := tmp_path / "raw")
     sharded(source, root, tmp_path / "set")
     for pattern in KINDS[source]:
@@ -117,7 +117,7 @@ def test_a_finished_set_is_not_taken_for_that_of_changed_files(source, tmp_path)
         assert sharded(source, root, tmp_path / "set").written_now == 0
 
 
-def test_what_is_newer_and_too_much_to_compare_is_said(tmp_path, capsys, monkeypatch):
+def test_many_newer_files_are_compared_in_part_with_a_remark(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("pipeline.raw_files._COMPARED", 1)
     CASES["sa1b"].write(root := tmp_path / "raw")
     sharded("sa1b", root, tmp_path / "set")
@@ -198,7 +198,7 @@ def test_a_verification_sees_changed_sizes_of_masks(tmp_path):
 
 
 @pytest.mark.parametrize("mask", ["masks/a.png", "masks/a/1.png"])
-def test_masks_beside_pictures_are_in_the_plan(tmp_path, mask):
+def test_masks_in_their_own_folder_are_in_the_plan(tmp_path, mask):
     root = tmp_path / "raw"
     picture = Image.new("RGB", (64, 48), "red")
     outline = np.zeros((48, 64), np.uint8)
@@ -212,7 +212,7 @@ def test_masks_beside_pictures_are_in_the_plan(tmp_path, mask):
         sharded("folder", root, tmp_path / "set")
 
 
-def test_files_that_are_found_by_names_that_look_alike_are_in_the_plan(tmp_path):
+def test_files_that_are_found_by_alike_names_are_in_the_plan(tmp_path):
     """They are the pictures and masks of a line, and a picture that labelme's JSON names in another folder."""
     root = tmp_path / "raw"
     labels = tmp_path / "labelme"
