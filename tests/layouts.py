@@ -1,4 +1,4 @@
-"""A small layout of every source: real photographs and known shapes, written as its dataset has them on disk."""
+"""Small layouts of every source: real photographs and known shapes, in the files of its dataset."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class Case:
     left_out: dict[str, int] = field(default_factory=dict)
     """Number of inputs that do not become samples, by reason."""
     texts: tuple[str, ...] = ()
-    """Some of the objects'. Without any, the dual loop is trained."""
-    untold: int = 0
+    """Some texts of the objects. Without any, the dual loop is trained."""
+    without_text: int = 0
     """Samples whose objects have no text."""
     options: tuple[str, ...] = ()
 
 
 def write_coco(root: Path, name: str = "instances_train2017.json") -> None:
-    """Two pictures; the second shows nothing annotated."""
+    """Write two pictures. The second one has no annotation."""
     objects = [test_coco.annotation(1, 7, test_coco.SQUARE, 18), test_coco.annotation(2, 7, test_coco.SQUARE)]
     pictures = [{**test_coco.picture(n), "coco_url": f"http://x/train2017/{n:012d}.jpg"} for n in (7, 8)]
     test_coco.write_instances(root, pictures, objects, name)
@@ -77,7 +77,7 @@ def write_folder(root: Path) -> None:
 
 
 def write_openimages(root: Path) -> None:
-    """An object of a class without a name, one in a zip, and a photo without an object."""
+    """Write an object of a class without a name, one in a zip, and a photo without an object."""
     source = test_openimages
     rows = [
         source.row(source.FIRST),
@@ -115,10 +115,10 @@ CASES = {
     "refcoco": Case(lambda root: test_coco.write_refer(root, "refcoco"), 1, _NOTHING, _REFER.texts),
     "refcoco+": _REFER,
     "refcocog": Case(lambda root: test_coco.write_refer(root, "refcocog", "umd"), 1, _NOTHING, _REFER.texts),
-    "osprey": Case(write_osprey, 2, {}, ("Thing 1.", "Thing 2."), untold=1),
-    "dam": Case(write_dam, 2, {}, ("A cat's head.",), untold=1),
+    "osprey": Case(write_osprey, 2, {}, ("Thing 1.", "Thing 2."), without_text=1),
+    "dam": Case(write_dam, 2, {}, ("A cat's head.",), without_text=1),
     "gcg": Case(write_gcg, 4, {}, ("A cat",)),
-    "folder": Case(write_folder, 2, {"not a sample": 1}, ("The cup.",), untold=1),
+    "folder": Case(write_folder, 2, {"not a sample": 1}, ("The cup.",), without_text=1),
     "sa1b": Case(write_sa1b, 2),
     "openimages": Case(write_openimages, 2, _NOTHING, ("Dog", "Pizza, hot")),
     "ref-youtube-vos": Case(test_refvos.write_youtube, 2, {}, ("a1 says 0", "b0 says 9"), options=_FEW),

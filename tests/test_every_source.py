@@ -73,8 +73,8 @@ def test_from_raw_files_to_five_steps(source, tmp_path, caplog, monkeypatch):
     assert [text for text in case.texts if f": {text}</li>" not in page] == []
     assert page.count("<img") == len([*(tmp_path / "page").glob("*.png")]) == case.samples
     assert losses(shards, tmp_path / "run", "segment" if case.texts else "dual")
-    without = f"samples left out, {case.untold} without an object with a text"
-    assert (without in caplog.text) == (case.untold > 0)
+    without = f"samples left out, {case.without_text} without an object with a text"
+    assert (without in caplog.text) == (case.without_text > 0)
 
 
 def test_the_dual_loop_on_videos_in_whose_first_frame_not_all_is_seen(tmp_path):

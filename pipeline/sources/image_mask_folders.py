@@ -16,6 +16,7 @@ from pipeline import masks
 from pipeline.cropped import Bool
 from pipeline.finder import below
 from pipeline.fit import check_size, note_size_differences
+from pipeline.input_files import no_such_file
 from pipeline.mask_values import distinct, looks_like_edges, read_ids
 from pipeline.pictures import open_image, read_picture
 from pipeline.raw import RawObject, RawSample
@@ -68,7 +69,11 @@ def find_image_mask_folders(root: Path, records: RecordsWriter) -> dict[str, int
             )
             for input_path in (first, path):
                 refuse(records, input_path, error)
-    stored = sum(1 for _ in walk(root, _is_picture, counts, records, lambda name: True, "masks"))
+    stored = 0
+    for path, size in walk(root, _is_picture, counts, records, lambda name: True, "masks"):
+        stored += 1
+        if not size and path not in pictures and not (root / path).exists():  # a link to nothing, of no picture
+            refuse(records, path, no_such_file(root / path))
     counts["mask files without an image"] = stored - used
     count_beside(root, ("images", "masks"), counts, records)
     return dict(counts)

@@ -1,4 +1,4 @@
-"""One damaged input: the product is run on it in a fork with bounds on time and memory, and its faults are named."""
+"""Run the product on one damaged input, in a fork with limits on time and memory, and name its faults."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from tests.fuzz.mutate import MARK, Mutation, mutate
 from tests.layouts import CASES
 
 SECONDS = 60
-"""An input of some kilobytes takes a tenth of a second: more than this is a hang."""
+"""Limit of an input's run. An input of some kilobytes takes a tenth of a second: more than this is a hang."""
 MEBIBYTES = 1024
-"""Memory that an input may take above what the process takes before it: a picture of the largest size, decoded."""
+"""Memory that an input may use in addition to what the process used before: a picture of the largest size, decoded."""
 ADDRESSES = 4 << 30
-"""Bytes of address space that it may take: an allocation past this fails, so that no input can fill the machine."""
+"""Limit of its address space in bytes: a larger allocation fails, so that no input can fill the machine."""
 KINDS = ("traceback", "hang", "memory", "lost", "broken set", "executed", "unsaid")
 SET = "set"
 """The target that is not a source: a finished shard set, whose own files are damaged."""
@@ -47,7 +47,7 @@ class Verdict:
     status: int | None = None
     """Exit status; None where the process had to be killed."""
     faults: dict[str, str] = field(default_factory=dict)
-    """Kind of fault -> what was seen."""
+    """Kind of fault -> its detail."""
 
     @property
     def name(self) -> str:
@@ -56,7 +56,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Pristine:
-    """A sound layout of a target, and what becomes of it."""
+    """A sound layout of a target, and the samples that it becomes."""
 
     target: str
     root: Path
@@ -80,12 +80,12 @@ class Pristine:
 
 
 def shard(source: str, root: Path, out: Path) -> None:
-    """`cli.py shard`, in this process."""
+    """Run `cli.py shard` in this process."""
     _cli("shard", "--source", source, "--root", root, "--out", out, "--workers", 1, "--max-bad", 1, *_options(source))
 
 
 def judge(pristine: Pristine, seed: int, number: int, folder: Path) -> Verdict:
-    """Damage a copy of a layout in `folder`, run the product on it, and say what it did wrong."""
+    """Damage a copy of a layout in `folder`, run the product on it, and return its faults."""
     draw = random.Random(f"{pristine.target}:{seed}:{number}")
     root = folder / "raw"
     out = folder / "out"
@@ -147,7 +147,7 @@ def _inputs(folder: Path) -> frozenset[str]:
 
 
 def _digests(folder: Path) -> dict[str, bytes]:
-    """Each sample of a set decoded whole, as bytes that tell one from another."""
+    """Return key -> digest of each sample of a set, decoded whole."""
     shards = ShardSet(folder)
     out = {}
     for position in range(len(shards)):
@@ -162,7 +162,7 @@ def _crc32(array: np.ndarray[Any, Any]) -> int:
 
 
 def _judge_output(pristine: Pristine, folder: Path, mutations: list[Mutation]) -> None:
-    """Check a set that was written with status 0: it is whole, all its readers take it, no input is lost."""
+    """Check a set that was written with status 0: it is whole, all readers accept it, and no input is lost."""
     shards = ShardSet(folder)
     ledger = read_ledger(folder)
     manifest = shards.manifest
@@ -187,7 +187,7 @@ def _judge_output(pristine: Pristine, folder: Path, mutations: list[Mutation]) -
 
 
 def _judge_set(folder: Path, pristine: Pristine) -> None:
-    """Check what a damaged set is taken for: verification sees the damage, or every sample is what it was."""
+    """Check a damaged set: verification finds the damage, or every sample is unchanged."""
     with contextlib.suppress(SystemExit):
         _cli("stats", folder, "--out", folder.parent / "stats")
     _cli("verify-shard", folder, "--workers", 1)
@@ -219,7 +219,7 @@ def _forked(work: Callable[[], None], report: Path) -> tuple[int | None, int]:
 
 
 def _own_memory() -> int:
-    """MiB of memory that this process holds now."""
+    """Return the MiB of memory that this process uses now."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() >> 20
 

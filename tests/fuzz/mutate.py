@@ -1,4 +1,4 @@
-"""Damage to the files of a layout: of their bytes, of what the bytes mean, of how they lie in folders."""
+"""Damage the files of a layout: their bytes, their content, and their places in folders."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pipeline.pickles import read_pickle
 from tests.fuzz import values
 
 LEAVES = (".jpg", ".jpeg", ".png", ".npz", ".mp4")
-"""Files that hold the data of one input or object. What annotations and archives say decides which inputs there are."""
+"""Files that hold the data of one input or object. Annotations and archives decide which inputs there are."""
 MARK = "EXECUTED"
 """Name of the file, in the folder above the layout, that hostile input would make if any of it were run."""
 
@@ -199,7 +199,7 @@ def _hidden_twin(file: Path, draw: random.Random) -> None:
 
 
 def _odd_twin(file: Path, draw: random.Random) -> None:
-    """The same file once more, under a name that UTF-8 cannot hold or in a folder below."""
+    """Copy the file to a name that is not UTF-8, or into a folder below."""
     place = draw.choice([os.fsdecode(b"\xff\xfe") + file.suffix, f"again/{file.name}", f"x\n{file.suffix}"])
     (file.parent / place).parent.mkdir(exist_ok=True)
     shutil.copyfile(file, file.parent / place)
@@ -222,7 +222,7 @@ def _json(file: Path, draw: random.Random) -> None:
 
 
 def _json_deep(file: Path, draw: random.Random) -> None:
-    """A value a hundred thousand brackets deep."""
+    """Nest a value a hundred thousand brackets deep."""
     text = file.read_text("utf-8")
     depth = 100_000
     places = [i for i, letter in enumerate(text) if letter == ":"]
@@ -246,7 +246,7 @@ def _json_lines(file: Path, draw: random.Random) -> None:
 
 
 def _table(file: Path, draw: random.Random) -> None:
-    """A cell, a column or the separators of a CSV, or of another text of lines."""
+    """Change a cell, a column or the separators of a CSV, or of another text of lines."""
     lines = file.read_text("utf-8").split("\n")
     place = draw.randrange(len(lines))
     kind = draw.randrange(6)
@@ -298,7 +298,7 @@ def _picture_exif(file: Path, draw: random.Random) -> None:
 
 
 def _picture_of_another_kind(file: Path, draw: random.Random) -> None:
-    """PostScript that would write a file, a picture that claims to be enormous, an animation."""
+    """Write PostScript that would write a file, a picture that claims to be enormous, or an animation."""
     kind = draw.randrange(4)
     if kind == 0:
         code = f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n({file.parent}/{MARK}) (w) file closefile\nshowpage\n"
@@ -321,7 +321,7 @@ def _chunk(data: bytes) -> bytes:
 
 
 def _mask_values(file: Path, draw: random.Random) -> None:
-    """A mask of other values: grey edges, 16-bit ids, three channels, a void border."""
+    """Write a mask of other values: grey edges, 16-bit ids, three channels, a void border."""
     with Image.open(file) as image:
         array = np.array(image.convert("L"))
     kind = draw.randrange(5)
@@ -377,7 +377,7 @@ def _arrays(file: Path, draw: random.Random) -> None:
 
 
 def _array_header(file: Path, draw: random.Random) -> None:
-    """A header of npy that is no literal, too deep, of impossible sizes."""
+    """Write a header of npy that is no literal, too deep, or of impossible sizes."""
     texts = [
         "{'descr': '<f4', 'fortran_order': False, 'shape': (1" + "0" * draw.choice([3, 12, 30]) + ",), }",
         "{'descr': '|O', 'fortran_order': False, 'shape': (1,), }",
@@ -471,7 +471,7 @@ def _zip(file: Path, draw: random.Random) -> None:
 
 
 def _array_of_bytes(file: Path, draw: random.Random) -> None:
-    """One byte of an npy header's text."""
+    """Change one byte of an npy header's text."""
     data = bytearray(file.read_bytes())
     end = 10 + int.from_bytes(data[8:10], "little")
     data[draw.randrange(6, end)] = draw.randrange(256)

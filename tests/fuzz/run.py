@@ -25,7 +25,7 @@ _always = False
 
 
 def main(arguments: list[str]) -> int:
-    """Return 0 where nothing went wrong, 1 elsewhere."""
+    """Return 0 where nothing went wrong, else 1."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--minutes", type=float, help="stop after so many minutes")
     parser.add_argument("--inputs", type=int, help="stop after so many inputs")
@@ -79,7 +79,7 @@ def _pooled(
 
 
 def _begin(folder: Path, targets: tuple[str, ...], keep: Path | None, always: bool) -> None:
-    """Write the sound layouts; once per process."""
+    """Write the sound layouts, once per process."""
     global _folder, _keep, _always
     _folder = Path(tempfile.mkdtemp(dir=folder))
     _keep = keep
@@ -112,12 +112,12 @@ def _judged(item: tuple[str, int, int]) -> Verdict:
 
 
 def _special(folder: str, names: list[str]) -> list[str]:
-    """FIFOs, which cannot be copied."""
+    """Return the FIFOs of a folder, which cannot be copied."""
     return [name for name in names if Path(folder, name).is_fifo()]
 
 
 def _table(verdicts: list[Verdict]) -> str:
-    """Per target: inputs, those that ended with status 0, those refused in one line, and each kind of fault."""
+    """Return a table per target: inputs, those with exit status 0, those refused in one line, and each kind of fault."""
     heads = ("target", "inputs", "taken", "refused", *KINDS)
     rows = []
     for target in [*dict.fromkeys(verdict.target for verdict in verdicts), "all"]:

@@ -1,4 +1,4 @@
-"""Values that readers of other people's data have tripped over."""
+"""Values that often break readers of other people's data."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ TEXTS = (
     "CON",
 )
 LITERALS = ("NaN", "Infinity", "-Infinity", "1e999", "-", "01", "'a'", "nul", "1" * 5000, "[" * 3000, "{}}", "\x00")
-"""Pieces of text that are not JSON, or that parsers read differently."""
+"""Texts that are not JSON, or that parsers read differently."""
 
 
 def value(draw: random.Random) -> Any:
-    """A value of JSON that is seldom expected where it stands."""
+    """Return a value of JSON that a reader seldom expects."""
     kind = draw.randrange(6)
     if kind == 0:
         return draw.choice(NUMBERS)
@@ -55,7 +55,7 @@ def value(draw: random.Random) -> Any:
 
 
 def changed(draw: random.Random, tree: Any) -> Any:
-    """A copy of `tree` in which one value, key or item is another."""
+    """Return a copy of `tree` with one value, key or item changed."""
     if isinstance(tree, dict) and tree and draw.random() < 0.85:
         key = draw.choice([*tree])
         kind = draw.randrange(8)
@@ -82,7 +82,7 @@ def changed(draw: random.Random, tree: Any) -> Any:
 
 
 def as_text(draw: random.Random, tree: Any) -> str:
-    """`tree` as JSON; now and then with a piece in it that is none."""
+    """Return `tree` as JSON, sometimes with a text in it that is not."""
     text = json.dumps(tree, ensure_ascii=draw.random() < 0.5, allow_nan=True)
     if draw.random() < 0.15:
         places = [i for i, letter in enumerate(text) if letter in ":,[{"]

@@ -39,13 +39,13 @@ def box(top: int, left: int, bottom: int, right: int, size: tuple[int, int] = (H
 
 
 def rle(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """Compressed run lengths as JSON holds them."""
+    """Return a mask as compressed run lengths, as JSON holds them."""
     encoded = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
     return {"size": list(mask.shape), "counts": encoded["counts"].decode("ascii")}
 
 
 def counts(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """Uncompressed run lengths."""
+    """Return a mask as uncompressed run lengths."""
     flat = mask.ravel(order="F").astype(np.int8)
     edges = np.flatnonzero(np.diff(flat)) + 1
     lengths = np.diff([0, *edges, flat.size]).tolist()
@@ -53,7 +53,7 @@ def counts(mask: NDArray[np.bool_]) -> dict[str, Any]:
 
 
 def jpeg(name: str = "chelsea", size: tuple[int, int] = (HEIGHT, WIDTH), orientation: int | None = None) -> bytes:
-    """A photograph cut to `size`, as a JPEG."""
+    """Return a photograph cut to `size`, as a JPEG."""
     image = photograph(name).crop((0, 0, size[1], size[0]))
     exif = Image.Exif()
     if orientation is not None:
@@ -100,7 +100,7 @@ class Found:
         self.paths = [item.path for item in self.records.inputs()]
 
     def load(self, path: str | None = None) -> RawSample:
-        """The sample of a path, or the only one."""
+        """Return the sample of a path, or the only one."""
         if path is None:
             (path,) = self.paths
         return self.source.load(self.root, path, self.choices, self.records.parts(path))

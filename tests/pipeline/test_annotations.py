@@ -1,4 +1,4 @@
-"""JSON that is not what it should be: the fault is named with its line and byte, and depth is bounded first."""
+"""Broken JSON: the fault is named with its line and byte, and depth is bounded first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Members of tars and zips, read in place: exactly theirs, or a word on what is wrong."""
+"""Members of tars and zips, read in place: exactly their bytes, or an error that names the fault."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""Whose fault an exception is: the data's, the machine's or this program's; and that every kind names the input."""
+"""Exceptions are sorted by the data, the machine or this program, and each names the input."""
 
 from __future__ import annotations
 

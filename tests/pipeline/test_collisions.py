@@ -1,4 +1,4 @@
-"""Ids, names and keys that stand twice: separate inputs or bad ones, never one thing in another's place."""
+"""Ids, names and keys that are repeated: separate inputs or bad ones, and no mix-up."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Pictures are found by the names that annotations give them, whatever machine wrote those."""
+"""Pictures are found by the names in annotations, from any operating system."""
 
 import os
 import unicodedata

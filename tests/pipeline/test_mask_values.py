@@ -1,4 +1,4 @@
-"""Mask files of every kind that tools write: what says ids without doubt is read, the rest is refused and named."""
+"""Mask files of every kind that tools write: unambiguous ids are read, the rest is refused with the reason."""
 
 from __future__ import annotations
 

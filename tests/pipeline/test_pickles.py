@@ -1,4 +1,4 @@
-"""Pickles of plain data from every Python and from numpy; nothing else is read, and nothing is ever called."""
+"""Pickles of plain data from every Python and from numpy; nothing else is read, and nothing is called."""
 
 from __future__ import annotations
 

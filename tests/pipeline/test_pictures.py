@@ -1,4 +1,4 @@
-"""What becomes of pictures of every mode, and of files that are no whole picture."""
+"""Pictures of every mode are converted; files that are no whole picture are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Raw files that have changed are noticed: by the plan, by an unfinished set, by a finished one."""
+"""Changed raw files are detected: by the plan, for an unfinished set, for a finished one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names that differ in what a reader does not see."""
+"""Names that differ only in what a reader does not see."""
 
 import unicodedata
 

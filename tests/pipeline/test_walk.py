@@ -1,4 +1,4 @@
-"""Folders of raw data: links are followed, each folder once, and hidden files are passed over."""
+"""Folders of raw data: links are followed, each folder once, and hidden files are skipped."""
 
 import io
 import os
@@ -128,6 +128,18 @@ def test_one_link_to_nothing_stops_no_run(tmp_path, capsys, source, write):
     assert (line.path, line.bad, Manifest.read(tmp_path / source).samples) == ("link", True, 3)
     with pytest.raises(UserError, match=r"too many bad inputs.*; wanted at most 0"):
         cli.app(["shard", *given, "--max-bad", "0", "--overwrite", "--limit", "9"], standalone_mode=False)
+
+
+def test_a_link_to_nothing_among_the_masks_goes_to_the_ledger(tmp_path):
+    write_pictures(tmp_path / "raw")
+    (tmp_path / "raw/masks/2.png").unlink()
+    for name in ("2", "of_no_picture"):
+        os.symlink(tmp_path / "gone", tmp_path / f"raw/masks/{name}.png")
+    folder = Found("folder", tmp_path / "raw", tmp_path)
+    assert folder.paths == [*(f"images/{n}.jpg" for n in range(3)), "masks/of_no_picture.png"]
+    for path in folder.paths[2:]:
+        with pytest.raises(BadInput, match=r"a link to nothing; met .* -> "):
+            folder.load(path)
 
 
 @pytest.mark.parametrize(("source", "write"), SMALL_SETS)

@@ -1,4 +1,4 @@
-"""COCO, LVIS and RefCOCO in their own layouts, with every trap that was seen in them."""
+"""COCO, LVIS and RefCOCO in their own layouts, with every known fault of such files."""
 
 from __future__ import annotations
 

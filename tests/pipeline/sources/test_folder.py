@@ -1,4 +1,4 @@
-"""A user's own data, in both forms, with what users get wrong."""
+"""A user's own data, in all forms, with the usual mistakes."""
 
 from __future__ import annotations
 

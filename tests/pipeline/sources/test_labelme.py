@@ -1,4 +1,4 @@
-"""Labelme's files: a JSON beside each picture."""
+"""Labelme's files: one JSON per picture."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""Referring video segmentation in each dataset's own layout, with the traps that were seen in them."""
+"""Referring video segmentation in each dataset's own layout, with every known fault of such files."""
 
 import json
 import pickle

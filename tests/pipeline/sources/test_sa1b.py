@@ -1,4 +1,4 @@
-"""SA-1B in each of the layouts people have it in, with every trap that was seen in it."""
+"""SA-1B in each of its usual layouts, with every known fault of such files."""
 
 from __future__ import annotations
 

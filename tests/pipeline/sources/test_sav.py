@@ -1,4 +1,4 @@
-"""SAV npz pairs: every trap that was seen in them becomes a line in the ledger, and never a wrong sample."""
+"""SAV npz pairs: every known fault becomes a line in the ledger, and never a wrong sample."""
 
 import pickle
 import tracemalloc

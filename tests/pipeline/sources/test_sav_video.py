@@ -1,4 +1,4 @@
-"""SA-V as released: the right frames of the video to the right masks, and each trap of its files."""
+"""SA-V as released: each mask with its frame of the video, and every known fault of such files."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Sound videos that cannot be sought in everywhere: each frame is the one that decoding from the start gives."""
+"""Videos where seeking fails: each frame equals that of decoding from the start."""
 
 from __future__ import annotations
 

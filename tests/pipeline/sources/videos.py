@@ -29,7 +29,7 @@ WIDTH = 160
 
 @cache
 def picture(n: int) -> np.ndarray:
-    """Frame n: a window that wanders over the photograph. (120, 160, 3) uint8."""
+    """Return frame n, a moving window of a photograph: (120, 160, 3) uint8."""
     rows = (2 * n + 3 * np.arange(HEIGHT)) % 512
     columns = (3 * n + 3 * np.arange(WIDTH)) % 512
     return np.asarray(photograph("astronaut"))[np.ix_(rows, columns)]
@@ -51,7 +51,7 @@ def write_frame(file: Path, n: int, quality: int = 95) -> None:
 
 
 def write_ids(file: Path, masks: Mapping[int, np.ndarray]) -> None:
-    """A palette PNG of object ids whose colours are not the ids."""
+    """Write a palette PNG of object ids whose colours are not the ids."""
     ids = np.zeros((HEIGHT, WIDTH), np.uint8)
     for number, mask in masks.items():
         ids[mask] = number
@@ -68,7 +68,7 @@ def find(name: str, root: Path, records: Path, **given: Any) -> tuple[dict[str, 
 
 
 def load(name: str, root: Path, records: Path, which: int = 0, **given: Any) -> RawSample:
-    """The sample of one of the inputs that the source finds."""
+    """Return the sample of one of the inputs that the source finds."""
     source = source_named(name)
     found = find(name, root, records, **given)[1]
     path = found.inputs()[which].path
@@ -90,7 +90,7 @@ def through(
 
 
 def write_video(file: Path, frames: int, *, rotation: int = 0, gop: int = 12) -> None:
-    """H.264 with B-frames, 24 frames a second."""
+    """Write H.264 with B-frames, 24 frames per second."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(file), "w") as container:
         stream = container.add_stream("libx264", rate=24, options={"crf": "12", "preset": "veryfast"})
@@ -107,5 +107,5 @@ def write_video(file: Path, frames: int, *, rotation: int = 0, gop: int = 12) ->
 
 
 def number_of(decoded: Any, among: range) -> int:
-    """The frame of `among` that a decoded picture is most like."""
+    """Return the frame of `among` that is nearest to a decoded picture."""
     return min(among, key=lambda n: float(np.abs(np.asarray(decoded, int) - picture(n)).mean()))
