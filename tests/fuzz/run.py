@@ -117,7 +117,7 @@ def _special(folder: str, names: list[str]) -> list[str]:
 
 
 def _table(verdicts: list[Verdict]) -> str:
-    """Return a table per target: inputs, those with exit status 0, those refused in one line, and each kind of fault."""
+    """Return a table per target: inputs, those with status 0, those refused in one line, and each kind of fault."""
     heads = ("target", "inputs", "taken", "refused", *KINDS)
     rows = []
     for target in [*dict.fromkeys(verdict.target for verdict in verdicts), "all"]:

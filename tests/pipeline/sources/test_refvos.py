@@ -71,7 +71,7 @@ def test_no_frame_shows_anything():
 
 
 def write_youtube(root: Path) -> Path:
-    """Two videos; frames begin late and have a gap; object 2 is absent at first; object 7 nobody speaks of."""
+    """Two videos; frames begin late and have a gap; object 2 is absent at first; no expression refers to object 7."""
     entries = {}
     for name in ("b0", "a1"):  # not sorted
         for n, frame in enumerate(FRAMES):
