@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from shards.errors import BadShard
 from shards.format import Field, FieldName
 from shards.reader import ShardSet, decode_field
-from shards.sample import texts_of
+from shards.sample import usable_texts
 from trainer.data.batch import Batch, Frame
 from trainer.objectives import load_objective
 
@@ -145,7 +145,7 @@ def _read(shards: ShardSet, position: int, objective: str) -> Whole:
     frames = range(len(sample.meta["frames"]))
     visible = np.stack([sample.decode("prompt_masks", frame).any(axis=(1, 2)) for frame in frames])
     for number, item in enumerate(sample.meta["objects"]):
-        texts: list[str | None] = [*texts_of(item)] if asked.needs == "texts" else [None]
+        texts: list[str | None] = [*usable_texts(item)] if asked.needs == "texts" else [None]
         showing = np.flatnonzero(visible[:, number]).tolist()
         if not texts:
             sample.left_out[NO_TEXT] += 1

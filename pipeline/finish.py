@@ -91,7 +91,7 @@ def _manifest(plan: Plan, totals: _Totals, index_sha256: str, ledger_sha256: str
         index_sha256=index_sha256,
         ledger_sha256=ledger_sha256,
         codec=plan.codec,
-        psnr=Psnr.of(totals.psnr),
+        psnr=Psnr.summarise(totals.psnr),
         version=plan.version,
     )
 

@@ -1,6 +1,6 @@
 """Tars of samples: written deterministically, read in place.
 
-Plain ustar without times or owners, in WebDataset's conventions. A sample's members stand together, its JSON first.
+Plain ustar without times or owners, in WebDataset's conventions. A sample's members are adjacent, its JSON first.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ from shards.sample import FrameTensors, Sample, usable_objects
 BLOCK = tarfile.BLOCKSIZE
 _END = bytes(2 * BLOCK)
 _BLANK = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)
-_UNSUMMED = sum(_BLANK[:148] + _BLANK[156:] + b" " * 8) - sum(_BLANK[124:135])
+_BLANK_SUM = sum(_BLANK[:148] + _BLANK[156:] + b" " * 8) - sum(_BLANK[124:135])
 
 
 @dataclass(frozen=True, slots=True)  # there are millions of them
 class Entry:
-    """Where a sample stands in its tar."""
+    """Position and counts of one sample in a tar: its row of the index."""
 
     key: str
     offset: int
-    """Of its first member's header, in bytes."""
+    """Byte in the tar at which the header of its first member begins."""
     size: int
-    """From there to the end of its last member's padding, in bytes."""
+    """Bytes from there to the end of the padding of its last member."""
     crc32: int
-    """Of these bytes."""
+    """CRC-32 of these bytes."""
     texts: int
-    """Objects with a prompt cell in a frame, and a text."""
+    """Objects with a usable text, and a prompt cell in at least one frame."""
     regions: int
-    """Objects with a prompt cell in a frame."""
+    """Objects with a prompt cell in at least one frame."""
     psnr: Sequence[float] = ()
-    """Of its pictures, where they are not what the recipe makes."""
+    """PSNR in dB of each picture; () in a lossless set."""
     groups: Sequence[int] = (0, 0, 0)
-    """`shards.groups.Groups`; 0 where they are not known: noted by an older release."""
+    """`shards.groups.Groups`; 0 for unknown, as older releases recorded them."""
 
 
 def _encode(frame: FrameTensors, name: FieldName, pictures: Codec) -> bytes:
@@ -64,12 +64,15 @@ def _encode(frame: FrameTensors, name: FieldName, pictures: Codec) -> bytes:
 
 
 def encode_sample(sample: Sample, pictures: Codec = "zstd") -> list[tuple[str, bytes]]:
-    """A sample's members, (name, bytes), in the tar's order, with its pictures stored in this way.
+    """Return the members of a sample, (name, bytes), in the tar's order.
 
-    Where that is lossy, the JSON gets `psnr`: what was measured of each picture, encoded and decoded again.
+    With a lossy codec the JSON gets `psnr`: each picture is decoded again and compared.
+
+    Args:
+        pictures: codec of the pictures.
 
     Raises:
-        BadShard: its JSON is one that a reader would refuse.
+        BadShard: a reader would refuse the JSON.
     """
     check_meta(sample.meta)
     if not KEY.fullmatch(sample.key):
@@ -92,10 +95,15 @@ def encode_sample(sample: Sample, pictures: Codec = "zstd") -> list[tuple[str, b
 
 
 class ShardWriter:
-    """Writes samples into an open binary file; `close` ends the tar."""
+    """Writes samples into an open binary file; `close` ends the tar.
+
+    Args:
+        pictures: codec of the pictures.
+    """
 
     def __init__(self, file: BinaryIO, pictures: Codec = "zstd") -> None:
-        self._file, self._pictures = file, pictures
+        self._file = file
+        self._pictures = pictures
         self._sha256 = hashlib.sha256()
         self.size = 0
         self.entries: list[Entry] = []
@@ -106,47 +114,51 @@ class ShardWriter:
         self.size += len(data)
 
     def write(self, sample: Sample) -> None:
+        """Encode and write a sample; raises `BadShard` as `encode_sample` does."""
         self.put(sample, encode_sample(sample, self._pictures))
 
     def put(self, sample: Sample, members: Sequence[tuple[str, bytes]]) -> None:
-        """Write a sample that is encoded already; `members` as `encode_sample` returns them."""
-        offset, crc32 = self.size, 0
+        """Write an encoded sample; `members` as `encode_sample` returns them."""
+        offset = self.size
+        crc32 = 0
         for name, blob in members:
             info = tarfile.TarInfo(name)  # its defaults: mode 0644, no owner, time 0
             info.size = len(blob)
             for data in (info.tobuf(tarfile.USTAR_FORMAT), blob, bytes(-len(blob) % BLOCK)):
                 crc32 = zlib.crc32(data, crc32)
                 self._put(data)
-        usable = usable_objects(sample.meta["objects"], [frame.prompt_masks for frame in sample.frames])
-        lost = json.loads(members[0][1])["psnr"] if self._pictures in LOSSY else sample.meta.get("psnr", {})
+        texts, regions = usable_objects(sample.meta["objects"], [frame.prompt_masks for frame in sample.frames])
+        ratios = json.loads(members[0][1])["psnr"] if self._pictures in LOSSY else sample.meta.get("psnr", {})
         groups = groups_of(sample.key, str(sample.meta.get("path", "")), len(sample.frames))
-        self.entries.append(Entry(sample.key, offset, self.size - offset, crc32, *usable, [*lost.values()], groups))
+        size = self.size - offset
+        self.entries.append(Entry(sample.key, offset, size, crc32, texts, regions, [*ratios.values()], groups))
 
     def copy(
-        self, key: str, stored: memoryview, texts: int, regions: int, psnr: Sequence[float], groups: Sequence[int]
+        self, key: str, data: memoryview, texts: int, regions: int, psnr: Sequence[float], groups: Sequence[int]
     ) -> None:
-        """Take over a sample as it stands in another tar, from its first member's header on."""
-        self.entries.append(Entry(key, self.size, len(stored), zlib.crc32(stored), texts, regions, psnr, groups))
-        self._put(stored)
+        """Copy the bytes of a sample in another tar, from the header of its first member on."""
+        self.entries.append(Entry(key, self.size, len(data), zlib.crc32(data), texts, regions, psnr, groups))
+        self._put(data)
 
     def close(self) -> str:
-        """End the tar; return the SHA-256 of all of it, hexadecimal."""
+        """End the tar; return its SHA-256, hexadecimal."""
         self._put(_END)
         self._put(bytes(-self.size % tarfile.RECORDSIZE))
         return self._sha256.hexdigest()
 
 
 def plain_header(name: bytes, size: int) -> bytes:
-    """The header of a member, as `ShardWriter` writes it: everything but name and size is the same for all."""
+    """Return the header of a member as `ShardWriter` writes it: only name and size differ between members."""
     digits = b"%011o" % size
-    checksum = b"%06o\0 " % (_UNSUMMED + sum(name) + sum(digits))
+    checksum = b"%06o\0 " % (_BLANK_SUM + sum(name) + sum(digits))
     return name.ljust(100, b"\0") + _BLANK[100:124] + digits + _BLANK[135:148] + checksum + _BLANK[156:]
 
 
 def _parse_header(header: bytes) -> tuple[str, int, bytes]:
-    """(name, size, type) of a member; raises `ValueError` or `HeaderError` where the checksum or a number is wrong."""
-    # Made again and compared: all of the header is checked, in a tenth of the time that parsing takes.
-    name, digits = header[:100].rstrip(b"\0"), header[124:135]
+    """Return (name, size, type) of a member; raises `ValueError` or `HeaderError` on a wrong checksum or number."""
+    # Writing the header again and comparing checks all of it, in a tenth of the time of parsing.
+    name = header[:100].rstrip(b"\0")
+    digits = header[124:135]
     if digits.isdigit() and header == plain_header(name, int(digits, 8)):
         return name.decode("ascii"), int(digits, 8), tarfile.REGTYPE
     info = tarfile.TarInfo.frombuf(header, "ascii", "strict")
@@ -154,10 +166,13 @@ def _parse_header(header: bytes) -> tuple[str, int, bytes]:
 
 
 class MappedTar:
-    """A tar mapped into memory. Members are views of the mapped file: nothing is copied until it is decoded.
+    """A tar mapped into memory. Members are views of the mapped file: nothing is copied before it is decoded.
 
     Args:
-        opened: the file, where it is open already; it stays open.
+        opened: the file, if it is open already; it stays open.
+
+    Raises:
+        BadShard: the file cannot be read or mapped.
     """
 
     def __init__(self, path: Path, opened: BinaryIO | None = None) -> None:
@@ -175,8 +190,10 @@ class MappedTar:
     def members(self, offset: int = 0, size: int | None = None) -> Iterator[tuple[int, str, memoryview]]:
         """Yield (offset of the header, name, bytes) of the members between `offset` and `offset + size`.
 
-        Without `size`, up to the end of the archive, which must be there. Raises `BadShard` on anything but a regular
-        file under a plain name.
+        Without `size`, it reads up to the end of the archive.
+
+        Raises:
+            BadShard: a member that is not a regular file with a plain name, or no end of archive.
         """
         end = len(self.view) if size is None else offset + size
         while offset < end:
@@ -193,24 +210,34 @@ class MappedTar:
             start = offset + BLOCK
             stop = start + length
             if kind != tarfile.REGTYPE or "/" in name or "\\" in name or name.startswith("."):
-                met = f"{name!r}, type {kind!r}"
-                raise BadShard("not a plain file", where=self._at(offset), met=met, wanted="KEY.FIELD.EXTENSION")
+                raise BadShard(
+                    "not a plain file",
+                    where=self._at(offset),
+                    met=f"{name!r}, type {kind!r}",
+                    wanted="KEY.FIELD.EXTENSION",
+                )
             if length < 0 or stop > end:
-                met = f"{length} bytes"
-                raise BadShard("member leaves its place", where=self._at(offset), met=met, wanted=f"<= {end - start}")
+                raise BadShard(
+                    "member leaves its place",
+                    where=self._at(offset),
+                    met=f"{length} bytes",
+                    wanted=f"<= {end - start}",
+                )
             yield offset, name, self.view[start:stop]
             offset = stop + -length % BLOCK
         if size is None:
             raise BadShard("no end of archive", where=str(self.path), wanted="two zero blocks", do="write it again")
 
-    def those(self, offset: int, size: int, names: Sequence[bytes]) -> list[memoryview] | None:
-        """The bytes of the members of these names that fill `size` bytes from `offset` on, in their order.
+    def exact_members(self, offset: int, size: int, names: Sequence[bytes]) -> list[memoryview] | None:
+        """Return the members' bytes if exactly `names`, in this order, fill `size` bytes from `offset` on, else None.
 
-        None unless they stand there exactly as `ShardWriter` writes them: `members` tells what does.
+        This is the fast path of `members`, which says what is there instead.
         """
-        end, found = offset + size, []
+        end = offset + size
+        found = []
         for name in names:
-            start, header = offset + BLOCK, bytes(self.view[offset : offset + BLOCK])
+            start = offset + BLOCK
+            header = bytes(self.view[offset : offset + BLOCK])
             try:
                 length = int(header[124:135], 8)
             except ValueError:
@@ -226,7 +253,7 @@ class MappedTar:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """(key, rest) of a member's name."""
+    """Split a member's name into (key, rest); raises `BadShard`."""
     key, _, rest = name.partition(".")
     if not KEY.fullmatch(key) or not rest:
         raise BadShard("member's name", met=name, wanted="KEY.FIELD.EXTENSION")
@@ -236,8 +263,9 @@ def split_name(name: str) -> tuple[str, str]:
 def group_members(
     members: Iterator[tuple[int, str, memoryview]],
 ) -> Iterator[tuple[str, int, dict[str, memoryview]]]:
-    """Group neighbouring members into samples: (key, offset, {rest of the name: bytes})."""
-    key, first = "", 0
+    """Group neighbouring members into samples: (key, offset, {rest of the name: bytes}). Raises `BadShard`."""
+    key = ""
+    first = 0
     group: dict[str, memoryview] = {}
     for offset, name, data in members:
         member_key, rest = split_name(name)

@@ -1,4 +1,4 @@
-"""What a finished shard set says of itself: manifest, index of samples, ledger of what was left out."""
+"""The files that describe a finished shard set: manifest, index of samples, ledger of what was left out."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ from shards.regular_file import check_regular, open_regular, read_regular
 from shards.storage.protocols import is_url
 from shards.strict_json import parse_json
 
-MOST_MANIFEST = 256 << 20  # bytes; those of a million shards
-_MOST_HEADER, _MOST_ROW = 4096, 256  # bytes, of the index: twice the columns there are now
+MOST_MANIFEST = 256 << 20  # bytes, enough for a million shards
+_MOST_HEADER = 4096  # bytes, of the index
+_MOST_ROW = 256  # bytes: twice the columns there are now
 _SHOWN_SETS = 5
 _MOST_LINE = 1 << 20  # bytes, of the ledger
 _HEADER = re.compile(
@@ -42,16 +43,18 @@ _HEADER = re.compile(
 _AGAIN = "copy it here again, or write the set again"
 _OWN_CHECKSUM = "manifest_sha256"
 _Record = TypeVar("_Record", "ShardInfo", "Manifest")
-_PLACES: list[tuple[str, str]] = [
+_COLUMNS: list[tuple[str, str]] = [
     *[("key", "|S64"), ("shard", "<u4"), ("offset", "<u8"), ("size", "<u8"), ("crc32", "<u4")],
     *[("texts", "<u4"), ("regions", "<u4")],
 ]
-INDEX_DTYPE = np.dtype([*_PLACES, *((name, "<u8") for name in Groups._fields)])
-"""A row per sample, in the order of the set. `shard` counts the manifest's list of shards from 0."""
+INDEX_DTYPE = np.dtype([*_COLUMNS, *((name, "<u8") for name in Groups._fields)])
+"""One row per sample, in the order of the set. `shard` is a position in the manifest's list, from 0."""
 
 
 @dataclass(frozen=True)
 class ShardInfo:
+    """One tar of a set."""
+
     name: str
     samples: int
     bytes: int
@@ -65,49 +68,52 @@ class LedgerLine:
     path: str
     """Relative to the source's root."""
     reason: str
-    """A short phrase, the same for all inputs with this fault."""
+    """Short phrase, the same for all inputs with this fault."""
     detail: str
-    """What was met and what was wanted."""
+    """The value found and the value expected."""
     bad: bool
-    """False where the input is sound and the recipe leaves it out."""
+    """False if the input is sound and the recipe leaves it out."""
 
 
 @dataclass(frozen=True)
 class Manifest:
+    """The content of manifest.json; `docs/FORMAT.md` describes each key."""
+
     source: str
     recipe: Recipe
     plan: str
-    """Hash of all that the set was made from: inputs with their sizes, recipe, options."""
+    """Hash of everything that the set was made from: inputs with their sizes, recipe, options."""
     options: dict[str, Any]
-    """Of the source; whoever derives the samples again needs them."""
+    """Options of the source, which are needed to make the samples again."""
     inputs: int
     samples: int
     objects: int
     left_out: dict[str, int]
-    """Inputs that did not become samples, by reason."""
+    """Number of inputs that did not become samples, by reason."""
     notes: dict[str, int]
-    """What was counted on the way: regions filled, objects dropped, grey pixels in masks, ..."""
+    """Counts made while sharding: regions filled, objects dropped, grey pixels in masks, ..."""
     shards: tuple[ShardInfo, ...]
     index_sha256: str
     ledger_sha256: str
     codec: Codec = "zstd"
-    """Of the pictures."""
+    """Codec of the pictures."""
     selection: str = ""
-    """Which samples these are of those that the plan led to; empty for all. Inputs, counts and ledger are theirs."""
+    """Which of the plan's samples the set holds; "" for all. Inputs, counts and ledger are those of the selection."""
     psnr: Psnr | None = None
-    """Of pictures that are not what the recipe makes, whatever the codec they are stored in now; None: all bits are."""
+    """PSNR of the pictures of a lossy set, in whatever codec they are stored now; None if they are bit-exact."""
     version: int = VERSION
-    """Version of the format. A set of version 1 keeps it for ever: the names of its members depend on it."""
+    """Version of the format. A set of version 1 keeps its version: the names of its members depend on it."""
 
     @property
     def pictures(self) -> str:
-        """How they are stored, in words."""
+        """The codec of the pictures and their loss, as text."""
         return f"{self.codec}, lossy: {self.psnr}" if self.psnr else self.codec
 
     def to_bytes(self) -> bytes:
+        """Return the bytes of manifest.json."""
         body = {"format": FORMAT, "recipe_hash": self.recipe.digest, **asdict(self)}
         if self.codec == "zstd":
-            del body["codec"]  # a set that does not say is of zstd
+            del body["codec"]  # an absent codec means zstd
         if not self.selection:
             del body["selection"]
         if self.psnr is None:
@@ -116,7 +122,7 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """The manifest in `folder`; raises `BadShard` where it is missing or not what the format says."""
+        """Read the manifest in `folder`; raises `BadShard` where it is missing or breaks the format."""
         path = folder / MANIFEST
         do = f"finish the set with the same `{command('shard')}` command"
         try:
@@ -136,7 +142,7 @@ class Manifest:
 
     @classmethod
     def parse(cls, data: bytes, path: str | Path) -> Manifest:
-        """The manifest that stands at `path`; raises `BadShard` where it is not what the format says."""
+        """Parse a manifest; raises `BadShard` where it breaks the format. `path` is for messages."""
         try:
             body = parse_json(data)
         except ValueError as error:
@@ -144,11 +150,18 @@ class Manifest:
         if not isinstance(body, dict) or body.get("format") != FORMAT:
             raise BadShard("not a manifest of ours", where=str(path), wanted=f"format {FORMAT}")
         if (version := body.get("version")) not in READABLE:
-            do, wanted = "use the release that wrote it, or write it again", " or ".join(map(str, READABLE))
-            raise BadShard("format version", where=str(path), met=str(version)[:60], wanted=wanted, do=do)
-        told = body.pop(_OWN_CHECKSUM, None) if version != 1 else None
-        if version != 1 and told != (met := _own_checksum(body)):
-            raise BadShard("checksum of the manifest itself", where=str(path), met=met, wanted=str(told), do=_AGAIN)
+            raise BadShard(
+                "format version",
+                where=str(path),
+                met=str(version)[:60],
+                wanted=" or ".join(map(str, READABLE)),
+                do="use the release that wrote it, or write it again",
+            )
+        expected = body.pop(_OWN_CHECKSUM, None) if version != 1 else None
+        if version != 1 and expected != (checksum := _own_checksum(body)):
+            raise BadShard(
+                "checksum of the manifest itself", where=str(path), met=checksum, wanted=str(expected), do=_AGAIN
+            )
         del body["format"]
         recipe = Recipe.from_json(body.pop("recipe", None), where=str(path))
         digest = body.pop("recipe_hash", None)
@@ -159,11 +172,11 @@ class Manifest:
         except (TypeError, KeyError) as error:
             raise BadShard("not a manifest of this version", where=str(path), met=str(error)) from None
         if manifest.codec not in CODECS:
-            met, wanted = repr(manifest.codec), " or ".join(CODECS)
-            raise BadShard("codec of the pictures", where=str(path), met=met, wanted=wanted)
+            codecs = " or ".join(CODECS)
+            raise BadShard("codec of the pictures", where=str(path), met=repr(manifest.codec), wanted=codecs)
         if manifest.codec in LOSSY and manifest.psnr is None and manifest.samples:
-            wanted = "psnr: what was lost, measured when it was written"
-            raise BadShard("a lossy codec and no PSNR", where=str(path), met=manifest.codec, wanted=wanted)
+            expected = "psnr: what was lost, measured when it was written"
+            raise BadShard("a lossy codec and no PSNR", where=str(path), met=manifest.codec, wanted=expected)
         if digest != recipe.digest:
             raise BadShard("recipe and its hash differ", where=str(path), met=str(digest), wanted=recipe.digest)
         for name in (shard.name for shard in shards):
@@ -173,7 +186,7 @@ class Manifest:
 
 
 def pack_manifest(body: dict[str, Any]) -> bytes:
-    """The bytes of manifest.json with these keys, and the checksum of itself where its version has one."""
+    """Return the bytes of manifest.json with these keys, and its own checksum from version 2 on."""
     body = {name: value for name, value in body.items() if name != _OWN_CHECKSUM}
     if body.get("version") != 1:
         body[_OWN_CHECKSUM] = _own_checksum(body)
@@ -181,26 +194,30 @@ def pack_manifest(body: dict[str, Any]) -> bytes:
 
 
 def _own_checksum(body: dict[str, Any]) -> str:
-    """SHA-256 of the manifest's other keys, as canonical JSON: sorted, without spaces, ASCII."""
+    """Return the SHA-256 of the manifest's other keys as canonical JSON: sorted, without spaces, ASCII."""
     return sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode())
 
 
 def _check_types(value: _Record) -> _Record:
-    """Raise `TypeError` unless counts are counts, texts are texts and tables are tables."""
-    for name, met in vars(value).items():
+    """Return the record; raise `TypeError` where the value of a field has another type, or a count is out of range."""
+    for name, content in vars(value).items():
         kind = {"int": int, "str": str}.get(type(value).__annotations__[name], object)
         if name in ("options", "left_out", "notes"):
             kind = dict
         counts = (
-            met.values() if name in ("left_out", "notes") and isinstance(met, dict) else [met] if kind is int else []
+            content.values()
+            if name in ("left_out", "notes") and isinstance(content, dict)
+            else [content]
+            if kind is int
+            else []
         )
-        if not isinstance(met, kind) or any(type(count) is not int or not 0 <= count < 1 << 63 for count in counts):
-            raise TypeError(f"{name}: {str(met)[:60]!r}")
+        if not isinstance(content, kind) or any(type(count) is not int or not 0 <= count < 1 << 63 for count in counts):
+            raise TypeError(f"{name}: {str(content)[:60]!r}")
     return value
 
 
 def pack_index(entries: Iterable[Iterable[Entry]]) -> bytes:
-    """The index file of a set: `entries[i]` are the samples of shard i."""
+    """Return the bytes of the index of a set; `entries[i]` are the samples of shard i."""
     rows = (
         (e.key.encode(), i, e.offset, e.size, e.crc32, e.texts, e.regions, *e.groups)
         for i, shard in enumerate(entries)
@@ -212,77 +229,85 @@ def pack_index(entries: Iterable[Iterable[Entry]]) -> bytes:
 
 
 def most_index_bytes(samples: int) -> int:
-    """Bytes that the index of so many samples takes at most, with columns that this release does not know."""
+    """Return the largest size in bytes of an index of `samples` rows, with columns of later releases."""
     return _MOST_HEADER + samples * _MOST_ROW
 
 
 def read_index(folder: Path, checksum: str | None = None) -> NDArray[Any]:
-    """The index of the set in `folder`, mapped: rows that begin with the columns of `INDEX_DTYPE`.
+    """Map the index of the set in `folder`: (N,) rows that begin with the columns of `INDEX_DTYPE`.
 
-    In sets of older releases the columns of the groups are missing.
+    Sets of older releases lack the columns of the groups.
 
     Args:
-        checksum: the SHA-256 of the file, which is compared before anything is read out of it; None: nothing is
-            compared.
+        checksum: expected SHA-256, compared before anything is used; None: not compared.
 
     Raises:
-        BadShard: there is none, or it is not what the format or the checksum says.
+        BadShard: the index is missing, or breaks the format or the checksum.
     """
     path = folder / INDEX
     try:
         check_regular(path)
-        if checksum is not None and (met := file_sha256(path)) != checksum:
-            raise BadShard("SHA-256 of the index", where=str(path), met=met, wanted=checksum, do=copy_changed())
+        if checksum is not None and (digest := file_sha256(path)) != checksum:
+            raise BadShard("SHA-256 of the index", where=str(path), met=digest, wanted=checksum, do=copy_changed())
         with open_regular(path) as file:
-            head, size = file.read(_MOST_HEADER), os.fstat(file.fileno()).st_size
+            head = file.read(_MOST_HEADER)
+            size = os.fstat(file.fileno()).st_size
     except OSError as error:
         raise BadShard("not an index", where=str(path), met=str(error)) from None
     begin, dtype, rows = _parse_header(head, str(path))
     if size != begin + rows * dtype.itemsize:
-        met, wanted = f"{size} bytes", f"{begin} and {rows} rows of {dtype.itemsize}"
-        raise BadShard("size of the index", where=str(path), met=met, wanted=wanted, do=_AGAIN)
+        expected = f"{begin} and {rows} rows of {dtype.itemsize}"
+        raise BadShard("size of the index", where=str(path), met=f"{size} bytes", wanted=expected, do=_AGAIN)
     return np.memmap(path, dtype, "r", begin, (rows,)) if rows else np.empty(0, dtype)
 
 
 def _parse_header(head: bytes, where: str) -> tuple[int, np.dtype[Any], int]:
-    """(bytes of the header, dtype of a row, rows) of an index; raises `BadShard` where it is none."""
-    # numpy evaluates a header as Python: a damaged one fails in a dozen ways, or takes memory. It is compared instead.
+    """Return (bytes of the header, dtype of a row, number of rows) of an index; raises `BadShard`."""
+    # numpy evaluates a header as Python code, so a damaged one fails in many ways or takes memory: it is matched here.
     match = _HEADER.match(head)
     pairs = re.findall(rb"\('(\w+)', '(\S+)'\)", match[2]) if match else []
     columns = [(name.decode(), kind.decode()) for name, kind in pairs]
     names = [name for name, _ in columns]
     all_known: list[Any] = INDEX_DTYPE.descr
     grouped = columns[: len(all_known)] == all_known or not {*names} & {*Groups._fields}
-    if match is None or columns[: len(_PLACES)] != _PLACES or not grouped or len({*names}) < len(names):
-        met = ", ".join(names) or repr(head[:60])
-        raise BadShard("not an index", where=where, met=met, wanted=", ".join(INDEX_DTYPE.names or ()), do=_AGAIN)
+    if match is None or columns[: len(_COLUMNS)] != _COLUMNS or not grouped or len({*names}) < len(names):
+        found = ", ".join(names) or repr(head[:60])
+        raise BadShard("not an index", where=where, met=found, wanted=", ".join(INDEX_DTYPE.names or ()), do=_AGAIN)
     try:
         dtype = np.dtype(columns)
     except TypeError as error:
         raise BadShard("not an index", where=where, met=str(error), do=_AGAIN) from None
     if len(match[0]) != 10 + int.from_bytes(match[1], "little") or dtype.itemsize > _MOST_ROW:
-        met, wanted = f"{len(match[0])} bytes, rows of {dtype.itemsize}", f"as long as it says, rows <= {_MOST_ROW}"
-        raise BadShard("header of the index", where=where, met=met, wanted=wanted, do=_AGAIN)
+        raise BadShard(
+            "header of the index",
+            where=where,
+            met=f"{len(match[0])} bytes, rows of {dtype.itemsize}",
+            wanted=f"as long as it says, rows <= {_MOST_ROW}",
+            do=_AGAIN,
+        )
     return len(match[0]), dtype, int(match[3])
 
 
 def positions_by_shard(index: NDArray[Any], shards: int) -> list[NDArray[np.int64]]:
-    """Of each shard, the positions of its rows in the index; in one go, for there are many of both."""
-    of = np.ascontiguousarray(index["shard"])
-    order = np.argsort(of, kind="stable")
-    return [order[a:b] for a, b in pairwise(np.searchsorted(of[order], np.arange(shards + 1)))]
+    """Return for each shard the positions of its rows in the index. One sort does it: there are many of both."""
+    shard_of = np.ascontiguousarray(index["shard"])
+    order = np.argsort(shard_of, kind="stable")
+    return [order[a:b] for a, b in pairwise(np.searchsorted(shard_of[order], np.arange(shards + 1)))]
 
 
 def pack_ledger(lines: Iterable[LedgerLine]) -> bytes:
+    """Return the bytes of ledger.jsonl."""
     text = "".join(json.dumps(asdict(line), ensure_ascii=False) + "\n" for line in lines)
     return text.encode("utf-8", "backslashreplace")  # names that are not UTF-8 become JSON's own escapes
 
 
 def read_ledger(folder: Path) -> list[LedgerLine]:
-    path, lines = folder / LEDGER, []
+    """Read the ledger of the set in `folder`; raises `UserError`."""
+    path = folder / LEDGER
+    lines = []
     try:
         with open_regular(path) as file:
-            # Lines end with a line feed alone: names may hold what else splits text, such as U+2028.
+            # Only a line feed ends a line: names may hold other line ends, such as U+2028.
             for number, line in enumerate(iter(lambda: file.readline(_MOST_LINE + 1), b""), 1):
                 lines.append(_ledger_line(line, number))
     except (OSError, ValueError, TypeError) as error:
@@ -291,7 +316,7 @@ def read_ledger(folder: Path) -> list[LedgerLine]:
 
 
 def _ledger_line(data: bytes, number: int) -> LedgerLine:
-    """Raises `ValueError` or `TypeError` where it is none."""
+    """Parse a line of the ledger; raises `ValueError` or `TypeError`."""
     if len(data) > _MOST_LINE:
         raise ValueError(f"line {number} is longer than {_MOST_LINE} bytes")
     try:
@@ -308,4 +333,5 @@ def _ledger_line(data: bytes, number: int) -> LedgerLine:
 
 
 def sha256(data: bytes) -> str:
+    """Return the SHA-256 of `data`, hexadecimal."""
     return hashlib.sha256(data).hexdigest()

@@ -1,8 +1,8 @@
-"""Contact sheets of a shard set, and one page that shows them: for a person to see whether frame and mask fit.
+"""Contact sheets of a shard set, and one page with them, for a person to check that frames and masks fit.
 
-A row a frame: the frame, its masks, the masks over the frame, the 16 x 16 prompt cells over the 448 picture. Everything
-is drawn from what a reader of the shards gets. Tiles are means of blocks (pictures) or every fourth pixel (masks, which
-so stay black and white): nothing is interpolated.
+One row per frame: the frame, its masks, the masks over the frame, the 16 x 16 prompt cells over the 448 picture. All is
+drawn from what the reader returns. Tiles are means of blocks (pictures) or every fourth pixel (masks, which stay black
+and white): nothing is interpolated.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from shards.reader import ShardSet, decode_field
 from shards.recipe import Recipe
 from shards.sets import find_sets
 
-_TILE, _GAP = 256, 4
+_TILE = 256  # pixels
+_GAP = 4
 _COLOURS = np.array(
     [(230, 25, 25), (40, 120, 255), (30, 190, 60), (255, 190, 0), (190, 60, 220), (0, 200, 200)], np.float32
 )
@@ -41,9 +42,9 @@ _PAGE = Environment(autoescape=True).from_string("""<!doctype html>
  .heads { display: grid; grid-template-columns: repeat(4, 1fr); max-width: 1036px; color: #555; font-size: .85rem }
 </style>
 <h1>{{ name }}</h1>
-<p>{{ shown|length }} of {{ total }} samples, source {{ source }}, recipe {{ recipe }}. A row a frame. In every row the
-coloured region must lie on one object, masks must be black and white, and the cells must cover the region; both rows
-of a pair must show one scene and one object.</p>
+<p>{{ shown|length }} of {{ total }} samples, source {{ source }}, recipe {{ recipe }}. One row per frame. In each row
+the coloured region must lie on one object, masks must be black and white, and the cells must cover the region; both
+rows of a pair must show one scene and one object.</p>
 {% for sample in shown %}
 <h2>{{ sample.key }}</h2>
 <p>{{ sample.path }}</p>
@@ -113,10 +114,12 @@ def preview(path: Path | str, out: Path, samples: int = 8) -> Path:
 
 
 def _draw(shards: ShardSet, position: int, out: Path) -> dict[str, Any]:
-    """Write the sheet of one sample; return what the page says of it."""
+    """Write the contact sheet of one sample; return the values that the page shows of it."""
     meta, members = shards.sample(position)
-    key, recipe = shards.key(position), shards.recipe
-    rows, captions = [], []
+    key = shards.key(position)
+    recipe = shards.recipe
+    rows = []
+    captions = []
     for i, frame in enumerate(meta["frames"]):
         number = None if len(meta["frames"]) == 1 else i + 1
 
@@ -126,17 +129,22 @@ def _draw(shards: ShardSet, position: int, out: Path) -> dict[str, Any]:
         small = codec.decode_picture(stored("pixel_values"), recipe.vision_size)
         large = codec.decode_picture(stored("g_pixel_values"), recipe.sam_size)
         prompts = decode_field(Field("prompt_masks", number), stored("prompt_masks"), recipe)
-        masks, step = stored("masks"), recipe.sam_size // _TILE
-        thin = np.empty((len(meta["objects"]), _TILE, _TILE), np.bool_)
+        masks = stored("masks")
+        step = recipe.sam_size // _TILE
+        small_masks = np.empty((len(meta["objects"]), _TILE, _TILE), np.bool_)
         shares = []
-        for n in range(len(thin)):  # one at a time: all of them may take gigabytes
+        for n in range(len(small_masks)):  # one at a time: all of them may take gigabytes
             mask = codec.decode_masks(masks, recipe.sam_size, [n])[0]
-            thin[n] = mask[::step, ::step]
+            small_masks[n] = mask[::step, ::step]
             shares.append(100 * mask.mean())
-        if len(prompts) != len(thin):
-            met, wanted = f"{len(prompts)}", f"{len(thin)}, as in the JSON"
-            raise BadShard("number of prompts", where=f"{shards.folder}: {key}", met=met, wanted=wanted)
-        rows.append(_row(small, large, prompts, thin, recipe))
+        if len(prompts) != len(small_masks):
+            raise BadShard(
+                "number of prompts",
+                where=f"{shards.folder}: {key}",
+                met=str(len(prompts)),
+                wanted=f"{len(small_masks)}, as in the JSON",
+            )
+        rows.append(_row(small, large, prompts, small_masks, recipe))
         regions = ", ".join(
             f"object {item['id']}: {share:.2f} % of the picture, {int(cells.sum())} cells"
             for item, share, cells in zip(meta["objects"], shares, prompts, strict=True)
@@ -147,8 +155,8 @@ def _draw(shards: ShardSet, position: int, out: Path) -> dict[str, Any]:
     texts = [
         (_css(n), f"object {item['id']}: {text}") for n, item in enumerate(meta["objects"]) for text in item["texts"]
     ]
-    said = meta.get("expressions")
-    for item in said if isinstance(said, list) else ():  # those of one object are that object's texts
+    expressions = meta.get("expressions")
+    for item in expressions if isinstance(expressions, list) else ():  # those of one object are that object's texts
         objects = item.get("objects") if isinstance(item, dict) else None
         if isinstance(objects, list) and len(objects) != 1:
             named = "objects " + ", ".join(map(str, objects)) if objects else "no object"
@@ -157,21 +165,30 @@ def _draw(shards: ShardSet, position: int, out: Path) -> dict[str, Any]:
 
 
 def _css(n: int) -> str:
-    """The colour that `tint` gives object n."""
+    """Return the colour that `tint` gives object n, for CSS."""
     red, green, blue = _COLOURS[n % len(_COLOURS)].astype(int)
     return f"rgb({red}, {green}, {blue})"
 
 
-def _row(small: UInt8, large: UInt8, prompts: Bool, thin: Bool, recipe: Recipe) -> UInt8:
-    """One frame's four tiles side by side: (H, W, 3). `thin`: (N, 256, 256), every fourth pixel of the masks."""
+def _row(small: UInt8, large: UInt8, prompts: Bool, small_masks: Bool, recipe: Recipe) -> UInt8:
+    """Return the four tiles of one frame side by side, (H, W, 3) uint8.
+
+    Args:
+        small: (3, 448, 448) uint8.
+        large: (3, 1024, 1024) uint8.
+        prompts: (N, 16, 16) bool.
+        small_masks: (N, 256, 256) bool, every fourth pixel of the masks.
+    """
     picture = _block_means(large, recipe.sam_size // _TILE)
-    black_and_white = np.repeat(np.any(thin, axis=0, keepdims=True), 3, axis=0).transpose(1, 2, 0) * np.uint8(255)
-    tiles = [picture, black_and_white, tint(picture, thin, 0.55)]
+    union = np.any(small_masks, axis=0)
+    black_and_white = np.repeat(union[:, :, None], 3, axis=2) * np.uint8(255)
+    tiles = [picture, black_and_white, tint(picture, small_masks, 0.55)]
     view = _block_means(small, 2)
     cell = len(view) // recipe.grid
     cells = prompts.repeat(cell, axis=1).repeat(cell, axis=2)
     over = tint(view, cells, 0.55)
-    over[::cell], over[:, ::cell] = over[::cell] // 2 + 60, over[:, ::cell] // 2 + 60
+    over[::cell] = over[::cell] // 2 + 60
+    over[:, ::cell] = over[:, ::cell] // 2 + 60
     tiles.append(over)
     row = np.full((_TILE + _GAP, len(tiles) * (_TILE + _GAP), 3), 255, np.uint8)
     for i, tile in enumerate(tiles):
@@ -180,14 +197,18 @@ def _row(small: UInt8, large: UInt8, prompts: Bool, thin: Bool, recipe: Recipe) 
 
 
 def _block_means(picture: UInt8, side: int) -> NDArray[np.uint8]:
-    """(3, S, S) -> (S / side, S / side, 3)."""
+    """Average blocks of `side` x `side` pixels: (3, S, S) uint8 -> (S / side, S / side, 3) uint8."""
     count = picture.shape[1] // side
     means = picture.reshape(3, count, side, count, side).mean(axis=(2, 4))
     return means.round().astype(np.uint8).transpose(1, 2, 0).copy()
 
 
 def tint(picture: UInt8, masks: Bool, strength: float) -> UInt8:
-    """Colour each object's mask (N, h, w) over the picture (h, w, 3): the first one red."""
+    """Colour the masks (N, h, w) bool over the picture (h, w, 3) uint8, the first one red; return a new picture.
+
+    Args:
+        strength: share of the colour, 0 to 1.
+    """
     tinted = picture.astype(np.float32)
     for n, mask in enumerate(masks):
         tinted[mask] = (1 - strength) * tinted[mask] + strength * _COLOURS[n % len(_COLOURS)]

@@ -33,12 +33,16 @@ def decode_field(
     out: Array | None = None,
     as_stored: bool = False,
 ) -> Array:
-    """Decode one member to the array that the format's table promises (see `docs/FORMAT.md`).
+    """Decode one member to the array of shape and dtype that `docs/FORMAT.md` gives for its field.
 
     Args:
-        objects: decode only these objects' masks (positions); all by default. Pictures have none.
-        out: a contiguous array of the right shape and dtype that gets the result.
-        as_stored: `pixel_values` before normalisation, uint8, and `masks` as packed bits (see `codec.decode_masks`).
+        objects: positions of the objects whose masks are decoded; all by default. Without effect on pictures.
+        out: contiguous array of the right shape and dtype for the result.
+        as_stored: leave `pixel_values` as uint8 before normalisation, and `masks` as packed bits (see
+            `codec.decode_masks`).
+
+    Raises:
+        BadShard: the bytes are not a member of this field.
     """
     if field.name == "masks":
         return codec.decode_masks(data, recipe.sam_size, objects, out, as_stored)
@@ -53,7 +57,7 @@ def decode_field(
 
 @lru_cache(maxsize=256)
 def _member_names(frames: int, pictures: Codec, version: int) -> dict[bytes, Field | None]:
-    """What follows the key in the names of a sample's members, in the tar's order; None stands for the JSON."""
+    """Return what follows the key in the members' names, in the tar's order, with the field; None for the JSON."""
     fields = {f".{field}.{field.extension(pictures, version)}".encode(): field for field in frame_fields(frames)}
     return {f".{META_EXTENSION}".encode(): None, **fields}
 
@@ -61,61 +65,74 @@ def _member_names(frames: int, pictures: Codec, version: int) -> dict[bytes, Fie
 def stored_fields(
     meta: dict[str, Any], members: dict[str, memoryview], pictures: Codec | None = None, version: int | None = None
 ) -> dict[Field, memoryview]:
-    """The members of a sample by field; raises `BadShard` unless they are exactly those that its JSON calls for.
+    """Return the members of a sample by field.
 
     Args:
-        pictures: the codec of its pictures, where it is known beforehand.
-        version: of the format, where it is known beforehand.
+        pictures: codec of the pictures, if known; found from the names otherwise.
+        version: of the format, if known; found from the names otherwise.
+
+    Raises:
+        BadShard: the members are not exactly those that the JSON calls for.
     """
     fields = frame_fields(len(meta["frames"]))
     version = version or (1 if any(name.endswith(".zst") for name in members) else VERSION)
-    met_codecs = [c for c in CODECS if f"{fields[0]}.{fields[0].extension(c, version)}" in members]
-    stored = pictures or (met_codecs or [CODECS[0]])[0]
-    named = {f"{field}.{field.extension(stored, version)}": field for field in fields}
-    met = members.keys() - {META_EXTENSION}
-    if met != named.keys():
-        missing, extra = sorted(named.keys() - met), sorted(met - named.keys())
+    possible = [c for c in CODECS if f"{fields[0]}.{fields[0].extension(c, version)}" in members]
+    codec_of_pictures = pictures or (possible or [CODECS[0]])[0]
+    expected = {f"{field}.{field.extension(codec_of_pictures, version)}": field for field in fields}
+    names = members.keys() - {META_EXTENSION}
+    if names != expected.keys():
+        missing = sorted(expected.keys() - names)
+        extra = sorted(names - expected.keys())
         raise BadShard("incomplete sample", met=f"missing {missing}, unexpected {extra}", wanted="one member a field")
-    views = {field: members[name] for name, field in named.items()}
-    _check_pictures(views, stored)
+    views = {field: members[name] for name, field in expected.items()}
+    _check_pictures(views, codec_of_pictures)
     return views
 
 
 def _check_pictures(members: dict[Field, memoryview], pictures: Codec) -> None:
+    """Raise `BadShard` where a picture has another codec than `pictures`, which its extension names."""
     for field, data in members.items():
         if field.is_picture and codec.codec_of(data) != pictures:
-            wanted = f"{field}.{field.extension(pictures)}"
-            raise BadShard("not what the extension says", met=repr(bytes(data[:16])), wanted=wanted)
+            expected = f"{field}.{field.extension(pictures)}"
+            raise BadShard("not what the extension says", met=repr(bytes(data[:16])), wanted=expected)
 
 
 def read_samples(path: Path | str, recipe: Recipe | None = None) -> Iterator[dict[str, Any]]:
     """Yield each sample of the tar at `path`: `__key__`, `meta`, and the arrays under their fields' names.
 
     Args:
-        path: of a tar. Its samples are compared with the CRC-32 in the index of the set that it lies in.
-        recipe: of a tar that lies in no set. Its members are compared with the CRC-32 in the JSON of their sample;
-            nothing protects that JSON and the headers then.
+        path: of a tar. Each sample is compared with its CRC-32 in the index of the set that the tar is in.
+        recipe: for a tar outside a set. Each member is compared with its CRC-32 in the sample's JSON; the JSON and the
+            headers are then unprotected.
 
     Raises:
-        BadShard: it is not what the format, the index or the JSON says.
+        BadShard: the tar differs from the format, the index or the JSON.
     """
     path = Path(path)
     if recipe is None:
-        yield from _read_listed(path)
+        yield from _read_tar_of_set(path)
         return
     for key, _, members in group_members(MappedTar(path).members()):
         if META_EXTENSION not in members:
             raise BadShard("sample without JSON", where=f"{path}: {key}")
-        meta, arrays = parse_meta(members[META_EXTENSION]), {}
+        meta = parse_meta(members[META_EXTENSION])
+        arrays = {}
         for field, data in stored_fields(meta, members).items():
-            if (met := crc32(data)) != (wanted := meta["crc32"].get(str(field))):
-                where = f"{path}: {key}.{field}"
-                raise BadShard("CRC-32 of the member", where=where, met=str(met), wanted=str(wanted), do=copy_changed())
+            checksum = crc32(data)
+            expected = meta["crc32"].get(str(field))
+            if checksum != expected:
+                raise BadShard(
+                    "CRC-32 of the member",
+                    where=f"{path}: {key}.{field}",
+                    met=str(checksum),
+                    wanted=str(expected),
+                    do=copy_changed(),
+                )
             arrays[str(field)] = decode_field(field, data, recipe)
         yield {"__key__": key, "meta": meta, **arrays}
 
 
-def _read_listed(path: Path) -> Iterator[dict[str, Any]]:
+def _read_tar_of_set(path: Path) -> Iterator[dict[str, Any]]:
     shards = ShardSet(path.parent)
     names = [info.name for info in shards.manifest.shards]
     if path.name not in names:
@@ -125,21 +142,32 @@ def _read_listed(path: Path) -> Iterator[dict[str, Any]]:
 
 
 class StoredSample:
-    """A sample as it stands in its tar: its members are views of the mapped file, neither decoded nor copied."""
+    """A sample as stored in its tar. Members are views of the mapped file, neither decoded nor copied.
+
+    Args:
+        where: tar and key, for messages.
+        frames: number of frames.
+        json: bytes of its JSON, which is parsed when `meta` is first read.
+        members: encoded bytes by field.
+    """
 
     def __init__(
         self, key: str, where: str, frames: int, json: memoryview | bytes, members: dict[Field, memoryview]
     ) -> None:
-        self.key, self.where, self.frames, self.members, self._json = key, where, frames, members, json
+        self.key = key
+        self.where = where
+        self.frames = frames
+        self.members = members
+        self._json = json
         self.compare: Callable[[Copies], None] | None = None
-        """Compares its bytes with the index, and meanwhile copies arrays that are views of them; None: not to be done.
+        """Compares the sample's bytes with the index while it copies arrays that are views of them. Raises `BadShard`.
 
-        Raises `BadShard`.
+        None: the bytes need no comparison.
         """
 
     @cached_property
     def objects(self) -> int:
-        """How many objects it has, as its first member of masks says."""
+        """Number of objects, from its first member of masks. Raises `BadShard`."""
         try:
             return codec.count_masks(self.members[Field("masks", 1 if self.frames > 1 else None)])
         except BadShard as error:
@@ -147,12 +175,12 @@ class StoredSample:
 
     @contextmanager
     def changed_bytes_first(self) -> Iterator[None]:
-        """Compare the sample's bytes, where they are still to be compared, when an exception ends the block.
+        """Prefer "the bytes have changed" to an error that changed bytes cause inside the block.
 
-        That the bytes have changed is the better reason to give.
+        If an exception ends the block and the sample's bytes have not been compared yet, they are compared first.
 
         Raises:
-            BadShard: its bytes have changed; else what was raised inside.
+            BadShard: the bytes have changed; otherwise the exception from inside.
         """
         try:
             yield
@@ -162,20 +190,21 @@ class StoredSample:
             raise
 
     def detached(self) -> StoredSample:
-        """The same sample without its members: its JSON is copied, and nothing of the mapped file is kept."""
+        """Return the sample with a copy of its JSON and without members, so that the mapped file can be released."""
         detached = StoredSample(self.key, self.where, self.frames, bytes(self._json), {})
         detached.objects = self.objects
         return detached
 
     @cached_property
     def meta(self) -> dict[str, Any]:
-        """Its JSON, read when it is first asked for."""
+        """The sample's JSON, parsed at the first access. Raises `BadShard`."""
         try:
             meta = parse_meta(self._json)
-            met, wanted = (len(meta["frames"]), len(meta["objects"])), (self.frames, self.objects)
-            if met != wanted:
-                said = "%d frames, %d objects"
-                raise BadShard("JSON and members differ", met=said % met, wanted=said % wanted)
+            counts = len(meta["frames"]), len(meta["objects"])
+            expected = self.frames, self.objects
+            if counts != expected:
+                text = "%d frames, %d objects"
+                raise BadShard("JSON and members differ", met=text % counts, wanted=text % expected)
             return meta
         except BadShard as error:
             raise error.at(self.where) from None
@@ -189,6 +218,9 @@ class ShardSet:
         check: when a sample's bytes (headers, JSON, members, padding) are compared with the CRC-32 in the index. What
             has been compared is remembered by this object, for all threads that read from it. The index itself is
             compared with the manifest when the set is opened, unless this is "never".
+
+    Raises:
+        BadShard: not a finished set, or its manifest and index contradict each other.
     """
 
     _may_compare_later = True
@@ -202,15 +234,19 @@ class ShardSet:
         self._checked = bytearray(len(self.index))  # a byte per sample: setting a bit would not be atomic
         self._rows = self.index.view(np.ndarray)  # a row of a memmap takes ten times as long to get
         if len(self.index) != self.manifest.samples:
-            met, wanted = f"{len(self.index)} rows", f"{self.manifest.samples} samples"
-            raise BadShard("index and manifest differ", where=str(self.folder), met=met, wanted=wanted)
+            raise BadShard(
+                "index and manifest differ",
+                where=str(self.folder),
+                met=f"{len(self.index)} rows",
+                wanted=f"{self.manifest.samples} samples",
+            )
         if not len(self.index):
             do = "ledger.jsonl there says why each input was left out"
             raise BadShard("a set without samples", where=str(self.folder), wanted="at least one", do=do)
         if (last := int(self.index["shard"].max())) >= len(self.manifest.shards):
-            wanted = f"0 to {len(self.manifest.shards) - 1}"
-            raise BadShard("index", where=str(self.folder), met=f"shard {last}", wanted=wanted)
-        self._frames = 1  # of the sample that was opened last
+            expected = f"0 to {len(self.manifest.shards) - 1}"
+            raise BadShard("index", where=str(self.folder), met=f"shard {last}", wanted=expected)
+        self._frames = 1  # of the sample opened last: the next one probably has as many
         self._tar = lru_cache(maxsize=_OPEN_TARS)(self._map)
 
     def _map(self, shard: int) -> MappedTar:
@@ -224,23 +260,24 @@ class ShardSet:
         return len(self.index)
 
     def key(self, position: int) -> str:
+        """Return the key of sample `position`."""
         return str(self.index[position]["key"].decode("ascii", "replace"))
 
-    def stored(self, position: int) -> memoryview:
-        """A sample's bytes in its tar, a view of the mapped file."""
+    def sample_bytes(self, position: int) -> memoryview:
+        """Return the bytes of a sample in its tar, headers and padding included: a view of the mapped file."""
         row = self.index[position]
         return self._tar(int(row["shard"])).view[int(row["offset"]) : int(row["offset"]) + int(row["size"])]
 
     def open(self, position: int, compare_later: bool = False) -> StoredSample:
-        """A sample whose members are still encoded and whose JSON is still unread.
+        """Return a sample with its members encoded and its JSON not yet parsed.
 
         Args:
-            compare_later: it may be left to the caller to compare its bytes, by `StoredSample.compare`, where its
-                pictures are raw, and so are copied out of the same bytes.
+            compare_later: leave it to the caller to compare the bytes of raw pictures, with `StoredSample.compare`,
+                while it copies them.
 
         Raises:
-            BadShard: the bytes are not those that were written, or the index leads to something else than a whole
-                sample of this key.
+            BadShard: the bytes have changed since they were written, or the index does not point at a whole sample of
+                this key.
         """
         name, shard, offset, size, crc, *_ = self._rows[position].item()
         key = name.decode("ascii", "replace")
@@ -256,23 +293,25 @@ class ShardSet:
             sample = self._open(tar, key, offset, size)
         except BadShard as error:
             if compare:
-                compare(())  # bytes that have changed are the better reason
+                compare(())  # changed bytes are the better reason to give
             raise error.at(f"{tar.path}: {key}") from None
         sample.compare = compare
         return sample
 
     def _open(self, tar: MappedTar, key: str, offset: int, size: int) -> StoredSample:
-        name, where = key.encode("ascii", "replace"), f"{tar.path}: {key}"
+        name = key.encode("ascii", "replace")
+        where = f"{tar.path}: {key}"
         frames = self._frames
         expected = _member_names(frames, self.manifest.codec, self.manifest.version)
-        found = tar.those(offset, size, [name + rest for rest in expected]) if KEY.fullmatch(key) else None
+        found = tar.exact_members(offset, size, [name + rest for rest in expected]) if KEY.fullmatch(key) else None
         if found is None:
             members = list(tar.members(offset, size))
             frames = max(1, (len(members) - 1) // len(FIELDS))
             expected = _member_names(frames, self.manifest.codec, self.manifest.version)
-            if [met for _, met, _ in members] != [key + rest.decode() for rest in expected]:
+            if [member for _, member, _ in members] != [key + rest.decode() for rest in expected]:
                 return self._open_unusual(key, where, members)
-            self._frames, found = frames, [data for _, _, data in members]
+            self._frames = frames
+            found = [data for _, _, data in members]
         views = {field: data for field, data in zip(expected.values(), found, strict=True) if field}
         _check_pictures(views, self.manifest.codec)
         return StoredSample(key, where, frames, found[0], views)
@@ -283,13 +322,13 @@ class ShardSet:
         _check_crc32(crc32_while_copying(tar.view[offset : offset + size], copies), crc, tar, name.decode("ascii"))
         self._checked[position] = 1
 
-    def _compared(self, tar: MappedTar, shard: int, key: str, offset: int, size: int, wanted: int) -> MappedTar:
-        """The tar to read the sample from: `tar`, if the sample's bytes there have the CRC-32 `wanted`."""
-        _check_crc32(crc32(tar.view[offset : offset + size]), wanted, tar, key)
+    def _compared(self, tar: MappedTar, shard: int, key: str, offset: int, size: int, expected: int) -> MappedTar:
+        """Return the tar to read the sample from; raises `BadShard` unless its bytes have the CRC-32 `expected`."""
+        _check_crc32(crc32(tar.view[offset : offset + size]), expected, tar, key)
         return tar
 
     def _open_unusual(self, key: str, where: str, members: list[tuple[int, str, memoryview]]) -> StoredSample:
-        """A sample whose members do not stand in the usual order: another key, one is missing, or only the order."""
+        """Open a sample whose members are in another order; raises `BadShard` on another key or a missing member."""
         groups = list(group_members(iter(members)))
         if [group[0] for group in groups] != [key] or META_EXTENSION not in groups[0][2]:
             raise BadShard("the index points at another sample", met=str([g[0] for g in groups]), wanted=key)
@@ -299,7 +338,7 @@ class ShardSet:
         return StoredSample(key, where, len(meta["frames"]), named[META_EXTENSION], stored)
 
     def sample(self, position: int) -> tuple[dict[str, Any], dict[Field, memoryview]]:
-        """A sample's JSON and its still encoded members (views of the mapped file)."""
+        """Return a sample's JSON and its encoded members, which are views of the mapped file."""
         stored = self.open(position)
         return stored.meta, stored.members
 
@@ -334,7 +373,7 @@ class ShardSet:
         return {"__key__": self.key(position), "meta": meta, **arrays}
 
     def meta(self, position: int) -> dict[str, Any]:
-        """The JSON of sample `position`, which `docs/FORMAT.md` lists."""
+        """Return the JSON of sample `position`; `docs/FORMAT.md` lists its keys."""
         return self.open(position).meta
 
     def __iter__(self) -> Iterator[dict[str, Array | Any]]:
@@ -345,7 +384,12 @@ class ShardSet:
         return type(self), (self.folder, self.check)
 
 
-def _check_crc32(met: int, wanted: int, tar: MappedTar, key: str) -> None:
-    if met != wanted:
-        where = f"{tar.path}: {key}"
-        raise BadShard("CRC-32 of the sample", where=where, met=str(met), wanted=str(wanted), do=copy_changed())
+def _check_crc32(checksum: int, expected: int, tar: MappedTar, key: str) -> None:
+    if checksum != expected:
+        raise BadShard(
+            "CRC-32 of the sample",
+            where=f"{tar.path}: {key}",
+            met=str(checksum),
+            wanted=str(expected),
+            do=copy_changed(),
+        )

@@ -1,4 +1,4 @@
-"""A shard set once more with another codec, without the raw data: every tensor bit-equal, unless the codec is lossy."""
+"""Writing a shard set again with another codec, without the raw data: bit-equal tensors, unless the codec is lossy."""
 
 from __future__ import annotations
 
@@ -6,49 +6,58 @@ from dataclasses import replace
 from pathlib import Path
 
 from shards import codec
+from shards.archive import ShardWriter
 from shards.errors import BadShard, UserError
 from shards.format import LOSSY, VERSION, Codec
-from shards.lossy import ratios_of
+from shards.lossy import recorded_psnr
 from shards.manifest import Manifest, positions_by_shard
 from shards.reader import Array, ShardSet, decode_field
-from shards.rewrite import Part, read_checked_ledger, rewrite
+from shards.rewrite import PlannedTar, read_checked_ledger, rewrite
 from shards.sample import FrameTensors, Sample
 
 
 def recode(folder: Path, out: Path, pictures: Codec, threads: int = 1) -> Manifest:
-    """Write the finished set in `folder` into `out`, its pictures stored as `pictures` says; return the manifest.
+    """Write the finished set in `folder` into `out` with its pictures in the codec `pictures`; return the manifest.
 
-    Shards keep their names and samples, and what was lost stays told. The new set has the current version of the
-    format, whatever that of `folder` is. Stopped, the same call goes on.
+    Shards keep their names and samples; the PSNR of a lossy set stays recorded. The new set has the current version of
+    the format. After an interruption the same call goes on.
 
     Raises:
-        UserError: a sample that is not what its checksum says, another set in `out`, a full disk: what is done stays.
-            A lossy set to be stored lossily once more: nobody could say what was lost in all.
+        UserError: a sample that differs from its checksum, another set in `out`, or a full disk; finished tars stay.
+            A lossy set and a lossy codec: the total loss could not be measured.
     """
     source = ShardSet(folder)
     manifest = source.manifest
     if pictures in LOSSY and manifest.psnr:
-        met, do = manifest.pictures, "recode the lossless set that it was made of"
-        raise UserError("a lossy set already", where=str(folder), met=met, wanted="a lossless one", do=do)
-    ledger, positions = read_checked_ledger(source), positions_by_shard(source.index, len(manifest.shards))
-    parts = [Part(info.name, own) for info, own in zip(manifest.shards, positions, strict=True)]
+        raise UserError(
+            "a lossy set already",
+            where=str(folder),
+            met=manifest.pictures,
+            wanted="a lossless one",
+            do="recode the lossless set that it was made of",
+        )
+    ledger = read_checked_ledger(source)
+    positions = positions_by_shard(source.index, len(manifest.shards))
+    tars = [PlannedTar(info.name, own) for info, own in zip(manifest.shards, positions, strict=True)]
     target = replace(manifest, codec=pictures, version=VERSION)
-    return rewrite(
-        source, out, target, ledger, parts, lambda writer, at: writer.write(stored_sample(source, at)), threads
-    )
+
+    def write_sample(writer: ShardWriter, position: int) -> None:
+        writer.write(decoded_sample(source, position))
+
+    return rewrite(source, out, target, ledger, tars, write_sample, threads)
 
 
-def stored_sample(shards: ShardSet, position: int) -> Sample:
-    """Sample `position` as it was handed to the writer, but for what a lossy codec lost; pictures not normalised.
+def decoded_sample(shards: ShardSet, position: int) -> Sample:
+    """Decode sample `position` to what the writer was given, apart from a lossy codec's loss.
 
     Raises:
-        BadShard: its bytes are not those that the index counted, or cannot be decoded.
+        BadShard: its bytes differ from the index's checksum, or cannot be decoded.
     """
     meta, members = shards.sample(position)
     del meta["crc32"]
     frames: list[dict[str, Array]] = [{} for _ in meta["frames"]]
     try:
-        ratios_of(meta, [field for field in members if field.is_picture], bool(shards.manifest.psnr))
+        recorded_psnr(meta, [field for field in members if field.is_picture], bool(shards.manifest.psnr))
         for field, data in members.items():
             if field.is_picture:
                 value = codec.decode_picture(data, field.shape(shards.recipe, 1)[1])

@@ -1,4 +1,4 @@
-"""Shard sets at URLs: manifest and index are fetched first, tars when they are needed, into a cache on this machine."""
+"""Shard sets at URLs. Manifest and index are fetched first, tars when they are needed, into a cache on this machine."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from shards.format import INDEX, MANIFEST
 from shards.manifest import MOST_MANIFEST, Manifest, most_index_bytes, read_index
 from shards.reader import ShardSet
 from shards.size import parse_size
-from shards.storage.cache import DEFAULT_FOLDER, DEFAULT_LIMIT, Cache, let_go
+from shards.storage.cache import DEFAULT_FOLDER, DEFAULT_LIMIT, Cache, release_file
 from shards.storage.protocols import is_url
 from shards.storage.remote_folder import RemoteFolder
 from shards.storage.retry import MissingFileError, TransientError
 
 log = logging.getLogger(__name__)
 
-_OPEN_TARS = 256  # mapped at a time, as of a set on this machine
+_OPEN_TARS = 256  # mapped at a time, as for a set on this machine
 
 
 def open_set(path: Path | str, cache: Cache | None = None, check: Check = "first") -> ShardSet:
@@ -48,50 +48,51 @@ def open_set(path: Path | str, cache: Cache | None = None, check: Check = "first
 class RemoteShardSet(ShardSet):
     """A shard set at `url`. `folder` is its place in the cache, where not all of its tars are.
 
-    A tar is not evicted from when it is read, or fetched ahead, to when it is released. Views of
-    it stay whole after that.
+    A tar is not evicted between its first read, or its fetch ahead, and its release. Views of it stay readable after
+    that.
 
-    Each file is compared with its SHA-256 as it arrives. Samples are compared with the index like those of a set on
-    this machine, since a file may have changed in the cache after that; such a file is fetched once more.
+    Each file is compared with its SHA-256 as it arrives. Samples are compared with the index, too, since a file may
+    change in the cache; such a file is fetched again.
     """
 
     _may_compare_later = False  # what is damaged is fetched again, which is too late once it has been read
 
     def __init__(self, url: str, cache: Cache, check: Check = "first") -> None:
-        self._remote, self._cache = RemoteFolder(url, cache.attempts), cache
+        self._remote = RemoteFolder(url, cache.attempts)
+        self._cache = cache
         self.url = self._remote.url
         folder, manifest = self._fetch_manifest()
         self._index = self._hold_index(folder, manifest, check)
         super().__init__(folder, check)
-        # With the files that hold them in the cache; the least recently used first.
+        # With the open files that keep them in the cache; the least recently used first.
         self._tars: OrderedDict[int, tuple[MappedTar, BinaryIO]] = OrderedDict()
         self._changing = threading.Lock()
         self._renewing = threading.Lock()
         self._tar = self.fetch  # type: ignore[assignment]
-        drop = weakref.WeakMethod(self._drop)
-        cache.drop.append(lambda: (method := drop()) is not None and method())
+        release = weakref.WeakMethod(self._release_oldest)
+        cache.release_callbacks.append(lambda: (method := release()) is not None and method())
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.url, self._cache, self.check)
 
     def _hold_index(self, folder: Path, manifest: Manifest, check: Check) -> BinaryIO:
-        """The index in the cache, held as long as the set, for it is mapped; fetched again where it was damaged."""
+        """Return the open index in the cache; fetch it again where it is damaged. The set keeps it mapped."""
         most = most_index_bytes(manifest.samples)
         file = self._cache.hold(self._remote, folder / INDEX, most, manifest.index_sha256, exact=False)
         try:
             read_index(folder, None if check == "never" else manifest.index_sha256)
         except BadShard:
-            self._forget(folder / INDEX, file)
+            self._discard(folder / INDEX, file)
             file = self._cache.hold(self._remote, folder / INDEX, most, manifest.index_sha256, exact=False)
         return file
 
     def _fetch_manifest(self) -> tuple[Path, Manifest]:
-        """The set's folder in the cache, with its manifest in it."""
+        """Fetch the manifest into the cache; return the set's folder there, and the manifest."""
 
         def read() -> tuple[Path, bytes]:
             data = self._remote.read_at_most(MANIFEST, MOST_MANIFEST)
             path = self._cache.folder / sha256(data).hexdigest()[:32] / MANIFEST
-            # All else is checked against the manifest, and the manifest against itself.
+            # All files are compared with the manifest; the manifest is compared with a second read.
             if not path.exists() and data != self._remote.read_at_most(MANIFEST, MOST_MANIFEST):
                 raise TransientError("two reads of it differ")
             return path, data
@@ -113,7 +114,11 @@ class RemoteShardSet(ShardSet):
             raise BadShard(error.what, where=where, met=error.met, wanted=error.wanted) from None
 
     def fetch(self, shard: int, ahead: bool = False) -> MappedTar:
-        """The tar of this shard, mapped, from the cache or else from the URL; raises as `Cache.hold` does."""
+        """Return the mapped tar of a shard, from the cache or from the URL. Raises as `Cache.hold`.
+
+        Args:
+            ahead: it is not needed yet.
+        """
         with self._changing:
             if known := self._tars.get(shard):
                 self._tars.move_to_end(shard)
@@ -124,54 +129,54 @@ class RemoteShardSet(ShardSet):
         try:
             tar = MappedTar(path, file)
         except BadShard:
-            let_go(file)
+            release_file(file)
             raise
         with self._changing:
             if known := self._tars.get(shard):  # from another thread
-                let_go(file)
+                release_file(file)
                 return known[0]
             self._tars[shard] = tar, file
             if len(self._tars) > _OPEN_TARS:
-                let_go(self._tars.popitem(last=False)[1][1])
+                release_file(self._tars.popitem(last=False)[1][1])
         return tar
 
-    def _compared(self, tar: MappedTar, shard: int, key: str, offset: int, size: int, wanted: int) -> MappedTar:
+    def _compared(self, tar: MappedTar, shard: int, key: str, offset: int, size: int, expected: int) -> MappedTar:
         for _ in range(2):
             try:
-                return super()._compared(tar, shard, key, offset, size, wanted)
+                return super()._compared(tar, shard, key, offset, size, expected)
             except BadShard:
-                tar = self._renewed(tar, shard)
-        return super()._compared(tar, shard, key, offset, size, wanted)
+                tar = self._fetch_again(tar, shard)
+        return super()._compared(tar, shard, key, offset, size, expected)
 
-    def _renewed(self, damaged: MappedTar, shard: int) -> MappedTar:
-        """The shard's tar, fetched once more if the cache still holds the damaged one."""
+    def _fetch_again(self, damaged: MappedTar, shard: int) -> MappedTar:
+        """Return the tar of a shard, fetched again unless another thread has already replaced the damaged one."""
         with self._renewing:
             if (tar := self.fetch(shard)) is not damaged:
                 return tar  # another thread has fetched it
             with self._changing:
                 held = self._tars.pop(shard, None)
             if held:
-                self._forget(damaged.path, held[1])
+                self._discard(damaged.path, held[1])
             return self.fetch(shard)
 
-    def _forget(self, path: Path, file: BinaryIO) -> None:
-        """Let go of a damaged file of the cache, and remove it so that it is fetched again."""
+    def _discard(self, path: Path, file: BinaryIO) -> None:
+        """Release a damaged file of the cache, and remove it so that it is fetched again."""
         log.warning("%s: it has changed since it was fetched; it is fetched again", path)
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):  # else another reader has replaced it
                 path.unlink()
-        let_go(file)
+        release_file(file)
 
     def release(self, shard: int) -> None:
-        """The tar of this shard is not needed for now: it may be evicted."""
+        """Let the tar of a shard be evicted."""
         with self._changing:
             if known := self._tars.pop(shard, None):
-                let_go(known[1])
+                release_file(known[1])
 
-    def _drop(self) -> bool:
-        """Release the tar that was not used for the longest time, if there is one."""
+    def _release_oldest(self) -> bool:
+        """Release the least recently used tar and return True, or return False where there is none."""
         with self._changing:
             if not self._tars:
                 return False
-            let_go(self._tars.popitem(last=False)[1][1])
+            release_file(self._tars.popitem(last=False)[1][1])
             return True

@@ -1,4 +1,4 @@
-"""What verification found: a table of fields, and every failure with shard, key, field, value met and value wanted."""
+"""The result of a verification: a table of fields, and each failure with shard, key, field, value met, value wanted."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Any
 from shards.printable import printable
 from shards.tables import add_row, plain_table, table_text
 
-_KEPT = 50  # failures kept of a shard; all are counted
-_SHOWN = 20
+_KEPT = 50  # failures per shard that are kept; all are counted
+_SHOWN = 20  # failures in the text
 
 
 @dataclass(frozen=True)
 class Failure:
+    """One check that failed, and where."""
+
     shard: str
     key: str
     field: str
@@ -29,7 +31,7 @@ class Failure:
 
 @dataclass
 class FieldRow:
-    """One field over all samples."""
+    """Shape, dtype and range of one field over all samples."""
 
     name: str
     shape: str
@@ -40,31 +42,35 @@ class FieldRow:
     failures: int = 0
 
     def merge(self, other: FieldRow) -> None:
-        self.min, self.max = min(self.min, other.min), max(self.max, other.max)
+        """Add the numbers of other samples."""
+        self.min = min(self.min, other.min)
+        self.max = max(self.max, other.max)
         self.samples += other.samples
         self.failures += other.failures
 
 
 @dataclass
 class Report:
-    """Of one shard, or of all."""
+    """What was found in one shard, or in all of them."""
 
     samples: int = 0
     objects: int = 0
     fields: dict[str, FieldRow] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     failure_count: int = 0
-    """More than there are `failures` where a shard has too many of them to keep."""
+    """Number of failures; greater than `len(failures)` where a shard has too many to keep."""
     lossy: list[str] = field(default_factory=list)
-    """Sets whose pictures are lossy, and what they lost."""
-    lost: array[float] = field(default_factory=lambda: array("d"))
-    """Of one shard: what the samples say of their pictures, PSNR in dB."""
+    """One line per lossy set, with its PSNR."""
+    psnr: array[float] = field(default_factory=lambda: array("d"))
+    """PSNR in dB of each picture of one shard, as recorded in the samples' JSON."""
 
     @property
     def ok(self) -> bool:
+        """Whether all checks hold."""
         return self.failure_count == 0
 
     def fail(self, failure: Failure) -> None:
+        """Record a failure."""
         self.failure_count += 1
         if len(self.failures) < _KEPT:
             self.failures.append(failure)
@@ -72,6 +78,7 @@ class Report:
             self.fields[failure.field].failures += 1
 
     def merge(self, other: Report) -> None:
+        """Add the report of another shard."""
         self.samples += other.samples
         self.objects += other.objects
         self.failures += other.failures
@@ -83,6 +90,7 @@ class Report:
                 self.fields[name] = row
 
     def to_json(self) -> dict[str, Any]:
+        """Return the report for programs."""
         return {
             "ok": self.ok,
             "samples": self.samples,
@@ -94,7 +102,7 @@ class Report:
         }
 
     def table(self) -> str:
-        """The report as text."""
+        """Return the report as text."""
         table = plain_table(f"{self.samples:,} samples, {self.objects:,} objects")
         for name in ("field", "shape", "dtype", "min", "max", "samples", "failures"):
             table.add_column(name, justify="left" if name in ("field", "shape", "dtype") else "right")

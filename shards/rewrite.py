@@ -1,6 +1,6 @@
-"""A finished shard set written once more, in part or stored otherwise, without the raw data.
+"""Writing a finished shard set again, in part or with another codec, without the raw data.
 
-It may be stopped at any moment; the same call goes on, and ends with the same bytes.
+It may be stopped at any moment. The same call then goes on and ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -35,47 +35,53 @@ from shards.reader import ShardSet
 from shards.regular_file import read_regular
 from shards.strict_json import parse_json
 
-Put = Callable[[ShardWriter, int], object]
-"""Writes the sample that stands at a position of the set that is read."""
+WriteSample = Callable[[ShardWriter, int], object]
+"""Writes the sample at this position of the source set."""
 _AGAIN = "mend it and give the same command: it goes on where it stopped"
 
 
 @dataclass(frozen=True)
-class Part:
+class PlannedTar:
     """One tar to be written."""
 
     name: str
     positions: NDArray[np.int64]
-    """Of its samples in the set that is read."""
+    """(N,) positions of its samples in the source set."""
 
 
 def rewrite(
-    source: ShardSet, out: Path, target: Manifest, ledger: bytes, parts: Sequence[Part], put: Put, threads: int = 1
+    source: ShardSet,
+    out: Path,
+    target: Manifest,
+    ledger: bytes,
+    tars: Sequence[PlannedTar],
+    write_sample: WriteSample,
+    threads: int = 1,
 ) -> Manifest:
-    """Write the set that `target` tells of into `out`; return its manifest.
+    """Write the set that `target` describes into `out`; return its manifest.
 
     Args:
-        target: its shards, the index's checksum and the PSNR that its samples tell of are filled in.
-        threads: each takes one tar at a time.
+        target: manifest of the new set; its shards, checksum of the index and PSNR are filled in here.
+        threads: each writes one tar at a time.
 
     Raises:
-        UserError: another set in `out`, a full disk, what `put` raises. What is done stays.
+        UserError: another set is in `out`, the disk is full, or what `write_sample` raises. Finished tars stay.
     """
     keep_freed_memory()
     work = out / WORK
     if (out / MANIFEST).exists():
-        met = Manifest.read(out)
-        if _unfilled(met) != _unfilled(target):
-            raise _another(out)
-        shutil.rmtree(work, ignore_errors=True)  # of a run that was killed with its last breath
-        return met
+        finished = Manifest.read(out)
+        if _unfilled(finished) != _unfilled(target):
+            raise _another_set(out)
+        shutil.rmtree(work, ignore_errors=True)  # of a run that was killed after it wrote the manifest
+        return finished
     try:
         work.mkdir(parents=True, exist_ok=True)
         lock = hold_lock(work / "lock", exclusive=True)
         try:
             _begin(work, {"set": sha256(source.manifest.to_bytes()), "target": sha256(_unfilled(target).to_bytes())})
-            _write(out, work, parts, put, target, threads)
-            manifest, index = _fill(target, work, parts)
+            _write(out, work, tars, write_sample, target, threads)
+            manifest, index = _fill(target, work, tars)
             for name, data in ((INDEX, index), (LEDGER, ledger), (MANIFEST, manifest.to_bytes())):
                 atomic_write(out / name, data, temporary_folder=work)
             shutil.rmtree(work)
@@ -83,14 +89,12 @@ def rewrite(
         finally:
             os.close(lock)
     except OSError as error:
-        where, why = str(error.filename or out), str(error.strerror)
-        raise UserError("cannot write", where=where, met=why, do=_AGAIN) from None
+        where = str(error.filename or out)
+        raise UserError("cannot write", where=where, met=str(error.strerror), do=_AGAIN) from None
 
 
 def read_checked_ledger(source: ShardSet) -> bytes:
-    """The ledger of a set; raises `BadShard` unless it is what the manifest says. The index was compared when the set
-    was opened.
-    """
+    """Return the ledger of a set; raises `BadShard` unless it has the manifest's checksum."""
     path = source.folder / LEDGER
     expected = source.manifest.ledger_sha256
     try:
@@ -105,43 +109,43 @@ def read_checked_ledger(source: ShardSet) -> bytes:
 
 
 def checked_bytes(source: ShardSet, position: int) -> memoryview:
-    """A sample's bytes in its tar, compared once more where they are copied.
-
-    Raises:
-        BadShard: they are not those that the index counted.
-    """
-    data, wanted = source.stored(position), int(source.index[position]["crc32"])
-    if (met := crc32(data)) != wanted:
+    """Return the bytes of a sample in its tar, to be copied; raises `BadShard` unless they have the index's CRC-32."""
+    data = source.sample_bytes(position)
+    expected = int(source.index[position]["crc32"])
+    if (checksum := crc32(data)) != expected:
         where = f"{source.folder}: {source.key(position)}"
-        raise BadShard("CRC-32 of the sample", where=where, met=str(met), wanted=str(wanted), do=check_set())
+        raise BadShard("CRC-32 of the sample", where=where, met=str(checksum), wanted=str(expected), do=check_set())
     return data
 
 
 def _unfilled(manifest: Manifest) -> Manifest:
+    """Return the manifest as it is known before anything is written."""
     return replace(manifest, shards=(), index_sha256="", psnr=None)
 
 
-def _another(out: Path) -> UserError:
+def _another_set(out: Path) -> UserError:
     return UserError("another shard set stands here", where=str(out), do="give another --out")
 
 
-def _begin(work: Path, wanted: dict[str, str]) -> None:
-    """Go on with the run that `work` is of, or begin one in an empty folder."""
+def _begin(work: Path, expected: dict[str, str]) -> None:
+    """Go on with the run whose files are in `work`, or begin one in an empty folder."""
     plan = work / "plan"
     try:
         begun = parse_json(plan.read_bytes()) if plan.exists() else None
     except ValueError:
-        begun = {}  # damaged: of nobody knows which set
-    tars = [tar for tar in work.parent.glob("*.tar") if not is_hidden(tar.name)]
-    if begun not in (None, wanted) or (begun is None and tars):
-        raise _another(work.parent)
+        begun = {}  # damaged: of an unknown set
+    written = [tar for tar in work.parent.glob("*.tar") if not is_hidden(tar.name)]
+    if begun not in (None, expected) or (begun is None and written):
+        raise _another_set(work.parent)
     for leftover in work.glob("*.tmp"):
         leftover.unlink()
     if begun is None:
-        atomic_write(plan, json.dumps(wanted).encode())
+        atomic_write(plan, json.dumps(expected).encode())
 
 
-def _write(out: Path, work: Path, parts: Sequence[Part], put: Put, target: Manifest, threads: int) -> None:
+def _write(
+    out: Path, work: Path, tars: Sequence[PlannedTar], write_sample: WriteSample, target: Manifest, threads: int
+) -> None:
     stopped = threading.Event()
     with (
         tqdm(total=target.samples, unit="sample", desc=printable(out.name), mininterval=0.5) as bar,
@@ -153,7 +157,7 @@ def _write(out: Path, work: Path, parts: Sequence[Part], put: Put, target: Manif
             if stopped.is_set():
                 raise CancelledError
 
-        tasks = [pool.submit(_write_part, part, out, work, put, target, tick) for part in parts]
+        tasks = [pool.submit(_write_tar, planned, out, work, write_sample, target, tick) for planned in tars]
         try:
             for task in as_completed(tasks):
                 task.result()
@@ -163,27 +167,36 @@ def _write(out: Path, work: Path, parts: Sequence[Part], put: Put, target: Manif
             raise
 
 
-def _write_part(part: Part, out: Path, work: Path, put: Put, target: Manifest, tick: Callable[[int], object]) -> None:
-    """Write one tar and then its note; both appear whole or not at all. Where they stand already, nothing is done."""
-    tar, note, temporary = out / part.name, work / f"{part.name}.json", work / f"{part.name}.tmp"
+def _write_tar(
+    planned: PlannedTar,
+    out: Path,
+    work: Path,
+    write_sample: WriteSample,
+    target: Manifest,
+    tick: Callable[[int], object],
+) -> None:
+    """Write one tar and then its note, unless both exist. Each appears whole or not at all."""
+    tar = out / planned.name
+    note = work / f"{planned.name}.json"
+    temporary = work / f"{planned.name}.tmp"
     if note.exists() and tar.exists():
         try:
-            stands = tar.stat().st_size == _read_note(note)[0].bytes
+            is_done = tar.stat().st_size == _read_note(note)[0].bytes
         except (ValueError, TypeError, KeyError):
-            stands = False  # damaged on its disk: the tar is written once more
-        if stands:
-            tick(len(part.positions))
+            is_done = False  # damaged on its disk: the tar is written again
+        if is_done:
+            tick(len(planned.positions))
             return
     try:
         with open(temporary, "wb") as file:
             writer = ShardWriter(file, target.codec)
-            for position in part.positions:
-                put(writer, int(position))
+            for position in planned.positions:
+                write_sample(writer, int(position))
                 tick(1)
             digest = writer.close()
             file.flush()
             os.fsync(file.fileno())
-        info = ShardInfo(part.name, len(writer.entries), writer.size, digest)
+        info = ShardInfo(planned.name, len(writer.entries), writer.size, digest)
         os.replace(temporary, tar)
         sync_folder(out)
     finally:
@@ -197,17 +210,17 @@ def _read_note(note: Path) -> tuple[ShardInfo, list[Entry]]:
     return ShardInfo(**body["shard"]), [Entry(**entry) for entry in body["entries"]]
 
 
-def _fill(target: Manifest, work: Path, parts: Sequence[Part]) -> tuple[Manifest, bytes]:
-    """The manifest and the index of what stands; a note at a time, for those of a large set take much memory."""
+def _fill(target: Manifest, work: Path, tars: Sequence[PlannedTar]) -> tuple[Manifest, bytes]:
+    """Return manifest and index of the written tars. One note is read at a time: all of them take much memory."""
     infos: list[ShardInfo] = []
     ratios = array("d")
 
     def entries() -> Iterator[list[Entry]]:
-        for part in parts:
-            info, found = _read_note(work / f"{part.name}.json")
+        for planned in tars:
+            info, found = _read_note(work / f"{planned.name}.json")
             infos.append(info)
             ratios.extend(ratio for entry in found for ratio in entry.psnr)
             yield found
 
     index = pack_index(entries())
-    return replace(target, shards=tuple(infos), index_sha256=sha256(index), psnr=Psnr.of(ratios)), index
+    return replace(target, shards=tuple(infos), index_sha256=sha256(index), psnr=Psnr.summarise(ratios)), index

@@ -150,7 +150,7 @@ def _frames_agree(one: _Frame, other: _Frame) -> bool:
     return not doubled and _alike(vision, sam, detail)
 
 
-def pictures_agree(pictures: Sequence[tuple[UInt8, UInt8]], names: Sequence[str]) -> list[Disagreement]:
+def picture_disagreements(pictures: Sequence[tuple[UInt8, UInt8]], names: Sequence[str]) -> list[Disagreement]:
     """Compare the pictures of a sample's frames, and how its frames differ from each other.
 
     What is wrong in both formats alike cannot be seen here: both BGR, both of another sample.

@@ -151,7 +151,7 @@ def _others(masks: Bool, n: int) -> Iterator[tuple[str, Bool]]:
     yield "rows and columns exchanged", masks[n].T
 
 
-def regions_agree(
+def region_disagreements(
     prompts: Bool, masks: Bool, height: int, width: int, recipe: Recipe, field: Field
 ) -> list[Disagreement]:
     """Compare the regions of one frame, object by object.

@@ -1,4 +1,4 @@
-"""A sample as it goes into a shard: the four formats of its frames and a JSON."""
+"""A sample before it is written to a shard: the four formats of its frames, and its JSON."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from shards.codec import Bool, UInt8
 
 @dataclass(frozen=True)
 class FrameTensors:
-    """The four formats of one frame with N objects, each made from the original picture or mask."""
+    """The four formats of one frame with N objects. Each is made from the original picture or mask in one step."""
 
     pixel_values: UInt8
-    """(3, 448, 448) RGB, 0..255, before normalisation: the reader returns (v / 255 - mean) / std as float32."""
+    """(3, 448, 448) uint8 RGB, before normalisation. The reader returns (v / 255 - mean) / std as float32."""
     g_pixel_values: UInt8
-    """(3, 1024, 1024) RGB, 0..255."""
+    """(3, 1024, 1024) uint8 RGB."""
     prompt_masks: Bool
-    """(N, 16, 16): which of the ViT's tokens stand for the region."""
+    """(N, 16, 16) bool: the ViT's tokens that cover the region."""
     masks: Bool
-    """(N, 1024, 1024)."""
+    """(N, 1024, 1024) bool."""
 
     def __post_init__(self) -> None:
         if self.pixel_values.dtype != np.uint8 or self.g_pixel_values.dtype != np.uint8:
@@ -31,7 +31,7 @@ class FrameTensors:
 
 @dataclass(frozen=True)
 class Sample:
-    """What `shards.archive` writes: one key, one JSON, four tensors a frame."""
+    """One sample as `shards.archive` writes it: a key, a JSON, and four tensors per frame."""
 
     key: str
     meta: dict[str, Any]
@@ -39,8 +39,8 @@ class Sample:
     frames: tuple[FrameTensors, ...]
 
 
-def texts_of(item: dict[str, Any]) -> list[str]:
-    """The texts of an object, as the sample's JSON has it, that say something: those with a letter or a digit."""
+def usable_texts(item: dict[str, Any]) -> list[str]:
+    """Return the texts of an object of a sample's JSON that contain a letter or a digit."""
     texts = item.get("texts")
     if not isinstance(texts, list):
         return []
@@ -48,12 +48,12 @@ def texts_of(item: dict[str, Any]) -> list[str]:
 
 
 def usable_objects(objects: list[dict[str, Any]], prompts: Sequence[Bool]) -> tuple[int, int]:
-    """How many objects have a prompt cell in a frame and a text that says something; how many have the cell.
+    """Count the objects that a trainer can ask for: (with a prompt cell and a usable text, with a prompt cell).
 
     Args:
-        objects: N, of the sample's JSON.
-        prompts: (N, 16, 16) of each frame.
+        objects: the N objects of the sample's JSON.
+        prompts: (N, 16, 16) bool for each frame; a cell in one frame is enough.
     """
     visible = np.any([cells.any(axis=(1, 2)) for cells in prompts], axis=0)
-    told = [bool(texts_of(item)) for item in objects]
-    return sum(bool(a and b) for a, b in zip(visible, told, strict=True)), int(visible.sum())
+    with_text = [bool(usable_texts(item)) for item in objects]
+    return sum(bool(a and b) for a, b in zip(visible, with_text, strict=True)), int(visible.sum())

@@ -1,7 +1,6 @@
-"""Some samples of a shard set as a set of their own: held-out parts, and small sets out of large ones.
+"""Copying some samples of a shard set into a set of their own: held-out parts, and small sets out of large ones.
 
-What is chosen follows from a hash of each sample's own name: it stays chosen when data is added. Bytes are copied as
-they stand.
+Samples are chosen by a hash of their names, so the choice stays when data is added. Their bytes are copied unchanged.
 """
 
 from __future__ import annotations
@@ -17,58 +16,65 @@ from tqdm import tqdm
 from shards.archive import ShardWriter
 from shards.errors import UserError
 from shards.groups import Group, group_name, groups_of
-from shards.lossy import ratios_of
+from shards.lossy import recorded_psnr
 from shards.manifest import Manifest, sha256
 from shards.reader import ShardSet
-from shards.rewrite import Part, checked_bytes, read_checked_ledger, rewrite
+from shards.rewrite import PlannedTar, checked_bytes, read_checked_ledger, rewrite
 
 
 def split(folder: Path, out: Path, share: float, by: Group, shard_bytes: int) -> tuple[Manifest, Manifest]:
-    """Cut the set in `folder` in two, `out/NAME-train` and `out/NAME-val`; return their manifests.
+    """Split the set in `folder` into `out/NAME-train` and `out/NAME-val`; return their manifests.
 
     Args:
-        share: of the groups, 0 to 1, that go to val: those whose SHA-256 lies below it.
-        shard_bytes: size that a tar should not exceed.
+        share: share of the groups that goes to val, 0 to 1: those whose hash is below it.
+        by: groups whose samples stay together.
+        shard_bytes: largest size of a tar.
 
     Raises:
-        UserError: a part without samples, and whatever `rewrite` raises.
+        UserError: a part without samples, or as `rewrite`.
     """
     source = ShardSet(folder)
     read_checked_ledger(source)
-    below, objects = np.zeros(len(source), np.bool_), np.zeros(len(source), np.int64)
+    in_val = np.zeros(len(source), np.bool_)
+    objects = np.zeros(len(source), np.int64)
     for position in tqdm(range(len(source)), unit="sample", desc="names", mininterval=0.5):
         meta = source.sample(position)[0]
         name = group_name(source.key(position), str(meta.get("path", "")), len(meta["frames"]), by)
-        below[position] = _hash(name) < share
+        in_val[position] = _hash(name) < share
         objects[position] = len(meta["objects"])
-    parts = {"train": np.flatnonzero(~below), "val": np.flatnonzero(below)}
+    parts = {"train": np.flatnonzero(~in_val), "val": np.flatnonzero(in_val)}
     for name, positions in parts.items():
         if not len(positions):
-            met, wanted = f"no sample in {name}", "some in both parts"
-            do = "take another --share, or hold out smaller groups (--by)"
-            raise UserError("nothing to split", where=str(folder), met=met, wanted=wanted, do=do)
+            raise UserError(
+                "nothing to split",
+                where=str(folder),
+                met=f"no sample in {name}",
+                wanted="some in both parts",
+                do="take another --share, or hold out smaller groups (--by)",
+            )
     name = folder.resolve().name
-    said = f"share {share:g} by {by}"
+    choice = f"share {share:g} by {by}"
     train, val = (
-        _copy(source, out / f"{name}-{part}", positions, int(objects[positions].sum()), f"{part}, {said}", shard_bytes)
+        _copy(
+            source, out / f"{name}-{part}", positions, int(objects[positions].sum()), f"{part}, {choice}", shard_bytes
+        )
         for part, positions in parts.items()
     )
     return train, val
 
 
 def sample(folder: Path, out: Path, count: int, seed: int, shard_bytes: int) -> Manifest:
-    """Write `count` samples of the set in `folder`, chosen at random, as the set `out`; return its manifest.
+    """Copy `count` random samples of the set in `folder` into the set `out`; return its manifest.
 
-    With another `count` and the same seed, the larger choice holds the smaller one.
+    With the same seed, a larger choice contains the smaller ones.
 
     Raises:
-        UserError: fewer samples than that, and whatever `rewrite` raises.
+        UserError: the set has fewer samples, or as `rewrite`.
     """
     source = ShardSet(folder)
     read_checked_ledger(source)
     if count > len(source):
-        met, wanted = f"{len(source)} samples", f"at least {count}"
-        raise UserError("too few samples", where=str(folder), met=met, wanted=wanted)
+        raise UserError("too few samples", where=str(folder), met=f"{len(source)} samples", wanted=f"at least {count}")
     hashes = np.fromiter((_hash(f"{seed} {key.decode()}") for key in source.index["key"]), np.float64, len(source))
     chosen = np.sort(np.argsort(hashes, kind="stable")[:count])
     objects = sum(len(source.sample(int(position))[0]["objects"]) for position in chosen)
@@ -76,25 +82,26 @@ def sample(folder: Path, out: Path, count: int, seed: int, shard_bytes: int) -> 
 
 
 def _hash(name: str) -> float:
-    """Evenly spread over 0 (with) to 1 (without)."""
+    """Return a hash of `name`, uniform in [0, 1)."""
     return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:6], "big") / 2**48
 
 
 def _copy(
-    source: ShardSet, out: Path, positions: NDArray[np.int64], objects: int, how: str, shard_bytes: int
+    source: ShardSet, out: Path, positions: NDArray[np.int64], objects: int, selection: str, shard_bytes: int
 ) -> Manifest:
-    """Copy the samples at `positions`, of so many objects, into the set `out`."""
-    starts, room = [], 0
+    """Copy the samples at `positions`, with `objects` objects in all, into the set `out`."""
+    starts = []
+    room = 0
     for i, size in enumerate(source.index["size"][positions]):
         if size > room:
             starts.append(i)
             room = shard_bytes
         room -= int(size)
     name = source.manifest.source
-    parts = [Part(f"{name}-{i:06d}.tar", tar) for i, tar in enumerate(np.split(positions, starts[1:]))]
+    tars = [PlannedTar(f"{name}-{i:06d}.tar", own) for i, own in enumerate(np.split(positions, starts[1:]))]
     target = replace(
         source.manifest,
-        selection=f"{how}; of {len(source)} samples, manifest {sha256(source.manifest.to_bytes())[:16]}",
+        selection=f"{selection}; of {len(source)} samples, manifest {sha256(source.manifest.to_bytes())[:16]}",
         inputs=len(positions),
         samples=len(positions),
         objects=objects,
@@ -103,11 +110,12 @@ def _copy(
         ledger_sha256=sha256(b""),
     )
 
-    def put(writer: ShardWriter, position: int) -> None:
+    def copy_sample(writer: ShardWriter, position: int) -> None:
         meta, members = source.sample(position)
-        data, row = checked_bytes(source, position), source.index[position]
-        lost = ratios_of(meta, [field for field in members if field.is_picture], bool(source.manifest.psnr))
+        data = checked_bytes(source, position)
+        row = source.index[position]
+        ratios = recorded_psnr(meta, [field for field in members if field.is_picture], bool(source.manifest.psnr))
         groups = groups_of(source.key(position), str(meta.get("path", "")), len(meta["frames"]))
-        writer.copy(source.key(position), data, int(row["texts"]), int(row["regions"]), lost, groups)
+        writer.copy(source.key(position), data, int(row["texts"]), int(row["regions"]), ratios, groups)
 
-    return rewrite(source, out, target, b"", parts, put)
+    return rewrite(source, out, target, b"", tars, copy_sample)

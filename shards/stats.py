@@ -1,6 +1,6 @@
-"""What a shard set holds, in numbers: samples, objects, areas, prompt cells, texts, sizes; as text, JSON and a page.
+"""Statistics of shard sets: samples, objects, areas, prompt cells, texts, sizes; as text, JSON and a page.
 
-Counted on samples that are spread evenly over the set, from what a reader of the shards gets.
+They are measured on samples spread evenly over the set, through the reader.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from shards.output_folder import check_output_file
 from shards.printable import printable
 from shards.program import check_set
 from shards.reader import ShardSet
-from shards.sample import texts_of
+from shards.sample import usable_texts
 from shards.sets import open_sets
 from shards.tables import add_row, plain_console, plain_table
 
@@ -57,60 +57,69 @@ _PAGE = Environment(autoescape=True).from_string("""<!doctype html>
 {% endfor %}
 </html>
 """)
-_HEADS = ("per", "count", "least", "median", "mean", "most")
+_HEADS = ("quantity", "count", "min", "median", "mean", "max")
 
-
-FRAMES, OBJECTS, BYTES = "frames a sample", "objects a sample", "MB a sample"
-TEXTS, WORDS, SIDE = "texts an object", "words a text", "pixels a side of the original"
-AREA, CELLS = "area of a region, % of the picture", "prompt cells a region"
+FRAMES = "frames per sample"
+OBJECTS = "objects per sample"
+AREA = "area of a region, % of the picture"
+CELLS = "prompt cells per region"
+TEXTS = "texts per object"
+WORDS = "words per text"
+SIDE = "side of the original, pixels"
+BYTES = "MB per sample"
+QUANTITIES = (FRAMES, OBJECTS, AREA, CELLS, TEXTS, WORDS, SIDE, BYTES)
 _BINS: dict[str, list[float]] = {
     AREA: [0, 0.1, 0.2, 0.4, 1, 3, 10, 30, 100],  # small objects are where prompts fail
     CELLS: [0, 1, 4, 8, 16, 32, 64, 128, 257],  # fewer than 4 are what a recipe fills up or drops
 }
-"""Of a histogram whose numbers crowd at its left; the last bin holds its upper end."""
-UNITS = (FRAMES, OBJECTS, AREA, CELLS, TEXTS, WORDS, SIDE, BYTES)
+"""Edges of the bins where most values are small. The last bin includes its upper edge."""
 
 
 class SetStats:
-    """Counts over some samples of one set.
+    """Statistics of some samples of one set.
 
     Args:
-        shards: the set.
-        most: samples that are looked at; all of them where there are no more.
+        samples: number of samples to measure; all of them where there are fewer.
         tick: called with 1 after each.
+
+    Raises:
+        BadShard: a sample cannot be decoded.
     """
 
-    def __init__(self, shards: ShardSet, most: int, tick: Callable[[int], object]) -> None:
+    def __init__(self, shards: ShardSet, samples: int, tick: Callable[[int], object]) -> None:
         manifest = shards.manifest
-        self.name, self.manifest = str(shards.folder), manifest
-        chosen = np.unique(np.linspace(0, len(shards) - 1, min(most, len(shards))).round().astype(int))
-        self.looked_at = len(chosen)
+        self.name = str(shards.folder)
+        self.manifest = manifest
+        chosen = np.unique(np.linspace(0, len(shards) - 1, min(samples, len(shards))).round().astype(int))
+        self.measured = len(chosen)
         self.bytes = sum(shard.bytes for shard in manifest.shards)
-        found: dict[str, list[float]] = {name: [] for name in UNITS}
+        values: dict[str, list[float]] = {name: [] for name in QUANTITIES}
         self.regions = {"empty": 0, "filled up": 0, "fewer than 4 cells": 0}
-        """Objects in a frame: not visible there; with cells switched on by the recipe; few all the same."""
+        """Number of regions (objects in a frame): not visible; with cells added by the recipe; with few cells."""
         for position in chosen:
             try:
-                self._count(shards, int(position), found)
+                self._measure(shards, int(position), values)
             except BadShard as error:
                 where = error.where or f"{shards.folder}: {shards.key(int(position))}"
                 raise BadShard(error.what, where=where, met=error.met, wanted=error.wanted, do=check_set()) from None
             tick(1)
-        self.found: dict[str, Numbers] = {name: np.array(values) for name, values in found.items()}
+        self.values: dict[str, Numbers] = {name: np.array(numbers) for name, numbers in values.items()}
+        """All measured values, by quantity."""
 
-    def _count(self, shards: ShardSet, position: int, found: dict[str, list[float]]) -> None:
+    def _measure(self, shards: ShardSet, position: int, values: dict[str, list[float]]) -> None:
         meta, members = shards.sample(position)
-        frames, objects = meta["frames"], meta["objects"]
-        found[FRAMES].append(len(frames))
-        found[OBJECTS].append(len(objects))
-        found[BYTES].append(int(shards.index[position]["size"]) / 1e6)
+        frames = meta["frames"]
+        objects = meta["objects"]
+        values[FRAMES].append(len(frames))
+        values[OBJECTS].append(len(objects))
+        values[BYTES].append(int(shards.index[position]["size"]) / 1e6)
         for item in objects:
-            texts = texts_of(item)
-            found[TEXTS].append(len(texts))
-            found[WORDS] += [len(text.split()) for text in texts]
+            texts = usable_texts(item)
+            values[TEXTS].append(len(texts))
+            values[WORDS] += [len(text.split()) for text in texts]
         for i, frame in enumerate(frames):
             number = None if len(frames) == 1 else i + 1
-            found[SIDE] += [frame[side] for side in ("height", "width") if isinstance(frame.get(side), int)]
+            values[SIDE] += [frame[side] for side in ("height", "width") if isinstance(frame.get(side), int)]
             cells = codec.decode_prompts(members[Field("prompt_masks", number)], shards.recipe.grid).sum(axis=(1, 2))
             if len(cells) != len(objects):
                 raise BadShard("number of prompts", met=str(len(cells)), wanted=f"{len(objects)}, as in the JSON")
@@ -120,14 +129,14 @@ class SetStats:
                 if not share and not count:
                     self.regions["empty"] += 1
                     continue
-                found[AREA].append(share)
-                found[CELLS].append(int(count))
+                values[AREA].append(share)
+                values[CELLS].append(int(count))
                 filled = item.get("filled")
                 self.regions["filled up"] += isinstance(filled, list) and any(filled[i : i + 1])
                 self.regions["fewer than 4 cells"] += bool(count < 4)
 
     def lines(self) -> list[str]:
-        """What holds for the whole set, and what was looked at."""
+        """Return two lines of text: about the whole set, and about the measured samples."""
         manifest = self.manifest
         left_out = sum(manifest.left_out.values())
         lines = [
@@ -135,22 +144,22 @@ class SetStats:
             f"samples, {manifest.objects:,} objects, {len(manifest.shards):,} shards, {self.bytes / 1e9:.2f} GB; "
             f"{left_out:,} of {manifest.inputs:,} inputs left out; pictures {manifest.pictures}",
         ]
-        seen = len(self.found[AREA])
+        visible = len(self.values[AREA])
         parts = ", ".join(f"{count:,} {name}" for name, count in self.regions.items())
-        lines.append(f"looked at {self.looked_at:,} samples: {seen:,} visible regions; {parts}")
+        lines.append(f"measured {self.measured:,} samples: {visible:,} visible regions; {parts}")
         return lines
 
     def rows(self) -> list[tuple[str, ...]]:
-        """A row a kind of number, as the heads say."""
+        """Return one row of the table per quantity, with the columns of `_HEADS`."""
         rows = []
-        for name, values in self.found.items():
+        for name, values in self.values.items():
             if len(values):
                 shown = [_number(v) for v in (values.min(), np.median(values), values.mean(), values.max())]
                 rows.append((name, f"{len(values):,}", *shown))
         return rows
 
     def to_json(self) -> dict[str, Any]:
-        """The same, for programs: quartiles of each kind of number too."""
+        """Return the statistics for programs, with quartiles of each quantity."""
         manifest = self.manifest
         quantiles = {
             name: {
@@ -158,7 +167,7 @@ class SetStats:
                 "mean": float(v.mean()),
                 "quartiles": np.quantile(v, [0, 0.25, 0.5, 0.75, 1]).tolist(),
             }
-            for name, v in self.found.items()
+            for name, v in self.values.items()
             if len(v)
         }
         return {
@@ -168,22 +177,24 @@ class SetStats:
             "objects": manifest.objects,
             "shards": len(manifest.shards),
             "bytes": self.bytes,
-            "looked_at": self.looked_at,
+            "measured": self.measured,
             "regions": self.regions,
-            "numbers": quantiles,
+            "quantities": quantiles,
         }
 
     def plots(self) -> list[tuple[str, Markup]]:
-        """A histogram a kind of number that differs, as SVG."""
-        return [(n, _histogram(n, v, printable(self.name))) for n, v in self.found.items() if len(np.unique(v)) > 1]
+        """Return (quantity, SVG of its histogram) for each quantity that varies."""
+        return [(n, _histogram(n, v, printable(self.name))) for n, v in self.values.items() if len(np.unique(v)) > 1]
 
 
 def _number(value: float) -> str:
+    """Return the number as text of few digits."""
     whole = not value % 1
     return f"{value:,.0f}" if whole else f"{value:,.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
 def _histogram(name: str, values: Numbers, salt: str) -> Markup:
+    """Return a histogram as SVG; `salt` makes its ids differ from those of other sets on the page."""
     figure = Figure(figsize=(4, 2.6))
     axes = figure.add_axes((0.14, 0.24, 0.84, 0.64))
     whole = not np.any(values % 1)
@@ -206,7 +217,7 @@ def _histogram(name: str, values: Numbers, salt: str) -> Markup:
 
 
 def _span(low: float, high: float, whole: bool) -> str:
-    """A bin's label: numbers from `low` to below `high`."""
+    """Return the label of the bin of values from `low` to below `high`."""
     last = high - 1 if whole else high
     return f"{low:g}" if low == last else f"{low:g}-{last:g}"
 
@@ -219,7 +230,7 @@ def measure_sets(paths: Sequence[Path | str], samples: int) -> list[SetStats]:
 
 
 def table(stats: Sequence[SetStats]) -> str:
-    """All sets as text."""
+    """Return the statistics of all sets as text."""
     text = io.StringIO()
     console = plain_console(110, text)
     for one in stats:

@@ -1,14 +1,14 @@
-"""Files of remote shard sets on a disk of this machine: whole ones, within a limit, shared by its processes.
+"""A cache for files of remote shard sets on a disk of this machine, shared by its processes and limited in size.
 
-    CACHE/.lock                     held while room is made, and while a file gets its name
+    CACHE/.lock                     held while files are evicted, and while a file gets its final name
     CACHE/SET/manifest.json         SET: digest of the manifest
-    CACHE/SET/index.npy, *.tar      whole: of the size and with the SHA-256 that the manifest names
-    CACHE/SET/*.tar.part            being fetched, of the size that it will have
+    CACHE/SET/index.npy, *.tar      whole: with the size and SHA-256 of the manifest
+    CACHE/SET/*.tar.part            being fetched; already of its final size
 
-All claims are `flock`s, which end with the process that holds them, however that ends. Exclusive on NAME.part: this
-process fetches it; others wait, and fetch it themselves where it died. Shared on a file: somebody reads it, or will
-soon, so it is not evicted until `let_go`. A file that is deleted while it is still mapped stays readable there: there
-is no moment at which a reader sees anything but the whole file.
+All locks are `flock`s, which end with the process that holds them. An exclusive lock on NAME.part: its holder fetches
+the file; others wait, and fetch it themselves if the holder dies. A shared lock on a file: it is read now or soon, so
+it is not evicted before `release_file`. A mapped file that is deleted stays readable, so a reader only ever sees the
+whole file.
 """
 
 from __future__ import annotations
@@ -27,33 +27,38 @@ from typing import Any, BinaryIO
 from shards.atomic import atomic_write, sync_folder
 from shards.errors import UserError
 from shards.storage.remote_folder import RemoteFolder
-from shards.storage.retry import TransientError
+from shards.storage.retry import ATTEMPTS, TransientError
 
 _POLL = 0.02  # seconds
-_PATIENCE = 120.0  # seconds that a reader waits for others to need less
+_PATIENCE = 120.0  # seconds that a reader waits for others to release files
 _PART = ".part"
-DEFAULT_FOLDER, DEFAULT_LIMIT = "~/.cache/sa2va-shards", "200GB"
+DEFAULT_FOLDER = "~/.cache/sa2va-shards"
+DEFAULT_LIMIT = "200GB"
 
 
 class NoRoom(Exception):
-    """Nothing may be evicted now. It may be later."""
+    """The cache is full, and no file may be evicted now."""
 
 
 class Cache:
-    """Args:
-    folder: on a disk of this machine; it may hold more than one set.
-    limit: bytes that its files take at most.
-    fetches: shards that a loader fetches at a time.
-    attempts: at a file, before its fault is an error.
+    """Whole files of remote sets, fetched when they are needed.
+
+    Args:
+        folder: on a local disk; it may hold several sets.
+        limit: largest total size of its files, in bytes.
+        fetches: shards that a loader fetches at the same time.
+        attempts: at a file, before its fault is an error.
     """
 
-    def __init__(self, folder: Path | str, limit: int, fetches: int = 4, attempts: int = 8) -> None:
-        self.folder, self.limit = Path(folder).expanduser(), limit
-        self.fetches, self.attempts = fetches, attempts
-        self.drop: list[Callable[[], bool]] = []
-        """Ways to stop reading a file of the cache; each says whether there was one."""
+    def __init__(self, folder: Path | str, limit: int, fetches: int = 4, attempts: int = ATTEMPTS) -> None:
+        self.folder = Path(folder).expanduser()
+        self.limit = limit
+        self.fetches = fetches
+        self.attempts = attempts
+        self.release_callbacks: list[Callable[[], bool]] = []
+        """Called when the cache is full; each releases one mapped tar and returns True, or returns False."""
         self.spare = fetches + 1
-        """Files for which what is fetched ahead leaves room."""
+        """Number of files for which fetching ahead leaves room."""
         self._in_need = 0
         self._counting = threading.Lock()
 
@@ -62,7 +67,7 @@ class Cache:
         return type(self), (self.folder, self.limit, self.fetches, self.attempts)
 
     def write(self, path: Path, data: bytes) -> None:
-        """Put a small file there, which is never evicted."""
+        """Write a small file that is never evicted; raises `UserError` where the disk refuses it."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(path, data)
@@ -72,40 +77,44 @@ class Cache:
     def hold(
         self, remote: RemoteFolder, path: Path, size: int, sha256: str, *, exact: bool = True, ahead: bool = False
     ) -> BinaryIO:
-        """The file `path` of the cache, whole, opened; fetched from `remote` where it is not there.
+        """Open the whole file at `path` of the cache; fetch it from `remote` if it is missing.
 
-        It is not evicted until `let_go` of the returned file, or until that and each mapping of it is closed.
+        The file is not evicted before `release_file` is called, or the file and all its mappings are closed.
 
         Args:
-            size: in bytes. It holds as many, or at most as many where not `exact`.
-            ahead: it is not needed yet. Room for `spare` files more is left to those that are.
+            size: of the file in bytes; its largest size where not `exact`.
+            ahead: the file is not needed yet: leave room for `spare` more files.
 
         Raises:
-            NoRoom: there is none, and it is fetched ahead.
-            UserError: it cannot be had.
+            NoRoom: the cache is full, and the file is fetched ahead.
+            UserError: the file cannot be fetched or stored.
         """
         if size > self.limit:
-            met, wanted = f"{self.limit:,} bytes", f">= {size:,} bytes, the size of {path.name}"
-            raise UserError("the limit of the cache is too low", where=str(self.folder), met=met, wanted=wanted)
+            raise UserError(
+                "the limit of the cache is too low",
+                where=str(self.folder),
+                met=f"{self.limit:,} bytes",
+                wanted=f">= {size:,} bytes, the size of {path.name}",
+            )
         since = time.monotonic()
         while True:
-            if file := _shared(path, size if exact else None):
+            if file := _open_shared(path, size if exact else None):
                 return file
             part = path.with_name(path.name + _PART)
-            if (claim := _claim(part, create=True)) is None:
-                time.sleep(_POLL)  # somebody else fetches it
+            if (claim := _lock_exclusive(part, create=True)) is None:
+                time.sleep(_POLL)  # another process fetches it
                 continue
             whole = False
             try:
                 if path.exists():
                     part.unlink()
-                    continue  # it has come in between
+                    continue  # another process has fetched it meanwhile
                 if not self._has_room(claim, size, ahead):
                     part.unlink()
                 else:
                     remote.retried(path.name, lambda: _fetch(remote, claim, path, size, sha256, exact))
                     os.fsync(claim)
-                    with self._alone():  # who counts what is here sees it under one of the names
+                    with self._locked():  # whoever adds up the sizes sees the file under one of its names
                         os.rename(part, path)
                     sync_folder(path.parent)
                     fcntl.flock(claim, fcntl.LOCK_SH)
@@ -121,19 +130,22 @@ class Cache:
                     os.close(claim)
             if ahead:
                 raise NoRoom
-            self._need_less(path, since)
+            self._free_room(path, since)
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _locked(self) -> Iterator[None]:
         with open(self.folder / ".lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
     def _has_room(self, claim: int, size: int, ahead: bool) -> bool:
-        """Give the open file `claim` its size, once there is room for it. The least recently used files go."""
+        """Give the open file `claim` its size and return True, if files that are not in use can make room for it.
+
+        The least recently used files are evicted first.
+        """
         if ahead and self._in_need:
             return False
-        with self._alone():
+        with self._locked():
             used = []
             for path in self.folder.glob("*/*"):
                 with suppress(FileNotFoundError):
@@ -141,50 +153,54 @@ class Cache:
                         status = path.stat()
                         used.append((status.st_mtime_ns, path, status.st_size))
             excess = sum(bytes_ for *_, bytes_ in used) + size - self.limit
-            wanted = excess + (self.spare * size if ahead else 0)
-            claimed: list[int] = []
-            leaving: list[Path] = []
+            needed = excess + (self.spare * size if ahead else 0)
+            locked: list[int] = []
+            evicted: list[Path] = []
             try:
                 for _, path, bytes_ in sorted(used):
-                    if wanted > 0 and bytes_ and (taken := _claim(path)) is not None:
-                        claimed.append(taken)
+                    if needed > 0 and bytes_ and (descriptor := _lock_exclusive(path)) is not None:
+                        locked.append(descriptor)
                         if excess > 0:
-                            leaving.append(path)
+                            evicted.append(path)
                         excess -= bytes_
-                        wanted -= bytes_
-                if wanted > 0:
+                        needed -= bytes_
+                if needed > 0:
                     return False
-                for path in leaving:
+                for path in evicted:
                     path.unlink()
                 os.truncate(claim, size)
                 return True
             finally:
-                for taken in claimed:
-                    os.close(taken)
+                for descriptor in locked:
+                    os.close(descriptor)
 
-    def _need_less(self, path: Path, since: float) -> None:
-        """There is no room for what is needed now: stop reading something else, or wait until others do."""
+    def _free_room(self, path: Path, since: float) -> None:
+        """Release a file of this process, or wait for others to release one; raises `UserError` after two minutes."""
         with self._counting:
             self._in_need += 1
         try:
-            if not any(drop() for drop in self.drop):
+            if not any(release() for release in self.release_callbacks):
                 if time.monotonic() - since > _PATIENCE:
-                    met, do = f"{self.limit:,} bytes, all of them in use", "raise data.cache_limit"
-                    raise UserError("no room in the cache", where=str(path), met=met, do=do)
+                    raise UserError(
+                        "no room in the cache",
+                        where=str(path),
+                        met=f"{self.limit:,} bytes, all of them in use",
+                        do="raise data.cache_limit",
+                    )
                 time.sleep(_POLL)
         finally:
             with self._counting:
                 self._in_need -= 1
 
 
-def let_go(file: BinaryIO) -> None:
-    """Close a file that `Cache.hold` returned: it may be evicted, also where it is still mapped."""
+def release_file(file: BinaryIO) -> None:
+    """Close a file that `Cache.hold` returned. It may be evicted then, even while it is mapped."""
     fcntl.flock(file, fcntl.LOCK_UN)  # a mapping has a descriptor of its own, with the same lock
     file.close()
 
 
-def _shared(path: Path, size: int | None) -> BinaryIO | None:
-    """The file at `path`, opened and locked against eviction; None where it is not there, or not for long."""
+def _open_shared(path: Path, size: int | None) -> BinaryIO | None:
+    """Open the file at `path` and lock it against eviction; None where it does not exist or is being evicted."""
     try:
         file = open(path, "rb")  # noqa: SIM115 - the caller closes it
     except FileNotFoundError:
@@ -199,17 +215,17 @@ def _shared(path: Path, size: int | None) -> BinaryIO | None:
         return None
     status = os.fstat(file.fileno())
     if size is not None and status.st_size != size and status.st_nlink:
-        path.unlink(missing_ok=True)  # not as it was left here
+        path.unlink(missing_ok=True)  # changed since it was written
     if not status.st_nlink or size not in (None, status.st_size):
         file.close()
         return None
-    with suppress(PermissionError):  # of another user
-        os.utime(file.fileno())  # used now
+    with suppress(PermissionError):  # a file of another user
+        os.utime(file.fileno())  # last used now
     return file
 
 
-def _claim(path: Path, create: bool = False) -> int | None:
-    """The file at `path`, opened and locked for this thread alone; None where others have it, or it is not there."""
+def _lock_exclusive(path: Path, create: bool = False) -> int | None:
+    """Open the file at `path` and lock it for this thread alone; None where others hold it or it does not exist."""
     try:
         if create:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -223,17 +239,18 @@ def _claim(path: Path, create: bool = False) -> int | None:
         if os.fstat(descriptor).st_ino == os.stat(path).st_ino:
             return descriptor
     except (BlockingIOError, FileNotFoundError):
-        pass  # the file may have been deleted, or got its final name, in between
+        pass  # the file may have been deleted or renamed meanwhile
     os.close(descriptor)
     return None
 
 
 def _fetch(remote: RemoteFolder, claim: int, path: Path, size: int, sha256: str, exact: bool) -> None:
-    """Fill the open file with what `remote` has; raises `TransientError` unless that is what the manifest says."""
-    digest, met = hashlib.sha256(), 0
+    """Fill the open file from `remote`; raises `TransientError` unless size and SHA-256 are the manifest's."""
+    digest = hashlib.sha256()
+    received = 0
     os.lseek(claim, 0, os.SEEK_SET)
     for piece in remote.pieces(path.name, size + 1):
-        met += len(piece)
+        received += len(piece)
         digest.update(piece)
         view = memoryview(piece)
         try:
@@ -241,12 +258,12 @@ def _fetch(remote: RemoteFolder, claim: int, path: Path, size: int, sha256: str,
                 view = view[os.write(claim, view) :]
         except OSError as error:
             raise _cannot_write(path, error) from None
-    if met > size or (exact and met < size):
-        said = f"{met:,} bytes" if met <= size else f"more than {size:,} bytes"
-        raise TransientError("not of the manifest's size", said, f"{size:,} bytes")
+    if received > size or (exact and received < size):
+        text = f"{received:,} bytes" if received <= size else f"more than {size:,} bytes"
+        raise TransientError("not of the manifest's size", text, f"{size:,} bytes")
     if digest.hexdigest() != sha256:
         raise TransientError("not what the manifest says: SHA-256", digest.hexdigest(), sha256)
-    os.truncate(claim, met)
+    os.truncate(claim, received)
 
 
 def _cannot_write(path: Path, error: OSError) -> UserError:

@@ -70,11 +70,11 @@ def retry(action: Callable[[], _T], url: str, attempts: int) -> _T:
         except Exception as error:
             if attempt == attempts or not _may_pass(error):
                 raise
-            fault = _as_transient(error)
+            what, met, _ = _described(error)
             pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** (attempt - 1)) * random.uniform(0.5, 1)
             level = logging.WARNING if attempt > 2 else logging.INFO
             where = without_secrets(url)
-            log.log(level, "%s: %s, %s; attempt %d in %.1f s", where, fault.what, fault.met, attempt + 1, pause)
+            log.log(level, "%s: %s, %s; attempt %d in %.1f s", where, what, met, attempt + 1, pause)
             time.sleep(pause)
     raise AssertionError("no attempts")
 
@@ -94,9 +94,9 @@ def retry_read(action: Callable[[], _T], url: str, attempts: int) -> _T:
             raise error_text from None
         if not _may_pass(error):
             raise  # a mistake in a program is no fault of a network
-        fault = _as_transient(error)
+        what, met, wanted = _described(error)
         do = f"tried {attempts} times; the same command tries again"
-        raise BadShard(fault.what, where=without_secrets(url), met=fault.met, wanted=fault.wanted, do=do) from None
+        raise BadShard(what, where=without_secrets(url), met=met, wanted=wanted, do=do) from None
 
 
 def permanent_error(error: Exception, url: str) -> UserError | None:
@@ -123,10 +123,11 @@ def _may_pass(error: Exception) -> bool:
     return expected or type(error).__module__.split(".")[0] in _LIBRARIES
 
 
-def _as_transient(error: Exception) -> TransientError:
+def _described(error: Exception) -> tuple[str, str, str]:
+    """Return (what, met, wanted) of an error, without a reference to it: its traceback holds open connections."""
     if isinstance(error, TransientError):
-        return error
-    return TransientError("cannot be read", _error_text(error))
+        return error.what, error.met, error.wanted
+    return "cannot be read", _error_text(error), ""
 
 
 def _error_text(error: Exception) -> str:

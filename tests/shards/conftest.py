@@ -14,7 +14,7 @@ from shards.archive import ShardWriter
 from shards.format import INDEX, LEDGER, MANIFEST
 from shards.manifest import Manifest, ShardInfo, pack_index, sha256
 from shards.reader import ShardSet
-from shards.recode import stored_sample
+from shards.recode import decoded_sample
 from shards.sample import Sample
 
 Change = Callable[[list[Sample]], list[Sample]]
@@ -23,7 +23,7 @@ Change = Callable[[list[Sample]], list[Sample]]
 def stored_samples(folder: Path) -> list[Sample]:
     """Every sample of a set, as it was handed to the writer."""
     shards = ShardSet(folder)
-    return [stored_sample(shards, i) for i in range(len(shards))]
+    return [decoded_sample(shards, i) for i in range(len(shards))]
 
 
 def write_set(folder: Path, manifest: Manifest, samples: list[Sample]) -> None:
@@ -55,7 +55,7 @@ def change_frame(sample: Sample, number: int, **values: object) -> Sample:
 def six(sav_set: Path) -> list[Sample]:
     """The first samples of `sav_set`. Not to be changed."""
     shards = ShardSet(sav_set)
-    return [stored_sample(shards, i) for i in range(6)]
+    return [decoded_sample(shards, i) for i in range(6)]
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ from PIL import Image
 from skimage import data
 
 from pipeline import resize
-from shards.agree import pictures_agree, regions_agree
 from shards.codec import normalise
 from shards.format import Field
 from shards.recipe import RECIPES, Recipe, named_recipe
-from shards.same_region import centres
+from shards.same_picture import picture_disagreements
+from shards.same_region import centres, region_disagreements
 from tests.pipeline.test_resize import blob
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field", "retina", "camera", "page", "brick")
@@ -37,14 +37,14 @@ def both(original: np.ndarray, recipe: Recipe = RECIPES["default"]) -> tuple[np.
 def test_photographs(name, recipe):
     original = photograph(name)
     small, large = both(original, recipe)
-    assert pictures_agree([(small, large)], ["g_pixel_values"]) == []
+    assert picture_disagreements([(small, large)], ["g_pixel_values"]) == []
     grey = np.array_equal(original[..., 0], original[..., 2])
     for fault, change in FAULTS.items():
-        found = pictures_agree([(small, change(large))], ["g_pixel_values"])
+        found = picture_disagreements([(small, change(large))], ["g_pixel_values"])
         if not (grey and fault == "BGR for RGB"):  # which changes nothing in a grey picture
             assert len(found) == 1 and fault in found[0].met
     published_bug = np.clip(normalise(large, recipe.mean, recipe.std) * 255, 0, 255).astype(np.uint8)
-    assert pictures_agree([(small, published_bug)], ["g_pixel_values"])
+    assert picture_disagreements([(small, published_bug)], ["g_pixel_values"])
 
 
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
@@ -52,8 +52,8 @@ def test_nearly_equal_frames_that_are_swapped(name):
     original = photograph(name)
     first, second = both(original[3:, 3:]), both(original[:-3, :-3])
     names = ["g_pixel_values1", "g_pixel_values2"]
-    assert pictures_agree([first, second], names) == []
-    found = pictures_agree([(first[0], second[1]), (second[0], first[1])], names)
+    assert picture_disagreements([first, second], names) == []
+    found = picture_disagreements([(first[0], second[1]), (second[0], first[1])], names)
     assert [(f.field, names[1 - i] in f.met) for i, f in enumerate(found)] == [(names[0], True), (names[1], True)]
 
 
@@ -79,7 +79,7 @@ def test_no_alarm_on_any_picture(seed, size, kind, recipe):
         ),
     }[kind]()
     frame = both(original.astype(np.uint8), RECIPES[recipe])
-    assert pictures_agree([frame, frame], ["g_pixel_values1", "g_pixel_values2"]) == []
+    assert picture_disagreements([frame, frame], ["g_pixel_values1", "g_pixel_values2"]) == []
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
@@ -90,7 +90,7 @@ def test_no_alarm_on_moire(width, period, recipe):
     """Of all stripes of full contrast, these become the worst moire: some fit better upside down, or exchanged."""
     first, second = ((np.arange(width) + shift) % period < period / 2 for shift in (0, 1))
     frames = [both(np.tile(x[None, :, None] * np.uint8(255), (32, 1, 3)), recipe) for x in (first, second)]
-    assert pictures_agree(frames, ["g_pixel_values1", "g_pixel_values2"]) == []
+    assert picture_disagreements(frames, ["g_pixel_values1", "g_pixel_values2"]) == []
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
@@ -99,8 +99,8 @@ def test_blue_for_red_in_a_picture_that_is_nearly_grey(name, recipe):
     original = photograph(name).astype(np.float64)
     grey = original.mean(axis=2, keepdims=True)
     small, large = both(np.round(grey + 0.02 * (original - grey)).astype(np.uint8), recipe)
-    assert pictures_agree([(small, large)], ["g_pixel_values"]) == []
-    (found,) = pictures_agree([(small, large[::-1])], ["g_pixel_values"])
+    assert picture_disagreements([(small, large)], ["g_pixel_values"]) == []
+    (found,) = picture_disagreements([(small, large[::-1])], ["g_pixel_values"])
     assert "BGR for RGB" in found.met
 
 
@@ -109,10 +109,10 @@ def test_little_contrast_hides_nothing(name):
     original = photograph(name).astype(np.float64)
     small, large = both(np.round(100 + 0.05 * (original - original.mean())).astype(np.uint8))
     _, other = both(np.round(100 + 0.05 * (photograph("page") - 128.0)).astype(np.uint8))
-    assert pictures_agree([(small, large)], ["g_pixel_values"]) == []
+    assert picture_disagreements([(small, large)], ["g_pixel_values"]) == []
     for wrong in (other, large[:, ::-1, ::-1], large.transpose(0, 2, 1)[:, ::-1], *(f(large) for f in FAULTS.values())):
         if not np.array_equal(wrong, large):
-            assert pictures_agree([(small, np.ascontiguousarray(wrong))], ["g_pixel_values"])
+            assert picture_disagreements([(small, np.ascontiguousarray(wrong))], ["g_pixel_values"])
 
 
 @pytest.mark.parametrize("name", ["astronaut", "chelsea", "rocket", "camera"])
@@ -120,8 +120,8 @@ def test_one_frame_stored_twice(name):
     original = photograph(name)
     first, second = both(original[3:, 3:]), both(original[:-3, :-3])
     names = ["g_pixel_values1", "g_pixel_values2"]
-    assert pictures_agree([first, (second[0], first[1])], names)
-    assert pictures_agree([first, (first[0], second[1])], names)
+    assert picture_disagreements([first, (second[0], first[1])], names)
+    assert picture_disagreements([first, (first[0], second[1])], names)
 
 
 def test_frames_of_a_still_scene_that_are_swapped():
@@ -133,8 +133,8 @@ def test_frames_of_a_still_scene_that_are_swapped():
     for pair in (noisy, [photograph("astronaut"), moved]):
         first, second = map(both, pair)
         names = ["g_pixel_values1", "g_pixel_values2"]
-        assert pictures_agree([first, second], names) == []
-        assert len(pictures_agree([(first[0], second[1]), (second[0], first[1])], names)) == 2
+        assert picture_disagreements([first, second], names) == []
+        assert len(picture_disagreements([(first[0], second[1]), (second[0], first[1])], names)) == 2
 
 
 def stored(mask: np.ndarray, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
@@ -165,7 +165,7 @@ def test_no_alarm_on_any_region(seed, size, ragged, recipe):
     mask = blob(seed, *size) if ragged else ellipse(seed, *size)
     cells, large = stored(mask, recipe)
     if cells.sum() >= recipe.min_prompt_cells or recipe.small_regions == "fill":
-        assert regions_agree(cells[None], large[None], *size, recipe, Field("prompt_masks", None)) == []
+        assert region_disagreements(cells[None], large[None], *size, recipe, Field("prompt_masks", None)) == []
 
 
 @settings(max_examples=60, deadline=None)
@@ -177,7 +177,7 @@ def test_the_mask_of_another_object(seed, size, recipe):
     cells, _ = stored(mask, recipe)
     other_cells, other_large = stored(other, recipe)
     if mask.any() and other.any() and not np.array_equal(cells, other_cells):
-        found = regions_agree(cells[None], other_large[None], *size, recipe, Field("prompt_masks", 1))
+        found = region_disagreements(cells[None], other_large[None], *size, recipe, Field("prompt_masks", 1))
         assert found
 
 
@@ -187,7 +187,7 @@ def test_no_alarm_on_dust(size, recipe):
     """Every pixel counts: Pillow's NEAREST to 448 takes the pixel before where 128 divides a side."""
     mask = np.random.default_rng(0).random(size) < 0.5
     cells, large = stored(mask, recipe)
-    assert regions_agree(cells[None], large[None], *size, recipe, Field("prompt_masks", None)) == []
+    assert region_disagreements(cells[None], large[None], *size, recipe, Field("prompt_masks", None)) == []
 
 
 @pytest.mark.parametrize("count", [16, 448, 1024])
@@ -203,7 +203,7 @@ def test_a_mask_that_is_not_of_the_original_s_size():
     mask[100:300, 100:300] = True
     cells, large = stored(mask, RECIPES["default"])
     shifted = np.roll(large, 1, axis=0)  # half a pixel of the original: the cells stay
-    (found,) = regions_agree(cells[None], shifted[None], 512, 512, RECIPES["default"], Field("prompt_masks", 1))
+    (found,) = region_disagreements(cells[None], shifted[None], 512, 512, RECIPES["default"], Field("prompt_masks", 1))
     assert "not enlarged" in found.what
 
 
@@ -214,8 +214,8 @@ def test_says_whose_mask_it_is(size):
     masks[1][size[0] // 2 :, size[1] // 2 : size[1] // 2 + size[1] // 4] = True
     recipe, field = RECIPES["default"], Field("prompt_masks", 1)
     cells, large = (np.stack(x) for x in zip(*[stored(mask, recipe) for mask in masks], strict=True))
-    assert regions_agree(cells, large, *size, recipe, field) == []
-    found = regions_agree(cells, large[::-1], *size, recipe, field)
+    assert region_disagreements(cells, large, *size, recipe, field) == []
+    found = region_disagreements(cells, large[::-1], *size, recipe, field)
     assert [f.met.split("; ")[1] for f in found] == ["it fits object 1", "it fits object 0"]
-    (flipped,) = regions_agree(cells[:1], large[:1, :, ::-1], *size, recipe, field)
+    (flipped,) = region_disagreements(cells[:1], large[:1, :, ::-1], *size, recipe, field)
     assert "flipped left to right" in flipped.met

@@ -106,7 +106,7 @@ def test_against_the_raw_files_the_loss_is_the_one_that_was_told(sav_root, lossy
     changed, samples = tmp_path / "sav", stored_samples(lossy)
     for one in samples:
         one.meta["psnr"][PICTURES[1]] = 55.0
-    write_set(changed, replace(Manifest.read(lossy), codec="zstd", psnr=Psnr.of(ratios(samples))), samples)
+    write_set(changed, replace(Manifest.read(lossy), codec="zstd", psnr=Psnr.summarise(ratios(samples))), samples)
     assert whats(changed, **how) == {"PSNR against what the raw file gives"}
     assert not whats(changed, allow_lossy=True)  # which the shards alone cannot show
 
@@ -143,7 +143,7 @@ def test_a_set_that_claims_to_be_lossless(few, lossy, changed, tmp_path, monkeyp
 def test_a_sample_that_does_not_say_what_it_lost(lossy, tmp_path):
     first, *others = stored_samples(lossy)
     silent = replace(first, meta={k: v for k, v in first.meta.items() if k != "psnr"})
-    manifest = replace(Manifest.read(lossy), codec="zstd", psnr=Psnr.of(ratios(others)))
+    manifest = replace(Manifest.read(lossy), codec="zstd", psnr=Psnr.summarise(ratios(others)))
     write_set(tmp_path / "sav", manifest, [silent, *others])
     assert whats(tmp_path / "sav", allow_lossy=True) == {"PSNR in the JSON"}
 
@@ -182,7 +182,10 @@ def test_sharding_stores_what_recoding_does_and_a_lossy_set_is_not_taken_for_a_f
         shard(tmp_path / codec, codec)
     recode(tmp_path / "zstd" / "sav", tmp_path / "recoded", "jpeg")
     sharded, recoded = ShardSet(tmp_path / "jpeg" / "sav"), ShardSet(tmp_path / "recoded")
-    assert bytes(sharded.stored(0)) == bytes(recoded.stored(0)) and sharded.manifest.psnr == recoded.manifest.psnr
+    assert (
+        bytes(sharded.sample_bytes(0)) == bytes(recoded.sample_bytes(0))
+        and sharded.manifest.psnr == recoded.manifest.psnr
+    )
     recode(tmp_path / "recoded", tmp_path / "back" / "sav", "zstd")
     with pytest.raises(UserError, match="--overwrite"):
         shard(tmp_path / "back", "zstd")
@@ -253,4 +256,4 @@ def test_psnr_by_hand():
     black, white = np.zeros_like(picture), np.full_like(picture, 255)
     assert psnr(black, white) == psnr(white, black) == 0
     assert encode_picture(picture) != encode_jpeg(picture) == encode_jpeg(picture)
-    assert Psnr.of([]) is None and Psnr.of([40.0, 50.0]) == Psnr(40.0, 45.0)
+    assert Psnr.summarise([]) is None and Psnr.summarise([40.0, 50.0]) == Psnr(40.0, 45.0)

@@ -62,7 +62,7 @@ def test_sharding_with_a_codec_stores_what_recoding_does(sav_root, raw_set, tmp_
     assert shard(tmp_path / "sav", "raw").codec == "raw"
     assert verify([tmp_path / "sav"]).ok
     sharded, recoded = ShardSet(tmp_path / "sav"), ShardSet(raw_set)
-    assert [bytes(sharded.stored(i)) for i in range(2)] == [bytes(recoded.stored(i)) for i in range(2)]
+    assert [bytes(sharded.sample_bytes(i)) for i in range(2)] == [bytes(recoded.sample_bytes(i)) for i in range(2)]
     with pytest.raises(UserError, match="--overwrite"):
         shard(tmp_path / "sav", "zstd")
     recode(tmp_path / "sav", tmp_path / "back", "zstd")

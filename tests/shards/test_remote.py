@@ -36,7 +36,7 @@ remote, local = open_set(url, Cache(cache, int(limit))), ShardSet(folder)
 order = list(range(len(local))) * int(rounds)
 random.Random(seed).shuffle(order)
 for position in order:
-    assert remote.stored(position) == local.stored(position)
+    assert remote.sample_bytes(position) == local.sample_bytes(position)
 print("equal")
 """
 
@@ -63,7 +63,7 @@ def room(small_set: Path, tars: int) -> int:
 
 def assert_equal(met: ShardSet, wanted: ShardSet) -> None:
     for position in range(len(wanted)):
-        assert met.stored(position) == wanted.stored(position)
+        assert met.sample_bytes(position) == wanted.sample_bytes(position)
 
 
 def test_samples_are_those_of_the_folder_whatever_befalls_the_first_requests(server, small_set, tmp_path):
@@ -132,7 +132,7 @@ def test_what_has_changed_in_the_cache_is_fetched_again(server, small_set, tmp_p
 
 def test_what_changes_in_the_cache_once_more_is_an_error(server, small_set, tmp_path, monkeypatch):
     met = remote(server, tmp_path)
-    met.stored(0)
+    met.sample_bytes(0)
     monkeypatch.setattr("shards.reader.crc32", lambda view: 1)
     with pytest.raises(BadShard, match="CRC-32 of the sample"):
         met.open(0)
@@ -177,10 +177,10 @@ def test_the_limit_holds_and_the_least_recently_used_goes_first(server, small_se
     assert files(tmp_path) == [f"sav-{n:06d}.tar" for n in (3, 4, 5)]
     with pytest.raises(NoRoom):
         met.fetch(6, ahead=True)
-    view = met.stored(3)
+    view = met.sample_bytes(3)
     assert_equal(met, ShardSet(small_set))  # what is needed now takes the place of what was used before
     assert used(tmp_path) <= room(small_set, 3)
-    assert view == ShardSet(small_set).stored(3)  # though the file is gone
+    assert view == ShardSet(small_set).sample_bytes(3)  # though the file is gone
     with pytest.raises(UserError, match="the limit of the cache is too low"):
         remote(server, tmp_path / "other", limit=1000)
 
@@ -209,9 +209,9 @@ def test_what_is_fetched_ahead_leaves_room_for_what_others_need(server, small_se
 
 def test_a_file_that_was_damaged_or_deleted_is_fetched_again(server, small_set, tmp_path):
     met, local = remote(server, tmp_path), ShardSet(small_set)
-    view = met.stored(0)
+    view = met.sample_bytes(0)
     next(tmp_path.glob("*/sav-000000.tar")).unlink()  # by a careless user, while it is mapped
-    assert view == local.stored(0)
+    assert view == local.sample_bytes(0)
     del view
     met.release(0)
     met.fetch(1)

@@ -24,7 +24,7 @@ SIZE = 10_000_000
 def bytes_of(folder: Path) -> dict[str, bytes]:
     """Each sample's bytes in its tar."""
     shards = ShardSet(folder)
-    return {shards.key(i): bytes(shards.stored(i)) for i in range(len(shards))}
+    return {shards.key(i): bytes(shards.sample_bytes(i)) for i in range(len(shards))}
 
 
 def folders_of(folder: Path) -> set[str]:

@@ -43,23 +43,25 @@ def test_numbers_equal_those_of_the_plain_reader(faulty):
     ]
     seen = [(area, cells) for area, cells in pairs if area]
     assert len(pairs) == len(seen) + 1 == 2 * len(samples) + 2
-    assert np.allclose(stats.found[AREA], [area for area, _ in seen])
-    assert stats.found[CELLS].tolist() == [cells for _, cells in seen]
+    assert np.allclose(stats.values[AREA], [area for area, _ in seen])
+    assert stats.values[CELLS].tolist() == [cells for _, cells in seen]
     few = sum(bool(cells < 4) for _, cells in seen)
     filled = sum(bool(n) for s in samples for item in s["meta"]["objects"] for n in item["filled"])
     assert stats.regions == {"empty": 1, "filled up": filled, "fewer than 4 cells": few} and few
-    assert stats.found[OBJECTS].tolist() == [2] + [1] * (len(samples) - 1)
-    assert stats.found[TEXTS].tolist() == [0, 2] + [0] * (len(samples) - 1)  # one of three texts says nothing
-    assert stats.found[WORDS].tolist() == [3, 1]
-    assert set(stats.found[FRAMES]) == {2} and set(stats.found[SIDE]) == {512}
-    assert stats.found[BYTES].sum() * 1e6 == pytest.approx(tar.stat().st_size, abs=12_000)  # all but the end of the tar
+    assert stats.values[OBJECTS].tolist() == [2] + [1] * (len(samples) - 1)
+    assert stats.values[TEXTS].tolist() == [0, 2] + [0] * (len(samples) - 1)  # one of three texts says nothing
+    assert stats.values[WORDS].tolist() == [3, 1]
+    assert set(stats.values[FRAMES]) == {2} and set(stats.values[SIDE]) == {512}
+    assert stats.values[BYTES].sum() * 1e6 == pytest.approx(
+        tar.stat().st_size, abs=12_000
+    )  # all but the end of the tar
     assert f"{len(samples)} samples, {len(samples) + 1} objects, 1 shards" in stats.lines()[0]
-    assert stats.to_json()["numbers"][AREA]["quartiles"][2] == pytest.approx(np.median([area for area, _ in seen]))
+    assert stats.to_json()["quantities"][AREA]["quartiles"][2] == pytest.approx(np.median([area for area, _ in seen]))
 
 
 def test_some_samples_stand_for_all(sav_set):
     (stats,) = measure_sets([sav_set], 5)
-    assert stats.looked_at == len(stats.found[FRAMES]) == 5
+    assert stats.measured == len(stats.values[FRAMES]) == 5
     assert stats.manifest.samples == Manifest.read(sav_set).samples == 12
 
 
@@ -75,7 +77,7 @@ def test_from_the_command_line(sav_set, tmp_path):
     command = [sys.executable, "cli.py", "stats", str(sav_set), "--out", str(tmp_path / "x.html"), "--json"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)[0]["looked_at"] == 12
+    assert json.loads(done.stdout)[0]["measured"] == 12
     assert (tmp_path / "x.html").exists()
 
 

@@ -17,7 +17,7 @@ from shards.format import Field
 from shards.program import check_set
 from shards.reader import Array, StoredSample, decode_field
 from shards.recipe import Recipe
-from shards.sample import texts_of
+from shards.sample import usable_texts
 from trainer.data.batch import Batch, Frame
 from trainer.data.choice import Choice, choose, shuffled, walk
 
@@ -125,7 +125,7 @@ class BatchDecoder:
         visible = np.stack([mask.any(axis=(1, 2)) for mask in cells])
         able: list[int] = np.flatnonzero(visible.any(axis=0)).tolist()
         if self._need == "texts":
-            able = [n for n in able if texts_of(sample.meta["objects"][n])]
+            able = [n for n in able if usable_texts(sample.meta["objects"][n])]
         if not able:
             raise BadShard("index and sample differ", where=sample.where, wanted=NEEDED[self._need], do=check_set())
         return choose(visible, able, self._objects, salt, visit)
@@ -209,7 +209,7 @@ class BatchDecoder:
 
 def _texts_of_chosen(visit: Visit) -> list[list[str]]:
     """The texts of each chosen object that say something."""
-    return [texts_of(visit.sample.meta["objects"][number]) for number in visit.choice.objects]
+    return [usable_texts(visit.sample.meta["objects"][number]) for number in visit.choice.objects]
 
 
 class Buffers:

@@ -64,7 +64,7 @@ def test_a_set_is_sharded_into_azure_and_read_from_there(azure, here, sav_root, 
     local = ShardSet(sav_set)
     for url in ("az://container/shards/sav", "abfss://container@account.dfs.core.windows.net/shards/sav"):
         remote = open_set(url, Cache(tmp_path / url[:2], 10**9))
-        assert [remote.stored(n) for n in range(len(local))] == [local.stored(n) for n in range(len(local))]
+        assert [remote.sample_bytes(n) for n in range(len(local))] == [local.sample_bytes(n) for n in range(len(local))]
 
 
 @pytest.mark.parametrize(
