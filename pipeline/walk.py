@@ -12,7 +12,7 @@ from pipeline.input_files import no_such_file
 from pipeline.records import RecordsWriter
 from pipeline.refused import refuse
 from shards.errors import UserError
-from shards.hidden import hidden_stand_in, is_hidden
+from shards.hidden import is_hidden, visible_counterpart
 
 HIDDEN = "hidden files passed over"
 HIDDEN_FOLDERS = "hidden folders passed over"
@@ -130,7 +130,7 @@ def _enter(put: Callable[[tuple[str, int]], object], path: str, level: int, dept
 def _count_hidden(entry: os.DirEntry[str], wanted: Callable[[str], bool], counts: Counter[str]) -> None:
     if entry.is_dir():
         counts[HIDDEN_FOLDERS] += 1
-    elif wanted(entry.name) or wanted(hidden_stand_in(entry.name)):
+    elif wanted(entry.name) or wanted(visible_counterpart(entry.name)):
         counts[HIDDEN] += 1
 
 

@@ -272,7 +272,9 @@ def group_members(
         if member_key != key:
             if group:
                 yield key, first, group
-            key, first, group = member_key, offset, {}
+            key = member_key
+            first = offset
+            group = {}
         if rest in group:
             raise BadShard("member stands twice", where=key, met=rest)
         group[rest] = data

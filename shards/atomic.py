@@ -1,4 +1,4 @@
-"""Files that stand under their final name only when they are whole."""
+"""Writing files that appear under their final name only when they are complete."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` outlive a power cut."""
+    """Write the names in `folder` to disk, so that renames survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -17,7 +17,11 @@ def sync_folder(folder: Path) -> None:
 
 
 def atomic_write(path: Path, data: bytes, temporary_folder: Path | None = None) -> None:
-    """Write `data` under a temporary name (beside `path`, or in a folder on the same disk), sync it, rename it."""
+    """Write `data` under a temporary name, sync it and rename it to `path`. Raises `OSError`.
+
+    Args:
+        temporary_folder: on the disk of `path`; the folder of `path` by default.
+    """
     # Unique on all machines that may share the folder.
     temporary = (temporary_folder or path.parent) / f".{path.name}.{uuid.uuid4().hex}.tmp"
     try:

@@ -22,40 +22,41 @@ except ImportError:  # not needed to read a set
 __all__ = ["CHECKS", "Check", "Copies", "crc32", "crc32_while_copying", "file_sha256"]
 
 Copies = Sequence[tuple[NDArray[Any], NDArray[np.uint8]]]
-"""(target, source) pairs; both contiguous and of one size, the sources views of the data that is checked."""
-_PIECE = 256 << 10  # bytes that stay in the processor's second cache between their checksum and their copy
+"""(target, source) pairs of contiguous arrays of one size; the sources are views of the checked data."""
+_PIECE = 256 << 10  # bytes; small enough to stay in the processor's L2 cache between checksum and copy
 
 Check = Literal["first", "always", "never"]
-"""When a sample's bytes are compared with the CRC-32 that the index holds: at a process's first read of the sample, at
-every read, or not at all."""
+"""When the bytes of a sample are compared with their CRC-32: at a process's first read, at every read, or never."""
 CHECKS: tuple[Check, ...] = get_args(Check)
 
 
 def file_sha256(path: Path) -> str:
-    """The SHA-256 of the file at `path`, hexadecimal. Raises `OSError`."""
+    """Return the SHA-256 of the file at `path`, hexadecimal. Raises `OSError`."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def crc32_while_copying(data: memoryview, copies: Copies) -> int:
-    """The CRC-32 of `data`; on the way each source among `copies` is copied to its target.
+    """Return the CRC-32 of `data`, and copy each source of `copies` to its target on the way.
 
-    A piece that was just checked is still in the processor's cache: so both together take a fifth more time than the
-    copies alone, one after the other two thirds more.
+    A piece that was just read is still in the processor's cache. So the checksum adds a fifth to the time of the
+    copies, and two thirds when it is computed separately.
     """
     begin = _address(np.frombuffer(data, np.uint8))
-    checksum, done = 0, 0
+    checksum = 0
+    done = 0
     for target, source in sorted(copies, key=lambda copy: _address(copy[1])):
         start = _address(source) - begin
-        if start < done:  # copied twice
+        if start < done:  # this part is copied to two targets
             np.copyto(target, source)
             continue
         checksum = crc32(data[done:start], checksum)
-        flat, out = source.reshape(-1), target.reshape(-1)
-        for place in range(0, flat.size, _PIECE):
-            piece = flat[place : place + _PIECE]
+        flat = source.reshape(-1)
+        out = target.reshape(-1)
+        for first in range(0, flat.size, _PIECE):
+            piece = flat[first : first + _PIECE]
             checksum = crc32(piece, checksum)
-            out[place : place + _PIECE] = piece
+            out[first : first + _PIECE] = piece
         done = start + flat.size
     return crc32(data[done:], checksum)
 

@@ -1,9 +1,8 @@
-"""How each format is stored: deterministic, decoded straight into the caller's buffer.
+"""Encoding and decoding of the four formats: deterministic, decoded straight into the caller's buffer.
 
-Pictures are stored in one of three ways. jpeg, which alone is lossy: see `shards.lossy`. raw: npy. zstd: RGB turned
-into (R - G, G, B - G), each row minus the row above (PNG's "Up" filter), all modulo 256, then one zstd frame. Masks:
-one zstd frame of packed bits an object, so that one is decoded without the others. Prompts: npy. The choice among the
-codecs that were measured is explained in `docs/FORMAT.md`.
+Pictures have one of three codecs. raw: npy. zstd: RGB turned into (R - G, G, B - G), each row minus the row above
+(PNG's "Up" filter), all modulo 256, then one zstd frame. jpeg, the only lossy one: see `shards.lossy`. Masks: one zstd
+frame of packed bits per object, so that each is decoded alone. Prompts: npy. `docs/FORMAT.md` explains the choice.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ Bool = NDArray[np.bool_]
 
 _LEVEL = 1  # a higher level costs 4 to 7 times the time for 3 % of the size
 _PICTURE_SIZE = 3 * 1024 * 1024  # bytes, for which zstd chooses the other parameters
-_PICTURE_HASH = 8  # as small a table finds as much in pictures as zstd's own of 2 ** 14, in three quarters of the time
-_BANDS = 32  # of a mask
+_PICTURE_HASH = 8  # log2 of the table's size; finds as much in pictures as zstd's 14, in three quarters of the time
+_BANDS = 32  # of rows, in a mask
 _BYTES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).view(np.uint64)[:, 0]
-"""The eight bits of each byte, a byte each."""
+"""(256,) uint64: the eight bits of each byte value as eight bytes."""
 _ROW_BLOCKS = 32  # both picture sizes are multiples of it
 _NPY = b"\x93NUMPY"
 _local = threading.local()
@@ -61,11 +60,11 @@ def _compress_picture(data: UInt8) -> bytes:
 
 
 def _decompress(data: Buffer, size: int) -> UInt8:
-    """The `size` bytes that `data` holds; raises `BadShard` unless it is one frame of exactly that many."""
+    """Decompress `data`, (size,) uint8; raises `BadShard` unless it is one zstd frame of exactly `size` bytes."""
     try:
-        met = zstandard.get_frame_parameters(data).content_size
-        if met != size:  # checked before anything is decompressed
-            raise BadShard("zstd frame of another size", met=f"{met} bytes", wanted=f"{size} bytes")
+        content = zstandard.get_frame_parameters(data).content_size
+        if content != size:  # checked before anything is decompressed
+            raise BadShard("zstd frame of another size", met=f"{content} bytes", wanted=f"{size} bytes")
         return np.frombuffer(_decompressor().decompress(data, allow_extra_data=False), np.uint8)
     except zstandard.ZstdError as error:
         raise BadShard("not a zstd frame", met=str(error), wanted=f"one frame of {size} bytes") from None
@@ -77,12 +76,12 @@ def encode_raw_picture(picture: UInt8) -> bytes:
 
 
 def is_raw(data: Buffer) -> bool:
-    """Whether the bytes of a picture are npy."""
+    """Return whether the bytes of a picture are npy."""
     return bytes(data[: len(_NPY)]) == _NPY
 
 
 def codec_of(data: Buffer) -> Codec:
-    """What the first bytes of a picture say; zstd where they say nothing else."""
+    """Return the codec of a picture, from its first bytes; zstd where they match no other."""
     return "raw" if is_raw(data) else "jpeg" if is_jpeg(data) else "zstd"
 
 
@@ -91,14 +90,18 @@ def encode_picture(picture: UInt8) -> bytes:
     filtered = np.empty_like(picture)
     filtered[:, 0] = picture[:, 0]
     np.subtract(picture[:, 1:], picture[:, :-1], out=filtered[:, 1:])
-    # A difference of differences: both are linear modulo 256, so their order does not matter.
+    # Both differences are linear modulo 256, so their order does not matter.
     filtered[0] -= filtered[1]
     filtered[2] -= filtered[1]
     return _compress_picture(filtered)
 
 
 def decode_picture(data: Buffer, size: int, out: UInt8 | None = None) -> UInt8:
-    """Decode to (3, size, size) uint8 RGB, into `out` (contiguous) where it is given; the bytes tell which codec."""
+    """Decode a picture of any codec to (3, size, size) uint8 RGB, into `out` (contiguous) if given.
+
+    Raises:
+        BadShard: the bytes are not a picture of this size.
+    """
     if out is None:
         out = np.empty((3, size, size), np.uint8)
     if is_raw(data):
@@ -106,10 +109,11 @@ def decode_picture(data: Buffer, size: int, out: UInt8 | None = None) -> UInt8:
         return out
     if is_jpeg(data):
         return decode_jpeg(data, size, out)
-    # The prefix sum over rows, in blocks: each addition covers one row of all blocks at once, so that some sixty calls
-    # to numpy do the work of `size`, and the interpreter lock is free during each.
+    # A prefix sum over rows, in blocks. Each addition covers one row of all blocks: some sixty calls to numpy, not
+    # `size`, each without the interpreter lock.
     split = 3, _ROW_BLOCKS, size // _ROW_BLOCKS, size
-    stored, blocks = _decompress(data, out.size).reshape(split), out.reshape(split)
+    stored = _decompress(data, out.size).reshape(split)
+    blocks = out.reshape(split)
     blocks[:, :, 0] = stored[:, :, 0]
     for row in range(1, split[2]):
         np.add(stored[:, :, row], blocks[:, :, row - 1], out=blocks[:, :, row])
@@ -121,7 +125,7 @@ def decode_picture(data: Buffer, size: int, out: UInt8 | None = None) -> UInt8:
 
 
 def read_picture(data: Buffer, size: int) -> UInt8:
-    """As `decode_picture`, but a raw picture is not copied: a view of `data`, not to be written to."""
+    """Decode as `decode_picture`, but return a raw picture as a read-only view of `data`."""
     shape = 3, size, size
     return _npy_values(data, "|u1", shape).reshape(shape) if is_raw(data) else decode_picture(data, size)
 
@@ -129,10 +133,9 @@ def read_picture(data: Buffer, size: int) -> UInt8:
 def normalise(
     picture: UInt8, mean: Sequence[float], std: Sequence[float], out: NDArray[np.float32] | None = None
 ) -> NDArray[np.float32]:
-    """(v / 255 - mean) / std for (3, S, S) uint8, in float32.
+    """Return (v / 255 - mean) / std for (3, S, S) uint8, in float32.
 
-    In this order of operations the result is bit-equal to torchvision's ToTensor + Normalize; folding the constants
-    into one multiplication is not.
+    This order of operations is bit-equal to torchvision's ToTensor and Normalize; one folded multiplication is not.
     """
     if out is None:
         out = np.empty(picture.shape, np.float32)
@@ -143,14 +146,14 @@ def normalise(
 
 
 def encode_masks(masks: Bool) -> bytes:
-    """Encode (N, S, S) bool: N, the N end offsets of the frames that follow (all uint32, little endian), the frames."""
+    """Encode (N, S, S) bool as N and the N end offsets of the frames (uint32, little endian), then the frames."""
     frames = [_compress_mask(np.packbits(mask)) for mask in masks]
     ends = np.cumsum([len(frame) for frame in frames])
     return np.array([len(frames), *ends], "<u4").tobytes() + b"".join(frames)
 
 
 def count_masks(data: Buffer) -> int:
-    """How many objects an encoded `masks` member holds."""
+    """Return the number of objects of an encoded `masks` member; raises `BadShard`."""
     count = int.from_bytes(data[:4], "little") if len(data) >= 4 else -1
     if not 0 <= count <= min(MAX_OBJECTS, len(data) // 4 - 1):
         raise BadShard("impossible number of masks", met=str(count), wanted=f"0 to {max(0, len(data) // 4 - 1)}")
@@ -163,11 +166,15 @@ def decode_masks(
     """Decode the masks of `objects` (positions; all by default) to (len(objects), size, size) bool.
 
     Args:
-        out: a contiguous array that gets the result.
-        packed: to (len(objects), size, size // 8) uint8 instead, eight pixels a byte, the first in the highest bit.
+        out: contiguous array for the result.
+        packed: return (len(objects), size, size // 8) uint8, eight pixels per byte, the first in the highest bit.
+
+    Raises:
+        BadShard: the bytes are not masks of this size, or an object does not exist.
     """
     count = count_masks(data)
-    begin, length = 4 + 4 * count, len(data) - 4 - 4 * count
+    begin = 4 + 4 * count
+    length = len(data) - begin
     last = _end(data, count - 1)
     if last != length:
         raise BadShard("offsets of masks do not fit", met=f"the last is {last}", wanted=f"rising to {length}")
@@ -178,7 +185,8 @@ def decode_masks(
     for row, position in enumerate(objects):
         if not 0 <= position < count:
             raise BadShard("no such object", met=str(position), wanted=f"0 to {count - 1}")
-        start, end = _end(data, position - 1), _end(data, position)
+        start = _end(data, position - 1)
+        end = _end(data, position)
         if not start <= end <= length:
             raise BadShard("offsets of masks do not fit", met=f"{start}, {end}", wanted=f"rising to {length}")
         bits = _decompress(data[begin + start : begin + end], size * size // 8)
@@ -190,43 +198,44 @@ def decode_masks(
 
 
 def _end(data: Buffer, position: int) -> int:
-    """Where the frame of the mask at `position` ends, from the first one's beginning on."""
+    """Return the offset at which the frame of the mask at `position` ends, from the start of the first frame."""
     return int.from_bytes(data[4 + 4 * position : 8 + 4 * position], "little") if position >= 0 else 0
 
 
 def _unpack(packed: UInt8, out: Bool) -> None:
-    """Set `out` (S, S) to the bits of `packed`: zero everywhere but between the first and the last band with a bit.
+    """Unpack bits into `out` (S, S); outside the bands between the first and the last bit, zeros are written.
 
-    Most objects are small, and to write zeros takes half the time of unpacking them.
+    Most objects are small, and writing zeros takes half the time of unpacking.
     """
-    bands, flat = packed.reshape(_BANDS, -1), out.reshape(_BANDS, -1)
-    full = np.flatnonzero(bands.max(axis=1))
-    first, end = (int(full[0]), int(full[-1]) + 1) if full.size else (0, 0)
+    bands = packed.reshape(_BANDS, -1)
+    flat = out.reshape(_BANDS, -1)
+    occupied = np.flatnonzero(bands.max(axis=1))
+    first, end = (int(occupied[0]), int(occupied[-1]) + 1) if occupied.size else (0, 0)
     flat[:first] = flat[end:] = False
-    # np.take converts its indices; unpackbits makes an array that is copied, and there is one pass fewer.
+    # np.take writes into `out`; unpackbits would make an array to be copied.
     np.take(_BYTES, bands[first:end], out=flat[first:end].view(np.uint64), mode="clip")
 
 
 @lru_cache(maxsize=256)
 def _npy_header(descr: str, *shape: int) -> bytes:
-    """The header that numpy writes for such an array in C order, npy version 1.0."""
+    """Return the header that numpy writes for such an array in C order, npy version 1.0."""
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(buffer, {"descr": descr, "fortran_order": False, "shape": shape})
     return buffer.getvalue()
 
 
 def _npy_values(data: Buffer, descr: str, shape: tuple[int, ...]) -> UInt8:
-    """The bytes after the header; raises `BadShard` unless `data` is the npy of such an array."""
+    """Return the bytes after the header; raises `BadShard` unless `data` is the npy of such an array."""
     return np.frombuffer(data, np.uint8, offset=_npy_begin(data, descr, shape))
 
 
 def _npy_begin(data: Buffer, descr: str, shape: tuple[int, ...]) -> int:
-    """Where the values begin; raises `BadShard` unless `data` is the npy of such an array."""
+    """Return the offset of the values; raises `BadShard` unless `data` is the npy of such an array."""
     # The header is compared, not parsed: numpy parses it through `ast`, which fails in threads (CPython issue 106905).
     header = _npy_header(descr, *shape)
     if len(data) != len(header) + math.prod(shape) or bytes(data[: len(header)]) != header:
-        met = f"{len(data)} bytes, {bytes(data[:80])!r}"
-        raise BadShard("not the npy of this field", met=met, wanted=f"npy 1.0, {descr} {shape}")
+        found = f"{len(data)} bytes, {bytes(data[:80])!r}"
+        raise BadShard("not the npy of this field", met=found, wanted=f"npy 1.0, {descr} {shape}")
     return len(header)
 
 
@@ -236,17 +245,22 @@ def encode_prompts(prompts: Bool) -> bytes:
 
 
 def decode_prompts(data: Buffer, grid: int, objects: Sequence[int] | None = None, out: Bool | None = None) -> Bool:
-    """Decode the cells of `objects` (positions; all by default) to (len(objects), grid, grid) bool."""
+    """Decode the cells of `objects` (positions; all by default) to (len(objects), grid, grid) bool.
+
+    Raises:
+        BadShard: the bytes are not prompts, or an object does not exist.
+    """
     # Headers are padded to 64 bytes, and a count's digits do not reach the next 64: all are equally long.
     count = (len(data) - len(_npy_header("|b1", 1, grid, grid))) // (grid * grid)
     shape = min(max(count, 0), MAX_OBJECTS), grid, grid
-    begin, area = _npy_begin(data, "|b1", shape), grid * grid
+    begin = _npy_begin(data, "|b1", shape)
+    area = grid * grid
     if objects and not 0 <= min(objects) <= max(objects) < count:
         raise BadShard("no such object", met=str(list(objects)), wanted=f"0 to {count - 1}")
     if objects is None:
         cells = np.frombuffer(data, np.uint8, offset=begin)
         binary = not cells.size or cells.max() <= 1
-    else:  # few as they are, numpy's indexing costs more than the cells
+    else:  # numpy's indexing would take longer than these few cells
         places = [begin + area * n for n in objects]
         cells = np.frombuffer(chosen := b"".join([data[at : at + area] for at in places]), np.uint8)
         binary = not chosen.strip(b"\0\1")

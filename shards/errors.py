@@ -1,4 +1,4 @@
-"""The one family of errors that a user can cause and mend: one clear line each, never a traceback."""
+"""The errors that a user can cause and fix: one clear line each, never a traceback."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from shards.printable import printable, shortened
 
 
 class UserError(Exception):
-    """Something the user gave does not hold.
+    """Something that the user gave is wrong.
 
     Args:
         what: what is wrong, in a few words.
@@ -19,11 +19,15 @@ class UserError(Exception):
     """
 
     def __init__(self, what: str, *, where: str = "", met: str = "", wanted: str = "", do: str = "") -> None:
-        self.what, self.where, self.met, self.wanted, self.do = what, where, met, wanted, do
+        self.what = what
+        self.where = where
+        self.met = met
+        self.wanted = wanted
+        self.do = do
         super().__init__(what, where, met, wanted, do)  # as positional arguments, so that it survives pickling
 
     def at(self, where: str) -> Self:
-        """The same error with its place."""
+        """Return the same error with `where` as its place."""
         return type(self)(self.what, where=where, met=self.met, wanted=self.wanted, do=self.do)
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -31,9 +35,9 @@ class UserError(Exception):
 
     @property
     def detail(self) -> str:
-        """All but what and where, on one line: "met ...; wanted ...; what to do", without the parts that are empty."""
-        met, wanted = (f"{word} {text}" if text else "" for word, text in (("met", self.met), ("wanted", self.wanted)))
-        return _one_line("; ".join(part for part in (met, wanted, self.do) if part))
+        """All except `what` and `where`, on one line: "met ...; wanted ...; what to do", without empty parts."""
+        values = [f"{word} {text}" for word, text in (("met", self.met), ("wanted", self.wanted)) if text]
+        return _one_line("; ".join([*values, self.do] if self.do else values))
 
     def __str__(self) -> str:
         what = _one_line(self.what)
@@ -42,7 +46,7 @@ class UserError(Exception):
 
 
 def _one_line(text: str) -> str:
-    """Put a text, such as a library's message of several lines, on one line that can be printed."""
+    """Put a text, such as a library's message of several lines, on one printable line."""
     return printable(" ".join(text.split()))
 
 
@@ -51,12 +55,12 @@ def _rebuild(kind: type[UserError], what: str, where: str, met: str, wanted: str
 
 
 class BadInput(UserError):
-    """One raw input that cannot become a sample. It goes to the ledger and the run goes on."""
+    """A raw input that cannot become a sample. It is recorded in the ledger, and the run goes on."""
 
 
 class DroppedInput(BadInput):
-    """A sound input that the recipe leaves out. It goes to the ledger too, but does not count as bad."""
+    """A sound input that the recipe leaves out. It is recorded in the ledger, and does not count as bad."""
 
 
 class BadShard(UserError):
-    """A shard, a manifest or an index that is not what `docs/FORMAT.md` says."""
+    """A shard, a manifest or an index that breaks the rules of `docs/FORMAT.md`."""

@@ -1,4 +1,4 @@
-"""Names, shapes and ranges of the shard format, version 2. `docs/FORMAT.md` is the specification in words."""
+"""Names, shapes and dtypes of the shard format, version 2. `docs/FORMAT.md` is the specification."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from shards.recipe import Recipe
 
 FORMAT = "sa2va-shards"
 VERSION = 2
-"""Version of the sets that are written."""
+"""Version of the format that is written."""
 READABLE = (1, VERSION)
-"""Versions of sets that are read. In version 1, `.zst` follows what is `.up` and `.bits` now."""
+"""Versions that are read. In version 1 the extensions `.up` and `.bits` were followed by `.zst`."""
 MANIFEST = "manifest.json"
 INDEX = "index.npy"
 LEDGER = "ledger.jsonl"
@@ -25,25 +25,25 @@ WORK = ".work"
 META_EXTENSION = "json"
 
 FieldName = Literal["pixel_values", "g_pixel_values", "prompt_masks", "masks"]
-# In the order in which a frame's members stand in the tar.
+# In the order of a frame's members in the tar.
 FIELDS: tuple[FieldName, ...] = get_args(FieldName)
 Codec = Literal["zstd", "raw", "jpeg"]
-"""How a set stores its pictures; masks and prompts are stored in one way."""
+"""Codec of the pictures of a set. Masks and prompts have one codec each."""
 CODECS: tuple[Codec, ...] = get_args(Codec)
 LOSSY: tuple[Codec, ...] = ("jpeg",)
-# Extensions name the codec (see `shards.codec`). Those of our own codecs mean nothing to libraries that decode or
-# unpack members by extension: they leave the bytes alone.
+# Extensions name the codec (see `shards.codec`). Libraries that decode or unpack members by extension do not know our
+# own and leave the bytes alone.
 _PICTURES: dict[Codec, str] = {"zstd": "up", "raw": "npy", "jpeg": "jpg"}
 _MASKS = {"prompt_masks": "npy", "masks": "bits"}
 _OWN = ("up", "bits")
 _FIELD = re.compile(r"(pixel_values|g_pixel_values|prompt_masks|masks)([1-9][0-9]?)?")
 MAX_OBJECTS = 1 << 12
-"""Most objects that a sample may have. The fullest pictures of SA-1B hold some hundred."""
+"""Largest number of objects per sample. The fullest pictures of SA-1B hold some hundred."""
 KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class Field(NamedTuple):
-    """One of the four formats, for one frame."""
+    """One of the four formats of one frame."""
 
     name: FieldName
     frame: int | None
@@ -51,6 +51,7 @@ class Field(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Field:
+        """Return the field called `text`, such as "masks2"; raises `BadShard`."""
         match = _FIELD.fullmatch(text)
         if match is None:
             raise BadShard("unknown field", met=text, wanted=" | ".join(FIELDS) + ", then the frame's number")
@@ -61,15 +62,16 @@ class Field(NamedTuple):
 
     @property
     def is_picture(self) -> bool:
+        """Whether the field is a picture, not a mask or a prompt."""
         return self.name not in _MASKS
 
     def extension(self, codec: Codec, version: int = VERSION) -> str:
-        """The end of a member's name in a set of this codec and version of the format."""
+        """Return the extension of the member in a set of this codec and version of the format."""
         extension = _MASKS.get(self.name) or _PICTURES[codec]
         return f"{extension}.zst" if version == 1 and extension in _OWN else extension
 
     def shape(self, recipe: Recipe, objects: int) -> tuple[int, ...]:
-        """The shape that the reader returns."""
+        """Return the shape of the array that the reader returns."""
         return {
             "pixel_values": (3, recipe.vision_size, recipe.vision_size),
             "g_pixel_values": (3, recipe.sam_size, recipe.sam_size),
@@ -79,19 +81,19 @@ class Field(NamedTuple):
 
     @property
     def dtype(self) -> np.dtype[np.generic]:
-        """The dtype that the reader returns."""
+        """The dtype of the array that the reader returns."""
         kinds = {"pixel_values": np.float32, "g_pixel_values": np.uint8, "prompt_masks": np.bool_, "masks": np.bool_}
         return np.dtype(kinds[self.name])
 
 
 def frame_fields(frames: int) -> list[Field]:
-    """The fields of a sample of `frames` frames, in the tar's order."""
+    """Return the fields of a sample of `frames` frames, in the tar's order."""
     numbers: list[int | None] = [None] if frames == 1 else [*range(1, frames + 1)]
     return [Field(name, number) for number in numbers for name in FIELDS]
 
 
 def named_codec(name: str) -> Codec:
-    """The codec `name`; raises `UserError` where there is none."""
+    """Return the codec `name`; raises `UserError` where there is none."""
     for codec in CODECS:
         if codec == name:
             return codec
@@ -99,9 +101,9 @@ def named_codec(name: str) -> Codec:
 
 
 def key_for(path: PurePosixPath | str) -> str:
-    """A key for the raw file at `path` (relative to the source's root): unique, stable, free of dots and slashes.
+    """Return the key for a raw file: unique, stable, without dots and slashes. `path` is relative to the source's root.
 
-    The file's stem stays readable; a hash of the whole path keeps equal stems of different folders apart.
+    It is the readable stem of the file and a hash of the whole path, which tells equal stems apart.
     """
     path = PurePosixPath(path)
     readable = re.sub(r"[^A-Za-z0-9_-]+", "_", path.name.split(".")[0])[:40].strip("_")

@@ -1,4 +1,4 @@
-"""Which samples show the same thing: those of one raw file, of one folder, of one picture or video."""
+"""Groups of samples that show the same thing: those of one raw file, one folder, or one picture or video."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from shards.errors import UserError
 Group = Literal["sample", "file", "folder", "picture"]
 """Kind of group that stays together when samples are divided.
 
-- sample: nothing stays together.
+- sample: each sample alone.
 - file: all samples of one raw file, such as the objects of a video.
 - folder: all files of a folder.
-- picture: all samples of one picture or video, in whatever set they stand.
+- picture: all samples of one picture or video, in all sets.
 """
 GROUPS: tuple[Group, ...] = get_args(Group)
 
@@ -30,7 +30,7 @@ _FRAMES = {".npz", ".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".
 
 
 def named_group(name: str) -> Group:
-    """The group `name`; raises `UserError` where there is none."""
+    """Return the kind of group `name`; raises `UserError` where there is none."""
     for group in GROUPS:
         if group == name:
             return group
@@ -38,7 +38,7 @@ def named_group(name: str) -> Group:
 
 
 class Groups(NamedTuple):
-    """The groups of a sample, as the index holds them: hashes of names, each 1 to 2**64 - 1."""
+    """The groups of a sample in the index: hashes of names, each 1 to 2**64 - 1."""
 
     file: int
     folder: int
@@ -47,11 +47,11 @@ class Groups(NamedTuple):
 
 
 def groups_of(key: str, path: str, frames: int) -> Groups:
-    """The groups of the sample `key`.
+    """Return the groups of the sample `key`.
 
     Args:
-        path: of its raw file, relative to the source's root; what follows a # tells a file's samples apart.
-        frames: how many frames it has.
+        path: of its raw file, relative to the source's root; a # and what follows tell the samples of a file apart.
+        frames: number of frames.
     """
     file = _file(path)
     folder = str(PurePosixPath(file).parent)
@@ -60,7 +60,7 @@ def groups_of(key: str, path: str, frames: int) -> Groups:
 
 
 def group_name(key: str, path: str, frames: int, by: Group) -> str:
-    """The name of what the sample `key` must stay together with; arguments as of `groups_of`."""
+    """Return the name of the group of the sample `key` that `by` asks for; other arguments as of `groups_of`."""
     if by == "picture":
         return f"{groups_of(key, path, frames).picture:016x}"
     return {"sample": key, "file": _file(path), "folder": str(PurePosixPath(_file(path)).parent)}[by]
@@ -70,7 +70,7 @@ def picture_name(key: str) -> str:
     """Return the name that the picture or video of the sample `key` has in every set that holds it.
 
     It is the stem of its file in small letters, COCO's without prefix and zeros. Different pictures may share it:
-    then they stay together without need.
+    then they stay together needlessly.
 
     >>> picture_name("COCO_train2014_000000000036-0123456789abcdef")
     '36'
@@ -82,7 +82,7 @@ def picture_name(key: str) -> str:
 
 
 def pictures_by_key(keys: NDArray[np.bytes_]) -> NDArray[np.uint64]:
-    """The column `picture` for an index that has none, from its keys; (N,). All frames count as whole pictures."""
+    """Return the column `picture` for an index without it, (N,), from its keys. Each frame counts as a picture."""
     hashes = (_hashed(picture_name(key.decode("ascii", "replace"))) for key in keys.tolist())
     return np.fromiter(hashes, np.uint64, len(keys))
 
@@ -93,4 +93,4 @@ def _file(path: str) -> str:
 
 def _hashed(name: str) -> int:
     digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
-    return int.from_bytes(digest[:8], "little") or 1  # 0 stands for "not known"
+    return int.from_bytes(digest[:8], "little") or 1  # 0 means unknown

@@ -1,9 +1,9 @@
-"""Files and folders that operating systems and tools leave between data, and that are no data."""
+"""Files and folders that operating systems and tools leave among data."""
 
 from __future__ import annotations
 
 _NAMES = {
-    "__macosx",  # a Mac's zip files
+    "__macosx",  # zip files made on macOS
     "icon\r",
     "thumbs.db",  # Windows
     "ehthumbs.db",
@@ -21,9 +21,9 @@ _STREAM = ":zone.identifier"  # beside a downloaded file that Windows copied els
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder called `name`, without slashes, is no data: `._a.jpg`, `.DS_Store`, `Thumbs.db`, ...
+    """Return whether a file or folder of this name, without slashes, is not data: `._a.jpg`, `Thumbs.db`, ...
 
-    Names that begin with a dot are hidden by convention; a Mac writes `._NAME` beside each file on foreign disks.
+    Names that begin with a dot are hidden by convention; macOS writes `._NAME` beside each file on other file systems.
     """
     if name.startswith("."):
         return name not in (".", "..")
@@ -32,12 +32,12 @@ def is_hidden(name: str) -> bool:
 
 
 def is_hidden_path(path: str) -> bool:
-    """Whether a part of a relative path with forward slashes is hidden."""
+    """Return whether any part of a relative path with forward slashes is hidden."""
     return any(map(is_hidden, path.split("/")))
 
 
-def hidden_stand_in(name: str) -> str:
-    """The file that a hidden one goes with by its name: `._a.jpg` and `.a.jpg` -> `a.jpg`."""
+def visible_counterpart(name: str) -> str:
+    """Return the name of the file that a hidden file belongs to: `._a.jpg` and `.a.jpg` -> `a.jpg`."""
     if name.lower().endswith(_STREAM):
         return name[: -len(_STREAM)]
     return name.removeprefix("._").removeprefix(".")

@@ -1,4 +1,4 @@
-"""One run at a time in a folder."""
+"""Locking a folder, so that one run at a time writes there."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pathlib import Path
 from shards.errors import UserError
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-_PATIENCE = 10.0  # seconds for what is left of a killed run to notice that it is orphaned
+_PATIENCE = 10.0  # seconds in which workers of a killed run notice that they are orphaned
 
 
 def hold_lock(path: Path, exclusive: bool) -> int:
-    """Hold the lock file at `path` until the returned descriptor is closed or this process ends, however it ends.
+    """Hold the lock file at `path` until the returned descriptor is closed or this process ends.
 
-    Shared by a run's own processes. Exclusive: none of an earlier run is left. Where the file system has no locks
-    (Lustre without `flock`, some NFS), it warns and goes on: what is written stays whole, but two runs do not notice
-    each other.
+    The processes of a run share the lock; an exclusive one is only granted when no process of an earlier run is left.
+    Where the file system has no locks (Lustre without `flock`, some NFS), it warns and goes on: files stay whole, but
+    two runs do not notice each other.
 
     Raises:
         UserError: another run holds it.
@@ -43,11 +43,11 @@ def hold_lock(path: Path, exclusive: bool) -> int:
                 return descriptor
         except FileNotFoundError:
             path.parent.mkdir(exist_ok=True)
-        os.close(descriptor)  # the file was deleted, and maybe made anew, in between
+        os.close(descriptor)  # the file was deleted, and perhaps made again, meanwhile
 
 
 def share_lock(descriptor: int, path: Path) -> None:
-    """Turn an exclusive lock at `path` into a shared one."""
+    """Turn the exclusive lock at `path` into a shared one."""
     _lock(descriptor, fcntl.LOCK_SH, path)
 
 

@@ -1,4 +1,4 @@
-"""Freed memory kept by the process, for work that needs as much again with the next sample."""
+"""Keeping freed memory in the process, for work that needs as much again for the next sample."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import ctypes
 from functools import cache
 
 # <malloc.h>
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_LARGEST = 32 << 20  # bytes of one piece, the most that glibc takes from its own heap
+_TRIM_THRESHOLD = -1
+_MMAP_THRESHOLD = -3
+_LARGEST = 32 << 20  # bytes of one allocation; the largest that glibc serves from its heap
 _KEPT = 256 << 20
 
 
 @cache
 def keep_freed_memory() -> None:
-    """Have this process keep up to 256 MiB that it has freed. Where the C library is not glibc, nothing changes.
+    """Make this process keep up to 256 MiB of freed memory; without effect where the C library is not glibc.
 
-    Else pictures of a few megabytes are given back to the kernel and asked for again several times a sample, and the
-    kernel hands out zeroed pages one by one: with raw pictures, that took as long as all other work on a sample.
+    Otherwise memory for pictures is returned to the kernel and requested again several times per sample, and the
+    kernel zeroes it page by page: with raw pictures, that took as long as all other work on a sample.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:

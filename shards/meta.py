@@ -1,7 +1,7 @@
-"""The JSON of a sample: the rules that whoever writes one and whoever reads one share.
+"""The JSON of a sample: rules shared by writers and readers.
 
-`parse_meta` is what every reader calls: all that readers rely on holds of what it returns. `check_meta` is all that
-`docs/FORMAT.md` says; the writer and `verify-shard` call it too.
+Every reader calls `parse_meta`, which checks all that readers rely on. The writer and `verify-shard` also call
+`check_meta`, which checks all rules of `docs/FORMAT.md`.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from shards.strict_json import parse_json
 MAX_BYTES = 16 << 20
 MAX_FRAMES = 99
 MAX_MASKS = 1 << 13
-"""Frames times objects: a whole sample takes a megabyte each when it is decoded."""
+"""Frames times objects; each takes a megabyte when a whole sample is decoded."""
 MAX_DEPTH = 64
 MAX_SIDE = 1 << 20
-"""Pixels of an original's side."""
+"""Largest side of an original, in pixels."""
 OWN_KEYS = frozenset(
     ("source", "dataset_type", "path", "has_paired_frame", "frames", "objects", "crc32", "psnr", "source_keys")
 )
-"""Keys of the JSON that the format gives their meaning, and that no source may set; `left_out` a source sets."""
+"""Keys of the JSON that the format defines and no source may set. A source may set `left_out`."""
 OWN_OBJECT_KEYS = frozenset(("id", "texts", "filled", "mask_sizes", "source_keys"))
 _TYPES = {"source": str, "dataset_type": str, "path": str, "has_paired_frame": bool}
 
 
 def parse_meta(data: memoryview | bytes) -> dict[str, Any]:
-    """A sample's JSON; raises `BadShard` unless what readers rely on holds of it."""
+    """Parse a sample's JSON; raises `BadShard` where it breaks a rule that readers rely on."""
     if len(data) > MAX_BYTES:
         raise BadShard("JSON too large", met=f"{len(data)} bytes", wanted=f"<= {MAX_BYTES}")
     try:
@@ -44,28 +44,32 @@ def parse_meta(data: memoryview | bytes) -> dict[str, Any]:
 
 
 def pack_meta(meta: dict[str, Any]) -> bytes:
-    """The bytes of a sample's JSON; raises `BadShard` unless every reader takes them."""
+    """Return the bytes of a sample's JSON; raises `BadShard` where a reader would refuse them."""
     check_meta(meta)
     text = json.dumps(meta, ensure_ascii=False, sort_keys=True, allow_nan=False)
-    # Half a surrogate pair, which JSON can hold and UTF-8 cannot, stays the escape that it was.
+    # Half a surrogate pair, which JSON can hold and UTF-8 cannot, stays an escape.
     data = text.encode("utf-8", "backslashreplace")
     parse_meta(data)
     return data
 
 
 def check_counts(frames: int, objects: int) -> None:
-    """Raise `BadShard` where a sample has more frames or objects than one may have."""
+    """Raise `BadShard` where a sample has too many frames, objects or masks."""
     if frames > MAX_FRAMES:
         raise BadShard("too many frames", met=str(frames), wanted=f"at most {MAX_FRAMES}", do="take fewer frames")
     if objects > MAX_OBJECTS:
         raise BadShard("too many objects", met=str(objects), wanted=f"at most {MAX_OBJECTS}")
     if frames * objects > MAX_MASKS:
-        met, wanted = f"{frames} frames x {objects} objects", f"at most {MAX_MASKS} masks"
-        raise BadShard("too many masks", met=met, wanted=wanted, do="take fewer frames")
+        raise BadShard(
+            "too many masks",
+            met=f"{frames} frames x {objects} objects",
+            wanted=f"at most {MAX_MASKS} masks",
+            do="take fewer frames",
+        )
 
 
 def check_meta(meta: dict[str, Any]) -> None:
-    """Raise `BadShard` on the first thing that is not what the format says of a sample's JSON."""
+    """Raise `BadShard` at the first rule of the format that a sample's JSON breaks."""
     _check_values(meta)
     _check_structure(meta)
     for name, kind in _TYPES.items():
@@ -88,8 +92,11 @@ def _check_structure(meta: dict[str, Any]) -> None:
     for name in ("frames", "objects"):
         items = meta.get(name)
         if not isinstance(items, list) or not items or not all(isinstance(item, dict) for item in items):
-            wanted = "an object with frames, objects and crc32"
-            raise BadShard("JSON of a sample", met=f"{name}: {str(items)[:60]}", wanted=wanted)
+            raise BadShard(
+                "JSON of a sample",
+                met=f"{name}: {str(items)[:60]}",
+                wanted="an object with frames, objects and crc32",
+            )
     check_counts(len(meta["frames"]), len(meta["objects"]))
     for frame in meta["frames"]:
         for side in ("height", "width"):
@@ -101,8 +108,9 @@ def _check_structure(meta: dict[str, Any]) -> None:
 
 
 def _check_values(meta: dict[str, Any]) -> None:
-    """Raise `BadShard` on what JSON cannot hold, or what its parsers disagree about."""
-    level, depth = [meta], 0
+    """Raise `BadShard` on values that JSON cannot hold, or that its parsers read differently."""
+    level = [meta]
+    depth = 0
     while level:
         depth += 1
         if depth > MAX_DEPTH:
@@ -119,8 +127,8 @@ def _check_values(meta: dict[str, Any]) -> None:
             elif isinstance(value, float) and not math.isfinite(value):
                 raise BadShard("number that JSON cannot hold", met=str(value), wanted="a finite one")
             elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
-                met = f"an integer of {value.bit_length()} bits"
-                raise BadShard("number that few JSON parsers hold", met=met, wanted="64 bits, or a text")
+                bits = f"an integer of {value.bit_length()} bits"
+                raise BadShard("number that few JSON parsers hold", met=bits, wanted="64 bits, or a text")
         level = below
 
 

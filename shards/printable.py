@@ -1,4 +1,4 @@
-"""Text as it is printed: what a terminal would act on, or what would end a line, stands there as an escape.
+"""Making text printable: what a terminal would act on, and what would end a line, is escaped.
 
 Names of files and values out of data may hold anything: escape sequences that move the cursor or set a window's
 title, marks that turn the direction of writing, line ends of other systems, halves of surrogate pairs.
@@ -16,17 +16,17 @@ _LONGEST = 300  # characters of a name in a message
 
 
 def printable(text: str) -> str:
-    """`text` on one line: control and format characters, line ends and surrogates as `\\x1b`, `\\u2028` and so on."""
+    """Return `text` on one line: control characters, line ends and surrogates become `\\x1b`, `\\u2028`, ..."""
     return text if text.isprintable() else "".join(map(_escaped, text))
 
 
 def printable_lines(text: str) -> str:
-    """As `printable`, but line feeds stay."""
+    """Return `text` as `printable` does, but with its line feeds."""
     return "\n".join(map(printable, text.split("\n")))
 
 
 def shortened(text: str) -> str:
-    """`text`, without its middle where it is longer than a file name can be."""
+    """Return `text`, without its middle where it is longer than 300 characters."""
     half = _LONGEST // 2
     return text if len(text) <= _LONGEST else f"{text[:half]} ... {text[-half:]} ({len(text):,} characters)"
 
@@ -38,14 +38,14 @@ def _escaped(character: str) -> str:
 
 
 class PrintableFormatter(logging.Formatter):
-    """Messages alone, printable."""
+    """Formats a log record as its message, made printable."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable_lines(super().format(record))
 
 
 def set_up_output() -> None:
-    """Make what this process logs printable, and print characters that its terminal cannot show as escapes."""
+    """Make what this process logs printable, and escape characters that its terminal cannot show."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -54,8 +54,9 @@ def set_up_output() -> None:
 
 
 def os_error_text(error: OSError) -> str:
-    """Say on one line why a file could not be used, such as "NAME: File name too long"."""
-    name, said = error.filename, error.strerror or str(error) or type(error).__name__
+    """Return one line that says why a file could not be used, such as "NAME: File name too long"."""
+    name = error.filename
+    reason = error.strerror or str(error) or type(error).__name__
     if isinstance(name, bytes):
         name = name.decode("utf-8", "surrogateescape")
-    return printable(f"{shortened(str(name))}: {said}" if name is not None else said)
+    return printable(f"{shortened(str(name))}: {reason}" if name is not None else reason)

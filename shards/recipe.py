@@ -1,4 +1,4 @@
-"""A recipe: every choice that changes a stored value. It is written into every shard set."""
+"""Recipes: every choice that changes a stored value. Each shard set records its recipe."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ PromptPooling = Literal["center", "corner", "area"]
 class Recipe:
     """How the four formats are made from an original picture and its masks.
 
-    `name` is what the user asked for and no more than a label: `--recipe default --prompt-pooling corner` is called
-    "default" too. Two recipes are the same if all their values are (see `digest`).
+    `name` is a label: `--recipe default --prompt-pooling corner` is called "default", too. Two recipes are equal if all
+    other values are (see `digest`).
     """
 
     name: str = "default"
@@ -26,15 +26,15 @@ class Recipe:
     sam_size: int = 1024
     """`g_pixel_values` is (3, sam_size, sam_size), `masks` is (N, sam_size, sam_size)."""
     grid: int = 16
-    """`prompt_masks` is (N, grid, grid): the ViT's tokens a side, 448 / 14 * 0.5."""
+    """`prompt_masks` is (N, grid, grid): tokens per side of the ViT, 448 / 14 * 0.5."""
     image_filter: Literal["bilinear", "bicubic"] = "bilinear"
-    """Pillow's filter, antialiased, for both picture sizes."""
+    """Filter of Pillow, antialiased, for both picture sizes."""
     prompt_pooling: PromptPooling = "center"
     """The value of a prompt cell. center: the original mask at the cell's centre (Pillow NEAREST); corner: at its first
     corner (torch `interpolate(mode="nearest")`); area: nearest to vision_size, then the cell's mean > 0.5."""
     min_prompt_cells: int = 4
     small_regions: Literal["fill", "drop"] = "fill"
-    """What becomes of a region with fewer than `min_prompt_cells` cells: cells are switched on in order of the object's
+    """What happens to a region with fewer than `min_prompt_cells` cells: cells are added in the order of the object's
     coverage, or the object is dropped."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -44,40 +44,37 @@ class Recipe:
 
     @classmethod
     def from_json(cls, values: Any, where: str) -> Recipe:
-        """Raise `UserError` unless `values` has exactly this recipe's fields, each with a value that it can take."""
+        """Return the recipe; raises `UserError` unless `values` has exactly its fields, each with an allowed value."""
         names = {f.name for f in fields(cls)}
         if not isinstance(values, dict) or set(values) != names:
-            met = ", ".join(sorted(map(str, values))) if isinstance(values, dict) else type(values).__name__
-            raise UserError("not a recipe of this version", where=where, met=met, wanted=", ".join(sorted(names)))
+            found = ", ".join(sorted(map(str, values))) if isinstance(values, dict) else type(values).__name__
+            raise UserError("not a recipe of this version", where=where, met=found, wanted=", ".join(sorted(names)))
         if not isinstance(values["name"], str):
             raise UserError("recipe.name", where=where, met=repr(values["name"])[:60], wanted="a text")
         for name, allowed in _ALLOWED.items():
             if values[name] not in allowed or type(values[name]) is not type(allowed[0]):
-                wanted = repr(allowed)[:60]
-                raise UserError(f"recipe.{name}", where=where, met=repr(values[name]), wanted=wanted)
-        if not isinstance(values["name"], str):
-            raise UserError("recipe.name", where=where, met=repr(values["name"])[:60], wanted="a text")
+                raise UserError(f"recipe.{name}", where=where, met=repr(values[name]), wanted=repr(allowed)[:60])
         checked: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**checked)
 
     @property
     def digest(self) -> str:
-        """Hexadecimal hash of all values but the name."""
+        """Hash of all values except the name, hexadecimal."""
         values = {k: v for k, v in self.to_json().items() if k != "name"}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     def __str__(self) -> str:
-        """The label, the digest, and every value in which recipes that this release reads can differ."""
+        """Return the label, the digest, and every value in which readable recipes can differ."""
         values = ", ".join(f"{name} {getattr(self, name)}" for name, allowed in _ALLOWED.items() if len(allowed) > 1)
         return f"{self.name} ({self.digest}: {values})"
 
     def differences(self, other: Recipe) -> str:
-        """The values of this recipe that `other` has otherwise, as text; empty where the two are the same."""
+        """Return the values of this recipe that differ in `other`, as text; "" where the recipes are equal."""
         pairs = ((f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self) if f.name != "name")
         return ", ".join(f"{name} {own}, not {theirs}" for name, own, theirs in pairs if own != theirs)
 
 
-# The sizes and constants belong to the model: a shard with others is not one that this release reads.
+# Sizes and constants are fixed by the model: sets with others are not readable.
 _ALLOWED: dict[str, tuple[Any, ...]] = {
     "vision_size": (448,),
     "sam_size": (1024,),
@@ -98,7 +95,7 @@ RECIPES = {
 
 
 def named_recipe(name: str, prompt_pooling: str | None = None) -> Recipe:
-    """The recipe `name`, with another pooling of the prompt cells where one is asked for."""
+    """Return the recipe `name`, with another pooling of the prompt cells if given; raises `UserError`."""
     if name not in RECIPES:
         raise UserError("unknown recipe", met=name, wanted=" or ".join(RECIPES), do="see docs/FORMAT.md")
     if prompt_pooling is None:
@@ -106,5 +103,9 @@ def named_recipe(name: str, prompt_pooling: str | None = None) -> Recipe:
     for pooling in get_args(PromptPooling):
         if pooling == prompt_pooling:
             return replace(RECIPES[name], prompt_pooling=pooling)
-    wanted = " or ".join(get_args(PromptPooling))
-    raise UserError("unknown pooling of prompt cells", met=prompt_pooling, wanted=wanted, do="see docs/FORMAT.md")
+    raise UserError(
+        "unknown pooling of prompt cells",
+        met=prompt_pooling,
+        wanted=" or ".join(get_args(PromptPooling)),
+        do="see docs/FORMAT.md",
+    )

@@ -1,4 +1,4 @@
-"""Reading files that may be something else: opening a named pipe would wait for ever, reading a device never ends."""
+"""Opening regular files only: opening a named pipe may wait for ever, and reading a device may never end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _KINDS = {
 
 
 def check_regular(path: Path | str) -> None:
-    """Raise `OSError` unless `path` is a regular file or a folder; for libraries that open files themselves."""
+    """Raise `OSError` if `path` is a pipe, a device or a socket; for libraries that open files themselves."""
     _refuse_special(os.stat(path).st_mode, path)
 
 
@@ -27,11 +27,11 @@ def open_regular(path: Path | str) -> BinaryIO:
     Raises:
         OSError: it cannot be opened, or is a folder, a pipe, a device or a socket; `strerror` says which.
     """
-    check_regular(path)  # to open a device may have effects of its own
+    check_regular(path)  # opening a device may have side effects
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         mode = os.fstat(descriptor).st_mode
-        _refuse_special(mode, path)  # it may have been exchanged in between
+        _refuse_special(mode, path)  # it may have been replaced meanwhile
         if stat.S_ISDIR(mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         return open(descriptor, "rb")
@@ -41,7 +41,7 @@ def open_regular(path: Path | str) -> BinaryIO:
 
 
 def read_regular(path: Path | str, most: int = -1) -> bytes:
-    """The bytes of the regular file at `path`, at most `most` of them; raises `OSError` as `open_regular` does."""
+    """Return the bytes of the regular file at `path`, at most `most` of them. Raises `OSError` as `open_regular`."""
     with open_regular(path) as file:
         return file.read(most)
 

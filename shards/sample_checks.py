@@ -205,7 +205,8 @@ class SampleChecker:
             pictures.append((arrays[Field("pixel_values", number)], arrays[Field("g_pixel_values", number)]))
             names.append(str(Field("g_pixel_values", number)))
             field = Field("prompt_masks", number)
-            prompts, masks = arrays[field], arrays[Field("masks", number)]
+            prompts = arrays[field]
+            masks = arrays[Field("masks", number)]
             by_size: dict[tuple[int, int], list[int]] = {}
             for n, item in enumerate(meta["objects"]):
                 by_size.setdefault(_mask_size(item, i, frame), []).append(n)

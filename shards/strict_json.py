@@ -1,4 +1,4 @@
-"""JSON that every parser reads alike: no NaN, no key twice, no nesting that overflows a parser's stack."""
+"""Parsing JSON that every parser reads in the same way: no NaN, no repeated key, no nesting that overflows a stack."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 
 def parse_json(data: bytes | memoryview) -> Any:
-    """The value of UTF-8 JSON text.
+    """Return the value of UTF-8 JSON text.
 
     Raises:
-        ValueError: not JSON, or JSON that parsers disagree about: NaN, Infinity, a key that stands twice in an object,
-            deep nesting, a byte order mark.
+        ValueError: not JSON, or JSON that parsers read differently: NaN, Infinity, a key twice in an object, deep
+            nesting, a byte order mark.
     """
     try:
         return _DECODER.decode(bytes(data).decode("utf-8"))

@@ -227,7 +227,9 @@ def _check_shard(task: _Task) -> Report:
         fail("", "SHA-256", digest.hexdigest(), info.sha256)
     end = 0
     for row in task.rows:
-        key, offset, size = row["key"].decode("ascii", "replace"), int(row["offset"]), int(row["size"])
+        key = row["key"].decode("ascii", "replace")
+        offset = int(row["offset"])
+        size = int(row["size"])
         if offset != end:
             fail(key, "place in the tar", f"byte {offset}", f"byte {end}, where the sample before ends")
         end = offset + size

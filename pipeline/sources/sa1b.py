@@ -26,7 +26,7 @@ from pipeline.sources import Source
 from pipeline.sources.objects import Candidate, sample_of
 from pipeline.walk import HIDDEN, walk
 from shards.errors import BadInput
-from shards.hidden import hidden_stand_in, is_hidden_path
+from shards.hidden import is_hidden_path, visible_counterpart
 
 _DEPTH = 3  # levels of folders: root / one folder per tar / img or js
 _KINDS = (".jpg", ".json", ".tar")
@@ -66,7 +66,7 @@ class Sa1b(Source):
         try:
             for name, member in tar_members(root / tar):
                 if is_hidden_path(name.removeprefix("./")):
-                    counts[HIDDEN] += _is_named(hidden_stand_in(PurePosixPath(name).name), (".jpg", ".json"))
+                    counts[HIDDEN] += _is_named(visible_counterpart(PurePosixPath(name).name), (".jpg", ".json"))
                     continue
                 if not _is_named(PurePosixPath(name).name, (".jpg", ".json")):
                     counts["tar members that are neither"] += 1

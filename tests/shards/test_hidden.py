@@ -2,7 +2,7 @@
 
 import pytest
 
-from shards.hidden import hidden_stand_in, is_hidden, is_hidden_path
+from shards.hidden import is_hidden, is_hidden_path, visible_counterpart
 
 
 @pytest.mark.parametrize(
@@ -33,4 +33,4 @@ def test_other_names_are_data(name):
 
 def test_a_hidden_file_goes_with_another():
     for name in ("._a.jpg", ".a.jpg", "a.jpg:Zone.Identifier"):
-        assert hidden_stand_in(name) == "a.jpg"
+        assert visible_counterpart(name) == "a.jpg"
