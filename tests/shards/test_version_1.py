@@ -119,7 +119,7 @@ def test_a_run_begun_before_is_not_gone_on_with(tmp_path, sav_root):
 def test_a_finished_set_of_the_same_inputs_is_left_alone(tmp_path, sav_root, monkeypatch):
     """Its plan is that of its version: the same command does not ask for the same set again."""
     monkeypatch.setattr("pipeline.plan.VERSION", 1)
-    monkeypatch.setattr("pipeline.plan.plan_digest.__defaults__", (1,))
+    monkeypatch.setattr("pipeline.dataset.VERSION", 1)
     shard_sav(sav_root, tmp_path / "sav", limit=1)
     monkeypatch.undo()
     assert Manifest.read(tmp_path / "sav").version == 1
