@@ -1,4 +1,4 @@
-"""Samples that a model was not trained on: they are measured by default. Others in the numbers are counted."""
+"""Find the samples that a model was not trained on, which are evaluated by default, and count the others."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Mask = NDArray[np.bool_]
 
 
 def trained_on(model: str) -> TrainedOn | None:
-    """Read the record of what a model was trained on; None where the model does not say it.
+    """Read the record of what a model was trained on; None if the model has none.
 
     Args:
-        model: folder of a run or of an exported model, or a name on the hub.
+        model: folder of a run or of an exported model, or OWNER/NAME on the hub.
 
     Raises:
         UserError: no such model, or a damaged record.
@@ -37,7 +37,7 @@ def trained_on(model: str) -> TrainedOn | None:
 
 
 def new_parts(sets: Sequence[ShardSet], record: TrainedOn | None) -> list[Mask]:
-    """The samples of each set that a model was not trained on; all where that is unknown, or it was trained on all."""
+    """Return the samples of each set that a model was not trained on; all if that is unknown or there are none."""
     if record is not None:
         new = [~record.holds(shards) for shards in sets]
         if any(part.any() for part in new):
@@ -46,7 +46,7 @@ def new_parts(sets: Sequence[ShardSet], record: TrainedOn | None) -> list[Mask]:
 
 
 def count_trained(places: Sequence[Place], record: TrainedOn | None) -> Counter[str] | None:
-    """Count, by source, the samples at `places` that the model was trained on; None where that is unknown."""
+    """Count, by source, the samples at `places` that the model was trained on; None if that is unknown."""
     if record is None:
         return None
     held = {id(shards): record.holds(shards) for shards, _ in places}
@@ -54,24 +54,24 @@ def count_trained(places: Sequence[Place], record: TrainedOn | None) -> Counter[
 
 
 def explain_samples(sets: Sequence[ShardSet], places: Sequence[Place], record: TrainedOn | None) -> str:
-    """One line for the user: how many of the samples at `places`, out of `sets`, the model was trained on."""
+    """Return one line for the user: how many of the samples at `places` in `sets` the model was trained on."""
     counts = count_trained(places, record)
     if record is None or counts is None:
         return "what the model was trained on is unknown: samples of its training may be in these numbers"
-    shown = {id(shards): record.shows(shards) & ~record.holds(shards) for shards in sets}
-    trained, every = counts.total(), sum(map(len, sets))
-    said = f"{len(places):,} of {every:,} samples, none of which the model was trained on"
+    seen = {id(shards): record.shows(shards) & ~record.holds(shards) for shards in sets}
+    trained = counts.total()
+    note = f"{len(places):,} of {sum(map(len, sets)):,} samples, none of which the model was trained on"
     if trained:
-        said = f"warning: the model was trained on {trained:,} of these {len(places):,} samples"
+        note = f"warning: the model was trained on {trained:,} of these {len(places):,} samples"
         if trained == len(places):
-            said += ": the numbers tell how well it remembers them, not how good it is on new ones"
-    twins = sum(1 for shards, position in places if shown[id(shards)][position])
+            note += ": the numbers tell how well it remembers them, not how good it is on new ones"
+    twins = sum(1 for shards, position in places if seen[id(shards)][position])
     if twins:
-        said += f"; {twins:,} others show a picture or video, by its name, that samples of its training show"
+        note += f"; {twins:,} others show a picture or video, by its name, that samples of its training show"
     other = [shards for shards in sets if shards.manifest.plan not in record.plans and record.holds(shards).any()]
     if other:
         names = ", ".join(str(shards.folder) for shards in other)
-        said += f"; in {names} samples are recognised by source and name alone: other raw files, recipe or options"
+        note += f"; in {names} samples are recognised by source and name alone: other raw files, recipe or options"
     if not record.complete:
-        said += "; what the model that its training started from was trained on is unknown"
-    return said
+        note += "; what the model that its training started from was trained on is unknown"
+    return note

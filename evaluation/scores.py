@@ -1,7 +1,7 @@
-"""Metrics of evaluated items: sums that any number of processes can add up, and what they come to.
+"""Metrics of evaluated items, from sums that any number of processes can add up.
 
-cIoU is all intersections over all unions; gIoU the mean of the items' IoU; Pr@0.5 the share of items whose IoU is above
-0.5.
+cIoU is the sum of intersections divided by the sum of unions; gIoU the mean IoU of the items; Pr@0.5 the share of items
+whose IoU is above 0.5.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from shards.tables import add_row, plain_table, table_text
 from trainer.objectives import load_objective
 
 ALL = "all"
-"""The row of all sources together."""
+"""Name of the row for all sources together."""
 _MEANS = {
     "iou": "giou",
     "hit": "pr@0.5",
@@ -28,21 +28,21 @@ _MEANS = {
     "swap_gap": "swap_gap",
     "caption": "caption_ce",
 }
-"""What is averaged, and its name in the result."""
+"""Values that are averaged over items, and the names of their means in the result."""
 _TITLES = {"ciou": "cIoU", "giou": "gIoU", "pr@0.5": "Pr@0.5", "caption_ce": "caption CE", "cycle_iou": "cycle IoU"}
 
 
 @dataclass
 class Tally:
-    """Of any number of items."""
+    """Sums over any number of items."""
 
     samples: int = 0
     items: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
-    """Objects that could not be asked about, by reason."""
+    """Number of objects that could not be evaluated, by reason."""
     sums: dict[str, float] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
-    """How many items have each value: an item may have no caption-swap gap."""
+    """Number of items that have each value: an item may have no caption-swap gap."""
 
     def add(self, values: Mapping[str, Tensor]) -> None:
         """Count in items with the values of `trainer.objectives.judging.Judged`: (M,) each, NaN where there is none."""
@@ -56,7 +56,7 @@ class Tally:
                 self.counts[name] += int(known.sum())
 
     def merge(self, other: Tally) -> None:
-        """Count in what another process, or another source, counted."""
+        """Add the sums of another process or source."""
         self.samples += other.samples
         self.items += other.items
         self.left_out += other.left_out
@@ -65,7 +65,7 @@ class Tally:
             self.sums[name] = self.sums.get(name, 0.0) + value
 
     def metrics(self) -> dict[str, float]:
-        """The metrics by their names in the result; none of what no item has. Where all masks are empty, cIoU is 1."""
+        """Return the metrics by name, without those that no item has. If all masks are empty, cIoU is 1."""
         found = {}
         if self.counts["union"]:
             found["ciou"] = self.sums["overlap"] / self.sums["union"] if self.sums["union"] else 1.0
@@ -74,7 +74,7 @@ class Tally:
         }
 
     def to_json(self, objective: str) -> dict[str, Any]:
-        """The metrics with the numbers of samples, items and objects left out."""
+        """Return the metrics, and the numbers of samples, items and objects that were left out."""
         found: dict[str, Any] = {"samples": self.samples, "items": self.items, "left_out": dict(self.left_out)}
         found |= self.metrics()
         if load_objective(objective).swaps_captions:
@@ -84,29 +84,29 @@ class Tally:
         return found
 
 
-def table(title: str, of_source: Mapping[str, Mapping[str, Any]]) -> str:
-    """The results, what `Tally.to_json` returns by source, as text; below it what was left out."""
-    names = list(dict.fromkeys(name for values in of_source.values() for name in values if name != "left_out"))
+def table(title: str, by_source: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the results of each source, from `Tally.to_json`, as text; below them what was left out."""
+    names = list(dict.fromkeys(name for values in by_source.values() for name in values if name != "left_out"))
     if "cycle_iou" in names:
-        names[names.index("giou")] = "cycle_iou"  # the same number under the name that people look for
+        names[names.index("giou")] = "cycle_iou"  # the same number, under its usual name
         names = list(dict.fromkeys(names))
     grid = plain_table(title)
     grid.add_column("source")
     for name in names:
         grid.add_column(_TITLES.get(name, name.replace("_", " ")), justify="right")
-    for source, values in of_source.items():
+    for source, values in by_source.items():
         add_row(grid, (source, *(_cell(values.get(name)) for name in names)))
-    return "\n".join([table_text(grid, 140), *map(printable, _left_out(of_source))])
+    return "\n".join([table_text(grid, 140), *map(printable, _left_out(by_source))])
 
 
 def _cell(value: Any) -> str:
     return "-" if value is None else f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
 
 
-def _left_out(of_source: Mapping[str, Mapping[str, Any]]) -> Sequence[str]:
+def _left_out(by_source: Mapping[str, Mapping[str, Any]]) -> Sequence[str]:
     return [
         f"left out of {source}: {count:,} {reason}"
-        for source, values in of_source.items()
+        for source, values in by_source.items()
         if source != ALL
         for reason, count in values["left_out"].items()
     ]
