@@ -192,8 +192,8 @@ def evaluate(
 ) -> None:
     """Measure a Sa2VA on shards: cIoU, gIoU, Pr@0.5, Dice, precision, recall, cycle IoU, caption-swap gap.
 
-    Counts every sample once, on any number of processes: put accelerate launch --num_processes N -m before
-    cli evaluate and its options.
+    Counts every sample once, on any number of processes: accelerate launch --num_processes N -m cli evaluate,
+    with the same options.
     """
     from evaluation.evaluate import evaluate as run
     from shards.size import parse_size

@@ -1,4 +1,4 @@
-"""A tiny model that says `[SEG]` now and then, and photographs."""
+"""A tiny model that generates `[SEG]` now and then, and photographs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from trainer.released.loaded import LoadedModel
 
 @pytest.fixture(scope="session")
 def talker() -> Sa2VA:
-    """A tiny model in evaluation mode with random weights; it says `[SEG]` often. Not to be changed."""
+    """A tiny model in evaluation mode with random weights that generates `[SEG]` often. Not to be changed."""
     torch.manual_seed(0)
     model = build("tiny").eval().requires_grad_(False)
-    head, prompts = model.language_model.lm_head.weight, model.prompts
+    head = model.language_model.lm_head.weight
+    prompts = model.prompts
     rows = prompts.pack([prompts.ask("x", "Please segment it.")], model.device)
     visual_tokens = torch.randn(1, 256, model.mlp1[0].normalized_shape[0])
     states = model.run_language_model(

@@ -1,4 +1,4 @@
-"""The command line's other forms of export, and prediction from what they leave."""
+"""Export to int8 and ONNX from the command line, and prediction with the results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The written graphs, run by onnxruntime, against the model itself on photographs."""
+"""The exported graphs, run by onnxruntime, against the model on photographs."""
 
 import copy
 import shutil
@@ -24,7 +24,7 @@ from trainer.released.loaded import LoadedModel
 def model() -> Sa2VA:
     torch.manual_seed(0)
     model = build("tiny").eval().requires_grad_(False)
-    # `build` makes the predicted IoU the same for all; here it has to choose.
+    # `build` makes the predicted IoU equal for all three masks; here the decoder has to choose.
     head = model.grounding_encoder.sam2_model.sam_mask_decoder.iou_prediction_head.layers[-1]
     torch.nn.init.normal_(head.weight)
     return model
@@ -54,9 +54,10 @@ def masks(report: OnnxReport, image: torch.Tensor, language: torch.Tensor) -> np
 
 @pytest.mark.parametrize("count", [1, 3, 7])
 def test_masks_are_those_of_the_model_on_a_photograph(model: Sa2VA, report: OnnxReport, count: int):
-    image = pictures(data.chelsea())  # not one that the export saw
+    image = pictures(data.chelsea())  # not one of the export
     language = torch.randn(count, model.grounding_encoder.width)
-    decoder, chosen = model.grounding_encoder.sam2_model.sam_mask_decoder, []
+    decoder = model.grounding_encoder.sam2_model.sam_mask_decoder
+    chosen = []
     hook = decoder.register_forward_hook(lambda m, given, out: chosen.append(out[1].argmax(1)))
     expected = model.grounding_encoder.decode(
         model.encode_sam(image), torch.zeros(count, dtype=torch.int64), language
@@ -67,7 +68,7 @@ def test_masks_are_those_of_the_model_on_a_photograph(model: Sa2VA, report: Onnx
     assert np.abs(actual - expected).max() < 1e-4 * np.abs(expected).max()
     assert 0 < (expected > 0).mean() < 1
     if count == 7:
-        assert len(chosen[0].unique()) > 1  # one and the same of the three masks would not do
+        assert len(chosen[0].unique()) > 1  # always the same of the three masks would not pass
 
 
 def test_pictures_come_in_batches_of_any_size(model: Sa2VA, report: OnnxReport):
@@ -80,7 +81,8 @@ def test_pictures_come_in_batches_of_any_size(model: Sa2VA, report: OnnxReport):
 
 
 def test_inputs_and_outputs_have_the_documented_names_and_shapes(report: OnnxReport):
-    encoder, decoder = session(report, "image_encoder.onnx"), session(report, "mask_decoder.onnx")
+    encoder = session(report, "image_encoder.onnx")
+    decoder = session(report, "mask_decoder.onnx")
     (picture,) = encoder.get_inputs()
     assert (picture.name, picture.type, picture.shape[1:]) == ("g_pixel_values", "tensor(uint8)", [3, 1024, 1024])
     assert isinstance(picture.shape[0], str)
@@ -97,7 +99,7 @@ def test_the_report_holds_what_was_measured(report: OnnxReport):
     assert set(report.sizes) == {"image_encoder.onnx", "mask_decoder.onnx"}
     assert [d.output for d in report.differences] == [*FEATURES, "mask_logits"]
     for difference in report.differences:
-        # Two programs that sum in another order are never equal to the last bit.
+        # Two programs that sum in different orders never agree to the last bit.
         assert 0 < difference.largest < 1e-4 * difference.magnitude and difference.magnitude > 0.1
         assert f"{difference.largest:.2e}" in report.table()
 

@@ -1,4 +1,4 @@
-"""Pictures of every kind, and files that are none."""
+"""Reading pictures of every kind, and files that are no pictures."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The three ways to ask: in batches and one by one, with tiles, regions and frames."""
+"""Segment, describe and track: in batches and one by one, with tiles, regions and frames."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ TEXTS = [
 
 
 def spy(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> list[tuple]:
-    """The arguments of every call of a method."""
-    calls, original = [], getattr(owner, name)
+    """Record the arguments of every call of a method."""
+    calls = []
+    original = getattr(owner, name)
     monkeypatch.setattr(owner, name, lambda *args, **kwargs: (calls.append(args), original(*args, **kwargs))[1])
     return calls
 
 
 def differing(actual: np.ndarray, expected: np.ndarray) -> float:
-    """The share of pixels that differ. Those whose logit is 0 but for rounding may."""
+    """Return the share of pixels that differ. Those whose logit is 0 up to rounding may."""
     assert actual.shape == expected.shape
     return np.count_nonzero(actual != expected) / max(actual.size, 1)
 
@@ -52,11 +53,14 @@ def test_a_batch_gives_what_its_pictures_give_one_by_one(talker: Sa2VA, photos, 
 
 
 def test_masks_are_the_model_s_own_composed_by_hand(talker: Sa2VA, photos):
-    """One picture, from the tensors of its formats to masks: nothing of the predictor but the wording."""
-    photo, recipe, prompts = photos[1], RECIPES["sa2va"], talker.prompts
+    """Compute masks of one picture with the model's own methods; only the wording is the predictor's."""
+    photo = photos[1]
+    recipe = RECIPES["sa2va"]
+    prompts = talker.prompts
     values = torch.from_numpy(resize.picture(photo, 448, recipe)).double() / 255
     mean, std = (torch.tensor(v).double().view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
-    visual_tokens, ids = talker.encode_image(((values - mean) / std).float()[None]), []
+    visual_tokens = talker.encode_image(((values - mean) / std).float()[None])
+    ids = []
     asked = prompts.ask("x", TEXTS[0]).ids
     states = None
     for _ in range(7):
@@ -79,7 +83,7 @@ def test_masks_are_the_model_s_own_composed_by_hand(talker: Sa2VA, photos):
     assert differing(actual.masks, resize.predicted_masks(logits, *photo.shape[:2], recipe)) < 1e-4
 
 
-def test_a_picture_asked_about_twice_is_looked_at_once(predictor: Predictor, photos, monkeypatch):
+def test_a_picture_asked_about_twice_is_encoded_once(predictor: Predictor, photos, monkeypatch):
     visual_tokens = spy(monkeypatch, predictor.model, "encode_image")
     sam_features = spy(monkeypatch, predictor.model.grounding_encoder, "encode")
     decoded = spy(monkeypatch, predictor.model.grounding_encoder, "decode")
@@ -92,7 +96,7 @@ def test_a_picture_asked_about_twice_is_looked_at_once(predictor: Predictor, pho
 
 def test_an_answer_without_seg_has_no_mask_and_sam_is_left_alone(talker: Sa2VA, photos, monkeypatch):
     silent = Predictor(LoadedModel(talker), max_new_tokens=3)
-    monkeypatch.setattr(talker.prompts, "seg", 0)  # no token that is said
+    monkeypatch.setattr(talker.prompts, "seg", 0)  # a token that is never generated
     sam_features = spy(monkeypatch, talker.grounding_encoder, "encode")
     (answer,) = silent.segment([photos[0]], ["Who?"])
     assert answer.masks.shape == (0, *photos[0].shape[:2]) and not sam_features
@@ -116,7 +120,8 @@ def test_a_wrong_count_of_image_places_names_the_picture(predictor: Predictor, p
 @pytest.mark.parametrize("most_tiles", [1, 4])
 def test_regions_are_described_by_their_cells(talker: Sa2VA, photos, most_tiles, monkeypatch):
     predictor = Predictor(LoadedModel(talker), max_new_tokens=4, most_tiles=most_tiles)
-    photo, recipe = photos[0], RECIPES["sa2va"]
+    photo = photos[0]
+    recipe = RECIPES["sa2va"]
     regions = np.zeros((2, *photo.shape[:2]), bool)
     regions[0, 50:200, 90:300], regions[1, :40] = True, True
     embedded = spy(monkeypatch, talker, "embed_rows")
@@ -170,7 +175,7 @@ def test_a_video_is_prompted_in_its_first_frames_and_followed(talker: Sa2VA, pho
     rows, visual_tokens, images, _ = embedded[0]
     assert len(visual_tokens) == PROMPTED_FRAMES and images.tolist() == [[0, 1, 2, 3, 4]]
     assert predictor.model.prompts.decode(rows.ids[0].tolist()).count("</img>\n<img>") == PROMPTED_FRAMES - 1
-    assert not decoded  # masks are made when they are asked for
+    assert not decoded  # masks are computed when they are iterated
     masks = list(track.masks)
     assert track.objects == track.text.count("[SEG]") > 0
     assert [m.shape for m in masks] == [(track.objects, *frame.shape[:2]) for frame in frames]

@@ -1,4 +1,4 @@
-"""int8 weights against numpy, their storage, and what they change."""
+"""int8 weights against numpy, their storage, and their effect on masks."""
 
 import copy
 import json
@@ -48,7 +48,7 @@ def make(dtype: torch.dtype = torch.float32) -> Sa2VA:
 
 
 def by_numpy(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The symmetric quantisation of float32 rows, in numpy alone."""
+    """Quantise float32 rows symmetrically, in numpy alone."""
     scale = (np.abs(weight).max(1, keepdims=True) / np.float32(127.5)).astype(np.float32)
     return np.clip(np.rint(weight * (np.float32(1) / scale)), -128, 127).astype(np.int8), scale
 
@@ -70,7 +70,7 @@ def test_weights_are_those_of_numpy_and_the_layer_multiplies_by_them():
         if layer.bias is not None:
             by_hand += layer.bias.double().numpy()
         assert np.abs(layer(states).numpy() - by_hand).max() < 1e-4 * np.abs(by_hand).max()
-        # Half a step, and half a step more where the largest value of a row is cut to 127.
+        # Half a step, and another half where the largest value of a row is clipped to 127.
         off = np.abs(expected[name].weight.numpy() - whole * scale) / scale
         assert off.max() < 0.5001 and off.mean() > 0.2
 

@@ -1,4 +1,4 @@
-"""A model predicts with the recipe of its training: from raw data to an answer, and in every kind of folder."""
+"""Prediction uses the recipe of the model's training: from raw data to an answer, and in every kind of folder."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from trainer.released.training import TRAINING, recipe_from_json, recipe_to_json
 from trainer.train import main
 
 CORNER = named_recipe("default", "corner")
-"""Called "default" as well."""
+"""Another recipe that is called "default" too."""
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +73,7 @@ def sharded(raw: Path, out: Path, recipe: Recipe) -> ShardSet:
 def test_prediction_meets_the_tensors_of_training_bit_for_bit(
     raw: Path, tmp_path: Path, here: Callable, monkeypatch: pytest.MonkeyPatch, recipe: Recipe
 ):
-    """shard, train, export, predict."""
+    """Shard, train, export and predict."""
     shards = sharded(raw, tmp_path / "shards", recipe)
     given = [f"data.shards=[{shards.folder}]", f"output_dir={tmp_path / 'run'}", "objective=describe", "data.holdout=0"]
     main([*SMALL, *given, "steps=1", "accumulation=1", "batch_size=2"])
@@ -99,7 +99,7 @@ def test_prediction_meets_the_tensors_of_training_bit_for_bit(
 
 
 def spied(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> list[tuple]:
-    """The arguments of each call of a method that still does its work."""
+    """Record the arguments of each call of a method, which still runs."""
     calls: list[tuple] = []
     original = getattr(owner, name)
     monkeypatch.setattr(owner, name, lambda *given: (calls.append(given), original(*given))[1])
@@ -122,8 +122,8 @@ def test_every_kind_of_folder_keeps_the_whole_definition(talker: Sa2VA, photos: 
     assert load(tmp_path / "int8", "cpu").info.recipe == CORNER
 
 
-def test_the_recipe_is_said_and_may_be_replaced(talker: Sa2VA, tmp_path: Path, here: Callable, photos: list):
-    """The command names the definition; by name alone, two recipes that are both called default would be the same."""
+def test_the_recipe_is_printed_and_may_be_replaced(talker: Sa2VA, tmp_path: Path, here: Callable, photos: list):
+    """The command prints the definition: by name alone, two recipes called "default" would be the same."""
     Image.fromarray(photos[0]).save(tmp_path / "a.png", compress_level=1)
     save_model(talker, tmp_path / "released")
     shutil.copytree(tmp_path / "released", tmp_path / "own")

@@ -1,4 +1,4 @@
-"""From files to files: `cli.py predict` on a tiny model in the released layout."""
+"""Prediction from files to files, with a tiny model in the released layout."""
 
 from __future__ import annotations
 
@@ -69,8 +69,9 @@ def test_the_command_line_writes_masks_overlay_and_answer(folder, files, photos,
 
 
 def test_a_line_of_questions_ends_at_a_line_feed_alone(tmp_path):
-    """Line ends of other systems and of Unicode may stand in names and questions."""
-    name, question = "a\u2028b\x85.png", "segment\u2028the\x0bred\x0c\u2029one"
+    """Names and questions may hold the line ends of other systems and of Unicode."""
+    name = "a\u2028b\x85.png"
+    question = "segment\u2028the\x0bred\x0c\u2029one"
     (tmp_path / name).touch()
     texts = tmp_path / "q.tsv"
     texts.write_bytes(f"{name}\t{question}\r\n\n{name}\twhere?".encode())

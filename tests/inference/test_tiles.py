@@ -1,4 +1,4 @@
-"""The official tiling, against a computation that goes through all grids one after the other, and torchvision."""
+"""The official tiling, against a computation that tries all grids in turn, and torchvision."""
 
 import numpy as np
 import pytest
@@ -16,8 +16,9 @@ SIDES = st.one_of(st.integers(1, 6000), st.sampled_from([224, 448, 896, 1344, 50
 
 
 def by_going_through(width: int, height: int, most: int) -> tuple[int, int]:
-    """From few tiles to many: closer ones win; equally close ones win if the picture is large enough for them."""
-    best, distance = (1, 1), float("inf")
+    """Try grids from few tiles to many: a closer one wins; an equally close one wins if the picture is large enough."""
+    best = (1, 1)
+    distance = float("inf")
     for count in range(1, most + 1):
         for columns in range(1, count + 1):
             if count % columns:
@@ -26,7 +27,8 @@ def by_going_through(width: int, height: int, most: int) -> tuple[int, int]:
             actual = abs(width / height - columns / rows)
             enough = width * height > 0.5 * 448 * 448 * columns * rows
             if actual < distance or (actual == distance and enough):
-                best, distance = (columns, rows), actual
+                best = (columns, rows)
+                distance = actual
     return best
 
 

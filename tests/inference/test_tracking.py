@@ -1,4 +1,4 @@
-"""Tracking against SAM 2's own `track_step`, which knows no language embeddings: they are put in from outside."""
+"""Tracking against SAM 2's own `track_step`, which takes no language embeddings: the tests insert them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ PROMPTED, FRAMES = 2, 10
 
 @pytest.fixture(scope="module")
 def encoder() -> GroundingEncoder:
-    """SAM 2 with random weights that always finds its object, chooses among all three masks, and heeds its memory."""
+    """SAM 2 with random weights that always finds its object, chooses among all three masks, and uses its memory."""
     torch.manual_seed(0)
     encoder = build("tiny").grounding_encoder.eval().requires_grad_(False)
     decoder = encoder.sam2_model.sam_mask_decoder
     torch.nn.init.normal_(decoder.iou_prediction_head.layers[-1].weight)
     decoder.pred_obj_score_head.layers[-1].bias.fill_(1e4)
     torch.nn.init.normal_(encoder.sam2_model.maskmem_tpos_enc)
-    torch.nn.init.normal_(encoder.sam2_model.no_obj_ptr, std=20)  # hard to overlook among 4096 cells
+    torch.nn.init.normal_(encoder.sam2_model.no_obj_ptr, std=20)  # large enough to matter among 4096 cells
     for layer in encoder.sam2_model.memory_attention.layers:
         for part in (layer.cross_attn_image.q_proj, layer.cross_attn_image.k_proj, layer.cross_attn_image.out_proj):
             part.weight *= 3
@@ -43,7 +43,7 @@ def seeded() -> None:
 
 
 def apart(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    """The length of the difference, relative. Memories are rounded to bfloat16: single values may go either way."""
+    """Return the relative norm of the difference. Memories are rounded to bfloat16: single values may differ more."""
     return float((actual - expected).norm() / expected.norm())
 
 
@@ -54,14 +54,17 @@ def sam_alone(
     prompted: int,
     dtype: torch.dtype = torch.bfloat16,
 ):
-    """One object with SAM 2's own methods and positions from a new module: masks (F, 256, 256), pointers (F, C)."""
+    """Track one object with SAM 2's own methods and a new position module: masks (F, 256, 256), pointers (F, C)."""
     from sam2.modeling.position_encoding import PositionEmbeddingSine
 
-    sam, outputs = encoder.sam2_model, {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
-    where, logits, pointers = PositionEmbeddingSine(sam.hidden_dim, normalize=True), [], []
+    sam = encoder.sam2_model
+    outputs = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
+    position_of = PositionEmbeddingSine(sam.hidden_dim, normalize=True)
+    logits = []
+    pointers = []
     for i, frame in enumerate(video):
         out = sam.forward_image(encoder.normalise(frame))
-        out["vision_pos_enc"] = [where(level) for level in out["backbone_fpn"]]
+        out["vision_pos_enc"] = [position_of(level) for level in out["backbone_fpn"]]
         _, features, positions, sizes = sam._prepare_backbone_features(out)
         is_prompted = i < prompted
 
@@ -86,7 +89,8 @@ def tracked(
     dtype: torch.dtype = torch.bfloat16,
 ):
     """Masks (F, N, 256, 256), pointers (F, N, C)."""
-    tracker, logits = Tracker(encoder, len(video), dtype), []
+    tracker = Tracker(encoder, len(video), dtype)
+    logits = []
     for i, frame in enumerate(video):
         sam_features = encoder.encode(frame)
         logits.append(tracker.prompt(i, sam_features, embeddings) if i < prompted else tracker.follow(i, sam_features))
@@ -120,7 +124,7 @@ def test_objects_are_tracked_as_if_alone(encoder, video):
     alone, own = tracked(encoder, video[:4], embeddings[1:], PROMPTED)
     for i in range(4):
         assert apart(together[i, 1], alone[i, 0]) < 1e-3 and apart(pointers[i, 1], own[i, 0]) < 1e-3, i
-        # What was prompted decides about the frames that are not.
+        # Prompted frames decide the others.
         assert apart(together[i, 0], together[i, 1]) > 1e-2 and apart(pointers[i, 0], pointers[i, 1]) > 1e-2, i
 
 
@@ -137,7 +141,9 @@ def test_an_object_that_is_not_there_moves_the_pointer_and_blanks_nothing(encode
 
 
 def test_memory_is_bfloat16_and_bounded(encoder, monkeypatch):
-    monkeypatch.setattr(encoder.sam2_model, "max_obj_ptrs_in_encoder", 4)  # 16 in truth; spatial memory reaches 6 back
+    monkeypatch.setattr(
+        encoder.sam2_model, "max_obj_ptrs_in_encoder", 4
+    )  # 16 in the released models; spatial memory reaches 6 frames back
     tracker = Tracker(encoder, 40)
     sam_features = encoder.encode(torch.zeros(1, 3, 1024, 1024, dtype=torch.uint8))
     tracker.prompt(0, sam_features, torch.randn(1, encoder.width))
