@@ -10,7 +10,7 @@ from typing import Any
 
 import ijson
 
-from pipeline.boundary import entries
+from pipeline.boundary import track_entries
 from pipeline.json_faults import MAX_DEPTH, DepthChecked, Nesting, json_fault, json_fault_of_bytes, too_deep
 from pipeline.text import open_text, read_text, unpacked
 from shards.errors import BadInput, UserError
@@ -53,7 +53,7 @@ def _stream(path: Path, prefix: str, read: Any) -> Iterator[Any]:
     with open_text(path) as file:
         checked = DepthChecked(file, str(path), UserError)
         try:
-            yield from entries(path, read(checked, prefix, use_float=True))
+            yield from track_entries(path, read(checked, prefix, use_float=True))
             return
         except (ijson.JSONError, UnicodeDecodeError) as error:
             start = checked.start

@@ -100,7 +100,7 @@ def annotation_errors(root: Path) -> Iterator[None]:
         ) from None
 
 
-def entries(file: Path, items: Iterable[_Item]) -> Iterator[_Item]:
+def track_entries(file: Path, items: Iterable[_Item]) -> Iterator[_Item]:
     """Yield the `items` of an annotation file; an error before the next one is reported with this one's number."""
     _place.set((str(file), 0))
     for number, item in enumerate(items, 1):

@@ -168,12 +168,12 @@ class Finder:
             path = f"{path}/{name}" if path else name
         return path
 
-    def _list(self, folder: str) -> _Names:
+    def _list(self, folder: str) -> _FolderNames:
         try:
             names = list_names(self._root / folder)
         except OSError:
             names = []
-        return _Names(names if len(names) <= _MOST_NAMES else [])
+        return _FolderNames(names if len(names) <= _MOST_NAMES else [])
 
     def _place_of_missing(self, name: str) -> str:
         return (PurePosixPath(self._folders[0]) / name).as_posix() if inside(name) else name
@@ -251,7 +251,7 @@ def _identity(path: Path) -> tuple[int, int] | str:
     return state.st_dev, state.st_ino
 
 
-class _Names:
+class _FolderNames:
     """The names in a folder."""
 
     def __init__(self, names: Sequence[str]) -> None:

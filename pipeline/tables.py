@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.boundary import entries
+from pipeline.boundary import track_entries
 from pipeline.text import open_text
 from shards.errors import UserError
 
@@ -17,7 +17,7 @@ def read_table(file: Path) -> Iterator[list[str]]:
     with open_text(file) as raw:
         rows = csv.reader(io.TextIOWrapper(raw, encoding="utf-8", newline=""))
         try:
-            yield from entries(file, (row for row in rows if row))
+            yield from track_entries(file, (row for row in rows if row))
         except UnicodeDecodeError as error:
             raise _broken(
                 file,

@@ -27,25 +27,25 @@ _MOST_SUFFIXES = 12
 
 def walk(
     root: Path,
-    wanted: Callable[[str], bool],
+    is_data: Callable[[str], bool],
     counts: Counter[str],
     records: RecordsWriter,
     resembles: Callable[[str], bool] = lambda name: False,
     folder: str = "",
     depth: int = _DEEPEST,
 ) -> Iterator[tuple[str, int]]:
-    """Yield path relative to `root`, and bytes, of each file below it whose name is `wanted`.
+    """Yield path relative to `root`, and bytes, of each file below it whose name is data.
 
     Every folder is entered once, by its path without links, else by the first of its paths in the order of texts, so
-    that links cannot loop. A link to nothing whose name is `wanted` is a file of 0 bytes: reading it fails.
+    that links cannot loop. A link to nothing whose name is data is a file of 0 bytes: reading it fails.
     Any other one is added as an input that is refused: it may have been a folder of data.
 
     Args:
-        wanted: whether files of a name (the last part of the path) are data.
+        is_data: whether files of a name (the last part of the path) are data.
         counts: counts what is skipped.
-        records: the links to nothing that are no `wanted` files are added to it.
-        resembles: whether files of a name may have been meant as data, though they are not `wanted`; they are counted
-            under `OTHER`, all others under `NOT_READ`.
+        records: gets the links to nothing whose names are no data.
+        resembles: whether files of a name may have been meant as data, though they are no data; they are
+            counted under `OTHER`, all others under `NOT_READ`.
         folder: where to begin, relative to `root`.
         depth: levels of folders below it to enter.
 
@@ -67,12 +67,12 @@ def walk(
                 for entry in entries:
                     path = f"{place}/{entry.name}" if place else entry.name
                     if is_hidden(entry.name):
-                        _count_hidden(entry, wanted, counts)
+                        _count_hidden(entry, is_data, counts)
                     elif entry.is_dir(follow_symlinks=False):
                         _enter(plain.append, path, level, depth, counts)
                     elif entry.is_symlink() and os.path.isdir(entry.path):
                         _enter(lambda item: heapq.heappush(linked, item), path, level, depth, counts)
-                    elif wanted(entry.name):
+                    elif is_data(entry.name):
                         yield path, _size(entry)
                     elif is_dangling(entry):
                         refuse(records, path, no_such_file(root / path))
@@ -127,10 +127,10 @@ def _enter(put: Callable[[tuple[str, int]], object], path: str, level: int, dept
         counts["folders passed over: too deep"] += 1
 
 
-def _count_hidden(entry: os.DirEntry[str], wanted: Callable[[str], bool], counts: Counter[str]) -> None:
+def _count_hidden(entry: os.DirEntry[str], is_data: Callable[[str], bool], counts: Counter[str]) -> None:
     if entry.is_dir():
         counts[HIDDEN_FOLDERS] += 1
-    elif wanted(entry.name) or wanted(visible_counterpart(entry.name)):
+    elif is_data(entry.name) or is_data(visible_counterpart(entry.name)):
         counts[HIDDEN] += 1
 
 

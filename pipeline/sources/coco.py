@@ -91,12 +91,12 @@ def add_images(
     finder: Finder,
     records: RecordsWriter,
     counts: Counter[str],
-    wanted: Container[str | None] | None = None,
+    ids: Container[str | None] | None = None,
 ) -> dict[str | None, str]:
     """Add the images of an instances file. Returns id -> path of the input.
 
     Args:
-        wanted: ids of the images to add; None for all.
+        ids: of the images to add; None for all.
     """
     paths: dict[str | None, str] = {}
     for image in read_items(file, "images.item"):
@@ -104,7 +104,7 @@ def add_images(
         if number is None:
             counts["images of another shape"] += 1
             continue
-        if wanted is not None and number not in wanted:
+        if ids is not None and number not in ids:
             continue
         name = _file_name(image)
         path, size, new = finder.add(name, records)

@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline import masks
 from pipeline.annotations import parse_json
-from pipeline.boundary import entries
+from pipeline.boundary import track_entries
 from pipeline.cropped import Bool
 from pipeline.finder import below, finder_at, inside, locate_file
 from pipeline.fit import check_size, note_size_differences
@@ -103,7 +103,7 @@ def _find_lines(root: Path, records: RecordsWriter) -> dict[str, int]:
     counts: Counter[str] = Counter()
     finder_at.cache_clear()
     with open_text(root / LINES) as file:
-        for number, raw in enumerate(entries(root / LINES, iter(partial(file.readline, _MOST_BYTES), b"")), 1):
+        for number, raw in enumerate(track_entries(root / LINES, iter(partial(file.readline, _MOST_BYTES), b"")), 1):
             if not raw.strip():
                 continue
             if not counts["lines"] and _ONE_DOCUMENT.match(raw + file.peek(1)[:1]):

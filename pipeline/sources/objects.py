@@ -54,9 +54,9 @@ def sample_of(
     kept: list[RawObject] = []
     masks: list[list[Mask]] = [[] for _ in pictures]
     faults: list[Fault] = []
-    names = _Names()
+    ids = _UniqueIds()
     for candidate in candidates:
-        described = names.unique(candidate.object)
+        described = ids.unique(candidate.object)
         try:
             read = [Mask.from_array(read_mask()) for read_mask in candidate.masks]
             if not any(mask.any() for mask in read):
@@ -68,7 +68,7 @@ def sample_of(
         except BadInput as error:
             faults.append((described.id, error))
             continue
-        if names.is_repeated(candidate.object, read):
+        if ids.is_repeated(candidate.object, read):
             continue
         kept.append(described)
         for frame, mask in zip(masks, read, strict=True):
@@ -78,12 +78,12 @@ def sample_of(
             raise DroppedInput(NO_OBJECT, met="a picture alone", wanted="at least one object")
         raise unusable("object", faults)
     frames = tuple(RawFrame(name, picture, tuple(m)) for (name, picture), m in zip(pictures, masks, strict=True))
-    notes = Counter(f"objects left out: {error.what}" for _, error in faults) + names.notes
+    notes = Counter(f"objects left out: {error.what}" for _, error in faults) + ids.notes
     extra = {**(more or {}), **left_out(faults)}
     return RawSample(path, kind, frames, tuple(kept), extra, notes)
 
 
-class _Names:
+class _UniqueIds:
     """Gives each object of a sample an id of its own."""
 
     def __init__(self) -> None:

@@ -187,8 +187,8 @@ def _stored_masks(root: Path, split: str, counts: Counter[str]) -> Iterator[tupl
     """Yield name and place of every mask: in the first of the usual folders that exists, and in zips."""
     patterns = [root / pattern.format(split=split) for pattern in _MASKS]
     for folder in [path for path in patterns if path.is_dir()][:1]:
-        below = sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
-        for masks_folder in (folder, *below):  # FiftyOne: by the first letter
+        subfolders = sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
+        for masks_folder in (folder, *subfolders):  # FiftyOne: by the first letter
             place = masks_folder.relative_to(root).as_posix()
             for name in sorted(os.listdir(masks_folder)):
                 if not name.endswith(".png"):
