@@ -1,4 +1,4 @@
-# make demo: the main job end to end on real photographs. make test: linters, types and tests.
+# make demo: the main job end to end on real photographs. make test: linters, types and tests. make test-fast: most tests.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ RAY := tests/pipeline/engines/test_ray.py
 # Container images often set it: then every process compiles some 3,200 modules again, which takes longer than its work.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test clean
+.PHONY: demo test test-fast clean
 .DELETE_ON_ERROR:
 
 $(READY): requirements.lock pyproject.toml Makefile pipeline/_resample.c
@@ -44,6 +44,9 @@ test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore $(RAY) tests; \
 	tests=$$?; wait $$types && exit $$tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(RAY) || OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(RAY)
+
+test-fast: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" tests
 
 clean:
 	rm -rf $(VENV) data/sav data/folder data/model shards/sav shards/folder runs

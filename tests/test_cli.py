@@ -34,6 +34,7 @@ def test_wrong_sizes(text):
         parse_size(text, "data.cache_limit")
 
 
+@pytest.mark.slow
 def test_from_raw_to_seen_with_the_defaults(sav_root, tmp_path):
     """`shard --source sav --out shards/` reads data/sav; then verify-shard and preview, as in the README."""
     (tmp_path / "data").mkdir()
@@ -118,6 +119,7 @@ def test_version(here):
     assert done.stdout.splitlines() == [f"{name} {version(name)}" for name in ("sa2va-shards", "torch")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "verb, module, extra",
     [

@@ -32,6 +32,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_what_the_code_needs_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     code = {p for p in names if p.endswith(".py")}
@@ -45,6 +46,7 @@ def test_the_wheel_holds_what_the_code_needs_and_nothing_else(wheel):
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
+@pytest.mark.slow
 def test_a_fresh_folder_imports_the_wheel(wheel, tmp_path, small_set):
     zipfile.ZipFile(wheel).extractall(tmp_path)
     code = "import shards, sys; print(shards.__file__, len(shards.open_set(sys.argv[1])))"

@@ -88,6 +88,7 @@ def test_a_pickled_set_is_opened_again(small_set):
     assert_same(samples[1], shards.open_set(small_set)[1])
 
 
+@pytest.mark.slow
 def test_spawned_workers_read_a_set(small_set):
     samples = shards.open_set(small_set)
     loader = DataLoader(
@@ -144,6 +145,7 @@ def test_a_damaged_member_is_found(small_set):
     assert shards.decoder(".masks1.jpg", b"1") is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", ["own_loop.py", "webdataset_loop.py"])
 def test_the_examples_run(example, small_set):
     done = subprocess.run(

@@ -253,6 +253,7 @@ def started_by_accelerate(folder: Path, script: Path) -> None:
     print("returned", evaluate("/nowhere", [str(folder)]))
 
 
+@pytest.mark.slow
 def test_the_processes_that_accelerate_does_not_start_are_started(refer_set: Path, tmp_path: Path):
     """Before a model is loaded. They run the command line again, and are told of one another."""
     script, said = tmp_path / "script.py", tmp_path / "said"
@@ -263,6 +264,7 @@ def test_the_processes_that_accelerate_does_not_start_are_started(refer_set: Pat
     assert {"0 of 2", "1 of 2", "returned None"} <= {*said.read_text().splitlines()}
 
 
+@pytest.mark.slow
 def test_two_processes_count_what_one_counts(released: Path, refer_set: Path, sav_set: Path, tmp_path: Path):
     """A process has 3 pictures with 6 objects, the other 3 pairs with 3: they need 3 batches and 1."""
     given = ["--shards", refer_set, "--shards", sav_set, "--objective", "dual", "--batch-size", 2]

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from examples import your_own_source
 from shards.manifest import read_ledger
 from shards.reader import ShardSet
@@ -39,6 +41,7 @@ def write(root: Path, table: str) -> None:
     put(root / "photos/two.jpg", jpeg("coffee"))
 
 
+@pytest.mark.slow
 def test_the_documented_commands(tmp_path):
     root, out = tmp_path / "raw", tmp_path / "shards"
     write(root, TABLE.replace("../boxes.csv,0,0,9,9,nothing\n", ""))

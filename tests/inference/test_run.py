@@ -50,6 +50,7 @@ def never() -> Predictor:
     raise AssertionError("the model is loaded before the files are known to be good")
 
 
+@pytest.mark.slow
 def test_the_command_line_writes_masks_overlay_and_answer(folder, files, photos, talker):
     options = ["--max-new-tokens", "3", "--tiles", "12", "--device", "cpu"]
     asked = ["--image", str(files / "b.png"), "--text", "Where?", "--out", str(files / "out")]

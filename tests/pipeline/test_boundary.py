@@ -221,6 +221,7 @@ def kill_over(path: str, number: int):
     return dies
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_named_with_its_input(sav_root, tmp_path):
     """Run it in processes of its own. There the fault has to be put in by the module that they import."""
     script = (

@@ -58,6 +58,7 @@ def test_a_tar_stays_below_the_size_that_was_asked_for(sav_root, sav_set):
     assert all(shard.bytes <= 10_000_000 for shard in Manifest.read(sav_set).shards)
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_the_same_command_goes_on(sav_root, sav_set, tmp_path, pytestconfig):
     """kill -9 on the leading process alone: its workers must not outlive it. More kills: pytest --kills 20."""
     moments = random.Random(11)

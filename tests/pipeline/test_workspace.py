@@ -52,6 +52,7 @@ def array(sav_root, tmp_path):
     return start
 
 
+@pytest.mark.slow
 def test_an_array_with_a_killed_task(here, array, sav_set, tmp_path):
     out = tmp_path / "sav"
     tasks = [array(index) for index in range(TASKS)]

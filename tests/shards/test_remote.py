@@ -240,6 +240,7 @@ def test_an_index_that_is_not_the_manifests_at_the_url_either_is_one_line(server
         remote(server, tmp_path)
 
 
+@pytest.mark.slow
 def test_processes_share_a_cache_and_each_tar_is_fetched_once(server, small_set, tmp_path):
     server.faults = lambda name, n: "late"
     readers = [reader(server, small_set, tmp_path, ANY, 1, seed) for seed in range(2)]
@@ -248,6 +249,7 @@ def test_processes_share_a_cache_and_each_tar_is_fetched_once(server, small_set,
     assert set(tars.values()) == {1} and len(tars) == 9
 
 
+@pytest.mark.slow
 def test_eviction_never_breaks_a_reader_in_another_process(server, small_set, tmp_path):
     rng = random.Random(5)
     # A manifest that is broken twice alike is one that was written so.

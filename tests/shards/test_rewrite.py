@@ -24,6 +24,7 @@ from tests.shards.conftest import change_frame
 REPOSITORY = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["recode", "split"])
 def test_kill_9_at_any_moment(sav_set, raw_set, tmp_path, verb):
     """Each time after something has been written; the same command goes on and ends with the same bytes."""

@@ -44,6 +44,7 @@ def typed(*line: object, **environment: str) -> list[str]:
     return shlex.split(said)[1:]
 
 
+@pytest.mark.slow
 def test_accelerate_with_a_configuration_file(script: Path):
     """Two processes on a CPU: Accelerate starts one, whose line is complete all the same."""
     (script.parent / "launch.yaml").write_text(CONFIGURATION)
@@ -52,6 +53,7 @@ def test_accelerate_with_a_configuration_file(script: Path):
     assert typed(*line) == [*map(str, line)]
 
 
+@pytest.mark.slow
 def test_torchrun(script: Path):
     line = ["torchrun", "--nproc_per_node", "2", str(script), *ARGUMENTS]
     assert typed(*line) == line

@@ -83,6 +83,7 @@ def script(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_signal_is_passed_on_to_all_and_is_the_exit_status(script: Path):
     run = Joined(1, start_script, script, said=script / "said")
     until = time.monotonic() + 60
@@ -94,6 +95,7 @@ def test_a_signal_is_passed_on_to_all_and_is_the_exit_status(script: Path):
     assert sorted(path.name for path in script.glob("told*")) == ["told0", "told1"]
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_ends_the_others(script: Path):
     run = Joined(1, start_script, script, "fail", said=script / "said")
     assert run.wait(60) == [1]

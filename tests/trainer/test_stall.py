@@ -57,6 +57,7 @@ def test_those_who_are_equally_far_say_nothing_and_one_alone_does_nothing(tmp_pa
     assert not (tmp_path / "alone").exists()
 
 
+@pytest.mark.slow
 def test_a_stopped_process_is_named_by_the_other_and_the_run_ends_well(sav_set: Path, tmp_path: Path):
     given = [f"data.shards=[{sav_set}]", "data.holdout=0", "batch_size=1", "accumulation=1", *SMALL, "steps=4"]
     given += ["stall_notice=2", f"output_dir={tmp_path / 'run'}"]

@@ -83,6 +83,7 @@ def test_what_no_file_holds_is_kept_though_it_did_not_train(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_two_checkpoints_give_two_exports_in_the_type_of_their_base(released, tmp_path):
     base = load_file(released / "model.safetensors")
     exports = []

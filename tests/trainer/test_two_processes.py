@@ -36,6 +36,8 @@ from trainer.model.trainable import set_trainable
 from trainer.objectives import passes
 from trainer.train import main
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def two_processes(unequal_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

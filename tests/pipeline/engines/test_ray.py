@@ -69,6 +69,7 @@ def growing(worker: psutil.Process) -> list[str]:
     return [name for name in (Path(file.path).name for file in worker.open_files()) if name.startswith("sav-")]
 
 
+@pytest.mark.slow
 def test_a_node_that_is_killed_and_replaced(cluster, sav_root, sav_set, tmp_path):
     """Node and worker get kill -9 in the middle of a shard, as when a machine dies: the shard is begun again."""
     out = tmp_path / "sav"
@@ -99,6 +100,7 @@ def test_a_node_that_is_killed_and_replaced(cluster, sav_root, sav_set, tmp_path
     assert verify([out]).ok
 
 
+@pytest.mark.slow
 def test_into_an_object_store_with_uploads_that_fail(cluster, way, sav_root, sav_set):
     way.fail(".tar", sound=1, cut=True)
     with pytest.raises(UserError, match=r"s3://bucket/ray/sav/sav-00000\d\.tar.*give the same command"):
@@ -114,6 +116,7 @@ def test_into_an_object_store_with_uploads_that_fail(cluster, way, sav_root, sav
     assert objects(way.upstream, "ray/sav") == files_of(sav_set)
 
 
+@pytest.mark.slow
 def test_annotations_travel_and_bad_inputs_go_to_the_ledger(cluster, tmp_path):
     root = tmp_path / "raw"
     annotations = [

@@ -23,6 +23,8 @@ from trainer.data.stream import Stream
 from trainer.train import main
 from trainer.trained import load_trained
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def given(sav_set: Path) -> list[str]:

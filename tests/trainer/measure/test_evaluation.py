@@ -41,6 +41,7 @@ def save_means(folder: str, out: str) -> None:
     Path(out, f"{Accelerator(cpu=True).process_index}.json").write_text(json.dumps([means, panels]))
 
 
+@pytest.mark.slow
 def test_one_and_two_processes_measure_the_same(unequal_set: Path, tmp_path: Path):
     joined = Joined(2, save_means, str(unequal_set), str(tmp_path), said=tmp_path / "said")
     alone, panels = measure(unequal_set)

@@ -188,6 +188,7 @@ def small(config: Config) -> Config:
     return replace(config, lora=lora, num_points=512, mixed_precision="no")
 
 
+@pytest.mark.slow
 def test_two_processes_average_over_the_objects_of_both(unequal_set: Path, tmp_path: Path):
     """In a mix of objectives, and with projected gradients."""
     joined = Joined(2, save_steps, str(unequal_set), str(tmp_path), said=tmp_path / "said")
