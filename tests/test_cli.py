@@ -93,7 +93,8 @@ def test_help_names_the_command_as_called_and_is_not_cut(here, verb):
     assert done.returncode == 0
     usage, *lines = done.stdout.splitlines()
     assert usage.startswith(" ".join(["Usage: python", *done.args[:1], *([verb] if verb else [])]))
-    assert not [line for line in lines if line.rstrip().endswith("...")]
+    # Below a long path the usage line is broken before its repeated argument.
+    assert not [line for line in lines if line.rstrip().endswith("...") and not line.endswith("]...")]
 
 
 def test_help_lists_every_verb_with_a_sentence(here):
