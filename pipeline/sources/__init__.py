@@ -115,7 +115,12 @@ class Source(ABC):
 def source_named(name: str) -> Source:
     """Return the source that is registered under `name`; raises `UserError` where there is none."""
     if name not in SOURCES:
-        raise UserError("unknown source", met=name, wanted=" or ".join(SOURCES), do="see docs/datasets/")
+        raise UserError(
+            "unknown source",
+            met=name,
+            wanted=" or ".join(SOURCES),
+            do="see docs/datasets/; name a source of your own with --source MODULE:CLASS",
+        )
     module, _, attribute = SOURCES[name].partition(":")
     found = getattr(importlib.import_module(module), attribute)
     source: Source = found() if isinstance(found, type) else found
