@@ -67,7 +67,7 @@ class TaskSummary:
 
 
 @dataclass(frozen=True)
-class _Begun:
+class _OpenRun:
     """A run whose shards may be written."""
 
     workspace: Workspace
@@ -100,11 +100,11 @@ def run(
     """
     started = time.monotonic()
     store = store_at(out)
-    with _one_line_errors(store, command), _begun(request, store, None, overwrite, force) as begun:
-        if isinstance(begun, Manifest):
-            return RunSummary(begun, str(store), 0, time.monotonic() - started)
-        written, _ = _write(begun, begun.plan.shards, workers, max_bad, engine)
-        manifest = finish(begun.plan, begun.workspace, max_bad)
+    with _one_line_errors(store, command), _open_run(request, store, None, overwrite, force) as opened:
+        if isinstance(opened, Manifest):
+            return RunSummary(opened, str(store), 0, time.monotonic() - started)
+        written, _ = _write(opened, opened.plan.shards, workers, max_bad, engine)
+        manifest = finish(opened.plan, opened.workspace, max_bad)
         return RunSummary(manifest, str(store), written, time.monotonic() - started)
 
 
@@ -128,15 +128,15 @@ def run_task(
     """
     started = time.monotonic()
     store = store_at(out)
-    with _one_line_errors(store, command), _begun(request, store, share, False, force) as begun:
-        if isinstance(begun, Manifest):
-            return RunSummary(begun, str(store), 0, time.monotonic() - started)
-        plan = begun.plan
+    with _one_line_errors(store, command), _open_run(request, store, share, False, force) as opened:
+        if isinstance(opened, Manifest):
+            return RunSummary(opened, str(store), 0, time.monotonic() - started)
+        plan = opened.plan
         shards = share.select(plan.shards)
-        written, bad = _write(begun, shards, workers, max_bad, "local")
+        written, bad = _write(opened, shards, workers, max_bad, "local")
         samples = 0
         ledger: list[LedgerLine] = []
-        for _, note in begun.workspace.notes(plan, shards):
+        for _, note in opened.workspace.notes(plan, shards):
             samples += note.shard.samples
             ledger += note.ledger
         if bad > plan.most_bad(max_bad):
@@ -179,9 +179,9 @@ def merge(out: str | Path, max_bad: float) -> RunSummary:
 
 
 @contextmanager
-def _begun(
+def _open_run(
     request: Request, store: Store, share: TaskShare | None, overwrite: bool, force: bool
-) -> Iterator[_Begun | Manifest]:
+) -> Iterator[_OpenRun | Manifest]:
     """Begin a run, or go on with it; the manifest where the finished set of the request stands already."""
     try:
         workspace = Workspace(store, share)
@@ -191,10 +191,10 @@ def _begun(
         yield finished
         return
     with workspace:
-        begun = _begin(request, workspace, overwrite, force)
-        if isinstance(begun, Manifest):
+        opened = _begin(request, workspace, overwrite, force)
+        if isinstance(opened, Manifest):
             workspace.remove()
-        yield begun
+        yield opened
 
 
 def _finished_read_only(request: Request, store: Store) -> Manifest | None:
@@ -215,7 +215,7 @@ def _print_newer(dataset: RawDataset, finished: Manifest, store: Store) -> None:
         _print(check_unchanged(store.path, dataset, finished))
 
 
-def _begin(request: Request, workspace: Workspace, overwrite: bool, force: bool) -> _Begun | Manifest:
+def _begin(request: Request, workspace: Workspace, overwrite: bool, force: bool) -> _OpenRun | Manifest:
     try:
         dataset = find_dataset(request, workspace.records)
         saved = workspace.saved_plan()
@@ -237,17 +237,17 @@ def _begin(request: Request, workspace: Workspace, overwrite: bool, force: bool)
         text = f"the run before this one was killed while it read: {', '.join(workspace.killed_inputs)}"
         _print(f"{text}; if this one dies there too, take the input away")
     workspace.share_lock()
-    return _Begun(workspace, dataset, plan)
+    return _OpenRun(workspace, dataset, plan)
 
 
-def _write(begun: _Begun, shards: range, workers: int | None, max_bad: float, engine: EngineName) -> tuple[int, int]:
+def _write(opened: _OpenRun, shards: range, workers: int | None, max_bad: float, engine: EngineName) -> tuple[int, int]:
     """Write those of `shards` that are missing, until there are too many bad inputs.
 
     Returns:
         (number of shards written, number of bad inputs in all of `shards`).
     """
-    plan = begun.plan
-    workspace = begun.workspace
+    plan = opened.plan
+    workspace = opened.workspace
     # Notes are not kept: those of a large set together take more memory than all workers.
     done = {shard: note.bad for shard, note in workspace.notes(plan, shards)}
     missing = [shard for shard in shards if shard not in done]
@@ -260,7 +260,7 @@ def _write(begun: _Begun, shards: range, workers: int | None, max_bad: float, en
     with tqdm(total=plan.count(shards), initial=plan.count([*done]), unit="sample", desc=name, mininterval=0.5) as bar:
         progress = Progress(bar.update, _FirstOfKind())
         write = engine_named(engine)
-        with closing(write(begun.dataset, plan, missing, workspace, workers, progress)) as notes:
+        with closing(write(opened.dataset, plan, missing, workspace, workers, progress)) as notes:
             for note in notes:
                 bad += note.bad
                 written += 1

@@ -125,9 +125,10 @@ def test_version(here):
     "verb, module, extra",
     [
         (["shard", "--source", "sav", "--out", "x"], "pipeline.plan", None),
-        (["shard", "--source", "sav", "--out", "x"], "pycocotools", "pipeline"),
-        (["estimate", "--source", "sav"], "pycocotools", "pipeline"),
-        (["merge", "x"], "pycocotools", "pipeline"),
+        (["shard", "--source", "sav", "--out", "x"], "tqdm", "pipeline"),
+        (["shard", "--source", "coco", "--out", "x"], "pycocotools", "pipeline"),
+        (["estimate", "--source", "coco"], "pycocotools", "pipeline"),
+        (["merge", "x"], "tqdm", "pipeline"),
         (["export", "--checkpoint", "x", "--out", "y"], "torch", "train"),
         (["predict", "--model", "x"], "torch", "train"),
         (["evaluate", "--model", "x", "--shards", "y"], "torch", "train"),
