@@ -1,4 +1,4 @@
-"""What a Sa2VA is made of, as the `config.json` of the released folders says it, and sizes under a name."""
+"""The configuration of a Sa2VA, as in the `config.json` of the released folders, and presets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from transformers import InternVLVisionConfig, LlamaConfig, PretrainedConfig, Qw
 
 from shards.errors import UserError
 
-VISION_SIZE, GRID = 448, 16
+VISION_SIZE = 448
+GRID = 16
 _Config = TypeVar("_Config", bound=PretrainedConfig)
 
 
@@ -20,14 +21,15 @@ class Sam:
     """A size of SAM 2."""
 
     sam_config: str
-    """A configuration inside the `sam2` package."""
+    """A configuration file of the `sam2` package."""
     sam_overrides: tuple[str, ...] = ()
-    """Hydra overrides of it."""
+    """Hydra overrides of that file."""
 
 
 def tiny_sam(width: int) -> Sam:
-    """Hiera with the fewest blocks and thin ones; it takes 1024 x 1024 like the real one. `width`: of prompt tokens."""
-    trunk, memory = "model.image_encoder.trunk", "model.memory_encoder"
+    """Return a Hiera of four thin blocks, for 1024 x 1024 as the real ones. `width`: of prompt tokens."""
+    trunk = "model.image_encoder.trunk"
+    memory = "model.memory_encoder"
     layer = "model.memory_attention.layer"
     return Sam(
         "configs/sam2/sam2_hiera_t.yaml",
@@ -57,31 +59,34 @@ def tiny_sam(width: int) -> Sam:
 
 
 _HIERA = {(96, 12): "t", (96, 16): "s", (112, 24): "b+", (144, 48): "l"}
-"""Width of the first stage and number of blocks, by size."""
+"""Size by width of the first stage and number of blocks."""
 _WIDEST = 256
-"""Width of SAM 2's prompt tokens: that of the released ones."""
+"""Width of the released SAM 2's prompt tokens."""
 LARGE_SAM = Sam("configs/sam2/sam2_hiera_l.yaml")  # in all released models
 SAM_21_ONLY = ("no_obj_embed_spatial", "obj_ptr_tpos_proj.weight", "obj_ptr_tpos_proj.bias")
-"""What SAM 2.1 has and SAM 2 has not; only tracking uses it."""
+"""Tensors of SAM 2.1 that SAM 2 lacks; for tracking alone."""
 
 
 def sam_of(shapes: Mapping[str, tuple[int, ...]], where: str) -> Sam:
-    """The SAM 2 or 2.1 whose tensors, by their names in the `sam2` package, have these shapes.
+    """Return the SAM 2 or 2.1 whose tensors, by their names in the `sam2` package, have these shapes.
 
     Raises:
-        UserError: none has.
+        UserError: there is none.
     """
     trunk = "image_encoder.trunk."
     if not (width := _first(shapes, f"{trunk}patch_embed.proj.weight")):
-        met = ", ".join([*shapes][:3]) or "no tensor of it"
-        raise UserError("no SAM 2 among the tensors", where=where, met=met, wanted=f"{trunk}patch_embed.proj.weight")
+        first = ", ".join([*shapes][:3]) or "no tensor of it"
+        raise UserError("no SAM 2 among the tensors", where=where, met=first, wanted=f"{trunk}patch_embed.proj.weight")
     blocks = {name.removeprefix(f"{trunk}blocks.").split(".")[0] for name in shapes if f"{trunk}blocks." in name}
     if (width, len(blocks)) == (8, 4):
         return tiny_sam(min(_first(shapes, "image_encoder.neck.convs.0.conv.weight") or 32, _WIDEST))
     if (width, len(blocks)) not in _HIERA:
-        met = f"a Hiera of width {width} with {len(blocks)} blocks"
-        wanted = ", ".join(f"{size}: {w} with {b}" for (w, b), size in _HIERA.items())
-        raise UserError("no SAM 2 that is known", where=where, met=met, wanted=wanted)
+        raise UserError(
+            "no SAM 2 that is known",
+            where=where,
+            met=f"a Hiera of width {width} with {len(blocks)} blocks",
+            wanted=", ".join(f"{size}: {w} with {b}" for (w, b), size in _HIERA.items()),
+        )
     size = _HIERA[width, len(blocks)]
     return Sam(
         f"configs/sam2.1/sam2.1_hiera_{size}.yaml"
@@ -91,100 +96,103 @@ def sam_of(shapes: Mapping[str, tuple[int, ...]], where: str) -> Sam:
 
 
 def _first(shapes: Mapping[str, tuple[int, ...]], name: str) -> int:
-    """The first size of a tensor; 0 where it is not there or has none."""
+    """Return the first size of a tensor; 0 where it is missing or has no dimension."""
     return (shapes.get(name) or (0,))[0]
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A model's configuration.
+    """The configuration of a model.
 
-    Raises:
-        UserError: from its properties, where the configuration asks for what this Sa2VA is not.
+    Its properties raise `UserError` where it is not supported.
     """
 
     config: dict[str, Any]
-    """In the form of the released `config.json`."""
+    """The content of a released `config.json`."""
     sam: Sam
     where: str = "the preset"
-    """Where `config` was read, for messages."""
+    """The file of `config`, for messages."""
 
-    def _refuse(self, key: str, met: object, wanted: str) -> UserError:
+    def _unsupported(self, key: str, value: object, expected: str) -> UserError:
         do = "this Sa2VA joins InternVL at 448 x 448 with SAM 2"
-        return UserError("not supported", where=f"{self.where}, {key}", met=repr(met), wanted=wanted, do=do)
+        return UserError("not supported", where=f"{self.where}, {key}", met=repr(value), wanted=expected, do=do)
 
     def check(self) -> None:
-        """Raise `UserError` where tensors would fit and numbers would not."""
+        """Raise `UserError` for values with which the weights would load but compute something else."""
         fixed = {"force_image_size": 448, "downsample_ratio": 0.5, "ps_version": "v2", "select_layer": -1}
-        for key, wanted in fixed.items():
-            if self.config.get(key, wanted) != wanted:
-                raise self._refuse(key, self.config[key], repr(wanted))
+        for key, expected in fixed.items():
+            if self.config.get(key, expected) != expected:
+                raise self._unsupported(key, self.config[key], repr(expected))
         for key in ("use_llm_lora", "use_backbone_lora"):
             if self.config.get(key):
-                raise self._refuse(key, self.config[key], "0: adapters merged into the weights")
+                raise self._unsupported(key, self.config[key], "0: adapters merged into the weights")
 
     @property
     def vision(self) -> InternVLVisionConfig:
-        """Of transformers' `InternVLVisionModel`."""
-        given = self._section("vision_config")
-        if given.get("image_size", VISION_SIZE) != VISION_SIZE or given.get("patch_size", 14) != 14:
-            met = (given.get("image_size"), given.get("patch_size"))
-            raise self._refuse("vision_config.image_size and patch_size", met, "448 and 14")
+        """The configuration of transformers' `InternVLVisionModel`."""
+        section = self._section("vision_config")
+        sizes = (section.get("image_size"), section.get("patch_size"))
+        if section.get("image_size", VISION_SIZE) != VISION_SIZE or section.get("patch_size", 14) != 14:
+            raise self._unsupported("vision_config.image_size and patch_size", sizes, "448 and 14")
         same = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act")
         options: dict[str, Any] = {"attn_implementation": "sdpa"}
         return self._made(
             InternVLVisionConfig,
             "vision_config",
             **options,
-            **{key: given[key] for key in (*same, "layer_norm_eps", "norm_type", "initializer_range") if key in given},
+            **{
+                key: section[key]
+                for key in (*same, "layer_norm_eps", "norm_type", "initializer_range")
+                if key in section
+            },
             image_size=VISION_SIZE,
             patch_size=14,
-            attention_bias=given.get("qkv_bias", False),
-            use_qk_norm=given.get("qk_normalization", True),
-            layer_scale_init_value=given.get("initializer_factor", 0.1),
+            attention_bias=section.get("qkv_bias", False),
+            use_qk_norm=section.get("qk_normalization", True),
+            layer_scale_init_value=section.get("initializer_factor", 0.1),
             use_absolute_position_embeddings=True,
             use_mask_token=False,
         )
 
     @property
     def language(self) -> PretrainedConfig:
-        """Of transformers' Qwen2, Qwen3 or (for InternLM2) Llama."""
-        # A copy of all levels: transformers writes into the rope scaling that it is given.
-        given = {k: v for k, v in deepcopy(self._section("llm_config")).items() if "attn_implementation" not in k}
-        kind = (given.pop("architectures", None) or ["?"])[0]
-        given["tie_word_embeddings"] = False  # the file decides, see `trainer.released.folder`
+        """The configuration of transformers' Qwen2, Qwen3 or (for InternLM2) Llama."""
+        # A deep copy: transformers writes into the rope scaling.
+        values = {k: v for k, v in deepcopy(self._section("llm_config")).items() if "attn_implementation" not in k}
+        kind = (values.pop("architectures", None) or ["?"])[0]
+        values["tie_word_embeddings"] = False  # depends on the file, see `trainer.released.folder`
         for key in ("auto_map", "model_type", "_name_or_path", "torch_dtype", "dtype", "transformers_version"):
-            given.pop(key, None)
+            values.pop(key, None)
         if kind == "InternLM2ForCausalLM":
-            given["attention_bias"] = given.pop("bias", True)  # InternLM2's own default
+            values["attention_bias"] = values.pop("bias", True)  # InternLM2's default
         elif kind not in LANGUAGE_MODELS:
-            raise self._refuse(
+            raise self._unsupported(
                 "llm_config.architectures", kind, " or ".join([*LANGUAGE_MODELS, "InternLM2ForCausalLM"])
             )
-        return self._made(
-            LANGUAGE_MODELS.get(kind, LlamaConfig), "llm_config", **given | {"attn_implementation": "sdpa"}
-        )
+        values["attn_implementation"] = "sdpa"
+        return self._made(LANGUAGE_MODELS.get(kind, LlamaConfig), "llm_config", **values)
 
     @property
     def is_internlm2(self) -> bool:
-        """Whether the language model's tensors have InternLM2's names and fusion in files."""
+        """Whether the files have InternLM2's names and fused tensors for the language model."""
         return bool(self._section("llm_config").get("architectures") == ["InternLM2ForCausalLM"])
 
     @property
     def template(self) -> str:
+        """Name of the chat template, see `trainer.model.prompts.TEMPLATES`."""
         return str(self.config.get("template") or "").replace("-", "_")
 
     def _made(self, kind: type[_Config], section: str, **values: Any) -> _Config:
         try:
             return kind(**values)
-        except Exception as error:  # transformers checks values in its own ways
-            met = " ".join(str(error).split())[:200]
-            where, wanted = f"{self.where}, {section}", kind.__name__
-            raise UserError("not a configuration", where=where, met=met, wanted=wanted) from None
+        except Exception as error:  # transformers checks values in many ways
+            reason = " ".join(str(error).split())[:200]
+            where = f"{self.where}, {section}"
+            raise UserError("not a configuration", where=where, met=reason, wanted=kind.__name__) from None
 
     def _section(self, key: str) -> dict[str, Any]:
         if not isinstance(section := self.config.get(key), dict):
-            raise self._refuse(key, section, "a JSON object")
+            raise self._unsupported(key, section, "a JSON object")
         return section
 
 
@@ -196,7 +204,7 @@ LANGUAGE_MODELS: dict[str, type[PretrainedConfig]] = {
 
 
 def sa2va_config(vision: dict[str, Any], language: dict[str, Any], template: str) -> dict[str, Any]:
-    """A released `config.json` around the two inner configurations."""
+    """Return the content of a released `config.json` with these two inner configurations."""
     return {
         "architectures": ["Sa2VAChatModel"],
         "auto_map": {
@@ -267,7 +275,8 @@ _SMALL_TOWER = _vision(1024, 24, 16)  # InternViT-300M
 _LARGE_TOWER = _vision(3200, 45, 25, norm_type="rms_norm", qkv_bias=False, qk_normalization=True)  # InternViT-6B
 _TINY_TOWER = _vision(64, 2, 4, initializer_factor=1.0, initializer_range=0.1)
 _TINY_LANGUAGE = {"vocab_size": 272, "max_position_embeddings": 2048, "rope_theta": 1e4, "initializer_range": 0.08}
-_INTERNLM2, _QWEN2 = "InternLM2ForCausalLM", "Qwen2ForCausalLM"
+_INTERNLM2 = "InternLM2ForCausalLM"
+_QWEN2 = "Qwen2ForCausalLM"
 # Sizes as in the configurations of InternVL 2.5 and 3.
 _RELEASED = {
     "tiny": (_TINY_TOWER, _language(_QWEN2, 128, 2, 4, 2, 256, **_TINY_LANGUAGE), "qwen_chat", tiny_sam(32)),
@@ -286,7 +295,7 @@ PRESETS = {
 
 
 def preset_named(name: str) -> Architecture:
-    """Raise `UserError` where there is no such preset."""
+    """Return a preset. Raises `UserError` where there is none of this name."""
     if name not in PRESETS:
         raise UserError("unknown preset", where="model.preset", met=name, wanted=" or ".join(PRESETS))
     return PRESETS[name]

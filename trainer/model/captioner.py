@@ -1,4 +1,4 @@
-"""Descriptions of regions, as training generates them: of text alone, likeliest or sampled."""
+"""Generate descriptions of regions for training: text tokens alone, greedily or sampled."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from trainer.model.sa2va import Sa2VA
 
 @dataclass(frozen=True)
 class Caption:
-    """A description that was generated."""
+    """A generated description."""
 
     words: list[int]
     """Tokens of text, at least one."""
     ended: bool
-    """Whether its end was reached, or it was cut at the limit."""
+    """Whether the end was generated; else the description was cut at the limit."""
 
     def end(self, prompts: Prompts) -> list[int]:
-        """The tokens that follow the words."""
+        """Return the end tokens that follow the words, if any."""
         return prompts.end_ids if self.ended else []
 
 
 def captions_of(answers: Answers, prompts: Prompts) -> list[Caption]:
-    """What `Captioner` generated, without what ended it."""
+    """Return what `Captioner` generated, without end tokens."""
     captions = []
     for ids in answers.tokens():
         if len(prompts.end_ids) == 1:
             ended = ids[-1] == prompts.end_ids[0]
             captions.append(Caption(ids[:-1] if ended else ids, ended))
-        else:  # the end is written in letters, which may share a token with the last word
+        else:  # the end mark is letters, which may share a token with the last word
             ended = bool(prompts.ended(torch.tensor([ids]))[0])
             words = prompts.encode(prompts.answer(ids)) if ended else ids
             captions.append(Caption(words, ended) if words else Caption(ids, False))
@@ -61,19 +61,20 @@ class Captioner(nn.Module):
         uniform: Tensor | None = None,
         any_process: Callable[[bool], bool] = bool,
     ) -> Answers:
-        """Answer rows that end with a question. Only text and the end token are generated, and at least one token.
+        """Answer rows that end with a question, with one or more tokens of text and the end token.
 
         Args:
             rows: M rows, padded at their start.
-            visual_tokens: (B, 256, 4C), what `Sa2VA.encode_image` returns.
+            visual_tokens: (B, 256, 4C), see `Sa2VA.encode_image`.
             image_of_row: (M,) int64.
             regions: (M, R, 16, 16) bool.
             max_tokens: T.
-            temperature: 0 takes the likeliest token, above that tokens follow softmax(logits / temperature).
-            uniform: (M, T) float32 in [0, 1), the draws; needed above temperature 0.
+            temperature: 0 takes the likeliest token; else tokens are sampled from softmax(logits / temperature).
+            uniform: (M, T) float32 in [0, 1), random numbers; needed above temperature 0.
             any_process: see `generate`.
         """
-        model, prompts = self.model, self.model.prompts
+        model = self.model
+        prompts = model.prompts
         text = prompts.ordinary.to(visual_tokens.device)
         text_or_end = text.clone()
         text_or_end[prompts.end_ids] = True
@@ -88,15 +89,16 @@ class Captioner(nn.Module):
 
 
 def choose(logits: Tensor, temperature: float, uniform: Tensor | None) -> Tensor:
-    """A token for each row of logits (M, V): (M,) int64.
+    """Choose a token for each row of logits (M, V): (M,) int64.
 
-    The likeliest at temperature 0; else one that follows softmax(logits / temperature), by the draws `uniform` (M,) in
-    [0, 1).
+    The likeliest at temperature 0, else a sample of softmax(logits / temperature) by the random numbers `uniform` (M,)
+    in [0, 1).
     """
     if temperature == 0:
         return logits.argmax(-1)
     assert uniform is not None
-    shares = (logits.float() / temperature).softmax(-1).cumsum(-1)
-    # Shares end at a little more or less than 1, and a draw may be rounded up to 1: stay below the end.
-    draws = (uniform[:, None] * shares[:, -1:]).minimum(shares[:, -1:].nextafter(shares.new_zeros(())))
-    return torch.searchsorted(shares, draws, right=True).squeeze(1)
+    cumulative = (logits.float() / temperature).softmax(-1).cumsum(-1)
+    # The sums end a little above or below 1, and a random number may be rounded up to 1: stay below the end.
+    end = cumulative[:, -1:]
+    draws = (uniform[:, None] * end).minimum(end.nextafter(end.new_zeros(())))
+    return torch.searchsorted(cumulative, draws, right=True).squeeze(1)

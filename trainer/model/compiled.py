@@ -1,4 +1,4 @@
-"""torch.compile of the layers of the large parts: each kind of layer is compiled once, and serves all of its kind."""
+"""torch.compile for the layers of the large parts. Each class of layers is compiled once."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ BACKEND = "inductor"
 
 
 def compile_layers(model: Sa2VA) -> int:
-    """Compile the layers of vision tower, SAM 2's image encoder and language model in place; how many there are.
+    """Compile the layers of vision tower, SAM 2's image encoder and language model in place; return their number.
 
-    Names of parameters stay as they are. Lengths of rows vary, so the first other length compiles once more, for any.
+    Names of parameters do not change. A second length of rows compiles once more, then for any length.
     """
     layers = [module for module in model.modules() if type(module).__name__ in model.layer_names]
     for layer in layers:

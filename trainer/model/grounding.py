@@ -1,4 +1,4 @@
-"""SAM 2 as Sa2VA uses it: a language embedding is one more token of the prompt, and becomes a mask."""
+"""SAM 2 as Sa2VA uses it: the prompt of a mask is an embedding from the language model."""
 
 from __future__ import annotations
 
@@ -11,33 +11,34 @@ from torch import Tensor, nn
 from trainer.model.architecture import Sam
 
 IMAGE_SIZE = 1024
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class SamFeatures:
-    """A picture's features for the mask decoder; C is SAM 2's width (256 in the released models)."""
+    """Features of B pictures for the mask decoder; C is SAM 2's width (256 in the released models)."""
 
     embedding: Tensor
-    """(B, C, 64, 64), neither `no_mem_embed` nor memory in it yet."""
+    """(B, C, 64, 64), before `no_mem_embed` or memory is added."""
     high: list[Tensor]
-    """(B, C / 8, 256, 256) and (B, C / 4, 128, 128)."""
+    """Finer maps, (B, C / 8, 256, 256) and (B, C / 4, 128, 128)."""
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """What the mask decoder says of N objects."""
+    """Output of the mask decoder for N objects."""
 
     logits: Tensor
     """(N, 256, 256) float32."""
     token: Tensor
-    """(N, C), the output token of the mask that was taken."""
+    """(N, C), the output token of the chosen mask."""
     score: Tensor
-    """(N, 1), above 0 where the object is there."""
+    """(N, 1) logits; above 0 where the object is visible."""
 
 
 class _NoPositions(nn.Module):
-    """Stands in for the positions of the neck's maps: half a gigabyte a batch that only SAM 2's memory reads."""
+    """Replaces the position encodings of the neck's maps: half a gigabyte per batch, for SAM 2's memory alone."""
 
     def forward(self, features: Tensor) -> Tensor:
         return features.new_empty(0)
@@ -53,7 +54,7 @@ class GroundingEncoder(nn.Module):
         )
         neck = self.sam2_model.image_encoder.neck
         self.positions: nn.Module = neck.position_encoding
-        """(N, C, 64, 64) to the positions of its cells; nothing is learnt in it. Tracking alone asks."""
+        """Position encoding of maps (N, C, 64, 64), without parameters; for tracking alone."""
         neck.position_encoding = _NoPositions()
 
     @property
@@ -62,60 +63,65 @@ class GroundingEncoder(nn.Module):
         return int(self.sam2_model.hidden_dim)
 
     def normalise(self, g_pixel_values: Tensor, rounded: bool = False) -> Tensor:
-        """(B, 3, 1024, 1024) uint8 to float32, over 255, minus mean, over standard deviation.
+        """Normalise (B, 3, 1024, 1024) uint8 to float32: divided by 255, minus mean, divided by standard deviation.
 
-        `rounded`: mean and standard deviation rounded to bfloat16, as the official inference has them.
+        `rounded`: round mean and standard deviation to bfloat16, as in the official inference.
         """
         if g_pixel_values.dtype != torch.uint8:
             raise TypeError(f"g_pixel_values is uint8 in 0..255, not {g_pixel_values.dtype}: it is normalised here")
         # No buffers: a model cast to bfloat16 would round them.
         mean, std = torch.tensor([MEAN, STD], device=g_pixel_values.device).view(2, 3, 1, 1)
         if rounded:
-            mean, std = mean.bfloat16().float(), std.bfloat16().float()
+            mean = mean.bfloat16().float()
+            std = std.bfloat16().float()
         return g_pixel_values.float().div_(255).sub_(mean).div_(std)
 
     def encode(self, g_pixel_values: Tensor, rounded: bool = False) -> SamFeatures:
-        """Features of pictures (B, 3, 1024, 1024) uint8, once a picture, however many objects it holds.
+        """Encode pictures (B, 3, 1024, 1024) uint8. `rounded`: see `normalise`.
 
-        SAM 2's own `forward_image` also calls `conv_s0` and `conv_s1`, which belong to the mask decoder and train
-        with it; so the frozen encoder and these two are called apart. `rounded`: see `normalise`.
+        SAM 2's `forward_image` is not used: it calls `conv_s0` and `conv_s1` without gradient where the encoder is
+        frozen, but they belong to the mask decoder and train with it.
         """
-        encoder, decoder = self.sam2_model.image_encoder, self.sam2_model.sam_mask_decoder
+        encoder = self.sam2_model.image_encoder
+        decoder = self.sam2_model.sam_mask_decoder
         trains = next(encoder.parameters()).requires_grad
         with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
             s0, s1, embedding = encoder(self.normalise(g_pixel_values, rounded))["backbone_fpn"]
         return SamFeatures(embedding, [decoder.conv_s0(s0), decoder.conv_s1(s1)])
 
     def decode(self, features: SamFeatures, image_of_object: Tensor, embeddings: Tensor) -> Tensor:
-        """Mask logits of objects.
+        """Decode mask logits of objects.
 
         Args:
             features: of B pictures.
             image_of_object: (N,) int64, the picture of each object.
-            embeddings: (N, C), one prompt token an object.
+            embeddings: (N, C), one prompt token per object.
 
         Returns:
             (N, 256, 256) float32.
         """
-        # Not by an index, whose gradient adds up the objects of a picture in the order of threads.
+        # `index_select`, because the gradient of indexing sums over a picture's objects in the order of threads.
         maps = (features.embedding + self.sam2_model.no_mem_embed.view(1, -1, 1, 1)).index_select(0, image_of_object)
         levels = [level.index_select(0, image_of_object) for level in features.high]
         return self.decode_maps(maps, levels, embeddings).logits
 
     def decode_maps(self, maps: Tensor, high: list[Tensor], embeddings: Tensor | None) -> Decoded:
-        """Decode objects from maps of their own: of the decoder's three masks, the one with the highest predicted IoU.
+        """Decode one object per map: of the decoder's three masks, the one with the highest predicted IoU.
 
-        Unlike SAM 2's own head nothing is blanked by the object score.
+        Unlike in SAM 2's head, the object score blanks no mask.
 
         Args:
-            maps: (N, C, 64, 64), with `no_mem_embed` or memory in it.
+            maps: (N, C, 64, 64), after `no_mem_embed` or memory was added.
             high: (N, C / 8, 256, 256) and (N, C / 4, 128, 128).
-            embeddings: (N, C), one prompt token an object; None where memory alone says what to segment.
+            embeddings: (N, C), one prompt token per object; None where memory alone is the prompt.
         """
-        sam, count, device = self.sam2_model, maps.shape[0], maps.device  # not len(), which torch.export would fix
+        sam = self.sam2_model
+        device = maps.device
+        count = maps.shape[0]  # not len(), which torch.export would make a constant
         # One padding point: the prompt encoder was trained with one, without it the logits are far off.
-        points = torch.zeros(count, 1, 2, device=device), torch.full((count, 1), -1, dtype=torch.int32, device=device)
-        sparse, dense = sam.sam_prompt_encoder(points=points, boxes=None, masks=None)
+        coordinates = torch.zeros(count, 1, 2, device=device)
+        kinds = torch.full((count, 1), -1, dtype=torch.int32, device=device)
+        sparse, dense = sam.sam_prompt_encoder(points=(coordinates, kinds), boxes=None, masks=None)
         if embeddings is not None:
             sparse = torch.cat([sparse, embeddings[:, None].to(sparse.dtype)], 1)
         masks, predicted_iou, tokens, score = sam.sam_mask_decoder(
@@ -127,5 +133,6 @@ class GroundingEncoder(nn.Module):
             repeat_image=False,
             high_res_features=high,
         )
-        row, best = torch.arange(count, device=device), predicted_iou.argmax(1)
+        row = torch.arange(count, device=device)
+        best = predicted_iou.argmax(1)
         return Decoded(masks[row, best].float(), tokens[row, best], score)

@@ -1,7 +1,7 @@
 """Sa2VA, assembled from transformers' InternVL vision tower and language models and from the `sam2` package.
 
-Parts carry the names of the released checkpoints. Shapes below: B pictures, M rows of L tokens, D the language model's
-width, C the vision tower's.
+Parts have the names of the released checkpoints. In the shapes below B is pictures, M rows, L tokens per row, D the
+language model's width and C the vision tower's.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from trainer.model.tokenizer import byte_tokenizer
 
 
 def pixel_shuffle(tokens: Tensor) -> Tensor:
-    """Fold each 2 x 2 block of a square of tokens into one (InternVL's version 2): (B, 4n, C) to (B, n, 4C).
+    """Join each 2 x 2 block of a square of tokens into one token (InternVL's version 2): (B, 4n, C) to (B, n, 4C).
 
-    A block's tokens follow one another row by row.
+    The tokens of a block are joined row by row.
     """
     count, length, width = tokens.shape
     side = int(length**0.5) // 2
@@ -35,14 +35,16 @@ def pixel_shuffle(tokens: Tensor) -> Tensor:
 
 
 class Sa2VA(nn.Module):
-    """The model. It is called through its methods; `trainer.step` composes them into one `forward`."""
+    """The model. Its methods are the passes; `trainer.objectives.step` calls them in one `forward`."""
 
     def __init__(self, architecture: Architecture, prompts: Prompts, *, hollow: bool = False) -> None:
-        """Build with random weights; `hollow`: without memory for the two large parts, whose weights will be loaded."""
+        """Build with random weights; if `hollow`, without memory for vision tower and language model (meta device)."""
         super().__init__()
         architecture.check()
-        self.architecture, self.prompts = architecture, prompts
-        vision, language = architecture.vision, architecture.language
+        self.architecture = architecture
+        self.prompts = prompts
+        vision = architecture.vision
+        language = architecture.language
         width = language.hidden_size
         with init_empty_weights(include_buffers=False) if hollow else nullcontext():
             self.vision_model = InternVLVisionModel(vision)
@@ -64,7 +66,7 @@ class Sa2VA(nn.Module):
 
     @property
     def layer_names(self) -> set[str]:
-        """The classes of the layers of vision tower, language model and SAM 2's image encoder."""
+        """Class names of the layers of vision tower, language model and SAM 2's image encoder."""
         named = (self.vision_model._no_split_modules or (), self.language_model._no_split_modules or ())
         return {name for names in named for name in names} | {"MultiScaleBlock"}
 
@@ -85,14 +87,14 @@ class Sa2VA(nn.Module):
         self.language_model.lm_head.weight = self.embedding.weight
 
     def train(self, mode: bool = True) -> Sa2VA:
-        """Frozen encoders stay in evaluation mode."""
+        """Set the mode of all parts but frozen encoders, which stay in evaluation mode."""
         super().train(mode)
         for encoder in (self.vision_model, self.grounding_encoder.sam2_model.image_encoder):
             encoder.train(mode and next(encoder.parameters()).requires_grad)
         return self
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:
-        """Pictures (B, 3, 448, 448) float32, normalised, to visual tokens before the projector: (B, 256, 4C)."""
+        """Encode normalised pictures (B, 3, 448, 448) float32 to visual tokens (B, 256, 4C), before the projector."""
         trains = next(self.vision_model.parameters()).requires_grad
         with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
             states = self.vision_model(pixel_values=pixel_values).last_hidden_state
@@ -107,21 +109,21 @@ class Sa2VA(nn.Module):
         phrase_embeddings: Tensor | None = None,
         scale: Tensor | None = None,
     ) -> Tensor:
-        """Embeddings of rows: (M, L, D).
+        """Embed rows of tokens: (M, L, D).
 
-        In reading order the `<IMG_CONTEXT>` places of a row get the 256 visual tokens of each of its pictures, then for
-        each region the visual tokens of the last picture where the region is set, row by row.
+        The `<IMG_CONTEXT>` positions of a row get, in this order, the 256 visual tokens of each of its pictures, and
+        for each region the visual tokens of the last picture in the region's cells, row by row.
 
         Args:
             rows: M rows.
-            visual_tokens: (B, 256, 4C), what `encode_image` returns.
-            image_of_row: (M,) int64; or (M, P) where rows have several pictures (tiles, frames), -1 after the last.
+            visual_tokens: (B, 256, 4C), see `encode_image`.
+            image_of_row: (M,) int64; or (M, P) for rows of several pictures (tiles, frames), -1 after the last.
             regions: (M, R, 16, 16) bool.
-            phrase_embeddings: (G, D), the embeddings of the G places that `rows.replaced` marks, in reading order.
-            scale: (M, R, 16, 16), factors of the regions' visual tokens, each at its cell.
+            phrase_embeddings: (G, D), for the G positions of `rows.replaced`, row by row.
+            scale: (M, R, 16, 16), factors of the regions' visual tokens by cell.
 
         Raises:
-            UserError: a row's `<IMG_CONTEXT>` places are not as many as its visual tokens.
+            UserError: a row has more or fewer `<IMG_CONTEXT>` positions than visual tokens.
         """
         embeddings = self.embedding(rows.ids)
         images = image_of_row if image_of_row.ndim == 2 else image_of_row[:, None]
@@ -134,11 +136,11 @@ class Sa2VA(nn.Module):
         places = rows.ids == self.prompts.context
         _check_counts(rows.names, places.sum(1).tolist(), chosen.sum((1, 2)).tolist())
         row, slot, cell = chosen.nonzero(as_tuple=True)
-        # Looked up as in a table: the gradient of an index adds up what several objects take in the order of threads.
+        # `F.embedding`, because the gradient of indexing sums over the objects of a picture in the order of threads.
         visual = F.embedding(images[row, slot] * IMAGE_TOKENS + cell, self.mlp1(visual_tokens).flatten(0, 1))
         if scale is not None:
-            whole = scale.new_ones(len(images), images.shape[1] - scale.shape[1], IMAGE_TOKENS)
-            visual = visual * torch.cat([whole, scale.flatten(2)], 1)[row, slot, cell][:, None]
+            unscaled = scale.new_ones(len(images), images.shape[1] - scale.shape[1], IMAGE_TOKENS)
+            visual = visual * torch.cat([unscaled, scale.flatten(2)], 1)[row, slot, cell][:, None]
         embeddings = embeddings.index_put((places,), visual.to(embeddings.dtype))
         if phrase_embeddings is not None:
             embeddings = embeddings.index_put((rows.replaced,), phrase_embeddings.to(embeddings.dtype))
@@ -147,13 +149,13 @@ class Sa2VA(nn.Module):
     def run_language_model(
         self, embeddings: Tensor, attention: Tensor, positions: Tensor, cache: Cache | None = None
     ) -> Tensor:
-        """Run the language model: states after its final norm, (M, L, D).
+        """Run the language model; return its states after the final norm, (M, L, D).
 
         Args:
             embeddings: (M, L, D).
             attention: (M, past + L) int64, 0 on padding.
             positions: (M, L) int64.
-            cache: keys and values of the past; extended in place.
+            cache: keys and values of the past tokens; extended in place.
         """
         states: Tensor = self.language_model.model(
             inputs_embeds=embeddings,
@@ -165,30 +167,31 @@ class Sa2VA(nn.Module):
         return states
 
     def answer_logits(self, states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits where a label follows, and only there.
+        """Compute logits at the K positions before a label, and only there.
 
         Args:
             states: (M, L, D).
-            labels: (M, L) int64, `IGNORE` where nothing is trained.
+            labels: (M, L) int64, `IGNORE` for no loss.
 
         Returns:
-            (K, V) logits, (K,) the labels, (K,) the row of each, in reading order.
+            (K, V) logits, (K,) the labels, (K,) the row of each, row by row.
         """
-        wanted = labels[:, 1:] != IGNORE
-        return self.language_model.lm_head(states[:, :-1][wanted]), labels[:, 1:][wanted], wanted.nonzero()[:, 0]
+        has_label = labels[:, 1:] != IGNORE
+        logits = self.language_model.lm_head(states[:, :-1][has_label])
+        return logits, labels[:, 1:][has_label], has_label.nonzero()[:, 0]
 
     def encode_sam(self, g_pixel_values: Tensor) -> SamFeatures:
-        """Pictures (B, 3, 1024, 1024) uint8 to features for `decode_masks`."""
+        """Encode pictures (B, 3, 1024, 1024) uint8 to features for `decode_masks`."""
         return self.grounding_encoder.encode(g_pixel_values)
 
     def decode_masks(self, states: Tensor, rows: PackedRows, sam_features: SamFeatures, image_of_row: Tensor) -> Tensor:
-        """Mask logits (M, 256, 256) float32 of rows with one `[SEG]` each, from the states at its place."""
+        """Decode mask logits (M, 256, 256) float32 from the states (M, L, D) of rows, at the one `[SEG]` of each."""
         embeddings = self.text_hidden_fcs(states[rows.ids == self.prompts.seg])
         return self.grounding_encoder.decode(sam_features, image_of_row, embeddings)
 
 
 def build(preset: str) -> Sa2VA:
-    """A model with random weights, float32, on the CPU."""
+    """Build a model with random weights, float32, on the CPU. Raises `UserError` for an unknown preset."""
     architecture = preset_named(preset)
     prompts = Prompts(byte_tokenizer(), architecture.template, architecture.language.vocab_size)
     model = Sa2VA(architecture, prompts)
@@ -197,18 +200,18 @@ def build(preset: str) -> Sa2VA:
 
 
 def initialise(model: Sa2VA) -> None:
-    """Random weights anew for what InternVL does not hold, such that a signal keeps its variance on its way."""
+    """Draw the weights that no InternVL has again, such that a signal keeps its variance from layer to layer."""
     for part in (model.grounding_encoder, model.mlp1, model.text_hidden_fcs):
         part.apply(_keep_variance)
-    # No loss trains the predicted IoU. At random it would choose among the three masks at random; constant, it always
-    # takes the same one.
+    # No loss trains the predicted IoU. Random weights would choose a random one of the three masks; equal scores always
+    # choose the same one.
     nn.init.zeros_(model.grounding_encoder.sam2_model.sam_mask_decoder.iou_prediction_head.layers[-1].weight)
 
 
 def _keep_variance(module: nn.Module) -> None:
-    """Normal weights of variance 1 / fan-in (LeCun et al. 1998).
+    """Draw normal weights of variance 1 / fan-in (LeCun et al. 1998).
 
-    PyTorch's own default has a third of it: without pretrained weights the signal fades on its way to the mask.
+    PyTorch's default has a third of this variance: without pretrained weights the signal fades before the mask.
     """
     if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
         weight = module.weight
@@ -220,11 +223,12 @@ def _keep_variance(module: nn.Module) -> None:
 
 
 def _check_counts(names: Sequence[str], places: Sequence[int], tokens: Sequence[int]) -> None:
-    for name, met, wanted in zip(names, places, tokens, strict=True):
-        if met != wanted:
+    """Raise `UserError` for a row whose `<IMG_CONTEXT>` positions and visual tokens differ in number."""
+    for name, place_count, token_count in zip(names, places, tokens, strict=True):
+        if place_count != token_count:
             raise UserError(
                 "image places in the text and visual tokens differ",
                 where=f"sample {name}",
-                met=f"{met} places",
-                wanted=f"{wanted} ({IMAGE_TOKENS} a picture, the rest of its regions)",
+                met=f"{place_count} places",
+                wanted=f"{token_count} ({IMAGE_TOKENS} a picture, the rest of its regions)",
             )

@@ -12,11 +12,11 @@ SEG = "[SEG]"
 PHRASE_START, PHRASE_END = "<p>", "</p>"
 REGION_START, REGION_END = "<vp>", "</vp>"
 ADDED = [SEG, PHRASE_START, PHRASE_END, REGION_START, REGION_END]
-"""In the order in which Sa2VA adds them to InternVL's tokenizer."""
+"""Sa2VA's tokens, in the order in which they are added to InternVL's tokenizer."""
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer whose ordinary tokens are the 256 bytes: any text, no merges, nothing to download."""
+    """Build a tokenizer whose ordinary tokens are the 256 bytes: for any text, without merges and downloads."""
     vocabulary = {symbol: i for i, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -25,7 +25,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def with_added_tokens(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    """`tokenizer` with a chat's marks, InternVL's picture marks and Sa2VA's own tokens."""
+    """Return `tokenizer` with the marks of a chat, InternVL's marks of pictures and Sa2VA's tokens."""
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=CHAT[1])
     fast.add_tokens([*CHAT, IMAGE_START, IMAGE_END, IMAGE_CONTEXT, *ADDED], special_tokens=True)
     return fast

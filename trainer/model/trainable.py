@@ -1,4 +1,4 @@
-"""Which parts of the model train. Everything else is frozen."""
+"""Choose which parts of the model train; all others are frozen."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ PARTS = {
     "text_hidden_fcs": "from the state of [SEG] to SAM 2's prompt token",
     "sam_mask_decoder": "SAM 2's mask decoder",
     "token_embeddings": "the token table and the output head: needed where [SEG] is new to the language model",
-    "language_model": "the language model's own weights, embeddings and head too",
+    "language_model": "all weights of the language model, token table and head among them",
     "vision_model": "the vision tower",
     "sam_image_encoder": "SAM 2's image encoder",
 }
 _LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-# No loss of ours reaches these parts of the mask decoder: only masks 1 to 3 are used, and both scores only choose.
-# Left trainable they would stop DDP, and weight decay would shrink them to nothing.
+# No loss reaches these parts of the mask decoder: only masks 1 to 3 are used, and the two scores have no loss.
+# Trainable they would stop DDP, and weight decay would shrink them.
 _UNREACHED = ("iou_prediction_head", "pred_obj_score_head", "output_hypernetworks_mlps.0")
 
 
 def set_trainable(model: Sa2VA, parts: Sequence[str], *, r: int, alpha: int, dropout: float) -> dict[str, int]:
-    """Freeze all but `parts` of `model`, with LoRA of rank `r` put in where asked for.
+    """Freeze all but `parts` of `model`; "lora" puts adapters of rank `r` in.
 
-    What trains becomes float32, whatever it was: a step of the optimiser is often smaller than bfloat16's last bit.
+    Trainable parameters become float32: a step of the optimiser is often smaller than bfloat16's last bit.
 
     Returns:
-        How many parameters train, by part.
+        The number of trainable parameters by part.
 
     Raises:
-        UserError: a part that does not exist, or none.
+        UserError: an unknown part, or none.
     """
     unknown = [part for part in parts if part not in PARTS]
     if unknown or not parts:
-        met = ", ".join(unknown) or "no part at all"
-        raise UserError("unknown part", where="trainable", met=met, wanted=", ".join(PARTS))
+        named = ", ".join(unknown) or "no part at all"
+        raise UserError("unknown part", where="trainable", met=named, wanted=", ".join(PARTS))
     model.requires_grad_(False)
     modules = _modules(model)
     for part in parts:
@@ -65,24 +65,24 @@ def set_trainable(model: Sa2VA, parts: Sequence[str], *, r: int, alpha: int, dro
 
 
 def by_part(model: Sa2VA, parts: Sequence[str]) -> dict[str, list[nn.Parameter]]:
-    """The trainable parameters of each of `parts`, in the model's order; each belongs to the first that holds it.
+    """Return the trainable parameters by part, in the model's order; each belongs to the first part that holds it.
 
     Args:
         model: after `set_trainable`.
-        parts: that were given to it.
+        parts: those of that call.
     """
     modules = _modules(model)
     held = {part: {id(p) for p in modules[part].parameters()} for part in parts if part != "lora"}
     found: dict[str, list[nn.Parameter]] = {part: [] for part in parts}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            owner = "lora" if "lora_" in name else next(part for part, own in held.items() if id(parameter) in own)
+            owner = "lora" if "lora_" in name else next(part for part, ids in held.items() if id(parameter) in ids)
             found[owner].append(parameter)
     return found
 
 
 def _modules(model: Sa2VA) -> dict[str, nn.Module]:
-    """Of every part but the adapters."""
+    """Return the module of each part but the adapters."""
     sam = model.grounding_encoder.sam2_model
     return {
         "mlp1": model.mlp1,

@@ -1,1 +1,1 @@
-"""Released folders: models as people have them on disk, read strictly and written whole."""
+"""Model folders as people have them on disk: read strictly, written completely or not at all."""

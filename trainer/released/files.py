@@ -1,4 +1,4 @@
-"""Folders of safetensors: what is in them, read strictly, written whole. No code of a folder is ever run."""
+"""Folders of safetensors: read strictly, written completely or not at all. No code in a folder is run."""
 
 from __future__ import annotations
 
@@ -24,13 +24,15 @@ from trainer.released.pointers import refuse_pointers
 from trainer.released.seal import UNSEALED, check_seal, seal
 
 _WRAPPERS = {"module", "model", "_orig_mod", "base_model"}
-"""First parts of names that a wrapper of a model adds to all; no part of Sa2VA, InternVL or SAM 2 is called so."""
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-_WANTED = ("*.json", "*.safetensors", "tokenizer.model", "vocab.txt", "merges.txt", "trained_on.bin")  # and no code
+"""Prefixes of names that wrappers of a model add; no part of Sa2VA, InternVL or SAM 2 has such a name."""
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_FILES = ("*.json", "*.safetensors", "tokenizer.model", "vocab.txt", "merges.txt", "trained_on.bin")
+"""Files to read or download; no code among them."""
 
 
 def resolve(source: str | Path) -> Path:
-    """The folder `source`; where there is none and the name is that of a hub's repository, what the hub holds.
+    """Return the folder `source`, or if there is none, the downloaded folder of that name on the hub.
 
     Raises:
         UserError: neither a folder nor a repository that can be fetched.
@@ -38,24 +40,24 @@ def resolve(source: str | Path) -> Path:
     path = Path(source)
     if path.is_dir():
         _refuse_special_files(path)
-        refuse_pointers(file for pattern in _WANTED for file in path.glob(pattern))
+        refuse_pointers(file for pattern in _FILES for file in path.glob(pattern))
         return path
     if path.is_absolute() or len(path.parts) != 2 or path.parts[0].startswith("."):
         raise UserError("no such folder", where=str(source), wanted="a model folder, or OWNER/NAME on the hub")
     try:
-        return Path(snapshot_download(str(source), allow_patterns=list(_WANTED)))
+        return Path(snapshot_download(str(source), allow_patterns=list(_FILES)))
     except Exception as error:  # the network, the hub and its client have many ways to fail
-        met = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        here = [str(path.parent / name.name) for name in path.parent.iterdir()] if path.parent.is_dir() else []
-        close = difflib.get_close_matches(str(source), here, n=1)
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        siblings = [str(path.parent / name.name) for name in path.parent.iterdir()] if path.parent.is_dir() else []
+        close = difflib.get_close_matches(str(source), siblings, n=1)
         do = f"did you mean {close[0]}?" if close else ""
-        raise UserError("no such folder, and the hub does not give it", where=str(source), met=met, do=do) from None
+        raise UserError("no such folder, and the hub does not give it", where=str(source), met=reason, do=do) from None
 
 
 def _refuse_special_files(folder: Path) -> None:
-    """Raise `UserError` where a file that would be read is a named pipe or a device: libraries would wait for ever."""
+    """Raise `UserError` where a file to read is a named pipe or a device: libraries would wait for ever."""
     for file in folder.iterdir():
-        if any(file.match(pattern) for pattern in _WANTED) and file.exists():
+        if any(file.match(pattern) for pattern in _FILES) and file.exists():
             try:
                 check_regular(file)
             except OSError as error:
@@ -63,7 +65,7 @@ def _refuse_special_files(folder: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Raise `UserError` where there is no JSON object."""
+    """Return the JSON object in a file. Raises `UserError` where there is none."""
     try:
         value = json.loads(read_regular(path).decode("utf-8-sig"))
     except FileNotFoundError:
@@ -79,46 +81,40 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class TensorFolder:
-    """The tensors of a folder's safetensors files, read one by one. To be used in a `with` statement.
+    """The tensors of a folder's safetensors files, read one by one. Use it in a `with` statement.
 
-    A file that holds its own checksum, as those of an export do, is compared with it first.
+    A file with a checksum in its header, as in an export, is compared with it first.
 
     Raises:
-        UserError: a file that is missing, broken, changed since it was written, or does not hold what the index says.
+        UserError: a file is missing, broken or changed since it was written, or its tensors are not those of the index.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._open = ExitStack()
         self._file_of: dict[str, Any] = {}
-        self._stored_names: dict[str, str] = {}
-        if (folder / INDEX).exists():
-            index = read_json(folder / INDEX).get("weight_map")
-            if not isinstance(index, dict) or not all(isinstance(v, str) and v == Path(v).name for v in index.values()):
-                raise UserError("no map of names to files of this folder", where=f"{folder / INDEX}, weight_map")
-        elif (folder / SINGLE).exists():
-            index = None
-        else:
-            do = "convert other formats with their own tools: loading them can run code"
-            raise UserError("no weights", where=str(folder), wanted=f"{INDEX} or {SINGLE}", do=do)
+        index = _read_index(folder)
         for name in sorted(set(index.values())) if index else [SINGLE]:
-            try:
-                check_seal(folder / name)
-                file = self._open.enter_context(safe_open(folder / name, framework="pt"))
-            except FileNotFoundError:
-                raise UserError("no such file", where=str(folder / name), wanted=f"as {INDEX} says") from None
-            except UserError:
-                raise
-            except Exception as error:  # the parser of a header has many ways to fail
-                refuse_pointers([folder / name])
-                what, do = "not a whole safetensors file", "download or copy it again"
-                raise UserError(what, where=str(folder / name), met=str(error), do=do) from None
+            file = self._open_file(folder / name)
             if twice := sorted(self._file_of.keys() & file.keys()):
                 raise UserError("tensors that another file holds too", where=str(folder / name), met=_some(twice))
             self._file_of |= dict.fromkeys(file.keys(), file)
         if index is not None and (differ := set(index) ^ set(self._file_of)):
             raise UserError("files and index differ", where=str(folder / INDEX), met=_some(sorted(differ)))
         self._stored_names = without_prefix(self._file_of)
+
+    def _open_file(self, path: Path) -> Any:
+        try:
+            check_seal(path)
+            return self._open.enter_context(safe_open(path, framework="pt"))
+        except FileNotFoundError:
+            raise UserError("no such file", where=str(path), wanted=f"as {INDEX} says") from None
+        except UserError:
+            raise
+        except Exception as error:  # the parser of a header has many ways to fail
+            refuse_pointers([path])
+            what = "not a whole safetensors file"
+            raise UserError(what, where=str(path), met=str(error), do="download or copy it again") from None
 
     def __enter__(self) -> TensorFolder:
         return self
@@ -128,7 +124,7 @@ class TensorFolder:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of all tensors, by name without a prefix that all have."""
+        """Shapes of all tensors, by name without the prefix of a wrapper."""
         stored = self._stored_names.items()
         return {name: tuple(self._file_of[key].get_slice(key).get_shape()) for name, key in stored}
 
@@ -137,13 +133,26 @@ class TensorFolder:
         try:
             tensor: Tensor = self._file_of[key].get_tensor(key)
         except Exception as error:  # a type that PyTorch does not have, a disk that fails
-            what, met = "a tensor that cannot be read", (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(what, where=f"{self.folder}, {key}", met=met) from None
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError("a tensor that cannot be read", where=f"{self.folder}, {key}", met=reason) from None
         return tensor
 
 
+def _read_index(folder: Path) -> dict[str, str] | None:
+    """Return the index, name of a tensor -> name of its file; None for a single file."""
+    if (folder / INDEX).exists():
+        index = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(index, dict) or not all(isinstance(v, str) and v == Path(v).name for v in index.values()):
+            raise UserError("no map of names to files of this folder", where=f"{folder / INDEX}, weight_map")
+        return index
+    if not (folder / SINGLE).exists():
+        do = "convert other formats with their own tools: loading them can run code"
+        raise UserError("no weights", where=str(folder), wanted=f"{INDEX} or {SINGLE}", do=do)
+    return None
+
+
 def without_prefix(names: Iterable[str]) -> dict[str, str]:
-    """The names without what wrappers of a model put in front of all of them, each with the whole name.
+    """Map names without the prefixes that wrappers of a model put in front of all of them to the whole names.
 
     >>> without_prefix(["module.mlp1.0.bias", "module.mlp1.1.bias"])
     {'mlp1.0.bias': 'module.mlp1.0.bias', 'mlp1.1.bias': 'module.mlp1.1.bias'}
@@ -155,16 +164,16 @@ def without_prefix(names: Iterable[str]) -> dict[str, str]:
 
 
 def checked(tensor: Tensor, like: Tensor, name: str, where: str) -> Tensor:
-    """`tensor`, which is to take the place of `like`.
+    """Return `tensor` after checking that it can replace `like`.
 
     Raises:
-        UserError: it holds whole numbers where floating point ones belong or the other way round, eight bits a value
-            (which mean nothing without their scales), or values that are not finite.
+        UserError: whole numbers in place of floating point ones or the reverse, values of 8 bits (which mean nothing
+            without their scales), or values that are not finite.
     """
     if tensor.is_floating_point() != like.is_floating_point() or (tensor.is_floating_point() and tensor.itemsize < 2):
-        wanted = "float32, bfloat16 or float16" if like.is_floating_point() else str(like.dtype)
-        raise UserError("a tensor of another type", where=f"{where}, {name}", met=str(tensor.dtype), wanted=wanted)
-    # Not `isfinite().all()`, which takes as much memory again: the extremes of what holds NaN are NaN.
+        expected = "float32, bfloat16 or float16" if like.is_floating_point() else str(like.dtype)
+        raise UserError("a tensor of another type", where=f"{where}, {name}", met=str(tensor.dtype), wanted=expected)
+    # `aminmax`, because `isfinite()` takes as much memory again. The extremes of values with a NaN are NaN.
     has_values = tensor.is_floating_point() and tensor.numel() and not tensor.is_meta
     if has_values and not all(map(math.isfinite, torch.stack(torch.aminmax(tensor)).tolist())):
         count = f"{int((~tensor.isfinite()).sum()):,} of {tensor.numel():,} values"
@@ -173,23 +182,23 @@ def checked(tensor: Tensor, like: Tensor, name: str, where: str) -> Tensor:
     return tensor
 
 
-def check_fit(wanted: Mapping[str, tuple[int, ...]], met: Mapping[str, tuple[int, ...]], where: str) -> None:
-    """Raise `UserError` that lists what is missing, unexpected or of another shape, unless all fits."""
+def check_fit(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Raise `UserError` that lists tensors that are missing, unexpected or of another shape, unless all fit."""
     faults = {
-        "missing": [name for name in wanted if name not in met],
-        "unexpected": [name for name in met if name not in wanted],
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in found if name not in expected],
         "of another shape": [
-            f"{name} {list(met[name])}, wanted {list(shape)}"
-            for name, shape in wanted.items()
-            if name in met and tuple(met[name]) != tuple(shape)
+            f"{name} {list(found[name])}, wanted {list(shape)}"
+            for name, shape in expected.items()
+            if name in found and tuple(found[name]) != tuple(shape)
         ],
     }
-    adapters = [name for name in met if ".lora_" in name or ".base_layer." in name or ".base_model." in name]
+    adapters = [name for name in found if ".lora_" in name or ".base_layer." in name or ".base_model." in name]
     do = "merge the adapters into the weights with the tool that trained them"
-    said = ". ".join(f"{len(names)} {fault}: {_some(names)}" for fault, names in faults.items() if names)
-    if said:
+    summary = ". ".join(f"{len(names)} {fault}: {_some(names)}" for fault, names in faults.items() if names)
+    if summary:
         hint = do if adapters and faults["unexpected"] else ""
-        raise UserError("the tensors are not this model's", where=where, met=said, do=hint)
+        raise UserError("the tensors are not this model's", where=where, met=summary, do=hint)
 
 
 def _some(names: list[str], shown: int = 8) -> str:
@@ -205,7 +214,7 @@ def check_new_folder(out: Path) -> None:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `out` at the end; where an exception ends it, nothing remains.
+    """Yield a folder to write into, which gets the name `out` at the end; an exception removes it.
 
     Raises:
         UserError: `out` is neither missing nor an empty folder.
@@ -225,15 +234,15 @@ def new_folder(out: Path) -> Iterator[Path]:
 def write_folder(
     out: Path, tensors: Mapping[str, Tensor], files: Callable[[Path], None], shard_bytes: int = 5 * 10**9
 ) -> None:
-    """Write `out`, which stands under its name only when it is whole.
+    """Write a folder of safetensors, which gets its name once it is complete.
 
     Args:
         out: a folder that does not exist or is empty.
-        tensors: by their names; written into shards of at most `shard_bytes` with an index.
-        files: writes all other files into the folder it is given.
+        tensors: by name; written into shards of at most `shard_bytes` with an index.
+        files: writes all other files into a folder.
 
     Raises:
-        UserError: `out` holds something already.
+        UserError: there is something in `out` already.
     """
     with new_folder(out) as folder:
         contiguous = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
@@ -244,5 +253,5 @@ def write_folder(
 
 
 def floating(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """As `dtype` where it is a floating point tensor and a dtype is given."""
+    """Return a floating point tensor as `dtype`; others, and all where `dtype` is None, unchanged."""
     return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor

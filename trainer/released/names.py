@@ -1,7 +1,7 @@
-"""The names of tensors in released folders, and how some of them are fused there.
+"""The names of tensors in released folders, and which of them are fused there.
 
-The plan is made from the model's own tensors: each belongs to one tensor of the file, alone or as one of its parts.
-So what a file lacks, what it holds beside, and what has another shape can be said before a value is read.
+Each tensor of the model is one tensor of the file or a part of one. So missing, unexpected and misshapen tensors of a
+file are known before a value is read.
 """
 
 from __future__ import annotations
@@ -46,32 +46,33 @@ _SAM = (
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor of a file and the model's tensors that it holds."""
+    """A tensor of a file and the model's tensors in it."""
 
     name: str
     parts: tuple[str, ...]
-    """The model's names: one, or q, k and v."""
+    """Names in the model: one, or q, k and v."""
     shapes: tuple[tuple[int, ...], ...]
     groups: int
-    """1: parts follow one another along dimension 0. n: they are interleaved in n blocks, one a head of k and v."""
+    """1: parts are joined along dimension 0. n: they are interleaved in n blocks, one per head of k and v."""
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Shape in the file."""
         return (sum(shape[0] for shape in self.shapes), *self.shapes[0][1:]) if len(self.parts) > 1 else self.shapes[0]
 
     def split(self, tensor: Tensor) -> dict[str, Tensor]:
-        """Of the file's tensor, the model's: copies where they are parts."""
+        """Split the file's tensor into the model's: copies where there are several."""
         if len(self.parts) == 1:
             return {self.parts[0]: tensor}
         sizes = [shape[0] // self.groups for shape in self.shapes]
         blocks = tensor.view(self.groups, sum(sizes), *tensor.shape[1:]).split(sizes, 1)
         pieces = zip(self.parts, blocks, self.shapes, strict=True)
-        # Copies, so that no part keeps the memory of all, and each can be saved alone.
+        # Copies, so that no part keeps the memory of all alive, and each can be saved alone.
         copies = torch.contiguous_format
         return {part: block.clone(memory_format=copies).reshape(shape) for part, block, shape in pieces}
 
     def join(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Of the model's tensors, the file's."""
+        """Join the model's tensors to the file's."""
         if len(self.parts) == 1:
             return tensors[self.parts[0]]
         blocks = [tensors[part].view(self.groups, -1, *tensors[part].shape[1:]) for part in self.parts]
@@ -79,12 +80,12 @@ class Stored:
 
 
 def plan(shapes: Mapping[str, Sequence[int]], *, internlm2: bool, kv_heads: int) -> list[Stored]:
-    """What a released folder holds for a model whose tensors, by their own names, have these shapes."""
+    """Return the tensors that a released folder holds for a model whose tensors have these shapes."""
     stored: dict[str, list[str]] = {}
     for name in shapes:
         stored.setdefault(released_name(name, internlm2=internlm2), []).append(name)
     for parts in stored.values():
-        parts.sort(key=_place)
+        parts.sort(key=_order)
     return [
         Stored(
             name,
@@ -96,14 +97,14 @@ def plan(shapes: Mapping[str, Sequence[int]], *, internlm2: bool, kv_heads: int)
     ]
 
 
-def _place(name: str) -> int:
-    """Fused tensors hold q, k and v in this order."""
+def _order(name: str) -> int:
+    """Return the place of a part in a fused tensor: q, k, v."""
     match = re.search(r"\.([qkv])_proj\.", name)
     return "qkv".index(match[1]) if match else 0
 
 
 def released_name(name: str, *, internlm2: bool = False) -> str:
-    """The name in a released folder of the tensor that holds the model's tensor `name`."""
+    """Return the name in a released folder of the tensor that holds the model's tensor `name`."""
     part, _, rest = name.partition(".")
     rules = {"vision_model": _VISION, "grounding_encoder": _SAM, "language_model": _INTERNLM2 if internlm2 else ()}
     for pattern, new in rules.get(part, ()):

@@ -1,4 +1,4 @@
-"""Files that stand in for others: what is left in a folder where a download has not taken place."""
+"""Placeholders of files that were not downloaded: Git LFS and git-annex pointers, web pages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _KINDS = (
 
 
 def refuse_pointers(paths: Iterable[Path]) -> None:
-    """Raise `UserError` where one of the files at `paths` holds what stands in for it; others are not judged here."""
+    """Raise `UserError` where one of the files is a placeholder; missing and unreadable ones pass."""
     for path in paths:
         if not path.is_file():
             continue
@@ -26,7 +26,7 @@ def refuse_pointers(paths: Iterable[Path]) -> None:
             with path.open("rb") as file:
                 head = file.read(_HEAD).lstrip(b"\xef\xbb\xbf \r\n\t").lower()
         except OSError:
-            continue  # who needs the file says that it cannot be read
-        for begins, met, do in _KINDS:
+            continue  # reported where the file is needed
+        for begins, kind, do in _KINDS:
             if head.startswith(begins):
-                raise UserError("not a model's file but what stands in for it", where=str(path), met=met, do=do)
+                raise UserError("not a model's file but what stands in for it", where=str(path), met=kind, do=do)

@@ -1,6 +1,6 @@
-"""Values of a model's `config.json`, compared with the weights that stand beside it before anything is built of them.
+"""Compare the values of a model's `config.json` with the weights beside it, before a model is built.
 
-A number of layers, a width or a vocabulary that the files do not have would take memory and hours before it failed.
+A model with more layers, width or vocabulary than the files have would take memory and hours before it failed.
 """
 
 from __future__ import annotations
@@ -21,41 +21,45 @@ _NUMBERS = ("layer_norm_eps", "rms_norm_eps", "rope_theta", "initializer_range",
 _TABLES = ("embed_tokens", "tok_embeddings")
 _DIFFERS = "another size than that of the weights"
 _LARGEST = 1 << 24
-"""Largest value of any count. Counts that are no weight's size, such as the length of a text, have no other bound."""
+"""Largest value of any count; the only bound of those that are no weight's size, such as the length of a text."""
 
 
 def check_settings(config: Mapping[str, Any], shapes: Shapes, where: str) -> None:
     """Check the two inner configurations of a Sa2VA or an InternVL.
 
     Args:
-        config: what `config.json` holds.
+        config: the content of `config.json`.
         shapes: of the tensors beside it, by name.
         where: the file, for messages.
 
     Raises:
-        UserError: a value of another type or range than a configuration can hold, or another size than the weights'.
+        UserError: a value of a wrong type or out of range, or another size than that of the weights.
     """
     _check_finite(config, where)
     for section, counts in (("vision_config", _COUNTS), ("llm_config", _LANGUAGE_COUNTS)):
         values = config.get(section)
         if not isinstance(values, dict):
-            do = "this Sa2VA joins InternVL at 448 x 448 with SAM 2"
-            met, wanted = repr(values)[:60], "a JSON object"
-            raise UserError("not supported", where=f"{where}, {section}", met=met, wanted=wanted, do=do)
+            raise UserError(
+                "not supported",
+                where=f"{where}, {section}",
+                met=repr(values)[:60],
+                wanted="a JSON object",
+                do="this Sa2VA joins InternVL at 448 x 448 with SAM 2",
+            )
         _check_types(values, counts, f"{where}, {section}")
         kinds = values.get("architectures", [""])
         if kinds is not None and (not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds)):
-            what, met = "not a list of names", repr(kinds)[:60]
-            raise UserError(what, where=f"{where}, {section}.architectures", met=met)
+            key = f"{where}, {section}.architectures"
+            raise UserError("not a list of names", where=key, met=repr(kinds)[:60])
         _check_heads(values, shapes, f"{where}, {section}")
         for key, (size, tensor) in _sizes_of_weights(section, shapes).items():
             if key in values and values[key] != size:
-                place, wanted = f"{where}, {section}.{key}", f"{size}, as {tensor} has"
-                raise UserError(_DIFFERS, where=place, met=str(values[key]), wanted=wanted)
+                expected = f"{size}, as {tensor} has"
+                raise UserError(_DIFFERS, where=f"{where}, {section}.{key}", met=str(values[key]), wanted=expected)
 
 
 def _check_finite(value: Any, where: str) -> None:
-    """Raise `UserError` where a number somewhere in `value` is none: JSON as Python reads it may say NaN."""
+    """Raise `UserError` for a number in `value` that is not finite: Python's JSON reader accepts NaN."""
     waiting: list[tuple[str, Any]] = [("", value)]
     while waiting:
         key, found = waiting.pop()
@@ -68,37 +72,40 @@ def _check_finite(value: Any, where: str) -> None:
 
 def _check_types(values: Mapping[str, Any], counts: tuple[str, ...], where: str) -> None:
     for key in (*counts, *_OPTIONAL_COUNTS):
-        met = values.get(key)
-        needed = met is not None or key in _COUNTS
-        if needed and (type(met) is not int or not 1 <= met <= _LARGEST):
-            wanted = f"a whole number, 1 to {_LARGEST:,}"
-            raise UserError("not a size", where=f"{where}.{key}", met=repr(met)[:60], wanted=wanted)
+        value = values.get(key)
+        needed = value is not None or key in _COUNTS
+        if needed and (type(value) is not int or not 1 <= value <= _LARGEST):
+            expected = f"a whole number, 1 to {_LARGEST:,}"
+            raise UserError("not a size", where=f"{where}.{key}", met=repr(value)[:60], wanted=expected)
     for key in _NUMBERS:
-        met = values.get(key)
-        if met is not None and (type(met) not in (int, float) or met < 0):
-            raise UserError("not a number", where=f"{where}.{key}", met=repr(met)[:60], wanted="0 or more")
+        value = values.get(key)
+        if value is not None and (type(value) not in (int, float) or value < 0):
+            raise UserError("not a number", where=f"{where}.{key}", met=repr(value)[:60], wanted="0 or more")
 
 
 def _check_heads(values: Mapping[str, Any], shapes: Shapes, where: str) -> None:
-    """Raise `UserError` unless heads divide the width, share keys and values evenly, and are as wide as the weights."""
-    heads, width = values["num_attention_heads"], values["hidden_size"]
+    """Raise `UserError` unless heads divide the width, share keys and values evenly, and have the weights' width."""
+    heads = values["num_attention_heads"]
+    width = values["hidden_size"]
     if heads > width or (values.get("head_dim") is None and width % heads):
-        what, wanted = "heads that do not share the width", f"a divisor of hidden_size, {width}"
-        raise UserError(what, where=f"{where}.num_attention_heads", met=str(heads), wanted=wanted)
+        key = f"{where}.num_attention_heads"
+        expected = f"a divisor of hidden_size, {width}"
+        raise UserError("heads that do not share the width", where=key, met=str(heads), wanted=expected)
     groups = values.get("num_key_value_heads") or heads  # None: as many
     if heads % groups:
-        wanted = f"a divisor of num_attention_heads, {heads}"
-        what, key = "heads that are not shared evenly", f"{where}.num_key_value_heads"
-        raise UserError(what, where=key, met=str(groups), wanted=wanted)
+        key = f"{where}.num_key_value_heads"
+        expected = f"a divisor of num_attention_heads, {heads}"
+        raise UserError("heads that are not shared evenly", where=key, met=str(groups), wanted=expected)
     if (size := values.get("head_dim")) is not None:
         for name in _matching(shapes, r"language_model\.model\.layers\.\d+\.self_attn\.q_proj\.weight(?:_int8)?$"):
             if shapes[name][0] != heads * size:
-                met, wanted = f"{size} for each of {heads} heads", f"{shapes[name][0]} together, as {name} has"
-                raise UserError(_DIFFERS, where=f"{where}.head_dim", met=met, wanted=wanted)
+                value = f"{size} for each of {heads} heads"
+                expected = f"{shapes[name][0]} together, as {name} has"
+                raise UserError(_DIFFERS, where=f"{where}.head_dim", met=value, wanted=expected)
 
 
 def _sizes_of_weights(section: str, shapes: Shapes) -> dict[str, tuple[int, str]]:
-    """Read values for keys of a section from the tensors: key -> (value, the tensor or file that has it).
+    """Read the values of a section's keys from the tensors: key -> (value, the tensor or file that has it).
 
     A tensor that is missing gives no value.
     """
@@ -118,5 +125,5 @@ def _sizes_of_weights(section: str, shapes: Shapes) -> dict[str, tuple[int, str]
 
 
 def _matching(shapes: Shapes, pattern: str) -> Iterator[str]:
-    """The matrices whose names are like that."""
+    """Yield the names of matrices that begin with `pattern`."""
     return (name for name, shape in shapes.items() if len(shape) == 2 and re.match(pattern, name))

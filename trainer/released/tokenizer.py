@@ -14,13 +14,15 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from shards.errors import UserError
 from trainer.released.files import read_json
 
-_CONFIG, _FAST, _SPM = "tokenizer_config.json", "tokenizer.json", "tokenizer.model"
+_CONFIG = "tokenizer_config.json"
+_FAST = "tokenizer.json"
+_SPM = "tokenizer.model"
 _FILES = (_CONFIG, _FAST, _SPM, "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json")
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # what SentencePiece writes for a space
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a released folder. None of the folder's code is run.
+    """Load the tokenizer of a released folder. None of the folder's code is run.
 
     Raises:
         UserError: its files are missing or broken, or it is of a kind that only its own code could read.
@@ -29,7 +31,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         if str(config.get("tokenizer_class")).startswith("InternLM2"):
             return _internlm2_tokenizer(folder, config)
-        # Not AutoTokenizer, which looks for a model's type and asks whether it may run the folder's code.
+        # Not AutoTokenizer, which needs a model's type and asks whether it may run the folder's code.
         kind = getattr(transformers, str(config.get("tokenizer_class")), None)
         if not (isinstance(kind, type) and issubclass(kind, PreTrainedTokenizerBase)):
             kind = PreTrainedTokenizerFast
@@ -40,18 +42,18 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     except BaseException as error:  # a tokenizer's files have many ways to be broken
         if not is_fault(error):
             raise
-        met = f"{config.get('tokenizer_class')}: {(str(error).splitlines() or [''])[0]}"
-        wanted = "a tokenizer that transformers knows, or InternLM2's"
-        raise UserError("cannot be read as a tokenizer", where=str(folder), met=met, wanted=wanted) from None
+        reason = f"{config.get('tokenizer_class')}: {(str(error).splitlines() or [''])[0]}"
+        expected = "a tokenizer that transformers knows, or InternLM2's"
+        raise UserError("cannot be read as a tokenizer", where=str(folder), met=reason, wanted=expected) from None
 
 
 def is_fault(error: BaseException) -> bool:
-    """Whether an exception speaks of what was read. Rust's panics, which tokenizers may raise, are no `Exception`."""
+    """Whether an exception is about the content of a file. tokenizers' Rust panics are no `Exception`."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, source: Path | None, folder: Path) -> None:
-    """Write a tokenizer's files; those of `source`, where it came from one, with only the added tokens written in."""
+    """Write a tokenizer's files: those of the folder `source`, with the added tokens; new ones where it is None."""
     if source is None:
         tokenizer.save_pretrained(str(folder))
         return
@@ -88,7 +90,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, source: Path | None, fold
 
 
 def _internlm2_tokenizer(folder: Path, config: dict[str, Any]) -> PreTrainedTokenizerFast:
-    """InternLM2's SentencePiece model as byte-fallback BPE: the piece with the highest score is merged first."""
+    """Build InternLM2's SentencePiece model as BPE with byte fallback: pieces of high score are merged first."""
     from sentencepiece import sentencepiece_model_pb2
 
     protocol: Any = sentencepiece_model_pb2  # its classes are made when it is imported

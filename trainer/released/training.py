@@ -1,7 +1,6 @@
-"""`training.json` in a model's folder: what the model was trained on, and how its tensors were made.
+"""`training.json` in a model's folder: the samples of its training, and the recipe of their tensors.
 
-Released folders have no such file. Where it stands, prediction makes the same tensors, so that a model meets the
-pictures and prompt cells of its training.
+Prediction then makes tensors by the same recipe. The folders of the released models have no such file.
 """
 
 from __future__ import annotations
@@ -47,22 +46,22 @@ def read_training(folder: Path) -> tuple[Recipe | None, TrainedOn | None]:
 
 
 def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
-    """The whole definition with its digest, under the keys that a shard set's manifest has them."""
+    """Return the whole definition with its digest, under the keys of a shard set's manifest."""
     return {"recipe": recipe.to_json(), "recipe_hash": recipe.digest}
 
 
 def recipe_from_json(body: dict[str, Any], where: str) -> Recipe | None:
-    """The recipe in `body`, which stands at `where`; None where there is none.
+    """Return the recipe in `body`, read from the file `where`; None where there is none.
 
-    Earlier releases wrote its name alone: then it is the recipe that has this name, if there is one.
+    Earlier releases wrote the name alone: then it is the recipe with this name, if there is one.
 
     Raises:
-        UserError: values that a recipe cannot take, or another hash than theirs.
+        UserError: values that a recipe cannot have, or another hash than theirs.
     """
     stored = body.get("recipe")
     if stored is None or isinstance(stored, str):
         return RECIPES.get(stored or "")
     recipe = Recipe.from_json(stored, where)
-    if (met := body.get("recipe_hash")) != recipe.digest:
-        raise UserError("recipe and its hash differ", where=where, met=str(met), wanted=recipe.digest)
+    if (stored_hash := body.get("recipe_hash")) != recipe.digest:
+        raise UserError("recipe and its hash differ", where=where, met=str(stored_hash), wanted=recipe.digest)
     return recipe
