@@ -1,4 +1,4 @@
-"""Nothing in `trainer/` resizes: every resizing function raises while real steps run.
+"""Nothing in `trainer/` resizes: every resizing function raises while real steps run. Nor do steps need float64.
 
 Unless sam2 or transformers call it: those resize feature maps and position tables inside their models.
 """
@@ -17,6 +17,7 @@ import torchvision.transforms.functional as functional
 import torchvision.transforms.v2 as transforms_v2
 import torchvision.transforms.v2.functional as functional_v2
 
+from tests.trainer.test_no_float64 import NoFloat64
 from trainer.data.batch import Batch
 
 NN = torch.nn.functional
@@ -72,10 +73,14 @@ def test_the_guard_guards(guarded):
 
 
 @pytest.mark.parametrize("objective", ["dual", "reverse"])  # which hold the passes of the others
-def test_a_whole_step_and_an_evaluation_resize_nothing(guarded, make_loop, batch: Batch, objective: str):
-    loop, batch = make_loop(), replace(batch, texts=[["an eye"], ["a helmet"]])
+def test_a_whole_step_and_its_judging_resize_nothing_and_need_no_float64(
+    guarded, make_loop, batch: Batch, objective: str
+):
+    loop = make_loop()
+    batch = replace(batch, texts=[["an eye"], ["a helmet"]])
     optimizer = torch.optim.AdamW([p for p in loop.parameters() if p.requires_grad], lr=1e-3)
-    loop(batch, objective)["loss"].backward()
-    optimizer.step()
-    loop.teacher.update()
-    loop.judge(batch, objective)
+    with NoFloat64():
+        loop(batch, objective)["loss"].backward()
+        optimizer.step()
+        loop.teacher.update()
+        loop.judge(batch, objective)

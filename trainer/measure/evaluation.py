@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from accelerate.utils import gather_object
 
 from trainer.config import Config
 from trainer.data.batch import Batch, Frame, required
@@ -40,8 +40,8 @@ def evaluate(
         The means by name, and panels of `eval.show` objects; none on other processes.
     """
     shown: list[Panel] = []
-    sums: dict[str, Tensor] = {}
-    counts: dict[str, Tensor] = {}
+    sums: dict[str, float] = {}
+    counts: dict[str, int] = {}
     for batch in loader.epoch(0):  # the same samples each time
         with autocast(accelerator.device, config.mixed_precision):
             judged = step.judge(batch, objective)
@@ -49,15 +49,16 @@ def evaluate(
             shown += _panels(batch, judged, objective)
         for name, value in judged.values.items():
             known = ~value.isnan() & (not batch.is_padding)
-            sums[name] = sums.get(name, 0) + value[known].sum().double()
-            counts[name] = counts.get(name, 0) + known.sum().double()
-    stacked = torch.stack([*sums.values(), *counts.values()])[None]
-    totals, numbers = accelerator.gather(stacked).sum(0).chunk(2)
-    of = dict(zip(sums, zip(totals.tolist(), numbers.tolist(), strict=True), strict=True))
-    means = {name: total / number for name, (total, number) in of.items() if number and name not in _AREAS}
+            # Python's floats: Apple's GPUs have no float64.
+            sums[name] = sums.get(name, 0.0) + float(value[known].sum())
+            counts[name] = counts.get(name, 0) + int(known.sum())
+    of_all = gather_object([(sums, counts)])
+    totals = {name: sum(one[name] for one, _ in of_all) for name in sums}
+    numbers = {name: sum(one[name] for _, one in of_all) for name in counts}
+    means = {name: totals[name] / number for name, number in numbers.items() if number and name not in _AREAS}
     if "bce" in means:
         means = {"mask_loss": means["bce"] + means["dice_loss"], **means}
-        means["ciou"] = of["overlap"][0] / max(of["union"][0], 1)
+        means["ciou"] = totals["overlap"] / max(totals["union"], 1)
     return means, shown[: config.eval.show]
 
 
