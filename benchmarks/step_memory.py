@@ -49,7 +49,7 @@ class SecondModel:
             own.lerp_(other, 1 - self._decay)
 
     @torch.no_grad()
-    def describe(self, *args: Any, **kwargs: Any) -> Answers:
+    def generate(self, *args: Any, **kwargs: Any) -> Answers:
         answers: Answers = self._captioner(*args, **kwargs)
         return answers
 

@@ -40,6 +40,16 @@ def test_rooms_have_one_door_between_them(room):
         assert others <= ROOMS[room], path
 
 
+@pytest.mark.parametrize(
+    ("lower", "upper"), [("data", "objectives"), ("model", "objectives"), ("objectives", "measure")]
+)
+def test_the_trainers_folders_are_layers(lower, upper):
+    for path in modules(f"trainer/{lower}"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                assert not node.module.startswith((f"trainer.{upper}", "trainer.measure")), path
+
+
 def test_exactly_one_module_resizes():
     found = set()
     for room in ROOMS:

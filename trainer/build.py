@@ -32,11 +32,11 @@ from trainer.config import Config, flat, save_config
 from trainer.data.holdout import holdout_notes
 from trainer.data.loader import Loader, LoaderOptions, check_recipe
 from trainer.data.stream import Stream
-from trainer.measure.flops import costs_of, peak_of
 from trainer.measure.held_out import HeldOut
 from trainer.measure.journal import Journal
 from trainer.model.architecture import GRID, VISION_SIZE
 from trainer.model.compiled import compile_layers
+from trainer.model.flops import costs_of, peak_of
 from trainer.model.grounding import IMAGE_SIZE, MEAN, STD
 from trainer.model.trainable import set_trainable
 from trainer.objectives import load_objective

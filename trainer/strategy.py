@@ -47,7 +47,7 @@ def lay_out(
     prepared, stepper = accelerator.prepare(module, optimizer)
     if fsdp.is_sharded(module):
         register_fsdp_forward_method(module, "judge")
-    module.teacher.follow(module)
+    module.teacher.reset(module)
     return prepared, stepper
 
 

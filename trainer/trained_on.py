@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from shards.errors import UserError
 from shards.reader import ShardSet
 from shards.regular_file import read_regular
-from trainer.data.choice import UInt64, mix
+from trainer.data.choice import UInt64, hash64
 from trainer.data.holdout import pictures_of
 
 FILE, KEY = "trained_on.bin", "trained_on"
@@ -67,13 +67,13 @@ def sample_ids(shards: ShardSet) -> UInt64:
     source = hashlib.sha256(shards.manifest.source.encode()).digest()[:8]
     total = np.full(len(keys), int.from_bytes(source, "little"), np.uint64)
     for column in keys.view(_ID).reshape(len(keys), keys.dtype.itemsize // 8).T:
-        total = mix(total ^ column, salt=1)
+        total = hash64(total ^ column, salt=1)
     return total
 
 
 def picture_ids(shards: ShardSet) -> UInt64:
     """Return a hash of the name of the picture or video that each sample shows, in any source: (N,) uint64."""
-    return mix(pictures_of(shards), salt=2)
+    return hash64(pictures_of(shards), salt=2)
 
 
 def read_trained_on(folder: Path, body: dict[str, Any], where: str) -> TrainedOn | None:

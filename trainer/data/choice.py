@@ -1,8 +1,8 @@
-"""Which objects of a sample a step takes, which of their texts, and which two frames: seeded, each in its turn.
+"""Seeded choice of the objects, texts and frames that a step takes of a sample.
 
-Objects are taken without replacement: those of a sample stand in a seeded order, and each visit to the sample goes on
-where the one before it stopped. So every object comes up before one comes twice, and what a visit takes follows from
-seed, sample and the number of the visit alone.
+Objects are taken without replacement: those of a sample have a seeded order, and each visit to the sample continues
+where the previous one stopped. So every object is taken before any is taken twice, and what a visit takes depends only
+on seed, sample and the number of the visit.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ _MASK = 0xFFFFFFFFFFFFFFFF
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Objects and frames of a sample that a visit to it takes."""
+    """Objects and frames that a visit takes of a sample."""
 
     objects: list[int]
-    """Numbers of the objects, rising."""
+    """Numbers of the objects, ascending."""
     turns: list[int]
-    """How often each of them was taken before."""
+    """How often each object was taken before."""
     frames: tuple[int, int]
-    """Two frames, from 0, that show all of them; one frame twice where no two do."""
+    """Two frames, from 0, that show all objects; the same frame twice if no two do."""
 
 
-def mix(values: UInt64, salt: int) -> UInt64:
-    """A hash of each value, evenly spread over 64 bits (splitmix64's finaliser); the same everywhere."""
+def hash64(values: UInt64, salt: int) -> UInt64:
+    """Hash each value to 64 evenly spread bits (splitmix64's finaliser); the same on every machine."""
     z = values + np.uint64(salt * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15 & _MASK)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -39,28 +39,29 @@ def mix(values: UInt64, salt: int) -> UInt64:
 
 
 def salt_of(*names: object) -> int:
-    """64 bits that follow from `names`, such as the seed and the key of a sample."""
+    """Hash `names`, such as the seed and the key of a sample, to an integer of 64 bits."""
     digest = hashlib.blake2b("/".join(map(str, names)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 
 
 def shuffled(numbers: Sequence[int], salt: int) -> list[int]:
-    """`numbers` in an order that follows from `salt`, each as likely as any other (Fisher and Yates)."""
-    order, state = [*numbers], salt & _MASK
-    for last in range(len(order) - 1, 0, -1):  # not numpy: of a few numbers it takes ten times as long
+    """`numbers` in an order drawn with the seed `salt`, all orders equally likely (Fisher and Yates)."""
+    order = [*numbers]
+    state = salt & _MASK
+    for last in range(len(order) - 1, 0, -1):  # numpy takes ten times as long for a few numbers
         state = state * 6364136223846793005 + 1442695040888963407 & _MASK  # Knuth's generator for 64 bits
         at = (state >> 32) * (last + 1) >> 32
         order[last], order[at] = order[at], order[last]
     return order
 
 
-def walk(order: Sequence[int], most: int, visit: int) -> list[tuple[int, int]]:
-    """At most `most` of `order`, beginning behind those of the visit before, round and round.
+def take_in_turn(order: Sequence[int], most: int, visit: int) -> list[tuple[int, int]]:
+    """Take at most `most` of `order`, cyclically, continuing after the previous visit.
 
-    Over ceil(n / most) visits each of n objects is taken at least once, and none twice before that.
+    In ceil(n / most) visits each of n objects is taken at least once, and none twice before that.
 
     Returns:
-        Each object, rising, with the number of times that it was taken before.
+        Each object, ascending, with the number of times that it was taken before.
     """
     if most == 1:
         turn, place = divmod(visit, len(order))
@@ -71,20 +72,21 @@ def walk(order: Sequence[int], most: int, visit: int) -> list[tuple[int, int]]:
 
 
 def choose(visible: NDArray[np.bool_], able: Sequence[int], most: int, salt: int, visit: int) -> Choice:
-    """At most `most` objects in their turn, and two frames that show them all.
+    """Choose at most `most` objects in turn, and two frames that show all of them.
 
-    Where objects do not share two frames (or their only one), those that do form fixed groups of at most `most`, and a
-    visit takes one group: each object is taken once in as many visits as there are groups.
+    If the objects do not all share two frames (or their only one), those that do form fixed groups of at most `most`,
+    and a visit takes one group: each object is taken once in as many visits as there are groups.
 
     Args:
         visible: (F, N), whether each frame shows each object.
-        able: the objects to choose among, each visible in a frame.
-        salt: of the sample.
+        able: numbers of the objects to choose from, each visible in a frame.
+        most: most objects to take.
+        salt: seed of the sample's order.
         visit: how often the sample was visited before.
     """
     order = shuffled(able, salt)
     if most == 1 or _share_frames(visible[:, order]):
-        taken = walk(order, most, visit)
+        taken = take_in_turn(order, most, visit)
     else:
         groups = _groups(visible, order, most)
         turn, which = divmod(visit, len(groups))
@@ -93,22 +95,22 @@ def choose(visible: NDArray[np.bool_], able: Sequence[int], most: int, salt: int
     shown = visible[:, objects[0]] if len(objects) == 1 else visible[:, objects].all(axis=1)
     showing = np.flatnonzero(shown)
     if len(visible) > 2:
-        showing = showing[np.argsort(mix(showing.astype(np.uint64), salt + visit + 1))]
+        showing = showing[np.argsort(hash64(showing.astype(np.uint64), salt + visit + 1))]
     frames = int(showing[0]), int(showing[min(1, len(showing) - 1)])
     return Choice(objects, [turn for _, turn in taken], frames)
 
 
 def _share_frames(visible: NDArray[np.bool_]) -> bool:
-    """Whether two frames show all objects (F, N), or the only frame that shows any of them shows all."""
+    """Whether two frames show all objects, or the only frame that shows any shows all; `visible` is (F, N)."""
     return bool(visible.all(axis=1).sum() >= min(2, visible.sum(axis=0).max()))
 
 
 def _groups(visible: NDArray[np.bool_], order: Sequence[int], most: int) -> list[list[int]]:
-    """`order` in groups of at most `most` objects that share two frames; objects of a single frame by themselves."""
+    """Divide `order` into groups of at most `most` objects that share two frames, or their single frame."""
     packed = np.packbits(visible, axis=0).T
-    frames = {n: int.from_bytes(packed[n].tobytes(), "big") for n in order}  # a bit for each frame
+    frames = {n: int.from_bytes(packed[n].tobytes(), "big") for n in order}  # one bit per frame
     groups: list[list[int]] = []
-    unfilled: list[tuple[int, list[int]]] = []  # the frames that all of a group share, and the group
+    unfilled: list[tuple[int, list[int]]] = []  # frames that a group's objects share, and the group
     for number in sorted(order, key=lambda n: -min(2, frames[n].bit_count())):
         least = min(2, frames[number].bit_count())
         for at, (shared, group) in enumerate(unfilled):

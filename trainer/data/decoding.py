@@ -19,10 +19,10 @@ from shards.reader import Array, StoredSample, decode_field
 from shards.recipe import Recipe
 from shards.sample import usable_texts
 from trainer.data.batch import Batch, Frame
-from trainer.data.choice import Choice, choose, shuffled, walk
+from trainer.data.choice import Choice, choose, shuffled, take_in_turn
 
 Need = Literal["texts", "regions"]
-"""What a chosen object must have: a prompt cell in a frame, for "texts" a text too. Columns of the index."""
+"""What a chosen object must have: a prompt cell in a frame, and for "texts" a text too. Both are index columns."""
 NEEDED = {"texts": "an object with a text", "regions": "an object with a prompt cell"}
 Normalise = Literal["host", "device"]
 """Where `pixel_values` become float32 and `masks` a byte per pixel: in the loader, or in `Batch.to` on the device."""
@@ -42,7 +42,7 @@ _field = lru_cache(Field)
 
 
 def _stored(sample: StoredSample, field: Field) -> Field:
-    """Return `field` as a sample stores it: without the frame's number where there is one frame."""
+    """Return `field` as a sample stores it: without the frame's number if there is only one frame."""
     return _field(field.name, None) if sample.frames == 1 else field
 
 
@@ -85,7 +85,10 @@ class BatchDecoder:
     def __init__(
         self, fields: Sequence[Field], recipe: Recipe, objects: int, need: Need | None, normalise: Normalise
     ) -> None:
-        self._fields, self._recipe, self._objects, self._need = [*fields], recipe, objects, need
+        self._fields = [*fields]
+        self._recipe = recipe
+        self._objects = objects
+        self._need = need
         self._as_stored = normalise == "device"
         self._first = Field("pixel_values", 1) in self._fields
 
@@ -94,7 +97,7 @@ class BatchDecoder:
         tensors = {}
         for field in self._fields:
             shape, dtype = self._layout(field, batch_size)
-            # numpy asks for huge pages, which are a tenth faster to write to.
+            # numpy allocates huge pages, to which writing is a tenth faster.
             empty = torch.from_numpy(np.empty(shape, dtype))
             tensors[str(field)] = torch.empty_like(empty, pin_memory=True) if pin else empty
         return Buffers(tensors)
@@ -119,7 +122,7 @@ class BatchDecoder:
             BadShard: the sample cannot be decoded, or has no object that has what is needed.
         """
         if not self._need:
-            taken = walk(shuffled(range(sample.objects), salt), self._objects, visit)
+            taken = take_in_turn(shuffled(range(sample.objects), salt), self._objects, visit)
             return Choice([n for n, _ in taken], [turn for _, turn in taken], (0, min(1, sample.frames - 1)))
         cells = [self._decoded(sample, _field("prompt_masks", f + 1)) for f in range(sample.frames)]
         visible = np.stack([mask.any(axis=(1, 2)) for mask in cells])
@@ -213,7 +216,7 @@ def _texts_of_chosen(visit: Visit) -> list[list[str]]:
 
 
 class Buffers:
-    """The memory of one batch, as tensors and, in the same order, as arrays."""
+    """Memory of one batch: `tensors` by field, and in the same order `arrays` that share their memory."""
 
     def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
         self.tensors = tensors
@@ -224,7 +227,8 @@ class Ring:
     """The buffers of batches that are decoded ahead, used in turn."""
 
     def __init__(self, buffers: Sequence[Buffers]) -> None:
-        self._buffers, self.turn = buffers, 0
+        self._buffers = buffers
+        self.turn = 0
 
     def next(self) -> Buffers:
         self.turn += 1

@@ -1,4 +1,4 @@
-"""Which samples are held out of training: the one place that decides it, for training, evaluation and doctor."""
+"""Chooses the samples that are held out of training, for training, evaluation and doctor alike."""
 
 from __future__ import annotations
 
@@ -16,15 +16,13 @@ from shards.groups import Group, pictures_by_key
 from shards.manifest import read_index
 from shards.program import command
 from shards.reader import ShardSet
-from trainer.data.choice import UInt64, mix
+from trainer.data.choice import UInt64, hash64
 
 Mask = NDArray[np.bool_]
 
 _COMMON = 3
-"""Number of files of one set from which on a name that they share says nothing, such as image.jpg or 00000.jpg.
-
-So many files are not one picture.
-"""
+"""Files of one set that share a picture's name are one picture only if they are fewer than this: many sets use names
+such as image.jpg or 00000.jpg in each folder."""
 _OLD = "its index says nothing of files, folders and pictures, as those of older releases"
 
 
@@ -33,22 +31,23 @@ def _write_again() -> str:
 
 
 def held_out_parts(sets: Sequence[ShardSet], share: float, by: Group) -> list[Mask]:
-    """Which samples of each set are held out: (N,) per set.
+    """Whether each sample is held out: (N,) bool per set.
 
-    A group (a sample, a file, a folder, a picture or video) is held out where the hash of its name lies below `share`:
-    so adding data moves none of them, and what two sets share stands on one side in both. Otherwise than by sample:
+    A group (a sample, a file, a folder, a picture or video) is held out if the hash of its name lies below `share`. So
+    adding data moves no group, and a group that two sets share is on one side in both. Except by sample, also:
 
-    - A set that is due a sample and got none gives its group with the lowest hash, which is then held out of all sets.
-    - A picture's name that three files of a set have, and a folder or video that is more than half of its set, keep
-      nothing together: their samples are divided by file.
+    - A set of which `share` is at least one sample, but none is chosen, gives its group with the lowest hash. That
+      group is then held out of all sets.
+    - A picture's name that three files of a set have, and a folder or video that is more than half of its set, are no
+      group: their samples are grouped by file.
 
     Args:
-        sets: all sets of the training, whatever an objective reads of them.
-        share: of the samples, 0 to 1.
-        by: what stays together.
+        sets: all sets of the training, whichever of them an objective reads.
+        share: share of the samples, 0 to 1.
+        by: kind of group that stays on one side.
 
     Raises:
-        UserError: by folder, and a set of an older release, whose index does not say it.
+        UserError: by folder, for a set of an older release, whose index lacks folders.
     """
     if by == "sample":
         return [_below(shards.index["key"], share) for shards in sets]
@@ -65,13 +64,14 @@ def held_out_parts(sets: Sequence[ShardSet], share: float, by: Group) -> list[Ma
 
 @dataclass(frozen=True)
 class Twins:
-    """Pictures and videos, by name, that stand on both sides."""
+    """Pictures and videos, by name, that are both trained on and held out."""
 
     groups: int
+    """Number of such pictures and videos."""
     trained: int
-    """Samples of them that are trained on."""
+    """Number of their samples that are trained on."""
     held_out: int
-    """Samples of them that are held out."""
+    """Number of their samples that are held out."""
 
     def __str__(self) -> str:
         what = "picture or video stands" if self.groups == 1 else "pictures or videos stand"
@@ -80,7 +80,7 @@ class Twins:
 
 
 def find_twins(sets: Sequence[ShardSet], parts: Sequence[Mask]) -> Twins | None:
-    """Find what stands on both sides of `parts`, as `held_out_parts` returned them; None where nothing does."""
+    """Find pictures on both sides of `parts`, which `held_out_parts` returned; None if there are none."""
     names = np.concatenate([_groups(shards, "picture") for shards in sets])
     held = np.concatenate(parts)
     both = np.intersect1d(names[held], names[~held])
@@ -93,11 +93,11 @@ def find_twins(sets: Sequence[ShardSet], parts: Sequence[Mask]) -> Twins | None:
 def holdout_notes(
     sets: Sequence[ShardSet], share: float, by: Group, sources: Collection[str] | None = None
 ) -> list[str]:
-    """Return what a user should know of the held-out part, a line each.
+    """Return what a user should know of the held-out part, one line per note.
 
     Args:
-        sets, share, by: as of `held_out_parts`.
-        sources: those that an objective reads; None: all.
+        sets, share, by: as for `held_out_parts`.
+        sources: the sources that are read; None: all.
     """
     if not share:
         return []
@@ -115,7 +115,7 @@ def holdout_notes(
 
 
 def _below(names: NDArray[Any], share: float) -> Mask:
-    """Whether the hash of each name lies below the share; names are keys, or numbers of 64 bits."""
+    """Whether the hash of each name lies below the share. Names are keys (bytes) or uint64."""
     words = np.ascontiguousarray(names).view("<u8").reshape(len(names), names.dtype.itemsize // 8)
     return _hashes(words).astype(np.float64) < share * 2.0**64
 
@@ -123,7 +123,7 @@ def _below(names: NDArray[Any], share: float) -> Mask:
 def _hashes(words: UInt64) -> UInt64:
     total = np.zeros(len(words), np.uint64)
     for column in words.T:
-        total = mix(total ^ column, salt=0)
+        total = hash64(total ^ column, salt=0)
     return total
 
 
@@ -132,12 +132,12 @@ def _knows_groups(shards: ShardSet) -> bool:
 
 
 def pictures_of(shards: ShardSet) -> UInt64:
-    """The name, as a number, of the picture or video that each sample shows; the same in every set: (N,)."""
+    """Hash of the name of the picture or video that each sample shows, the same in every set: (N,) uint64."""
     return _groups(shards, "picture")
 
 
 def _groups(shards: ShardSet, by: Group) -> UInt64:
-    """The group of each sample, by file, folder or picture; (N,)."""
+    """The group of each sample, by file, folder or picture: (N,) uint64."""
     if not _knows_groups(shards):
         if by == "folder":
             where = str(shards.folder)
@@ -154,14 +154,15 @@ def _groups(shards: ShardSet, by: Group) -> UInt64:
 
 
 def _common(pictures: UInt64, files: UInt64) -> Mask:
-    """Whether the picture's name of each sample is that of `_COMMON` files or more."""
-    _, first = np.unique(mix(pictures ^ mix(files, 1), 0), return_index=True)  # a row per pair of picture and file
+    """Whether the name of each sample's picture is used by at least `_COMMON` files: (N,) bool."""
+    pairs = hash64(pictures ^ hash64(files, 1), 0)
+    _, first = np.unique(pairs, return_index=True)
     names, counts = np.unique(pictures[first], return_counts=True)
     return np.isin(pictures, names[counts >= _COMMON])
 
 
 def _divided(shards: ShardSet, names: UInt64) -> UInt64:
-    """Groups without one that is more than half of the set: its samples are grouped by file, else by key."""
+    """Groups in which one that is more than half of the set is divided by file, or by key where files are unknown."""
     values, counts = np.unique(names, return_counts=True)
     large = np.isin(names, values[2 * counts > len(names)])
     if not large.any() or len(names) < 2:
@@ -173,7 +174,7 @@ def _divided(shards: ShardSet, names: UInt64) -> UInt64:
 
 
 def _lowest(names: UInt64) -> UInt64:
-    """The group with the lowest hash that is at most half of the set; (1,), or (0,) where there is none."""
+    """The group with the lowest hash among those of at most half of the set: (1,) uint64, or (0,) if there is none."""
     values, counts = np.unique(names, return_counts=True)
     values = values[2 * counts <= len(names)]
     return values[np.argsort(_hashes(values[:, None]))[:1]]
@@ -181,5 +182,5 @@ def _lowest(names: UInt64) -> UInt64:
 
 @lru_cache(maxsize=16)
 def _names_of_keys(folder: Path, digest: str) -> UInt64:
-    """The names of pictures of a set of an older release; once per index, whose SHA-256 is `digest`."""
+    """Names of the pictures of a set of an older release. Cached by the index's SHA-256, `digest`."""
     return pictures_by_key(read_index(folder)["key"])

@@ -27,10 +27,10 @@ from shards.recipe import Recipe
 from shards.remote import RemoteShardSet
 from shards.sets import open_sets
 from shards.storage.cache import Cache
-from trainer.data.ahead import Ahead, check_room
 from trainer.data.batch import Batch
 from trainer.data.choice import salt_of
 from trainer.data.decoding import NEEDED, BatchDecoder, Buffers, Need, Normalise, Ring, Visit
+from trainer.data.fetching import ShardFetcher, check_cache_size
 from trainer.data.holdout import held_out_parts
 from trainer.data.order import SHUFFLE_WINDOW, Entry, Part, SampleOrder
 from trainer.trained_on import picture_ids, sample_ids
@@ -145,7 +145,7 @@ class Loader:
         )
         _check_memory((options.prefetch + 2) * self._decoder.nbytes(options.batch_size))
         if options.part == "train":
-            check_room(options.cache, self._sets, SHUFFLE_WINDOW)
+            check_cache_size(options.cache, self._sets, SHUFFLE_WINDOW)
         self._order = SampleOrder(self._entries, options.part, options.need, options.seed, options.limit)
         self._batch_samples = options.batch_size * options.world_size
         per_step = self._batch_samples * options.accumulation
@@ -164,7 +164,9 @@ class Loader:
 
     def _report_samples(self, least: int) -> None:
         """Log how many samples there are; raise `UserError` where they are fewer than `least`."""
-        options, count, left_out = self._options, len(self._order), self._order.left_out
+        options = self._options
+        count = len(self._order)
+        left_out = self._order.left_out
         without = f"{left_out} without {NEEDED[options.need]}" if options.need else ""
         if count < least:
             met = f"{count} samples" + (f", and {without}" if left_out else "")
@@ -210,7 +212,9 @@ class Loader:
 
         Every process gets as many batches. In the held-out part the last one may be smaller, or padding.
         """
-        options, order, together = self._options, self.order(epoch), self._batch_samples
+        options = self._options
+        order = self.order(epoch)
+        together = self._batch_samples
         first = consumed // together
         ring = self._idle.pop() if self._idle else self._new_ring()
         pending: deque[tuple[Buffers, list[Future[list[Visit]]]]] = deque()
@@ -246,7 +250,7 @@ class Loader:
             if ahead:
                 ahead.close()
             ring.turn = used  # the batch that the consumer may still read is the last one that is written to
-            if options.part == "train":  # the held-out part is read now and then
+            if options.part == "train":  # the held-out part is read too rarely to keep its memory
                 self._idle.append(ring)
 
     def _group(self, number: int) -> int:
@@ -293,18 +297,25 @@ class Loader:
             return len(positions)
         return sum(len(self._visit(position, epoch).choice.objects) for position in positions)
 
-    def _ahead(self, order: NDArray[np.int64], epoch: int) -> Ahead | None:
+    def _ahead(self, order: NDArray[np.int64], epoch: int) -> ShardFetcher | None:
         """Fetch the shards of remote sets in the background, as the samples in `order` need them."""
-        cache, starts = self._options.cache, np.asarray(self._order.starts)
+        cache = self._options.cache
+        starts = np.asarray(self._order.starts)
         if not cache or not any(isinstance(shards, RemoteShardSet) for shards in self._sets):
             return None
 
         # All processes fetch for all: those on one machine hold the same shards, and none waits for another's room.
         fetches = cache.fetches
         if self._options.part == "holdout":
-            return Ahead(self._sets, starts, order, fetches + 1, fetches)
-        length = self._samples_per_epoch
-        return Ahead(*(self._sets, starts, order, 2 * SHUFFLE_WINDOW, fetches), lambda: self.order(epoch + 1)[:length])
+            return ShardFetcher(self._sets, starts, order, depth=fetches + 1, fetches=fetches)
+        return ShardFetcher(
+            self._sets,
+            starts,
+            order,
+            depth=2 * SHUFFLE_WINDOW,
+            fetches=fetches,
+            following=lambda: self.order(epoch + 1)[: self._samples_per_epoch],
+        )
 
     def _new_ring(self) -> Ring:
         options = self._options

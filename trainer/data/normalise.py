@@ -1,4 +1,4 @@
-"""Normalisation where the pictures are used: on the device, after a quarter of the bytes has been moved there."""
+"""Normalisation on the device: moving uint8 pictures there takes a quarter of the bytes of float32."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from shards.codec import normalise
 
 
 def normalised(pixel_values: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(B, 3, S, S) uint8 to the float32 values of `shards.codec.normalise`, bit for bit; others stay as they are.
+    """Normalise (B, 3, S, S) uint8 to float32, bit-equal to `shards.codec.normalise`; return float32 unchanged.
 
-    The values are looked up: a GPU divides by a scalar by multiplying with its reciprocal, which rounds differently.
+    A table holds the values: a GPU divides by a scalar by multiplying with its reciprocal, which rounds differently.
     """
     if pixel_values.dtype != torch.uint8:
         return pixel_values
@@ -26,6 +26,6 @@ def normalised(pixel_values: Tensor, mean: Sequence[float], std: Sequence[float]
 
 @lru_cache
 def _table(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> Tensor:
-    """All values, (3 * 256,), a channel after the other."""
+    """The 256 values of each of 3 channels, one channel after the other: (768,) float32."""
     values = np.arange(256, dtype=np.uint8)[None, None].repeat(3, axis=0)
     return torch.from_numpy(normalise(values, mean, std).reshape(-1)).to(device)

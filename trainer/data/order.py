@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.reader import ShardSet
-from trainer.data.choice import mix
+from trainer.data.choice import hash64
 from trainer.data.decoding import Need
 
 Part = Literal["train", "holdout"]
@@ -79,9 +79,9 @@ class SampleOrder:
         salt = self._seed * 1_000_003 + epoch
         # Shards are shuffled, then the samples of each run of `SHUFFLE_WINDOW` shards among one another.
         ids = np.unique(self._shards)
-        rank = np.argsort(np.argsort(mix(ids, salt + 1), kind="stable"))
+        rank = np.argsort(np.argsort(hash64(ids, salt + 1), kind="stable"))
         window = rank[np.searchsorted(ids, self._shards)] // SHUFFLE_WINDOW
-        return self._positions[np.lexsort((mix(self._positions, salt), window))].astype(np.int64)
+        return self._positions[np.lexsort((hash64(self._positions, salt), window))].astype(np.int64)
 
     def locate(self, position: int) -> tuple[Entry, int]:
         """The entry that a position lies in, and the number of the sample in its set."""

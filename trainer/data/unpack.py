@@ -1,4 +1,4 @@
-"""Masks where they are used: a byte a pixel on the device, after an eighth of the bytes has been moved there."""
+"""Unpacking of masks on the device: moving packed bits there takes an eighth of the bytes of bool."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 
 
 def unpacked(masks: Tensor) -> Tensor:
-    """(M, S, S // 8) uint8, eight pixels a byte, the first in the highest bit, to (M, S, S) bool.
+    """Unpack (M, S, S // 8) uint8 to (M, S, S) bool; return bool unchanged.
 
-    Others stay as they are.
+    A byte holds eight pixels, the first in the highest bit.
     """
     if masks.dtype != torch.uint8:
         return masks
@@ -22,6 +22,6 @@ def unpacked(masks: Tensor) -> Tensor:
 
 @lru_cache
 def _table(device: torch.device) -> Tensor:
-    """The eight pixels of each byte, a byte each, as one number: (256,)."""
+    """The eight pixels of each byte value, one byte per pixel, as one int64: (256,)."""
     bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
     return torch.from_numpy(bits.view(np.int64)[:, 0]).to(device)

@@ -1,4 +1,4 @@
-"""Held-out samples: their losses and metrics, and pictures of what the model makes of them."""
+"""Losses and metrics of held-out samples, and panels that show predictions for some."""
 
 from __future__ import annotations
 

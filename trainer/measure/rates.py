@@ -31,7 +31,7 @@ class Spent:
     tokens: float
     """Tokens that the student read, without padding."""
     flops: float
-    """See `trainer.measure.flops`; 0 where they are not counted."""
+    """See `trainer.model.flops`; 0 where they are not counted."""
     waited: Sequence[float]
     """Seconds that each process waited for data."""
     memory: Sequence[float]

@@ -1,4 +1,4 @@
-"""A contact sheet: held-out samples with what the model makes of them, in one picture."""
+"""A contact sheet: held-out samples and the model's predictions in one picture."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ _GAP, _LINE, _LINES = 6, 14, 3
 
 
 def contact_sheet(panels: Sequence[Panel]) -> Picture:
-    """A row a panel: prompt, image, ground truth, prediction, with caption and numbers below. (h, w, 3) uint8.
+    """Draw one row per panel: prompt, image, truth, prediction, and caption and numbers below. (h, w, 3) uint8.
 
     Args:
-        panels: at least one; all of one size.
+        panels: at least one, all of one size.
     """
     side_y, side_x = panels[0].image.shape[:2]
-    height, width = side_y + _LINES * _LINE + 2 * _GAP, 4 * (side_x + _GAP) + _GAP
+    height = side_y + _LINES * _LINE + 2 * _GAP
+    width = 4 * (side_x + _GAP) + _GAP
     page = Image.new("RGB", (width, height * len(panels)), "white")
     draw = ImageDraw.Draw(page)
     for row, panel in enumerate(panels):
@@ -32,7 +33,7 @@ def contact_sheet(panels: Sequence[Panel]) -> Picture:
         numbers = "  ".join(f"{name} {value:.3f}" for name, value in panel.values.items() if value == value)
         lines = textwrap.wrap(printable(panel.caption), width // 7)[: _LINES - 1]
         for n, line in enumerate([*lines, f"{numbers}  {panel.name}"]):
-            # The built-in font may know Latin letters alone; TensorBoard and the report show the text itself.
+            # The built-in font may lack other letters than Latin ones; TensorBoard and the report show all.
             text = line.encode("latin-1", "replace").decode("latin-1")
             draw.text((_GAP, top + side_y + 2 + n * _LINE), text, fill="black")
     return np.asarray(page)

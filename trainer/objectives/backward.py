@@ -1,4 +1,4 @@
-"""The gradient of one optimiser step: of one objective, or of several at once."""
+"""The gradient of one optimiser step, for one objective or a mix."""
 
 from __future__ import annotations
 
@@ -19,32 +19,38 @@ Losses = dict[str, Tensor]
 
 
 class Backward:
-    """Runs the batches of a step forward and backward.
+    """Runs the batches of an optimiser step forward and backward.
 
-    The gradient is that of the sum over objectives of weight times the mean loss over all objects that the step takes
-    for them, whatever batches and processes these lie in.
+    The gradient is that of the sum over objectives of weight times mean loss. The mean is over all objects that the
+    step takes for the objective, in whatever batches and on whatever processes they are.
 
     Args:
         accelerator: made with `accumulation_steps`.
-        module: the `Step`, prepared.
-        parameters: that train.
+        module: the `Step`, prepared by Accelerate.
+        parameters: the trainable ones.
         config: of the run.
     """
 
     def __init__(
         self, accelerator: Accelerator, module: nn.Module, parameters: Sequence[nn.Parameter], config: Config
     ) -> None:
-        self._accelerator, self._module, self._parameters = accelerator, module, parameters
+        self._accelerator = accelerator
+        self._module = module
+        self._parameters = parameters
         self._precision = config.mixed_precision
-        self._mix, self._project = config.objectives(), config.project
+        self._mix = config.objectives()
+        self._project = config.project
 
     def __call__(self, stream: Stream) -> tuple[Losses, Losses, dict[str, list[str]]]:
-        """Run one optimiser step's batches: losses, amounts of what is counted, each (), and each objective's samples.
+        """Run the batches of one optimiser step.
 
-        In a mix, values are named such as dual/bce, and `loss` is the weighted sum. A loss's mean over the processes is
-        its mean over the step's objects.
+        Returns:
+            Losses and statistics, each (); their mean over the processes is the mean over the step's objects. In a mix
+            their names begin with the objective's, as in dual/bce, and `loss` is the weighted sum.
+            Amounts of what is `COUNTED`, each ().
+            Keys of the samples, by objective.
         """
-        shares = self._shares(stream.objects())
+        object_weights = self._object_weights(stream.objects())
         losses: Losses = {}
         counts: Losses = {}
         keys: dict[str, list[str]] = {name: [] for name in self._mix}
@@ -54,7 +60,7 @@ class Backward:
                 others = self._take()
             keys[objective] += batch.keys
             weight = self._mix[objective].weight
-            share = shares[objective] * len(batch.image_of_object)
+            share = object_weights[objective] * len(batch.image_of_object)
             with self._accelerator.no_sync(self._module) if self._project else self._accumulated():
                 with autocast(self._accelerator.device, self._precision):
                     result = self._module(batch, objective)
@@ -66,18 +72,16 @@ class Backward:
                 label = name if len(self._mix) == 1 else f"{objective}/{name}"
                 losses[label] = losses.get(label, 0) + value.detach() * share
         if len(self._mix) > 1:
-            parts = [share.weight * losses[f"{name}/loss"] for name, share in self._mix.items()]
+            parts = [entry.weight * losses[f"{name}/loss"] for name, entry in self._mix.items()]
             losses = {"loss": torch.stack(parts).sum(), **losses}
         if others is not None:
             losses["reverse/alignment"] = self._add_projected(others)
         return losses, counts, keys
 
-    def _shares(self, objects: dict[str, int]) -> dict[str, Tensor]:
-        """Return the weight of an object of each objective in this step, () float32 each.
+    def _object_weights(self, objects: dict[str, int]) -> dict[str, Tensor]:
+        """Weight of one object in this step by objective, () float32 each: processes over objects of all processes.
 
-        It is the number of processes, divided by the number of objects of all of them.
-
-        Gradients are averaged over the processes afterwards.
+        Averaging over the processes afterwards makes it 1 over all objects.
         """
         own = torch.tensor([*objects.values()], dtype=torch.float32, device=self._accelerator.device)
         together = self._accelerator.reduce(own, "sum")
@@ -92,16 +96,19 @@ class Backward:
         return context
 
     def _take(self) -> list[Tensor]:
-        """The gradients so far; what follows is accumulated apart."""
+        """Return the gradients so far and clear them."""
         taken = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self._parameters]
         for parameter in self._parameters:
             parameter.grad = None
         return taken
 
     def _add_projected(self, others: list[Tensor]) -> Tensor:
-        """Make the reverse loop's gradient orthogonal to that of the `others`, and add both; their cosine before, ().
+        """Make the gradient since `_take` orthogonal to the `others`, and add both.
 
-        Both are means over the processes first: what is orthogonal in each need not be so in the mean.
+        Both are averaged over the processes first: what is orthogonal on each need not be so in the mean.
+
+        Returns:
+            Cosine between the two before projection, ().
         """
         own = self._take()
         for gradients in (others, own):
@@ -120,8 +127,8 @@ class Backward:
 
 
 def accumulation_steps(config: Config) -> int:
-    """How many batches Accelerate accumulates before it averages gradients over processes.
+    """Batches that Accelerate accumulates before DDP averages gradients over the processes.
 
-    Where gradients are projected they are averaged here, not by DDP.
+    Gradients that are projected are averaged in `Backward` instead.
     """
     return 1 if config.project else config.accumulation * len(config.objectives())

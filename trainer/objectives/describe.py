@@ -1,4 +1,4 @@
-"""mask -> caption, supervised."""
+"""Objective describe: mask -> text, supervised."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Describe(Objective):
 
     def losses(self, batch: Batch, draws: list[torch.Generator]) -> dict[str, Tensor]:
         passes = self.passes
-        answers = [passes.tokens_of(text) for text in passes.chosen_texts(batch)]
+        answers = [passes.caption_tokens(text) for text in passes.chosen_texts(batch)]
         regions = required(batch.frames[0].prompt_masks)
         visual_tokens = passes.encode_image(batch.frames[0])
-        logits, targets, row_of = passes.describe(batch, visual_tokens, regions, answers, answers)
+        logits, targets, row_of = passes.caption_logits(batch, visual_tokens, regions, answers, answers)
         return {"caption": cross_entropy(logits, targets, row_of, len(answers))}
 
     def judge(self, batch: Batch, side: int = POINTS_PER_SIDE) -> Judged:

@@ -1,4 +1,4 @@
-"""mask -> caption -> mask: learning from masks alone, through captions that nobody wrote."""
+"""Objective dual: mask -> caption -> mask. Learns from masks alone, through captions that the model writes."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class Dual(Objective):
         visual_tokens = passes.encode_image(described)
         captions = pseudo_captions(passes, self.teacher, batch, visual_tokens, draws)
         sampled = sample_captions(passes, batch, visual_tokens, captions, draws)
-        rows = passes.question(batch, sampled.words, draws)
+        rows = passes.segmentation_rows(batch, sampled.words, draws)
         sam_features = passes.encode_sam(segmented)
         second = passes.encode_second_image(batch, visual_tokens)
-        logits, lang = passes.segment(batch, rows, second, sam_features, sampled.embeddings)
+        logits, lang = passes.predict_masks(batch, rows, second, sam_features, sampled.embeddings)
         losses = passes.mask_losses(logits, required(segmented.masks), draws)
         statistics = caption_statistics(sampled.words, [c.ended for c in captions], sampled.logits[sampled.is_word])
         return {**losses, "lang": lang, "anchor": sampled.anchor, **statistics}
@@ -59,17 +59,17 @@ class Dual(Objective):
         masks = required(segmented.masks)
         visual_tokens = passes.encode_image(described)
         sam_features = passes.encode_sam(segmented)
-        question = passes.description_question(batch, visual_tokens)
+        question = passes.captioner_inputs(batch, visual_tokens)
         length = passes.config.max_caption_tokens
         answers = Captioner(model)(*question, length, any_process=passes.any_process)
         words = [caption.words for caption in captions_of(answers, model.prompts)]
         second = passes.encode_second_image(batch, visual_tokens)
-        logits, _ = passes.segment(batch, passes.question(batch, words, None), second, sam_features)
+        logits, _ = passes.predict_masks(batch, passes.segmentation_rows(batch, words, None), second, sam_features)
         values = compare_masks(logits, masks, side)
         values["swap_gap"] = torch.full_like(values["iou"], torch.nan)
         if passes.any_process(len(words) > 1):
             swapped = [words[i] for i in other_objects(batch.image_of_object.tolist())]
-            wrong, _ = passes.segment(batch, passes.question(batch, swapped, None), second, sam_features)
+            wrong, _ = passes.predict_masks(batch, passes.segmentation_rows(batch, swapped, None), second, sam_features)
             if len(words) > 1:
                 values["swap_gap"] = values["iou"] - mask_metrics(wrong, masks, side)["iou"]
         return Judged(values, [model.prompts.readable(caption) for caption in words], logits)
@@ -77,16 +77,16 @@ class Dual(Objective):
 
 @dataclass(frozen=True)
 class SampledCaptions:
-    """Captions of M objects that pass A samples: G words in all, K = G and the end tokens."""
+    """Captions of M objects, sampled in pass A: G words in all, K places with the end tokens."""
 
     embeddings: Tensor
-    """(G, D), the embeddings of all objects' words one after the other; carry gradient."""
+    """(G, D), embeddings of the words of all objects in order; they carry gradient."""
     words: list[list[int]]
     """The sampled tokens of each object."""
     logits: Tensor
-    """(K, V): of the words and of the end tokens."""
+    """(K, V), at the words and the end tokens."""
     targets: Tensor
-    """(K,) int64: the pseudo captions with their end tokens."""
+    """(K,) int64, the pseudo captions with their end tokens."""
     is_word: Tensor
     """(K,) bool: not an end token."""
     anchor: Tensor
@@ -99,8 +99,8 @@ def pseudo_captions(
     """The teacher's captions of frame 1's regions."""
     config = passes.config
     draw = uniform(draws, config.max_caption_tokens) if config.caption_temperature > 0 else None
-    question = passes.description_question(batch, visual_tokens)
-    answers = teacher.describe(
+    question = passes.captioner_inputs(batch, visual_tokens)
+    answers = teacher.generate(
         *question, config.max_caption_tokens, config.caption_temperature, draw, any_process=passes.any_process
     )
     return captions_of(answers, passes.model.prompts)
@@ -109,19 +109,19 @@ def pseudo_captions(
 def sample_captions(
     passes: Passes, batch: Batch, visual_tokens: Tensor, captions: Sequence[Caption], draws: list[torch.Generator]
 ) -> SampledCaptions:
-    """Pass A: the student reads corrupted pseudo captions of frame 1's regions and samples a word at each place.
+    """Pass A: the student gets corrupted pseudo captions of frame 1's regions and samples a word at each place.
 
-    Only the words get on to pass B: what is sampled at an end token has neither gradient nor attention there. Words are
-    sampled among text alone, so that they cannot be mistaken for `[SEG]` or an image place.
+    Only words go into pass B; what follows at an end token gets neither gradient nor attention there. Words are sampled
+    among ordinary text tokens, so none can be taken for `[SEG]` or an image placeholder.
     """
     model, config, prompts = passes.model, passes.config, passes.model.prompts
     inputs = [
-        corrupted(passes, caption.words, draw) + caption.end(prompts)
+        corrupt(passes, caption.words, draw) + caption.end(prompts)
         for caption, draw in zip(captions, draws, strict=True)
     ]
     expected = [caption.words + caption.end(prompts) for caption in captions]
     regions = required(batch.frames[0].prompt_masks)
-    logits, targets, row_of = passes.describe(batch, visual_tokens, regions, inputs, expected)
+    logits, targets, row_of = passes.caption_logits(batch, visual_tokens, regions, inputs, expected)
     anchor = cross_entropy(logits, targets, row_of, len(captions))
     marks = [[True] * len(c.words) + [False] * len(c.end(prompts)) for c in captions]
     is_word = torch.tensor([mark for row in marks for mark in row], device=logits.device)
@@ -137,8 +137,8 @@ def sample_captions(
     return SampledCaptions(embeddings, words, logits, targets, is_word, anchor)
 
 
-def corrupted(passes: Passes, words: Sequence[int], draw: torch.Generator) -> list[int]:
-    """`words`, each replaced by a random one with probability `corrupt_ratio`."""
+def corrupt(passes: Passes, words: Sequence[int], draw: torch.Generator) -> list[int]:
+    """Replace each word by a random one with probability `corrupt_ratio`."""
     ordinary = passes.model.prompts.ordinary.nonzero()[:, 0]
     chosen = torch.rand(len(words), generator=draw) < passes.config.corrupt_ratio
     others = ordinary[torch.randint(len(ordinary), (len(words),), generator=draw)].tolist()

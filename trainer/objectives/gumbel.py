@@ -11,17 +11,17 @@ from torch import Tensor
 def straight_through_gumbel(
     logits: Tensor, table: Tensor, uniform: Tensor, tau: float, allowed: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Sample a token a row and embed it; the gradient is that of the soft mixture of embeddings.
+    """Sample one token per row and embed it; the gradient is that of the soft mixture of embeddings.
 
     The hard token is argmax(z / tau + g) over the top-k of z, so it follows softmax(z / tau); the soft weights are
     softmax(z / tau + g). Both are float32 whatever the logits are: bfloat16 noise has another distribution.
 
     Args:
         logits: (K, V).
-        table: (V, D), the token embeddings; takes no gradient.
-        uniform: (K, k) float32 in [0, 1), the source of the noise g; its width is the k of top-k.
+        table: (V, D), the token embeddings; gets no gradient.
+        uniform: (K, k) float32 in [0, 1), from which the noise g is made; its width is the k of top-k.
         tau: temperature.
-        allowed: (V,) bool, the tokens that may be sampled; all where None.
+        allowed: (V,) bool, the tokens that may be sampled; None: all.
 
     Returns:
         (K, D) embeddings, bit-equal to `table[tokens]`, and (K,) int64 tokens.
@@ -38,9 +38,9 @@ def straight_through_gumbel(
 
 
 class _HardForwardSoftBackward(torch.autograd.Function):
-    """`onehot @ E` forward; backward as if the one-hot rows were the soft weights.
+    """Forward `onehot @ E`; backward as if the one-hot rows were the soft weights.
 
-    Neither one-hot rows nor the candidates' embeddings, (K, k, D), are ever built.
+    Builds neither the one-hot rows nor the candidates' embeddings (K, k, D).
     """
 
     @staticmethod

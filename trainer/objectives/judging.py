@@ -10,7 +10,7 @@ from torch import Tensor
 from trainer.data.batch import Batch
 from trainer.objectives.losses import point_losses, regular_points
 from trainer.objectives.metrics import mask_metrics
-from trainer.objectives.passes import Passes, by_row, full_precision, texts_of
+from trainer.objectives.passes import Passes, cross_entropy_by_row, full_precision, required_texts
 
 POINTS_PER_SIDE = 256
 """Points per side at which losses of masks are taken: as many as the decoder's logits have."""
@@ -32,7 +32,7 @@ class Judged:
 
 def first_texts(batch: Batch) -> list[str]:
     """The first text of each object; raises `UserError` for an object without one."""
-    return [texts[0] for texts in texts_of(batch)]
+    return [texts[0] for texts in required_texts(batch)]
 
 
 def compare_masks(logits: Tensor, masks: Tensor, side: int) -> dict[str, Tensor]:
@@ -52,9 +52,9 @@ def caption_losses(
     passes: Passes, batch: Batch, visual_tokens: Tensor, captions: Sequence[str], regions: Tensor
 ) -> dict[str, Tensor]:
     """`caption`, (M,) float32: the cross-entropy of each caption, given its region (M, 16, 16) bool."""
-    answers = [passes.tokens_of(caption) for caption in captions]
-    logits, targets, row_of = passes.describe(batch, visual_tokens, regions, answers, answers)
-    return {"caption": by_row(logits, targets, row_of, len(answers))}
+    answers = [passes.caption_tokens(caption) for caption in captions]
+    logits, targets, row_of = passes.caption_logits(batch, visual_tokens, regions, answers, answers)
+    return {"caption": cross_entropy_by_row(logits, targets, row_of, len(answers))}
 
 
 def other_objects(image_of_object: Sequence[int]) -> list[int]:

@@ -1,4 +1,4 @@
-"""What a step's captions look like: numbers by which a language that drifts away is noticed."""
+"""Statistics of a step's captions, which show a language that collapses or drifts."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from torch import Tensor
 
 @torch.no_grad()
 def caption_statistics(words: Sequence[Sequence[int]], ended: Sequence[bool], logits: Tensor) -> dict[str, Tensor]:
-    """Numbers of a batch, each () float32.
+    """Statistics of a batch by name, each () float32.
 
-    `caption_tokens`: mean number of words. `at_limit`: share of the pseudo captions that no end token ended.
-    `distinct_2`: different pairs of neighbouring words over all such pairs of the batch (Li et al. 2016); 1 where there
-    is none. `entropy`: mean over words of the student's distribution, in nats.
+    `caption_tokens`: mean number of words per caption. `at_limit`: share of the pseudo captions without an end token.
+    `distinct_2`: distinct pairs of neighbouring words over all such pairs (Li et al. 2016); 1 if there are none.
+    `entropy`: mean entropy of the student's distribution per word, in nats.
 
     Args:
-        words: of each caption, as the student said it.
-        ended: whether each pseudo caption reached its end.
-        logits: (G, V), the student's, at the words.
+        words: the tokens that the student sampled for each caption.
+        ended: whether each pseudo caption has an end token.
+        logits: (G, V), the student's logits for the words.
     """
-    pairs = [pair for said in words for pair in pairwise(said)]
-    shares = logits.float().log_softmax(-1)
+    pairs = [pair for caption in words for pair in pairwise(caption)]
+    log_probabilities = logits.float().log_softmax(-1)
     numbers = {
         "caption_tokens": sum(map(len, words)) / len(words),
         "at_limit": 1 - sum(ended) / len(ended),
         "distinct_2": len({*pairs}) / len(pairs) if pairs else 1.0,
     }
-    entropy = -(shares.exp() * shares).sum(-1).mean()
+    entropy = -(log_probabilities.exp() * log_probabilities).sum(-1).mean()
     return {**{name: torch.tensor(value, device=logits.device) for name, value in numbers.items()}, "entropy": entropy}

@@ -1,7 +1,7 @@
-"""Mask losses at sampled points: prediction and truth are compared without resizing either.
+"""Mask losses at sampled points, which compare prediction and truth without resizing either.
 
-Predicted logits are (N, 256, 256), ground truth is (N, 1024, 1024) bool. Both are looked up at the same points of the
-unit square: the logits bilinearly, the truth at the pixel that holds the point.
+Predicted logits are (N, 256, 256), ground truth is (N, 1024, 1024) bool. Both are sampled at the same points of the
+unit square: the logits bilinearly, the truth at the pixel that contains the point.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ NOT_COMPARABLE = (
 
 
 def logits_at(logits: Tensor, points: Tensor) -> Tensor:
-    """Logits (N, h, w) at points (N, P, 2), x and y in [0, 1]: (N, P).
+    """Sample logits (N, h, w) bilinearly at points (N, P, 2), x and y in [0, 1]: (N, P).
 
-    Pixel centres lie at (i + 0.5) / size; outside of the outermost centres the border value holds, as in a bilinear
-    enlargement.
+    Pixel centres lie at (i + 0.5) / size; beyond the outermost centres the border value is taken, as in bilinear
+    upsampling.
     """
     grid = 2 * points[:, :, None] - 1
     values = F.grid_sample(logits[:, None], grid, mode="bilinear", padding_mode="border", align_corners=False)
@@ -30,7 +30,7 @@ def logits_at(logits: Tensor, points: Tensor) -> Tensor:
 
 
 def truth_at(masks: Tensor, points: Tensor) -> Tensor:
-    """Masks (N, H, W) bool at points (N, P, 2), x and y in [0, 1]: (N, P) bool."""
+    """Sample masks (N, H, W) bool at points (N, P, 2), x and y in [0, 1]: (N, P) bool."""
     height, width = masks.shape[1:]
     x = (points[..., 0] * width).long().clamp_(0, width - 1)
     y = (points[..., 1] * height).long().clamp_(0, height - 1)
@@ -48,10 +48,10 @@ def regular_points(count: int, side: int, device: torch.device) -> Tensor:
 def uncertain_points(
     logits: Tensor, num_points: int, oversample: float, importance: float, generators: list[torch.Generator]
 ) -> Tensor:
-    """Points (N, num_points, 2), most of them where the logits are closest to 0 (PointRend, Kirillov et al. 2020).
+    """Draw points (N, num_points, 2), most of them where logits are closest to 0 (PointRend, Kirillov et al. 2020).
 
-    Of `oversample * num_points` uniform candidates the `importance * num_points` most uncertain are taken; the rest
-    is uniform.
+    The `importance * num_points` most uncertain of `oversample * num_points` uniform candidates are taken; the rest is
+    uniform.
     """
     uncertain = int(num_points * importance)
     candidates = uniform(generators, int(num_points * oversample), 2).to(logits.device)
@@ -62,7 +62,7 @@ def uncertain_points(
 
 
 def point_losses(logits: Tensor, masks: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Binary cross-entropy and Dice loss (smoothing 1; Milletari et al. 2016) a mask: two times (N,), float32.
+    """Binary cross-entropy and Dice loss (smoothing 1; Milletari et al. 2016) per mask, (N,) float32 each.
 
     Args:
         logits: (N, h, w).
@@ -74,9 +74,9 @@ def point_losses(logits: Tensor, masks: Tensor, points: Tensor) -> tuple[Tensor,
 
 @torch.no_grad()
 def even_losses(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """`point_losses` at the centres of the logits' pixels, as an evaluation takes them, without gradient.
+    """`point_losses` at the centres of the logits' pixels, as in an evaluation, without gradient.
 
-    At uncertain points they are larger, since those lie where the prediction is worst.
+    They are smaller than at uncertain points, which lie where the prediction is worst.
 
     Args:
         logits: (N, s, s).
@@ -88,7 +88,7 @@ def even_losses(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _losses(values: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
-    """BCE and Dice loss (N,) of logits (N, P) float32 against the truth (N, P) bool."""
+    """BCE and Dice loss, (N,) each, of logits (N, P) float32 against truth (N, P) bool."""
     truth = inside.float()
     bce = F.binary_cross_entropy_with_logits(values, truth, reduction="none").mean(1)
     probabilities = values.sigmoid()

@@ -1,6 +1,7 @@
-"""The passes that objectives are made of: a question about a phrase to a mask, a question about a region to words.
+"""The passes that objectives share: from a question about a phrase to a mask, from one about a region to a caption.
 
-Shapes: B samples, M objects, each object one row of the language model.
+Shapes: B samples with M objects, each of which is one row of the language model; C is the vision tower's width, D the
+language model's, V the size of the vocabulary, K the number of trained positions.
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ from trainer.model.grounding import SamFeatures
 from trainer.model.prompts import SEGMENT, SEGMENT_ANSWERS, PackedRows, TokenRow
 from trainer.model.sa2va import Sa2VA
 from trainer.objectives.losses import even_losses, point_losses, uncertain_points
-from trainer.objectives.noise import choice
+from trainer.objectives.noise import random_index
 
 
 class Passes:
-    """Passes of one model under one configuration; a module of neither."""
+    """Passes of one model under one configuration; not a module."""
 
     def __init__(self, model: Sa2VA, config: Config) -> None:
-        self.model, self.config = model, config
+        self.model = model
+        self.config = config
 
     @property
     def any_process(self) -> Callable[[bool], bool]:
@@ -35,14 +37,14 @@ class Passes:
         return fsdp.any_process_of(self.model)
 
     def encode_image(self, frame: Frame) -> Tensor:
-        """`Sa2VA.encode_image` of a frame: (B, 256, 4C)."""
+        """Encode a frame's `pixel_values` with `Sa2VA.encode_image`: (B, 256, 4C)."""
         return self.model.encode_image(required(frame.pixel_values))
 
     def encode_sam(self, frame: Frame) -> SamFeatures:
-        """`Sa2VA.encode_sam` of a frame."""
+        """Encode a frame's `g_pixel_values` with `Sa2VA.encode_sam`."""
         return self.model.encode_sam(required(frame.g_pixel_values))
 
-    def segment(
+    def predict_masks(
         self,
         batch: Batch,
         rows: Sequence[TokenRow],
@@ -50,13 +52,16 @@ class Passes:
         sam_features: SamFeatures,
         phrase_embeddings: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Read segmentation questions with their answers: (M, 256, 256) mask logits, () loss of the answers.
+        """Segment the objects that rows ask for.
 
         Args:
-            rows: M rows of `Prompts.segment`.
-            visual_tokens: (B, 256, 4C), what `Sa2VA.encode_image` returns of the pictures that are asked about.
-            sam_features: what `Sa2VA.encode_sam` returns of them.
-            phrase_embeddings: (G, D), embeddings in the place of phrases.
+            rows: M rows, see `segmentation_rows`.
+            visual_tokens: (B, 256, 4C), of the frame to segment.
+            sam_features: of the same frame.
+            phrase_embeddings: (G, D), in place of the embeddings of the phrases' G tokens.
+
+        Returns:
+            (M, 256, 256) mask logits, and the cross-entropy of the answers' tokens, ().
         """
         model = self.model
         packed = model.prompts.pack(rows, model.device)
@@ -66,7 +71,7 @@ class Passes:
         lang = cross_entropy(logits, labels, row_of, len(rows))
         return model.decode_masks(states, packed, sam_features, batch.image_of_object), lang
 
-    def describe(
+    def caption_logits(
         self,
         batch: Batch,
         visual_tokens: Tensor,
@@ -75,18 +80,21 @@ class Passes:
         targets: Sequence[Sequence[int]],
         scale: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Read description questions with their answers: (K, V) logits, (K,) the targets, (K,) the row of each.
+        """Logits of the captions of regions, with the captions as input (teacher forcing).
 
         Args:
-            visual_tokens: (B, 256, 4C), of the pictures that the regions lie in.
+            visual_tokens: (B, 256, 4C), of the frame that holds the regions.
             regions: (M, 16, 16) bool.
-            answers: M answers, as they are fed.
-            targets: what their positions are trained to be.
-            scale: (M, 16, 16), a factor for the visual tokens of each region's cells; 1 where None.
+            answers: input tokens of M captions.
+            targets: the tokens that the answers' positions are trained to be.
+            scale: (M, 16, 16) float32, factors of the visual tokens of the regions' cells; None: 1.
+
+        Returns:
+            (K, V) logits, (K,) targets, and the row of each, (K,) int64.
         """
         model, prompts = self.model, self.model.prompts
         stacked = regions[:, None]
-        inputs = zip(names_of(batch), cells_of(batch, stacked), answers, targets, strict=True)
+        inputs = zip(sample_keys(batch), count_cells(batch, stacked), answers, targets, strict=True)
         rows = prompts.pack([prompts.describe(*row) for row in inputs], model.device)
         scales = None if scale is None else scale[:, None]
         embeddings = model.embed_rows(rows, visual_tokens, batch.image_of_object, stacked, scale=scales)
@@ -94,46 +102,56 @@ class Passes:
         return model.answer_logits(states, rows.labels)
 
     def encode_second_image(self, batch: Batch, visual_tokens: Tensor) -> Tensor:
-        """Visual tokens (B, 256, 4C) of frame 2, given those of frame 1: no picture goes through the tower twice."""
+        """Visual tokens of frame 2, (B, 256, 4C), given those of frame 1; only frames that differ are encoded."""
         paired = batch.paired
         if not self.any_process(bool(paired.any())):
             return visual_tokens
-        if not paired.any():  # another process looks at a second frame, and the tower's layers work in step
+        if not paired.any():  # another process encodes a second frame: all must run the tower's layers
             return visual_tokens + 0 * self.model.encode_image(required(batch.frames[0].pixel_values)[:1])
         second = self.model.encode_image(required(batch.frames[1].pixel_values)[paired])
         return second if paired.all() else visual_tokens.index_put((paired,), second)
 
-    def description_question(self, batch: Batch, visual_tokens: Tensor) -> tuple[PackedRows, Tensor, Tensor, Tensor]:
-        """What `Captioner.forward` takes first: the question's rows, visual tokens, pictures of rows, regions."""
-        prompts, regions = self.model.prompts, required(batch.frames[0].prompt_masks)[:, None]
-        rows = [prompts.describe(n, cells) for n, cells in zip(names_of(batch), cells_of(batch, regions), strict=True)]
+    def captioner_inputs(self, batch: Batch, visual_tokens: Tensor) -> tuple[PackedRows, Tensor, Tensor, Tensor]:
+        """The first arguments of `Captioner.forward`, which ask for descriptions of frame 1's regions."""
+        prompts = self.model.prompts
+        regions = required(batch.frames[0].prompt_masks)[:, None]
+        rows = [
+            prompts.describe(n, cells) for n, cells in zip(sample_keys(batch), count_cells(batch, regions), strict=True)
+        ]
         return prompts.pack(rows, self.model.device, left=True), visual_tokens, batch.image_of_object, regions
 
-    def question(
+    def segmentation_rows(
         self, batch: Batch, phrases: Sequence[str | Sequence[int]], draws: Sequence[torch.Generator] | None
     ) -> list[TokenRow]:
-        """A segmentation question and answer for each phrase: worded at random, or without draws in the first wording,
-        as always where `vary_wording` says no."""
+        """A row with a segmentation question and its answer for each of M phrases.
+
+        Args:
+            phrases: texts, or tokens.
+            draws: one generator per object, which draws the wording if `vary_wording` is on; None: the first wording.
+        """
         rows = []
-        for i, (name, phrase) in enumerate(zip(names_of(batch), phrases, strict=True)):
+        for i, (key, phrase) in enumerate(zip(sample_keys(batch), phrases, strict=True)):
             wording = (0, 0)
             if draws and self.config.vary_wording:
-                wording = choice(draws[i], len(SEGMENT)), choice(draws[i], len(SEGMENT_ANSWERS))
-            rows.append(self.model.prompts.segment(name, phrase, *wording))
+                wording = random_index(draws[i], len(SEGMENT)), random_index(draws[i], len(SEGMENT_ANSWERS))
+            rows.append(self.model.prompts.segment(key, phrase, *wording))
         return rows
 
     def chosen_texts(self, batch: Batch) -> list[str]:
-        """One of each object's texts, in a seeded order of their own: each comes up before one comes twice."""
-        objects = zip(texts_of(batch), names_of(batch), batch.objects, batch.turns, strict=True)
+        """One text per object, in a seeded order: each text of an object is taken before any is taken twice."""
+        objects = zip(required_texts(batch), sample_keys(batch), batch.objects, batch.turns, strict=True)
         orders = [
-            (texts, shuffled(range(len(texts)), salt_of(self.config.seed, name, number)), turn)
-            for texts, name, number, turn in objects
+            (texts, shuffled(range(len(texts)), salt_of(self.config.seed, key, number)), turn)
+            for texts, key, number, turn in objects
         ]
         return [texts[order[turn % len(order)]] for texts, order, turn in orders]
 
     def mask_losses(self, logits: Tensor, masks: Tensor, draws: list[torch.Generator]) -> dict[str, Tensor]:
-        """`bce` and `dice`, each (): of logits (M, 256, 256) against masks (M, 1024, 1024), at points of which most are
-        uncertain; without gradient `bce_uniform` and `dice_uniform`, at evenly spread ones, as in an evaluation."""
+        """Losses of logits (M, 256, 256) against masks (M, 1024, 1024) bool, each ().
+
+        `bce` and `dice` are taken at points most of which are uncertain; `bce_uniform` and `dice_uniform`, without
+        gradient, at evenly spread points as in an evaluation.
+        """
         config = self.config
         with full_precision(logits):
             points = uncertain_points(
@@ -143,20 +161,27 @@ class Passes:
             even = dict(zip(("bce_uniform", "dice_uniform"), even_losses(logits, masks), strict=True))
         return {name: loss.mean() for name, loss in {"bce": bce, "dice": dice, **even}.items()}
 
-    def tokens_of(self, text: str) -> list[int]:
-        """A supervised caption as it is fed: at most `max_text_tokens` tokens, then the end unless it was cut."""
+    def caption_tokens(self, text: str) -> list[int]:
+        """Tokens of a text: at most `max_text_tokens`, then the end unless the text was cut."""
         words = self.model.prompts.encode(text.strip())
         most = self.config.max_text_tokens
         return words[:most] if len(words) > most else words + self.model.prompts.end_ids
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, row_of: Tensor, rows: int) -> Tensor:
-    """Mean over rows of each row's mean cross-entropy, (): long answers weigh no more than short ones."""
-    return by_row(logits, targets, row_of, rows).mean()
+    """Mean over rows of `cross_entropy_by_row`, (): long answers weigh no more than short ones."""
+    return cross_entropy_by_row(logits, targets, row_of, rows).mean()
 
 
-def by_row(logits: Tensor, targets: Tensor, row_of: Tensor, rows: int) -> Tensor:
-    """Each row's mean cross-entropy, (rows,) float32, of logits (K, V) against targets (K,); `row_of` (K,)."""
+def cross_entropy_by_row(logits: Tensor, targets: Tensor, row_of: Tensor, rows: int) -> Tensor:
+    """Mean cross-entropy per row, (rows,) float32.
+
+    Args:
+        logits: (K, V).
+        targets: (K,) int64.
+        row_of: (K,) int64, the row of each target.
+        rows: number of rows.
+    """
     with full_precision(logits):
         each = F.cross_entropy(logits.float(), targets, reduction="none")
         sums = torch.zeros(rows, device=each.device).index_add(0, row_of, each)
@@ -164,28 +189,28 @@ def by_row(logits: Tensor, targets: Tensor, row_of: Tensor, rows: int) -> Tensor
 
 
 def full_precision(tensor: Tensor) -> torch.autocast:
-    """Losses and noise are float32 even where the model runs in bfloat16."""
+    """A context without autocast: losses and noise are float32 even if the model runs in bfloat16."""
     return torch.autocast(tensor.device.type, enabled=False)
 
 
-def names_of(batch: Batch) -> list[str]:
-    """The key of each object's sample."""
+def sample_keys(batch: Batch) -> list[str]:
+    """The sample's key of each of M objects."""
     return [batch.keys[i] for i in batch.image_of_object.tolist()]
 
 
-def texts_of(batch: Batch) -> list[list[str]]:
-    """The texts of each object; raises `UserError` for an object without one."""
-    for name, texts in zip(names_of(batch), batch.texts, strict=True):
+def required_texts(batch: Batch) -> list[list[str]]:
+    """The texts of each object; raises `UserError` if one has none."""
+    for key, texts in zip(sample_keys(batch), batch.texts, strict=True):
         if not texts:
             do = "train these shards with objective=dual, which needs no text"
-            raise UserError("an object has no text", where=f"sample {name}", wanted="at least one", do=do)
+            raise UserError("an object has no text", where=f"sample {key}", wanted="at least one", do=do)
     return [list(texts) for texts in batch.texts]
 
 
-def cells_of(batch: Batch, regions: Tensor) -> list[list[int]]:
-    """How many cells each region (M, R, 16, 16) has; raises `UserError` for one that has none."""
+def count_cells(batch: Batch, regions: Tensor) -> list[list[int]]:
+    """Cells of each region (M, R, 16, 16), M lists of R counts; raises `UserError` if one has none."""
     counts: list[list[int]] = regions.flatten(2).sum(2).tolist()
-    for name, cells in zip(names_of(batch), counts, strict=True):
+    for key, cells in zip(sample_keys(batch), counts, strict=True):
         if 0 in cells:
-            raise UserError("a region has no prompt cell", where=f"sample {name}, prompt_masks1", wanted="at least 1")
+            raise UserError("a region has no prompt cell", where=f"sample {key}, prompt_masks1", wanted="at least 1")
     return counts

@@ -1,4 +1,4 @@
-"""caption -> mask -> caption: the mask that a caption leads to must let the model write the caption again."""
+"""Objective reverse: text -> mask -> text. From the mask predicted for a text the model must write the text again."""
 
 from __future__ import annotations
 
@@ -28,45 +28,47 @@ class Reverse(Objective):
     def losses(self, batch: Batch, draws: list[torch.Generator]) -> dict[str, Tensor]:
         passes, frame = self.passes, batch.frames[0]
         texts = passes.chosen_texts(batch)
+        rows = passes.segmentation_rows(batch, texts, draws)
         visual_tokens = passes.encode_image(frame)
         sam_features = passes.encode_sam(frame)
-        logits, _ = passes.segment(batch, passes.question(batch, texts, draws), visual_tokens, sam_features)
-        regions, scale = cells_of_logits(logits)
-        answers = [passes.tokens_of(text) for text in texts]
-        answer_logits, targets, row_of = passes.describe(batch, visual_tokens, regions, answers, answers, scale)
+        logits, _ = passes.predict_masks(batch, rows, visual_tokens, sam_features)
+        regions, scale = cells_from_logits(logits)
+        answers = [passes.caption_tokens(text) for text in texts]
+        answer_logits, targets, row_of = passes.caption_logits(batch, visual_tokens, regions, answers, answers, scale)
         return {"caption": cross_entropy(answer_logits, targets, row_of, len(texts))}
 
     def judge(self, batch: Batch, side: int = POINTS_PER_SIDE) -> Judged:
         """Segment frame 1 from the first text; then the cross-entropy of the text, given the predicted mask."""
         passes, frame = self.passes, batch.frames[0]
         captions = first_texts(batch)
+        rows = passes.segmentation_rows(batch, captions, None)
         visual_tokens = passes.encode_image(frame)
         sam_features = passes.encode_sam(frame)
-        logits, _ = passes.segment(batch, passes.question(batch, captions, None), visual_tokens, sam_features)
+        logits, _ = passes.predict_masks(batch, rows, visual_tokens, sam_features)
         values = compare_masks(logits, required(frame.masks), side)
-        values |= caption_losses(passes, batch, visual_tokens, captions, cells_of_logits(logits)[0])
+        values |= caption_losses(passes, batch, visual_tokens, captions, cells_from_logits(logits)[0])
         return Judged(values, captions, logits)
 
 
-def cells_of_logits(logits: Tensor, grid: int = 16) -> tuple[Tensor, Tensor]:
-    """The cells of a predicted mask, and factors that carry its gradient.
+def cells_from_logits(logits: Tensor, grid: int = 16) -> tuple[Tensor, Tensor]:
+    """Cells of a predicted mask, and factors that carry its gradient.
 
-    A cell is on where the logit at its centre is above 0, as the recipe `default` takes it from a mask; where fewer
-    than 4 are, the likeliest cells are switched on until 4 are. The choice has no gradient, so the chosen cells'
-    visual tokens are multiplied by 1 + (p - p.detach()), p the cell's mean probability: exactly 1 forward, the gradient
-    of p backward (straight-through; Bengio et al. 2013).
+    A cell is on if the logit at its centre is above 0, as the recipe `default` takes cells of a mask. If fewer than 4
+    are on, the most probable cells are switched on until 4 are. The choice has no gradient, so the visual tokens of
+    the chosen cells are multiplied by 1 + (p - p.detach()), where p is the cell's mean probability: exactly 1 forward,
+    the gradient of p backward (straight-through; Bengio et al. 2013).
 
     Args:
         logits: (M, S, S), S a multiple of `grid`.
 
     Returns:
-        (M, grid, grid) bool, and (M, grid, grid) float32.
+        Cells, (M, grid, grid) bool, and factors, (M, grid, grid) float32.
     """
     step = logits.shape[-1] // grid
     with full_precision(logits):
         probability = logits.float().sigmoid().unflatten(2, (grid, step)).unflatten(1, (grid, step)).mean((2, 4))
     with torch.no_grad():
         cells = logits[:, step // 2 :: step, step // 2 :: step] > 0
-        likeliest = probability.masked_fill(cells, 2).flatten(1).topk(_LEAST_CELLS).indices
-        cells = cells.flatten(1).scatter(1, likeliest, True).view_as(cells)
+        likely = probability.masked_fill(cells, 2).flatten(1).topk(_LEAST_CELLS).indices
+        cells = cells.flatten(1).scatter(1, likely, True).view_as(cells)
     return cells, 1 + (probability - probability.detach())

@@ -1,4 +1,4 @@
-"""caption -> mask, supervised."""
+"""Objective segment: text -> mask, supervised."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ class Segment(Objective):
 
     def losses(self, batch: Batch, draws: list[torch.Generator]) -> dict[str, Tensor]:
         passes, frame = self.passes, batch.frames[0]
-        rows = passes.question(batch, passes.chosen_texts(batch), draws)
+        rows = passes.segmentation_rows(batch, passes.chosen_texts(batch), draws)
         visual_tokens = passes.encode_image(frame)
         sam_features = passes.encode_sam(frame)
-        logits, lang = passes.segment(batch, rows, visual_tokens, sam_features)
+        logits, lang = passes.predict_masks(batch, rows, visual_tokens, sam_features)
         return {**passes.mask_losses(logits, required(frame.masks), draws), "lang": lang}
 
     def judge(self, batch: Batch, side: int = POINTS_PER_SIDE) -> Judged:
         """Segment frame 1 from the first text."""
         passes, frame = self.passes, batch.frames[0]
         captions = first_texts(batch)
+        rows = passes.segmentation_rows(batch, captions, None)
         visual_tokens = passes.encode_image(frame)
         sam_features = passes.encode_sam(frame)
-        logits, _ = passes.segment(batch, passes.question(batch, captions, None), visual_tokens, sam_features)
+        logits, _ = passes.predict_masks(batch, rows, visual_tokens, sam_features)
         return Judged(compare_masks(logits, required(frame.masks), side), captions, logits)

@@ -1,7 +1,7 @@
-"""One training step in one forward, whatever its objective.
+"""A training step of any objective as the forward of one module.
 
-Everything happens inside `Step.forward`: methods called past a DDP wrapper would leave gradients unaveraged, and say
-nothing.
+Everything runs inside `Step.forward`: DDP would silently leave gradients unaveraged if methods of the wrapped module
+were called.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch.distributed.tensor import DTensor
 
 from trainer.config import Config
 from trainer.data.batch import Batch
-from trainer.measure.counting import counting
-from trainer.measure.flops import Costs
+from trainer.model.counting import counting
+from trainer.model.flops import Costs
 from trainer.model.sa2va import Sa2VA
 from trainer.modes import evaluating
 from trainer.objectives import load_objective
@@ -26,11 +26,11 @@ from trainer.objectives.passes import Passes
 from trainer.objectives.teacher import Teacher
 
 COUNTED = ("tokens", "flops")
-"""Results of a step that are amounts: tokens that the student read, operations of the model."""
+"""Results of a step that are amounts: tokens that the student reads, and floating point operations."""
 
 
 class Step(nn.Module):
-    """The step of each objective.
+    """Runs a training step, or judges a batch, for any objective.
 
     Args:
         model: on its device, with its trainable parameters chosen.
@@ -40,7 +40,8 @@ class Step(nn.Module):
     def __init__(self, model: Sa2VA, config: Config) -> None:
         super().__init__()
         self._no_split_modules = sorted(model.layer_names)  # FSDP gathers one of these at a time
-        self.model, self.config = model, config
+        self.model = model
+        self.config = config
         self.passes = Passes(model, config)
         self.teacher = Teacher(model, config.ema_decay)
         self.costs: Costs | None = None
@@ -55,7 +56,7 @@ class Step(nn.Module):
 
         Returns:
             `loss`, with gradient, its parts and statistics, and what is `COUNTED`, all of shape (). Each loss is a mean
-            over the batch's M objects (each is a row of the language model, and a mask).
+            over the batch's M objects, each of which is a row of the language model.
 
         Raises:
             UserError: an unknown objective, or an object without what the objective needs.
@@ -81,8 +82,8 @@ class Step(nn.Module):
         """`losses` and statistics with `loss`, the weighted sum of those that have a weight."""
         factors = {name: getattr(self.config, key) if isinstance(key, str) else key for name, key in weights.items()}
         loss = torch.stack([factor * losses[name] for name, factor in factors.items()]).sum()
-        # Each trainable tensor takes part in each objective: DDP would leave one that does not unaveraged for good.
-        # Under FSDP what lies in shares is left out: processes agree there on what has a gradient.
+        # Every trainable tensor takes part in every objective: DDP would never average one that does not again.
+        # Sharded tensors (FSDP) need not: processes agree on which of them have a gradient.
         rest = [p.sum() for p in self.model.parameters() if p.requires_grad and not isinstance(p, DTensor)]
         loss = loss + 0 * torch.stack(rest).sum() if rest else loss
         return {"loss": loss, **{name: value.detach() for name, value in losses.items()}}

@@ -1,4 +1,4 @@
-"""The teacher: an exponential moving average of the student that writes the pseudo captions."""
+"""The teacher: an exponential moving average of the student, which writes the pseudo captions."""
 
 from __future__ import annotations
 
@@ -16,24 +16,23 @@ from trainer.modes import evaluating
 
 
 class Teacher:
-    """A float32 shadow of the student's trainable tensors, and nothing else.
+    """Holds a float32 copy (`shadow`) of the student's trainable tensors; frozen ones are shared with the student.
 
-    Frozen tensors are the student's own. A bfloat16 shadow would never move: at decay 0.999 an update is smaller than
-    half of its last bit. Not a module: DDP must neither average nor broadcast it, since every process makes the same
-    updates from the same student.
+    A bfloat16 copy would never move: at decay 0.999 an update is smaller than half of its last bit. This is not a
+    module, so that DDP neither averages nor broadcasts it: every process makes the same updates.
     """
 
     def __init__(self, model: Sa2VA, decay: float) -> None:
-        """`model` is on its device already, with its trainable parameters chosen."""
+        """`model` is on its device, with its trainable parameters chosen; `decay` is per update."""
         self.decay = decay
         self._captioner = Captioner(model)
-        self.follow(self._captioner)
+        self.reset(self._captioner)
 
-    def follow(self, module: nn.Module) -> None:
-        """Begin anew as the student is now, whose parameters may have become others, or shares.
+    def reset(self, module: nn.Module) -> None:
+        """Copy the student anew, whose parameters may have been replaced or sharded.
 
         Args:
-            module: that holds the student as its `model`.
+            module: holds the student as its `model`.
         """
         self._module = module
         self._student = {n: p for n, p in fsdp.resharded(module).named_parameters() if p.requires_grad}
@@ -41,16 +40,16 @@ class Teacher:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move by 1 - decay towards the student. To be called after an optimiser step, and only then."""
+        """Move by 1 - decay towards the student. To be called once after each optimiser step."""
         for name, parameter in self._student.items():
             fsdp.local_shard(self.shadow[name]).lerp_(fsdp.local_shard(parameter).float(), 1 - self.decay)
 
     @torch.no_grad()
-    def describe(self, *args: Any, **kwargs: Any) -> Answers:
-        """`Captioner.forward` with the teacher's weights, without dropout."""
+    def generate(self, *args: Any, **kwargs: Any) -> Answers:
+        """Run `Captioner.forward` with the teacher's weights, without dropout."""
         captions: Answers
         with evaluating(self._captioner.model):
-            if fsdp.is_sharded(self._module):  # its layers would fetch the student's weights, whatever they are given
+            if fsdp.is_sharded(self._module):  # its layers gather the student's weights by themselves
                 with fsdp.swapped_in(self._module, self._student, self.shadow):
                     captions = self._captioner(*args, **kwargs)
             else:

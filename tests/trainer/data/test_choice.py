@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data.choice import Choice, choose, salt_of, shuffled, walk
+from trainer.data.choice import Choice, choose, salt_of, shuffled, take_in_turn
 
 
 @settings(max_examples=200, deadline=None)
@@ -58,7 +58,9 @@ def test_objects_that_share_their_frames_take_as_few_visits_as_there_can_be(coun
 
 def test_a_third_of_the_objects_is_not_left_out_as_by_drawing_anew():
     """10 objects, one in each of 10 epochs: each once. Drawn anew each time, a third would never have come."""
-    orders = {tuple(walk(shuffled(range(10), salt), 1, epoch)[0][0] for epoch in range(10)) for salt in range(50)}
+    orders = {
+        tuple(take_in_turn(shuffled(range(10), salt), 1, epoch)[0][0] for epoch in range(10)) for salt in range(50)
+    }
     assert all(sorted(order) == [*range(10)] for order in orders) and len(orders) == 50
 
 

@@ -25,7 +25,7 @@ from shards.reader import ShardSet
 from tests.batches import make_loader, tensors_of
 from tests.pipeline.sources.test_folder import write as write_lines
 from tests.pipeline.sources.test_folder import write_pictures
-from trainer.data.choice import mix
+from trainer.data.choice import hash64
 from trainer.data.loader import Loader, check_recipe
 from trainer.data.normalise import normalised
 from trainer.data.unpack import unpacked
@@ -245,7 +245,7 @@ def test_held_out_part(sav_set):
 
 
 def test_mixing_spreads_evenly():
-    hashed = mix(np.arange(100_000, dtype=np.uint64), salt=3)
+    hashed = hash64(np.arange(100_000, dtype=np.uint64), salt=3)
     assert len(np.unique(hashed)) == len(hashed)
     counts = np.bincount((hashed >> np.uint64(60)).astype(int), minlength=16)
     assert ((counts - 6250) ** 2 / 6250).sum() < 40  # chi-square, 15 degrees of freedom

@@ -14,7 +14,7 @@ from tests.batches import one_sample, with_frame
 from trainer.config import Config
 from trainer.data.batch import Batch
 from trainer.model.captioner import Caption
-from trainer.objectives.dual import SampledCaptions, corrupted, sample_captions
+from trainer.objectives.dual import SampledCaptions, corrupt, sample_captions
 from trainer.objectives.gumbel import straight_through_gumbel
 from trainer.objectives.losses import point_losses, uncertain_points
 from trainer.objectives.noise import object_generators
@@ -29,7 +29,7 @@ def mask_loss(loop: Step, batch: Batch, given: torch.Tensor, words: list[list[in
         loop.model.encode_image(batch.frames[1].pixel_values),
         loop.model.encode_sam(batch.frames[1].g_pixel_values),
     )
-    logits, _ = loop.passes.segment(batch, rows, visual_tokens, sam_features, given)
+    logits, _ = loop.passes.predict_masks(batch, rows, visual_tokens, sam_features, given)
     points = uncertain_points(logits.detach(), 512, 3.0, 0.75, object_generators(batch, 0))
     bce, dice = point_losses(logits, batch.frames[1].masks, points)
     return (bce + dice).mean()
@@ -164,7 +164,7 @@ def test_the_anchor_is_the_cross_entropy_against_the_uncorrupted_caption(
 def test_corruption_takes_its_share_of_words(make_loop, config: Config, model, ratio: float):
     config.corrupt_ratio = ratio
     loop = make_loop(config)
-    fed = corrupted(loop.passes, [7] * 4000, torch.Generator().manual_seed(0))
+    fed = corrupt(loop.passes, [7] * 4000, torch.Generator().manual_seed(0))
     assert len(fed) == 4000
     changed = sum(a != 7 for a in fed) / 4000
     assert changed == pytest.approx(ratio * 255 / 256, abs=0.03)  # a random word may be the same word
@@ -319,9 +319,9 @@ def test_the_head_sees_needed_places_alone_and_an_encoder_a_picture_once(make_lo
 
 def test_questions_are_worded_at_random_or_as_an_evaluation_words_them(make_loop, batch, config):
     passes = make_loop().passes
-    first = [row.ids for row in passes.question(batch, ["a cat", "a cup"], None)]
-    worded = [passes.question(batch, ["a cat", "a cup"], object_generators(batch, seed)) for seed in range(20)]
+    first = [row.ids for row in passes.segmentation_rows(batch, ["a cat", "a cup"], None)]
+    worded = [passes.segmentation_rows(batch, ["a cat", "a cup"], object_generators(batch, seed)) for seed in range(20)]
     assert len({tuple(rows[0].ids) for rows in worded}) > 5
     config.vary_wording = False
-    worded = [passes.question(batch, ["a cat", "a cup"], object_generators(batch, seed)) for seed in range(20)]
+    worded = [passes.segmentation_rows(batch, ["a cat", "a cup"], object_generators(batch, seed)) for seed in range(20)]
     assert all([row.ids for row in rows] == first for rows in worded)

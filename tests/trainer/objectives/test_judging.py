@@ -105,7 +105,7 @@ def test_the_gap_is_to_the_mask_of_another_objects_caption(make_loop, batch: Bat
     with torch.no_grad():
         rows = [model.prompts.segment("x", words) for words in (said[1], said[0])]
         sam_features = model.encode_sam(two.frames[1].g_pixel_values)
-        wrong, _ = passes.segment(two, rows, model.encode_image(two.frames[1].pixel_values), sam_features)
+        wrong, _ = passes.predict_masks(two, rows, model.encode_image(two.frames[1].pixel_values), sam_features)
     wanted = judged.values["iou"] - mask_metrics(wrong, two.frames[1].masks)["iou"]
     assert wanted.abs().min() > 1e-6  # random weights hardly listen, but they do
     assert torch.allclose(judged.values["swap_gap"], wanted, rtol=0, atol=1e-7)

@@ -2,21 +2,32 @@
 
 import torch
 
+from shards.recipe import named_recipe
+from trainer.data.batch import Batch, Frame
 from trainer.objectives.noise import object_generators, uniform
 
 
 def batch(
     keys: list[str], image_of_object: list[int], copies: list[int] | None = None, epoch: int = 0, step: int = 0
-) -> dict[str, object]:
-    return {
-        "keys": keys,
-        "copies": copies or [0] * len(keys),
-        "image_of_object": torch.tensor(image_of_object),
-        "position": {"epoch": epoch, "samples": 2 * step},
-    }
+) -> Batch:
+    """A batch of samples without tensors."""
+    return Batch(
+        frames=(Frame(), Frame()),
+        image_of_object=torch.tensor(image_of_object),
+        paired=torch.ones(len(keys), dtype=torch.bool),
+        keys=keys,
+        texts=[[] for _ in image_of_object],
+        objects=[image_of_object[:i].count(image) for i, image in enumerate(image_of_object)],
+        recipe=named_recipe("default"),
+        meta=[{} for _ in keys],
+        frame_numbers=[(1, 2) for _ in keys],
+        turns=[0 for _ in image_of_object],
+        copies=copies or [0 for _ in keys],
+        position={"epoch": epoch, "samples": 2 * step},
+    )
 
 
-def draw(given: dict[str, object], seed: int = 0) -> torch.Tensor:
+def draw(given: Batch, seed: int = 0) -> torch.Tensor:
     return uniform(object_generators(given, seed), 4)
 
 

@@ -20,7 +20,7 @@ from trainer.model.prompts import Prompts
 from trainer.model.tokenizer import byte_tokenizer
 from trainer.objectives import load_objective
 from trainer.objectives.language import caption_statistics
-from trainer.objectives.reverse import cells_of_logits
+from trainer.objectives.reverse import cells_from_logits
 from trainer.objectives.step import Step
 
 TEXTS = [["the left eye."], ["a white helmet", "a helmet"]]
@@ -67,8 +67,8 @@ def test_a_long_text_is_cut_and_has_no_end(make_loop, config):
     config.max_text_tokens = 4
     passes = make_loop(config).passes
     end = passes.model.prompts.end_ids
-    assert passes.tokens_of(" four") == [*passes.model.prompts.encode("four"), *end]
-    assert passes.tokens_of("fives") == passes.model.prompts.encode("five")
+    assert passes.caption_tokens(" four") == [*passes.model.prompts.encode("four"), *end]
+    assert passes.caption_tokens("fives") == passes.model.prompts.encode("five")
 
 
 @pytest.mark.parametrize("objective", ["describe", "reverse"])
@@ -90,9 +90,9 @@ def test_the_mask_learns_from_the_caption_that_it_lets_tell(make_loop, batch: Ba
     decoder = [p for n, p in loop.named_parameters() if "sam_mask_decoder" in n and p.requires_grad]
     carried = torch.autograd.grad(result["loss"], decoder, allow_unused=True)
     assert any(g is not None and g.any() for g in carried)
-    original = cells_of_logits
+    original = cells_from_logits
     monkeypatch.setattr(
-        "trainer.objectives.reverse.cells_of_logits", lambda logits: tuple(t.detach() for t in original(logits))
+        "trainer.objectives.reverse.cells_from_logits", lambda logits: tuple(t.detach() for t in original(logits))
     )
     cut = loop(in_words(batch), "reverse")
     assert torch.equal(cut["loss"], result["loss"])  # forward, the factors are 1
@@ -104,7 +104,7 @@ def test_the_mask_learns_from_the_caption_that_it_lets_tell(make_loop, batch: Ba
 def test_cells_of_a_predicted_mask_are_those_of_the_recipe(seed: int, bias: float):
     logits = torch.randn(2, 256, 256, generator=torch.Generator().manual_seed(seed)) + bias
     logits.requires_grad_(True)
-    cells, scale = cells_of_logits(logits)
+    cells, scale = cells_from_logits(logits)
     assert torch.equal(scale.detach(), torch.ones(2, 16, 16))
     for mask, own, share in zip(logits.detach() > 0, cells, logits.detach().sigmoid(), strict=True):
         wanted = np.asarray(Image.fromarray(mask.numpy().view(np.uint8)).resize((16, 16), Image.Resampling.NEAREST)) > 0

@@ -61,7 +61,7 @@ def test_it_describes_with_its_own_weights_and_leaves_the_student_as_it_is(make_
     loop = make_loop()
     model = loop.model
     visual_tokens = model.encode_image(batch.frames[0].pixel_values)
-    question = loop.passes.description_question(batch, visual_tokens)
+    question = loop.passes.captioner_inputs(batch, visual_tokens)
     with torch.no_grad():
         model.eval()
         at_first = Captioner(model)(*question, 5).tokens()
@@ -69,7 +69,7 @@ def test_it_describes_with_its_own_weights_and_leaves_the_student_as_it_is(make_
         for parameter in loop.teacher._student.values():
             parameter.add_(torch.randn_like(parameter))
         changed = {name: p.clone() for name, p in model.named_parameters()}
-    assert loop.teacher.describe(*question, 5).tokens() == at_first
+    assert loop.teacher.generate(*question, 5).tokens() == at_first
     assert model.training
     assert all(torch.equal(changed[name], p) for name, p in model.named_parameters())
     model.eval()

@@ -1,4 +1,4 @@
-"""Shards of remote sets, fetched in the background in the order in which a loader comes to need them."""
+"""Fetches shards of remote sets in the background, in the order in which a loader needs them."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ log = logging.getLogger(__name__)
 
 Positions = NDArray[np.int64]
 
-_PAUSE = 0.2  # seconds between two looks for room in the cache
+_PAUSE = 0.2  # seconds before it is tried again whether the cache has room
 
 
-def check_room(cache: Cache | None, sets: Sequence[ShardSet], window: int) -> None:
-    """Raise `UserError` unless the cache can hold any two windows of shards of the remote `sets`, and some to spare.
+def check_cache_size(cache: Cache | None, sets: Sequence[ShardSet], window: int) -> None:
+    """Raise `UserError` unless the cache can hold any two windows of shards of the remote `sets`, and some spare ones.
 
     Samples of a window's shards are mixed, so all of these shards are needed until the window's end, and the next
-    window's should be there by then. What is to spare keeps a reader, such as of held-out samples, from having to wait
-    for what another process has fetched ahead.
+    window's should be there by then. The spare ones keep a reader of other samples, such as held-out ones, from waiting
+    for shards that another process has fetched ahead.
     """
     remote = [s for s in dict.fromkeys(sets) if isinstance(s, RemoteShardSet)]
     sizes = sorted(info.bytes for s in remote for info in s.manifest.shards)[
@@ -36,23 +36,26 @@ def check_room(cache: Cache | None, sets: Sequence[ShardSet], window: int) -> No
     ]
     needed = sum(sizes) + sum(s.index.nbytes for s in remote)
     if cache and cache.limit < needed:
-        met, do = f"{cache.limit / 1e9:,.2f} GB", "raise it, or write smaller shards (--shard-size)"
-        wanted = (
-            f">= {needed / 1e9:,.2f} GB, so that {len(sizes)} shards fit: those whose samples are mixed, and the next"
+        raise UserError(
+            "the cache is too small",
+            where="data.cache_limit",
+            met=f"{cache.limit / 1e9:,.2f} GB",
+            wanted=f">= {needed / 1e9:,.2f} GB, so that {len(sizes)} shards fit: those whose samples are mixed, and "
+            "the next",
+            do="raise it, or write smaller shards (--shard-size)",
         )
-        raise UserError("the cache is too small", where="data.cache_limit", met=met, wanted=wanted, do=do)
 
 
-class Ahead:
-    """Fetches what a loader will read, and releases what it has read.
+class ShardFetcher:
+    """Fetches the shards that a loader will read, and releases those that it has read.
 
     Args:
-        sets: of the loader; a set may stand there several times.
-        starts: the first global position of each set.
-        positions: the samples that will be read, in their order.
-        depth: shards that are held at a time, at most.
-        fetches: shards that are fetched at a time.
-        following: what will be read after that; not asked for before all else is fetched.
+        sets: the loader's sets; a repeated set is there several times.
+        starts: first position of each set.
+        positions: positions of the samples that will be read, in that order.
+        depth: most shards held at a time.
+        fetches: shards fetched at a time.
+        following: returns the positions that will be read after these; called when all shards of these are fetched.
     """
 
     def __init__(
@@ -64,17 +67,22 @@ class Ahead:
         fetches: int,
         following: Callable[[], Positions] | None = None,
     ) -> None:
-        self._sets, self._starts, self._depth, self._fetches = sets, starts, depth, fetches
+        self._sets = sets
+        self._starts = starts
+        self._depth = depth
+        self._fetches = fetches
         self._following = following
-        self._uses: list[_Use] = []  # in the order of their beginning
-        self._ends: deque[_Use] = deque()  # in the order of their end
-        self._next, self._over, self._closed = 0, 0, False
-        self._current = Counter[tuple[RemoteShardSet, int]]()  # uses that have begun to be fetched and are not over
+        self._uses: list[_Use] = []  # by when they begin
+        self._ends: deque[_Use] = deque()  # by when they end
+        self._next = 0
+        self._over = 0
+        self._closed = False
+        self._current = Counter[tuple[RemoteShardSet, int]]()  # uses whose fetch has begun and that are not over
         self._changed = threading.Condition()
         self._add(positions, 0)
 
     def consumed(self, count: int) -> None:
-        """So many samples have been read: what is not needed any more is released."""
+        """Release the shards that are not needed any more after `count` samples have been read."""
         with self._changed:
             while self._ends and self._ends[0].end < count:
                 use = self._ends.popleft()
@@ -85,25 +93,28 @@ class Ahead:
                 self._changed.notify_all()
 
     def close(self) -> None:
-        """Nothing more is fetched, and all is released. What is on its way still comes into the cache."""
+        """Stop fetching and release all shards. Those that are being fetched still come into the cache."""
         with self._changed:
             self._closed = True
-            self._current.clear()  # what comes in later is released at once
+            self._current.clear()  # shards that come in later are released at once
             for use in self._uses:
                 use.over = True
                 use.place[0].release(use.place[1])
             self._changed.notify_all()
 
     def _add(self, positions: Positions, before: int) -> None:
-        """Plan for these samples, which are read after `before` others."""
+        """Plan the uses of shards by samples that are read after `before` others."""
         which = np.searchsorted(self._starts, positions, side="right") - 1
         first = np.cumsum([0, *(len(s.manifest.shards) for s in self._sets)])
-        ids = np.empty(len(positions), np.int64)  # shards, counted through all sets
+        ids = np.empty(len(positions), np.int64)  # numbers of shards, counted through all sets
         for number, shards in enumerate(self._sets):
             own = which == number
             ids[own] = first[number] + shards.index["shard"][positions[own] - self._starts[number]]
-        begin, end, count = np.full(first[-1], -1), np.full(first[-1], -1), np.arange(len(ids))
-        begin[ids[::-1]], end[ids] = count[::-1], count  # where several are assigned, the last one counts
+        begin = np.full(first[-1], -1)
+        end = np.full(first[-1], -1)
+        count = np.arange(len(ids))
+        begin[ids[::-1]] = count[::-1]  # where several are assigned, the last one counts
+        end[ids] = count
         uses = []
         for number in np.flatnonzero(end >= 0)[np.argsort(begin[end >= 0])].tolist():
             which_set = int(np.searchsorted(first, number, side="right")) - 1
@@ -131,7 +142,7 @@ class Ahead:
             self._add(following(), samples)
 
     def _take(self) -> _Use | None:
-        """The next shard to fetch, once few enough are held; None: there is no other."""
+        """Return the next shard to fetch when fewer than `depth` are held; None if there is no other."""
         with self._changed:
             while not self._closed and self._next < len(self._uses):
                 use = self._uses[self._next]
@@ -153,7 +164,7 @@ class Ahead:
                 return
             except NoRoom:
                 with self._changed:
-                    self._changed.wait(_PAUSE)  # others may make room, too
+                    self._changed.wait(_PAUSE)  # other processes may make room, too
 
     def _release(self, use: _Use) -> None:
         if self._current[use.place] <= 0:
@@ -162,10 +173,13 @@ class Ahead:
 
 @dataclass
 class _Use:
-    """From when a shard is needed first to when it is needed last; by each copy of its set anew."""
+    """The time from a shard's first sample to its last one. Each copy of a repeated set has its own uses."""
 
     place: tuple[RemoteShardSet, int]
+    """The set and the number of the shard."""
     end: int
-    """The last sample read from it, counted in the order of reading."""
+    """Number of the last sample that is read from the shard, in the order of reading."""
     begun: bool = False
+    """Whether the fetch has begun."""
     over: bool = False
+    """Whether the last sample has been read."""

@@ -26,8 +26,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PretrainedConfig
 
-from trainer.measure.counting import Counts
 from trainer.model.architecture import VISION_SIZE
+from trainer.model.counting import Counts
 from trainer.model.grounding import IMAGE_SIZE
 from trainer.model.prompts import IMAGE_TOKENS
 from trainer.model.sa2va import Sa2VA

@@ -8,9 +8,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.data.batch import Batch
-from trainer.measure.counting import Counts, counting
-from trainer.measure.flops import Costs, costs_of, peak_named
 from trainer.measure.rates import Spent
+from trainer.model.counting import Counts, counting
+from trainer.model.flops import Costs, costs_of, peak_named
 
 KINDS = ("vision_model", "sam_image_encoder", "mlp1", "language_model", "attention", "lm_head", "sam_mask_decoder")
 
