@@ -1,14 +1,14 @@
-"""How good a model is on shards: every object of every sample once, on one process or several, a table and a JSON.
+"""Evaluate a model on shards: every object of every sample once, on any number of processes.
 
-Nothing but the JSON is written. A run that trains meanwhile is not disturbed: its checkpoint is read once.
+Returns a table; writes nothing but the JSON file. A run that trains meanwhile is not disturbed: its checkpoint is read
+once.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from evaluation.items import Place, batches, cut, read
+from evaluation.items import SampleRef, group_samples, make_batches, read_groups
 from evaluation.new_samples import count_trained, explain_samples, new_parts, trained_on
 from evaluation.scores import ALL, Tally, table
 from inference.loading import load
-from inference.pictures import write_file
+from inference.pictures import write_json
 from inference.recipes import explain_shards
 from shards.errors import UserError
 from shards.groups import Group
@@ -41,10 +41,11 @@ from trainer.model.sa2va import Sa2VA
 from trainer.objectives import OBJECTIVES, load_objective
 from trainer.objectives.passes import Passes
 from trainer.processes import missing_processes, start
+from trainer.released.loaded import LoadedModel
 from trainer.released.training import recipe_to_json
 
 _PATIENCE = timedelta(days=7)
-"""How long a process waits for the slowest one at the end: shares of the data differ, minutes would be too short."""
+"""How long a process waits for the slowest one at the end. Their numbers of items differ, so minutes are too short."""
 
 
 def evaluate(
@@ -66,112 +67,149 @@ def evaluate(
     """Evaluate a model on shard sets.
 
     Args:
-        model: a released folder, an int8 one, OWNER/NAME on the hub, a run's folder or a checkpoint.
+        model: a released or int8 folder, OWNER/NAME on the hub, the folder of a run, or a checkpoint.
         shards: folders of shard sets, or their URLs, of one recipe.
-        objective: a name in `trainer.objectives.OBJECTIVES`; where None, segment if the objects have texts, else dual.
-        split: keep the sets that were made of this split.
-        holdout: keep the samples that a training with this `data.holdout` leaves out; 0 keeps all; None those that the
-            model was not trained on, as far as its folder says (see `evaluation.new_samples`).
+        objective: a name in `trainer.objectives.OBJECTIVES`; None takes segment if objects have texts, else dual.
+        split: take only the sets that were made from this split.
+        holdout: take only the samples that a training with this `data.holdout` leaves out; 0 takes all; None takes
+            those that the model was not trained on, if its folder says so (see `evaluation.new_samples`).
         holdout_by: `data.holdout_by` of that training.
-        limit: keep the first so many samples of each set.
-        batch_size: items a batch; samples a group (see `evaluation.items`).
-        max_caption_tokens: of the captions that the model writes itself (dual).
-        device: as in `inference.loading.load`; several processes have their own.
+        limit: take only the first `limit` samples of each set.
+        batch_size: items per batch, and samples per group (see `evaluation.items`).
+        max_caption_tokens: most tokens of a caption that the model writes (dual).
+        device: as in `inference.loading.load`; each of several processes has its own.
         dtype: as in `inference.loading.load`.
-        json_file: gets the numbers.
-        cache: where sets at URLs are read through.
+        json_file: file for the numbers.
+        cache: the cache for sets at URLs.
 
     Returns:
-        The numbers as a table; None on a process that has nothing to say.
+        The numbers as a table; None on all processes but the first.
 
     Raises:
         UserError: an unknown objective; sets that do not fit the model or one another, or hold nothing to evaluate;
             what `load` raises.
     """
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise UserError("no such folder", where=str(json_file), do="make it, or give another --json")
-    if json_file is not None and json_file.is_dir():
-        raise UserError("a folder, not a file", where=str(json_file), do="give the name of a file in it as --json")
+    _check_json_file(json_file)
     sets = _open(shards, split, cache)
-    chosen = objective or _objective(sets)
+    chosen = objective or _default_objective(sets)
     swaps_captions = load_objective(chosen).swaps_captions
     if processes := missing_processes():
         start(processes)
         return None
     record = trained_on(model)
     parts = new_parts(sets, record) if holdout is None else _held_out(sets, holdout, holdout_by)
-    places = [_places(own, part, limit) for own, part in zip(sets, parts, strict=True)]
-    groups = [group for own in places for group in cut(own, batch_size)]
-    every = [place for own in places for place in own]
+    samples_of_set = [_sample_refs(opened, part, limit) for opened, part in zip(sets, parts, strict=True)]
+    groups = [group for samples in samples_of_set for group in group_samples(samples, batch_size)]
+    samples = [sample for samples in samples_of_set for sample in samples]
     if not groups:
         raise UserError("nothing to evaluate", where=", ".join(shards), met="no sample in this part of the shards")
-    state = PartialState(cpu=device == "cpu" or not torch.accelerator.is_available(), timeout=_PATIENCE)
-    if state.num_processes > 1 and device not in (None, "cpu"):
-        met = f"{device} for {state.num_processes} processes"
-        raise UserError("one device for all", where="--device", met=met, do="leave it out: each takes its own")
+    state = _process_state(device)
     loaded = load(model, str(state.device) if state.num_processes > 1 else device, dtype)
-    notes = [explain_shards(loaded, sets[0].recipe), explain_samples(sets, every, record)]
-    if state.is_main_process:  # what is wrong is said before hours go into it
+    notes = [explain_shards(loaded, sets[0].recipe), explain_samples(sets, samples, record)]
+    if state.is_main_process:  # warnings come before hours of work
         print(*map(printable, notes), sep="\n", file=sys.stderr)
-    loaded.model.eval().grounding_encoder.float()  # as in prediction: bfloat16 for SAM 2 is left to autocast
+    loaded.model.eval().grounding_encoder.float()  # as in prediction: autocast alone makes SAM 2 bfloat16
 
     tallies = _tally(loaded.model, groups, chosen, batch_size, max_caption_tokens, state)
     gathered = gather_object([tallies])
     state.wait_for_everyone()
-    shown = None
+    text = None
     if state.is_main_process:
-        of_source = _together(gathered, len(every), chosen)
-        trained = count_trained(every, record)
-        for source, values in of_source.items():
+        by_source = _merge(gathered, len(samples), chosen)
+        trained = count_trained(samples, record)
+        for source, values in by_source.items():
             values["trained_on"] = None if trained is None else trained.total() if source == ALL else trained[source]
-        title = f"{chosen}: {model}" + (f", split {split}" if split else "")
-        settings = {"holdout": holdout, "holdout_by": holdout_by if holdout else None, "limit": limit, "split": split}
-        settings["batch_size"] = batch_size
-        settings["max_caption_tokens"] = max_caption_tokens if swaps_captions else None
-        said = {
-            "model": model,
-            "dtype": str(loaded.model.embedding.weight.dtype).removeprefix("torch."),
-            "objective": chosen,
-            **settings,
-            **recipe_to_json(sets[0].recipe),
-            "model_recipe": None if loaded.info.recipe is None else recipe_to_json(loaded.info.recipe),
-            "notes": notes,
-            "shards": [{"folder": str(s.folder), "source": s.manifest.source, "plan": s.manifest.plan} for s in sets],
-            "sources": {name: values for name, values in of_source.items() if name != ALL},
-            ALL: of_source[ALL],
-        }
         if json_file is not None:
-            write_file(
-                json_file, (json.dumps(said, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
-            )
-        shown = "\n".join([table(title, of_source), *notes])
+            settings = {
+                "holdout": holdout,
+                "holdout_by": holdout_by if holdout else None,
+                "limit": limit,
+                "split": split,
+                "batch_size": batch_size,
+                "max_caption_tokens": max_caption_tokens if swaps_captions else None,
+            }
+            write_json(json_file, _result(model, loaded, chosen, settings, sets, notes, by_source))
+        title = f"{chosen}: {model}" + (f", split {split}" if split else "")
+        text = "\n".join([table(title, by_source), *notes])
     state.destroy_process_group()
-    return shown
+    return text
+
+
+def _result(
+    model: str,
+    loaded: LoadedModel,
+    objective: str,
+    settings: Mapping[str, Any],
+    sets: Sequence[ShardSet],
+    notes: Sequence[str],
+    by_source: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the content of the JSON file: what was evaluated, how, and the metrics by source."""
+    recipe = loaded.info.recipe
+    return {
+        "model": model,
+        "dtype": str(loaded.model.embedding.weight.dtype).removeprefix("torch."),
+        "objective": objective,
+        **settings,
+        **recipe_to_json(sets[0].recipe),
+        "model_recipe": None if recipe is None else recipe_to_json(recipe),
+        "notes": notes,
+        "shards": [{"folder": str(s.folder), "source": s.manifest.source, "plan": s.manifest.plan} for s in sets],
+        "sources": {name: values for name, values in by_source.items() if name != ALL},
+        ALL: by_source[ALL],
+    }
+
+
+def _check_json_file(file: Path | None) -> None:
+    """Check that the file can be written before hours of work."""
+    if file is None:
+        return
+    if not file.absolute().parent.is_dir():
+        raise UserError("no such folder", where=str(file), do="make it, or give another --json")
+    if file.is_dir():
+        raise UserError("a folder, not a file", where=str(file), do="give the name of a file in it as --json")
+
+
+def _process_state(device: str | None) -> PartialState:
+    """Join the other processes, if there are any; raises `UserError` for one device for all of them."""
+    state = PartialState(cpu=device == "cpu" or not torch.accelerator.is_available(), timeout=_PATIENCE)
+    if state.num_processes > 1 and device not in (None, "cpu"):
+        raise UserError(
+            "one device for all",
+            where="--device",
+            met=f"{device} for {state.num_processes} processes",
+            do="leave it out: each takes its own",
+        )
+    return state
 
 
 @torch.no_grad()
 def _tally(
     model: Sa2VA,
-    groups: Sequence[Sequence[Place]],
+    groups: Sequence[Sequence[SampleRef]],
     objective: str,
     size: int,
     max_caption_tokens: int,
     state: PartialState,
 ) -> dict[str, Tally]:
-    """This process's share, by source."""
+    """Evaluate this process's share of the groups; return the sums by source."""
     judged = load_objective(objective)(Passes(model, with_values(Config(), {"max_caption_tokens": max_caption_tokens})))
-    half = torch.autocast(model.device.type, torch.bfloat16, enabled=model.embedding.weight.dtype == torch.bfloat16)
+    autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=model.embedding.weight.dtype == torch.bfloat16)
     tallies: dict[str, Tally] = defaultdict(Tally)
-    own, others = groups[state.process_index :: state.num_processes], state.num_processes - 1
-    desc = f"evaluate (process 1 of {others + 1})" if others else "evaluate"
-    total = sum(map(len, own))
-    with tqdm(total=total, desc=desc, unit="sample", mininterval=0.5, disable=not state.is_main_process) as bar, half:
-        for group in read(own, objective):
+    own_groups = groups[state.process_index :: state.num_processes]
+    several = state.num_processes > 1
+    desc = f"evaluate (process 1 of {state.num_processes})" if several else "evaluate"
+    total = sum(map(len, own_groups))
+    with (
+        tqdm(total=total, desc=desc, unit="sample", mininterval=0.5, disable=not state.is_main_process) as bar,
+        autocast,
+    ):
+        for group in read_groups(own_groups, objective):
             for sample in group:
                 tally = tallies[sample.shards.manifest.source]
                 tally.samples += 1
                 tally.left_out += sample.left_out
-            for batch, sources in batches(group, objective, size):
+            for batch, sources in make_batches(group, objective, size):
                 values = judged.judge(batch.to(model.device), side=IMAGE_SIZE).values
                 values = {name: value.cpu() for name, value in values.items()}
                 for source in dict.fromkeys(sources):
@@ -181,33 +219,38 @@ def _tally(
     return dict(tallies)
 
 
-def _together(gathered: Sequence[dict[str, Tally]], samples: int, objective: str) -> dict[str, dict[str, Any]]:
-    """The results by source, and of all; raises `UserError` where there is none."""
-    of_source, total = defaultdict[str, Tally](Tally), Tally()
+def _merge(gathered: Sequence[dict[str, Tally]], samples: int, objective: str) -> dict[str, dict[str, Any]]:
+    """Return the metrics by source and of all sources; raises `UserError` if there are no items."""
+    by_source = defaultdict[str, Tally](Tally)
+    total = Tally()
     for tallies in gathered:
         for source, tally in tallies.items():
-            of_source[source].merge(tally)
+            by_source[source].merge(tally)
             total.merge(tally)
-    assert total.samples == samples, (total.samples, samples)  # each sample once, whoever counted it
+    assert total.samples == samples, (total.samples, samples)  # each sample once, on whichever process
     if not total.items:
-        met = ", ".join(f"{count} {reason}" for reason, count in total.left_out.items()) or "no object"
-        raise UserError("nothing to evaluate", met=met, do="choose another --objective: dual needs no text")
-    return {name: of_source[name].to_json(objective) for name in sorted(of_source)} | {ALL: total.to_json(objective)}
+        reasons = ", ".join(f"{count} {reason}" for reason, count in total.left_out.items()) or "no object"
+        raise UserError("nothing to evaluate", met=reasons, do="choose another --objective: dual needs no text")
+    return {name: by_source[name].to_json(objective) for name in sorted(by_source)} | {ALL: total.to_json(objective)}
 
 
 def _open(paths: Sequence[str], split: str | None, cache: Cache | None) -> list[ShardSet]:
-    """The sets in `paths` that are of `split`, checked against the model's sizes and one another."""
+    """Open the sets in `paths` that are of `split`; check them against the model's sizes and one another."""
     sets = open_sets(paths, cache)
     if split is not None:
-        met = ", ".join(f"{s.folder}: {s.manifest.options.get('split', 'none')}" for s in sets)
+        found = ", ".join(f"{s.folder}: {s.manifest.options.get('split', 'none')}" for s in sets)
         sets = [s for s in sets if s.manifest.options.get("split") == split]
         if not sets:
             do = "give the shards that were made with this --split"
-            raise UserError("no shards of this split", where="--split", met=met, wanted=split, do=do)
+            raise UserError("no shards of this split", where="--split", met=found, wanted=split, do=do)
     for other in sets:
         if other.recipe.digest != sets[0].recipe.digest:
-            met, wanted = map(str, (other.recipe, sets[0].recipe))
-            raise UserError("shards of different recipes", where=str(other.folder), met=met, wanted=wanted)
+            raise UserError(
+                "shards of different recipes",
+                where=str(other.folder),
+                met=str(other.recipe),
+                wanted=str(sets[0].recipe),
+            )
     check_recipe(sets[0].recipe, vision_size=VISION_SIZE, grid=GRID, sam_size=IMAGE_SIZE, mean=MEAN, std=STD)
     return sets
 
@@ -216,18 +259,22 @@ def _held_out(sets: Sequence[ShardSet], share: float, by: Group) -> list[NDArray
     return held_out_parts(sets, share, by) if share else [np.ones(len(shards), np.bool_) for shards in sets]
 
 
-def _places(shards: ShardSet, kept: NDArray[np.bool_], limit: int | None) -> list[Place]:
+def _sample_refs(shards: ShardSet, kept: NDArray[np.bool_], limit: int | None) -> list[SampleRef]:
     return [(shards, int(position)) for position in np.flatnonzero(kept)[:limit]]
 
 
-def _objective(sets: Sequence[ShardSet]) -> str:
-    """segment where the objects of all sets have texts, dual where none have."""
+def _default_objective(sets: Sequence[ShardSet]) -> str:
+    """Return segment if all sets have texts, dual if none has; raises `UserError` otherwise."""
     with_texts = [bool((shards.index["texts"] > 0).any()) for shards in sets]
     if all(with_texts):
         return "segment"
     if not any(with_texts):
         return "dual"
-    met = ", ".join(f"{s.folder} {'with' if has else 'without'}" for s, has in zip(sets, with_texts, strict=True))
+    found = ", ".join(f"{s.folder} {'with' if has else 'without'}" for s, has in zip(sets, with_texts, strict=True))
     texts = [name for name in OBJECTIVES if load_objective(name).needs == "texts"]
-    wanted = f"{', '.join(texts)} (they need texts) or dual"
-    raise UserError("some shards have texts and some have none", where="--objective", met=met, wanted=wanted)
+    raise UserError(
+        "some shards have texts and some have none",
+        where="--objective",
+        met=found,
+        wanted=f"{', '.join(texts)} (they need texts) or dual",
+    )

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.items import Place
+from evaluation.items import SampleRef
 from shards.reader import ShardSet
 from trainer.export import CHECKPOINT
 from trainer.released.files import resolve
@@ -45,27 +45,27 @@ def new_parts(sets: Sequence[ShardSet], record: TrainedOn | None) -> list[Mask]:
     return [np.ones(len(shards), np.bool_) for shards in sets]
 
 
-def count_trained(places: Sequence[Place], record: TrainedOn | None) -> Counter[str] | None:
-    """Count, by source, the samples at `places` that the model was trained on; None if that is unknown."""
+def count_trained(samples: Sequence[SampleRef], record: TrainedOn | None) -> Counter[str] | None:
+    """Count, by source, `samples` that the model was trained on; None if that is unknown."""
     if record is None:
         return None
-    held = {id(shards): record.holds(shards) for shards, _ in places}
-    return Counter(shards.manifest.source for shards, position in places if held[id(shards)][position])
+    held = {id(shards): record.holds(shards) for shards, _ in samples}
+    return Counter(shards.manifest.source for shards, position in samples if held[id(shards)][position])
 
 
-def explain_samples(sets: Sequence[ShardSet], places: Sequence[Place], record: TrainedOn | None) -> str:
-    """Return one line for the user: how many of the samples at `places` in `sets` the model was trained on."""
-    counts = count_trained(places, record)
+def explain_samples(sets: Sequence[ShardSet], samples: Sequence[SampleRef], record: TrainedOn | None) -> str:
+    """Return one line for the user: how many of `samples` in `sets` the model was trained on."""
+    counts = count_trained(samples, record)
     if record is None or counts is None:
         return "what the model was trained on is unknown: samples of its training may be in these numbers"
     seen = {id(shards): record.shows(shards) & ~record.holds(shards) for shards in sets}
     trained = counts.total()
-    note = f"{len(places):,} of {sum(map(len, sets)):,} samples, none of which the model was trained on"
+    note = f"{len(samples):,} of {sum(map(len, sets)):,} samples, none of which the model was trained on"
     if trained:
-        note = f"warning: the model was trained on {trained:,} of these {len(places):,} samples"
-        if trained == len(places):
+        note = f"warning: the model was trained on {trained:,} of these {len(samples):,} samples"
+        if trained == len(samples):
             note += ": the numbers tell how well it remembers them, not how good it is on new ones"
-    twins = sum(1 for shards, position in places if seen[id(shards)][position])
+    twins = sum(1 for shards, position in samples if seen[id(shards)][position])
     if twins:
         note += f"; {twins:,} others show a picture or video, by its name, that samples of its training show"
     other = [shards for shards in sets if shards.manifest.plan not in record.plans and record.holds(shards).any()]

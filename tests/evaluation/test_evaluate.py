@@ -18,7 +18,7 @@ from PIL import Image
 from skimage import data as photographs
 
 from evaluation.evaluate import evaluate
-from evaluation.items import NO_REGION, NO_TEXT, batches, cut, read
+from evaluation.items import NO_REGION, NO_TEXT, group_samples, make_batches, read_groups
 from evaluation.scores import Tally, table
 from inference.loading import load
 from pipeline.request import make_request
@@ -92,7 +92,7 @@ def released(talker, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def groups(folder: Path, size: int = 8) -> list:
     shards = ShardSet(folder)
-    return cut([(shards, position) for position in range(len(shards))], size)
+    return group_samples([(shards, position) for position in range(len(shards))], size)
 
 
 def asked(folder: Path, objective: str, size: int, rank: int, world_size: int) -> list[list[tuple[str, str, int]]]:
@@ -102,8 +102,8 @@ def asked(folder: Path, objective: str, size: int, rank: int, world_size: int) -
             (batch.keys[image], text, int(mask.sum()))
             for image, [text], mask in zip(batch.image_of_object, batch.texts, batch.frames[0].masks, strict=True)
         ]
-        for group in read(groups(folder, size)[rank::world_size], objective)
-        for batch, _ in batches(group, objective, size)
+        for group in read_groups(groups(folder, size)[rank::world_size], objective)
+        for batch, _ in make_batches(group, objective, size)
     ]
 
 
@@ -124,7 +124,7 @@ def test_each_text_of_each_object_is_an_item_once(refer_set: Path, size: int, wo
 def test_what_cannot_be_asked_about_is_counted_and_frames_show_the_object(
     refer_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    (group,) = read(groups(refer_set), "segment")
+    (group,) = read_groups(groups(refer_set), "segment")
     assert sum((sample.left_out for sample in group), Counter()) == {NO_TEXT: 1}
     root = tmp_path / "clip"
     root.mkdir()
@@ -136,10 +136,10 @@ def test_what_cannot_be_asked_about_is_counted_and_frames_show_the_object(
     objects = [{"masks": ["m0.png", "m1.png"]}, {"masks": [None, "m1.png"]}]
     line = {"frames": ["0.png", "1.png"], "objects": objects}
     (root / "samples.jsonl").write_text(json.dumps(line) + "\n")
-    (group,) = read(groups(sharded("folder", root, tmp_path / "shards")), "dual")
+    (group,) = read_groups(groups(sharded("folder", root, tmp_path / "shards")), "dual")
     assert [(item.number, item.frames) for item in group[0].items] == [(0, (0, 1)), (1, (1, 1))]
     assert not group[0].left_out
-    (batch,) = (batch for batch, _ in batches(group, "dual", 8))
+    (batch,) = (batch for batch, _ in make_batches(group, "dual", 8))
     assert batch.paired.tolist() == [True, False] and batch.image_of_object.tolist() == [0, 1]
     whole = ShardSet(tmp_path / "shards")[0]
     for row, number in ((0, 0), (1, 1)):
@@ -147,7 +147,7 @@ def test_what_cannot_be_asked_about_is_counted_and_frames_show_the_object(
         assert np.array_equal(batch.frames[0].prompt_masks[row], whole[f"prompt_masks{1 + row}"][number])
         assert np.array_equal(batch.frames[0].pixel_values[row], whole[f"pixel_values{1 + row}"])
     monkeypatch.setattr("evaluation.items.decode_field", lambda *how: np.zeros_like(decode_field(*how)))
-    (group,) = read(groups(tmp_path / "shards"), "dual")
+    (group,) = read_groups(groups(tmp_path / "shards"), "dual")
     assert not group[0].items and group[0].left_out == {NO_REGION: 2}
 
 
@@ -155,9 +155,9 @@ def test_what_cannot_be_asked_about_is_counted_and_frames_show_the_object(
 def test_each_object_has_another_to_swap_captions_with(refer_set: Path, size: int):
     """Of its own picture where there is one."""
     seen = 0
-    for group in read(groups(refer_set, size), "dual"):
+    for group in read_groups(groups(refer_set, size), "dual"):
         number = {sample.key: len(sample.items) for sample in group}
-        for batch, _ in batches(group, "dual", size):
+        for batch, _ in make_batches(group, "dual", size):
             objects = Counter(batch.keys[image] for image in batch.image_of_object.tolist())
             assert all(count > 1 or number[key] == 1 for key, count in objects.items())
             assert 1 < objects.total() <= size + 2
@@ -167,7 +167,7 @@ def test_each_object_has_another_to_swap_captions_with(refer_set: Path, size: in
 
 @pytest.mark.parametrize(("count", "size", "sizes"), [(0, 2, []), (1, 2, [1]), (5, 2, [2, 3]), (6, 1, [2, 2, 2])])
 def test_groups_hold_every_sample(sav_set: Path, count: int, size: int, sizes: list[int]):
-    found = cut([(ShardSet(sav_set), position) for position in range(count)], size)
+    found = group_samples([(ShardSet(sav_set), position) for position in range(count)], size)
     assert [len(group) for group in found] == sizes
     assert [position for group in found for _, position in group] == [*range(count)]
 

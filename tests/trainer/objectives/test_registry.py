@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from accelerate import Accelerator
 
-from evaluation.items import batches, read
+from evaluation.items import make_batches, read_groups
 from shards.errors import UserError
 from shards.reader import ShardSet
 from tests.batches import make_loader
@@ -71,5 +71,5 @@ def test_an_objective_is_added_by_one_file_and_one_line(
     assert values.keys() == {"caption"} and len(panels) == 2 and panels[0].prompt is not None
 
     shards = ShardSet(unequal_set)
-    (group,) = read([[(shards, 0), (shards, 1)]], "tell")
-    assert all(loop.judge(given, "tell").captions for given, _ in batches(group, "tell", 4))
+    (group,) = read_groups([[(shards, 0), (shards, 1)]], "tell")
+    assert all(loop.judge(given, "tell").captions for given, _ in make_batches(group, "tell", 4))
