@@ -1,4 +1,4 @@
-"""Writing a finished shard set again with a fault, all checksums right: only looking at the data can find it."""
+"""Shard sets written again with a fault and right checksums: only checks of the data can find it."""
 
 from __future__ import annotations
 

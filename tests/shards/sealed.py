@@ -1,4 +1,4 @@
-"""A small shard set tampered with, and every checksum made right again: what an attacker, or a mistaken tool, writes.
+"""A small shard set that is changed and gets right checksums: what an attacker or a faulty tool writes.
 
 With `tarfile`, `json` and numpy alone, so that the writer's own checks are not in the way.
 """

@@ -1,4 +1,4 @@
-"""Agreement: no alarm on anything that Pillow made of one original, an alarm on everything else."""
+"""The formats of a frame: those that Pillow made of one original agree, all others do not."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def both(original: np.ndarray, recipe: Recipe = RECIPES["default"]) -> tuple[np.
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
-def test_photographs(name, recipe):
+def test_photographs_agree_and_changed_ones_do_not(name, recipe):
     original = photograph(name)
     small, large = both(original, recipe)
     assert picture_disagreements([(small, large)], ["g_pixel_values"]) == []
@@ -48,7 +48,7 @@ def test_photographs(name, recipe):
 
 
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
-def test_nearly_equal_frames_that_are_swapped(name):
+def test_nearly_equal_frames_that_are_swapped_are_found(name):
     original = photograph(name)
     first, second = both(original[3:, 3:]), both(original[:-3, :-3])
     names = ["g_pixel_values1", "g_pixel_values2"]
@@ -95,7 +95,7 @@ def test_no_alarm_on_moire(width, period, recipe):
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 @pytest.mark.parametrize("name", ["astronaut", "chelsea", "coffee", "rocket", "retina"])
-def test_blue_for_red_in_a_picture_that_is_nearly_grey(name, recipe):
+def test_swapped_red_and_blue_in_a_nearly_grey_picture_are_found(name, recipe):
     original = photograph(name).astype(np.float64)
     grey = original.mean(axis=2, keepdims=True)
     small, large = both(np.round(grey + 0.02 * (original - grey)).astype(np.uint8), recipe)
@@ -105,7 +105,7 @@ def test_blue_for_red_in_a_picture_that_is_nearly_grey(name, recipe):
 
 
 @pytest.mark.parametrize("name", ["astronaut", "rocket", "hubble_deep_field", "brick"])
-def test_little_contrast_hides_nothing(name):
+def test_changes_of_pictures_of_little_contrast_are_found(name):
     original = photograph(name).astype(np.float64)
     small, large = both(np.round(100 + 0.05 * (original - original.mean())).astype(np.uint8))
     _, other = both(np.round(100 + 0.05 * (photograph("page") - 128.0)).astype(np.uint8))
@@ -116,7 +116,7 @@ def test_little_contrast_hides_nothing(name):
 
 
 @pytest.mark.parametrize("name", ["astronaut", "chelsea", "rocket", "camera"])
-def test_one_frame_stored_twice(name):
+def test_one_frame_that_is_stored_twice_is_found(name):
     original = photograph(name)
     first, second = both(original[3:, 3:]), both(original[:-3, :-3])
     names = ["g_pixel_values1", "g_pixel_values2"]
@@ -124,7 +124,7 @@ def test_one_frame_stored_twice(name):
     assert picture_disagreements([first, (first[0], second[1])], names)
 
 
-def test_frames_of_a_still_scene_that_are_swapped():
+def test_swapped_frames_of_a_still_scene_are_found():
     """They differ by the camera's noise alone, and by one small thing."""
     original, rng = photograph("astronaut").astype(np.float64), np.random.default_rng(0)
     noisy = [np.clip(np.round(original + rng.normal(0, 5, original.shape)), 0, 255).astype(np.uint8) for _ in range(2)]
@@ -172,7 +172,7 @@ def test_no_alarm_on_any_region(seed, size, ragged, recipe):
 @given(
     st.integers(0, 2**31), st.tuples(st.integers(64, 1024), st.integers(64, 1024)), st.sampled_from(RECIPES_OF_REGIONS)
 )
-def test_the_mask_of_another_object(seed, size, recipe):
+def test_the_mask_of_another_object_is_found(seed, size, recipe):
     mask, other = ellipse(seed, *size), ellipse(seed + 1, *size)
     cells, _ = stored(mask, recipe)
     other_cells, other_large = stored(other, recipe)
@@ -191,14 +191,14 @@ def test_no_alarm_on_dust(size, recipe):
 
 
 @pytest.mark.parametrize("count", [16, 448, 1024])
-def test_rows_that_pillow_takes(count):
+def test_centres_are_the_rows_that_pillow_takes(count):
     for length in (*range(1, 1200), *range(1200, 20_000, 97)):
         rows = Image.fromarray(np.arange(length, dtype=np.float32)[None])
         taken = np.asarray(rows.resize((count, 1), Image.Resampling.NEAREST))[0]
         assert np.array_equal(taken, centres(length, count)), length
 
 
-def test_a_mask_that_is_not_of_the_original_s_size():
+def test_a_mask_of_another_original_size_is_found():
     mask = np.zeros((512, 512), bool)
     mask[100:300, 100:300] = True
     cells, large = stored(mask, RECIPES["default"])
@@ -208,7 +208,7 @@ def test_a_mask_that_is_not_of_the_original_s_size():
 
 
 @pytest.mark.parametrize("size", [(480, 640), (3000, 2000)])
-def test_says_whose_mask_it_is(size):
+def test_the_hint_names_the_object_of_the_mask(size):
     masks = [np.zeros(size, bool) for _ in range(2)]
     masks[0][size[0] // 8 : size[0] // 3, size[1] // 8 : size[1] // 3] = True
     masks[1][size[0] // 2 :, size[1] // 2 : size[1] // 2 + size[1] // 4] = True

@@ -1,4 +1,4 @@
-"""Tars of samples: deterministic, plain, and read without trust."""
+"""Tars of samples: deterministic and plain, and refused where they are damaged."""
 
 import io
 import json
@@ -84,7 +84,7 @@ def test_members_that_are_not_plain_files_are_refused(tmp_path, name, header):
         list(group_members(MappedTar(tmp_path / "a.tar").members()))
 
 
-def test_a_member_that_stands_twice(tmp_path):
+def test_a_repeated_member_is_refused(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         add(tar, "a.json")
         add(tar, "a.json")
@@ -92,7 +92,7 @@ def test_a_member_that_stands_twice(tmp_path):
         list(group_members(MappedTar(tmp_path / "a.tar").members()))
 
 
-def test_a_tar_cut_short(sav_set, tmp_path):
+def test_a_truncated_tar_is_refused(sav_set, tmp_path):
     whole = sorted(sav_set.glob("*.tar"))[0].read_bytes()
     for size in (0, 100, 512, len(whole) // 2, len(whole) - 10240):
         (tmp_path / "cut.tar").write_bytes(whole[:size])
@@ -121,7 +121,7 @@ def test_no_byte_of_a_header_changes_unnoticed(sav_set, tmp_path):
         whole[at] ^= 1
 
 
-def test_json_is_checked_when_it_is_looked_at(sav_set, tmp_path):
+def test_json_is_checked_at_its_first_access(sav_set, tmp_path):
     folder = Path(shutil.copytree(sav_set, tmp_path / "sav"))
     tar = sorted(folder.glob("*.tar"))[0]
     tar.write_bytes(tar.read_bytes().replace(b'"objects"', b'"objectz"', 1))
@@ -136,7 +136,7 @@ def test_json_is_checked_when_it_is_looked_at(sav_set, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"frames": []}', "[" * 100_000, '{"frames": [1], "objects": [{}]}'])
-def test_json_that_is_no_samples(text):
+def test_json_that_is_not_of_a_sample_is_refused(text):
     with pytest.raises(BadShard):
         parse_meta(text.encode())
 

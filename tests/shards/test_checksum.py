@@ -1,4 +1,4 @@
-"""Bytes that have changed since they were written are found where they are read, or change nothing that is read."""
+"""Changed bytes are found when they are read, or change nothing that is read."""
 
 import os
 import shutil
@@ -52,14 +52,14 @@ def equal(met: dict, wanted: dict) -> bool:
 
 
 @given(data=st.binary(max_size=300), start=st.integers(0, 2**32 - 1))
-def test_it_is_the_crc_of_zlib(data, start):
+def test_crc32_equals_that_of_zlib(data, start):
     assert crc32(data, start) == zlib.crc32(data, start)
     assert crc32(memoryview(data)) == zlib.crc32(data)
 
 
 @settings(deadline=None)
 @given(data=st.data())
-def test_the_checksum_on_the_way_of_copies_is_that_of_all_bytes(data):
+def test_crc32_while_copying_equals_that_of_all_bytes(data):
     whole = np.random.default_rng(data.draw(st.integers(0, 99))).integers(0, 256, 600_000, np.uint8)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), min_size=2, max_size=6, unique=True)))
     sources = [whole[a:b] for a, b in zip(cuts[::2], cuts[1::2], strict=False)]
@@ -130,7 +130,7 @@ def test_a_sample_that_failed_is_compared_again(copy, first_tar):
 
 
 @pytest.mark.parametrize("door", ["preview", "stats", "recode", "split", "sample", "in order"])
-def test_every_door_finds_it(copy, first_tar, door, tmp_path):
+def test_every_reader_finds_a_flipped_bit(copy, first_tar, door, tmp_path):
     path = flip(copy, first_tar, 8 * (len(first_tar) // 40))
     doors = {
         "preview": lambda: preview(copy, tmp_path / "page", 10**6),

@@ -1,4 +1,4 @@
-"""Every codec gives back each bit, and takes nothing but what it wrote."""
+"""Every codec returns each bit, and refuses what it has not written."""
 
 import io
 
@@ -55,7 +55,7 @@ def test_masks_come_back_all_or_some(seed, count):
 @pytest.mark.parametrize(
     "box", [(0, 0, 0, 0), (0, 1, 0, 1), (1023, 1024, 1023, 1024), (31, 33, 5, 9), (0, 1024, 0, 1024)]
 )
-def test_a_mask_is_written_over_whatever_stood_there(box):
+def test_masks_overwrite_the_whole_buffer(box):
     masks = np.zeros((1, 1024, 1024), bool)
     masks[0, box[0] : box[1], box[2] : box[3]] = True
     out = np.ones((1, 1024, 1024), bool)
@@ -91,10 +91,10 @@ def test_cells_that_are_not_binary_are_refused(objects):
 
 def test_normalise_equals_torchvision_for_all_values():
     values = np.arange(256, dtype=np.uint8).repeat(3).reshape(256, 1, 3)
-    wanted = T.Compose([T.ToTensor(), T.Normalize(MEAN, STD)])(values)
-    met = codec.normalise(values.transpose(2, 0, 1).copy(), MEAN, STD)
-    assert torch.equal(torch.from_numpy(met), wanted)
-    assert round(float(met.min()), 4) == -2.1179 and round(float(met.max()), 4) == 2.64
+    expected = T.Compose([T.ToTensor(), T.Normalize(MEAN, STD)])(values)
+    normalised = codec.normalise(values.transpose(2, 0, 1).copy(), MEAN, STD)
+    assert torch.equal(torch.from_numpy(normalised), expected)
+    assert round(float(normalised.min()), 4) == -2.1179 and round(float(normalised.max()), 4) == 2.64
 
 
 DECODERS = {

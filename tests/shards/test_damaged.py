@@ -1,4 +1,4 @@
-"""Damaged and hostile sets: any change is reported, in lines, within bounds, and never by a traceback."""
+"""Damaged and hostile sets: every change is reported in one line, within limits on memory, and without a traceback."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_bits_of_index_and_ledger_are_met_with_a_line(tiny):
 
 
 @pytest.mark.parametrize("key", ["plan", "notes", "options", "selection", "source", "inputs"])
-def test_the_manifest_protects_what_it_says(tiny, key):
+def test_the_checksum_of_the_manifest_covers_all_keys(tiny, key):
     body = json.loads((tiny / "manifest.json").read_bytes())
     body[key] = {"notes": {"x": 7}, "options": {}, "inputs": 5}.get(key, "0" * 32)
     (tiny / "manifest.json").write_text(json.dumps(body))
@@ -120,7 +120,7 @@ MANIFESTS = {
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_a_manifest_that_is_none(tiny, name):
+def test_what_is_not_a_manifest_is_refused(tiny, name):
     data = MANIFESTS[name]
     (tiny / "manifest.json").write_bytes(data if isinstance(data, bytes) else data.encode())
     assert whats(tiny) <= {"not a manifest", "not a manifest of ours"} and whats(tiny)
@@ -128,7 +128,7 @@ def test_a_manifest_that_is_none(tiny, name):
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), -1, 1 << 63, 10**400, 1.0, True, "3", None, [3], {}])
 @pytest.mark.parametrize("key", ["samples", "inputs", "objects", "bytes", "version"])
-def test_counts_of_the_manifest_that_are_none(tiny, key, value):
+def test_impossible_counts_of_a_manifest_are_refused(tiny, key, value):
     body = json.loads((tiny / "manifest.json").read_bytes())
     if key == "bytes":
         reseal(tiny, shards=[{**body["shards"][0], "bytes": value}, *body["shards"][1:]])
@@ -167,7 +167,7 @@ INDEXES = {
 
 
 @pytest.mark.parametrize("name", INDEXES)
-def test_an_index_that_is_none(tiny, name):
+def test_what_is_not_an_index_is_refused(tiny, name):
     (tiny / "index.npy").write_bytes(INDEXES[name])
     reseal(tiny)
     assert whats(tiny) & {"not an index", "size of the index", "header of the index"}
@@ -175,7 +175,7 @@ def test_an_index_that_is_none(tiny, name):
         ShardSet(tiny)
 
 
-def test_columns_that_this_release_does_not_know_are_let_pass(tiny):
+def test_unknown_columns_of_the_index_are_ignored(tiny):
     index = np.load(tiny / "index.npy")
     wider = np.zeros(len(index), [*INDEX_DTYPE.descr, ("twin", "<u8"), ("more", "|S9")])
     for name in INDEX_DTYPE.names or ():
@@ -188,7 +188,7 @@ def test_columns_that_this_release_does_not_know_are_let_pass(tiny):
 @pytest.mark.parametrize(
     "column, value", [("offset", 1 << 63), ("size", (1 << 64) - 1), ("shard", 9), ("key", b"\xff")]
 )
-def test_an_index_that_leads_astray(tiny, column, value):
+def test_an_index_that_points_at_wrong_samples_is_refused(tiny, column, value):
     index = np.load(tiny / "index.npy")
     index[column][1] = value
     np.save(tiny / "index.npy", index)
@@ -203,13 +203,13 @@ LEDGERS = ["[" * 100_000, "5", "{}", '{"path": 1, "reason": "r", "detail": "", "
 
 
 @pytest.mark.parametrize("text", LEDGERS, ids=range(len(LEDGERS)))
-def test_a_ledger_that_is_none(tiny, text):
+def test_what_is_not_a_ledger_is_refused(tiny, text):
     (tiny / "ledger.jsonl").write_bytes(text.encode("latin-1") + b"\n")
     reseal(tiny)
     assert whats(tiny) == {"not a ledger"}
 
 
-def test_names_that_hold_what_splits_lines(tiny):
+def test_names_with_line_ends_stay_one_line_of_the_ledger(tiny):
     names = ["a\u2028b", "a\u2029b", "a\x85b", "a\x0bb", "a\x0cb", "a\x1cb", "a\rb", "a\nb"]
     lines = [{"path": name, "reason": "no such file", "detail": name, "bad": True} for name in names]
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
@@ -239,13 +239,13 @@ CHANGES: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_sample_that_says_something_wrong(tiny, name):
+def test_wrong_values_in_a_samples_json_are_reported(tiny, name):
     change, what = CHANGES[name]
     change_sample(tiny, lambda members: change_meta(members, change))
     assert what in whats(tiny)
 
 
-def test_a_sample_of_one_frame_is_no_pair(tiny):
+def test_a_sample_of_one_frame_is_not_a_pair(tiny):
     min(tiny.glob("*.tar")).unlink()
     index = np.load(tiny / "index.npy")[1:]
     index["shard"] -= 1
@@ -260,7 +260,7 @@ def test_a_sample_of_one_frame_is_no_pair(tiny):
 
 
 @pytest.mark.parametrize("more", [10_240, 512, 20 << 20])
-def test_bytes_after_the_end_of_a_tar(tiny, more):
+def test_bytes_after_the_end_of_a_tar_are_reported(tiny, more):
     tar = min(tiny.glob("*.tar"))
     tar.write_bytes(tar.read_bytes() + bytes(more))
     reseal(tiny)
@@ -268,12 +268,12 @@ def test_bytes_after_the_end_of_a_tar(tiny, more):
 
 
 @pytest.mark.parametrize("field, value", [("mode", 0o7777), ("mtime", 1), ("uid", 5), ("uname", "x")])
-def test_headers_that_are_not_plain(tiny, field, value):
+def test_headers_that_are_not_plain_are_reported(tiny, field, value):
     change_sample(tiny, lambda members: members, **{field: value})
     assert whats(tiny) == {"header of a member"}
 
 
-def test_padding_that_says_something(tiny):
+def test_padding_that_is_not_zeros_is_reported(tiny):
     tar = min(tiny.glob("*.tar"))
     data = bytearray(tar.read_bytes())
     length = int(bytes(data[124:135]), 8)
@@ -387,7 +387,7 @@ DAMAGE = [b"", b"{}", b"[]", b"[" * 100_000, b"\xff", b'{"shard": 5, "entries": 
 
 
 @pytest.mark.parametrize("data", DAMAGE, ids=range(len(DAMAGE)))
-def test_what_is_noted_of_an_unfinished_copy_may_be_damaged(tiny_set, tmp_path, data, monkeypatch):
+def test_damaged_notes_of_an_unfinished_copy_are_written_again(tiny_set, tmp_path, data, monkeypatch):
     """A tar whose note is damaged is written again; a damaged plan is another set's."""
     with monkeypatch.context() as patch:
         patch.setattr("shards.rewrite.pack_index", lambda entries: 1 / 0)  # stopped when all tars stand
@@ -404,7 +404,7 @@ def test_what_is_noted_of_an_unfinished_copy_may_be_damaged(tiny_set, tmp_path, 
 
 
 @pytest.mark.parametrize("data", DAMAGE, ids=range(len(DAMAGE)))
-def test_what_is_noted_of_an_unfinished_set_may_be_damaged(tmp_path, data):
+def test_damaged_notes_of_an_unfinished_set_do_no_harm(tmp_path, data):
     shutil.copytree(OLD, tmp_path / "set")
     shutil.copytree(OLD.parent / "work", tmp_path / "set" / ".work")
     (tmp_path / "set" / "manifest.json").unlink()

@@ -1,4 +1,4 @@
-"""Which samples show the same thing, by the names of their files."""
+"""Groups of samples that show the same thing, from the names of their files."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def test_a_picture_is_the_same_in_every_set(paths):
     assert pictures_by_key(keys).tolist() == [groups(path).picture for path in paths]  # so in an older index
 
 
-def test_other_pictures_are_others():
+def test_other_pictures_have_other_names():
     names = ("000000581857.jpg", "000000581858.jpg", "coco_581857.jpg", "a_jpg_b.jpg", "a.jpg", "0.jpg", "_.jpg")
     assert len({groups(name).picture for name in names}) == len(names)
     assert picture_name(key_for("a/000.jpg")) == "0"
@@ -51,7 +51,7 @@ def test_pairs_of_frames_belong_to_their_video():
     assert groups("masklet_data_00000.npz", 2).picture != groups("masklet_data_00001.npz", 2).picture
 
 
-def test_names_to_split_by():
+def test_names_of_groups():
     path = "sav_000/sav_1.mp4#manual-0"
     assert [group_name("key", path, 2, by) for by in GROUPS[:3]] == ["key", "sav_000/sav_1.mp4", "sav_000"]
     assert group_name("key", "v1/a.npz", 2, "picture") == group_name("other", "v1/b.npz", 2, "picture")

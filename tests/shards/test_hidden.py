@@ -1,4 +1,4 @@
-"""Names that systems and tools leave between data."""
+"""Names that operating systems and tools leave among data."""
 
 import pytest
 
@@ -27,10 +27,10 @@ def test_what_systems_and_tools_leave_is_hidden(name):
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "_a.jpg", "a..jpg", "a._b.jpg", "Thumbs.jpg", "macosx", ".", "..", "e.aDir"])
-def test_other_names_are_data(name):
+def test_other_names_are_not_hidden(name):
     assert not is_hidden(name) and not is_hidden_path(f"./photos/{name}")
 
 
-def test_a_hidden_file_goes_with_another():
+def test_a_hidden_file_belongs_to_a_visible_one():
     for name in ("._a.jpg", ".a.jpg", "a.jpg:Zone.Identifier"):
         assert visible_counterpart(name) == "a.jpg"

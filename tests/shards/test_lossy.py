@@ -1,4 +1,4 @@
-"""Lossy pictures: measured, marked for good, refused unless allowed, and bounded when they are read."""
+"""Lossy pictures: their loss is measured and recorded for good; they are refused unless allowed."""
 
 from __future__ import annotations
 
@@ -69,19 +69,19 @@ def ratios(samples: list) -> list[float]:
     return [ratio for one in samples for ratio in one.meta["psnr"].values()]
 
 
-def test_what_was_lost_is_measured_and_told(few, lossy):
+def test_the_psnr_is_measured_and_recorded(few, lossy):
     """Against another library's PSNR, from what the plain readers return; masks and prompts lose nothing."""
     ratios = []
     for info in Manifest.read(lossy).shards:
         for before, after in zip(read_samples(few / info.name), read_samples(lossy / info.name), strict=True):
             for name in (name for name in before if "masks" in name):
                 assert np.array_equal(before[name], after[name])
-            told = after["meta"]["psnr"]
-            assert told.keys() == set(PICTURES) and "psnr" not in before["meta"]
+            recorded = after["meta"]["psnr"]
+            assert recorded.keys() == set(PICTURES) and "psnr" not in before["meta"]
             for name in PICTURES[1::2]:
-                met = peak_signal_noise_ratio(before[name], after[name])
-                assert told[name] == pytest.approx(met, abs=0.006) and met > 40
-            ratios += told.values()
+                measured = peak_signal_noise_ratio(before[name], after[name])
+                assert recorded[name] == pytest.approx(measured, abs=0.006) and measured > 40
+            ratios += recorded.values()
     manifest = Manifest.read(lossy)
     assert len(ratios) == 12 and manifest.psnr == Psnr(min(ratios), pytest.approx(np.mean(ratios), abs=0.006))
     assert manifest.codec == "jpeg" and Manifest.read(few).psnr is None
@@ -90,7 +90,7 @@ def test_what_was_lost_is_measured_and_told(few, lossy):
     assert "jpeg, lossy: PSNR" in measure_sets([lossy], 1)[0].lines()[0]
 
 
-def test_it_is_refused_in_one_line_unless_allowed(lossy):
+def test_a_lossy_set_is_refused_in_one_line_unless_allowed(lossy):
     refused = CliRunner().invoke(app, ["verify-shard", str(lossy)])
     assert refused.exit_code == 1
     (line,) = [line for line in refused.output.splitlines() if line.startswith("FAILED")]
@@ -99,7 +99,7 @@ def test_it_is_refused_in_one_line_unless_allowed(lossy):
     assert allowed.exit_code == 0 and "3 samples" in allowed.output and "sav: jpeg, lossy: PSNR" in allowed.output
 
 
-def test_against_the_raw_files_the_loss_is_the_one_that_was_told(sav_root, lossy, tmp_path):
+def test_against_the_raw_files_the_psnr_is_the_recorded_one(sav_root, lossy, tmp_path):
     raw = Deriver(sav_root, tmp_path)
     how = {"derive": raw.derive, "same_inputs": raw.same_inputs, "allow_lossy": True}
     assert verify([lossy], **how).ok
@@ -111,19 +111,19 @@ def test_against_the_raw_files_the_loss_is_the_one_that_was_told(sav_root, lossy
     assert not whats(changed, allow_lossy=True)  # which the shards alone cannot show
 
 
-def test_a_manifest_that_tells_of_another_loss(changed):
-    for told, what in (
+def test_a_manifest_with_another_psnr_is_refused(changed):
+    for recorded, what in (
         ({"min": 45.0, "mean": 50.0}, "PSNR"),
         (None, "a lossy codec and no PSNR"),
         ({"min": 45.0}, "not a manifest of this version"),
         ({"min": "45", "mean": 45}, "not a manifest of this version"),
         ({"min": float("nan"), "mean": 45}, "not a manifest"),
     ):
-        rewrite_manifest(changed, psnr=told)
+        rewrite_manifest(changed, psnr=recorded)
         assert whats(changed, allow_lossy=True) == {what}
 
 
-def test_a_set_that_claims_to_be_lossless(few, lossy, changed, tmp_path, monkeypatch):
+def test_a_lossy_set_without_its_mark_is_refused(few, lossy, changed, tmp_path, monkeypatch):
     rewrite_manifest(changed, codec=None, psnr=None)  # JPEG members under their own name
     assert whats(changed) == {"incomplete sample"}
     with pytest.raises(BadShard, match="incomplete sample"):
@@ -140,7 +140,7 @@ def test_a_set_that_claims_to_be_lossless(few, lossy, changed, tmp_path, monkeyp
         recode(tmp_path / "laundered", tmp_path / "out", "raw")
 
 
-def test_a_sample_that_does_not_say_what_it_lost(lossy, tmp_path):
+def test_a_sample_without_its_psnr_is_refused(lossy, tmp_path):
     first, *others = stored_samples(lossy)
     silent = replace(first, meta={k: v for k, v in first.meta.items() if k != "psnr"})
     manifest = replace(Manifest.read(lossy), codec="zstd", psnr=Psnr.summarise(ratios(others)))
@@ -156,7 +156,7 @@ def test_a_sample_that_does_not_say_what_it_lost(lossy, tmp_path):
     assert {path.parent.name for path in tmp_path.glob("*/*.tar")} == {"sav"}
 
 
-def test_the_mark_stays_whatever_is_made_of_it(sav_root, lossy, tmp_path):
+def test_copies_of_a_lossy_set_keep_its_mark(sav_root, lossy, tmp_path):
     made = Manifest.read(lossy)
     raw = recode(lossy, tmp_path / "raw", "raw")
     assert raw.codec == "raw" and raw.psnr == made.psnr
@@ -200,7 +200,7 @@ def test_other_pictures_are_noticed_in_lossy_sets_too(few, tmp_path):
     assert failure.what == "not the picture of pixel_values" and "BGR for RGB" in failure.met
 
 
-def test_the_trainer_reads_it_and_says_so(lossy, few, tmp_path):
+def test_the_trainer_reads_a_lossy_set_and_names_it(lossy, few, tmp_path):
     loader = make_loader([lossy], fields=("pixel_values1", "g_pixel_values1"), batch_size=3, seed=1)
     (batch,) = loader.epoch(0)
     whole = {one["__key__"]: one for one in map(ShardSet(lossy).__getitem__, range(3))}

@@ -69,7 +69,7 @@ def test_what_readers_refuse_is_not_written(name):
         pack_meta(meta_of(**REFUSED[name]))
 
 
-def test_the_writer_asks(sav_set):
+def test_the_writer_checks_the_json(sav_set):
     sample = stored_samples(sav_set)[0]
     for changes in (
         {"frames": sample.meta["frames"] * 50},
@@ -91,7 +91,7 @@ def test_the_writer_asks(sav_set):
         {"path": "half a pair \ud800, a line \u2028 and a \x00"},
     ],
 )
-def test_what_is_within_the_limits_is_read(changes):
+def test_samples_within_the_limits_are_read(changes):
     meta = meta_of(**changes)
     assert parse_meta(pack_meta(meta)) == json.loads(json.dumps(meta))
 
@@ -131,7 +131,7 @@ def test_limits_are_those_of_the_document():
         *("\ufeff{}", "{} {}", "", "1" * 5000, '"\x01"'),
     ],
 )
-def test_json_that_parsers_disagree_about(text):
+def test_json_that_parsers_read_differently_is_refused(text):
     with pytest.raises(ValueError):
         parse_json(text.encode())
     with pytest.raises(ValueError):

@@ -1,4 +1,4 @@
-"""Places that nothing can be written to, and sets that are not whole, are one line of every verb."""
+"""Outputs that cannot be written, and sets without their ledger, are one line of every verb."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""The preview shows what a reader of the shards gets."""
+"""The preview shows what the reader returns."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from shards.reader import ShardSet
 from tests.shards.conftest import change_frame
 
 
-def test_a_row_a_frame_with_its_four_tiles(sav_set, tmp_path):
+def test_one_row_of_four_tiles_per_frame(sav_set, tmp_path):
     page = preview(sav_set, tmp_path / "out", samples=3)
     html = page.read_text("utf-8")
     sheets = sorted((tmp_path / "out").glob("*.png"))
@@ -62,7 +62,7 @@ def test_one_tar_of_a_set(sav_set, tmp_path):
     assert {path.name for path in (tmp_path / "out").glob("*.png")} == wanted
 
 
-def test_no_set_no_page(tmp_path):
+def test_without_a_set_there_is_no_page(tmp_path):
     with pytest.raises(UserError):
         preview(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -57,7 +57,7 @@ def test_two_spaces_of_a_name_stay_two_and_a_name_without_end_is_shortened():
 
 
 @pytest.mark.parametrize("nasty", NASTY)
-def test_cells_and_titles_are_what_they_say(nasty):
+def test_cells_and_titles_are_printed_literally(nasty):
     table = plain_table(f"set {nasty}")
     table.add_column("head")
     add_row(table, [f"cell {nasty}"])

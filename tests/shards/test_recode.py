@@ -1,4 +1,4 @@
-"""A set once more with another codec: the same tensors, and the same bytes on the way back."""
+"""A set with another codec: the same tensors, and the same bytes after recoding back."""
 
 import json
 import re
@@ -41,7 +41,7 @@ def test_every_tensor_is_bit_equal(sav_set, raw_set):
             assert np.array_equal(value, new[name]) and (name == "__key__" or value.dtype == new[name].dtype), name
 
 
-def test_the_recoded_set_is_whole_and_says_its_codec(sav_set, raw_set):
+def test_the_recoded_set_is_complete_and_records_its_codec(sav_set, raw_set):
     report = verify([raw_set], workers=2)
     assert report.ok and report.samples == 12, report.table()
     assert json.loads((raw_set / "manifest.json").read_text())["codec"] == "raw"

@@ -37,7 +37,7 @@ def test_a_file_is_read(tmp_path):
         assert opened.read() == b"0123" and stat.S_ISREG(os.fstat(opened.fileno()).st_mode)
 
 
-def test_what_is_no_file_is_refused(tmp_path, pipe):
+def test_what_is_not_a_regular_file_is_refused(tmp_path, pipe):
     before = len(os.listdir("/proc/self/fd"))
     with closing(socket.socket(socket.AF_UNIX)) as listening:
         listening.bind(str(tmp_path / "socket"))
@@ -76,7 +76,7 @@ def test_a_pipe_with_a_writer_is_refused_too(pipe):
         lambda pipe: resolve(pipe.parent),
     ],
 )
-def test_every_door_says_so(pipe, read):
+def test_every_reader_refuses_a_pipe(pipe, read):
     for name in ("manifest.json", "index.npy", "ledger.jsonl", "model.safetensors"):
         os.mkfifo(pipe.parent / name)
     with pytest.raises(UserError, match=r"a (named )?pipe\b"):

@@ -61,17 +61,18 @@ def room(small_set: Path, tars: int) -> int:
     return sum(sorted(info.bytes for info in shards.manifest.shards)[-tars:]) + shards.index.nbytes + 4096
 
 
-def assert_equal(met: ShardSet, wanted: ShardSet) -> None:
-    for position in range(len(wanted)):
-        assert met.sample_bytes(position) == wanted.sample_bytes(position)
+def assert_equal(shards: ShardSet, expected: ShardSet) -> None:
+    for position in range(len(expected)):
+        assert shards.sample_bytes(position) == expected.sample_bytes(position)
 
 
-def test_samples_are_those_of_the_folder_whatever_befalls_the_first_requests(server, small_set, tmp_path):
+def test_samples_equal_those_of_the_folder_when_first_requests_fail(server, small_set, tmp_path):
     server.faults = lambda name, n: FAULTS[n] if n < 4 else ""
-    met, local = remote(server, tmp_path), ShardSet(small_set)
-    assert isinstance(met, RemoteShardSet)
+    shards = remote(server, tmp_path)
+    local = ShardSet(small_set)
+    assert isinstance(shards, RemoteShardSet)
     for position in range(len(local)):
-        one, two = met[position], local[position]
+        one, two = shards[position], local[position]
         assert one.keys() == two.keys() and all(np.array_equal(one[name], two[name]) for name in two)
     assert {n for name, n in server.gets.items() if name.endswith(".tar")} == {4}  # right at the fourth, and kept
     for path in tmp_path.glob("*/*.tar"):
@@ -91,11 +92,11 @@ def test_samples_are_those_of_the_folder_whatever_befalls_the_first_requests(ser
     ],
 )
 def test_a_fault_that_stays_is_one_line_and_no_sample(server, small_set, tmp_path, fault, said):
-    met = remote(server, tmp_path, attempts=3)
+    shards = remote(server, tmp_path, attempts=3)
     server.faults = lambda name, n: fault
-    said = said.replace("{sha}", met.manifest.shards[0].sha256)
+    said = said.replace("{sha}", shards.manifest.shards[0].sha256)
     with pytest.raises(UserError, match=f"{server.url}/sav/{said}") as raised:
-        met[0]
+        shards[0]
     assert "\n" not in str(raised.value)
     assert server.gets["sav-000000.tar"] == (1 if fault == "403" else 3)
     assert files(tmp_path) == []
@@ -120,25 +121,26 @@ def test_what_has_changed_in_the_cache_is_fetched_again(server, small_set, tmp_p
         changed[len(changed) // 2] ^= 1
         path.unlink()  # as of an earlier run: nobody maps it
         path.write_bytes(changed)
-    before, met = server.gets.copy(), remote(server, tmp_path)
-    assert np.array_equal(met.index, local.index)
+    before = server.gets.copy()
+    shards = remote(server, tmp_path)
+    assert np.array_equal(shards.index, local.index)
     for position in range(len(local)):
-        assert met.open(position).meta == local.open(position).meta
-    assert_equal(met, local)
+        assert shards.open(position).meta == local.open(position).meta
+    assert_equal(shards, local)
     assert (server.gets - before) == {"manifest.json": 1, "index.npy": 1, tar.name: 1}
     said = [record.message for record in caplog.records if "it is fetched again" in record.message]
     assert len(said) == 2 and tar.name in said[1]
 
 
-def test_what_changes_in_the_cache_once_more_is_an_error(server, small_set, tmp_path, monkeypatch):
-    met = remote(server, tmp_path)
-    met.sample_bytes(0)
+def test_a_file_that_changes_again_after_fetching_is_an_error(server, small_set, tmp_path, monkeypatch):
+    shards = remote(server, tmp_path)
+    shards.sample_bytes(0)
     monkeypatch.setattr("shards.reader.crc32", lambda view: 1)
     with pytest.raises(BadShard, match="CRC-32 of the sample"):
-        met.open(0)
+        shards.open(0)
 
 
-def test_a_manifest_is_read_alike_twice(server, tmp_path):
+def test_two_reads_of_a_manifest_must_be_equal(server, tmp_path):
     numbers = count()
     server.faults = lambda name, n: "corrupt" if next(numbers) % 2 else ""
     with pytest.raises(UserError, match=r"manifest.json: two reads of it differ; tried 3 times"):
@@ -157,7 +159,7 @@ def test_a_manifest_is_read_alike_twice(server, tmp_path):
         ("http://127.0.0.1:9/sav", "cannot be read; met ClientConnectorError.*tried 1 times"),
     ],
 )
-def test_what_is_no_set(server, tmp_path, url, said):
+def test_what_is_not_a_set_is_one_line(server, tmp_path, url, said):
     with pytest.raises(UserError, match=said.replace("{server}", server.url)) as raised:
         open_set(url.replace("{server}", server.url), Cache(tmp_path, ANY, attempts=1))
     assert "secret" not in str(raised.value)
@@ -165,27 +167,27 @@ def test_what_is_no_set(server, tmp_path, url, said):
 
 
 def test_the_limit_holds_and_the_least_recently_used_goes_first(server, small_set, tmp_path):
-    met = remote(server, tmp_path, limit=room(small_set, 3))
+    shards = remote(server, tmp_path, limit=room(small_set, 3))
     for shard in (0, 1, 2, 0):
-        met.fetch(shard)
-        met.release(shard)
+        shards.fetch(shard)
+        shards.release(shard)
     assert files(tmp_path) == [f"sav-{n:06d}.tar" for n in (0, 1, 2)]
-    met.fetch(3)
+    shards.fetch(3)
     assert files(tmp_path) == [f"sav-{n:06d}.tar" for n in (0, 2, 3)]
-    met.fetch(4)  # 3 is in use
-    met.fetch(5)
+    shards.fetch(4)  # 3 is in use
+    shards.fetch(5)
     assert files(tmp_path) == [f"sav-{n:06d}.tar" for n in (3, 4, 5)]
     with pytest.raises(NoRoom):
-        met.fetch(6, ahead=True)
-    view = met.sample_bytes(3)
-    assert_equal(met, ShardSet(small_set))  # what is needed now takes the place of what was used before
+        shards.fetch(6, ahead=True)
+    view = shards.sample_bytes(3)
+    assert_equal(shards, ShardSet(small_set))  # what is needed now takes the place of what was used before
     assert used(tmp_path) <= room(small_set, 3)
     assert view == ShardSet(small_set).sample_bytes(3)  # though the file is gone
     with pytest.raises(UserError, match="the limit of the cache is too low"):
         remote(server, tmp_path / "other", limit=1000)
 
 
-def test_no_room_for_what_is_needed_is_an_error_after_a_while(server, small_set, tmp_path, monkeypatch):
+def test_a_cache_full_of_files_in_use_is_an_error_after_a_while(server, small_set, tmp_path, monkeypatch):
     monkeypatch.setattr(caching, "_PATIENCE", 0.1)
     limit = room(small_set, 1)
     one, other = (remote(server, tmp_path, limit=limit) for _ in range(2))
@@ -196,7 +198,7 @@ def test_no_room_for_what_is_needed_is_an_error_after_a_while(server, small_set,
     assert_equal(other, ShardSet(small_set))
 
 
-def test_what_is_fetched_ahead_leaves_room_for_what_others_need(server, small_set, tmp_path, monkeypatch):
+def test_fetching_ahead_leaves_room_for_other_readers(server, small_set, tmp_path, monkeypatch):
     monkeypatch.setattr(caching, "_PATIENCE", 0.1)
     one, other = (open_set(f"{server.url}/sav", Cache(tmp_path, room(small_set, 4), fetches=1)) for _ in range(2))
     with pytest.raises(NoRoom):
@@ -208,16 +210,17 @@ def test_what_is_fetched_ahead_leaves_room_for_what_others_need(server, small_se
 
 
 def test_a_file_that_was_damaged_or_deleted_is_fetched_again(server, small_set, tmp_path):
-    met, local = remote(server, tmp_path), ShardSet(small_set)
-    view = met.sample_bytes(0)
+    shards = remote(server, tmp_path)
+    local = ShardSet(small_set)
+    view = shards.sample_bytes(0)
     next(tmp_path.glob("*/sav-000000.tar")).unlink()  # by a careless user, while it is mapped
     assert view == local.sample_bytes(0)
     del view
-    met.release(0)
-    met.fetch(1)
-    met.release(1)
+    shards.release(0)
+    shards.fetch(1)
+    shards.release(1)
     os.truncate(next(tmp_path.glob("*/sav-000001.tar")), 1000)
-    assert_equal(met, local)
+    assert_equal(shards, local)
     assert server.gets["sav-000000.tar"] == server.gets["sav-000001.tar"] == 2
 
 
@@ -284,7 +287,7 @@ def test_a_killed_download_leaves_nothing_that_is_taken_for_whole(server, small_
 
 
 def test_a_full_disk_is_one_line(server, tmp_path, monkeypatch):
-    met = remote(server, tmp_path / "there")
+    shards = remote(server, tmp_path / "there")
     real = os.write
 
     def write(descriptor: int, data: memoryview) -> int:
@@ -294,7 +297,7 @@ def test_a_full_disk_is_one_line(server, tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "write", write)
     with pytest.raises(UserError, match=r"sav-000000.tar: cannot be written .*No space left on device; make room"):
-        met.fetch(0)
+        shards.fetch(0)
     assert files(tmp_path / "there") == []
 
 
@@ -309,8 +312,8 @@ def test_from_an_s3_server_over_a_network_that_fails(s3, small_set, tmp_path, mo
         for path in small_set.iterdir():
             store.pipe_file(f"bucket/shards/sav/{path.name}", path.read_bytes())
         network.faults = lambda name, n: FAULTS[n] if n < 4 and name == "sav-000000.tar" else ""
-        met = open_set("s3://bucket/shards/sav", Cache(tmp_path, ANY))
-        assert_equal(met, ShardSet(small_set))
+        shards = open_set("s3://bucket/shards/sav", Cache(tmp_path, ANY))
+        assert_equal(shards, ShardSet(small_set))
         assert {name: n for name, n in network.gets.items() if n > 1} == {"manifest.json": 2, "sav-000000.tar": 4}
         for url in ("s3://bucket/shards/none", "s3://none/sav"):
             with pytest.raises(UserError, match=f"{url}/manifest.json: no such file"):

@@ -1,4 +1,4 @@
-"""Sets written once more: killed at any moment, and of many shards."""
+"""Sets written again: killed at any moment, and with many shards."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_tar_that_vanished_is_written_again(sav_set, raw_set, tmp_path, monkey
     assert files_of(tmp_path / "out") == files_of(raw_set)
 
 
-def test_a_sample_that_is_not_sound_is_one_line_and_named(faulty, tmp_path):
+def test_a_damaged_sample_is_named_in_one_line(faulty, tmp_path):
     """With right checksums: more prompts than objects."""
 
     def more(samples):
@@ -84,7 +84,7 @@ def test_a_sample_that_is_not_sound_is_one_line_and_named(faulty, tmp_path):
         measure_sets([folder], 100)
 
 
-def test_the_rows_of_each_shard_in_one_go():
+def test_positions_by_shard():
     index = np.zeros(200_000, INDEX_DTYPE)
     index["shard"] = np.sort(np.random.default_rng(0).integers(0, 5_000, len(index)))
     index["shard"][-3:] = 9_000  # an index may say anything

@@ -1,4 +1,4 @@
-"""Some samples of a set as a set of their own: which ones, and that they are the same bytes."""
+"""Sets of some samples of a set: which ones are taken, and that their bytes are the same."""
 
 import json
 import shutil
@@ -99,7 +99,7 @@ def test_stopped_it_goes_on(sav_set, tmp_path, monkeypatch):
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
 
 
-def test_a_selection_is_not_taken_for_the_whole(sav_root, sav_set, tmp_path):
+def test_a_selection_does_not_pass_for_the_whole_set(sav_root, sav_set, tmp_path):
     sample(sav_set, tmp_path / "sav", 3, 0, SIZE)
     with pytest.raises(UserError, match="--overwrite"):
         shard_sav(sav_root, tmp_path / "sav")
@@ -118,7 +118,7 @@ def test_damage_is_not_given_fresh_checksums(copied, tmp_path, damage):
         sample(copied, tmp_path / "out", 12, 0, SIZE)
 
 
-def test_what_cannot_be_chosen_is_refused(sav_set, tmp_path):
+def test_impossible_choices_are_refused(sav_set, tmp_path):
     with pytest.raises(UserError, match=r"too few samples.*met 12 samples; wanted at least 13"):
         sample(sav_set, tmp_path / "out", 13, 0, SIZE)
     with pytest.raises(UserError, match="no sample in val"):
@@ -126,5 +126,5 @@ def test_what_cannot_be_chosen_is_refused(sav_set, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_whole_set_says_nothing_of_a_selection(sav_set):
+def test_a_whole_set_has_no_selection(sav_set):
     assert "selection" not in json.loads((sav_set / "manifest.json").read_bytes())

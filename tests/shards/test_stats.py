@@ -1,4 +1,4 @@
-"""Numbers of a set, against the same ones counted from what the plain reader returns."""
+"""Statistics of a set equal those counted from what the reader returns."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from tests.shards.conftest import change_frame
 
 
 def two_objects(samples):
-    """The first sample with a second object: told of in two texts, not visible in frame 2, of 2 cells in frame 1."""
+    """The first sample with a second object: with two texts, not visible in frame 2, with 2 cells in frame 1."""
     sample = samples[0]
     objects = [{**sample.meta["objects"][0], "id": "a"}, {"id": "b", "texts": ["a b c", "d", "..."], "filled": [1, 0]}]
     for k in (1, 2):
@@ -59,7 +59,7 @@ def test_numbers_equal_those_of_the_plain_reader(faulty):
     assert stats.to_json()["quantities"][AREA]["quartiles"][2] == pytest.approx(np.median([area for area, _ in seen]))
 
 
-def test_some_samples_stand_for_all(sav_set):
+def test_measured_samples_are_spread_over_the_set(sav_set):
     (stats,) = measure_sets([sav_set], 5)
     assert stats.measured == len(stats.values[FRAMES]) == 5
     assert stats.manifest.samples == Manifest.read(sav_set).samples == 12
@@ -81,7 +81,7 @@ def test_from_the_command_line(sav_set, tmp_path):
     assert (tmp_path / "x.html").exists()
 
 
-def test_no_set_no_page(tmp_path):
+def test_without_a_set_there_is_no_page(tmp_path):
     with pytest.raises(UserError, match="no manifest"):
         measure_sets([tmp_path], 4)
 

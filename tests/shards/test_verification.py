@@ -1,4 +1,4 @@
-"""verify-shard finds every planted fault, and names shard, key, field, the value met and the value wanted."""
+"""verify-shard finds every planted fault and names shard, key, field, the value met and the value wanted."""
 
 import json
 import random
@@ -66,7 +66,7 @@ FAULTS = {
 }
 
 
-def test_a_sound_set(sav_set):
+def test_a_sound_set_passes(sav_set):
     report = verify([sav_set], workers=2)
     assert report.ok and report.samples == report.objects == 12
     rows = {name: (row.shape, row.dtype, row.samples) for name, row in report.fields.items()}
@@ -85,7 +85,7 @@ def test_a_sound_set(sav_set):
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_planted_fault_with_right_checksums(faulty, sav_set, name):
+def test_planted_faults_with_right_checksums_are_reported(faulty, sav_set, name):
     change, fields = FAULTS[name]
     report = verify([faulty(change)])
     assert {failure.field for failure in report.failures} == fields
@@ -120,7 +120,7 @@ def test_an_incomplete_sample(faulty, sav_set):
     assert failure.what == "incomplete sample" and "masks3" in failure.met
 
 
-def test_keys_that_stand_twice(faulty):
+def test_repeated_keys_are_reported(faulty):
     report = verify([faulty(lambda samples: [*samples, samples[0]])])
     assert [failure.what for failure in report.failures] == ["key stands twice"]
 
@@ -167,7 +167,7 @@ def test_files_of_the_set_that_were_changed(copied):
 
 
 @pytest.mark.parametrize("column", ["texts", "regions"])
-def test_an_index_that_counts_otherwise(copied, column):
+def test_wrong_counts_in_the_index_are_reported(copied, column):
     index = read_index(copied).copy()
     index[column][3] += 1
     np.save(copied / INDEX, index)

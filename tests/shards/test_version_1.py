@@ -101,9 +101,10 @@ def unfinished(place: Path) -> Path:
 
 def test_a_run_begun_before_is_merged(tmp_path):
     merge(str(unfinished(tmp_path / "folder")), 1)
-    met, wanted = files_of(tmp_path / "folder"), files_of(OLD)
-    assert met.keys() == wanted.keys()
-    assert {name for name in met if met[name] != wanted[name]} == {"index.npy", "manifest.json"}  # groups are new
+    files = files_of(tmp_path / "folder")
+    expected = files_of(OLD)
+    assert files.keys() == expected.keys()
+    assert {name for name in files if files[name] != expected[name]} == {"index.npy", "manifest.json"}  # groups are new
     assert verify([tmp_path / "folder"]).ok and ShardSet(tmp_path / "folder").manifest.version == 1
 
 

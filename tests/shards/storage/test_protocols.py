@@ -1,4 +1,4 @@
-"""One table of protocols: each one's URLs are taken, its package is named, its secrets are not."""
+"""The table of protocols: every URL is accepted, a missing package is named, secrets stay out of messages."""
 
 import io
 import sys

@@ -1,4 +1,4 @@
-"""Where sets are written: the same words for a folder and an object store; whole or not at all."""
+"""Stores: a folder and an object store behave alike, and a file appears whole or not at all."""
 
 import errno
 import os
@@ -33,7 +33,7 @@ def store(request, s3, go_by, tmp_path) -> Store:
     return LocalFolder(tmp_path / "set")
 
 
-def test_what_is_put_is_read(store, tmp_path):
+def test_files_that_are_put_are_read(store, tmp_path):
     store = pickle.loads(pickle.dumps(store))
     store.put("a.tar", b"first")
     store.put("a.tar", b"second")
