@@ -86,7 +86,7 @@ def preview(path: Path | str, out: Path, samples: int = 8) -> Path:
         The page, `out/index.html`. It opens offline, with the sheets beside it.
     """
     path = Path(path)
-    shards = ShardSet(path if path.is_dir() else path.parent)
+    shards = ShardSet(path.parent if path.is_file() else path)
     positions = np.arange(len(shards))
     if not path.is_dir():
         names = [info.name for info in shards.manifest.shards]
