@@ -108,3 +108,21 @@ def test_git_ignores_data_below_shards_and_nothing_else_there():
     asked = ["shards/sav/sav-000000.tar", "shards/sav/manifest.json", "shards/reader.py", "data/sav/a.npz", "runs/x"]
     done = subprocess.run(["git", "check-ignore", *asked], capture_output=True, text=True, cwd=REPOSITORY)
     assert done.stdout.split() == [path for path in asked if path != "shards/reader.py"]
+
+
+MOST_LINES = 60
+MOST_ARGUMENTS = 12
+
+
+def test_functions_of_the_trainer_can_be_read_at_a_glance():
+    """No function is longer than a screen, and none takes more arguments than a reader can keep in mind."""
+    too_large = []
+    for path in modules("trainer"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                given = node.args
+                arguments = len(given.posonlyargs) + len(given.args) + len(given.kwonlyargs)
+                if lines > MOST_LINES or arguments > MOST_ARGUMENTS:
+                    too_large.append(f"{path}: {node.name}, {lines} lines, {arguments} arguments")
+    assert not too_large

@@ -15,7 +15,8 @@ from trainer.released.folder import cast, load_model, save_model
 from trainer.released.loaded import LoadedModel
 from trainer.trained import ORIGIN, Origin, load_trained
 
-RELEASED, CHECKPOINT = "config.json", "checkpoint"
+RELEASED = "config.json"
+CHECKPOINT = "checkpoint"
 
 
 def load_any(path: Path, dtype: torch.dtype | None = None) -> tuple[LoadedModel, Origin | None]:

@@ -13,7 +13,8 @@ from trainer.config import Config
 from trainer.model.sa2va import Sa2VA
 from trainer.model.trainable import by_part
 
-_CODES, _SCALE = "#codes", "#scale"
+_CODES = "#codes"
+_SCALE = "#scale"
 
 
 def make_optimizer(model: Sa2VA, config: Config) -> torch.optim.Optimizer:

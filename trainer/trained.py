@@ -32,7 +32,8 @@ from trainer.released.loaded import LoadedModel, ModelInfo
 from trainer.released.training import recipe_from_json, recipe_to_json
 from trainer.trained_on import FILE, KEY, TrainedOn, ids_to_bytes, read_trained_on
 
-WEIGHTS, ORIGIN = "trained.safetensors", "origin.json"
+WEIGHTS = "trained.safetensors"
+ORIGIN = "origin.json"
 _VERSION = 1
 
 

@@ -22,7 +22,8 @@ from shards.regular_file import read_regular
 from trainer.data.choice import UInt64, hash64
 from trainer.data.holdout import pictures_of
 
-FILE, KEY = "trained_on.bin", "trained_on"
+FILE = "trained_on.bin"
+KEY = "trained_on"
 """The file beside a model's weights with `TrainedOn.ids`, uint64 little-endian; the key in the JSON beside it."""
 _ID = np.dtype("<u8")
 

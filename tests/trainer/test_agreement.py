@@ -1,4 +1,4 @@
-"""What all processes agree on: means, amounts, signals, and that a loss which is not finite stops them."""
+"""All processes agree on means, amounts and signals; a loss that is not finite stops all of them."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from trainer.agreement import over_processes, stop_unless_finite
 KEYS = {"dual": ["a", "b"], "segment": ["c"]}
 
 
-def test_one_row_says_it_all():
+def test_means_amounts_and_signals_share_one_collective():
     values = {"loss": torch.tensor(2.0), "bce": torch.tensor(0.5)}
     amounts = {"tokens": torch.tensor(300.0), "waited": 0.25}
     means, each, signal = over_processes(Accelerator(cpu=True), values, amounts, 15)
     assert (means, each, signal) == ({"loss": 2.0, "bce": 0.5}, {"tokens": [300.0], "waited": [0.25]}, 15)
 
 
-def test_what_is_finite_goes_on():
+def test_finite_losses_stop_nothing():
     stop_unless_finite({"loss": 1.0, "grad_norm": 2.0}, {"loss": torch.tensor(1.0)}, 3, KEYS)
 
 
-def test_a_gradient_that_is_not_finite_is_its_own_reason_only_where_no_loss_is():
-    """All processes have the norm of the mean gradient; one of them has the loss that spoilt it."""
+def test_a_gradient_that_is_not_finite_is_reported_only_where_all_losses_are_finite():
+    """All processes have the norm of the mean gradient; one of them has the loss that is not finite."""
     own = {"loss": torch.tensor(1.0), "grad_norm": torch.tensor(torch.nan)}
     for loss, said in ((torch.nan, "met finite here, not on another process"), (1.0, "met grad_norm nan")):
         with pytest.raises(UserError, match=said):

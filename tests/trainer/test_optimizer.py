@@ -1,4 +1,4 @@
-"""The optimiser: AdamW a part, and moments in 8 bits that are as good, smaller, and come back to the bit."""
+"""AdamW per part; moments in 8 bits are smaller, train alike, and are restored bit for bit."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def trained(make_loop, config: Config, steps: int) -> Parts:
-    """After some steps with made-up gradients, the last of them at a rate of its own."""
+    """Return `Parts` after some steps with made-up gradients, the last of them at another rate."""
     loop = make_loop(config)
     optimizer = make_optimizer(loop.model, config)
     parts = Parts(loop, frozenset(), optimizer, LambdaLR(optimizer, lambda step: 1 / (1 + step)))
@@ -47,8 +47,9 @@ def more(parts: Parts, steps: int) -> None:
 
 
 def test_biases_norms_and_scales_do_not_decay(config: Config):
-    """Nothing decays that SAM 2 or transformers leave alone (by their own rules), and embeddings do, as with both."""
-    config.trainable, config.rates = [*PARTS], {"mlp1": 1e-4}
+    """Nothing decays that SAM 2 or transformers exclude by their own rules; embeddings decay, as with both."""
+    config.trainable = [*PARTS]
+    config.rates = {"mlp1": 1e-4}
     model = build("tiny")
     set_trainable(model, config.trainable, r=4, alpha=8, dropout=0.0)
     groups = make_optimizer(model, config).param_groups
@@ -72,7 +73,10 @@ def test_biases_norms_and_scales_do_not_decay(config: Config):
 @pytest.mark.parametrize("name", ["adamw", "adamw8bit"])
 @pytest.mark.parametrize("on", ["matrices", "all"])
 def test_what_decays_shrinks_by_rate_times_decay(make_loop, config: Config, name: str, on: str):
-    config.optimizer, config.weight_decay_on, config.lr, config.weight_decay = name, on, 0.1, 0.5
+    config.optimizer = name
+    config.weight_decay_on = on
+    config.lr = 0.1
+    config.weight_decay = 0.5
     loop = make_loop(config)
     before = {n: p.detach().clone() for n, p in loop.named_parameters() if p.requires_grad}
     for parameter in loop.parameters():
@@ -85,9 +89,10 @@ def test_what_decays_shrinks_by_rate_times_decay(make_loop, config: Config, name
     assert {p.ndim > 1 for p in before.values()} == {True, False}
 
 
-def test_a_checkpoint_of_other_groups_is_taken_up_by_name(make_loop, config: Config, tmp_path):
+def test_a_checkpoint_of_other_groups_is_restored_by_name(make_loop, config: Config, tmp_path):
     """Such a checkpoint was written when each part was a single group."""
-    config.lr, config.rates = 1e-3, {"mlp1": 1e-4}
+    config.lr = 1e-3
+    config.rates = {"mlp1": 1e-4}
     parts = trained(make_loop, Config(**{**vars(config), "weight_decay_on": "all"}), 2)
     schedule = parts.schedule()
     assert len(schedule["base_lrs"]) == len(config.trainable)
@@ -104,8 +109,9 @@ def test_a_checkpoint_of_other_groups_is_taken_up_by_name(make_loop, config: Con
     assert other.scheduler.last_epoch == 3 and other.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 / 4)
 
 
-def test_8_bits_a_moment_take_a_quarter_and_train_alike(make_loop, config: Config):
-    config.lr, config.rates = 1e-3, {"mlp1": 1e-4}
+def test_8_bits_per_moment_take_a_quarter_and_train_alike(make_loop, config: Config):
+    config.lr = 1e-3
+    config.rates = {"mlp1": 1e-4}
     plain, small = (trained(make_loop, Config(**{**vars(config), "optimizer": o}), 4) for o in ("adamw", "adamw8bit"))
     full, coded = (parts.tensors()["optimizer.safetensors"] for parts in (plain, small))
     for name, moment in full.items():

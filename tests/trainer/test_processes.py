@@ -1,4 +1,4 @@
-"""Finding out how many processes Accelerate was asked for where it starts one only."""
+"""The number of processes that Accelerate was asked for, where it starts one only."""
 
 import os
 import signal
@@ -39,7 +39,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_a_lone_process_of_two_knows(launched: pytest.MonkeyPatch):
+def test_a_lone_process_of_two_knows_their_number(launched: pytest.MonkeyPatch):
     assert missing_processes() == 2
 
 
@@ -50,7 +50,7 @@ def test_a_process_with_a_rank_starts_no_others(launched: pytest.MonkeyPatch, na
 
 
 @pytest.mark.parametrize("name", ["MASTER_PORT", "ACCELERATE_MIXED_PRECISION"])
-def test_one_process_that_was_asked_for_is_all(launched: pytest.MonkeyPatch, name: str):
+def test_a_single_requested_process_starts_no_others(launched: pytest.MonkeyPatch, name: str):
     launched.delenv(name)
     assert missing_processes() == 0
 

@@ -1,4 +1,4 @@
-"""Who waits for whom is said: for a process that is stopped, and for one that is behind."""
+"""The log names the process that others wait for: one that is stopped, and one that is behind."""
 
 import logging
 import os
@@ -23,7 +23,7 @@ def soon(holds: Callable[[], object], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
-def test_a_process_without_a_sign_of_life_and_one_that_is_slow_are_named(tmp_path: Path, caplog):
+def test_a_silent_process_and_a_slow_one_are_named(tmp_path: Path, caplog):
     caplog.set_level(logging.WARNING)
     watches = [StallWatch(tmp_path, rank, 3, 1.5, 1800) for rank in range(3)]
     with closing(watches[0]) as first, closing(watches[1]) as second, closing(watches[2]) as third:
@@ -46,7 +46,7 @@ def test_a_process_without_a_sign_of_life_and_one_that_is_slow_are_named(tmp_pat
     assert not list(tmp_path.glob(".processes/*"))
 
 
-def test_those_who_are_equally_far_say_nothing_and_one_alone_does_nothing(tmp_path: Path, caplog):
+def test_equal_progress_is_not_logged_and_a_run_of_one_process_writes_nothing(tmp_path: Path, caplog):
     with closing(StallWatch(tmp_path, 0, 2, 1, 9)) as first, closing(StallWatch(tmp_path, 1, 2, 1, 9)) as second:
         first.start()
         second.start()
@@ -61,7 +61,8 @@ def test_those_who_are_equally_far_say_nothing_and_one_alone_does_nothing(tmp_pa
 def test_a_stopped_process_is_named_by_the_other_and_the_run_ends_well(sav_set: Path, tmp_path: Path):
     given = [f"data.shards=[{sav_set}]", "data.holdout=0", "batch_size=1", "accumulation=1", *SMALL, "steps=4"]
     given += ["stall_notice=2", f"output_dir={tmp_path / 'run'}"]
-    run, said = fork_run(given, tmp_path / "said", processes=2), tmp_path / "said"
+    run = fork_run(given, tmp_path / "said", processes=2)
+    said = tmp_path / "said"
     soon(lambda: "step 00002/00004" in said.read_text() or run.poll() is not None, 300)
     stopped = run.processes[1]
     assert stopped.pid is not None

@@ -1,4 +1,4 @@
-"""The launcher's files, as Accelerate itself reads them, and what is refused rather than done wrongly."""
+"""The launch files as Accelerate itself reads them, and what is refused because a strategy does not support it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.config import Config, load_config
 
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch):
-    """Set that environment, and make what Accelerate makes of it on GPUs."""
+    """Set the environment of a launch file, and build the accelerator that Accelerate would build on GPUs."""
 
     def launch(file: str, *flags: str) -> SimpleNamespace:
         for name in [name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_"))]:
@@ -24,16 +24,18 @@ def launched(monkeypatch: pytest.MonkeyPatch):
         for name, value in environment_of(file, *flags).items():
             monkeypatch.setenv(name, value)
         if zero.is_requested():
-            plugin, kind = DeepSpeedPlugin(), DistributedType.DEEPSPEED
+            plugin = DeepSpeedPlugin()
+            kind = DistributedType.DEEPSPEED
             return SimpleNamespace(distributed_type=kind, state=SimpleNamespace(deepspeed_plugin=plugin))
         shared = os.environ.get("ACCELERATE_USE_FSDP") == "true"
-        plugin, kind = FullyShardedDataParallelPlugin(), DistributedType.FSDP if shared else DistributedType.MULTI_GPU
+        plugin = FullyShardedDataParallelPlugin()
+        kind = DistributedType.FSDP if shared else DistributedType.MULTI_GPU
         return SimpleNamespace(distributed_type=kind, state=SimpleNamespace(fsdp_plugin=plugin))
 
     return launch
 
 
-def test_ddp_is_neither(launched):
+def test_ddp_is_neither_fsdp_nor_deepspeed(launched):
     accelerator = launched("ddp.yaml")
     before = vars(accelerator.state.fsdp_plugin).copy()
     fsdp.set_up(accelerator, Config())
@@ -41,7 +43,7 @@ def test_ddp_is_neither(launched):
     assert vars(accelerator.state.fsdp_plugin) == before and os.environ["ACCELERATE_MIXED_PRECISION"] == "no"
 
 
-def test_fsdp_leaves_types_to_the_run(launched):
+def test_fsdp_leaves_dtypes_to_the_run(launched):
     accelerator = launched("fsdp2.yaml")
     plugin = accelerator.state.fsdp_plugin
     assert plugin.fsdp_version == 2 and plugin.reshard_after_forward is True
@@ -63,7 +65,7 @@ def test_fsdp_leaves_types_to_the_run(launched):
         ([], ["compile=true"], "compile: does not go with"),
     ],
 )
-def test_what_does_not_go_with_fsdp_is_one_line(launched, flags, given, said):
+def test_what_fsdp_does_not_support_is_one_line(launched, flags, given, said):
     accelerator = launched("fsdp2.yaml", *flags)
     with pytest.raises(UserError, match=said):
         fsdp.set_up(accelerator, load_config(given))
@@ -89,7 +91,7 @@ def test_deepspeed_takes_batch_accumulation_and_clipping_from_the_run(launched):
         ([], ["optimizer=adamw8bit"], "optimizer: does not go with"),
     ],
 )
-def test_what_does_not_go_with_deepspeed_is_one_line(launched, flags, given, said):
+def test_what_deepspeed_does_not_support_is_one_line(launched, flags, given, said):
     accelerator = launched("zero2.yaml", *flags)
     with pytest.raises(UserError, match=said):
         zero.set_up(accelerator, load_config(given))

@@ -1,4 +1,4 @@
-"""Whole runs: what they leave, what stops them, and that two processes do what one does."""
+"""Runs from start to end: what they leave, and what stops them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints of runs: what they hold, that they load strictly, and that what was trained gets into exports."""
+"""Checkpoints of runs: what they hold, that they load strictly, and that exports hold the trained weights."""
 
 from __future__ import annotations
 
@@ -36,12 +36,13 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config_of(released: Path, trainable: list[str]) -> Config:
     config = Config(model=ModelConfig(path=str(released)), trainable=trainable)
-    config.lora.r, config.lora.alpha = 4, 8
+    config.lora.r = 4
+    config.lora.alpha = 8
     return config
 
 
 def train_a_little(config: Config, folder: Path, seed: int) -> Sa2VA:
-    """All that trains moves."""
+    """Change all trainable parameters."""
     base = base_model(config.model, "cpu")
     model = base.model
     set_trainable(model, config.trainable, **asdict(config.lora))
@@ -54,7 +55,8 @@ def train_a_little(config: Config, folder: Path, seed: int) -> Sa2VA:
 
 
 def same(one: Sa2VA, two: Sa2VA) -> bool:
-    a, b = one.state_dict(), two.state_dict()
+    a = one.state_dict()
+    b = two.state_dict()
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
@@ -72,7 +74,7 @@ def test_adapters_alone_are_saved_and_loaded(released, tmp_path):
     assert not any(p.requires_grad for p in loaded.parameters()) and not loaded.training
 
 
-def test_what_no_file_holds_is_kept_though_it_did_not_train(tmp_path):
+def test_tensors_that_no_file_holds_are_saved_even_if_frozen(tmp_path):
     config = Config(trainable=["mlp1"])
     torch.manual_seed(4)
     model = train_a_little(config, tmp_path, 1)
@@ -84,7 +86,7 @@ def test_what_no_file_holds_is_kept_though_it_did_not_train(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_checkpoints_give_two_exports_in_the_type_of_their_base(released, tmp_path):
+def test_two_checkpoints_give_two_exports_in_the_dtype_of_their_base(released, tmp_path):
     base = load_file(released / "model.safetensors")
     exports = []
     for seed in (1, 2):
@@ -93,7 +95,8 @@ def test_two_checkpoints_give_two_exports_in_the_type_of_their_base(released, tm
             config_of(released, ["lora", "mlp1", "text_hidden_fcs", "sam_mask_decoder"]), run / "checkpoint", seed
         )
         if seed == 1:
-            command, said = ["export", "--checkpoint", run, "--out", tmp_path / "out1"], tmp_path / "said"
+            command = ["export", "--checkpoint", run, "--out", tmp_path / "out1"]
+            said = tmp_path / "said"
             assert Joined(1, command_line, command, said=said).wait() == [0]
             assert "bytes of weights in 1 file(s)" in said.read_text()
         else:
@@ -136,7 +139,7 @@ def test_an_export_computes_what_the_run_did(released, tmp_path):
     assert not torch.equal(table, before.language_model.model.embed_tokens.weight)
 
 
-def test_a_released_folder_can_be_exported_in_another_type(released, tmp_path):
+def test_a_released_folder_can_be_exported_in_another_dtype(released, tmp_path):
     export(released, tmp_path / "out", torch.float32)
     assert {t.dtype for t in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.float32}
 
@@ -171,7 +174,7 @@ def test_a_checkpoint_of_another_training_is_refused(released, tmp_path, change,
         load_trained(tmp_path)
 
 
-def test_what_is_no_checkpoint_is_one_line(released, tmp_path):
+def test_a_folder_that_is_no_checkpoint_is_one_line(released, tmp_path):
     with pytest.raises(UserError, match="no model here"):
         load_any(tmp_path)
     train_a_little(config_of(released, ["mlp1"]), tmp_path, 1)

@@ -1,4 +1,4 @@
-"""Two processes do what one does, and are not lost either: killed, preempted, gone on with as one."""
+"""Two processes train as one does, and survive too: killed, preempted, resumed as one."""
 
 from __future__ import annotations
 
@@ -99,18 +99,21 @@ def test_two_processes_of_which_one_is_killed(two_processes: Path, tmp_path: Pat
 
 
 def spoilt(arguments: list[str], from_step: int) -> None:
-    """Train; in the second process the mask losses are NaN from a step of two batches on. Each update is told."""
-    original, update, asked = passes.point_losses, torch.optim.AdamW.step, count()
+    """Train; in the second process the mask losses are NaN from a step of two batches on. Each update is printed."""
+    original = passes.point_losses
+    update = torch.optim.AdamW.step
+    asked = count()
 
     def point_losses(*how: torch.Tensor) -> tuple[torch.Tensor, ...]:
         bad = os.environ["RANK"] == "1" and next(asked) >= 2 * (from_step - 1)
         return tuple(loss * torch.nan if bad else loss for loss in original(*how))
 
-    def told(optimizer: torch.optim.AdamW, *how: object) -> object:
+    def printing(optimizer: torch.optim.AdamW, *how: object) -> object:
         print("an update", flush=True)
         return update(optimizer, *how)
 
-    passes.point_losses, torch.optim.AdamW.step = point_losses, told
+    passes.point_losses = point_losses
+    torch.optim.AdamW.step = printing
     train(arguments)
 
 
@@ -142,7 +145,7 @@ def test_two_processes_of_which_one_has_a_loss_that_is_not_finite(
     assert [name for name in STATE_OF_THE_RUN if written[name] != wanted[name]] == []
 
 
-def test_two_processes_that_are_preempted_go_on_as_one(two_processes: Path, tmp_path: Path):
+def test_two_preempted_processes_resume_as_one(two_processes: Path, tmp_path: Path):
     """Both stop after the same step, though one alone gets the signal. Then the same samples in each step, whoever
     takes them; sums are rounded in another order."""
     out = tmp_path / "run"

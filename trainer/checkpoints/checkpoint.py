@@ -28,7 +28,9 @@ from trainer.trained import WEIGHTS, Origin, fill, read_tensors, trained_tensors
 from trainer.zero import full_moments, restore_moments
 
 STATE = "state.json"
-_TEACHER, _OPTIMIZER, _RNG = "teacher.safetensors", "optimizer.safetensors", "rng.json"
+_TEACHER = "teacher.safetensors"
+_OPTIMIZER = "optimizer.safetensors"
+_RNG = "rng.json"
 _VERSION = 1
 
 Tensors = dict[str, torch.Tensor]

@@ -28,7 +28,9 @@ from trainer.checkpoints.checkpoint import STATE, read_state
 
 log = logging.getLogger(__name__)
 
-CHECKPOINTS, LATEST, BEST = "checkpoints", "latest", "best"
+CHECKPOINTS = "checkpoints"
+LATEST = "latest"
+BEST = "best"
 _FINAL = "checkpoint"
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """Errors of a disk, a quota or a limit that is full."""
@@ -43,7 +45,9 @@ class RunFolder:
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
-        self.folder, self.checkpoints, self.report = folder, folder / CHECKPOINTS, folder / "report.html"
+        self.folder = folder
+        self.checkpoints = folder / CHECKPOINTS
+        self.report = folder / "report.html"
         self._keep = keep
         self._lock: int | None = None
 

@@ -40,7 +40,8 @@ class Spent:
     @classmethod
     def of(cls, seconds: float, samples: int, each: Mapping[str, Sequence[float]]) -> Spent:
         """Build it from `each`: by name, one number per process."""
-        tokens, flops = sum(each["tokens"]), sum(each["flops"])
+        tokens = sum(each["tokens"])
+        flops = sum(each["flops"])
         return cls(seconds, samples, tokens, flops, each["waited"], each["memory"])
 
     def rates(self, peak: float | None) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What a checkpoint holds: all that changes in a run, as tensors by name and JSON, read strictly."""
+"""A checkpoint holds all that changes in a run, as tensors by name and JSON, and is read strictly."""
 
 import json
 import random
@@ -18,7 +18,7 @@ from trainer.trained import Origin, load_trained
 
 @pytest.fixture
 def make(make_loop, config):
-    """Parts after some steps with made-up gradients."""
+    """Make `Parts` after some steps with made-up gradients."""
 
     def parts(steps: int) -> Parts:
         loop = make_loop()
@@ -98,7 +98,7 @@ def test_moments_of_another_optimiser_are_an_error(make, written):
         make(0).read(written[1])
 
 
-def test_no_flipped_bit_of_any_file_is_taken_up(written):
+def test_a_flipped_bit_of_any_file_is_found(written):
     """Weights, teacher, moments, state, random states, origin, and the list of checksums itself."""
     _, folder = written
     check_checkpoint(folder)
@@ -106,7 +106,8 @@ def test_no_flipped_bit_of_any_file_is_taken_up(written):
     for path in sorted(folder.iterdir()):
         whole = path.read_bytes()
         for _ in range(40):
-            changed, bit = bytearray(whole), draws.randrange(8 * len(whole))
+            changed = bytearray(whole)
+            bit = draws.randrange(8 * len(whole))
             changed[bit // 8] ^= 1 << bit % 8
             path.write_bytes(changed)
             if path.name == CHECKSUMS and json_or_none(changed) == json.loads(whole):
@@ -136,7 +137,7 @@ def test_a_file_that_is_gone_is_named(written, name: str):
     load_trained(written[1])  # an export does not read it
 
 
-def test_a_checkpoint_of_an_earlier_release_is_taken_and_said_to_be_unchecked(written, caplog):
+def test_a_checkpoint_of_an_earlier_release_is_read_with_a_warning(written, caplog):
     (written[1] / CHECKSUMS).unlink()
     assert load_trained(written[1])[1].step == 3
     (said,) = [record.getMessage() for record in caplog.records if CHECKSUMS in record.getMessage()]

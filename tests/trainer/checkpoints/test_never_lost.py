@@ -1,4 +1,4 @@
-"""Runs that are killed, preempted, out of disk: the same command goes on and ends where it would have ended."""
+"""Runs that are killed, preempted, or out of disk: the same command resumes them, and they end as if undisturbed."""
 
 from __future__ import annotations
 
@@ -53,15 +53,15 @@ def undisturbed(given: list[str], tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """A run that was preempted leaves its handlers."""
+    """Restore the handlers: a preempted run leaves its own."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-def steps_told(run: Path) -> list[tuple[int, bool]]:
-    """(step, whether it is an evaluation) of each record."""
+def recorded_steps(run: Path) -> list[tuple[int, bool]]:
+    """Return (step, whether it is an evaluation) of each record."""
     return [(record["step"], "loss" not in record) for record in records(run)]
 
 
@@ -77,7 +77,7 @@ def test_kill_9_at_any_moment(given: list[str], undisturbed: Path, tmp_path: Pat
     print(f"killed after {records(out)[-1:]} and {sorted(p.name for p in (out / 'checkpoints').iterdir())}")
     main([*given, f"output_dir={out}"])
     assert_same(out, undisturbed)
-    assert steps_told(out) == steps_told(undisturbed)
+    assert recorded_steps(out) == recorded_steps(undisturbed)
     told = EventAccumulator(str(out / "tensorboard")).Reload().Scalars("train/loss")
     assert [event.step for event in told] == [1, 2, 3, 4]
 
@@ -85,7 +85,7 @@ def test_kill_9_at_any_moment(given: list[str], undisturbed: Path, tmp_path: Pat
 def test_a_signal_saves_and_leaves(
     given: list[str], undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
-    """SIGTERM arrives in step 3, after which an evaluation is due: that one is made up for. SIGINT in the last step."""
+    """SIGTERM in step 3, after which an evaluation is due: it follows when the run resumes. SIGINT in the last step."""
     original = Stream.step
 
     def step(stream: Stream):
@@ -107,11 +107,11 @@ def test_a_signal_saves_and_leaves(
         assert load_trained(tmp_path / "checkpoint")[1].step == stopped_at
     main([*given, f"output_dir={tmp_path}"])
     assert_same(tmp_path, undisturbed)
-    assert steps_told(tmp_path) == steps_told(undisturbed)
+    assert recorded_steps(tmp_path) == recorded_steps(undisturbed)
     assert (tmp_path / "report.html").exists()
 
 
-def test_a_finished_run_says_so_and_stays(given: list[str], undisturbed: Path, capsys):
+def test_a_finished_run_is_reported_and_left_alone(given: list[str], undisturbed: Path, capsys):
     before = files_of(undisturbed)
     main([*given, f"output_dir={undisturbed}"])
     assert "is finished: 4 steps" in capsys.readouterr().out
@@ -121,7 +121,8 @@ def test_a_finished_run_says_so_and_stays(given: list[str], undisturbed: Path, c
 def test_a_full_disk_leaves_the_previous_checkpoint(given: list[str], undisturbed: Path, tmp_path: Path):
     """The disk takes no file of more than 1 MB from the second checkpoint on."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    save, saved = RunFolder.save, []
+    save = RunFolder.save
+    saved = []
     given = [*given, "eval.every=9", "checkpoint.every=2"]
 
     def limited(self, step, *args):

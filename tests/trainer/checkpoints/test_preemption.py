@@ -1,4 +1,4 @@
-"""Signals: one asks, a second one after a while ends at once; a launcher that is gone counts as one."""
+"""Signals: the first is noted, a later one exits at once; a killed launcher counts as one."""
 
 import os
 import signal
@@ -43,7 +43,7 @@ def listen(*arguments: str, **environment: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_asks_and_its_echo_does_nothing_more(handlers, number: signal.Signals):
+def test_a_signal_is_noted_and_its_echo_ignored(handlers, number: signal.Signals):
     with Preemption() as preemption:
         assert preemption.signal == 0
         os.kill(os.getpid(), number)
@@ -51,13 +51,13 @@ def test_a_signal_asks_and_its_echo_does_nothing_more(handlers, number: signal.S
         assert preemption.signal == number
 
 
-def test_without_a_signal_all_is_as_before(handlers):
+def test_without_a_signal_the_handlers_are_restored(handlers):
     with Preemption():
         pass
     assert {number: signal.getsignal(number) for number in SIGNALS} == handlers
 
 
-def test_a_second_signal_leaves_at_once():
+def test_a_second_signal_exits_at_once():
     with listen("stay") as process:
         assert process.stdout and process.stdout.readline() == "listening\n"
         process.send_signal(signal.SIGTERM)

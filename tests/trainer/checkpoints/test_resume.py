@@ -1,4 +1,4 @@
-"""Where a run begins: what is taken up, what is refused, and why."""
+"""Where a run begins: what is resumed, what is refused, and why."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def config(run: RunFolder) -> Config:
 
 
 def save(run: RunFolder, config: Config, *steps: int) -> None:
-    """Checkpoints of `steps` and records of all steps, one more and half of another."""
+    """Save checkpoints of `steps`, and records of all steps, of one more, and half of another."""
     run.open()
     for step in steps:
         position = {"dual": {"epoch": 0, "samples": 8 * step}}
@@ -59,7 +59,7 @@ def test_a_run_without_a_checkpoint_begins_anew(run, config):
         assert began(run, config) == Beginning()
 
 
-def test_the_latest_checkpoint_is_taken_up_and_the_records_are_cut_back_to_it(run, config):
+def test_the_latest_checkpoint_is_resumed_and_the_records_are_cut_back_to_it(run, config):
     save(run, config, 2, 4)
     begun = began(run, config)
     assert begun.checkpoint and begun.checkpoint.name == "step-0000004" and begun.step == 4
@@ -106,7 +106,7 @@ def test_another_configuration_is_refused_with_the_key_that_changed(run, config,
     assert said in str(raised.value) and "another output_dir" in str(raised.value)
 
 
-def test_a_key_that_is_younger_than_the_checkpoint_had_its_default(run, config):
+def test_a_key_newer_than_the_checkpoint_had_its_default(run, config):
     save(run, config, 4)
     path = run.checkpoints / "latest" / "state.json"
     state = json.loads(path.read_text())
@@ -118,8 +118,8 @@ def test_a_key_that_is_younger_than_the_checkpoint_had_its_default(run, config):
         began(run, config)
 
 
-def test_a_run_that_decayed_everything_goes_on_only_so(run, config):
-    """Its checkpoint knows of no key for it; the default is another now."""
+def test_a_run_that_decayed_all_parameters_resumes_only_so(run, config):
+    """Its checkpoint has no key for it; the default has changed since."""
     save(run, config, 4)
     path = run.checkpoints / "latest" / "state.json"
     state = json.loads(path.read_text())
@@ -132,7 +132,7 @@ def test_a_run_that_decayed_everything_goes_on_only_so(run, config):
     assert began(run, kept).step == 4
 
 
-def test_a_run_that_held_out_by_sample_goes_on_so_and_another_value_is_refused(run, config):
+def test_a_run_that_held_out_by_sample_resumes_so_and_another_value_is_refused(run, config):
     save(run, config, 4)
     config.data.holdout_by = "folder"
     with pytest.raises(UserError, match=r"met data.holdout_by=folder; wanted data.holdout_by=picture"):
@@ -157,7 +157,7 @@ def test_other_shards_and_another_global_batch_are_refused(run, config):
         began(run, config, samples=16)
 
 
-def test_never_does_not_touch_a_run(run, config):
+def test_resume_never_leaves_a_run_alone(run, config):
     save(run, config, 4)
     config.resume = "never"
     with pytest.raises(UserError, match=r"a run stands here; met step-0000004.*another output_dir"):
@@ -205,7 +205,7 @@ def test_a_run_is_finished_when_its_report_is_written(run, config):
 
 
 @pytest.mark.parametrize("name", ["state.json", "rng.json", "weights"])
-def test_a_checkpoint_that_has_changed_is_not_gone_on_from(run, config, name):
+def test_a_checkpoint_that_has_changed_is_not_resumed(run, config, name):
     save(run, config, 5)
     folder = run.checkpoints / "step-0000005"
     (folder / "weights").write_bytes(bytes(1000))
@@ -220,7 +220,7 @@ def test_a_checkpoint_that_has_changed_is_not_gone_on_from(run, config, name):
         began(run, config)
 
 
-def test_a_checkpoint_without_checksums_is_gone_on_from_and_said(run, config, caplog):
+def test_a_checkpoint_without_checksums_is_resumed_with_a_warning(run, config, caplog):
     save(run, config, 5)
     assert began(run, config).step == 5
     assert "step-0000005: no checksums.json" in caplog.text

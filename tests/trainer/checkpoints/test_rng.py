@@ -1,4 +1,4 @@
-"""The random state of a process survives as JSON; a rank that did not exist has one of its own."""
+"""The random state of a process survives as JSON; a new rank gets one from the seed."""
 
 import json
 import random
@@ -16,8 +16,9 @@ def draws() -> list[float]:
     return [random.gauss(), *np.random.standard_normal(3), *torch.rand(3).tolist(), random.random()]
 
 
-def test_each_rank_goes_on_with_its_own_state():
-    states, wanted = [], []
+def test_each_rank_restores_its_own_state():
+    states = []
+    wanted = []
     for seed in (1, 2):
         set_random_state([], 0, CPU, seed)
         draws()  # an odd number of Gaussians leaves a spare one behind

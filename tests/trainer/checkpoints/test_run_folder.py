@@ -1,4 +1,4 @@
-"""Checkpoints on disk: whole or not there, whenever the process is killed; the newest and the best stay."""
+"""Checkpoints on disk: complete or not there, whenever the process is killed; the newest and the best are kept."""
 
 import errno
 import json
@@ -19,7 +19,7 @@ from trainer.checkpoints.run_folder import RunFolder
 
 PAYLOAD = b"x" * 100_000
 CALLS = ("fsync", "replace", "rename", "symlink", "unlink", "rmdir", "mkdir")
-"""What a save changes the disk with; a kill falls before one of them, or within a write."""
+"""Calls by which a save changes the disk; the process is killed before one of them."""
 
 
 def writer(step: int, held_out: float | None = None) -> Callable[[Path], None]:
@@ -39,12 +39,12 @@ def opened(folder: Path, keep: int = 2) -> RunFolder:
 
 
 def names(run: RunFolder) -> list[str]:
-    """What is in `checkpoints/`, but the lock."""
+    """Return the names in `checkpoints/`, without the lock."""
     return sorted(path.name for path in run.checkpoints.iterdir() if path.name != ".lock")
 
 
 def step_of(folder: Path | None) -> int:
-    """The step of a checkpoint that is whole."""
+    """Return the step of a complete checkpoint."""
     assert folder
     step = read_state(folder).step
     assert folder.name == f"step-{step:07d}"
@@ -53,7 +53,7 @@ def step_of(folder: Path | None) -> int:
 
 
 def killed_save(folder: Path, call: int) -> bool:
-    """Save step 3 (keep 1) in a process that is killed before its `call`-th change to the disk. Whether it was."""
+    """Save step 3 (keep 1) in a process killed before its `call`-th change to the disk; return whether it was."""
     child = os.fork()
     if child == 0:
         left = call
@@ -122,7 +122,7 @@ def test_one_run_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     opened(tmp_path).close()
 
 
-def test_weights_that_no_run_can_go_on_from_are_not_replaced(tmp_path: Path):
+def test_weights_that_cannot_be_resumed_are_not_replaced(tmp_path: Path):
     (tmp_path / "checkpoint").mkdir()
     with pytest.raises(UserError, match="cannot be resumed stand here"):
         opened(tmp_path)
