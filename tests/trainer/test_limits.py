@@ -101,4 +101,4 @@ def test_too_few_samples_name_the_objective_and_what_to_set(sav_set: Path):
     with pytest.raises(UserError, match=r"^mix.segment, .*too few samples in the train part; .*lower batch_size"):
         make_loader([sav_set], **given, sources=["sav"])
     with pytest.raises(UserError, match=r"^mix.segment, .*holdout part; .*raise data.holdout, .* data.holdout=0$"):
-        make_loader([sav_set], **given, part="holdout")
+        make_loader([sav_set], **{**given, "holdout": 0.0}, part="holdout")

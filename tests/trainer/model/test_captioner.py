@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainer.model.captioner import Captioner, choose
+from trainer.model.captioner import Caption, Captioner, captions_of, choose
 from trainer.model.generation import Answers
+from trainer.model.prompts import Prompts
 from trainer.model.sa2va import Sa2VA
+from trainer.model.tokenizer import byte_tokenizer
 
 
 @pytest.fixture
@@ -112,3 +114,22 @@ def test_what_follows_the_end_does_not_count():
     ids, valid = torch.tensor([[5, 9, 7, 7]]), torch.tensor([[True, True, False, False]])
     captions = Answers(ids, valid, torch.zeros(0, 8), torch.zeros(0, dtype=torch.int64))
     assert captions.tokens() == [[5, 9]]
+
+
+def answers(rows: list[list[int]]) -> Answers:
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    valid = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows])
+    return Answers(ids, valid, torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))
+
+
+def test_captions_without_what_ended_them():
+    qwen = Prompts(byte_tokenizer(), "qwen_chat", vocabulary=272)
+    cat = qwen.encode("cat")
+    assert captions_of(answers([[*cat, *qwen.end_ids], cat]), qwen) == [Caption(cat, True), Caption(cat, False)]
+    phi3 = Prompts(byte_tokenizer(), "phi3_chat", vocabulary=272)  # its end is five letters and more
+    written = [phi3.encode("cat<|end|>"), phi3.encode("cat<|en"), phi3.encode("<|end|>")]
+    first, second, third = captions_of(answers(written), phi3)
+    assert first == Caption(cat, True) and first.end(phi3) == phi3.encode("<|end|>")
+    assert second == Caption(written[1], False) and second.end(phi3) == []
+    assert third.words and not third.ended  # a caption has words

@@ -10,14 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 from skimage import data as photographs
 
 from pipeline.request import make_request
 from pipeline.run import run
-from shards import codec
 from shards.checksum import crc32
 from shards.errors import UserError
 from shards.manifest import pack_manifest, sha256
@@ -27,12 +24,6 @@ from tests.pipeline.sources.test_folder import write as write_lines
 from tests.pipeline.sources.test_folder import write_pictures
 from trainer.data.choice import hash64
 from trainer.data.loader import Loader, check_recipe
-from trainer.data.normalise import normalised
-from trainer.data.unpack import unpacked
-from trainer.measure.evaluation import _panels
-from trainer.model.grounding import MEAN, STD
-from trainer.objectives.dual import Dual
-from trainer.objectives.judging import Judged
 from trainer.objectives.noise import object_generators
 
 FIELDS = ("pixel_values1", "prompt_masks1", "pixel_values2", "g_pixel_values2", "masks2")
@@ -293,44 +284,6 @@ def test_only_the_tars_are_opened_whose_samples_are_read(sav_set, tmp_path):
     (tmp_path / f"sav-{many.order(0)[0]:06d}.tar").unlink()
     with pytest.raises(UserError, match=r"cannot be read.*No such file"):
         next(loader(tmp_path).epoch(0))
-
-
-def test_a_step_does_what_is_left_to_the_device(sav_set, make_loop, monkeypatch):
-    seen, loop = [], make_loop()
-    monkeypatch.setattr(Dual, "losses", lambda self, batch, draws: seen.append(batch) or {})
-    monkeypatch.setattr(loop, "_total", lambda losses, weights: losses)
-    for where, dtype, width in (("host", torch.float32, 1024), ("device", torch.uint8, 128)):
-        batch = next(loader(sav_set, fields=Dual.training_fields, need="regions", normalise=where).epoch(0))
-        assert batch.frames[0].pixel_values.dtype == batch.frames[1].pixel_values.dtype == dtype
-        assert batch.frames[1].masks.shape == (2, 1024, width)
-        loop(batch, "dual")
-    seen = [tensors_of(batch) for batch in seen]
-    for field in Dual.training_fields:
-        assert seen[0][field].dtype == seen[1][field].dtype and torch.equal(seen[0][field], seen[1][field]), field
-
-
-def test_what_is_left_to_the_device_is_shown_as_it_is(sav_set):
-    shown = []
-    for where in ("host", "device"):
-        batch = next(loader(sav_set, fields=Dual.panel_fields(), normalise=where).epoch(0))
-        panels = _panels(batch, Judged({}, ["a", "b"], None), "dual")
-        shown.append(np.array([[panel.prompt, panel.image, np.stack([panel.truth] * 3, -1)] for panel in panels]))
-    assert np.array_equal(*shown) and shown[0][:, 2].any((1, 2, 3)).all()
-
-
-def test_the_device_gives_the_values_of_the_reader():
-    values = np.arange(256, dtype=np.uint8).repeat(3).reshape(256, 3, 1).transpose(1, 0, 2).copy()
-    met = normalised(torch.from_numpy(values)[None], MEAN, STD)
-    assert met.dtype == torch.float32 and np.array_equal(met[0].numpy(), codec.normalise(values, MEAN, STD))
-    assert normalised(met, MEAN, STD) is met
-
-
-@given(st.integers(0, 2**32 - 1), st.integers(0, 3))
-def test_the_device_unpacks_masks_as_numpy_does(seed, count):
-    packed = np.random.default_rng(seed).integers(0, 256, (count, 8, 4), np.uint8)
-    met = unpacked(torch.from_numpy(packed))
-    assert met.dtype == torch.bool and np.array_equal(met.numpy(), np.unpackbits(packed, axis=2))
-    assert unpacked(met) is met
 
 
 def test_several_masks_a_sample_come_packed(coco_set, sav_set):

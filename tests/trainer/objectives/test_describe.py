@@ -1,0 +1,61 @@
+"""The objective describe, by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from shards.errors import UserError
+from trainer.data.batch import Batch
+from trainer.objectives import load_objective
+from trainer.objectives.step import Step
+
+TEXTS = [["the left eye."], ["a white helmet", "a helmet"]]
+
+
+def in_words(batch: Batch, texts: list[list[str]] = TEXTS) -> Batch:
+    return replace(batch, texts=texts)
+
+
+def alone(loop: Step, batch: Batch, i: int, text: str) -> float:
+    """The description loss of one object by hand: unpadded, mean over the answer's tokens and the end."""
+    model, prompts = loop.model, loop.model.prompts
+    region = batch.frames[0].prompt_masks[i : i + 1, None]
+    answer = [*prompts.encode(text), prompts.end_ids[0]]
+    rows = prompts.pack([prompts.describe("x", [int(region.sum())], answer)], model.device)
+    visual_tokens = model.encode_image(batch.frames[0].pixel_values[i : i + 1])
+    states = model.run_language_model(
+        model.embed_rows(rows, visual_tokens, torch.tensor([0]), region), rows.attention, rows.positions
+    )
+    shares = model.language_model.lm_head(states[0]).log_softmax(-1)
+    first = rows.ids.shape[1] - len(answer)
+    return -sum(shares[first + k - 1, token].item() for k, token in enumerate(answer)) / len(answer)
+
+
+def test_describing_is_the_cross_entropy_of_the_text_and_its_end(make_loop, batch: Batch):
+    loop = make_loop().eval()
+    texts = [["the left eye."], ["a white helmet"]]
+    result = loop(in_words(batch, texts), "describe")
+    wanted = sum(alone(loop, batch, i, own[0]) for i, own in enumerate(texts)) / 2
+    assert result["loss"].item() == result["caption"].item() == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["describe", "reverse"])
+def test_every_trainable_tensor_takes_part_and_the_named_ones_are_not_moved(make_loop, batch: Batch, objective: str):
+    """DDP averages what takes part. What no loss reaches must be named in `unreached_parts`, and nothing else."""
+    loop = make_loop()
+    loop(in_words(batch), objective)["loss"].backward()
+    gradients = {name: p.grad for name, p in loop.named_parameters() if p.requires_grad}
+    assert all(g is not None and g.isfinite().all() for g in gradients.values())
+    moved = {part: any(g.any() for n, g in gradients.items() if part in n) for part in loop.config.trainable}
+    unreached = {*load_objective(objective).unreached_parts} & {*moved}
+    assert {part for part, reached in moved.items() if not reached} == unreached
+
+
+def test_what_lacks_a_text_is_named(make_loop, batch: Batch):
+    loop = make_loop()
+    for objective in ("describe", "reverse"):
+        with pytest.raises(UserError, match=rf"sample {batch.keys[1]}: an object has no text"):
+            loop(in_words(batch, [["a"], []]), objective)
