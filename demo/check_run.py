@@ -1,4 +1,4 @@
-"""Fail unless a run learnt the dual loop: its held-out masks beat every constant, its captions carry something.
+"""Fail unless a run learnt the dual loop: its held-out masks beat every constant, its captions carry information.
 
 python demo/check_run.py runs/demo
 """
@@ -20,7 +20,8 @@ def main(folder: Path) -> None:
     losses = [record["held_out/dual/mask_loss"] for record in records if "held_out/dual/mask_loss" in record]
     print(f"held-out mask loss (BCE + Dice): {losses[0]:.3f} before training, {losses[-1]:.3f} after")
     judged = [record for record in records if "held_out/dual/iou" in record][-1]
-    iou, gap = judged["held_out/dual/iou"], judged["held_out/dual/swap_gap"]
+    iou = judged["held_out/dual/iou"]
+    gap = judged["held_out/dual/swap_gap"]
     print("mask -> caption -> mask on pairs that were held out, IoU and Dice:")
     print(f"  the model {iou:.3f}, {judged['held_out/dual/dice']:.3f}; with another object's caption {iou - gap:.3f}")
     tried = constants(load_config([str(folder / "config.yaml")]))

@@ -1,4 +1,4 @@
-"""How well masks that look at no picture do on a run's held-out objects: what a model has to beat.
+"""IoU and Dice of constant masks on a run's held-out objects: what a model has to beat.
 
 python demo/constants.py runs/demo
 """

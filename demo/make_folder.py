@@ -18,11 +18,11 @@ from PIL import Image
 
 from demo.make_sav import SCENES, SIZE, Box, Point, crop, photograph, shown
 
-_LEAST = 0.5  # of an object that counts as shown
+_LEAST = 0.5  # share of an object that must lie in the picture
 
 
 def write(root: Path, count: int, seed: int = 0) -> None:
-    """Write `count` pictures with the objects that they show below `root`; they go round the objects."""
+    """Write `count` pictures with their named objects below `root`, made for each object in turn."""
     shutil.rmtree(root, ignore_errors=True)
     (root / "images").mkdir(parents=True)
     rng = np.random.default_rng(seed)
@@ -42,7 +42,7 @@ def write(root: Path, count: int, seed: int = 0) -> None:
 
 
 def _placed(outline: list[Point], box: Box) -> list[float]:
-    """x and y of each point in turn, in pixels of the picture that `box` became."""
+    """Return x and y of each point in turn, in pixels of the picture that was cut out as `box`."""
     left, top, right, bottom = box
     return [*chain(*((SIZE * (x - left) / (right - left), SIZE * (y - top) / (bottom - top)) for x, y in outline))]
 

@@ -1,9 +1,9 @@
-"""Write the demo's model, a tiny Sa2VA that has seen nothing yet, as a released folder.
+"""Write the demo's model, a tiny Sa2VA without training, as a released folder.
 
     python -m demo.make_model data/model
 
-Nothing pretrained is at hand, so its weights are random; but they are drawn so that a few hundred steps on two cores
-can teach it. At random in the usual way, a mask would depend on what is asked for by less than a part in a hundred.
+Its weights are random, but drawn so that it learns in a few hundred steps on two cores. With the usual random weights,
+less than a hundredth of a mask would depend on the phrase.
 """
 
 from __future__ import annotations
@@ -25,13 +25,16 @@ from trainer.model.sa2va import Sa2VA, initialise
 from trainer.model.tokenizer import with_added_tokens
 from trainer.released.folder import save_model
 
-_LOCAL = 1.5  # of queries' and keys' biases
+_LOCAL = 1.5
+"""Biases of queries and keys."""
 _PICTURE = 0.1
+"""Factor of the projector's last weights."""
 _PROMPT = 4.0
+"""Root mean square of the differences between SAM 2's prompt tokens."""
 
 
 def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer in which Sa2VA's questions are made of whole words, and so are `words`; other text is bytes."""
+    """Build a tokenizer with tokens for the words of Sa2VA's questions and for `words`; other text is bytes."""
     tokenizer = Tokenizer(models.BPE())
     # A space is a token of its own: a word is the same token inside a question and alone.
     parts = [pre_tokenizers.Split(" ", "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -45,34 +48,36 @@ def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def make(words: Sequence[str], seed: int = 0) -> Sa2VA:
-    """The model, float32; the same for the same seed."""
+    """Build the model, float32; the same for the same seed."""
     torch.manual_seed(seed)
     tokenizer = word_tokenizer(words)
     tiny = PRESETS["tiny"]
     language = {"vocab_size": len(tokenizer), "num_attention_heads": 8, "num_key_value_heads": 8}
-    # Each layer sees the last words alone: beside 256 visual tokens the phrase would not count.
+    # Each layer attends to the last words alone: among 256 visual tokens the phrase would not count.
     language |= {"initializer_range": 0.15, "use_sliding_window": True, "sliding_window": 32, "max_window_layers": 0}
     config = {**tiny.config, "llm_config": {**tiny.config["llm_config"], **language}}
     architecture = Architecture(config, tiny_sam(64))
     model = Sa2VA(architecture, Prompts(tokenizer, architecture.template, len(tokenizer)))
     initialise(model)
     with torch.no_grad():
-        _see_shapes(model)
-        _read_near(model)
-        _tell_phrases_apart(model, words)
+        _whiten_patches(model)
+        _favour_near_words(model)
+        _spread_prompts(model, words)
     return model
 
 
-def _see_shapes(model: Sa2VA) -> None:
-    """Both encoders, which stay as they are, begin with filters that whiten; at random they would see brightness."""
+def _whiten_patches(model: Sa2VA) -> None:
+    """Let both encoders, which are frozen, begin with whitening filters; random ones would only encode brightness."""
     trunk = model.grounding_encoder.sam2_model.image_encoder.trunk
     for conv in (model.vision_model.embeddings.patch_embeddings.projection, trunk.patch_embed.proj):
         conv.weight.copy_(whitening_filters(len(conv.weight), conv.weight.shape[-1]))
 
 
-def _read_near(model: Sa2VA) -> None:
-    """Words differ much, pictures a little, and what is near counts more: with equal biases in queries and keys,
-    rotary positions turn distance into a lower score."""
+def _favour_near_words(model: Sa2VA) -> None:
+    """Make embeddings of words differ much and those of pictures little, and attention prefer near positions.
+
+    With equal biases in queries and keys, rotary positions give distant positions a lower score.
+    """
     table = model.embedding.weight
     table.div_(table.std())
     last = model.mlp1[3]
@@ -83,9 +88,11 @@ def _read_near(model: Sa2VA) -> None:
         layer.self_attn.k_proj.bias.fill_(_LOCAL)
 
 
-def _tell_phrases_apart(model: Sa2VA, phrases: Sequence[str]) -> None:
-    """Centre SAM 2's prompt token over phrases and spread it evenly, as in data-dependent initialisation (Krähenbühl
-    et al. 2016): what all phrases share would hide what tells them apart."""
+def _spread_prompts(model: Sa2VA, phrases: Sequence[str]) -> None:
+    """Centre SAM 2's prompt tokens over phrases and scale their differences to one size in all directions.
+
+    Else what all phrases share would hide their differences. (Data-dependent initialisation, Krähenbühl et al. 2016.)
+    """
     prompts = model.prompts
     rows = prompts.pack([prompts.segment("any", phrase) for phrase in phrases], model.device)
     visual_tokens = torch.randn(1, IMAGE_TOKENS, model.mlp1[0].normalized_shape[0])
@@ -94,25 +101,27 @@ def _tell_phrases_apart(model: Sa2VA, phrases: Sequence[str]) -> None:
     tokens = model.text_hidden_fcs(states[rows.ids == prompts.seg])
     mean = tokens.mean(0)
     _, spread, directions = torch.linalg.svd(tokens - mean, full_matrices=False)
-    directions, spread = directions[:-1], spread[:-1]  # centred, they span one dimension less
-    wanted = _PROMPT * (tokens.numel() / len(spread)) ** 0.5
+    directions = directions[:-1]  # centred tokens span one dimension less
+    spread = spread[:-1]
+    target = _PROMPT * (tokens.numel() / len(spread)) ** 0.5
     last = model.text_hidden_fcs[2]
-    even = torch.eye(len(mean)) + directions.T @ (directions * (wanted / spread - 1)[:, None])
+    even = torch.eye(len(mean)) + directions.T @ (directions * (target / spread - 1)[:, None])
     last.weight.copy_(even @ last.weight)
     last.bias.copy_(-even @ mean)
 
 
 def whitening_filters(count: int, side: int) -> Tensor:
-    """Filters (count, 3, side, side), at most 3 * side * side, whose answers to photographs hardly correlate.
+    """Return filters (count, 3, side, side) whose responses to photographs hardly correlate; count <= 3 * side * side.
 
-    These are the principal components with the largest variance, each over its root, of patches in which neighbouring
-    pixels correlate by 0.97 and colours by 0.8: in place cosines (Ahmed et al. 1974), in colour brightness and two
-    opponents.
+    They are the principal components of largest variance, each divided by its standard deviation, of patches in which
+    neighbouring pixels correlate by 0.97 and colours by 0.8: cosines in space (Ahmed et al. 1974), brightness and two
+    opponent colours.
     """
     place = torch.arange(side, dtype=torch.float64)
     waves = torch.cos(torch.pi * place[:, None] * (place + 0.5) / side)
     colours = torch.tensor([[1, 1, 1], [1, 0, -1], [1, -2, 1]], dtype=torch.float64)
-    waves, colours = waves / waves.norm(dim=1, keepdim=True), colours / colours.norm(dim=1, keepdim=True)
+    waves = waves / waves.norm(dim=1, keepdim=True)
+    colours = colours / colours.norm(dim=1, keepdim=True)
     in_place = (waves @ 0.97 ** (place[:, None] - place).abs() * waves).sum(1)
     in_colour = torch.tensor([2.6, 0.2, 0.2], dtype=torch.float64)
     variance = (in_colour[:, None, None] * in_place[:, None] * in_place).flatten()

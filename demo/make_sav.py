@@ -21,7 +21,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 SIZE = 512
-SMALLEST, LARGEST = 0.003, 0.40  # shares of the picture that an object may cover
+SMALLEST = 0.003
+"""Smallest share of the picture that an object may cover."""
+LARGEST = 0.40
+"""Largest share."""
 
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
@@ -139,6 +142,8 @@ SCENES: dict[str, dict[str, list[list[Point]]]] = {
 
 @dataclass(frozen=True)
 class View:
+    """A crop of a photograph, and the mask of an object in it."""
+
     frame: NDArray[np.float32]
     """(512, 512, 3), 0..255."""
     mask: NDArray[np.float32]
@@ -147,15 +152,17 @@ class View:
 
 @cache
 def photograph(name: str) -> Image.Image:
+    """Return one of scikit-image's photographs, RGB."""
     from skimage import data
 
     return Image.fromarray(getattr(data, name)()).convert("RGB")
 
 
 def draw(outlines: list[list[Point]], box: Box, size: tuple[int, int]) -> Image.Image:
-    """The union of the outlines inside `box` of the photograph, drawn on a canvas of `size`."""
+    """Draw the union of the outlines inside `box` of the photograph on a canvas of `size`."""
     left, top, right, bottom = box
-    scale_x, scale_y = size[0] / (right - left), size[1] / (bottom - top)
+    scale_x = size[0] / (right - left)
+    scale_y = size[1] / (bottom - top)
     canvas = Image.new("L", size)
     for outline in outlines:
         # A pixel's centre has whole coordinates when Pillow draws.
@@ -171,14 +178,16 @@ def _view(photo: Image.Image, outlines: list[list[Point]], box: Box) -> View:
 
 
 def _boxes(photo: Image.Image, outlines: list[list[Point]], zoom: float, rng: np.random.Generator) -> Iterator[Box]:
-    """Two crops with the photograph's aspect that hold the whole object at a share within the limits.
+    """Yield two crops with the photograph's aspect ratio that contain the whole object at a share within the limits.
 
     `zoom` 0 is the widest first crop, 1 the closest.
     """
     width, height = photo.size
     xs, ys = zip(*[point for outline in outlines for point in outline], strict=True)
-    left, top = max(0.0, min(xs)), max(0.0, min(ys))
-    right, bottom = min(float(width), max(xs)), min(float(height), max(ys))
+    left = max(0.0, min(xs))
+    top = max(0.0, min(ys))
+    right = min(float(width), max(xs))
+    bottom = min(float(height), max(ys))
     whole = np.asarray(draw(outlines, (0, 0, width, height), photo.size))
     area = np.count_nonzero(whole) / (width * height)
     margin = 1.02
@@ -188,14 +197,15 @@ def _boxes(photo: Image.Image, outlines: list[list[Point]], zoom: float, rng: np
     factor = rng.uniform(1.1, 1.3)
     other = next((s for s in (scale * factor, scale / factor) if least <= s <= most), least)
     for side in (scale, other):
-        crop_width, crop_height = side * width, side * height
+        crop_width = side * width
+        crop_height = side * height
         x = rng.uniform(max(0.0, right - crop_width), min(left, width - crop_width))
         y = rng.uniform(max(0.0, bottom - crop_height), min(top, height - crop_height))
         yield (x, y, x + crop_width, y + crop_height)
 
 
 def pairs(count: int, seed: int = 0) -> Iterator[tuple[str, str, View, View]]:
-    """Yield (photograph, object, first view, second view), going round the objects; the same for the same seed."""
+    """Yield (photograph, object, first view, second view) for each object in turn; the same for the same seed."""
     rng = np.random.default_rng(seed)
     objects = [(name, thing, shapes) for name, things in OUTLINES.items() for thing, shapes in things.items()]
     for i in range(count):
@@ -207,7 +217,7 @@ def pairs(count: int, seed: int = 0) -> Iterator[tuple[str, str, View, View]]:
 
 
 def scenes(count: int, seed: int = 0) -> Iterator[tuple[str, str, View, View]]:
-    """As `pairs`, of `SCENES`: the views are crops at random, so that they do not betray which object is meant."""
+    """Yield as `pairs` from `SCENES`. The views are random crops, so that they do not reveal which object is meant."""
     rng = np.random.default_rng(seed)
     objects = [(name, thing, shapes) for name, things in SCENES.items() for thing, shapes in things.items()]
     for i in range(count):
@@ -218,18 +228,19 @@ def scenes(count: int, seed: int = 0) -> Iterator[tuple[str, str, View, View]]:
 
 
 def crop(photo: Image.Image, outlines: list[list[Point]], least: float, rng: np.random.Generator) -> Box:
-    """A crop of 0.6 to 0.9 of each side that shows at least the share `least` of an object."""
+    """Draw a crop of 0.6 to 0.9 of each side with at least the share `least` of an object."""
     width, height = photo.size
     while True:
         side = rng.uniform(0.6, 0.9)
-        x, y = rng.uniform(0, (1 - side) * width), rng.uniform(0, (1 - side) * height)
+        x = rng.uniform(0, (1 - side) * width)
+        y = rng.uniform(0, (1 - side) * height)
         box = (x, y, x + side * width, y + side * height)
         if shown(photo, outlines, box) >= least:
             return box
 
 
 def shown(photo: Image.Image, outlines: list[list[Point]], box: Box) -> float:
-    """The share of an object that lies inside `box` of its photograph."""
+    """Return the share of an object that lies inside `box` of its photograph."""
     width, height = photo.size
     left, top, right, bottom = box
     whole = np.count_nonzero(draw(outlines, (0, 0, width, height), photo.size))
