@@ -57,6 +57,7 @@ def call(*arguments: object) -> int:
     return cli.app([*map(str, arguments)], standalone_mode=False) or 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", CASES)
 def test_from_raw_files_to_five_steps(source, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("trainer.measure.held_out.write_report", lambda *_: None)  # drawing it takes longer than a step
@@ -77,6 +78,7 @@ def test_from_raw_files_to_five_steps(source, tmp_path, caplog, monkeypatch):
     assert (without in caplog.text) == (case.without_text > 0)
 
 
+@pytest.mark.slow
 def test_the_dual_loop_on_videos_in_whose_first_frame_not_all_is_seen(tmp_path):
     CASES["mevis"].write(tmp_path / "raw")
     assert call("shard", "--source", "mevis", "--root", tmp_path / "raw", "--out", tmp_path) == 0

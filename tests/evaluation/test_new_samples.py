@@ -70,6 +70,7 @@ def test_a_run_and_its_export_know_their_held_out_part(
     assert 0 < len(trained_keys) < 12
 
 
+@pytest.mark.slow
 def test_by_default_nothing_that_was_trained_on_is_counted(
     run: Path, trained_keys: set[str], sav_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):

@@ -44,6 +44,7 @@ def test_int8_says_sizes_and_masks_and_predicts(given, tmp_path):
     assert json.loads((tmp_path / "found" / "cat.json").read_text())["question"] == "Please segment the cat."
 
 
+@pytest.mark.slow
 def test_onnx_of_a_folder_of_photographs(given, tmp_path):
     said = export_graphs(given / "model", tmp_path / "onnx", given / "photos")
     assert {path.name for path in (tmp_path / "onnx").iterdir()} == {"image_encoder.onnx", "mask_decoder.onnx"}

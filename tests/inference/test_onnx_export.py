@@ -110,6 +110,7 @@ def test_no_path_of_this_machine_is_in_the_files(report: OnnxReport):
         assert b"stack_trace" not in held and str(Path(torch.__file__).parents[1]).encode() not in held
 
 
+@pytest.mark.slow
 def test_graphs_of_another_model_are_refused(model: Sa2VA, report: OnnxReport, tmp_path: Path, monkeypatch):
     def write(module, args, path, *rest):
         shutil.copyfile(report.folder / path.name, path)

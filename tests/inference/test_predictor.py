@@ -165,6 +165,7 @@ def test_regions_that_cannot_be_described(talker: Sa2VA, photos):
                 predictor.describe(photos[:1], [wrong])
 
 
+@pytest.mark.slow
 def test_a_video_is_prompted_in_its_first_frames_and_followed(talker: Sa2VA, photos, monkeypatch):
     predictor = Predictor(LoadedModel(talker), max_new_tokens=2)
     frames = [np.roll(photos[0][:200], 5 * i, 1) for i in range(PROMPTED_FRAMES + 2)]

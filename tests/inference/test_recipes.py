@@ -69,6 +69,7 @@ def sharded(raw: Path, out: Path, recipe: Recipe) -> ShardSet:
     return ShardSet(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", [RECIPES["default"], named_recipe("sa2va", "area")], ids=["default", "sa2va-area"])
 def test_prediction_meets_the_tensors_of_training_bit_for_bit(
     raw: Path, tmp_path: Path, here: Callable, monkeypatch: pytest.MonkeyPatch, recipe: Recipe
@@ -106,6 +107,7 @@ def spied(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> list[tup
     return calls
 
 
+@pytest.mark.slow
 def test_every_kind_of_folder_keeps_the_whole_definition(talker: Sa2VA, photos: list, tmp_path: Path):
     save_model(talker, tmp_path / "released")
     assert not (tmp_path / "released" / TRAINING).exists() and load_model(tmp_path / "released").info.recipe is None

@@ -98,6 +98,7 @@ def tracked(
     return torch.stack(logits), torch.stack([outputs[i]["obj_ptr"] for i in range(len(video))])
 
 
+@pytest.mark.slow
 def test_it_is_sam2s_own_tracking(encoder, video):
     embeddings = 3 * torch.randn(1, encoder.width)
     actual, pointers = tracked(encoder, video, embeddings, PROMPTED)
@@ -107,6 +108,7 @@ def test_it_is_sam2s_own_tracking(encoder, video):
         assert i == 0 or apart(expected[i], expected[i - 1]) > 0.02
 
 
+@pytest.mark.slow
 def test_memories_in_float32_are_not_rounded(encoder, video):
     """Against SAM 2's own tracking in float32: nearly equal where rounded memories are far off."""
     embeddings = 3 * torch.randn(1, encoder.width)

@@ -35,6 +35,7 @@ def process(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, str(REPOSITORY / "cli.py"), *arguments], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "workers, cut, status",
     [("1", False, 500), ("1", True, 500), ("2", False, 403)],  # 403 is not tried again: pauses of workers are long
@@ -61,6 +62,7 @@ def test_uploads_that_fail_leave_nothing_torn_and_the_same_command_goes_on(
     assert objects(way.upstream, place.removeprefix("bucket/")) == files_of(sav_set)
 
 
+@pytest.mark.slow
 def test_tasks_and_merge(here, way, arguments, sav_set, tmp_path):
     for index in ("0", "1"):
         merged = here("merge", "s3://bucket/tasks/sav")

@@ -38,6 +38,7 @@ def shard(root: Path, out: Path, *more: str) -> list[str]:
     return [*call, "--shard-size", "10MB", *more]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_disk_that_fills_up_stops_the_run_and_the_named_command_goes_on(here, workers, disk, sav_root, sav_set):
     def run(call: list[str]) -> subprocess.CompletedProcess[str]:
@@ -73,6 +74,7 @@ def test_a_run_that_the_disk_will_not_hold_does_not_begin(here, disk, sav_root):
     shard_sav(sav_root, out / "sav", limit=4)  # a part of it may
 
 
+@pytest.mark.slow
 def test_what_stands_already_needs_no_room(disk, sav_root, sav_set):
     out = disk("40m")
     shard_sav(sav_root, out / "sav")

@@ -101,6 +101,7 @@ def test_a_task_goes_on_where_it_stopped_and_leaves_a_finished_set(sav_root, sav
         share(sav_root, tmp_path / "sav", 0, limit=5)
 
 
+@pytest.mark.slow
 def test_bad_inputs_count_over_all_tasks(root_with_faults, tmp_path):
     """3 of 15 are bad: no task alone has too many of them, all together have."""
     for index in range(2):

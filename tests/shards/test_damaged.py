@@ -299,6 +299,7 @@ PLACES = [
 ]
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(PLACES), JSON)
 def test_any_value_at_any_place_of_a_sample_is_met_with_a_line(tiny_set, tmp_path, place, value):

@@ -125,6 +125,7 @@ def test_repeated_keys_are_reported(faulty):
     assert [failure.what for failure in report.failures] == ["key stands twice"]
 
 
+@pytest.mark.slow
 def test_single_bit_flips_anywhere_in_a_tar(copied, pytestconfig):
     """More: pytest --flips 500."""
     tar = sorted(copied.glob("*.tar"))[-1]

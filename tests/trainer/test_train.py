@@ -22,6 +22,7 @@ from trainer.train import main
 from trainer.trained import load_trained
 
 
+@pytest.mark.slow
 def test_a_run_leaves_its_configuration_weights_metrics_and_report(sav_set: Path, tmp_path: Path, capsys):
     out = tmp_path / "run"
     given = [f"data.shards=[{sav_set}]", f"output_dir={out}", "steps=2", "batch_size=1", "accumulation=2"]

@@ -152,6 +152,7 @@ def flat(gradients: Gradients) -> torch.Tensor:
     return torch.cat([gradients[name].flatten() for name in sorted(gradients)]).double()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("seed", "counted", "precision", "bound"),
     [(6, [4, 1], "no", 1e-4), (6, [4, 1], "bf16", 0.02), (38, [5, 6], "no", 1e-4)],
