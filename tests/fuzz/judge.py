@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -128,9 +129,9 @@ def _options(source: str) -> tuple[str, ...]:
 
 
 def _cli(*arguments: object) -> None:
-    sys.argv = [str(Path(cli.__file__)), *map(str, arguments)]
     try:
-        cli.main()
+        with patch.object(sys, "argv", [str(Path(cli.__file__)), *map(str, arguments)]):
+            cli.main()
     except SystemExit as end:
         if end.code not in (0, None):
             raise
