@@ -22,7 +22,7 @@ Mask = NDArray[np.bool_]
 
 RED = np.array([220, 30, 30])
 _QUALITY = 70
-"""Of JPEG, from 1 to 95."""
+"""JPEG quality, from 1 to 95."""
 _LABELS = {"iou": "IoU", "swap_gap": "IoU less that with another object's caption", "caption": "caption loss"}
 """Names of a sample's numbers in plain words."""
 

@@ -19,7 +19,7 @@ class ModelInfo:
     folder: Path | None = None
     """The folder that held the weights; its tokenizer files and code are copied when the model is saved."""
     dtype: torch.dtype | None = None
-    """Of the token table in the file."""
+    """Data type of the token table in the file."""
     recipe: Recipe | None = None
     """How the tensors of the training were made; None where unknown."""
     trained_on: TrainedOn | None = None
@@ -27,7 +27,7 @@ class ModelInfo:
 
 
 UNKNOWN = ModelInfo()
-"""Of weights that came from no file."""
+"""What is known of weights that came from no file."""
 
 
 @dataclass(frozen=True)
