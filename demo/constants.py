@@ -41,7 +41,7 @@ def constants(config: Config) -> dict[str, dict[str, float]]:
 
 
 def _scores(logits: Tensor, masks: Tensor) -> dict[str, float]:
-    """Mean IoU and Dice of one prediction (256 * 256,) for all masks (N, 1024, 1024), as training's own evaluation counts it."""
+    """Mean IoU and Dice of one prediction (256 * 256,) for all masks (N, 1024, 1024), as evaluation counts it."""
     found = mask_metrics(logits.view(1, _SIDE, _SIDE).expand(len(masks), -1, -1), masks, _SIDE)
     return {name: found[name].mean().item() for name in ("iou", "dice")}
 

@@ -22,7 +22,7 @@ from trainer.model.prompts import SEGMENT
 _TILE = 256  # pixels
 _TEXT = 22
 _GAP = 8
-_COLOUR = np.float32([230, 25, 25])
+_COLOUR = np.float32([20, 90, 255])
 
 UInt8 = NDArray[np.uint8]
 Bool = NDArray[np.bool_]
@@ -30,7 +30,7 @@ Bool = NDArray[np.bool_]
 
 def tinted(picture: UInt8, region: Bool) -> UInt8:
     """Mix the colour into (H, W, 3) uint8 where (H, W) `region` is set."""
-    mixed = np.where(region[..., None], 0.45 * picture + 0.55 * _COLOUR, picture)
+    mixed = np.where(region[..., None], 0.35 * picture + 0.65 * _COLOUR, picture)
     return mixed.astype(np.uint8)
 
 

@@ -7,9 +7,12 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from demo import make_folder
+import shards
+from demo import draw_overview, make_folder
 from demo.make_model import make
 from demo.make_sav import SCENES, SIZE, crop, draw, photograph, shown
+from pipeline.request import make_request
+from pipeline.run import run
 from trainer.model.sa2va import Sa2VA
 from trainer.released.folder import load_model, save_model
 
@@ -65,3 +68,18 @@ def test_named_objects_lie_where_the_photograph_has_them(tmp_path):
             truth = np.asarray(draw(SCENES[name][one["id"]], box, (SIZE, SIZE))) > 0
             both, either = truth & (np.asarray(met) > 0), truth | (np.asarray(met) > 0)
             assert both.sum() > 0.97 * either.sum()
+
+
+def test_the_overview_shows_frame_mask_cells_and_prediction(model, tmp_path):
+    make_folder.write(tmp_path / "folder", 1, seed=5)
+    request = make_request("folder", tmp_path / "folder", shard_bytes=10**8)
+    run(request, tmp_path / "set", 1)
+    save_model(model, tmp_path / "model")
+    sheet, iou = draw_overview.draw(tmp_path / "set", tmp_path / "model", 0)
+    assert sheet.size == (4 * 256 + 3 * 8, 256 + 22) and 0 <= iou <= 1
+    frame, mask, cells, _ = (np.asarray(sheet)[22:, 264 * i : 264 * i + 256].astype(int) for i in range(4))
+    sample = shards.open_set(tmp_path / "set")[0]
+    truth = sample["masks"][0][2::4, 2::4]
+    changed = np.abs(mask - frame).sum(-1) > 0
+    assert (changed == truth).mean() > 0.98  # all but some pixels at the outline
+    assert (np.abs(cells - frame).sum(-1) > 0)[8::16, 8::16].sum() >= 0.9 * sample["prompt_masks"][0].sum()
