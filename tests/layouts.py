@@ -13,8 +13,10 @@ from tests.pipeline.sources import (
     test_dam,
     test_folder,
     test_gcg,
+    test_grefer,
     test_openimages,
     test_osprey,
+    test_reasonseg,
     test_refvos,
     test_sa1b,
     test_sav_video,
@@ -76,6 +78,14 @@ def write_folder(root: Path) -> None:
     test_folder.write(root, pair, {"image": "b.png", "objects": [{"mask": "m.png"}]}, "broken")
 
 
+def write_reasonseg(root: Path) -> None:
+    """Write a picture with a region to ignore, one with a name instead of questions, and a JSON without a picture."""
+    source = test_reasonseg
+    source.write(root, "a", source.shape(*source.LARGE), source.shape(*source.SMALL, label="ignore"))
+    source.write(root, "b", source.shape(*source.LARGE), text=["cup"], is_sentence=False)
+    put(root / "train/c.json", source.content(source.shape(*source.LARGE)))
+
+
 def write_openimages(root: Path) -> None:
     """Write an object of a class without a name, one in a zip, and a photo without an object."""
     source = test_openimages
@@ -115,6 +125,13 @@ CASES = {
     "refcoco": Case(lambda root: test_coco.write_refer(root, "refcoco"), 1, _NOTHING, _REFER.texts),
     "refcoco+": _REFER,
     "refcocog": Case(lambda root: test_coco.write_refer(root, "refcocog", "umd"), 1, _NOTHING, _REFER.texts),
+    "grefcoco": Case(
+        lambda root: test_grefer.write_grefer(root, pictures=(7, 8)),
+        1,
+        {"no expression refers to an object": 1},
+        ("both of them", "the left one", "a zebra"),
+    ),
+    "reasonseg": Case(write_reasonseg, 2, {"a json without its image": 1}, ("What may it drink from?", "cup")),
     "osprey": Case(write_osprey, 2, {}, ("Thing 1.", "Thing 2."), without_text=1),
     "dam": Case(write_dam, 2, {}, ("A cat's head.",), without_text=1),
     "gcg": Case(write_gcg, 4, {}, ("A cat",)),

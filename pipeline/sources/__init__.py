@@ -25,6 +25,8 @@ SOURCES: Mapping[str, str] = {
     "refcoco": "pipeline.sources.refer:REFCOCO",
     "refcoco+": "pipeline.sources.refer:REFCOCO_PLUS",
     "refcocog": "pipeline.sources.refer:REFCOCOG",
+    "grefcoco": "pipeline.sources.grefer:Grefer",
+    "reasonseg": "pipeline.sources.reasonseg:ReasonSeg",
     "osprey": "pipeline.sources.osprey:Osprey",
     "dam": "pipeline.sources.dam:Dam",
     "gcg": "pipeline.sources.gcg:Gcg",

@@ -134,13 +134,21 @@ def _file_name(image: dict[str, Any]) -> str:
 
 
 def image_sample(
-    root: Path, path: str, kind: str, parts: Sequence[Any], read_texts: ReadTexts, more: Mapping[str, Any], slack: int
+    root: Path,
+    path: str,
+    kind: str,
+    parts: Sequence[Any],
+    read_texts: ReadTexts,
+    more: Mapping[str, Any],
+    slack: int,
+    further: Sequence[Candidate] = (),
 ) -> RawSample:
     """Return the sample of an image with the objects that `find` attached to it.
 
     Args:
         read_texts: returns the texts of an object.
         slack: pixels by which each side of the picture may differ from what the image's record states.
+        further: objects beside those of `parts`.
     """
     raise_refused(parts)
     image, *rest = parts
@@ -158,7 +166,8 @@ def image_sample(
         )
     picture = read_picture(below(root, path), size, slack=slack)
     candidates = [_candidate(annotation, size, read_texts(annotation)) for annotation in annotations]
-    raw = sample_of(path, kind, [(PurePosixPath(path).name, picture)], candidates, {"image": image, **more})
+    pictures = [(PurePosixPath(path).name, picture)]
+    raw = sample_of(path, kind, pictures, [*candidates, *further], {"image": image, **more})
     return note_size_differences(raw)
 
 

@@ -145,14 +145,15 @@ def _union(shapes: Sequence[dict[str, Any]], size: Size) -> Bool:
 def _mask(shape: Mapping[str, Any], size: Size) -> Bool:
     """Return a shape's pixels: (H, W) bool."""
     kind = shape.get("shape_type") or "polygon"
-    points = _points(shape.get("points"))
+    points = points_of(shape.get("points"))
     draw = _DRAW.get(str(kind))
     if draw is None:
         raise BadInput("a shape without an area", met=str(kind)[:40], wanted=" or ".join(_DRAW))
     return draw(points, shape, size)
 
 
-def _points(stated: Any) -> list[tuple[float, float]]:
+def points_of(stated: Any) -> list[tuple[float, float]]:
+    """Return the points (x, y) of a shape; raises `BadInput` where they are not pairs of finite numbers."""
     pairs = stated if isinstance(stated, list) else []
     fits = all(
         isinstance(pair, list)

@@ -19,7 +19,7 @@ from pipeline.sources.coco_layouts import image_finder
 from pipeline.walk import matching
 from shards.errors import BadInput, UserError
 
-_IMAGES = ("images/mscoco/images/train2014", "coco2014/train2014", "images/train2014")
+IMAGES = ("images/mscoco/images/train2014", "coco2014/train2014", "images/train2014")
 
 
 class Refer(Source):
@@ -45,7 +45,7 @@ class Refer(Source):
         images = {as_id(ref["image_id"]) for ref in refs}
         names = category_names(file, counts)
         # A ref's file_name ends with an object's number: it is not the picture's.
-        paths = add_images(file, image_finder(root, _IMAGES), records, counts, images)
+        paths = add_images(file, image_finder(root, IMAGES), records, counts, images)
         taken: dict[str | None, str] = {}
         for annotation in read_items(file, "annotations.item"):
             number = id_of(annotation)
@@ -117,11 +117,16 @@ def _checked(ref: dict[str, Any]) -> dict[str, Any]:
     for key in ("ann_id", "image_id"):
         if as_id(ref[key]) is None:
             raise TypeError(f"{key} {str(ref[key])[:40]!r}, which is neither a number nor a text")
+    return {**chosen, "sentences": sentences_of(ref)}
+
+
+def sentences_of(ref: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return sent_id, raw, sent of each sentence; raises `KeyError` or `TypeError` where one is missing or wrong."""
     sentences = [{key: sentence[key] for key in ("sent_id", "raw", "sent")} for sentence in ref["sentences"]]
     for sentence in sentences:
         if not isinstance(sentence["raw"], str):
             raise TypeError(f"a sentence that is no text: {str(sentence['raw'])[:40]!r}")
-    return {**chosen, "sentences": sentences}
+    return sentences
 
 
 REFCOCO = Refer("refcoco", "unc")
