@@ -125,7 +125,7 @@ def predict(
     from inference.run import predict as run
     from shards.recipe import named_recipe
 
-    asked = None if recipe is None else named_recipe(recipe)
+    requested = None if recipe is None else named_recipe(recipe)
 
     def load() -> Predictor:
         from inference.loading import load as load_model
@@ -133,10 +133,10 @@ def predict(
         from inference.recipes import explain
 
         loaded = load_model(model, device, dtype)
-        say(explain(loaded, asked), file=sys.stderr)
+        say(explain(loaded, requested), file=sys.stderr)
         return Predictor(
             loaded,
-            recipe=asked,
+            recipe=requested,
             most_tiles=tiles,
             max_new_tokens=max_new_tokens,
             official_normalisation=official_normalisation,

@@ -58,14 +58,14 @@ def explain_samples(sets: Sequence[ShardSet], samples: Sequence[SampleRef], reco
     counts = count_trained(samples, record)
     if record is None or counts is None:
         return "what the model was trained on is unknown: samples of its training may be in these numbers"
-    seen = {id(shards): record.shows(shards) & ~record.holds(shards) for shards in sets}
+    same_pictures = {id(shards): record.shows(shards) & ~record.holds(shards) for shards in sets}
     trained = counts.total()
     note = f"{len(samples):,} of {sum(map(len, sets)):,} samples, none of which the model was trained on"
     if trained:
         note = f"warning: the model was trained on {trained:,} of these {len(samples):,} samples"
         if trained == len(samples):
             note += ": the numbers tell how well it remembers them, not how good it is on new ones"
-    twins = sum(1 for shards, position in samples if seen[id(shards)][position])
+    twins = sum(1 for shards, position in samples if same_pictures[id(shards)][position])
     if twins:
         note += f"; {twins:,} others show a picture or video, by its name, that samples of its training show"
     other = [shards for shards in sets if shards.manifest.plan not in record.plans and record.holds(shards).any()]

@@ -31,10 +31,12 @@ from trainer.released.files import new_folder
 from trainer.released.loaded import LoadedModel
 from trainer.released.training import write_training
 
-IMAGE_ENCODER, MASK_DECODER = "image_encoder.onnx", "mask_decoder.onnx"
+IMAGE_ENCODER = "image_encoder.onnx"
+MASK_DECODER = "mask_decoder.onnx"
 FEATURES = ("embedding", "high_256", "high_128")
 """(B, C, 64, 64), (B, C / 8, 256, 256) and (B, C / 4, 128, 128) float32: outputs of one graph, inputs of the other."""
-LANGUAGE, LOGITS = "language_embeddings", "mask_logits"
+LANGUAGE = "language_embeddings"
+LOGITS = "mask_logits"
 BOUND = 1e-4
 """Largest accepted difference, relative to the largest magnitude of PyTorch's values."""
 _OPSET = 18

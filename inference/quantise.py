@@ -34,8 +34,11 @@ from trainer.released.training import read_training, write_training
 
 MODEL_TYPE = "sa2va_chat_int8"
 """`model_type` in the folder's `config.json`, so that nothing takes it for a released one."""
-INT8, SCALE = "_int8", "_scale"
-_PART, _HEAD, _TABLE = "language_model.", "lm_head", "model.embed_tokens.weight"
+INT8 = "_int8"
+SCALE = "_scale"
+_PART = "language_model."
+_HEAD = "lm_head"
+_TABLE = "model.embed_tokens.weight"
 _SAM = "grounding_encoder.sam2_model."
 
 

@@ -11,15 +11,15 @@ def recipe_of(loaded: LoadedModel) -> Recipe:
     return loaded.info.recipe or RECIPES["sa2va"]
 
 
-def explain(loaded: LoadedModel, asked: Recipe | None) -> str:
+def explain(loaded: LoadedModel, requested: Recipe | None) -> str:
     """Return one line for the user: which recipe is used, why, and where it differs from the model's own."""
-    own = recipe_of(loaded)
+    model_recipe = recipe_of(loaded)
     whose = "the model's own" if loaded.info.recipe else "the model's folder names none, so that of the released models"
-    if asked is None:
-        return f"recipe {own}: {whose}"
-    if differences := asked.differences(own):
-        return f"recipe {asked}, as asked for; warning: it is not {own}, {whose}: {differences}"
-    return f"recipe {asked}, as asked for: {whose}"
+    if requested is None:
+        return f"recipe {model_recipe}: {whose}"
+    if differences := requested.differences(model_recipe):
+        return f"recipe {requested}, as asked for; warning: it is not {model_recipe}, {whose}: {differences}"
+    return f"recipe {requested}, as asked for: {whose}"
 
 
 def explain_shards(loaded: LoadedModel, shards: Recipe) -> str:
@@ -27,9 +27,9 @@ def explain_shards(loaded: LoadedModel, shards: Recipe) -> str:
 
     The tensors of shards are fixed: a model of another recipe is measured on tensors unlike those of its training.
     """
-    own = recipe_of(loaded)
-    differences = shards.differences(own)
+    model_recipe = recipe_of(loaded)
+    differences = shards.differences(model_recipe)
     whose = "the model's own" if loaded.info.recipe else "that of the released models; the model's folder names none"
     if differences:
-        return f"warning: the shards' recipe is {shards}, the model's is {own} ({whose}): {differences}"
+        return f"warning: the shards' recipe is {shards}, the model's is {model_recipe} ({whose}): {differences}"
     return f"recipe of the shards {shards}: {whose}"

@@ -95,7 +95,7 @@ def annotation_errors(root: Path) -> Iterator[None]:
         raise UserError(
             "annotations of another shape",
             where=where,
-            met=f"{type(error).__name__}: {_error_text(error)} ({_line_of_ours(error)})",
+            met=f"{type(error).__name__}: {_error_text(error)} ({_last_line_in_package(error)})",
             wanted="what the source's page in docs/datasets/ says",
         ) from None
 
@@ -132,7 +132,7 @@ def _about_input(error: Exception, root: Path, path: str) -> UserError:
     return BadInput(
         f"cannot be read: {type(error).__name__}",
         where=path,
-        met=f"{_without_root(_error_text(error), root)} ({_line_of_ours(error)})",
+        met=f"{_without_root(_error_text(error), root)} ({_last_line_in_package(error)})",
         wanted="a sound input",
     )
 
@@ -162,7 +162,7 @@ def _of_the_program(error: Exception) -> bool:
     if not isinstance(error, AssertionError | NotImplementedError):
         return False
     last = traceback.extract_tb(error.__traceback__)[-1:]
-    return any(_ours(frame.filename) for frame in last)
+    return any(_in_package(frame.filename) for frame in last)
 
 
 def _program_error(error: Exception, where: str) -> ProgramError:
@@ -188,13 +188,15 @@ def _error_text(error: BaseException) -> str:
     return text if len(text) <= _LONGEST else text[:_LONGEST] + " ..."
 
 
-def _line_of_ours(error: Exception) -> str:
-    """The last line of this package that was on the way to it."""
-    ours = [frame for frame in traceback.extract_tb(error.__traceback__) if _ours(frame.filename)]
-    return f"{Path(ours[-1].filename).relative_to(_HERE)}:{ours[-1].lineno}" if ours else "outside of this package"
+def _last_line_in_package(error: Exception) -> str:
+    """Return file and line of the last frame of the traceback that is in this package."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _in_package(frame.filename)]
+    if not frames:
+        return "outside of this package"
+    return f"{Path(frames[-1].filename).relative_to(_HERE)}:{frames[-1].lineno}"
 
 
-def _ours(file: str) -> bool:
+def _in_package(file: str) -> bool:
     return Path(file).parent.is_relative_to(_HERE / "pipeline") or Path(file).parent.is_relative_to(_HERE / "shards")
 
 

@@ -49,9 +49,9 @@ class Deriver:
     def _job(self, manifest: Manifest) -> Job:
         name = hashlib.sha256(f"{manifest.source} {manifest.plan}".encode()).hexdigest()  # a manifest may say anything
         options = dict(manifest.options)
-        own = self.source if self.source and self.source.name == manifest.source else None
+        source = self.source if self.source and self.source.name == manifest.source else None
         return Job(
-            source=own or source_named(manifest.source),
+            source=source or source_named(manifest.source),
             root=self.root,
             recipe=manifest.recipe,
             codec=options.pop("codec", "zstd"),

@@ -144,10 +144,10 @@ def no_sample(
         f"{count:,} x {reason}" for reason, count in sorted(left_out.items(), key=lambda item: -item[1])
     )
     do = f"see {ledger}" if ledger else "see the source's page in docs/datasets/"
-    met = f"{sum(left_out.values()):,} inputs left out: {reasons}; the first: {first}"
+    summary = f"{sum(left_out.values()):,} inputs left out: {reasons}; the first: {first}"
     if found := found_text(options.get("found", {})):
-        met += f"; found: {found}"
-    return UserError("not one sample", where=where, met=met, wanted="at least one", do=do)
+        summary += f"; found: {found}"
+    return UserError("not one sample", where=where, met=summary, wanted="at least one", do=do)
 
 
 def _ledger_text(line: LedgerLine) -> str:
@@ -173,5 +173,5 @@ def _shards_missing(plan: Plan, missing: Sequence[int], place: str) -> UserError
     if plan.tasks > 1:
         tasks = sorted({shard % plan.tasks for shard in missing})
         do = f"run again of {plan.tasks} tasks: {','.join(map(str, tasks))}"
-    met = f"{len(missing)} of {len(plan.shards)} missing: {names}"
-    return UserError("shards are missing", where=place, met=met, do=f"{do}; then merge")
+    summary = f"{len(missing)} of {len(plan.shards)} missing: {names}"
+    return UserError("shards are missing", where=place, met=summary, do=f"{do}; then merge")

@@ -34,7 +34,8 @@ class Nesting:
     def add(self, block: bytes) -> None:
         """Count the brackets of the next block."""
         if self._escape:
-            block, self._escape = block[1:], len(block) == 0
+            self._escape = len(block) == 0
+            block = block[1:]
         if b"\\" in block:
             block = block.replace(b"\\\\", b"").replace(b'\\"', b"")
             self._escape = block.endswith(b"\\")

@@ -108,8 +108,8 @@ class Regions:
         frame = RawFrame(path.rsplit("/", 1)[-1], picture, tuple(self._masks.values()))
         return RawSample(path, source, (frame,), objects, {**more, **left_out(self._faults)}, +self.notes)
 
-    def _name(self, given: Any) -> str:
-        name = as_id(given) or str(len(self._ids))
+    def _name(self, value: Any) -> str:
+        name = as_id(value) or str(len(self._ids))
         self._used[name] += 1
         while self._used[name] > 1:
             name = f"{name}-{self._used[name]}"
@@ -121,7 +121,7 @@ class Regions:
         for height, width in sizes:
             if height * width > MAX_PIXELS:
                 raise BadInput("too large a mask", met=f"{height} x {width}", wanted=f"at most {MAX_PIXELS} pixels")
-        masks = [from_coco(one, *own) for one, own in zip(segmentations, sizes, strict=True)]
+        masks = [from_coco(one, *mask_size) for one, mask_size in zip(segmentations, sizes, strict=True)]
         if len({mask.shape for mask in masks}) > 1:
             raise BadInput("parts of one mask differ in size", met=str([mask.shape for mask in masks])[:60])
         if not masks or not any(mask.any() for mask in masks):

@@ -91,7 +91,8 @@ def prompt_cells(original: Bool | Mask, pooling: PromptPooling, recipe: Recipe) 
 
     `Recipe.prompt_pooling` says what each pooling means.
     """
-    whole, grid = Mask.from_array(original), recipe.grid
+    whole = Mask.from_array(original)
+    grid = recipe.grid
     cells = np.zeros((grid, grid), np.bool_)
     if pooling == "center":
         return _sampled(whole, [_centres(side, grid) for side in whole.shape], cells)

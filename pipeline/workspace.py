@@ -188,12 +188,12 @@ class Workspace:
         old = [name for name in self.store.sizes() if name.endswith(".tar") or name == MANIFEST]
         if (old or begun) and not overwrite:
             do = "give --overwrite to write it again, or another --out"
-            met = "other raw files, recipe, limit or shard size"
+            difference = "other raw files, recipe, limit or shard size"
             if begun and begun.version != VERSION:
-                met = f"an unfinished one of format version {begun.version}"
+                difference = f"an unfinished one of format version {begun.version}"
                 merge = command("merge")
                 do = f"finish it with the release that began it, or with {merge} if all its shards stand; else {do}"
-            raise UserError("a shard set made otherwise stands here", where=str(self.store), met=met, do=do)
+            raise UserError("a shard set made otherwise stands here", where=str(self.store), met=difference, do=do)
         # The manifest goes first: from here on, nobody takes what is left for a finished set.
         self.store.remove(name for name in old if name == MANIFEST)
         notes = [f"{WORK}/{name}" for name in self.store.sizes(WORK) if name.endswith(".json")]

@@ -365,11 +365,11 @@ class ShardSet:
             raise IndexError(f"sample {position} of {len(self)}")
         meta, members = self.sample(position % len(self))
         named = {str(field): field for field in members}
-        wanted = [*named] if fields is None else [*fields]
-        if unknown := [name for name in wanted if name not in named]:
+        requested = [*named] if fields is None else [*fields]
+        if unknown := [name for name in requested if name not in named]:
             where = f"{self.folder}: {self.key(position)}"
             raise BadShard("no such field", where=where, met=", ".join(unknown), wanted=", ".join(named))
-        arrays = {name: decode_field(named[name], members[named[name]], self.recipe, objects) for name in wanted}
+        arrays = {name: decode_field(named[name], members[named[name]], self.recipe, objects) for name in requested}
         return {"__key__": self.key(position), "meta": meta, **arrays}
 
     def meta(self, position: int) -> dict[str, Any]:

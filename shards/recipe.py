@@ -71,7 +71,7 @@ class Recipe:
     def differences(self, other: Recipe) -> str:
         """Return the values of this recipe that differ in `other`, as text; "" where the recipes are equal."""
         pairs = ((f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self) if f.name != "name")
-        return ", ".join(f"{name} {own}, not {theirs}" for name, own, theirs in pairs if own != theirs)
+        return ", ".join(f"{name} {value}, not {expected}" for name, value, expected in pairs if value != expected)
 
 
 # Sizes and constants are fixed by the model: sets with others are not readable.

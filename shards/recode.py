@@ -38,7 +38,9 @@ def recode(folder: Path, out: Path, pictures: Codec, threads: int = 1) -> Manife
         )
     ledger = read_checked_ledger(source)
     positions = positions_by_shard(source.index, len(manifest.shards))
-    tars = [PlannedTar(info.name, own) for info, own in zip(manifest.shards, positions, strict=True)]
+    tars = [
+        PlannedTar(info.name, tar_positions) for info, tar_positions in zip(manifest.shards, positions, strict=True)
+    ]
     target = replace(manifest, codec=pictures, version=VERSION)
 
     def write_sample(writer: ShardWriter, position: int) -> None:

@@ -98,7 +98,10 @@ def _copy(
             room = shard_bytes
         room -= int(size)
     name = source.manifest.source
-    tars = [PlannedTar(f"{name}-{i:06d}.tar", own) for i, own in enumerate(np.split(positions, starts[1:]))]
+    tars = [
+        PlannedTar(f"{name}-{i:06d}.tar", tar_positions)
+        for i, tar_positions in enumerate(np.split(positions, starts[1:]))
+    ]
     target = replace(
         source.manifest,
         selection=f"{selection}; of {len(source)} samples, manifest {sha256(source.manifest.to_bytes())[:16]}",

@@ -24,10 +24,10 @@ JOINED = {"LOCAL_RANK", "WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"}
 
 
 class Joined:
-    """`count` processes that call `run` with `arguments`; with 1 it is alone, and told of no others.
+    """`count` processes that call `run` with `arguments`; one process gets no variables of a launcher.
 
     Args:
-        said: the file that gets what they say.
+        log: the file that gets their output.
         environment: what a launcher sets besides.
     """
 
@@ -36,24 +36,24 @@ class Joined:
         count: int,
         run: Callable[..., object],
         *arguments: Any,
-        said: Path,
+        log: Path,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         # The store lives here, as it does in a launcher: no port has to be guessed.
         self._store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
         kept = {k: v for k, v in os.environ.items() if k not in JOINED and not k.startswith(_OF_A_LAUNCHER)}
-        told = {"WORLD_SIZE": str(count), "MASTER_ADDR": "localhost", "MASTER_PORT": str(self._store.port)}
-        told |= {
+        launcher = {"WORLD_SIZE": str(count), "MASTER_ADDR": "localhost", "MASTER_PORT": str(self._store.port)}
+        launcher |= {
             "TORCHELASTIC_USE_AGENT_STORE": "True",
             "TORCHELASTIC_RESTART_COUNT": "0",
             "ACCELERATE_USE_CPU": "true",
         }
-        said.touch()
+        log.touch()
         self.processes: list[ForkServerProcess] = []
         for rank in range(count):
-            own = {**told, "RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {}
+            ranks = {**launcher, "RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {}
             threads = 1 if count > 1 else torch.get_num_threads()  # a launcher gives each of several one
-            how = (run, arguments, str(said), kept | dict(environment or {}) | own, threads)
+            how = (run, arguments, str(log), kept | dict(environment or {}) | ranks, threads)
             self.processes.append(_FORKS.Process(target=_run, args=how))
         for process in self.processes:
             process.start()
@@ -81,9 +81,9 @@ def command_line(arguments: Sequence[object]) -> None:
 
 
 def _run(
-    run: Callable[..., object], arguments: tuple[Any, ...], said: str, environment: dict[str, str], threads: int
+    run: Callable[..., object], arguments: tuple[Any, ...], log: str, environment: dict[str, str], threads: int
 ) -> None:
-    file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]

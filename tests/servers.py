@@ -37,7 +37,8 @@ class FaultyServer(ThreadingHTTPServer):
 
     def __init__(self, root: Path | None = None, upstream: int | None = None) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.root, self.upstream = root, upstream
+        self.root = root
+        self.upstream = upstream
         self.gets: Counter[str] = Counter()
         self.faults: Callable[[str, int], Fault] = lambda name, n: ""
         self.counting = threading.Lock()
@@ -45,7 +46,10 @@ class FaultyServer(ThreadingHTTPServer):
         self.heal()
 
     def fail(self, ending: str, sound: int, cut: bool = False, status: int = 500) -> None:
-        self.ending, self.sound, self.cut, self.status = ending, sound, cut, status
+        self.ending = ending
+        self.sound = sound
+        self.cut = cut
+        self.status = status
 
     def heal(self) -> None:
         self.fail("no such ending", 0)
@@ -65,7 +69,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.gets[name] += 1
         status, headers, body = self._answer()
         if fault in ("503", "403"):
-            status, headers, body = int(fault), {}, b"<Error><Code>SlowDown</Code></Error>"
+            status = int(fault)
+            headers = {}
+            body = b"<Error><Code>SlowDown</Code></Error>"
         if fault == "late":
             time.sleep(0.1)
         if fault == "corrupt" and body:
@@ -117,10 +123,10 @@ class _Handler(BaseHTTPRequestHandler):
         connection = http.client.HTTPConnection("127.0.0.1", self.server.upstream, timeout=60)
         connection.request(self.command, self.path, body=sent, headers=dict(self.headers))
         answer = connection.getresponse()
-        own = {"connection", "content-length", "transfer-encoding", "server", "date"}
+        replaced = {"connection", "content-length", "transfer-encoding", "server", "date"}
         if self.command == "HEAD":
-            own -= {"content-length"}
-        headers = {key: value for key, value in answer.getheaders() if key.lower() not in own}
+            replaced -= {"content-length"}
+        headers = {key: value for key, value in answer.getheaders() if key.lower() not in replaced}
         return answer.status, headers, answer.read()
 
     def log_message(self, *_: object) -> None:

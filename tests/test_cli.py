@@ -35,7 +35,7 @@ def test_wrong_sizes(text):
 
 
 @pytest.mark.slow
-def test_from_raw_to_seen_with_the_defaults(sav_root, tmp_path):
+def test_shard_verify_and_preview_with_the_defaults(sav_root, tmp_path):
     """`shard --source sav --out shards/` reads data/sav; then verify-shard and preview, as in the README."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "sav").symlink_to(sav_root)

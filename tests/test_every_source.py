@@ -48,7 +48,7 @@ def built_once() -> Iterator[None]:
         yield
 
 
-def test_no_source_is_forgotten():
+def test_every_source_has_a_case():
     assert CASES.keys() == SOURCES.keys()
 
 
@@ -61,10 +61,12 @@ def call(*arguments: object) -> int:
 @pytest.mark.parametrize("source", CASES)
 def test_from_raw_files_to_five_steps(source, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("trainer.measure.held_out.write_report", lambda *_: None)  # drawing it takes longer than a step
-    case, root, shards = CASES[source], tmp_path / "raw", tmp_path / "shards" / source
+    case = CASES[source]
+    root = tmp_path / "raw"
+    shards = tmp_path / "shards" / source
     case.write(root)
-    given = ["--source", source, "--root", root, "--workers", 1, "--max-bad", 0.5, *case.options]
-    assert call("shard", *given, "--out", tmp_path / "shards") == 0
+    arguments = ["--source", source, "--root", root, "--workers", 1, "--max-bad", 0.5, *case.options]
+    assert call("shard", *arguments, "--out", tmp_path / "shards") == 0
     manifest = Manifest.read(shards)
     assert (manifest.samples, manifest.left_out) == (case.samples, case.left_out)
     assert manifest.inputs == case.samples + sum(case.left_out.values())
@@ -79,7 +81,7 @@ def test_from_raw_files_to_five_steps(source, tmp_path, caplog, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_dual_loop_on_videos_in_whose_first_frame_not_all_is_seen(tmp_path):
+def test_the_dual_objective_on_videos_whose_first_frame_lacks_objects(tmp_path):
     CASES["mevis"].write(tmp_path / "raw")
     assert call("shard", "--source", "mevis", "--root", tmp_path / "raw", "--out", tmp_path) == 0
     assert losses(tmp_path / "mevis", tmp_path / "run", "dual")
@@ -87,8 +89,8 @@ def test_the_dual_loop_on_videos_in_whose_first_frame_not_all_is_seen(tmp_path):
 
 def losses(shards: Path, out: Path, objective: str) -> list[float]:
     """Those of five steps, all of them finite."""
-    given = [f"data.shards=[{shards}]", f"output_dir={out}", f"objective={objective}", "steps=5", "batch_size=1"]
-    train.main([*given, "accumulation=1", "data.holdout=0", *SMALL])
+    arguments = [f"data.shards=[{shards}]", f"output_dir={out}", f"objective={objective}", "steps=5", "batch_size=1"]
+    train.main([*arguments, "accumulation=1", "data.holdout=0", *SMALL])
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [1, 2, 3, 4, 5]
     assert all(math.isfinite(value) for record in records for value in record.values())

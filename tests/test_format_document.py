@@ -1,4 +1,4 @@
-"""docs/FORMAT.md holds a reader that a stranger can copy: this runs that very text."""
+"""The reader in docs/FORMAT.md is run as it is printed there."""
 
 import re
 from pathlib import Path
@@ -41,44 +41,44 @@ def old_set() -> Path:
 
 
 @pytest.mark.parametrize("codec", ["sav_set", "raw_set", "jpeg_set", "old_set"])
-def test_the_documents_reader_returns_what_ours_does(codec, request):
+def test_the_documents_reader_equals_read_samples(codec, request):
     snippet = snippet_with("def read_samples")
     assert len([line for line in snippet.splitlines() if line.strip()]) <= 45
-    stranger = executed(snippet)
+    names = executed(snippet)
     for tar in sorted(request.getfixturevalue(codec).glob("*.tar")):
-        for met, wanted in zip(stranger["read_samples"](tar), read_samples(tar), strict=True):
-            assert met.keys() == wanted.keys()
-            for name, value in wanted.items():
-                assert met[name].dtype == value.dtype if isinstance(value, np.ndarray) else True
-                assert np.array_equal(met[name], value) if isinstance(value, np.ndarray) else met[name] == value
+        for actual, expected in zip(names["read_samples"](tar), read_samples(tar), strict=True):
+            assert actual.keys() == expected.keys()
+            for name, value in expected.items():
+                assert actual[name].dtype == value.dtype if isinstance(value, np.ndarray) else True
+                assert np.array_equal(actual[name], value) if isinstance(value, np.ndarray) else actual[name] == value
 
 
 def test_the_documents_reader_finds_a_flip_in_a_member(sav_set, tmp_path):
-    stranger = executed(snippet_with("def read_samples"))
+    names = executed(snippet_with("def read_samples"))
     data = bytearray(sorted(sav_set.glob("*.tar"))[0].read_bytes())
     data[len(data) // 40] ^= 1
     (tmp_path / "a.tar").write_bytes(data)
     with pytest.raises(ValueError, match="CRC-32"):
-        list(stranger["read_samples"](tmp_path / "a.tar"))
+        list(names["read_samples"](tmp_path / "a.tar"))
 
 
 def test_plain_webdataset_reads_the_tars(sav_set):
     tar = sorted(sav_set.glob("*.tar"))[0]
     plain = list(webdataset.WebDataset(str(tar), shardshuffle=False).decode())
-    ours = list(read_samples(tar))
-    assert [sample["__key__"] for sample in plain] == [sample["__key__"] for sample in ours]
-    for met, wanted in zip(plain, ours, strict=True):
-        assert met["json"] == wanted["meta"]
-        assert np.array_equal(met["prompt_masks2.npy"], wanted["prompt_masks2"])
-        assert isinstance(met["g_pixel_values1.up"], bytes)
+    samples = list(read_samples(tar))
+    assert [stored["__key__"] for stored in plain] == [one["__key__"] for one in samples]
+    for stored, expected in zip(plain, samples, strict=True):
+        assert stored["json"] == expected["meta"]
+        assert np.array_equal(stored["prompt_masks2.npy"], expected["prompt_masks2"])
+        assert isinstance(stored["g_pixel_values1.up"], bytes)
 
 
 def test_plain_webdataset_decodes_raw_pictures(raw_set):
     tar = sorted(raw_set.glob("*.tar"))[0]
     plain = list(webdataset.WebDataset(str(tar), shardshuffle=False).decode())
-    for met, wanted in zip(plain, read_samples(tar), strict=True):
-        assert np.array_equal(met["g_pixel_values1.npy"], wanted["g_pixel_values1"])
-        assert met["pixel_values2.npy"].shape == (3, 448, 448) and met["pixel_values2.npy"].dtype == np.uint8
+    for stored, expected in zip(plain, read_samples(tar), strict=True):
+        assert np.array_equal(stored["g_pixel_values1.npy"], expected["g_pixel_values1"])
+        assert stored["pixel_values2.npy"].shape == (3, 448, 448) and stored["pixel_values2.npy"].dtype == np.uint8
 
 
 @pytest.fixture
@@ -94,15 +94,15 @@ def test_hugging_face_datasets_opens_a_set(mixed_set, streaming, monkeypatch, tm
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     decode = executed(snippet_with("def read_samples"))["decode"]
     rows = list(executed(snippet_with("load_dataset"))["open_set"](mixed_set, streaming=streaming))
-    ours = [sample for tar in sorted(mixed_set.glob("*.tar")) for sample in read_samples(tar)]
-    assert [row["__key__"] for row in rows] == [sample["__key__"] for sample in ours] and len(rows) == 3
-    for row, wanted in zip(rows, ours, strict=True):
-        assert row["json"] == wanted["meta"]
+    samples = [one for tar in sorted(mixed_set.glob("*.tar")) for one in read_samples(tar)]
+    assert [row["__key__"] for row in rows] == [one["__key__"] for one in samples] and len(rows) == 3
+    for row, expected in zip(rows, samples, strict=True):
+        assert row["json"] == expected["meta"]
         stored = {tuple(k.split(".")): v for k, v in row.items() if "." in k and v is not None}
-        assert {field for field, _ in stored} == wanted.keys() - {"__key__", "meta"}
+        assert {field for field, _ in stored} == expected.keys() - {"__key__", "meta"}
         for (field, codec), value in stored.items():
-            met = np.array(value) if codec == "npy" else decode(field, codec, value)
-            assert np.array_equal(met, wanted[field]), field
+            array = np.array(value) if codec == "npy" else decode(field, codec, value)
+            assert np.array_equal(array, expected[field]), field
 
 
 def test_webdataset_opens_a_set_of_mixed_samples(mixed_set):
@@ -112,7 +112,7 @@ def test_webdataset_opens_a_set_of_mixed_samples(mixed_set):
     assert names == [{"up": bytes, "npy": np.ndarray, "bits": bytes}] * 3
 
 
-def test_no_library_has_a_use_for_our_own_extensions():
+def test_no_library_decodes_our_extensions():
     from datasets.filesystems import EXTENSION_TO_COMPRESSION_FS_FILE_CLS as unpacked
     from datasets.packaged_modules.webdataset.webdataset import WebDataset as table
     from webdataset.autodecode import IMAGE_EXTENSIONS, decoders

@@ -34,7 +34,7 @@ def imported(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_rooms_have_one_door_between_them(room):
+def test_packages_import_only_what_the_table_allows(room):
     for path in modules(room):
         others = imported(path) & {"cli", "demo", *ROOMS} - {room}
         assert others <= ROOMS[room], path
@@ -75,7 +75,7 @@ def test_pictures_are_opened_with_a_list_of_formats_and_nowhere_without():
                 if isinstance(node, ast.ImportFrom) and node.module == "PIL.Image":
                     assert "open" not in {alias.name for alias in node.names}, path
                 if isinstance(node, ast.Call) and ast.unparse(node.func) in ("Image.open", "PIL.Image.open"):
-                    formats = [ast.unparse(given.value) for given in node.keywords if given.arg == "formats"]
+                    formats = [ast.unparse(keyword.value) for keyword in node.keywords if keyword.arg == "formats"]
                     assert formats and formats != ["None"], f"{path}:{node.lineno}"
                     opened.append(path.relative_to(REPOSITORY).as_posix())
     assert {"pipeline/pictures.py", "shards/lossy.py"} <= {*opened}
@@ -105,24 +105,24 @@ def test_help_imports_nothing_heavy():
 
 
 def test_git_ignores_data_below_shards_and_nothing_else_there():
-    asked = ["shards/sav/sav-000000.tar", "shards/sav/manifest.json", "shards/reader.py", "data/sav/a.npz", "runs/x"]
-    done = subprocess.run(["git", "check-ignore", *asked], capture_output=True, text=True, cwd=REPOSITORY)
-    assert done.stdout.split() == [path for path in asked if path != "shards/reader.py"]
+    paths = ["shards/sav/sav-000000.tar", "shards/sav/manifest.json", "shards/reader.py", "data/sav/a.npz", "runs/x"]
+    done = subprocess.run(["git", "check-ignore", *paths], capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.stdout.split() == [path for path in paths if path != "shards/reader.py"]
 
 
 MOST_LINES = 60
 MOST_ARGUMENTS = 12
 
 
-def test_functions_of_the_trainer_can_be_read_at_a_glance():
+def test_functions_of_the_trainer_are_short_and_take_few_arguments():
     """No function is longer than a screen, and none takes more arguments than a reader can keep in mind."""
     too_large = []
     for path in modules("trainer"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.FunctionDef):
                 lines = (node.end_lineno or 0) - node.lineno + 1
-                given = node.args
-                arguments = len(given.posonlyargs) + len(given.args) + len(given.kwonlyargs)
+                parameters = node.args
+                arguments = len(parameters.posonlyargs) + len(parameters.args) + len(parameters.kwonlyargs)
                 if lines > MOST_LINES or arguments > MOST_ARGUMENTS:
                     too_large.append(f"{path}: {node.name}, {lines} lines, {arguments} arguments")
     assert not too_large

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-HOUSE = Path(__file__).parents[1]
-PROJECT = tomllib.loads((HOUSE / "pyproject.toml").read_text("utf-8"))["project"]
+REPOSITORY = Path(__file__).parents[1]
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "google": "protobuf", "pydantic_core": "pydantic"}
 BROUGHT_ALONG = {"markupsafe": "jinja2"}
 """Packages that a listed one always installs."""
@@ -21,11 +21,13 @@ BROUGHT_ALONG = {"markupsafe": "jinja2"}
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
-    names = subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard"], cwd=HOUSE, text=True).splitlines()
+    names = subprocess.check_output(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=REPOSITORY, text=True
+    ).splitlines()
     for name in names:
-        if (HOUSE / name).is_file():
+        if (REPOSITORY / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes((HOUSE / name).read_bytes())
+            (source / name).write_bytes((REPOSITORY / name).read_bytes())
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*command, "--wheel-dir", folder, source], check=True)
     (path,) = folder.glob("*.whl")
@@ -37,7 +39,7 @@ def test_the_wheel_holds_what_the_code_needs_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     code = {p for p in names if p.endswith(".py")}
     rooms = ("commands", "evaluation", "inference", "pipeline", "shards", "trainer")
-    tracked = subprocess.check_output(["git", "ls-files", "*.py"], cwd=HOUSE, text=True).split()
+    tracked = subprocess.check_output(["git", "ls-files", "*.py"], cwd=REPOSITORY, text=True).split()
     assert code >= {name for name in tracked if name.split("/")[0] in rooms} | {"cli.py"}
     assert {name.split("/")[0] for name in code} == {*rooms, "cli.py"}
     for needed in ("trainer/launch/ddp.yaml", "trainer/launch/fsdp2.yaml", "trainer/launch/zero2.yaml"):
@@ -59,7 +61,7 @@ def test_a_fresh_folder_imports_the_wheel(wheel, tmp_path, small_set):
 
 def test_without_the_command_lines_packages_one_line_says_what_to_install():
     code = "import sys; sys.modules['typer'] = None; import cli"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=HOUSE)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
     assert done.returncode == 1
     assert done.stderr == 'error: the command line is not installed; pip install "sa2va-shards[pipeline]"\n'
 
@@ -87,8 +89,8 @@ def imported(path: Path, deferred: bool) -> set[str]:
             found |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found.add(node.module.partition(".")[0])
-    ours = {p.name for p in HOUSE.iterdir()} | {"cli"}
-    return {name for name in found if name not in sys.stdlib_module_names and name not in ours}
+    project = {p.name for p in REPOSITORY.iterdir()} | {"cli"}
+    return {name for name in found if name not in sys.stdlib_module_names and name not in project}
 
 
 def at_import(node: ast.stmt) -> list[ast.AST]:
@@ -111,9 +113,9 @@ def at_import(node: ast.stmt) -> list[ast.AST]:
         ("shards", ["pipeline", "remote"]),
     ],
 )
-def test_a_room_imports_what_its_extras_install(room, extras):
+def test_a_package_imports_only_what_its_extras_install(room, extras):
     installed = requirements(*extras) | {"deepspeed"}  # asked for by name where it is missing
-    for path in (HOUSE / room).rglob("*.py"):
+    for path in (REPOSITORY / room).rglob("*.py"):
         for name in imported(path, deferred=True):
             name = BROUGHT_ALONG.get(name, name)
             assert DISTRIBUTIONS.get(name, name).replace("_", "-").lower() in installed, (path, name)
@@ -121,7 +123,9 @@ def test_a_room_imports_what_its_extras_install(room, extras):
 
 def test_the_lock_pins_each_requirement_within_its_range():
     pins = dict(
-        line.split("==") for line in (HOUSE / "requirements.lock").read_text().splitlines() if line.count("==") == 1
+        line.split("==")
+        for line in (REPOSITORY / "requirements.lock").read_text().splitlines()
+        if line.count("==") == 1
     )
     lines = [
         *PROJECT["dependencies"],
@@ -132,4 +136,4 @@ def test_the_lock_pins_each_requirement_within_its_range():
         if requirement.name not in (PROJECT["name"], "sam2"):
             assert requirement.specifier.contains(pins[requirement.name.lower()].split(";")[0].strip()), line
     for tool in ("ruff",):
-        assert f'"{tool}=={pins[tool]}"' in (HOUSE / ".pre-commit-config.yaml").read_text()
+        assert f'"{tool}=={pins[tool]}"' in (REPOSITORY / ".pre-commit-config.yaml").read_text()

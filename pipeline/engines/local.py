@@ -107,11 +107,11 @@ def _worker_died(processes: Sequence[BaseProcess], workspace: Workspace) -> User
     codes = {pid: code for pid, code in codes.items() if code not in (0, None, -signal.SIGTERM)} or codes
     files = sorted(workspace.temporary.glob(f"*{CURRENT_INPUT}"))
     inputs = dict(filter(None, map(CurrentInput.parse, files)))
-    met = "; ".join(
+    causes = "; ".join(
         f"{_ending(code)}{f' while it read {inputs[process]}' if process in inputs else ''}"
         for process, code in codes.items()
     )
-    return UserError("a worker process died", where=str(workspace.store), met=met or "killed", do=AGAIN)
+    return UserError("a worker process died", where=str(workspace.store), met=causes or "killed", do=AGAIN)
 
 
 def _ending(code: int | None) -> str:

@@ -98,8 +98,8 @@ def _result(ray: Any, reference: Any, store: Store) -> ShardNote:
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
     except ray.exceptions.RayError as error:  # the worker or its node died, more often than a task is tried again
-        met = str(error).strip().partition("\n")[0]
-        raise UserError("workers die over a shard", where=str(store), met=met, do=AGAIN) from None
+        cause = str(error).strip().partition("\n")[0]
+        raise UserError("workers die over a shard", where=str(store), met=cause, do=AGAIN) from None
 
 
 @contextmanager

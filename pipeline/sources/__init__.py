@@ -170,9 +170,9 @@ def chosen_source(text: str) -> Source:
     return source
 
 
-def choices_of(source: Source, given: Mapping[str, Any]) -> dict[str, Any]:
+def choices_of(source: Source, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the choices of a source with those `given` (None: the default); raises `UserError` for unknown ones."""
-    chosen = {name: value for name, value in given.items() if value is not None}
+    chosen = {name: value for name, value in options.items() if value is not None}
     for name in chosen:
         if name not in source.choices:
             flag = "--" + name.replace("_", "-")

@@ -42,7 +42,7 @@ def choose_frames(
 def _spread(frames: Sequence[int], k: int, shown: ShownObjects, objects: Set[str]) -> list[int | None]:
     k = min(k, len(frames))
     chosen: list[int | None] = []
-    seen: set[str] = set()
+    covered: set[str] = set()
     for i in range(k):
         stretch = range(i * len(frames) // k, (i + 1) * len(frames) // k)
         middle = (2 * i + 1) * len(frames) // (2 * k)
@@ -50,13 +50,13 @@ def _spread(frames: Sequence[int], k: int, shown: ShownObjects, objects: Set[str
         best_score = (0, 0)
         for place in sorted(stretch, key=lambda place: (abs(place - middle), place)):
             here = shown(frames[place])
-            if (score := (len(here - seen), len(here))) > best_score:
+            if (score := (len(here - covered), len(here))) > best_score:
                 best = frames[place]
                 best_score = score
             if here >= objects:
                 best = frames[place]
                 break
         if best is not None:
-            seen |= shown(best)
+            covered |= shown(best)
         chosen.append(best)
     return chosen or [None]

@@ -104,7 +104,7 @@ class _UniqueIds:
     def is_repeated(self, described: RawObject, masks: list[Mask]) -> bool:
         """Whether an earlier object has the same id, texts, annotation and masks; counts it, and a shared id."""
         before = self._shared.setdefault(described.id, [])
-        repeated = any(described == other and _equal(masks, theirs) for other, theirs in before)
+        repeated = any(described == other and _equal(masks, other_masks) for other, other_masks in before)
         if before:
             self.notes[TWICE if repeated else ONE_ID] += 1
         before.append((described, masks))

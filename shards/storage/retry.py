@@ -70,11 +70,11 @@ def retry(action: Callable[[], _T], url: str, attempts: int) -> _T:
         except Exception as error:
             if attempt == attempts or not _may_pass(error):
                 raise
-            what, met, _ = _described(error)
+            what, value, _ = _described(error)
             pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** (attempt - 1)) * random.uniform(0.5, 1)
             level = logging.WARNING if attempt > 2 else logging.INFO
             where = without_secrets(url)
-            log.log(level, "%s: %s, %s; attempt %d in %.1f s", where, what, met, attempt + 1, pause)
+            log.log(level, "%s: %s, %s; attempt %d in %.1f s", where, what, value, attempt + 1, pause)
             time.sleep(pause)
     raise AssertionError("no attempts")
 
@@ -94,9 +94,9 @@ def retry_read(action: Callable[[], _T], url: str, attempts: int) -> _T:
             raise error_text from None
         if not _may_pass(error):
             raise  # a mistake in a program is no fault of a network
-        what, met, wanted = _described(error)
+        what, value, expected = _described(error)
         do = f"tried {attempts} times; the same command tries again"
-        raise BadShard(what, where=without_secrets(url), met=met, wanted=wanted, do=do) from None
+        raise BadShard(what, where=without_secrets(url), met=value, wanted=expected, do=do) from None
 
 
 def permanent_error(error: Exception, url: str) -> UserError | None:

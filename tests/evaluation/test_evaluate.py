@@ -54,8 +54,8 @@ def fresh_accelerate():
     PartialState._reset_state()
 
 
-def sharded(name: str, root: Path, out: Path, **given: Any) -> Path:
-    run(make_request(name, root, shard_bytes=10**7, **given), out, 1, 0.0)
+def sharded(name: str, root: Path, out: Path, **options: Any) -> Path:
+    run(make_request(name, root, shard_bytes=10**7, **options), out, 1, 0.0)
     return out
 
 
@@ -63,10 +63,13 @@ def sharded(name: str, root: Path, out: Path, **given: Any) -> Path:
 def refer_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """RefCOCO, split val, in refer's layout: 5 pictures, 11 objects, 14 texts and one that says nothing."""
     root = tmp_path_factory.mktemp("refer")
-    folder, photos = root / "refcoco", root / "images/mscoco/images/train2014"
+    folder = root / "refcoco"
+    photos = root / "images/mscoco/images/train2014"
     folder.mkdir()
     photos.mkdir(parents=True)
-    images, objects, refs = [], [], []
+    images = []
+    objects = []
+    refs = []
     for number, of_picture in enumerate(SENTENCES):
         images.append({"id": number, "file_name": f"COCO_train2014_{number:012d}.jpg", "height": 60, "width": 80})
         Image.fromarray(photographs.coffee()[number * 20 :]).resize((80, 60)).save(photos / images[-1]["file_name"])
@@ -75,8 +78,8 @@ def refer_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
             polygon = [[left, top, right, top, right, bottom, left, bottom]]
             objects.append({"id": identity, "image_id": number, "category_id": 1, "segmentation": polygon})
             known = {"ref_id": identity, "ann_id": identity, "image_id": number, "category_id": 1, "split": "val"}
-            said = [{"sent_id": n, "raw": text, "sent": text} for n, text in enumerate(sentences)]
-            refs.append({**known, "sentences": said})
+            entries = [{"sent_id": n, "raw": text, "sent": text} for n, text in enumerate(sentences)]
+            refs.append({**known, "sentences": entries})
     body = {"images": images, "annotations": objects, "categories": [{"id": 1, "name": "cup"}]}
     (folder / "instances.json").write_text(json.dumps(body))
     (folder / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
@@ -121,7 +124,7 @@ def test_each_text_of_each_object_is_an_item_once(refer_set: Path, size: int, wo
     assert max(map(len, alone)) <= size
 
 
-def test_what_cannot_be_asked_about_is_counted_and_frames_show_the_object(
+def test_objects_without_text_are_counted_and_frames_show_the_object(
     refer_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     (group,) = read_groups(groups(refer_set), "segment")
@@ -152,17 +155,17 @@ def test_what_cannot_be_asked_about_is_counted_and_frames_show_the_object(
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 8])
-def test_each_object_has_another_to_swap_captions_with(refer_set: Path, size: int):
+def test_each_object_swaps_captions_with_another(refer_set: Path, size: int):
     """Of its own picture where there is one."""
-    seen = 0
+    object_count = 0
     for group in read_groups(groups(refer_set, size), "dual"):
         number = {sample.key: len(sample.items) for sample in group}
         for batch, _ in make_batches(group, "dual", size):
             objects = Counter(batch.keys[image] for image in batch.image_of_object.tolist())
             assert all(count > 1 or number[key] == 1 for key, count in objects.items())
             assert 1 < objects.total() <= size + 2
-            seen += objects.total()
-    assert seen == 11
+            object_count += objects.total()
+    assert object_count == 11
 
 
 @pytest.mark.parametrize(("count", "size", "sizes"), [(0, 2, []), (1, 2, [1]), (5, 2, [2, 3]), (6, 1, [2, 2, 2])])
@@ -178,7 +181,7 @@ def test_metrics_equal_an_independent_computation(
 ):
     """Masks enlarged densely, and areas counted by numpy; one truth is emptied."""
     actual: list[tuple[np.ndarray, np.ndarray]] = []
-    told: list[float] = []
+    caption_losses: list[float] = []
     judged_objective = load_objective(objective)
     original = judged_objective.judge
 
@@ -188,7 +191,7 @@ def test_metrics_equal_an_independent_computation(
         judged = original(self, batch, side)
         dense = F.interpolate(judged.logits[:, None], (1024, 1024), mode="bilinear", align_corners=False)[:, 0] > 0
         actual.extend((p.numpy().ravel(), t.numpy().ravel()) for p, t in zip(dense, batch.frames[0].masks, strict=True))
-        told.extend(judged.values["caption"].tolist() if "caption" in judged.values else [])
+        caption_losses.extend(judged.values["caption"].tolist() if "caption" in judged.values else [])
         return judged
 
     monkeypatch.setattr(judged_objective, "judge", spying)
@@ -218,16 +221,17 @@ def test_metrics_equal_an_independent_computation(
     assert {name: numbers[name] for name in expected} == pytest.approx(expected, abs=2e-6)
     assert 0 < expected["ciou"] != expected["giou"]
     assert ("caption_ce" in numbers) == (objective == "reverse")
-    if told:
-        assert numbers["caption_ce"] == pytest.approx(np.mean(told), abs=1e-6)
+    if caption_losses:
+        assert numbers["caption_ce"] == pytest.approx(np.mean(caption_losses), abs=1e-6)
     assert "refcoco" in shown and f"{numbers['ciou']:.4f}" in shown and "cIoU" in shown
 
 
-def test_sums_at_the_edges():
+def test_sums_of_empty_masks_and_at_thresholds():
     """Two both empty, one exactly at the threshold, one with no caption-swap gap."""
     tally = Tally()
     iou = torch.tensor([1.0, 0.5, 0.75, 0.0])
-    overlap, union = torch.tensor([0.0, 5.0, 3.0, 0.0]), torch.tensor([0.0, 10.0, 4.0, 6.0])
+    overlap = torch.tensor([0.0, 5.0, 3.0, 0.0])
+    union = torch.tensor([0.0, 10.0, 4.0, 6.0])
     tally.add({"iou": iou, "overlap": overlap, "union": union, "swap_gap": torch.tensor([0.2, torch.nan, 0.4, 0.0])})
     found = tally.to_json("dual")
     assert found["ciou"] == 8 / 20 and found["giou"] == found["cycle_iou"] == 2.25 / 4
@@ -254,27 +258,29 @@ def started_by_accelerate(folder: Path, script: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_processes_that_accelerate_does_not_start_are_started(refer_set: Path, tmp_path: Path):
-    """Before a model is loaded. They run the command line again, and are told of one another."""
-    script, said = tmp_path / "script.py", tmp_path / "said"
+def test_evaluation_starts_the_processes_that_accelerate_does_not(refer_set: Path, tmp_path: Path):
+    """They start before a model is loaded, and run the same command line as one process group."""
+    script = tmp_path / "script.py"
+    log = tmp_path / "said"
     script.write_text("import os\nprint(os.environ['RANK'], 'of', os.environ['WORLD_SIZE'], flush=True)\n")
     environment = {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_PORT": "29500"}  # as Accelerate leaves it
-    run = Joined(1, started_by_accelerate, refer_set, script, said=said, environment=environment)
+    run = Joined(1, started_by_accelerate, refer_set, script, log=log, environment=environment)
     assert run.wait() == [0]
-    assert {"0 of 2", "1 of 2", "returned None"} <= {*said.read_text().splitlines()}
+    assert {"0 of 2", "1 of 2", "returned None"} <= {*log.read_text().splitlines()}
 
 
 @pytest.mark.slow
-def test_two_processes_count_what_one_counts(released: Path, refer_set: Path, sav_set: Path, tmp_path: Path):
+def test_two_processes_give_the_numbers_of_one(released: Path, refer_set: Path, sav_set: Path, tmp_path: Path):
     """A process has 3 pictures with 6 objects, the other 3 pairs with 3: they need 3 batches and 1."""
-    given = ["--shards", refer_set, "--shards", sav_set, "--objective", "dual", "--batch-size", 2]
-    given += ["--limit", 3, "--max-caption-tokens", 3]
-    command = ["evaluate", "--model", released, *given, "--json", tmp_path / "two.json"]
-    two = Joined(2, command_line, command, said=tmp_path / "said")
-    codes, said = two.wait(), (tmp_path / "said").read_text()
-    assert codes == [0, 0], said[-3000:]
-    assert said.count("cycle IoU") == 1  # one process speaks
-    assert "process 1 of 2" in said and "sample/s" in said
+    arguments = ["--shards", refer_set, "--shards", sav_set, "--objective", "dual", "--batch-size", 2]
+    arguments += ["--limit", 3, "--max-caption-tokens", 3]
+    command = ["evaluate", "--model", released, *arguments, "--json", tmp_path / "two.json"]
+    two = Joined(2, command_line, command, log=tmp_path / "said")
+    codes = two.wait()
+    log = (tmp_path / "said").read_text()
+    assert codes == [0, 0], log[-3000:]
+    assert log.count("cycle IoU") == 1  # printed by one process
+    assert "process 1 of 2" in log and "sample/s" in log
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -285,10 +291,10 @@ def test_two_processes_count_what_one_counts(released: Path, refer_set: Path, sa
     one, other = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
     assert one.keys() == other.keys() and one["sources"].keys() == {"refcoco", "sav"}
     for part in ("all", "refcoco", "sav"):
-        mine, theirs = ({**numbers["sources"], "all": numbers["all"]}[part] for numbers in (one, other))
-        assert mine.keys() == theirs.keys()
-        for name, value in mine.items():
-            assert theirs[name] == (pytest.approx(value, abs=1e-6) if isinstance(value, float) else value), name
+        expected, actual = ({**numbers["sources"], "all": numbers["all"]}[part] for numbers in (one, other))
+        assert expected.keys() == actual.keys()
+        for name, value in expected.items():
+            assert actual[name] == (pytest.approx(value, abs=1e-6) if isinstance(value, float) else value), name
     assert (one["all"]["samples"], one["all"]["items"], one["all"]["swap_items"]) == (6, 9, 9)
 
 
@@ -310,8 +316,8 @@ def test_a_run_is_measured_while_it_trains(sav_set: Path, tmp_path: Path):
     before = files_of(folder)
     export(folder, tmp_path / "exported")
     expected = load(tmp_path / "exported", "cpu").model.state_dict()
-    for given in (folder, folder / "checkpoint"):
-        loaded = load(given, "cpu").model
+    for model_folder in (folder, folder / "checkpoint"):
+        loaded = load(model_folder, "cpu").model
         assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
         assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
     out = tmp_path / "one.json"
@@ -320,14 +326,14 @@ def test_a_run_is_measured_while_it_trains(sav_set: Path, tmp_path: Path):
     assert files_of(folder) == before
 
 
-def test_the_part_that_a_training_left_out(released: Path, sav_set: Path, tmp_path: Path):
+def test_the_held_out_part_is_evaluated(released: Path, sav_set: Path, tmp_path: Path):
     out = tmp_path / "held_out.json"
     evaluate(str(released), [str(sav_set)], holdout=0.2, batch_size=4, max_caption_tokens=1, json_file=out)
     assert 0 < json.loads(out.read_text())["all"]["samples"] < 12
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"split": "testA"}, r"--split: no shards of this split; met .*refcoco: val; wanted testA"),
         ({"of": "both"}, r"some shards have texts and some have none; met .*refcoco with, .*sav without"),
@@ -337,13 +343,13 @@ def test_the_part_that_a_training_left_out(released: Path, sav_set: Path, tmp_pa
         ({"model": "/nowhere"}, r"/nowhere: no such folder"),
     ],
 )
-def test_mistakes_are_one_line(released: Path, refer_set: Path, sav_set: Path, options: dict, said: str):
+def test_mistakes_are_one_line(released: Path, refer_set: Path, sav_set: Path, options: dict, message: str):
     sets = {"both": [refer_set, sav_set], "sav": [sav_set], "refcoco": [refer_set]}[options.pop("of", "refcoco")]
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         evaluate(options.pop("model", str(released)), [str(path) for path in sets], limit=2, **options)
 
 
-def test_splits_are_told_apart(released: Path, refer_set: Path, sav_set: Path, tmp_path: Path):
+def test_only_sets_of_the_chosen_split_are_evaluated(released: Path, refer_set: Path, sav_set: Path, tmp_path: Path):
     out = tmp_path / "val.json"
     evaluate(str(released), [str(refer_set), str(sav_set)], split="val", limit=1, json_file=out)
     numbers = json.loads(out.read_text())

@@ -36,8 +36,8 @@ def fresh_accelerate():
 def run(sav_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of one step. Not to be changed."""
     out = tmp_path_factory.mktemp("run") / "run"
-    given = [f"data.shards=[{sav_set}]", f"output_dir={out}", "steps=1", "batch_size=1", "accumulation=1"]
-    main([*SMALL, *given, f"data.holdout={HOLDOUT}", "eval.samples=1", "eval.show=0"])
+    options = [f"data.shards=[{sav_set}]", f"output_dir={out}", "steps=1", "batch_size=1", "accumulation=1"]
+    main([*SMALL, *options, f"data.holdout={HOLDOUT}", "eval.samples=1", "eval.show=0"])
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
     return out
@@ -56,7 +56,7 @@ def new_keys(folder: Path, record: TrainedOn | None) -> set[str]:
     return {shards.key(position) for position in np.flatnonzero(part)}
 
 
-def test_a_run_and_its_export_know_their_held_out_part(
+def test_a_run_and_its_export_record_their_held_out_part(
     run: Path, trained_keys: set[str], sav_set: Path, raw_set: Path, small_set: Path, tmp_path: Path
 ):
     """In a recoded set and in a part of it, too."""
@@ -90,11 +90,11 @@ def test_by_default_nothing_that_was_trained_on_is_counted(
     assert "trained on" in shown.split("\n", 3)[2]  # a column
 
 
-def test_what_a_note_says(sav_set: Path, talker, tmp_path: Path):
+def test_the_note_counts_the_samples_that_were_trained_on(sav_set: Path, talker, tmp_path: Path):
     shards = ShardSet(sav_set)
     places = [(shards, n) for n in range(12)]
-    said = explain_samples([shards], places, None)
-    assert said.startswith("what the model was trained on is unknown")
+    note = explain_samples([shards], places, None)
+    assert note.startswith("what the model was trained on is unknown")
     save_model(talker, tmp_path / "released")
     assert trained_on(str(tmp_path / "released")) is None
     every = TrainedOn().extended([sample_ids(shards)], [shards.manifest.plan])
@@ -104,9 +104,9 @@ def test_what_a_note_says(sav_set: Path, talker, tmp_path: Path):
         "the numbers tell how well it remembers them, not how good it is on new ones"
     )
     other = after_training(None, [sample_ids(shards)[:3]], ["another plan"])
-    said = explain_samples([shards], places, other)
-    assert "trained on 3 of these 12 samples; " in said and "recognised by source and name alone" in said
-    assert said.endswith("what the model that its training started from was trained on is unknown")
+    note = explain_samples([shards], places, other)
+    assert "trained on 3 of these 12 samples; " in note and "recognised by source and name alone" in note
+    assert note.endswith("what the model that its training started from was trained on is unknown")
 
 
 def test_a_training_adds_to_what_the_model_was_trained_on_before(sav_set: Path):
@@ -118,7 +118,7 @@ def test_a_training_adds_to_what_the_model_was_trained_on_before(sav_set: Path):
     assert second.plans == ("a", "b") and second.complete
 
 
-def test_pictures_of_the_training_in_other_samples_are_said(sav_set: Path, tmp_path: Path):
+def test_pictures_of_the_training_in_other_samples_are_counted(sav_set: Path, tmp_path: Path):
     """Pairs of the videos that were trained on, in a set of another source."""
     shards = ShardSet(sav_set)
     videos = [shards[n]["meta"]["path"].split("/")[0] for n in range(12)]
@@ -128,11 +128,11 @@ def test_pictures_of_the_training_in_other_samples_are_said(sav_set: Path, tmp_p
     object.__setattr__(other.manifest, "source", "coco")
     same = [video == videos[0] for video in videos]
     assert record.shows(other).tolist() == same and not record.holds(other).any()
-    said = explain_samples([other], [(other, n) for n in range(12)], record)
-    assert f"none of which the model was trained on; {sum(same)} others show a picture or video" in said
+    note = explain_samples([other], [(other, n) for n in range(12)], record)
+    assert f"none of which the model was trained on; {sum(same)} others show a picture or video" in note
 
 
-def test_another_source_has_other_samples(sav_set: Path, tmp_path: Path):
+def test_samples_of_another_source_are_other_samples(sav_set: Path, tmp_path: Path):
     shutil.copytree(sav_set, tmp_path / "other")
     other = ShardSet(tmp_path / "other")
     object.__setattr__(other.manifest, "source", "coco")
@@ -140,7 +140,7 @@ def test_another_source_has_other_samples(sav_set: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         (lambda path: path.unlink(), "cannot be read"),
         (lambda path: path.write_bytes(path.read_bytes()[:-3]), "not as long as it should be; met"),
@@ -148,14 +148,14 @@ def test_another_source_has_other_samples(sav_set: Path, tmp_path: Path):
         (lambda path: _edit(path, plans=None), "not what a model was trained on"),
     ],
 )
-def test_a_damaged_record_is_one_line(talker, tmp_path: Path, damage, said: str):
+def test_a_damaged_record_is_one_line(talker, tmp_path: Path, damage, message: str):
     """Damage the record of an exported folder. Records of checkpoints are compared with their checksums."""
     record = TrainedOn(np.arange(7, dtype=np.uint64), ("a",))
     save_model(talker, tmp_path / "model", info=ModelInfo(trained_on=record))
     actual = trained_on(str(tmp_path / "model"))
     assert actual is not None and actual.ids.tolist() == [*range(7)] and actual.plans == ("a",)
     damage(tmp_path / "model" / FILE)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         trained_on(str(tmp_path / "model"))
 
 

@@ -43,7 +43,8 @@ def write(root: Path, table: str) -> None:
 
 @pytest.mark.slow
 def test_the_documented_commands(tmp_path):
-    root, out = tmp_path / "raw", tmp_path / "shards"
+    root = tmp_path / "raw"
+    out = tmp_path / "shards"
     write(root, TABLE.replace("../boxes.csv,0,0,9,9,nothing\n", ""))
     places = {"ROOT": str(root), "shards/": str(out), "shards/boxes": str(out / "boxes")}
     shard, verify = ([places.get(word, word) for word in words] for words in commands())

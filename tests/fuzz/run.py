@@ -34,22 +34,22 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes")
     parser.add_argument("--only", metavar="TARGET:SEED:NUMBER", help="one input, as an earlier run named it")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="leave the files of inputs with a fault in DIR")
-    given = parser.parse_args(arguments)
-    if given.only:
-        target, seed, number = given.only.rsplit(":", 2)
+    options = parser.parse_args(arguments)
+    if options.only:
+        target, seed, number = options.only.rsplit(":", 2)
         inputs: Iterator[tuple[str, int, int]] = iter([(target, int(seed), int(number))])
-        given.target = [target]
+        options.target = [target]
     else:
-        inputs = ((target, given.seed, number) for number in count() for target in given.target)
-        inputs = islice(inputs, given.inputs if given.inputs or given.minutes else len(given.target) * 10)
-    end = time.monotonic() + 60 * given.minutes if given.minutes else float("inf")
+        inputs = ((target, options.seed, number) for number in count() for target in options.target)
+        inputs = islice(inputs, options.inputs if options.inputs or options.minutes else len(options.target) * 10)
+    end = time.monotonic() + 60 * options.minutes if options.minutes else float("inf")
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
-        start = (Path(folder), tuple(given.target), given.keep, bool(given.only))
-        if given.only:
+        start = (Path(folder), tuple(options.target), options.keep, bool(options.only))
+        if options.only:
             _begin(*start)
             verdicts = [_judged(item) for item in inputs]
         else:
-            verdicts = _pooled(inputs, given.jobs, end, given.inputs, start)
+            verdicts = _pooled(inputs, options.jobs, end, options.inputs, start)
     print(_table(verdicts))
     return int(any(verdict.faults for verdict in verdicts))
 

@@ -19,7 +19,7 @@ from trainer.released.folder import save_model
 
 
 @pytest.fixture(scope="module")
-def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `model`, `photos` and `questions.tsv`. Not to be changed."""
     folder = tmp_path_factory.mktemp("deploy")
     torch.manual_seed(0)
@@ -30,14 +30,15 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_int8_says_sizes_and_masks_and_predicts(given, tmp_path):
+def test_int8_reports_sizes_and_masks_and_predicts(files, tmp_path):
     out = tmp_path / "int8"
-    said = export_quantised(given / "model", out, given / "photos", given / "questions.tsv", None)
-    assert "language model" in said and "00001-cat" in said and "mean" in said
-    before, after = ((given / "model"), out)
+    report = export_quantised(files / "model", out, files / "photos", files / "questions.tsv", None)
+    assert "language model" in report and "00001-cat" in report and "mean" in report
+    before = files / "model"
+    after = out
     sizes = [sum(f.stat().st_size for f in folder.glob("*.safetensors")) for folder in (before, after)]
     assert sizes[1] < sizes[0] - 900_000  # the language model has 1.4 MB of linear layers
-    command = ["predict", "--model", str(out), "--image", str(given / "photos" / "cat.png")]
+    command = ["predict", "--model", str(out), "--image", str(files / "photos" / "cat.png")]
     command += ["--text", "Please segment the cat.", "--max-new-tokens", "3", "--out", str(tmp_path / "found")]
     done = CliRunner().invoke(app, command, catch_exceptions=False)
     assert done.exit_code == 0, done.output
@@ -45,15 +46,15 @@ def test_int8_says_sizes_and_masks_and_predicts(given, tmp_path):
 
 
 @pytest.mark.slow
-def test_onnx_of_a_folder_of_photographs(given, tmp_path):
-    said = export_graphs(given / "model", tmp_path / "onnx", given / "photos")
+def test_onnx_of_a_folder_of_photographs(files, tmp_path):
+    report = export_graphs(files / "model", tmp_path / "onnx", files / "photos")
     assert {path.name for path in (tmp_path / "onnx").iterdir()} == {"image_encoder.onnx", "mask_decoder.onnx"}
-    assert "mask_logits" in said
+    assert "mask_logits" in report
 
 
-def test_what_is_missing_is_said(given, tmp_path):
+def test_missing_inputs_are_one_line(files, tmp_path):
     with pytest.raises(UserError, match=r"no pictures to compare on.*--images"):
-        export_graphs(given / "model", tmp_path / "out", None)
+        export_graphs(files / "model", tmp_path / "out", None)
     with pytest.raises(UserError, match="both --images and --texts"):
-        export_quantised(given / "model", tmp_path / "out", given / "photos", None, None)
+        export_quantised(files / "model", tmp_path / "out", files / "photos", None, None)
     assert not (tmp_path / "out").exists()

@@ -47,8 +47,8 @@ def session(report: OnnxReport, name: str) -> onnxruntime.InferenceSession:
 def masks(report: OnnxReport, image: torch.Tensor, language: torch.Tensor) -> np.ndarray:
     """As someone without PyTorch gets them."""
     features = session(report, "image_encoder.onnx").run(None, {"g_pixel_values": image.numpy()})
-    given = dict(zip(FEATURES, features, strict=True)) | {"language_embeddings": language.numpy()}
-    (logits,) = session(report, "mask_decoder.onnx").run(None, given)
+    inputs = dict(zip(FEATURES, features, strict=True)) | {"language_embeddings": language.numpy()}
+    (logits,) = session(report, "mask_decoder.onnx").run(None, inputs)
     return logits
 
 
@@ -58,7 +58,7 @@ def test_masks_are_those_of_the_model_on_a_photograph(model: Sa2VA, report: Onnx
     language = torch.randn(count, model.grounding_encoder.width)
     decoder = model.grounding_encoder.sam2_model.sam_mask_decoder
     chosen = []
-    hook = decoder.register_forward_hook(lambda m, given, out: chosen.append(out[1].argmax(1)))
+    hook = decoder.register_forward_hook(lambda m, inputs, out: chosen.append(out[1].argmax(1)))
     expected = model.grounding_encoder.decode(
         model.encode_sam(image), torch.zeros(count, dtype=torch.int64), language
     ).numpy()

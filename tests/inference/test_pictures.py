@@ -14,7 +14,7 @@ def small() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 
 
-def test_a_picture_as_it_is(small, tmp_path):
+def test_an_rgb_picture_is_read_unchanged(small, tmp_path):
     Image.fromarray(small).save(tmp_path / "a.png")
     assert np.array_equal(read_picture(tmp_path / "a.png"), small)
 
@@ -49,7 +49,7 @@ def test_half_a_picture_is_no_picture(tmp_path, photos, suffix):
         read_picture(path)
 
 
-def test_what_is_no_picture(tmp_path):
+def test_unreadable_and_missing_pictures_are_refused(tmp_path):
     (tmp_path / "a.jpg").write_text("no")
     Image.fromarray(np.zeros((3, 3), np.float32)).save(tmp_path / "f.tif")
     for name, what in (("a.jpg", "cannot be read"), ("none.jpg", "no such file"), ("f.tif", "32 bits; met mode F")):
@@ -96,7 +96,8 @@ def test_frames_are_in_the_order_of_their_numbers(tmp_path):
 
 def test_masks_and_overlay(small, tmp_path):
     masks = np.zeros((2, 6, 9), bool)
-    masks[0, :2], masks[1, 5] = True, True
+    masks[0, :2] = True
+    masks[1, 5] = True
     names = write_masks(tmp_path / "new", "x[1]", small, masks)
     assert names == ["x[1].mask1.png", "x[1].mask2.png"]
     for name, mask in zip(names, masks, strict=True):

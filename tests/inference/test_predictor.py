@@ -37,7 +37,7 @@ def differing(actual: np.ndarray, expected: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("most_tiles", [1, 6])
-def test_a_batch_gives_what_its_pictures_give_one_by_one(talker: Sa2VA, photos, most_tiles):
+def test_a_batch_gives_the_results_of_single_pictures(talker: Sa2VA, photos, most_tiles):
     predictor = Predictor(LoadedModel(talker), max_new_tokens=3, most_tiles=most_tiles)
     together = predictor.segment(photos, TEXTS)
     assert sum(len(answer.masks) for answer in together) > 3
@@ -61,19 +61,21 @@ def test_masks_are_the_model_s_own_composed_by_hand(talker: Sa2VA, photos):
     mean, std = (torch.tensor(v).double().view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
     visual_tokens = talker.encode_image(((values - mean) / std).float()[None])
     ids = []
-    asked = prompts.ask("x", TEXTS[0]).ids
+    prompt = prompts.ask("x", TEXTS[0]).ids
     states = None
     for _ in range(7):
         row = prompts.pack([prompts.ask("x", TEXTS[0])], talker.device)
         question = talker.embed_rows(row, visual_tokens, torch.tensor([0]))
-        said = talker.embedding(torch.tensor([ids], dtype=torch.int64))
-        length = len(asked) + len(ids)
+        answer_embeddings = talker.embedding(torch.tensor([ids], dtype=torch.int64))
+        length = len(prompt) + len(ids)
         states = talker.run_language_model(
-            torch.cat([question, said], 1), torch.ones(1, length, dtype=torch.int64), torch.arange(length)[None]
+            torch.cat([question, answer_embeddings], 1),
+            torch.ones(1, length, dtype=torch.int64),
+            torch.arange(length)[None],
         )
         if len(ids) < 6:
             ids.append(int(talker.language_model.lm_head(states[0, -1]).argmax()))
-    places = [len(asked) + i for i, token in enumerate(ids) if token == prompts.seg]
+    places = [len(prompt) + i for i, token in enumerate(ids) if token == prompts.seg]
     sam_features = talker.encode_sam(torch.from_numpy(resize.picture(photo, 1024, recipe))[None])
     logits = talker.grounding_encoder.decode(
         sam_features, torch.zeros(len(places), dtype=torch.int64), talker.text_hidden_fcs(states[0, places])
@@ -123,7 +125,8 @@ def test_regions_are_described_by_their_cells(talker: Sa2VA, photos, most_tiles,
     photo = photos[0]
     recipe = RECIPES["sa2va"]
     regions = np.zeros((2, *photo.shape[:2]), bool)
-    regions[0, 50:200, 90:300], regions[1, :40] = True, True
+    regions[0, 50:200, 90:300] = True
+    regions[1, :40] = True
     embedded = spy(monkeypatch, talker, "embed_rows")
     (caption,) = predictor.describe([photo], [regions])
     assert caption
@@ -139,7 +142,8 @@ def test_regions_are_described_by_their_cells(talker: Sa2VA, photos, most_tiles,
 
 def test_a_region_may_be_asked_about_with_a_mask_for_an_answer(predictor: Predictor, photos):
     regions = np.zeros((2, 1, *photos[0].shape[:2]), bool)
-    regions[0, 0, :150], regions[1, 0, 150:] = True, True
+    regions[0, 0, :150] = True
+    regions[1, 0, 150:] = True
     one, other, none = predictor.segment([photos[0]] * 3, ["<image>region1?"] * 3, regions=[*regions, None])
     assert predictor.describe([photos[0]], [regions[0]], ["<image>region1?"]) == [one.text]
     assert len(one.masks) and (one.text != other.text or differing(one.masks, other.masks) > 0)
@@ -148,10 +152,8 @@ def test_a_region_may_be_asked_about_with_a_mask_for_an_answer(predictor: Predic
 
 def test_regions_that_cannot_be_described(talker: Sa2VA, photos):
     height, width = photos[0].shape[:2]
-    official, filling = (
-        Predictor(LoadedModel(talker), max_new_tokens=1),
-        Predictor(LoadedModel(talker), max_new_tokens=1, recipe="default"),
-    )
+    official = Predictor(LoadedModel(talker), max_new_tokens=1)
+    filling = Predictor(LoadedModel(talker), max_new_tokens=1, recipe="default")
     tiny = np.zeros((1, height, width), bool)
     tiny[0, 3, 3] = True
     with pytest.raises(UserError, match=r"cat\.jpg: region1 has no cell.*met 1 pixels.*default fills"):
@@ -166,7 +168,7 @@ def test_regions_that_cannot_be_described(talker: Sa2VA, photos):
 
 
 @pytest.mark.slow
-def test_a_video_is_prompted_in_its_first_frames_and_followed(talker: Sa2VA, photos, monkeypatch):
+def test_objects_are_tracked_after_the_prompted_frames(talker: Sa2VA, photos, monkeypatch):
     predictor = Predictor(LoadedModel(talker), max_new_tokens=2)
     frames = [np.roll(photos[0][:200], 5 * i, 1) for i in range(PROMPTED_FRAMES + 2)]
     frames[-1] = frames[-1][:100].copy()
@@ -201,7 +203,7 @@ def test_a_video_without_frames_or_objects(predictor: Predictor, photos, monkeyp
     assert track.objects == 0 and [m.shape for m in track.masks] == [(0, *p.shape[:2]) for p in photos[:2]]
 
 
-def test_bfloat16_runs_and_says_about_the_same(talker: Sa2VA, photos, monkeypatch):
+def test_bfloat16_gives_nearly_the_same(talker: Sa2VA, photos, monkeypatch):
     half = Predictor(LoadedModel(copy.deepcopy(talker).to(torch.bfloat16)), max_new_tokens=1)
     (actual,) = half.segment(photos[:1], TEXTS[:1])
     (expected,) = Predictor(LoadedModel(talker), max_new_tokens=1).segment(photos[:1], TEXTS[:1])
@@ -211,7 +213,7 @@ def test_bfloat16_runs_and_says_about_the_same(talker: Sa2VA, photos, monkeypatc
     assert len(list(track.masks)) == 2
 
 
-def test_the_official_normalisation_is_asked_for(talker: Sa2VA, photos, monkeypatch):
+def test_the_official_normalisation_is_passed_to_the_encoder(talker: Sa2VA, photos, monkeypatch):
     for official in (False, True):
         calls = spy(monkeypatch, talker.grounding_encoder, "encode")
         Predictor(LoadedModel(talker), max_new_tokens=2, official_normalisation=official).segment(photos[:1], TEXTS[:1])

@@ -58,7 +58,8 @@ def linears(model: Sa2VA) -> dict[str, nn.Linear]:
 
 
 def test_weights_are_those_of_numpy_and_the_layer_multiplies_by_them():
-    model, original = make(), make()
+    model = make()
+    original = make()
     quantise_language_model(model)
     expected = linears(original)
     assert len(expected) == 2 * 7 + 1 and "lm_head" in expected
@@ -76,7 +77,8 @@ def test_weights_are_those_of_numpy_and_the_layer_multiplies_by_them():
 
 
 def test_nothing_else_changes():
-    model, original = make(), make()
+    model = make()
+    original = make()
     quantise_language_model(model)
     taken = {f"language_model.{name}.weight" for name in linears(original)}
     state = model.state_dict()
@@ -116,7 +118,8 @@ def test_round_trip_is_bit_equal(tmp_path, dtype):
     again = load_quantised(tmp_path / "int8")
     loaded = again.model
     assert not any(p.requires_grad or p.is_meta for p in loaded.parameters()) and not loaded.training
-    actual, expected = tensors_of(loaded), tensors_of(model)
+    actual = tensors_of(loaded)
+    expected = tensors_of(model)
     assert actual.keys() == expected.keys() == names
     for key, tensor in expected.items():
         assert torch.equal(actual[key], tensor) and actual[key].dtype == tensor.dtype, key
@@ -125,7 +128,8 @@ def test_round_trip_is_bit_equal(tmp_path, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_captions_and_hidden_states_stay_close_in_both_dtypes(dtype):
-    model, original = make(dtype), make(dtype)
+    model = make(dtype)
+    original = make(dtype)
     quantise_language_model(model)
     prompts = model.prompts
     rows = prompts.pack([prompts.describe("a", [3])], model.device, left=True)
@@ -172,9 +176,9 @@ def test_masks_before_and_after_are_compared():
         compare([], before[:0], before[:0])
 
 
-def test_export_says_what_it_changed(tmp_path):
-    said = export_int8(LoadedModel(make()), tmp_path / "int8", EXAMPLES, "the card")
-    assert "language model" in said and "astronaut" in said and "truth/after" in said
+def test_the_export_reports_its_changes(tmp_path):
+    report = export_int8(LoadedModel(make()), tmp_path / "int8", EXAMPLES, "the card")
+    assert "language model" in report and "astronaut" in report and "truth/after" in report
     assert (tmp_path / "int8" / "README.md").read_text() == "the card"
     assert is_quantised(load_quantised(tmp_path / "int8").model)
 

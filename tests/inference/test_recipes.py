@@ -76,8 +76,13 @@ def test_prediction_meets_the_tensors_of_training_bit_for_bit(
 ):
     """Shard, train, export and predict."""
     shards = sharded(raw, tmp_path / "shards", recipe)
-    given = [f"data.shards=[{shards.folder}]", f"output_dir={tmp_path / 'run'}", "objective=describe", "data.holdout=0"]
-    main([*SMALL, *given, "steps=1", "accumulation=1", "batch_size=2"])
+    options = [
+        f"data.shards=[{shards.folder}]",
+        f"output_dir={tmp_path / 'run'}",
+        "objective=describe",
+        "data.holdout=0",
+    ]
+    main([*SMALL, *options, "steps=1", "accumulation=1", "batch_size=2"])
     done = here("export", "--checkpoint", tmp_path / "run", "--out", tmp_path / "model")
     assert not done.returncode, done.stderr
     for folder in (tmp_path / "run", tmp_path / "model"):
@@ -90,7 +95,7 @@ def test_prediction_meets_the_tensors_of_training_bit_for_bit(
         for sample in (shards[0], shards[1]):
             photo = raw / sample["meta"]["path"].removesuffix("#0")
             described = [raw / f"{photo.stem}{name}.png" for name in ("small", "large")][-len(sample["masks"]) :]
-            [*predict(lambda given=predictor: given, tmp_path / "out", image=photo, regions=described)]
+            [*predict(lambda loaded=predictor: loaded, tmp_path / "out", image=photo, regions=described)]
             predictor._encode_sam(np.asarray(Image.open(photo)))
             assert np.array_equal(actual["encode_image"].pop()[0][0].numpy(), sample["pixel_values"])
             assert np.array_equal(actual["embed_rows"].pop()[3][0].numpy(), sample["prompt_masks"])
@@ -130,14 +135,14 @@ def test_the_recipe_is_printed_and_may_be_replaced(talker: Sa2VA, tmp_path: Path
     save_model(talker, tmp_path / "released")
     shutil.copytree(tmp_path / "released", tmp_path / "own")
     (tmp_path / "own" / TRAINING).write_text(json.dumps({"version": 1, **recipe_to_json(CORNER)}))
-    asked = ["--image", tmp_path / "a.png", "--text", "What?", "--max-new-tokens", 1, "--out", tmp_path / "out"]
+    options = ["--image", tmp_path / "a.png", "--text", "What?", "--max-new-tokens", 1, "--out", tmp_path / "out"]
     for name, more, expected in (
         ("released", [], r"recipe sa2va \(7dd15dd9f773cf37: .*\): the model's folder names none"),
         ("own", [], r"recipe default \(ae122d3c0a0235e3: .*prompt_pooling corner.*\): the model's own"),
         ("own", ["--recipe", "default"], r"as asked for; warning: .*: prompt_pooling center, not corner$"),
         ("released", ["--recipe", "sa2va"], r"as asked for: the model's folder names none"),
     ):
-        done = here("predict", "--model", tmp_path / name, "--device", "cpu", *asked, *more)
+        done = here("predict", "--model", tmp_path / name, "--device", "cpu", *options, *more)
         assert not done.returncode, done.stderr
         (line,) = (line for line in done.stderr.splitlines() if line.startswith("recipe"))
         assert re.search(expected, line), line
@@ -156,7 +161,7 @@ def test_shards_of_another_recipe_than_the_model_s_are_a_warning_with_both_defin
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"recipe_hash": "0" * 16}, "recipe and its hash differ; met 0000000000000000; wanted ae122d3c0a0235e3"),
         ({"recipe": [1]}, "not a recipe of this version; met list"),
@@ -165,13 +170,13 @@ def test_shards_of_another_recipe_than_the_model_s_are_a_warning_with_both_defin
         ({"version": 9}, "another version; met 9; wanted 1"),
     ],
 )
-def test_a_damaged_training_json_is_one_line(talker: Sa2VA, tmp_path: Path, change: dict, said: str):
+def test_a_damaged_training_json_is_one_line(talker: Sa2VA, tmp_path: Path, change: dict, message: str):
     save_model(talker, tmp_path / "own")
     body = json.loads(json.dumps({"version": 1, **recipe_to_json(CORNER), **change}))
     (tmp_path / "own" / TRAINING).write_text(json.dumps(body))
     with pytest.raises(UserError) as error:
         load_model(tmp_path / "own")
-    assert f"{TRAINING}: {said}" in str(error.value)
+    assert f"{TRAINING}: {message}" in str(error.value)
 
 
 def test_a_name_alone_in_an_earlier_checkpoint():

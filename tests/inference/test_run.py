@@ -53,8 +53,8 @@ def never() -> Predictor:
 @pytest.mark.slow
 def test_the_command_line_writes_masks_overlay_and_answer(folder, files, photos, talker):
     options = ["--max-new-tokens", "3", "--tiles", "12", "--device", "cpu"]
-    asked = ["--image", str(files / "b.png"), "--text", "Where?", "--out", str(files / "out")]
-    run = Joined(1, command_line, ["predict", "--model", folder, *asked, *options], said=files / "said")
+    question = ["--image", str(files / "b.png"), "--text", "Where?", "--out", str(files / "out")]
+    run = Joined(1, command_line, ["predict", "--model", folder, *question, *options], log=files / "said")
     assert run.wait() == [0]
     (expected,) = Predictor(LoadedModel(talker), max_new_tokens=3, most_tiles=12).segment([photos[1]], ["Where?"])
     assert printable(f"b.png: {expected.text}".strip()) in (files / "said").read_text()
@@ -126,17 +126,17 @@ def test_a_user_s_mistake_is_one_line(folder, files, monkeypatch, capsys, option
     assert not (files / "runs").exists()
 
 
-def test_many_questions_in_batches_are_as_one_by_one(talker, files, photos):
+def test_batched_questions_give_the_answers_of_single_ones(talker, files, photos):
     predictor = Predictor(LoadedModel(talker), max_new_tokens=2)
-    asked = "a.png\tPlease segment the cat.\n\nb.png\tWhere?\nbroken.png\tWhat?\na.png\tWhere?\nc.png\tThe cup?\n"
-    (files / "texts.tsv").write_text(asked)
-    said = []
+    questions = "a.png\tPlease segment the cat.\n\nb.png\tWhere?\nbroken.png\tWhat?\na.png\tWhere?\nc.png\tThe cup?\n"
+    (files / "texts.tsv").write_text(questions)
+    lines = []
     with pytest.raises(UserError, match=r"1 of 5 questions are not answered.*broken\.png"):
         for line in predict(lambda: predictor, files / "out", images=files, texts=files / "texts.tsv", batch_size=3):
-            said.append(line)
+            lines.append(line)
     expected = {"00001-a": (0, "Please segment the cat."), "00003-b": (1, "Where?"), "00005-a": (0, "Where?")}
     expected |= {"00006-c": (2, "The cup?")}
-    assert [line.split(":")[0] for line in said] == list(expected)
+    assert [line.split(":")[0] for line in lines] == list(expected)
     assert not list(files.glob("out/00004*"))
     for name, (photo, text) in expected.items():
         (answer,) = predictor.segment([photos[photo]], [text])

@@ -9,7 +9,8 @@ from inference.tracking import Tracker
 from trainer.model.grounding import GroundingEncoder
 from trainer.model.sa2va import build
 
-PROMPTED, FRAMES = 2, 10
+PROMPTED = 2
+FRAMES = 10
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def sam_alone(
         _, features, positions, sizes = sam._prepare_backbone_features(out)
         is_prompted = i < prompted
 
-        def with_language(module, given, result, on=is_prompted):
+        def with_language(module, inputs, result, on=is_prompted):
             return (torch.cat([result[0], embedding[None, None]], 1), result[1]) if on else None
 
         hook = sam.sam_prompt_encoder.register_forward_hook(with_language)
@@ -99,7 +100,7 @@ def tracked(
 
 
 @pytest.mark.slow
-def test_it_is_sam2s_own_tracking(encoder, video):
+def test_tracking_equals_sam_2(encoder, video):
     embeddings = 3 * torch.randn(1, encoder.width)
     actual, pointers = tracked(encoder, video, embeddings, PROMPTED)
     expected, wanted_pointers = sam_alone(encoder, video, embeddings[0], PROMPTED)
@@ -123,14 +124,14 @@ def test_memories_in_float32_are_not_rounded(encoder, video):
 def test_objects_are_tracked_as_if_alone(encoder, video):
     embeddings = 3 * torch.randn(2, encoder.width)
     together, pointers = tracked(encoder, video[:4], embeddings, PROMPTED)
-    alone, own = tracked(encoder, video[:4], embeddings[1:], PROMPTED)
+    alone, alone_pointers = tracked(encoder, video[:4], embeddings[1:], PROMPTED)
     for i in range(4):
-        assert apart(together[i, 1], alone[i, 0]) < 1e-3 and apart(pointers[i, 1], own[i, 0]) < 1e-3, i
+        assert apart(together[i, 1], alone[i, 0]) < 1e-3 and apart(pointers[i, 1], alone_pointers[i, 0]) < 1e-3, i
         # Prompted frames decide the others.
         assert apart(together[i, 0], together[i, 1]) > 1e-2 and apart(pointers[i, 0], pointers[i, 1]) > 1e-2, i
 
 
-def test_an_object_that_is_not_there_moves_the_pointer_and_blanks_nothing(encoder, video):
+def test_an_absent_object_gets_the_no_object_pointer_and_keeps_its_logits(encoder, video):
     bias = encoder.sam2_model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias
     embeddings = torch.randn(1, encoder.width)
     there, _ = tracked(encoder, video[:2], embeddings, 1)

@@ -91,10 +91,10 @@ def zipped(members: Mapping[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> 
 class Found:
     """What a source finds below a root, and its samples."""
 
-    def __init__(self, name: str, root: Path, work: Path, **given: Any) -> None:
+    def __init__(self, name: str, root: Path, work: Path, **options: Any) -> None:
         self.source = source_named(name)
         self.root = root
-        self.choices = choices_of(self.source, given)
+        self.choices = choices_of(self.source, options)
         self.counts = find_inputs(self.source, root, self.choices, work / "records.sqlite")
         self.records = Records(work / "records.sqlite")
         self.paths = [item.path for item in self.records.inputs()]
@@ -107,10 +107,10 @@ class Found:
 
 
 def through(
-    name: str, root: Path, work: Path, max_bad: float = 0, **given: Any
+    name: str, root: Path, work: Path, max_bad: float = 0, **options: Any
 ) -> tuple[RunSummary, dict[str, Mapping[str, Any]]]:
     """Shard, verify against the raw files, preview: the summary, and the samples' JSON by their paths."""
-    summary = run(make_request(name, root, shard_bytes=10_000_000, **given), work / name, 1, max_bad)
+    summary = run(make_request(name, root, shard_bytes=10_000_000, **options), work / name, 1, max_bad)
     manifest = summary.manifest
     assert manifest.inputs == manifest.samples + sum(manifest.left_out.values())
     (work / "against").mkdir()

@@ -60,10 +60,10 @@ START = TEXT[:-2]  # without its last bracket: 80 KB, more than a block
 def test_a_fault_is_named_with_its_place(tmp_path, end, message):
     lines = (START + end).count(b"\n") + 1 - end.count(b"// all\n")
     place = f"line {lines}"
-    wanted = re.escape(message).replace("LINE", place).replace("BYTE", r"byte \d+").replace(r"\.\*", ".*")
+    expected = re.escape(message).replace("LINE", place).replace("BYTE", r"byte \d+").replace(r"\.\*", ".*")
     readers = [lambda path: [*read_items(path)], read_json]
     for read in readers[: 1 if b"1234" in end else 2]:  # whole numbers of any size are JSON to Python
-        with pytest.raises(UserError, match=rf"a\.json: .*{wanted}") as caught:
+        with pytest.raises(UserError, match=rf"a\.json: .*{expected}") as caught:
             read(put(tmp_path, START + end))
         assert (caught.value.do == "download it again") == ("download it again" in message or "whole" in message)
 
@@ -91,7 +91,7 @@ def test_nesting_is_bounded_before_anything_is_built(tmp_path, bracket):
     assert read_json(put(tmp_path, sound)) == dict(read_pairs(path))
 
 
-def test_depth_is_that_of_a_reading_char_by_char():
+def test_depth_equals_a_count_char_by_char():
     def depth(text: bytes) -> int:
         level = deepest = 0
         in_string = escaped = False

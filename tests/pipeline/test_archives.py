@@ -13,7 +13,7 @@ from tests.pipeline.built import tar_of, zipped
 FILES = {"a.jpg": b"first" * 300, "b.json": b"second"}
 
 
-def test_members_of_both(tmp_path):
+def test_members_of_tar_and_zip(tmp_path):
     for name, pack, members in (("a.tar", tar_of, tar_members), ("a.zip", zipped, zip_members)):
         (tmp_path / name).write_bytes(pack(FILES))
         found = dict(members(tmp_path / name))
@@ -32,7 +32,7 @@ def test_long_names_and_equal_ones(tmp_path):
     assert found == [(long, b"long"), ("a.jpg", b"first"), ("a.jpg", b"second")]
 
 
-def test_what_comes_before_the_damage_is_given(tmp_path):
+def test_members_before_the_damage_are_read(tmp_path):
     whole = tar_of(FILES)
     with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
         second = tar.getmember("b.json")

@@ -79,7 +79,7 @@ def test_no_address_comes_into_the_ledger():
     assert len(str(raised(ValueError("x" * 100_000)))) < 500
 
 
-def test_a_claim_of_more_memory_than_any_machine_has_is_the_datas():
+def test_a_claim_of_more_memory_than_any_machine_has_is_a_bad_input():
     with pytest.raises(BadInput, match="MemoryError"), input_errors(Path("/data"), INPUT):
         np.empty((1 << 40, 1 << 10))
 
@@ -96,7 +96,7 @@ def wrapped(inner: BaseException) -> BaseException:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE])
-def test_what_the_machine_lacks_is_not_the_inputs_fault(number):
+def test_missing_disk_or_memory_is_not_a_bad_input(number):
     for error in (OSError(number, os.strerror(number)), wrapped(OSError(number, os.strerror(number)))):
         captured = raised(error)
         assert not isinstance(captured, BadInput) and captured.where == INPUT and os.strerror(number) in captured.met
@@ -114,7 +114,7 @@ def test_a_fault_of_the_program_names_the_input_and_keeps_its_traceback(error):
     file.unlink()
 
 
-def test_asserts_of_libraries_are_the_datas_and_ours_are_the_programs():
+def test_asserts_of_libraries_are_bad_inputs_and_ours_are_program_faults():
     assert type(raised(AssertionError())) is BadInput  # raised by this test, which is not of the package
     source = compile("def fail(): raise NotImplementedError", str(Path(Sav.load.__code__.co_filename)), "exec")
     names: dict = {}
@@ -147,8 +147,8 @@ def test_any_exception_of_load_goes_to_the_ledger(source, tmp_path, here, monkey
         return load(self, root, path, options, parts)
 
     monkeypatch.setattr(kind, "load", fail_once)
-    given = ["--source", source, "--root", root, *CASES[source].options]
-    captured = here("shard", *given, "--out", tmp_path, "--workers", 1, "--max-bad", 1)
+    arguments = ["--source", source, "--root", root, *CASES[source].options]
+    captured = here("shard", *arguments, "--out", tmp_path, "--workers", 1, "--max-bad", 1)
     one_left = CASES[source].samples > 1
     assert (captured.returncode == 0) == one_left
     lines = read_ledger(tmp_path / source)
@@ -156,7 +156,7 @@ def test_any_exception_of_load_goes_to_the_ledger(source, tmp_path, here, monkey
     assert "EOF in multi-line statement" in lines[0].detail
     lines = [line for line in captured.stderr.splitlines() if line.startswith("bad input, the first of its kind: ")]
     assert len(lines) == 1 and first[0] in lines[0] and "EOF in multi-line statement" in lines[0]
-    assert here("estimate", *given, "--out", tmp_path / "x").returncode == (0 if one_left else 1)
+    assert here("estimate", *arguments, "--out", tmp_path / "x").returncode == (0 if one_left else 1)
 
 
 def test_a_fault_of_the_program_ends_the_run_in_one_line(tmp_path, here, monkeypatch):
@@ -176,8 +176,8 @@ def test_a_fault_of_the_program_ends_the_run_in_one_line(tmp_path, here, monkeyp
 
 def test_a_verification_names_what_cannot_be_read_again(tmp_path, here, monkeypatch):
     root = root_of(tmp_path, "sa1b")
-    given = ("--source", "sa1b", "--root", root, "--out", tmp_path, "--workers", 1)
-    assert here("shard", *given).returncode == 0
+    arguments = ("--source", "sa1b", "--root", root, "--out", tmp_path, "--workers", 1)
+    assert here("shard", *arguments).returncode == 0
 
     def load(self, root, path, options, parts):
         raise RecursionError("maximum recursion depth exceeded")
@@ -187,7 +187,7 @@ def test_a_verification_names_what_cannot_be_read_again(tmp_path, here, monkeypa
     assert captured.returncode == 1 and "cannot be derived again: cannot be read: RecursionError" in captured.stdout
 
 
-def test_what_annotations_do_to_this_program_is_one_line_with_their_place(tmp_path, here, monkeypatch):
+def test_faults_caused_by_annotations_are_one_line_with_their_place(tmp_path, here, monkeypatch):
     root = root_of(tmp_path, "coco")
     monkeypatch.setattr("pipeline.sources.coco.id_of", lambda record, key="id": record["no such key"])
     captured = here("shard", "--source", "coco", "--root", root, "--out", tmp_path / "out", "--workers", 1)
@@ -239,8 +239,8 @@ def test_a_worker_that_dies_is_named_with_its_input(sav_root, tmp_path):
         "    cli.main()\n"
     )
     (tmp_path / "run.py").write_text(script)
-    given = ["--source", "sav", "--root", sav_root, "--out", tmp_path, "--shard-size", "10MB", "--workers", 2]
-    call = [sys.executable, tmp_path / "run.py", "shard", *given]
+    arguments = ["--source", "sav", "--root", sav_root, "--out", tmp_path, "--shard-size", "10MB", "--workers", 2]
+    call = [sys.executable, tmp_path / "run.py", "shard", *arguments]
     done = subprocess.run([*map(str, call)], capture_output=True, text=True)
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == 1 and "a worker process died" in line
@@ -248,8 +248,8 @@ def test_a_worker_that_dies_is_named_with_its_input(sav_root, tmp_path):
     assert not [*(tmp_path / "sav" / ".work").glob("*.tmp")]
 
 
-def test_a_run_that_was_killed_says_over_what_when_it_goes_on(sav_root, tmp_path, here):
-    given = ["--source", "sav", "--root", sav_root, "--out", tmp_path, "--workers", 1, "--shard-size", "10MB"]
+def test_a_killed_run_names_its_input_when_it_goes_on(sav_root, tmp_path, here):
+    arguments = ["--source", "sav", "--root", sav_root, "--out", tmp_path, "--workers", 1, "--shard-size", "10MB"]
     if (child := os.fork()) == 0:  # killed in the middle of an input, with all that it holds
         try:
             Sav.load = kill_over("sav_coffee/masklet_data_00001.npz", signal.SIGKILL)
@@ -258,11 +258,11 @@ def test_a_run_that_was_killed_says_over_what_when_it_goes_on(sav_root, tmp_path
             import pipeline.plan
 
             pipeline.plan._PROBES = 1
-            here("shard", *given)
+            here("shard", *arguments)
         finally:
             os._exit(0)  # whatever happened: it must never go on as a second copy of the test run
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
-    captured = here("shard", *given)
+    captured = here("shard", *arguments)
     assert captured.returncode == 0
     assert "was killed while it read: sav_coffee/masklet_data_00001.npz; if this" in captured.stderr
     assert Manifest.read(tmp_path / "sav").samples == 12
@@ -279,8 +279,8 @@ def test_a_set_without_a_sample_is_an_error(tmp_path, here):
         if line.startswith("{")
     ]
     (root / "samples.jsonl").write_text("".join(json.dumps({**line, "objects": []}) + "\n" for line in lines))
-    given = ["--source", "folder", "--root", root, "--out", tmp_path]
-    captured = here("shard", *given, "--workers", 1)
+    arguments = ["--source", "folder", "--root", root, "--out", tmp_path]
+    captured = here("shard", *arguments, "--workers", 1)
     (line,) = [line for line in captured.stderr.splitlines() if line.startswith("error: ")]
     assert (
         captured.returncode == 1
@@ -289,5 +289,5 @@ def test_a_set_without_a_sample_is_an_error(tmp_path, here):
     assert not (tmp_path / "folder" / "manifest.json").exists()
     assert len(read_ledger(tmp_path / "folder")) == 2
     assert "; found: 2 lines" in line
-    captured = here("estimate", *given)
+    captured = here("estimate", *arguments)
     assert captured.returncode == 1 and "not one sample" in captured.stderr

@@ -81,10 +81,17 @@ def test_photos_of_sa1b_in_two_tars(tmp_path):
 
 def test_rows_and_masks_of_open_images_that_stand_twice(tmp_path):
     root = tmp_path / "raw"
-    own = test_openimages
-    rows = [own.row(own.FIRST), own.row(own.FIRST, "aa", "/m/0zzz")]
-    own.write_openimages(root, rows, {**own.ONE, own.mask_name(own.FIRST, "aa", "m0zzz"): own.png(own.shape(left=0.5))})
-    put(root / "train-masks-0.zip", zipped(own.ONE))
+    openimages = test_openimages
+    rows = [openimages.row(openimages.FIRST), openimages.row(openimages.FIRST, "aa", "/m/0zzz")]
+    openimages.write_openimages(
+        root,
+        rows,
+        {
+            **openimages.ONE,
+            openimages.mask_name(openimages.FIRST, "aa", "m0zzz"): openimages.png(openimages.shape(left=0.5)),
+        },
+    )
+    put(root / "train-masks-0.zip", zipped(openimages.ONE))
     (table,) = root.rglob("*segmentation*.csv")
     lines = table.read_text().splitlines()
     before = Found("openimages", root, tmp_path)

@@ -14,7 +14,7 @@ from shards.manifest import Manifest
 REPOSITORY = Path(__file__).parents[2]
 
 
-def test_the_whole_probed_is_what_is_written(sav_root, sav_set):
+def test_an_estimate_from_all_inputs_is_exact(sav_root, sav_set):
     found = estimate(make_request("sav", sav_root, shard_bytes=10_000_000))
     manifest = Manifest.read(sav_set)
     assert (found.inputs, found.probed, found.shards) == (12, 12, len(manifest.shards))
@@ -24,7 +24,7 @@ def test_the_whole_probed_is_what_is_written(sav_root, sav_set):
     assert found.seconds.total > 0
 
 
-def test_inputs_that_go_to_the_ledger_take_no_room(sav_root, tmp_path):
+def test_bad_inputs_add_no_bytes_to_the_estimate(sav_root, tmp_path):
     for path in sorted(sav_root.rglob("*.npz"))[:3]:
         (tmp_path / path.parent.name).mkdir(exist_ok=True)
         (tmp_path / path.relative_to(sav_root)).symlink_to(path)
@@ -54,7 +54,7 @@ def test_from_the_command_line(sav_root, tmp_path):
 
 
 @pytest.mark.parametrize("verb", [["shard", "--dry-run"], ["estimate"]], ids=["dry run", "estimate"])
-def test_links_to_nothing_are_no_traceback(here, sav_root, tmp_path, verb):
+def test_dangling_links_cause_no_traceback(here, sav_root, tmp_path, verb):
     """One of the inputs, all of them, the folder of the data, the folder that would be written."""
     (tmp_path / "raw").mkdir()
     link = tmp_path / "raw/masklet_data_00000.npz"

@@ -36,7 +36,7 @@ def coco(tmp_path, **annotation):
 
 
 @pytest.mark.parametrize(
-    ("annotation", "wanted"),
+    ("annotation", "message"),
     [
         (
             {"segmentation": [], "bbox": [1, 2, 3, 4]},
@@ -55,8 +55,8 @@ def coco(tmp_path, **annotation):
         ),
     ],
 )
-def test_an_image_of_coco(tmp_path, annotation, wanted):
-    with pytest.raises(BadInput, match=f"no object that can be used: {wanted}") as caught:
+def test_an_image_of_coco(tmp_path, annotation, message):
+    with pytest.raises(BadInput, match=f"no object that can be used: {message}") as caught:
         coco(tmp_path, **annotation).load()
     assert "; ;" not in str(caught.value) and "met ;" not in str(caught.value)
 
@@ -75,7 +75,7 @@ BROKEN = {"size": [HEIGHT, WIDTH], "counts": "MDAwMDAw"}
 
 
 @pytest.mark.parametrize(
-    ("masks", "wanted"),
+    ("masks", "message"),
     [
         ({"7": [rle(MASK)] * 2}, "masks do not fit the frames; met object 7: 2 masks; wanted 3, one a frame"),
         ({"7": [rle(MASK)] * 90}, "masks do not fit the frames; met object 7: 90 masks; wanted 3"),
@@ -86,8 +86,8 @@ BROKEN = {"size": [HEIGHT, WIDTH], "counts": "MDAwMDAw"}
         ({"7": [{"size": [HEIGHT, WIDTH], "counts": [3]}] * 3}, "broken run lengths; met object 7: 3 pixels; wanted"),
     ],
 )
-def test_a_video_of_mevis(tmp_path, masks, wanted):
-    with pytest.raises(BadInput, match=f"no object that can be used: {wanted}"):
+def test_a_video_of_mevis(tmp_path, masks, message):
+    with pytest.raises(BadInput, match=f"no object that can be used: {message}"):
         mevis(tmp_path, masks).load()
 
 
@@ -98,12 +98,12 @@ def test_a_video_that_shows_nothing_and_has_no_fault(tmp_path):
 
 def test_one_sound_object_keeps_the_video_and_the_other_is_named(tmp_path):
     sample = mevis(tmp_path, {"7": [rle(MASK)] * 3, "9": [rle(MASK)] * 4}, ids=(7, 9)).load()
-    wanted = {"id": "9", "reason": "masks do not fit the frames", "detail": "met 4 masks; wanted 3, one a frame"}
-    assert sample.more["left_out"] == [wanted]
+    expected = {"id": "9", "reason": "masks do not fit the frames", "detail": "met 4 masks; wanted 3, one a frame"}
+    assert sample.more["left_out"] == [expected]
 
 
 @pytest.mark.parametrize(
-    ("mask", "wanted"),
+    ("mask", "message"),
     [
         (rle(np.zeros((HEIGHT, WIDTH), bool)), "empty mask; met region 3: 0 pixels in 1 masks"),
         (
@@ -113,17 +113,17 @@ def test_one_sound_object_keeps_the_video_and_the_other_is_named(tmp_path):
         (None, "no mask; met region 3: no segmentation"),
     ],
 )
-def test_a_picture_of_describe_anything(tmp_path, mask, wanted):
+def test_a_picture_of_describe_anything(tmp_path, mask, message):
     sound = {"image": "1.jpg", "ann_id": 4, "mask_rle": rle(MASK), "caption": "A cat."}
     broken = {**sound, "ann_id": 3, "mask_rle": mask}
     put(tmp_path / "raw/LVIS/images/1.jpg", jpeg())
     put(tmp_path / "raw/LVIS/annotations.json", {"a": [broken]})
-    with pytest.raises(BadInput, match=f"no region that can be used: {wanted}"):
+    with pytest.raises(BadInput, match=f"no region that can be used: {message}"):
         Found("dam", tmp_path / "raw", tmp_path).load()
     put(tmp_path / "raw/LVIS/annotations.json", {"a": [broken, sound]})
     sample = Found("dam", tmp_path / "raw", tmp_path).load()
     assert [one.id for one in sample.objects] == ["4"]
-    assert [(one["id"], wanted.startswith(one["reason"])) for one in sample.more["left_out"]] == [("3", True)]
+    assert [(one["id"], message.startswith(one["reason"])) for one in sample.more["left_out"]] == [("3", True)]
     assert sample.more["left_out"][0]["detail"]
 
 
@@ -151,6 +151,6 @@ def test_frames_of_sav_whose_run_lengths_are_broken_are_counted_and_no_absence(t
     for frame in shown:
         frame[0]["counts"] = "~"
     put(file, annotation)
-    met = r"no mask that can be used: broken run lengths; met mask of annotated frame \d+: '~'"
-    with pytest.raises(BadInput, match=met):
+    message = r"no mask that can be used: broken run lengths; met mask of annotated frame \d+: '~'"
+    with pytest.raises(BadInput, match=message):
         found.load(path)

@@ -133,14 +133,14 @@ def test_names_of_two_pictures_do_not_share_a_file(tmp_path, names, there):
         ("train2014/COCO_train2014_000000000009.jpg", "train2017/000000000009.jpg", "000000000009.jpg"),
     ],
 )
-def test_names_of_one_picture_do(tmp_path, names):
+def test_names_of_one_picture_share_a_file(tmp_path, names):
     there = "images/x.jpg" if "x" in names[0] else "images/000000000009.jpg"
     put(tmp_path / there, b"12")
     found, errors = add_names(Finder(tmp_path, ["", "images"]), names, tmp_path)
     assert {*found} == {(there, 2)} and not errors
 
 
-def test_a_link_to_nothing_is_found(tmp_path):
+def test_a_dangling_link_is_found(tmp_path):
     (tmp_path / "images").mkdir()
     os.symlink(tmp_path / "gone.jpg", tmp_path / "images/1.jpg")
     found, errors = add_names(Finder(tmp_path, ["", "images"]), ["1.jpg"], tmp_path)

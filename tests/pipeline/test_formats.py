@@ -73,7 +73,8 @@ def test_every_format_is_bit_equal(root: Path, recipe: str, tmp_path: Path):
                 frame = raw[f"frame{k}"]
                 mask = raw[f"mask{k}"]
                 if mask.max() <= 1:
-                    frame, mask = frame * np.float32(255), mask * np.float32(255)
+                    frame = frame * np.float32(255)
+                    mask = mask * np.float32(255)
                 for name, expected in independent(frame, mask, recipe).items():
                     stored = sample[f"{name}{k}"]
                     assert stored.dtype == expected.dtype, name
@@ -115,7 +116,8 @@ def test_the_json_says_where_a_sample_comes_from(sav_set: Path):
 
 def test_notes_count_regions_that_got_cells_and_those_still_small():
     """Four regions of a picture of 1600 x 1600, whose cells are 100 x 100: each touches the cells that it names."""
-    recipe, masks = named_recipe("default", None), []
+    recipe = named_recipe("default", None)
+    masks = []
     for rows, columns in (
         ((0, 400), (0, 400)),
         ((240, 260), (240, 260)),

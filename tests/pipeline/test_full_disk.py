@@ -75,7 +75,7 @@ def test_a_run_that_the_disk_will_not_hold_does_not_begin(here, disk, sav_root):
 
 
 @pytest.mark.slow
-def test_what_stands_already_needs_no_room(disk, sav_root, sav_set):
+def test_finished_shards_need_no_space(disk, sav_root, sav_set):
     out = disk("40m")
     shard_sav(sav_root, out / "sav")
     (out / "sav" / "manifest.json").rename(out / "sav" / "kept")

@@ -9,7 +9,7 @@ from tests.pipeline.built import HEIGHT, SQUARE, WIDTH, Found, box, jpeg, put, r
 
 
 @pytest.mark.parametrize(
-    ("values", "wanted"),
+    ("values", "expected"),
     [
         ((7, 7.0, "7", " 7\n", "7.0", "7.00"), "7"),
         ((0, 0.0, -0.0, "0", "-0"), "0"),
@@ -22,8 +22,8 @@ from tests.pipeline.built import HEIGHT, SQUARE, WIDTH, Found, box, jpeg, put, r
         ((True, False, None, [7], {"id": 7}, float("nan"), float("inf"), "", "  "), None),
     ],
 )
-def test_one_id_is_one_text(values, wanted):
-    assert [as_id(value) for value in values] == [wanted] * len(values)
+def test_one_id_is_one_text(values, expected):
+    assert [as_id(value) for value in values] == [expected] * len(values)
 
 
 def image(number):

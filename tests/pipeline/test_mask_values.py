@@ -110,7 +110,7 @@ def with_edge(value: int = 255) -> np.ndarray:
 
 def test_pixels_of_no_object(tmp_path):
     file = tmp_path / "m.png"
-    for image, given, wanted in (
+    for image, ignored, expected in (
         (palette(with_edge(), VOC), None, [1, 2]),
         (palette(with_edge(), VOC), 0, [1, 2, 255]),
         (palette(with_edge()), None, [1, 2, 255]),  # another palette
@@ -120,8 +120,8 @@ def test_pixels_of_no_object(tmp_path):
         (palette((IDS > 0) * np.uint8(255), VOC), None, [255]),  # nothing else is there: it is the object
     ):
         image.save(file)
-        values, ids = read_ids(file, given)
-        assert ids == wanted and np.array_equal(values, np.asarray(image))
+        values, ids = read_ids(file, ignored)
+        assert ids == expected and np.array_equal(values, np.asarray(image))
     assert not from_image(stored(palette(np.where(with_edge() == 2, 0, with_edge()), VOC)))[0].any()
 
 

@@ -76,9 +76,9 @@ def test_run_lengths_of_another_size_are_refused():
 
 def test_a_polygon_is_filled():
     mask = from_coco(SQUARE, 8, 10)
-    wanted = np.zeros((8, 10), bool)
-    wanted[1:5, 1:6] = True
-    assert np.array_equal(mask, wanted)
+    expected = np.zeros((8, 10), bool)
+    expected[1:5, 1:6] = True
+    assert np.array_equal(mask, expected)
 
 
 def test_overlapping_polygons_of_one_object_are_united():

@@ -76,8 +76,8 @@ def test_alpha_is_left_out_and_nothing_is_mixed(mode):
 
 def test_16_bits_are_scaled_to_8():
     values = np.array([[0, 128, 129, 257, 385, 386, 32768, 65535]], np.uint16)
-    wanted = np.floor(values / 65535 * 255 + 0.5).astype(np.uint8)
-    assert np.array_equal(rgb(stored(Image.fromarray(values))), np.repeat(wanted[:, :, None], 3, 2))
+    expected = np.floor(values / 65535 * 255 + 0.5).astype(np.uint8)
+    assert np.array_equal(rgb(stored(Image.fromarray(values))), np.repeat(expected[:, :, None], 3, 2))
 
 
 def test_cmyk_is_converted():

@@ -33,7 +33,7 @@ def test_it_is_frozen_and_picklable():
 
 
 @pytest.mark.parametrize(
-    ("given", "named"),
+    ("arguments", "message"),
     [
         ({"source": "imagenet"}, "unknown source"),
         ({"source": "sav", "recipe": "mine"}, "unknown recipe"),
@@ -41,6 +41,6 @@ def test_it_is_frozen_and_picklable():
         ({"source": "sav", "frames": 5}, "not an option of this source"),
     ],
 )
-def test_what_does_not_exist_is_refused(given, named):
-    with pytest.raises(UserError, match=named):
-        make_request(**given)
+def test_what_does_not_exist_is_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        make_request(**arguments)

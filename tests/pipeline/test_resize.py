@@ -36,12 +36,12 @@ def as_torch(mask: np.ndarray) -> torch.Tensor:
 @given(SIZES, SEEDS, st.sampled_from(["default", "sa2va"]), st.sampled_from([448, 1024]))
 def test_picture_equals_torchvision(size, seed, recipe, side):
     original = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
-    wanted = TF.pil_to_tensor(TF.resize(Image.fromarray(original), [side, side], MODES[recipe]))
-    assert np.array_equal(resize.picture(original, side, RECIPES[recipe]), wanted.numpy())
+    expected = TF.pil_to_tensor(TF.resize(Image.fromarray(original), [side, side], MODES[recipe]))
+    assert np.array_equal(resize.picture(original, side, RECIPES[recipe]), expected.numpy())
 
 
 @pytest.mark.parametrize("kind", ["bilinear", "bicubic"])
-def test_the_compiled_loop_and_pillow_take_each_others_place(kind, monkeypatch):
+def test_the_compiled_loop_and_pillow_give_equal_bytes(kind, monkeypatch):
     if resize._resample is None:
         pytest.skip("not compiled here")
     recipe = RECIPES["default" if kind == "bilinear" else "sa2va"]
@@ -111,8 +111,8 @@ def test_a_picture_of_half_the_size_equals_pillow(side, recipe):
 @given(SIZES, SEEDS)
 def test_mask_samples_pixel_centres(size, seed):
     mask = blob(seed, *size)
-    wanted = F.interpolate(as_torch(mask), (1024, 1024), mode="nearest-exact")[0, 0].bool().numpy()
-    assert np.array_equal(resize.mask(mask, 1024), wanted)
+    expected = F.interpolate(as_torch(mask), (1024, 1024), mode="nearest-exact")[0, 0].bool().numpy()
+    assert np.array_equal(resize.mask(mask, 1024), expected)
 
 
 @settings(max_examples=100, deadline=None)
@@ -125,8 +125,8 @@ def test_prompt_cells_of_each_pooling(size, seed):
     # Pillow's nearest: between 448 and a size that shares no power of two, its rounding is not torch's.
     at_448 = np.array(Image.fromarray(mask.view(np.uint8)).resize((448, 448), Image.Resampling.NEAREST))
     area = (F.adaptive_avg_pool2d(as_torch(at_448), 16) > 0.5)[0, 0].numpy()
-    for pooling, wanted in (("center", centre), ("corner", corner), ("area", area)):
-        assert np.array_equal(resize.prompt_cells(mask, pooling, recipe), wanted), pooling
+    for pooling, expected in (("center", centre), ("corner", corner), ("area", area)):
+        assert np.array_equal(resize.prompt_cells(mask, pooling, recipe), expected), pooling
 
 
 def test_centre_and_corner_differ_where_pillow_and_torch_do():
@@ -165,10 +165,10 @@ def test_small_regions_are_filled_in_order_of_coverage(size, seed, least):
     mask = blob(seed, *size)
     recipe = RECIPES["default"]
     cells = resize.prompt_cells(mask, "center", recipe)
-    wanted = fill_one_by_one(torch.from_numpy(cells.copy()), mask, 4)
+    expected = fill_one_by_one(torch.from_numpy(cells.copy()), mask, 4)
     if cells.sum() < 4:
-        assert np.array_equal(resize.fill_small(cells, mask, recipe), wanted)
-    assert wanted.any() == mask.any()
+        assert np.array_equal(resize.fill_small(cells, mask, recipe), expected)
+    assert expected.any() == mask.any()
 
 
 def test_an_object_of_one_pixel_has_a_prompt():
@@ -188,11 +188,11 @@ def test_predicted_masks_are_enlarged_in_two_steps(size, seed):
     recipe = RECIPES["sa2va"]
     large = F.interpolate(logits[None], (1024, 1024), mode="bilinear", align_corners=False)
     assert torch.equal(resize.sam_logits(logits, 1024), large[0])
-    wanted = F.interpolate(large, size, mode="bilinear", align_corners=False)[0].sigmoid() > 0.5
-    assert np.array_equal(resize.predicted_masks(logits, *size, recipe), wanted.numpy())
+    expected = F.interpolate(large, size, mode="bilinear", align_corners=False)[0].sigmoid() > 0.5
+    assert np.array_equal(resize.predicted_masks(logits, *size, recipe), expected.numpy())
 
 
-def test_two_steps_are_not_one():
+def test_enlarging_in_two_steps_differs_from_one_step():
     logits = 5 * torch.randn(1, 256, 256, generator=torch.Generator().manual_seed(0))
     direct = F.interpolate(logits[None], (333, 500), mode="bilinear", align_corners=False)[0] > 0
     assert (resize.predicted_masks(logits, 333, 500, RECIPES["sa2va"]) != direct.numpy()).any()

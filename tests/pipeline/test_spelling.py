@@ -24,7 +24,7 @@ def test_alike_names(one, other):
     ("one", "other"),
     [("a.png", "a.jpg"), ("a1.jpg", "a2.jpg"), ("é.jpg", "e.jpg"), ("a-b", "a_b"), ("ab", "a b")],
 )
-def test_names_that_do_not(one, other):
+def test_names_that_are_not_alike(one, other):
     assert look_alike(one) != look_alike(other)
 
 
@@ -62,13 +62,13 @@ def test_ends_of_a_name_are_used_only_where_allowed():
     assert spellings("/", bare=True) == spellings("..", bare=True) == []
 
 
-def test_what_tells_a_picture_from_others():
+def test_parts_that_identify_a_picture():
     assert identifying_parts("train2017/000000000009.jpg") == identifying_parts("val2014/COCO_val2014_000000000009.jpg")
     assert identifying_parts("a/000000000009.jpg") != identifying_parts("b/000000000009.jpg")
     assert may_be_same(("x.jpg",), ("a", "x.jpg")) and not may_be_same(("b", "x.jpg"), ("a", "x.jpg"))
     assert not may_be_same(("X.jpg",), ("a", "x.jpg"))
 
 
-def test_coco_names_stand_in_one_order():
+def test_coco_names_are_in_one_order():
     for name in ("000000000009.jpg", "COCO_val2014_000000000009.jpg"):
         assert coco_names(name)[-3:] == coco_names("000000000009.jpg")

@@ -41,12 +41,12 @@ def _gzip(data: bytes) -> bytes:
     ],
 )
 def test_a_mark_is_left_out_and_gzip_unpacked(tmp_path, data):
-    wanted = TEXT if len(data) > 3 else b""
+    expected = TEXT if len(data) > 3 else b""
     path = put(tmp_path, data)
-    assert read_text(path, 999) == wanted == unpacked(data, "a", 999)
-    assert [*read_table(path)] == ([["MaskPath", "LabelName"], ["a.png", "/m/01"], ["é", "ü"]] if wanted else [])
+    assert read_text(path, 999) == expected == unpacked(data, "a", 999)
+    assert [*read_table(path)] == ([["MaskPath", "LabelName"], ["a.png", "/m/01"], ["é", "ü"]] if expected else [])
     with open_text(path) as file:
-        assert b"".join(iter(lambda: file.read(5), b"")) == wanted
+        assert b"".join(iter(lambda: file.read(5), b"")) == expected
 
 
 def as_zip(folder: Path) -> bytes:

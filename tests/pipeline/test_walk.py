@@ -20,11 +20,11 @@ from tests.pipeline.built import Found, box, jpeg, put, rle, tar_of
 from tests.pipeline.sources import test_sa1b
 
 
-def found(root, work, wanted=lambda name: name.endswith(".jpg"), **given):
+def found(root, work, is_data=lambda name: name.endswith(".jpg"), **options):
     """Paths and sizes below `root`, what was counted, and the inputs that were refused."""
     counts = Counter()
     with RecordsWriter(work / "records.sqlite") as records:
-        files = dict(walking.walk(root, wanted, counts, records, **given))
+        files = dict(walking.walk(root, is_data, counts, records, **options))
     return files, dict(counts), [item.path for item in Records(work / "records.sqlite").inputs()]
 
 
@@ -54,7 +54,7 @@ def test_two_folders_that_are_linked_to_each_other_end(tmp_path):
     assert sorted(files) == [f"{n:02d}/{n}.jpg" for n in range(12)] and counts == {walking.TWICE: 144}
 
 
-def test_links_to_nothing_are_inputs(tmp_path):
+def test_dangling_links_are_bad_inputs(tmp_path):
     root = tmp_path / "root"
     put(root / "1.jpg", b"1")
     os.symlink(tmp_path / "gone/2.jpg", root / "2.jpg")
@@ -84,8 +84,8 @@ def test_other_kinds_are_counted_by_their_suffix(tmp_path):
     for name in ("1.jpg", "2.gif", "3.GIF", "4.HEIC", "5.JPG.txt", "6"):
         put(tmp_path / "root" / name, b"x")
     files, counts, _ = found(tmp_path / "root", tmp_path, resembles=lambda name: True)
-    wanted = {f"{walking.OTHER} {kind}": 1 for kind in ("*.heic", "*.txt", "without a suffix")}
-    assert [*files] == ["1.jpg"] and counts == {**wanted, f"{walking.OTHER} *.gif": 2}
+    expected = {f"{walking.OTHER} {kind}": 1 for kind in ("*.heic", "*.txt", "without a suffix")}
+    assert [*files] == ["1.jpg"] and counts == {**expected, f"{walking.OTHER} *.gif": 2}
     for n in range(40):
         put(tmp_path / f"root/x.{n}", b"x")
     _, counts, _ = found(tmp_path / "root", tmp_path, resembles=lambda name: True)
@@ -114,23 +114,23 @@ SMALL_SETS = [("sav", lambda root: write_sav(root, 3)), ("folder", write_picture
 
 
 @pytest.mark.parametrize(("source", "write"), SMALL_SETS)
-def test_one_link_to_nothing_stops_no_run(tmp_path, capsys, source, write):
+def test_one_dangling_link_does_not_stop_a_run(tmp_path, capsys, source, write):
     write(tmp_path / "raw")
     os.symlink(tmp_path / "gone", tmp_path / "raw/link")
     for name in ("notes.txt", "1.heic", "2.heic"):
         put(tmp_path / "raw" / name, b"x")
-    given = ["--source", source, "--root", str(tmp_path / "raw"), "--out", str(tmp_path), "--workers", "1"]
-    assert cli.app(["shard", *given], standalone_mode=False) in (None, 0)
+    arguments = ["--source", source, "--root", str(tmp_path / "raw"), "--out", str(tmp_path), "--workers", "1"]
+    assert cli.app(["shard", *arguments], standalone_mode=False) in (None, 0)
     printed = capsys.readouterr()
     assert "bad input, the first of its kind: link: a link to nothing; met link -> " in printed.err
     assert "left out: files with other suffixes │ 3: .heic 2, .txt 1" in " ".join(printed.out.split())
     (line,) = read_ledger(tmp_path / source)
     assert (line.path, line.bad, Manifest.read(tmp_path / source).samples) == ("link", True, 3)
     with pytest.raises(UserError, match=r"too many bad inputs.*; wanted at most 0"):
-        cli.app(["shard", *given, "--max-bad", "0", "--overwrite", "--limit", "9"], standalone_mode=False)
+        cli.app(["shard", *arguments, "--max-bad", "0", "--overwrite", "--limit", "9"], standalone_mode=False)
 
 
-def test_a_link_to_nothing_among_the_masks_goes_to_the_ledger(tmp_path):
+def test_a_dangling_link_among_the_masks_goes_to_the_ledger(tmp_path):
     write_pictures(tmp_path / "raw")
     (tmp_path / "raw/masks/2.png").unlink()
     for name in ("2", "of_no_picture"):
@@ -159,7 +159,7 @@ def test_folders_that_are_too_deep_are_counted(tmp_path):
     assert found(tmp_path / "root", tmp_path, depth=1) == ({}, {"folders passed over: too deep": 1}, [])
 
 
-def test_a_folder_that_is_none_is_an_error(tmp_path):
+def test_a_root_that_is_no_folder_is_an_error(tmp_path):
     with pytest.raises(UserError, match="a folder that cannot be read; met No such file"):
         found(tmp_path / "none", tmp_path)
 

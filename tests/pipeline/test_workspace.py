@@ -116,7 +116,7 @@ def test_bad_inputs_count_over_all_tasks(root_with_faults, tmp_path):
         share(root_with_faults, tmp_path / "none", 0, max_bad=0, count=1)
 
 
-def test_who_may_write_at_the_same_time(tmp_path, monkeypatch):
+def test_only_different_tasks_write_at_the_same_time(tmp_path, monkeypatch):
     import shards.lock
 
     monkeypatch.setattr(shards.lock, "_PATIENCE", 0.1)

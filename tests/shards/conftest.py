@@ -63,8 +63,8 @@ def faulty(sav_set: Path, six: list[Sample], tmp_path: Path) -> Callable[[Change
     """Write the first six samples of `sav_set` again with what `change` makes of them."""
 
     def write(change: Change) -> Path:
-        own = [replace(sample, meta=deepcopy(sample.meta)) for sample in six]
-        write_set(tmp_path / "faulty", Manifest.read(sav_set), change(own))
+        samples = [replace(sample, meta=deepcopy(sample.meta)) for sample in six]
+        write_set(tmp_path / "faulty", Manifest.read(sav_set), change(samples))
         return tmp_path / "faulty"
 
     return write

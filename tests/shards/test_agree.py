@@ -50,7 +50,8 @@ def test_photographs_agree_and_changed_ones_do_not(name, recipe):
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
 def test_nearly_equal_frames_that_are_swapped_are_found(name):
     original = photograph(name)
-    first, second = both(original[3:, 3:]), both(original[:-3, :-3])
+    first = both(original[3:, 3:])
+    second = both(original[:-3, :-3])
     names = ["g_pixel_values1", "g_pixel_values2"]
     assert picture_disagreements([first, second], names) == []
     found = picture_disagreements([(first[0], second[1]), (second[0], first[1])], names)
@@ -118,7 +119,8 @@ def test_changes_of_pictures_of_little_contrast_are_found(name):
 @pytest.mark.parametrize("name", ["astronaut", "chelsea", "rocket", "camera"])
 def test_one_frame_that_is_stored_twice_is_found(name):
     original = photograph(name)
-    first, second = both(original[3:, 3:]), both(original[:-3, :-3])
+    first = both(original[3:, 3:])
+    second = both(original[:-3, :-3])
     names = ["g_pixel_values1", "g_pixel_values2"]
     assert picture_disagreements([first, (second[0], first[1])], names)
     assert picture_disagreements([first, (first[0], second[1])], names)
@@ -126,7 +128,8 @@ def test_one_frame_that_is_stored_twice_is_found(name):
 
 def test_swapped_frames_of_a_still_scene_are_found():
     """They differ by the camera's noise alone, and by one small thing."""
-    original, rng = photograph("astronaut").astype(np.float64), np.random.default_rng(0)
+    original = photograph("astronaut").astype(np.float64)
+    rng = np.random.default_rng(0)
     noisy = [np.clip(np.round(original + rng.normal(0, 5, original.shape)), 0, 255).astype(np.uint8) for _ in range(2)]
     moved = photograph("astronaut").copy()
     moved[60:76, 60:76] = moved[100:116, 100:116]
@@ -146,7 +149,8 @@ def stored(mask: np.ndarray, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
 
 def ellipse(seed: int, height: int, width: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    (y, x), (a, b) = rng.uniform(0, (height, width)), np.exp(rng.uniform(0.5, 5, 2))
+    (y, x) = rng.uniform(0, (height, width))
+    (a, b) = np.exp(rng.uniform(0.5, 5, 2))
     rows, columns = np.mgrid[:height, :width]
     return ((rows - y) / a) ** 2 + ((columns - x) / b) ** 2 <= 1
 
@@ -173,7 +177,8 @@ def test_no_alarm_on_any_region(seed, size, ragged, recipe):
     st.integers(0, 2**31), st.tuples(st.integers(64, 1024), st.integers(64, 1024)), st.sampled_from(RECIPES_OF_REGIONS)
 )
 def test_the_mask_of_another_object_is_found(seed, size, recipe):
-    mask, other = ellipse(seed, *size), ellipse(seed + 1, *size)
+    mask = ellipse(seed, *size)
+    other = ellipse(seed + 1, *size)
     cells, _ = stored(mask, recipe)
     other_cells, other_large = stored(other, recipe)
     if mask.any() and other.any() and not np.array_equal(cells, other_cells):
@@ -212,7 +217,8 @@ def test_the_hint_names_the_object_of_the_mask(size):
     masks = [np.zeros(size, bool) for _ in range(2)]
     masks[0][size[0] // 8 : size[0] // 3, size[1] // 8 : size[1] // 3] = True
     masks[1][size[0] // 2 :, size[1] // 2 : size[1] // 2 + size[1] // 4] = True
-    recipe, field = RECIPES["default"], Field("prompt_masks", 1)
+    recipe = RECIPES["default"]
+    field = Field("prompt_masks", 1)
     cells, large = (np.stack(x) for x in zip(*[stored(mask, recipe) for mask in masks], strict=True))
     assert region_disagreements(cells, large, *size, recipe, field) == []
     found = region_disagreements(cells, large[::-1], *size, recipe, field)

@@ -19,7 +19,8 @@ from shards.meta import parse_meta
 from shards.reader import ShardSet, StoredSample, read_samples
 from tests.shards.conftest import stored_samples
 
-MASKS, MASKS_1 = Field("masks", None), Field("masks", 1)
+MASKS = Field("masks", None)
+MASKS_1 = Field("masks", 1)
 
 
 def test_the_same_samples_give_the_same_bytes(sav_set):
@@ -42,8 +43,8 @@ def test_plain_tar_tools_read_it(sav_set):
         (0, 0, 0, "", "", 0o644, True)
     }
     fields = ("pixel_values", "g_pixel_values", "prompt_masks", "masks")
-    wanted = ["json", *(f"{field}{k}" for k in (1, 2) for field in fields)]
-    assert [m.name.split(".")[1] for m in members[:9]] == wanted
+    expected = ["json", *(f"{field}{k}" for k in (1, 2) for field in fields)]
+    assert [m.name.split(".")[1] for m in members[:9]] == expected
 
 
 def test_any_sample_by_position_equals_reading_in_order(sav_set):

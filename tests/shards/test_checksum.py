@@ -45,9 +45,9 @@ def flip(folder: Path, data: bytes, *bits: int) -> Path:
     return path
 
 
-def equal(met: dict, wanted: dict) -> bool:
-    return met.keys() == wanted.keys() and all(
-        np.array_equal(met[k], v) if isinstance(v, np.ndarray) else met[k] == v for k, v in wanted.items()
+def equal(actual: dict, expected: dict) -> bool:
+    return actual.keys() == expected.keys() and all(
+        np.array_equal(actual[k], v) if isinstance(v, np.ndarray) else actual[k] == v for k, v in expected.items()
     )
 
 
@@ -100,7 +100,8 @@ def test_a_flip_in_the_padding_or_the_end_of_the_archive_changes_no_tensor(copy,
 
 def test_without_the_check_a_flip_is_read_as_data(copy, sav_set, first_tar):
     """A flip that is found by default is not found with `never`."""
-    row, name = ShardSet(sav_set).index[0], b'"has_paired_frame"'
+    row = ShardSet(sav_set).index[0]
+    name = b'"has_paired_frame"'
     at = first_tar.index(name, int(row["offset"]))
     flip(copy, first_tar, 8 * (at + 3))  # in a name of the JSON, which stays JSON
     assert "has_paired_frame" not in ShardSet(copy, "never").open(0).meta
@@ -117,7 +118,8 @@ def test_a_sample_is_compared_at_its_first_read_at_each_or_never(copy, first_tar
         shards = ShardSet(copy, check)
         for position in (0, 1, 0, 0):
             shards.open(position)
-        counts[check], compared[:] = len(compared), []
+        counts[check] = len(compared)
+        compared[:] = []
     assert counts == {"first": 2, "always": 4, "never": 0}
 
 

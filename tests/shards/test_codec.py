@@ -14,7 +14,8 @@ from shards import codec
 from shards.errors import BadShard
 
 SEEDS = st.integers(0, 2**32 - 1)
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
 
 
 def random_masks(seed: int, count: int) -> np.ndarray:
@@ -28,7 +29,7 @@ def random_masks(seed: int, count: int) -> np.ndarray:
 
 @settings(max_examples=15, deadline=None)
 @given(SEEDS, st.sampled_from([448, 1024]), st.booleans())
-def test_pictures_come_back(seed, size, smooth):
+def test_pictures_round_trip(seed, size, smooth):
     rng = np.random.default_rng(seed)
     picture = rng.integers(0, 256, (3, size, size), np.uint8)
     if smooth:
@@ -42,7 +43,7 @@ def test_pictures_come_back(seed, size, smooth):
 
 @settings(max_examples=10, deadline=None)
 @given(SEEDS, st.integers(0, 5))
-def test_masks_come_back_all_or_some(seed, count):
+def test_all_and_some_masks_round_trip(seed, count):
     masks = random_masks(seed, count)
     encoded = codec.encode_masks(masks)
     assert codec.count_masks(encoded) == count
@@ -73,7 +74,7 @@ def test_one_mask_is_decoded_without_the_others():
 
 
 @given(SEEDS, st.integers(0, 40))
-def test_prompts_come_back_and_are_plain_npy(seed, count):
+def test_prompts_round_trip_and_are_plain_npy(seed, count):
     prompts = np.random.default_rng(seed).random((count, 16, 16)) < 0.5
     encoded = codec.encode_prompts(prompts)
     assert np.array_equal(codec.decode_prompts(encoded, 16), prompts)

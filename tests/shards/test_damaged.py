@@ -55,14 +55,15 @@ def flipped(data: bytes, bit: int) -> bytes:
     return data[: bit // 8] + bytes([data[bit // 8] ^ 1 << bit % 8]) + data[bit // 8 + 1 :]
 
 
-def test_the_tampering_itself_adds_no_fault(tiny):
+def test_the_functions_that_tamper_add_no_fault(tiny):
     change_sample(tiny, lambda members: members)
     assert not whats(tiny)
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "index.npy", "ledger.jsonl", "folder-000002.tar"])
 def test_a_flipped_bit_anywhere_is_reported(tiny, name):
-    path, rng = tiny / name, random.Random(name)
+    path = tiny / name
+    rng = random.Random(name)
     whole = path.read_bytes()
     for bit in rng.sample(range(8 * len(whole)), 12):
         path.write_bytes(flipped(whole, bit))
@@ -71,9 +72,10 @@ def test_a_flipped_bit_anywhere_is_reported(tiny, name):
     assert not whats(tiny)
 
 
-def test_every_bit_of_the_manifest_counts(tiny_set):
+def test_every_flipped_bit_of_the_manifest_is_found(tiny_set):
     """A flip of any bit is noticed, also in options, notes and plan, which nothing else covers."""
-    whole, read = (tiny_set / "manifest.json").read_bytes(), []
+    whole = (tiny_set / "manifest.json").read_bytes()
+    read = []
     for bit in range(8 * len(whole)):
         try:
             read.append(Manifest.parse(flipped(whole, bit), "m"))
@@ -82,10 +84,11 @@ def test_every_bit_of_the_manifest_counts(tiny_set):
     assert not read
 
 
-def test_bits_of_index_and_ledger_are_met_with_a_line(tiny):
+def test_flipped_bits_of_index_and_ledger_are_one_line(tiny):
     """The parsers alone, without the checksums that find each of them."""
     for name, parse in (("index.npy", read_index), ("ledger.jsonl", read_ledger)):
-        whole, refused = (tiny / name).read_bytes(), 0
+        whole = (tiny / name).read_bytes()
+        refused = 0
         head = 8 * min(len(whole), 256)  # of the index: its header
         for bit in range(0, head, 3) if name == "index.npy" else range(0, 8 * len(whole), 7):
             (tiny / name).write_bytes(flipped(whole, bit))
@@ -302,7 +305,7 @@ PLACES = [
 @pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(PLACES), JSON)
-def test_any_value_at_any_place_of_a_sample_is_met_with_a_line(tiny_set, tmp_path, place, value):
+def test_any_value_at_any_place_of_a_sample_is_one_line_or_sound(tiny_set, tmp_path, place, value):
     folder = tmp_path / "set"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(tiny_set, folder)
@@ -373,9 +376,9 @@ def test_a_set_of_no_samples_is_an_error_everywhere(empty, tmp_path, here):
         ["recode", empty, "--out", tmp_path / "r", "--codec", "raw"],
     ]
     for call in calls:
-        said = here(*call)
-        assert said.returncode == 1 and "set without samples" in said.stdout + said.stderr, call
-        assert "Traceback" not in said.stderr and "all checks hold" not in said.stdout
+        done = here(*call)
+        assert done.returncode == 1 and "set without samples" in done.stdout + done.stderr, call
+        assert "Traceback" not in done.stderr and "all checks hold" not in done.stdout
     assert not [path for path in tmp_path.iterdir() if path != empty]
     with pytest.raises(UserError, match="a set without samples"):
         make_loader([empty], fields=("masks1",), batch_size=1, seed=0)

@@ -40,7 +40,8 @@ def test_other_pictures_have_other_names():
 
 
 def test_pairs_of_frames_belong_to_their_video():
-    first, second = groups("v1/masklet_data_00000.npz", 2), groups("v1/masklet_data_00001.npz", 2)
+    first = groups("v1/masklet_data_00000.npz", 2)
+    second = groups("v1/masklet_data_00001.npz", 2)
     assert first.picture == second.picture == first.folder != groups("v2/masklet_data_00000.npz", 2).picture
     assert first.file != second.file
     frames = groups("clips/v1/00000.jpg#left", 2), groups("clips/v1/00040.jpg#right", 2)

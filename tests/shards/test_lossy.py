@@ -103,7 +103,8 @@ def test_against_the_raw_files_the_psnr_is_the_recorded_one(sav_root, lossy, tmp
     raw = Deriver(sav_root, tmp_path)
     how = {"derive": raw.derive, "same_inputs": raw.same_inputs, "allow_lossy": True}
     assert verify([lossy], **how).ok
-    changed, samples = tmp_path / "sav", stored_samples(lossy)
+    changed = tmp_path / "sav"
+    samples = stored_samples(lossy)
     for one in samples:
         one.meta["psnr"][PICTURES[1]] = 55.0
     write_set(changed, replace(Manifest.read(lossy), codec="zstd", psnr=Psnr.summarise(ratios(samples))), samples)
@@ -181,7 +182,8 @@ def test_sharding_stores_what_recoding_does_and_a_lossy_set_is_not_taken_for_a_f
     for codec in ("zstd", "jpeg"):
         shard(tmp_path / codec, codec)
     recode(tmp_path / "zstd" / "sav", tmp_path / "recoded", "jpeg")
-    sharded, recoded = ShardSet(tmp_path / "jpeg" / "sav"), ShardSet(tmp_path / "recoded")
+    sharded = ShardSet(tmp_path / "jpeg" / "sav")
+    recoded = ShardSet(tmp_path / "recoded")
     assert (
         bytes(sharded.sample_bytes(0)) == bytes(recoded.sample_bytes(0))
         and sharded.manifest.psnr == recoded.manifest.psnr
@@ -231,7 +233,7 @@ def test_only_a_whole_baseline_jpeg_of_this_size_is_decoded():
     Image.fromarray(picture).save(png, "PNG")
     head = good.index(b"\xff\xc0")  # the frame header: marker, length, bits, height, width
     bomb = good[: head + 5] + b"\xff\xff\xff\xff" + good[head + 9 :]
-    for data, said in (
+    for data, message in (
         (jpeg(picture[:, :447]), "447 x 448"),
         (jpeg(picture, "L"), "448 x 448, L"),
         (jpeg(picture, "CMYK"), "CMYK"),
@@ -243,7 +245,7 @@ def test_only_a_whole_baseline_jpeg_of_this_size_is_decoded():
         (good[:100], "broken JPEG"),
         (b"\xff\xd8\xff", "broken JPEG"),
     ):
-        with pytest.raises(BadShard, match=said):
+        with pytest.raises(BadShard, match=message):
             decode_jpeg(data, 448)
 
 
@@ -253,7 +255,8 @@ def test_psnr_by_hand():
     other = picture.copy()
     other[0, 0, 0] = 101
     assert psnr(other, picture) == pytest.approx(10 * np.log10(255**2 * 768), abs=0.005)
-    black, white = np.zeros_like(picture), np.full_like(picture, 255)
+    black = np.zeros_like(picture)
+    white = np.full_like(picture, 255)
     assert psnr(black, white) == psnr(white, black) == 0
     assert encode_picture(picture) != encode_jpeg(picture) == encode_jpeg(picture)
     assert Psnr.summarise([]) is None and Psnr.summarise([40.0, 50.0]) == Psnr(40.0, 45.0)

@@ -31,7 +31,8 @@ def nested(depth):
     return value
 
 
-FRAME, ITEM = meta_of()["frames"][0], meta_of()["objects"][0]
+FRAME = meta_of()["frames"][0]
+ITEM = meta_of()["objects"][0]
 REFUSED = {
     "100 frames": {"frames": [FRAME] * 100, "objects": [{**ITEM, "filled": [0] * 100}]},
     "4,097 objects": {"objects": [ITEM] * 4097},
@@ -105,8 +106,8 @@ VALUES = st.recursive(
 
 @settings(max_examples=150, deadline=None)
 @given(st.dictionaries(st.text(), VALUES, max_size=4))
-def test_any_json_of_a_source_is_read_as_it_was_or_refused(own):
-    meta = meta_of(source_json=own)
+def test_any_json_of_a_source_is_read_as_it_was_or_refused(source_json):
+    meta = meta_of(source_json=source_json)
     try:
         data = pack_meta(meta)
     except BadShard:

@@ -58,8 +58,8 @@ def test_one_tar_of_a_set(sav_set, tmp_path):
     shards = ShardSet(sav_set)
     preview(tar, tmp_path / "out", samples=50)
     last = len(shards.manifest.shards) - 1
-    wanted = {f"{shards.key(i)}.png" for i in range(len(shards)) if shards.index[i]["shard"] == last}
-    assert {path.name for path in (tmp_path / "out").glob("*.png")} == wanted
+    expected = {f"{shards.key(i)}.png" for i in range(len(shards)) if shards.index[i]["shard"] == last}
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == expected
 
 
 def test_without_a_set_there_is_no_page(tmp_path):

@@ -87,9 +87,9 @@ def test_an_error_of_the_system_names_its_file():
 
 def test_tables_and_consoles_are_made_in_one_place():
     """Tables and consoles that are made elsewhere would read names as markup."""
-    own = {"shards/tables.py", "trainer/doctor/checks.py"}
+    allowed = {"shards/tables.py", "trainer/doctor/checks.py"}
     for room in ("shards", "trainer", "pipeline", "inference"):
         for path in (REPOSITORY / room).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text("utf-8"))):
                 if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("Console", "Table"):
-                    assert path.relative_to(REPOSITORY).as_posix() in own, path
+                    assert path.relative_to(REPOSITORY).as_posix() in allowed, path

@@ -31,10 +31,12 @@ def test_the_command(sav_set, raw_set):
 
 
 def test_every_tensor_is_bit_equal(sav_set, raw_set):
-    before, after = ShardSet(sav_set), ShardSet(raw_set)
+    before = ShardSet(sav_set)
+    after = ShardSet(raw_set)
     assert len(after) == len(before) == 12
     for i in range(12):
-        old, new = before[i], after[i]
+        old = before[i]
+        new = after[i]
         assert old.keys() == new.keys() and old["__key__"] == new["__key__"]
         assert {**old.pop("meta"), "crc32": 0} == {**new.pop("meta"), "crc32": 0}
         for name, value in old.items():
@@ -49,7 +51,7 @@ def test_the_recoded_set_is_complete_and_records_its_codec(sav_set, raw_set):
     assert not (raw_set / ".work").exists()
 
 
-def test_the_way_back_ends_with_the_same_bytes(sav_set, raw_set, tmp_path):
+def test_recoding_there_and_back_gives_the_same_bytes(sav_set, raw_set, tmp_path):
     recode(raw_set, tmp_path / "sav", "zstd", 2)
     assert files_of(tmp_path / "sav") == files_of(sav_set)
 
@@ -61,7 +63,8 @@ def test_sharding_with_a_codec_stores_what_recoding_does(sav_root, raw_set, tmp_
 
     assert shard(tmp_path / "sav", "raw").codec == "raw"
     assert verify([tmp_path / "sav"]).ok
-    sharded, recoded = ShardSet(tmp_path / "sav"), ShardSet(raw_set)
+    sharded = ShardSet(tmp_path / "sav")
+    recoded = ShardSet(raw_set)
     assert [bytes(sharded.sample_bytes(i)) for i in range(2)] == [bytes(recoded.sample_bytes(i)) for i in range(2)]
     with pytest.raises(UserError, match="--overwrite"):
         shard(tmp_path / "sav", "zstd")
@@ -70,8 +73,10 @@ def test_sharding_with_a_codec_stores_what_recoding_does(sav_root, raw_set, tmp_
         shard(tmp_path / "back", "raw")
 
 
-def test_stopped_between_shards_it_goes_on(sav_set, raw_set, tmp_path, monkeypatch):
-    written, put, most = [], ShardWriter.write, 4
+def test_a_recoding_stopped_between_shards_goes_on(sav_set, raw_set, tmp_path, monkeypatch):
+    written = []
+    put = ShardWriter.write
+    most = 4
 
     def write(writer: ShardWriter, sample) -> None:
         if len(written) >= most:
@@ -99,7 +104,7 @@ def test_a_finished_set_is_left_alone_and_another_is_refused(sav_set, raw_set, t
     assert {path: path.stat().st_mtime_ns for path in raw_set.iterdir()} == before
 
 
-def test_two_at_a_time_are_refused(sav_set, tmp_path, monkeypatch):
+def test_two_recodings_at_a_time_are_refused(sav_set, tmp_path, monkeypatch):
     monkeypatch.setattr("shards.lock._PATIENCE", 0.2)
     monkeypatch.setattr(shards.rewrite, "_begin", lambda *_: recode(sav_set, tmp_path / "sav", "raw"))
     with pytest.raises(UserError, match="another run is writing here"):
@@ -120,9 +125,13 @@ def test_damage_is_not_given_fresh_checksums(copied, tmp_path, what):
 def test_a_member_of_another_codec_than_its_name_is_noticed(raw_set, tmp_path):
     shutil.copytree(raw_set, tmp_path / "sav")
     body = json.loads((tmp_path / "sav" / "manifest.json").read_text())
-    for said, met in (("zstd", "incomplete sample"), ("webp", "codec of the pictures"), ([], "codec of the pictures")):
-        (tmp_path / "sav" / "manifest.json").write_bytes(pack_manifest({**body, "codec": said}))
-        assert met in {failure.what for failure in verify([tmp_path / "sav"]).failures}
+    for codec, failure_text in (
+        ("zstd", "incomplete sample"),
+        ("webp", "codec of the pictures"),
+        ([], "codec of the pictures"),
+    ):
+        (tmp_path / "sav" / "manifest.json").write_bytes(pack_manifest({**body, "codec": codec}))
+        assert failure_text in {failure.what for failure in verify([tmp_path / "sav"]).failures}
     tar = tmp_path / "sav" / body["shards"][0]["name"]
     tar.write_bytes(tar.read_bytes().replace(b"\x93NUMPY", b"\x93numpy"))
     body["shards"][0]["sha256"] = sha256(tar.read_bytes())
@@ -130,7 +139,7 @@ def test_a_member_of_another_codec_than_its_name_is_noticed(raw_set, tmp_path):
     assert "not what the extension says" in {failure.what for failure in verify([tar]).failures}
 
 
-def test_the_loader_reads_either(sav_set, raw_set):
+def test_the_loader_reads_every_codec(sav_set, raw_set):
     def batches(folder: Path) -> list:
         fields = ("pixel_values1", "g_pixel_values1", "prompt_masks1", "masks1")
         return [

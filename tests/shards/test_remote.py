@@ -72,7 +72,8 @@ def test_samples_equal_those_of_the_folder_when_first_requests_fail(server, smal
     local = ShardSet(small_set)
     assert isinstance(shards, RemoteShardSet)
     for position in range(len(local)):
-        one, two = shards[position], local[position]
+        one = shards[position]
+        two = local[position]
         assert one.keys() == two.keys() and all(np.array_equal(one[name], two[name]) for name in two)
     assert {n for name, n in server.gets.items() if name.endswith(".tar")} == {4}  # right at the fourth, and kept
     for path in tmp_path.glob("*/*.tar"):
@@ -83,7 +84,7 @@ def test_samples_equal_those_of_the_folder_when_first_requests_fail(server, smal
 
 
 @pytest.mark.parametrize(
-    "fault, said",
+    "fault, message",
     [
         ("corrupt", r"sav-000000.tar: not what the manifest says: SHA-256; met [0-9a-f]{64}; wanted {sha}; tried 3"),
         ("cut", r"sav-000000.tar: cannot be read; met ClientPayloadError.*tried 3 times"),
@@ -91,11 +92,11 @@ def test_samples_equal_those_of_the_folder_when_first_requests_fail(server, smal
         ("403", r"sav-000000.tar: not allowed to read; set up the credentials"),
     ],
 )
-def test_a_fault_that_stays_is_one_line_and_no_sample(server, small_set, tmp_path, fault, said):
+def test_a_lasting_fault_is_one_line_and_no_sample(server, small_set, tmp_path, fault, message):
     shards = remote(server, tmp_path, attempts=3)
     server.faults = lambda name, n: fault
-    said = said.replace("{sha}", shards.manifest.shards[0].sha256)
-    with pytest.raises(UserError, match=f"{server.url}/sav/{said}") as raised:
+    message = message.replace("{sha}", shards.manifest.shards[0].sha256)
+    with pytest.raises(UserError, match=f"{server.url}/sav/{message}") as raised:
         shards[0]
     assert "\n" not in str(raised.value)
     assert server.gets["sav-000000.tar"] == (1 if fault == "403" else 3)
@@ -115,7 +116,8 @@ def test_a_file_of_another_size_is_refused(server, small_set, tmp_path, size):
 def test_what_has_changed_in_the_cache_is_fetched_again(server, small_set, tmp_path, caplog):
     local = ShardSet(small_set)
     assert_equal(remote(server, tmp_path), local)
-    tar, index = local.manifest.shards[0], next(tmp_path.glob("*/index.npy"))
+    tar = local.manifest.shards[0]
+    index = next(tmp_path.glob("*/index.npy"))
     for path in (index.parent / tar.name, index):
         changed = bytearray(path.read_bytes())
         changed[len(changed) // 2] ^= 1
@@ -128,8 +130,8 @@ def test_what_has_changed_in_the_cache_is_fetched_again(server, small_set, tmp_p
         assert shards.open(position).meta == local.open(position).meta
     assert_equal(shards, local)
     assert (server.gets - before) == {"manifest.json": 1, "index.npy": 1, tar.name: 1}
-    said = [record.message for record in caplog.records if "it is fetched again" in record.message]
-    assert len(said) == 2 and tar.name in said[1]
+    messages = [record.message for record in caplog.records if "it is fetched again" in record.message]
+    assert len(messages) == 2 and tar.name in messages[1]
 
 
 def test_a_file_that_changes_again_after_fetching_is_an_error(server, small_set, tmp_path, monkeypatch):
@@ -151,7 +153,7 @@ def test_two_reads_of_a_manifest_must_be_equal(server, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "url, said",
+    "url, message",
     [
         ("{server}/none", "{server}/none/manifest.json: no such file"),
         ("ftp://host/sav", "ftp://host/sav: URL of an unknown kind; met ftp; wanted http or https or s3"),
@@ -159,8 +161,8 @@ def test_two_reads_of_a_manifest_must_be_equal(server, tmp_path):
         ("http://127.0.0.1:9/sav", "cannot be read; met ClientConnectorError.*tried 1 times"),
     ],
 )
-def test_what_is_not_a_set_is_one_line(server, tmp_path, url, said):
-    with pytest.raises(UserError, match=said.replace("{server}", server.url)) as raised:
+def test_what_is_not_a_set_is_one_line(server, tmp_path, url, message):
+    with pytest.raises(UserError, match=message.replace("{server}", server.url)) as raised:
         open_set(url.replace("{server}", server.url), Cache(tmp_path, ANY, attempts=1))
     assert "secret" not in str(raised.value)
     assert list(tmp_path.iterdir()) == []
@@ -263,8 +265,8 @@ def test_eviction_never_breaks_a_reader_in_another_process(server, small_set, tm
     while any(process.poll() is None for process in readers):
         most = max(most, used(tmp_path))
         time.sleep(0.005)
-    said = [process.communicate()[0].splitlines() for process in readers]  # also of many attempts
-    assert [lines[-1] for lines in said] == ["equal"] * 2
+    outputs = [process.communicate()[0].splitlines() for process in readers]  # also of many attempts
+    assert [lines[-1] for lines in outputs] == ["equal"] * 2
     assert limit / 2 < most <= limit
     assert sum(server.gets.values()) > 30  # it was evicted and fetched again
 

@@ -28,7 +28,9 @@ REPOSITORY = Path(__file__).parents[2]
 @pytest.mark.parametrize("verb", ["recode", "split"])
 def test_kill_9_at_any_moment(sav_set, raw_set, tmp_path, verb):
     """Each time after something has been written; the same command goes on and ends with the same bytes."""
-    out, whole, moments = tmp_path / "out", tmp_path / "whole", random.Random(7)
+    out = tmp_path / "out"
+    whole = tmp_path / "whole"
+    moments = random.Random(7)
     if verb == "recode":
         more = ["--codec", "raw", "--threads", "2"]
         whole = raw_set
@@ -77,10 +79,10 @@ def test_a_damaged_sample_is_named_in_one_line(faulty, tmp_path):
         return [*samples[:2], replace(wrong, frames=tuple(replace(f, prompt_masks=prompts) for f in wrong.frames))]
 
     folder = faulty(more)
-    said = f"{ShardSet(folder).key(2)}: JSON and members differ; met 2 frames, 2 objects; wanted 2 frames, 1 objects"
-    with pytest.raises(UserError, match=said):
+    message = f"{ShardSet(folder).key(2)}: JSON and members differ; met 2 frames, 2 objects; wanted 2 frames, 1 objects"
+    with pytest.raises(UserError, match=message):
         recode(folder, tmp_path / "out", "raw")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         measure_sets([folder], 100)
 
 

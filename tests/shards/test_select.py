@@ -33,8 +33,8 @@ def folders_of(folder: Path) -> set[str]:
 
 
 def test_two_parts_hold_each_sample_once(sav_root, sav_set, tmp_path):
-    said = ["--share", "0.4", "--by", "sample", "--shard-size", "4MB"]
-    done = CliRunner().invoke(app, ["split", str(sav_set), "--out", str(tmp_path), *said])
+    options = ["--share", "0.4", "--by", "sample", "--shard-size", "4MB"]
+    done = CliRunner().invoke(app, ["split", str(sav_set), "--out", str(tmp_path), *options])
     assert done.exit_code == 0, done.output
     whole, train, val = (bytes_of(folder) for folder in (sav_set, tmp_path / "sav-train", tmp_path / "sav-val"))
     assert not train.keys() & val.keys() and {**train, **val} == whole and train and val
@@ -71,18 +71,23 @@ def test_a_sample_of_a_set(sav_set, tmp_path):
         assert bytes_of(out).items() <= bytes_of(sav_set).items()
         return list(bytes_of(out))
 
-    few, more, others = taken(3, 0), taken(6, 0), taken(6, 1)
+    few = taken(3, 0)
+    more = taken(6, 0)
+    others = taken(6, 1)
     assert len(set(few)) == 3 and set(few) <= set(more) != set(others)
     order = [key for key in bytes_of(sav_set) if key in more]
     assert more == order  # of the set
     columns = ["texts", "regions", "size", "crc32"]
-    whole, index = ShardSet(sav_set).index, ShardSet(tmp_path / "6-0").index
+    whole = ShardSet(sav_set).index
+    index = ShardSet(tmp_path / "6-0").index
     assert np.array_equal(index[columns], whole[np.isin(whole["key"], index["key"])][columns])
 
 
-def test_stopped_it_goes_on(sav_set, tmp_path, monkeypatch):
+def test_a_stopped_split_goes_on(sav_set, tmp_path, monkeypatch):
     split(sav_set, tmp_path / "whole", 0.3, "sample", 3_000_000)
-    copied, copy, most = [], ShardWriter.copy, 5
+    copied = []
+    copy = ShardWriter.copy
+    most = 5
 
     def some(writer: ShardWriter, key: str, *rest) -> None:
         if len(copied) >= most:

@@ -41,11 +41,11 @@ def test_numbers_equal_those_of_the_plain_reader(faulty):
         for k in (1, 2)
         for n in range(len(s["meta"]["objects"]))
     ]
-    seen = [(area, cells) for area, cells in pairs if area]
-    assert len(pairs) == len(seen) + 1 == 2 * len(samples) + 2
-    assert np.allclose(stats.values[AREA], [area for area, _ in seen])
-    assert stats.values[CELLS].tolist() == [cells for _, cells in seen]
-    few = sum(bool(cells < 4) for _, cells in seen)
+    not_empty = [(area, cells) for area, cells in pairs if area]
+    assert len(pairs) == len(not_empty) + 1 == 2 * len(samples) + 2
+    assert np.allclose(stats.values[AREA], [area for area, _ in not_empty])
+    assert stats.values[CELLS].tolist() == [cells for _, cells in not_empty]
+    few = sum(bool(cells < 4) for _, cells in not_empty)
     filled = sum(bool(n) for s in samples for item in s["meta"]["objects"] for n in item["filled"])
     assert stats.regions == {"empty": 1, "filled up": filled, "fewer than 4 cells": few} and few
     assert stats.values[OBJECTS].tolist() == [2] + [1] * (len(samples) - 1)
@@ -56,7 +56,9 @@ def test_numbers_equal_those_of_the_plain_reader(faulty):
         tar.stat().st_size, abs=12_000
     )  # all but the end of the tar
     assert f"{len(samples)} samples, {len(samples) + 1} objects, 1 shards" in stats.lines()[0]
-    assert stats.to_json()["quantities"][AREA]["quartiles"][2] == pytest.approx(np.median([area for area, _ in seen]))
+    assert stats.to_json()["quantities"][AREA]["quartiles"][2] == pytest.approx(
+        np.median([area for area, _ in not_empty])
+    )
 
 
 def test_measured_samples_are_spread_over_the_set(sav_set):

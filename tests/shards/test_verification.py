@@ -18,7 +18,8 @@ from tests.shards.conftest import change_frame
 
 def published_bug(samples):
     frame = samples[2].frames[1]
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    mean = (0.485, 0.456, 0.406)
+    std = (0.229, 0.224, 0.225)
     wrong = np.clip(normalise(frame.g_pixel_values, mean, std) * 255, 0, 255).astype(np.uint8)
     return [*samples[:2], change_frame(samples[2], 2, g_pixel_values=wrong), *samples[3:]]
 

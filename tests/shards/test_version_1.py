@@ -47,7 +47,7 @@ def extensions(folder: Path) -> set[str]:
     return found
 
 
-def test_it_is_read_as_by_the_release_that_wrote_it():
+def test_a_set_of_version_1_reads_as_in_its_release():
     shards = ShardSet(OLD)
     assert [digests(shards[i]) for i in range(len(shards))] == WANTED
     in_order = [one for info in shards.manifest.shards for one in read_samples(OLD / info.name)]
@@ -55,7 +55,7 @@ def test_it_is_read_as_by_the_release_that_wrote_it():
     assert extensions(OLD) == {"up.zst", "bits.zst", "npy"} and shards.manifest.version == 1
 
 
-def test_its_manifest_keeps_its_bytes():
+def test_the_manifest_of_version_1_keeps_its_bytes():
     assert Manifest.read(OLD).to_bytes() == (OLD / "manifest.json").read_bytes()
 
 
@@ -70,7 +70,7 @@ def test_verify_stats_preview_and_training(tmp_path):
 
 
 @pytest.mark.parametrize("codec", ["zstd", "raw"])
-def test_recoding_brings_it_to_the_current_version(tmp_path, codec):
+def test_recoding_writes_the_current_version(tmp_path, codec):
     manifest = recode(OLD, tmp_path / "new", codec)
     assert manifest.version == VERSION == 2 and verify([tmp_path / "new"]).ok
     shards = ShardSet(tmp_path / "new")
@@ -78,7 +78,7 @@ def test_recoding_brings_it_to_the_current_version(tmp_path, codec):
     assert extensions(tmp_path / "new") == {"npy", "bits"} | ({"up"} if codec == "zstd" else set())
 
 
-def test_parts_of_it_are_of_its_version(tmp_path):
+def test_splits_and_samples_keep_version_1(tmp_path):
     sample(OLD, tmp_path / "two", 2, 0, 10**6)
     split(OLD, tmp_path, 0.5, "sample", 10**6)
     read = {}
@@ -86,8 +86,8 @@ def test_parts_of_it_are_of_its_version(tmp_path):
         shards = ShardSet(tmp_path / name)
         assert shards.manifest.version == 1 and verify([tmp_path / name]).ok
         read[name] = {one["__key__"]: one for one in map(digests, map(shards.__getitem__, range(len(shards))))}
-    wanted = {one["__key__"]: one for one in WANTED}
-    assert read["folder-train"] | read["folder-val"] == wanted and len(read["two"]) == 2
+    expected = {one["__key__"]: one for one in WANTED}
+    assert read["folder-train"] | read["folder-val"] == expected and len(read["two"]) == 2
 
 
 def unfinished(place: Path) -> Path:
@@ -99,7 +99,7 @@ def unfinished(place: Path) -> Path:
     return place
 
 
-def test_a_run_begun_before_is_merged(tmp_path):
+def test_an_unfinished_run_of_version_1_is_merged(tmp_path):
     merge(str(unfinished(tmp_path / "folder")), 1)
     files = files_of(tmp_path / "folder")
     expected = files_of(OLD)
@@ -108,7 +108,7 @@ def test_a_run_begun_before_is_merged(tmp_path):
     assert verify([tmp_path / "folder"]).ok and ShardSet(tmp_path / "folder").manifest.version == 1
 
 
-def test_a_run_begun_before_is_not_gone_on_with(tmp_path, sav_root):
+def test_an_unfinished_run_of_version_1_is_refused(tmp_path, sav_root):
     place = unfinished(tmp_path / "sav")
     with pytest.raises(
         UserError, match=r"an unfinished one of format version 1; finish it with the release that began"

@@ -28,14 +28,14 @@ SMALL = [
 STATE_OF_THE_RUN = ("trained.safetensors", "teacher.safetensors", "optimizer.safetensors", "rng.json")
 
 
-def begin_run(arguments: list[str], said: Path, processes: int) -> subprocess.Popen[str]:
+def begin_run(arguments: list[str], log: Path, processes: int) -> subprocess.Popen[str]:
     """`accelerate launch --num_processes N trainer/train.py ...`, as a user types it. It leads a process group.
 
-    What it says gets into the file `said`.
+    Its output goes to the file `log`.
     """
     environment = {k: v for k, v in os.environ.items() if k not in JOINED} | {"PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
-    with said.open("w") as file:
+    with log.open("w") as file:
         return subprocess.Popen(
             [*command, "--num_processes", str(processes), "trainer/train.py", *arguments],
             cwd=REPOSITORY,
@@ -47,9 +47,9 @@ def begin_run(arguments: list[str], said: Path, processes: int) -> subprocess.Po
         )
 
 
-def fork_run(arguments: list[str], said: Path, processes: int, **how: Any) -> Joined:
+def fork_run(arguments: list[str], log: Path, processes: int, **how: Any) -> Joined:
     """What `begin_run` starts in the end, in a tenth of the time."""
-    return Joined(processes, train, arguments, said=said, **how)
+    return Joined(processes, train, arguments, log=log, **how)
 
 
 def train(arguments: list[str]) -> None:
@@ -58,10 +58,10 @@ def train(arguments: list[str]) -> None:
     run_command(main, None)
 
 
-def finish(arguments: list[str], said: Path, processes: int, **how: Any) -> str:
+def finish(arguments: list[str], log: Path, processes: int, **how: Any) -> str:
     """Run to the end, which must be a good one; what it said."""
-    codes = fork_run(arguments, said, processes, **how).wait()
-    text = said.read_text()
+    codes = fork_run(arguments, log, processes, **how).wait()
+    text = log.read_text()
     assert codes == [0] * processes, text[-3000:]
     return text
 

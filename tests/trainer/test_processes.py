@@ -85,7 +85,7 @@ def script(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_a_signal_is_passed_on_to_all_and_is_the_exit_status(script: Path):
-    run = Joined(1, start_script, script, said=script / "said")
+    run = Joined(1, start_script, script, log=script / "said")
     until = time.monotonic() + 60
     while len([*script.glob("ready*")]) < 2:
         assert time.monotonic() < until and run.poll() is None, (script / "said").read_text()
@@ -97,6 +97,6 @@ def test_a_signal_is_passed_on_to_all_and_is_the_exit_status(script: Path):
 
 @pytest.mark.slow
 def test_a_process_that_fails_ends_the_others(script: Path):
-    run = Joined(1, start_script, script, "fail", said=script / "said")
+    run = Joined(1, start_script, script, "fail", log=script / "said")
     assert run.wait(60) == [1]
     assert [path.name for path in script.glob("told*")] == ["told0"]

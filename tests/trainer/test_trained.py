@@ -97,7 +97,7 @@ def test_two_checkpoints_give_two_exports_in_the_dtype_of_their_base(released, t
         if seed == 1:
             command = ["export", "--checkpoint", run, "--out", tmp_path / "out1"]
             said = tmp_path / "said"
-            assert Joined(1, command_line, command, said=said).wait() == [0]
+            assert Joined(1, command_line, command, log=said).wait() == [0]
             assert "bytes of weights in 1 file(s)" in said.read_text()
         else:
             export(run, tmp_path / "out2", None)

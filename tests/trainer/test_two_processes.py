@@ -123,7 +123,7 @@ def test_two_processes_of_which_one_has_a_loss_that_is_not_finite(
     """Both stop before the update, none waits for the other, and the checkpoint before stands."""
     out = tmp_path / "run"
     run = Joined(
-        2, spoilt, [*given_to_two(two_processes), "batch_size=1", f"output_dir={out}"], 2, said=tmp_path / "said"
+        2, spoilt, [*given_to_two(two_processes), "batch_size=1", f"output_dir={out}"], 2, log=tmp_path / "said"
     )
     assert run.wait() == [1, 1]
     said = (tmp_path / "said").read_text()

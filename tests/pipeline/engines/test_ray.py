@@ -158,7 +158,8 @@ def test_a_node_must_see_what_the_leader_sees(sav_root, sav_set, tmp_path):
     store = LocalFolder(tmp_path / "out")
     store.work.mkdir(parents=True)
     store.put(".work/plan", b"plan")
-    names, libraries = tuple(os.listdir(sav_root)), library_versions()
+    names = tuple(os.listdir(sav_root))
+    libraries = library_versions()
     job = Job(source_named("sav"), sav_root, named_recipe("default"), "zstd", {}, Records(tmp_path / "records"))
     _check_node(_Run(job, store, b"plan", names, libraries))
     (tmp_path / "empty").mkdir()
@@ -173,7 +174,7 @@ def test_a_node_must_see_what_the_leader_sees(sav_root, sav_set, tmp_path):
             _check_node(run_of_leader)
 
 
-def test_without_ray(sav_root, tmp_path):
+def test_a_missing_ray_is_one_line_with_the_install_command(sav_root, tmp_path):
     arguments = ["--source", "sav", "--root", str(sav_root), "--out", str(tmp_path), "--engine", "ray", "--limit", "1"]
     code = (
         f"import sys; sys.modules['ray'] = None\nimport cli\nsys.argv = ['cli.py', 'shard', *{arguments!r}]\ncli.main()"

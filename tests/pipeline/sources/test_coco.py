@@ -78,10 +78,10 @@ def write_coco(tmp_path: Path) -> Callable[..., Path]:
     return partial(write_instances, tmp_path)
 
 
-def load_all(root: Path, name: str = "coco", **given: Any) -> tuple[dict[str, Any], dict[str, int]]:
+def load_all(root: Path, name: str = "coco", **options: Any) -> tuple[dict[str, Any], dict[str, int]]:
     """path -> sample or the error, and what `find` counted."""
     source = source_named(name)
-    choices = choices_of(source, given)
+    choices = choices_of(source, options)
     file = root.with_name(f"{root.name}.sqlite")
     found = find_inputs(source, root, choices, file)
     out: dict[str, Any] = {}
@@ -109,8 +109,11 @@ def test_all_objects_of_an_image_in_all_three_encodings(write_coco):
         ("3", ("person",)),
     ]
     assert [item.more["iscrowd"] for item in sample.objects] == [0, 0, 1]
-    wanted = [coco.decode(coco.merge(coco.frPyObjects(SQUARE, HEIGHT, WIDTH))), blob(), blob(30, 60)]
-    assert all(np.array_equal(mask, want) for mask, want in zip(sample.frames[0].masks, wanted, strict=True))
+    expected = [coco.decode(coco.merge(coco.frPyObjects(SQUARE, HEIGHT, WIDTH))), blob(), blob(30, 60)]
+    assert all(
+        np.array_equal(mask, expected_mask)
+        for mask, expected_mask in zip(sample.frames[0].masks, expected, strict=True)
+    )
     assert np.array_equal(
         sample.frames[0].picture, np.asarray(Image.open(write_coco([], []) / f"train2017/{7:012d}.jpg"))
     )
@@ -387,8 +390,8 @@ def test_options_of_other_sources_are_refused():
         choices_of(source_named("refcoco"), {"frames": 5})
 
 
-def shard(source: str, root: Path, folder: Path, **given: Any) -> RunSummary:
-    return run(make_request(source, root, shard_bytes=10**7, **given), folder, workers=1, max_bad=1.0)
+def shard(source: str, root: Path, folder: Path, **options: Any) -> RunSummary:
+    return run(make_request(source, root, shard_bytes=10**7, **options), folder, workers=1, max_bad=1.0)
 
 
 def test_from_raw_files_to_preview(refer_root, tmp_path):

@@ -24,8 +24,8 @@ def write(root, file, names, pictures, **first):
     return root
 
 
-def sound(root, **given):
-    samples, counts = load_all(root, **given)
+def sound(root, **options):
+    samples, counts = load_all(root, **options)
     assert not [str(sample) for sample in samples.values() if isinstance(sample, BadInput)]
     assert counts["images without a file"] == 0
     return [*samples]
@@ -54,8 +54,8 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_exports_are_found_as_they_come(tmp_path, layout):
     file, names, there = LAYOUTS[layout]
-    given = {"split": "Train"} if "subset" in layout else {}
-    assert sound(write(tmp_path, file, names, [there]), **given) == [there]
+    options = {"split": "Train"} if "subset" in layout else {}
+    assert sound(write(tmp_path, file, names, [there]), **options) == [there]
 
 
 def test_a_subset_in_another_case(tmp_path):
@@ -74,7 +74,7 @@ def test_the_splits_of_an_export_stay_apart(tmp_path):
         load_all(tmp_path, split="test")
 
 
-def test_what_is_released_comes_first(tmp_path):
+def test_released_annotations_come_before_exports(tmp_path):
     write(tmp_path, "result.json", ["b.jpg"], ["b.jpg"])
     assert sound(write(tmp_path, "annotations/instances_train.json", ["a.jpg"], ["a.jpg"])) == ["a.jpg"]
 

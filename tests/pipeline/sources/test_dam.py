@@ -157,11 +157,11 @@ def test_all_captions_of_a_region_and_equal_ids_of_different_regions(tmp_path):
 
 
 def test_masks_of_their_own_size(tmp_path):
-    own = box(20, 30, 120, 200, (1066, 1600))  # as Open Images has them: 683 x 1024 once 1066 x 1600, rounded
-    sets = found(tmp_path, region(own), members={NAME: jpeg(size=(205, 307))}, subset="OpenImages")
+    mask = box(20, 30, 120, 200, (1066, 1600))  # as Open Images has them: 683 x 1024 once 1066 x 1600, rounded
+    sets = found(tmp_path, region(mask), members={NAME: jpeg(size=(205, 307))}, subset="OpenImages")
     sample = sets.load()
     assert sample.frames[0].picture.size == (307, 205)
-    assert np.array_equal(sample.frames[0].masks[0], own) and sample.notes == {SCALED: 1}
+    assert np.array_equal(sample.frames[0].masks[0], mask) and sample.notes == {SCALED: 1}
 
 
 def test_masks_of_another_shape_are_left_out(tmp_path):

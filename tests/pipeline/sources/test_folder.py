@@ -241,8 +241,8 @@ def test_ids_of_every_kind_become_objects(root):
     samples = found_beside(root)
     assert samples.keys() == kinds.keys()
     for name, sample in samples.items():
-        wanted = {"deep": ["300", "600"], "lossy": ["255"]}.get(name, ["1", "2"])
-        assert [item.id for item in sample.objects] == wanted, name
+        expected = {"deep": ["300", "600"], "lossy": ["255"]}.get(name, ["1", "2"])
+        assert [item.id for item in sample.objects] == expected, name
         if name != "lossy":
             for number, mask in enumerate(sample.frames[0].masks, 1):
                 assert np.array_equal(mask, number == IDS), name
@@ -340,7 +340,7 @@ def test_names_of_another_machine(root, name):
     assert item.bytes == (root / "x/a.jpg").stat().st_size
 
 
-def test_a_picture_is_no_mask_of_its_name(root):
+def test_a_picture_is_not_taken_for_its_mask(root):
     (root / "a.jpg").rename(root / "m.jpg")
     write(root, {"image": "m.jpg", "objects": [{"mask": "/else/m.jpg"}, {"mask": "../m.jpg"}, {"mask": "none/m.jpg"}]})
     (error,) = load_all(root).values()
@@ -430,9 +430,9 @@ def test_more_objects_than_a_sample_may_have():
 
 
 def test_a_users_keys_do_not_replace_keys_of_the_format(root):
-    own = {"filled": "x", "mask_sizes": [[1, 1]], "source_keys": 1, "crc32": 5, "colour": "red"}
+    keys = {"filled": "x", "mask_sizes": [[1, 1]], "source_keys": 1, "crc32": 5, "colour": "red"}
     top = {"crc32": 1, "psnr": 2, "left_out": 3, "source": "me", "path": "/", "has_paired_frame": True, "filled": 4}
-    write(root, {"image": "a.jpg", "objects": [{"mask": "m.png", **own}], **top})
+    write(root, {"image": "a.jpg", "objects": [{"mask": "m.png", **keys}], **top})
     summary, samples = through("folder", root, root / "out")
     (meta,) = samples.values()
     (item,) = meta["objects"]

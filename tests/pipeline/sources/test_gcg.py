@@ -36,8 +36,8 @@ def grounding(*masks, at=None):
 
 
 def grand(groundings=None, caption=CAPTION, **more):
-    given = {"A cat": grounding(FIRST, at=[0, 5])} if groundings is None else groundings
-    return {"file_name": NAME, "caption": caption, "groundings": given, **more}
+    entries = {"A cat": grounding(FIRST, at=[0, 5])} if groundings is None else groundings
+    return {"file_name": NAME, "caption": caption, "groundings": entries, **more}
 
 
 def refcocog(*refs, caption=CAPTION):
@@ -52,8 +52,8 @@ def flickr(*entries):
     for number, (caption, regions) in enumerate(entries):
         images.append({"id": number, "file_name": NAME, "height": HEIGHT, "width": WIDTH, "caption": caption})
         for spans, mask, *more in regions:
-            own = {"id": len(annotations), "image_id": number, "bbox": [1, 2, 3, 4], "tokens_positive": spans}
-            annotations.append({**own, "sam_mask": rle(mask), **(more[0] if more else {})})
+            fields = {"id": len(annotations), "image_id": number, "bbox": [1, 2, 3, 4], "tokens_positive": spans}
+            annotations.append({**fields, "sam_mask": rle(mask), **(more[0] if more else {})})
     return {
         "annotations": annotations,
         "images": images,
@@ -80,9 +80,9 @@ def phrase_masks(sample, n=0):
     return {p["text"]: np.logical_or.reduce([masks[name] for name in p["objects"]]) for p in caption["phrases"]}
 
 
-def same(found, wanted):
-    assert found.keys() == wanted.keys()
-    assert all(np.array_equal(found[words], wanted[words]) for words in wanted)
+def same(found, expected):
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[words], expected[words]) for words in expected)
 
 
 @pytest.mark.parametrize("kind", [GRAND, PSG])

@@ -61,7 +61,7 @@ def test_shapes_of_one_group_are_one_object(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "why"),
+    ("fields", "why"),
     [
         ({"shape_type": "linestrip"}, "a shape without an area"),
         ({"shape_type": "point", "points": [[1, 2]]}, "a shape without an area"),
@@ -74,8 +74,8 @@ def test_shapes_of_one_group_are_one_object(tmp_path):
         ({"points": [[200, 200], [220, 200], [220, 230]]}, "empty mask"),
     ],
 )
-def test_shapes_that_cannot_be_used_are_named(tmp_path, given, why):
-    write(tmp_path, shape(), shape(**given))
+def test_shapes_that_cannot_be_used_are_named(tmp_path, fields, why):
+    write(tmp_path, shape(), shape(**fields))
     sample = Found("folder", tmp_path, tmp_path).load()
     assert len(sample.objects) == 1 and sample.more["left_out"][0]["reason"] == why
 

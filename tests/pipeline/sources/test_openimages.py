@@ -88,8 +88,8 @@ def write(tmp_path: Path) -> Callable[..., Path]:
     return partial(write_openimages, tmp_path / "oi")
 
 
-def load(root: Path, **given: Any) -> tuple[dict[str, Any], dict[str, int]]:
-    return load_all(root, "openimages", **given)
+def load(root: Path, **options: Any) -> tuple[dict[str, Any], dict[str, int]]:
+    return load_all(root, "openimages", **options)
 
 
 ONE = {mask_name(FIRST): png(shape())}
@@ -142,12 +142,12 @@ def test_what_is_found_does_not_depend_on_the_order_of_a_listing(write, tmp_path
     masks = {mask_name(FIRST, f"{n:08x}"): png(shape()) for n in range(4)}
     root = write([row(FIRST, f"{n:08x}") for n in range(4)], masks)
     listdir = os.listdir
-    seen = []
+    records = []
     for turned in (False, True):
         monkeypatch.setattr(os, "listdir", lambda path, turned=turned: sorted(listdir(path), reverse=turned))
         find_inputs(source_named("openimages"), root, {"split": "train"}, tmp_path / f"{turned}.sqlite")
-        seen.append(Records(tmp_path / f"{turned}.sqlite").parts(f"images/train/{FIRST}.jpg"))
-    assert seen[0] == seen[1] and len(seen[0]) == 8
+        records.append(Records(tmp_path / f"{turned}.sqlite").parts(f"images/train/{FIRST}.jpg"))
+    assert records[0] == records[1] and len(records[0]) == 8
 
 
 @pytest.mark.parametrize("size", [(160, 120), (120, 90), (40, 30), (161, 120), (1600, 1201)])

@@ -215,7 +215,7 @@ def test_exif_orientation_follows_the_size_that_the_record_states(tmp_path):
     assert load(tmp_path, upright, picture=turned).frames[0].picture.size == (HEIGHT, WIDTH)
 
 
-def test_height_and_width_exchanged_is_not_believed(tmp_path):
+def test_exchanged_height_and_width_are_refused(tmp_path):
     assert "mask and picture differ in shape" in reason(tmp_path, described([[SQUARE]], height=WIDTH, width=HEIGHT))
 
 

@@ -44,14 +44,14 @@ def test_frames_are_spread_evenly_where_each_shows_all_objects():
 
 
 def test_frames_that_show_objects_are_preferred():
-    asked = []
+    frames_read = []
 
     def shown(n):
-        asked.append(n)
+        frames_read.append(n)
         return {"a", "b"} if n in (1, 3, 9) else {"a"} if n in (2, 7) else set()
 
     assert choose_frames(10, 2, shown, {"a", "b"}) == [1, 9]
-    assert len(asked) == len(set(asked))
+    assert len(frames_read) == len(set(frames_read))
     assert choose_frames(100, 4, lambda n: {"a"} if n >= 92 else set(), {"a"}) == [93, 95, 97, 99]
 
 
@@ -115,9 +115,9 @@ def to_pickle(root: Path, order=("b0", "a1"), key=str) -> None:
     for _ in order:
         for n in sorted((str(n) for n in range(11)), key=key):
             one = n in ("0", "10")
-            own = LEFT if one else RIGHT
-            seen = [v.run_lengths(own[i], text=False) if one or i > 3 else None for i in range(len(FRAMES))]
-            lists[str(number)] = seen
+            masks = LEFT if one else RIGHT
+            run_lengths = [v.run_lengths(masks[i], text=False) if one or i > 3 else None for i in range(len(FRAMES))]
+            lists[str(number)] = run_lengths
             number += 1
     for folder in ("b0", "a1"):
         for file in (root / "train/Annotations" / folder).glob("*"):
@@ -306,9 +306,10 @@ def test_nothing_is_read_outside_the_root(mevis, records, name, frame):
 
 
 def test_two_frames_with_different_objects_are_no_pair(mevis, tmp_path):
-    seen = {"12": LEFT, "3": RIGHT}
+    masks_of_objects = {"12": LEFT, "3": RIGHT}
     lists = {
-        k: [v.run_lengths(own[n]) if (n < 4) == (k == "12") else None for n in range(8)] for k, own in seen.items()
+        k: [v.run_lengths(masks[n]) if (n < 4) == (k == "12") else None for n in range(8)]
+        for k, masks in masks_of_objects.items()
     }
     write_json(mevis / "train/mask_dict.json", lists)
     v.through("mevis", mevis, tmp_path / "out", frames=2)
@@ -379,8 +380,8 @@ def test_davis_as_released(tmp_path, records):
     sample = v.load("ref-davis", root, records, frames=2)
     assert [frame.name for frame in sample.frames] == ["00001", "00004"]
     assert [item.id for item in sample.objects] == ["2", "4"]
-    wanted = [f"{kind} café 2" for kind in ("annot1", "annot1_full_video", "annot2", "annot2_full_video")]
-    assert list(sample.objects[0].texts) == wanted
+    expected = [f"{kind} café 2" for kind in ("annot1", "annot1_full_video", "annot2", "annot2_full_video")]
+    assert list(sample.objects[0].texts) == expected
     assert np.array_equal(sample.frames[0].masks[1], RIGHT[1] & ~LEFT[1])
     for file in ("davis_text_annotations/Davis17_annot1.txt", "DAVIS/ImageSets/2017/train.txt"):
         whole = (root / file).read_bytes()

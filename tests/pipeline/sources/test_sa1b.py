@@ -104,8 +104,8 @@ def test_all_masks_of_an_image_with_their_annotations(tmp_path):
     (sample,) = load_all(write(tmp_path, pair(1, whole, part)), "sa1b")[0].values()
     assert [np.asarray(mask).sum() for mask in sample.frames[0].masks] == [2000, 100]
     assert [item.texts for item in sample.objects] == [(), ()]  # ids are no classes
-    for item, given in zip(sample.objects, (whole, part), strict=True):
-        assert item.more == {key: value for key, value in given.items() if key not in ("id", "segmentation")}
+    for item, expected in zip(sample.objects, (whole, part), strict=True):
+        assert item.more == {key: value for key, value in expected.items() if key not in ("id", "segmentation")}
 
 
 def test_an_image_without_a_json_and_a_json_without_an_image(tmp_path):
@@ -248,7 +248,7 @@ def test_only_the_rest_of_a_partly_unpacked_tar_is_read(tmp_path, folder):
     assert found["tar members left for their unpacked files"] == 2 and found["images"] == 2
 
 
-def test_nothing_of_sa1b(tmp_path):
+def test_a_folder_without_sa1b_files(tmp_path):
     with pytest.raises(UserError, match="no sa1b files found"):
         shard("sa1b", tmp_path, tmp_path / "out")
 

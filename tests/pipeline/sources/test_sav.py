@@ -187,5 +187,5 @@ def test_files_are_found_below_the_root_in_the_order_of_their_paths(tmp_path):
     for name in ("b/masklet_data_00000.npz", "a/c/masklet_data_00000.npz", "a/masklet_data_00001.npz", "a/other.npz"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    wanted = ["a/c/masklet_data_00000.npz", "a/masklet_data_00001.npz", "b/masklet_data_00000.npz"]
-    assert [item.path for item in found(tmp_path, tmp_path / "records.sqlite")] == wanted
+    expected = ["a/c/masklet_data_00000.npz", "a/masklet_data_00001.npz", "b/masklet_data_00000.npz"]
+    assert [item.path for item in found(tmp_path, tmp_path / "records.sqlite")] == expected

@@ -84,7 +84,7 @@ def test_every_frame_is_the_one_of_its_number(video):
             assert np.array_equal(picture, pictures[number])
 
 
-def test_seeking_and_counting_give_the_same(video):
+def test_seeking_and_counting_give_the_same_frames(video):
     file = VideoFile(video)
     sought = file.pictures([3, 44, 95], (120, 160))
     other = VideoFile(video)
@@ -209,7 +209,7 @@ def test_damaged_pictures_are_not_patched_up(root, records):
 
 
 @pytest.mark.parametrize("name", ["sav_000001.mp4", "sav_000001_manual.json"])
-def test_pointers_are_named(root, records, name):
+def test_lfs_pointers_are_refused(root, records, name):
     (root / "sav_000" / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     with pytest.raises(BadInput, match="a pointer, not the file"):
         v.load("sav-video", root, records, which=2)

@@ -56,12 +56,12 @@ def write(file: Path, codec: str, options: dict[str, str], varying: bool) -> Pat
 def test_every_frame_is_that_of_a_reading_from_the_start(tmp_path, name, codec, options, varying):
     file = write(tmp_path / name, codec, options, varying)
     with av.open(str(file)) as container:
-        wanted = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    assert len(wanted) == VideoFile(file).count == FRAMES
-    assert number_of(wanted[33], range(FRAMES)) == 33
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(frames) == VideoFile(file).count == FRAMES
+    assert number_of(frames[33], range(FRAMES)) == 33
     for numbers in ([0], [17], [15, 16, 40], [18, 46], [47], [3, 4]):
         pictures = VideoFile(file).pictures(numbers, (HEIGHT, WIDTH))
-        expected = [wanted[number] for number in numbers]
+        expected = [frames[number] for number in numbers]
         assert len(pictures) == len(expected) and all(map(np.array_equal, pictures, expected)), numbers
 
 

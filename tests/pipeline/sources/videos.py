@@ -61,25 +61,25 @@ def write_ids(file: Path, masks: Mapping[int, np.ndarray]) -> None:
     image.save(file)
 
 
-def find(name: str, root: Path, records: Path, **given: Any) -> tuple[dict[str, int], Records]:
+def find(name: str, root: Path, records: Path, **options: Any) -> tuple[dict[str, int], Records]:
     source = source_named(name)
-    counts = find_inputs(source, root, choices_of(source, given), records)
+    counts = find_inputs(source, root, choices_of(source, options), records)
     return counts, Records(records)
 
 
-def load(name: str, root: Path, records: Path, which: int = 0, **given: Any) -> RawSample:
+def load(name: str, root: Path, records: Path, which: int = 0, **options: Any) -> RawSample:
     """Return the sample of one of the inputs that the source finds."""
     source = source_named(name)
-    found = find(name, root, records, **given)[1]
+    found = find(name, root, records, **options)[1]
     path = found.inputs()[which].path
-    return source.load(root, path, choices_of(source, given), found.parts(path))
+    return source.load(root, path, choices_of(source, options), found.parts(path))
 
 
 def through(
-    name: str, root: Path, folder: Path, *, recipe: str = "default", max_bad: float = 0, **given: Any
+    name: str, root: Path, folder: Path, *, recipe: str = "default", max_bad: float = 0, **options: Any
 ) -> RunSummary:
     """Shard, verify against the raw files, preview."""
-    summary = run(make_request(name, root, recipe=recipe, shard_bytes=100_000_000, **given), folder / "set", 1, 0)
+    summary = run(make_request(name, root, recipe=recipe, shard_bytes=100_000_000, **options), folder / "set", 1, 0)
     (folder / "work").mkdir()
     against = Deriver(root, folder / "work")
     report = verify([str(folder / "set")], derive=against.derive, same_inputs=against.same_inputs, workers=1)

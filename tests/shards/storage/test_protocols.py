@@ -80,7 +80,7 @@ def test_a_missing_package_is_named(monkeypatch, protocol, package):
         file_system(f"{protocol}://bucket/{protocol}-{time.time_ns()}")
 
 
-def test_what_a_url_is():
+def test_urls_and_paths():
     assert is_url("s3://bucket/sav") and is_url("https:/host/sav")
     assert not is_url("shards/sav") and not is_url("/data/a:b/sav") and not is_url("C")
 

@@ -77,7 +77,7 @@ def test_an_error_names_the_object(s3, go_by):
 
 
 @pytest.mark.parametrize("url", ["http://host/set", "ftp://host/set", "memory://set", "file:///set"])
-def test_places_where_half_a_file_can_be_seen_are_refused(url):
+def test_stores_that_show_half_written_files_are_refused(url):
     with pytest.raises(UserError, match="s3://"):
         store_at(url)
 

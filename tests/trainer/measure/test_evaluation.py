@@ -43,7 +43,7 @@ def save_means(folder: str, out: str) -> None:
 
 @pytest.mark.slow
 def test_one_and_two_processes_measure_the_same(unequal_set: Path, tmp_path: Path):
-    joined = Joined(2, save_means, str(unequal_set), str(tmp_path), said=tmp_path / "said")
+    joined = Joined(2, save_means, str(unequal_set), str(tmp_path), log=tmp_path / "said")
     alone, panels = measure(unequal_set)
     assert joined.wait() == [0, 0], (tmp_path / "said").read_text()[-2000:]
     for rank, shown in ((0, panels), (1, 0)):

@@ -192,7 +192,7 @@ def small(config: Config) -> Config:
 @pytest.mark.slow
 def test_two_processes_average_over_the_objects_of_both(unequal_set: Path, tmp_path: Path):
     """In a mix of objectives, and with projected gradients."""
-    joined = Joined(2, save_steps, str(unequal_set), str(tmp_path), said=tmp_path / "said")
+    joined = Joined(2, save_steps, str(unequal_set), str(tmp_path), log=tmp_path / "said")
     whole = {name: whole_step(small(CASES["mix"]), unequal_set, name) for name in MIX}
     others, own = flat(whole["segment"][0]), flat(whole["reverse"][0])
     wanted = {"mix": others + own, "projected": others + own - (own @ others) / (others @ others) * others}

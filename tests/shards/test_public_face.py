@@ -17,11 +17,11 @@ import shards
 from shards.errors import BadShard
 from shards.reader import read_samples
 
-HOUSE = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 
 
 def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=HOUSE)
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=REPOSITORY)
 
 
 def assert_same(sample: dict, expected: dict) -> None:
@@ -34,7 +34,7 @@ def assert_same(sample: dict, expected: dict) -> None:
 
 
 def test_each_exported_name_exists_and_is_documented():
-    document = (HOUSE / "docs" / "API.md").read_text("utf-8")
+    document = (REPOSITORY / "docs" / "API.md").read_text("utf-8")
     for name in shards.__all__:
         assert getattr(shards, name).__doc__
         assert f"`{name}" in document, name
@@ -112,7 +112,7 @@ def test_samples_of_different_frames_are_not_joined(small_set):
         shards.collate([samples[1], one])
 
 
-def test_webdataset_and_datasets_decode_with_ours(small_set, raw_set):
+def test_webdataset_and_datasets_use_our_decoders(small_set, raw_set):
     from datasets import load_dataset
 
     for folder in (small_set, raw_set):
@@ -124,8 +124,8 @@ def test_webdataset_and_datasets_decode_with_ours(small_set, raw_set):
         for sample, other in zip(plain.decode(shards.decoder), expected, strict=True):
             for name, value in other.items():
                 if isinstance(value, np.ndarray):
-                    (met,) = [v for k, v in sample.items() if k.partition(".")[0] == name]
-                    assert met.dtype == value.dtype and np.array_equal(met, value)
+                    (decoded,) = [v for k, v in sample.items() if k.partition(".")[0] == name]
+                    assert decoded.dtype == value.dtype and np.array_equal(decoded, value)
         table = load_dataset("webdataset", data_files={"train": tars}, split="train", streaming=True)
         for sample, other in zip(table.map(shards.decode_sample), expected, strict=True):
             assert_same({name: value for name, value in sample.items() if name in other}, other)
@@ -149,15 +149,15 @@ def test_a_damaged_member_is_found(small_set):
 @pytest.mark.parametrize("example", ["own_loop.py", "webdataset_loop.py"])
 def test_the_examples_run(example, small_set):
     done = subprocess.run(
-        [sys.executable, HOUSE / "examples" / example, small_set], capture_output=True, text=True, cwd=HOUSE
+        [sys.executable, REPOSITORY / "examples" / example, small_set], capture_output=True, text=True, cwd=REPOSITORY
     )
     assert done.returncode == 0, done.stderr
     for sample in shards.open_set(small_set):
         assert sample["__key__"] in done.stdout
 
 
-def test_the_document_s_snippets_run(small_set):
-    document = (HOUSE / "docs" / "API.md").read_text("utf-8")
+def test_the_documented_snippets_run(small_set):
+    document = (REPOSITORY / "docs" / "API.md").read_text("utf-8")
     snippets = re.findall(r"```python\n(.*?)```", document, re.S)
     assert snippets
     names: dict = {}
