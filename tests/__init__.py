@@ -1,4 +1,4 @@
-"""The specification by example. One thread per process, whatever the environment says: several run side by side."""
+"""The specification by example. One thread per process, whatever the environment sets: several run side by side."""
 
 import os
 

@@ -26,7 +26,7 @@ def with_frame(batch: Batch, number: int, **fields: Tensor | None) -> Batch:
 
 
 def one_sample(batch: Batch, i: int = 0) -> Batch:
-    """Sample `i` alone, of a batch whose samples have one object each."""
+    """Return a batch of sample `i` alone; each sample of `batch` has one object."""
     part = slice(i, i + 1)
     first, second = (
         replace(frame, **{name: tensor[part] for name, tensor in frame.tensors().items()}) for frame in batch.frames

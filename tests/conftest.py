@@ -44,7 +44,7 @@ def sav_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sav_request(root: Path, *, shard_bytes: int = 10_000_000, **more: Any) -> Request:
-    """What `cli.py shard --source sav` asks for."""
+    """Return the request of `cli.py shard --source sav`."""
     return make_request("sav", root, shard_bytes=shard_bytes, **more)
 
 
@@ -58,7 +58,7 @@ def shard_sav(
     engine: EngineName = "local",
     **request: Any,
 ) -> RunSummary:
-    """What `cli.py shard --source sav` does, in this process."""
+    """Run `cli.py shard --source sav` in this process."""
     return run(sav_request(root, **request), out, workers, max_bad, overwrite=overwrite, engine=engine)
 
 
@@ -95,7 +95,7 @@ def server(small_set: Path, short_pauses: None) -> Iterator[FaultyServer]:
 
 @pytest.fixture
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between two attempts at a file of a URL."""
+    """Shorten the pauses between attempts at a file of a URL."""
     monkeypatch.setattr(retry, "_FIRST_PAUSE", 0.01)
 
 
@@ -108,7 +108,7 @@ def small_pair(sav_root: Path) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Process]:
-    """`cli.py` with these arguments, in this process: to start one takes longer than the work."""
+    """`cli.py` with these arguments, in this process: starting one takes longer than the work."""
 
     def call(*arguments: object) -> Process:
         command = [str(Path(cli.__file__)), *map(str, arguments)]
@@ -130,7 +130,7 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[int]:
-    """The port of an S3-compatible server with the bucket `bucket`; each test has a place of its own there."""
+    """The port of an S3-compatible server with the bucket `bucket`; each test uses another folder of it."""
     with s3_server() as port:
         yield port
 

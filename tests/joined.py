@@ -1,4 +1,4 @@
-"""Processes as a launcher starts them, joined through gloo, forked from one that has imported what takes seconds."""
+"""Processes as a launcher starts them, joined through gloo; forked from one that has done the slow imports."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FORKS = mp.get_context("forkserver")
 _FORKS.set_forkserver_preload(["trainer.train", "evaluation.evaluate", "tests.joined"])
 _OF_A_LAUNCHER = ("ACCELERATE_", "FSDP_", "TORCHELASTIC_")
 JOINED = {"LOCAL_RANK", "WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"}
-"""What tells a process of the others."""
+"""Environment variables that describe a process group."""
 
 
 class Joined:
@@ -59,12 +59,12 @@ class Joined:
             process.start()
 
     def poll(self) -> int | None:
-        """The exit status of one that failed, 0 where all have ended well, None where none has failed so far."""
+        """Return the exit status of a failed process, 0 once all have succeeded, None before."""
         codes = [process.exitcode for process in self.processes]
         return next((code for code in codes if code), None if None in codes else 0)
 
     def wait(self, seconds: float = 400) -> list[int | None]:
-        """Their exit statuses, once all have ended. A process that is still there then is killed: None."""
+        """Return the exit statuses once all have ended. A process that outlives `seconds` is killed: None."""
         until = time.monotonic() + seconds
         for process in self.processes:
             process.join(max(0.0, until - time.monotonic()))

@@ -1,4 +1,4 @@
-"""What tests of models share."""
+"""Helpers of the tests of models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import sam2.build_sam
 
 @pytest.fixture(scope="session", autouse=True)
 def composed_once() -> Iterator[None]:
-    """SAM 2's configuration is put together once a kind, which takes longer than to build a tiny model from it."""
+    """Compose SAM 2's configuration once per kind: this takes longer than building a tiny model from it."""
     original = sam2.build_sam.compose
 
     @cache

@@ -1,4 +1,4 @@
-"""Real servers on this machine (files over HTTP, S3-compatible), what goes wrong on the way, what a cache holds."""
+"""Real servers on this machine (files over HTTP, S3-compatible) with faults of the network, and the size of a cache."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KEYS = {
 
 
 class FaultyServer(ThreadingHTTPServer):
-    """Serves a folder, or passes on what another server answers, with faults.
+    """Serves a folder, or the answers of another server, with faults.
 
     `faults(name, n)` says what befalls the n-th request, from 0, for the file `name`; `gets` counts them. After
     `fail(...)`, all but the first uploads whose name ends so fail: answered with a status, or cut when half has come.
@@ -55,7 +55,7 @@ class FaultyServer(ThreadingHTTPServer):
         self.fail("no such ending", 0)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that goes away is no news."""
+        """Ignore a client that closed its connection."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -130,7 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
         return answer.status, headers, answer.read()
 
     def log_message(self, *_: object) -> None:
-        """Quiet."""
+        """Log nothing."""
 
 
 @contextmanager
@@ -147,7 +147,7 @@ def serving(root: Path | None = None, upstream: int | None = None) -> Iterator[F
 
 @contextmanager
 def s3_server() -> Iterator[int]:
-    """The port of an S3-compatible server, a process of its own, with an empty bucket `bucket`."""
+    """The port of an S3-compatible server, in a separate process, with an empty bucket `bucket`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -179,7 +179,7 @@ def reach(port: int) -> dict[str, str]:
 
 
 def objects(port: int, folder: str = "") -> dict[str, bytes]:
-    """Every object below `bucket/folder`, past any fault on the way."""
+    """Return every object below `bucket/folder`, read without the faults."""
     import s3fs
 
     files = s3fs.S3FileSystem(
@@ -190,10 +190,10 @@ def objects(port: int, folder: str = "") -> dict[str, bytes]:
 
 
 def used(cache: Path) -> int:
-    """Bytes that the files of a cache take, those on their way too."""
+    """Return the bytes of all files of a cache, unfinished downloads included."""
     total = 0
     with open(cache / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # nothing is deleted, and no room taken, between two looks
+        fcntl.flock(lock, fcntl.LOCK_EX)  # nothing is deleted, and no room taken, between two listings
         for path in cache.glob("*/*"):
             with suppress(FileNotFoundError):
                 total += path.stat().st_size if path.suffix != ".json" else 0

@@ -1,4 +1,4 @@
-"""Tests that what documents name in the code is there."""
+"""Tests that the names in documents exist in the code."""
 
 import re
 from pathlib import Path

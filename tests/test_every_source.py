@@ -1,4 +1,4 @@
-"""Every source from its raw files to five training steps, by the commands that a user gives."""
+"""Every source from its raw files to five training steps, by the commands of the README."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_every_source_has_a_case():
 
 
 def call(*arguments: object) -> int:
-    """The exit status of `cli.py` with these arguments, in this process."""
+    """Return the exit status of `cli.py` with these arguments, run in this process."""
     return cli.app([*map(str, arguments)], standalone_mode=False) or 0
 
 
@@ -88,7 +88,7 @@ def test_the_dual_objective_on_videos_whose_first_frame_lacks_objects(tmp_path):
 
 
 def losses(shards: Path, out: Path, objective: str) -> list[float]:
-    """Those of five steps, all of them finite."""
+    """Return the losses of five steps; all are finite."""
     arguments = [f"data.shards=[{shards}]", f"output_dir={out}", f"objective={objective}", "steps=5", "batch_size=1"]
     train.main([*arguments, "accumulation=1", "data.holdout=0", *SMALL])
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

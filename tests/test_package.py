@@ -1,4 +1,4 @@
-"""The wheel: what it holds, and that each room imports only what its extra installs."""
+"""The wheel: what it holds, and that each package imports only what its extra installs."""
 
 import ast
 import subprocess

@@ -44,7 +44,7 @@ SENTENCES = [
     [["table"], ["cup", "mug"]],
     [["one"], ["two"], ["three"]],
 ]
-"""Of each object of each of five pictures; one text says nothing."""
+"""Texts per object per picture, for five pictures; one text is blank."""
 BOXES = [(5, 5, 60, 50), (30, 20, 79, 59), (2, 2, 20, 58)]
 
 
@@ -61,7 +61,7 @@ def sharded(name: str, root: Path, out: Path, **options: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def refer_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """RefCOCO, split val, in refer's layout: 5 pictures, 11 objects, 14 texts and one that says nothing."""
+    """RefCOCO, split val, in refer's layout: 5 pictures, 11 objects, 14 texts and a blank one."""
     root = tmp_path_factory.mktemp("refer")
     folder = root / "refcoco"
     photos = root / "images/mscoco/images/train2014"
@@ -116,7 +116,7 @@ def test_each_text_of_each_object_is_an_item_once(refer_set: Path, size: int, wo
     for sample in (ShardSet(refer_set)[i] for i in range(5)):
         for item, mask in zip(sample["meta"]["objects"], sample["masks"], strict=True):
             expected.update((sample["__key__"], text, int(mask.sum())) for text in item["texts"] if text.strip())
-    assert expected.total() == 14 and max(expected.values()) == 2  # a sentence that was said twice counts twice
+    assert expected.total() == 14 and max(expected.values()) == 2  # a sentence that occurs twice counts twice
     of_rank = [asked(refer_set, "segment", size, rank, world_size) for rank in range(world_size)]
     assert Counter(item for batched in of_rank for batch in batched for item in batch) == expected
     alone = asked(refer_set, "segment", size, 0, 1)
@@ -156,7 +156,7 @@ def test_objects_without_text_are_counted_and_frames_show_the_object(
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 8])
 def test_each_object_swaps_captions_with_another(refer_set: Path, size: int):
-    """Of its own picture where there is one."""
+    """The other object is of the same picture where it has one."""
     object_count = 0
     for group in read_groups(groups(refer_set, size), "dual"):
         number = {sample.key: len(sample.items) for sample in group}

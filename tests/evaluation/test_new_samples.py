@@ -1,4 +1,4 @@
-"""An evaluation knows what the model was trained on: it leaves that out, or says how much of it is in the numbers."""
+"""An evaluation leaves out samples that the model was trained on, or reports how many of them it counts."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def new_keys(folder: Path, record: TrainedOn | None) -> set[str]:
 def test_a_run_and_its_export_record_their_held_out_part(
     run: Path, trained_keys: set[str], sav_set: Path, raw_set: Path, small_set: Path, tmp_path: Path
 ):
-    """In a recoded set and in a part of it, too."""
+    """This also holds in a recoded set and in a part of it."""
     export(run, tmp_path / "model")
     for folder in (run, run / "checkpoint", tmp_path / "model"):
         record = trained_on(str(folder))

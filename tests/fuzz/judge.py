@@ -118,7 +118,7 @@ def judge(pristine: Pristine, seed: int, number: int, folder: Path) -> Verdict:
     if (folder / MARK).exists() or (root / MARK).exists():
         verdict.faults["executed"] = "hostile input was run"
     errors = [line for line in text.splitlines() if line.startswith("error: ")]
-    # `verify-shard` says what is wrong with a set in a table.
+    # `verify-shard` prints the faults of a set in a table.
     if verdict.status and len(errors) != 1 and pristine.target != SET and "traceback" not in verdict.faults:
         verdict.faults["unsaid"] = f"status {verdict.status} and {len(errors)} lines that say why"
     return verdict

@@ -45,7 +45,7 @@ def session(report: OnnxReport, name: str) -> onnxruntime.InferenceSession:
 
 
 def masks(report: OnnxReport, image: torch.Tensor, language: torch.Tensor) -> np.ndarray:
-    """As someone without PyTorch gets them."""
+    """Return the masks of the graphs, computed without PyTorch."""
     features = session(report, "image_encoder.onnx").run(None, {"g_pixel_values": image.numpy()})
     inputs = dict(zip(FEATURES, features, strict=True)) | {"language_embeddings": language.numpy()}
     (logits,) = session(report, "mask_decoder.onnx").run(None, inputs)

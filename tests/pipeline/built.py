@@ -89,7 +89,7 @@ def zipped(members: Mapping[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> 
 
 
 class Found:
-    """What a source finds below a root, and its samples."""
+    """The inputs that a source finds below a root, and its samples."""
 
     def __init__(self, name: str, root: Path, work: Path, **options: Any) -> None:
         self.source = source_named(name)

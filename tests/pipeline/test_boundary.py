@@ -74,7 +74,7 @@ def test_the_values_in_messages_are_kept(tmp_path):
 
 
 def test_no_address_comes_into_the_ledger():
-    """A set's bytes are the same in every run."""
+    """Messages of the ledger hold no memory address, so a set's bytes are equal in every run."""
     assert " at 0x" not in str(raised(ValueError(f"cannot read {io.BytesIO()!r}")))
     assert len(str(raised(ValueError("x" * 100_000)))) < 500
 
@@ -210,7 +210,7 @@ def test_folders_that_cannot_be_listed_are_one_line(verb, tmp_path, here, monkey
 
 
 def kill_over(path: str, number: int):
-    """A `load` that dies over one input, as a decoder with a fault of its own would."""
+    """`load` kills its process over one input, as a faulty decoder would."""
     load = Sav.load
 
     def dies(self, root, name, options, parts=()):

@@ -64,7 +64,7 @@ def index_digest(file: Path, whole: bool) -> str:
 
 
 def described(folder: Path, plan: dict[str, Any], notes: dict[str, bytes], codec: str) -> dict[str, Any]:
-    """What is kept of a finished set, of its plan and of the notes of its shards.
+    """Return digests of a finished set, of its plan and of the notes of its shards.
 
     Masks are compressed with zstd whatever the codec: where this zstandard is another one than that which wrote the
     digests, files that hold compressed sizes are compared without them.

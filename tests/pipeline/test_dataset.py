@@ -1,4 +1,4 @@
-"""What a source finds, and the hash of it: the same whoever asks, and however often."""
+"""The inputs that a source finds, and their hash, are equal in every process and search."""
 
 import os
 import pickle

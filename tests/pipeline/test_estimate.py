@@ -1,4 +1,4 @@
-"""Estimates of what a run will take, from some of its inputs."""
+"""Estimates of a run's size and time, from some of its inputs."""
 
 import subprocess
 import sys
@@ -55,7 +55,7 @@ def test_from_the_command_line(sav_root, tmp_path):
 
 @pytest.mark.parametrize("verb", [["shard", "--dry-run"], ["estimate"]], ids=["dry run", "estimate"])
 def test_dangling_links_cause_no_traceback(here, sav_root, tmp_path, verb):
-    """One of the inputs, all of them, the folder of the data, the folder that would be written."""
+    """Dangling links: one of the inputs, all of them, the folder of the data, the folder of the shards."""
     (tmp_path / "raw").mkdir()
     link = tmp_path / "raw/masklet_data_00000.npz"
     link.symlink_to(tmp_path / "gone")

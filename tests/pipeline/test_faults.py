@@ -1,4 +1,4 @@
-"""The ledger says why nothing of an input can be used: the first reason, with its values."""
+"""The ledger holds why an input cannot be used: the first reason, with its values."""
 
 from __future__ import annotations
 

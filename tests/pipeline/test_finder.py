@@ -144,7 +144,7 @@ def test_a_dangling_link_is_found(tmp_path):
     (tmp_path / "images").mkdir()
     os.symlink(tmp_path / "gone.jpg", tmp_path / "images/1.jpg")
     found, errors = add_names(Finder(tmp_path, ["", "images"]), ["1.jpg"], tmp_path)
-    assert found == [("images/1.jpg", 0)] and not errors  # reading it says what it points to
+    assert found == [("images/1.jpg", 0)] and not errors  # reading it fails with the target of the link
 
 
 def test_hidden_files_are_not_taken_for_others(tmp_path):

@@ -180,7 +180,7 @@ def test_an_unfinished_set_does_not_mix_two_states_of_the_raw_files(force, tmp_p
 
 
 def test_only_the_shards_of_changed_files_are_written_again(tmp_path, stopped, sav_root):
-    """And none where nothing has changed."""
+    """A changed time is enough; shards of other files stay."""
     shutil.copytree(sav_root, root := tmp_path / "raw")
     stopped("sav", root, tmp_path / "set")
     os.utime(root / "sav_coffee" / "masklet_data_00000.npz")

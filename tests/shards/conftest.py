@@ -60,7 +60,7 @@ def six(sav_set: Path) -> list[Sample]:
 
 @pytest.fixture
 def faulty(sav_set: Path, six: list[Sample], tmp_path: Path) -> Callable[[Change], Path]:
-    """Write the first six samples of `sav_set` again with what `change` makes of them."""
+    """Return a function that writes the first six samples of `sav_set` again, changed by `change`."""
 
     def write(change: Change) -> Path:
         samples = [replace(sample, meta=deepcopy(sample.meta)) for sample in six]

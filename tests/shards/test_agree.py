@@ -88,7 +88,7 @@ def test_no_alarm_on_any_picture(seed, size, kind, recipe):
     "width, period", [(448, 2), (512, 4), (704, 2), (960, 2), (1344, 2), (2366, 2), (2688, 4), (4212, 7)]
 )
 def test_no_alarm_on_moire(width, period, recipe):
-    """Of all stripes of full contrast, these become the worst moire: some fit better upside down, or exchanged."""
+    """These stripes of full contrast give the worst moire: some fit better upside down, or exchanged."""
     first, second = ((np.arange(width) + shift) % period < period / 2 for shift in (0, 1))
     frames = [both(np.tile(x[None, :, None] * np.uint8(255), (32, 1, 3)), recipe) for x in (first, second)]
     assert picture_disagreements(frames, ["g_pixel_values1", "g_pixel_values2"]) == []

@@ -1,4 +1,4 @@
-"""A missing package ends in one line that says which extra to install; a missing module of ours is a bug."""
+"""A missing package ends in one line that names the extra to install; a missing module of ours is a bug."""
 
 import pytest
 

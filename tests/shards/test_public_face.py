@@ -1,4 +1,4 @@
-"""What `import shards` offers to programs of other people, and that its documentation and examples run."""
+"""`import shards` offers what docs/API.md lists; its snippets and the examples run."""
 
 import pickle
 import re

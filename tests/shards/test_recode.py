@@ -69,7 +69,7 @@ def test_sharding_with_a_codec_stores_what_recoding_does(sav_root, raw_set, tmp_
     with pytest.raises(UserError, match="--overwrite"):
         shard(tmp_path / "sav", "zstd")
     recode(tmp_path / "sav", tmp_path / "back", "zstd")
-    with pytest.raises(UserError, match="--overwrite"):  # the same plan, but it is not stored as it says
+    with pytest.raises(UserError, match="--overwrite"):  # the same plan, but another codec than its options name
         shard(tmp_path / "back", "raw")
 
 

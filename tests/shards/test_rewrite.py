@@ -27,7 +27,7 @@ REPOSITORY = Path(__file__).parents[2]
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", ["recode", "split"])
 def test_kill_9_at_any_moment(sav_set, raw_set, tmp_path, verb):
-    """Each time after something has been written; the same command goes on and ends with the same bytes."""
+    """Each kill comes after something has been written; the same command goes on and ends with the same bytes."""
     out = tmp_path / "out"
     whole = tmp_path / "whole"
     moments = random.Random(7)
@@ -70,7 +70,7 @@ def test_a_tar_that_vanished_is_written_again(sav_set, raw_set, tmp_path, monkey
 
 
 def test_a_damaged_sample_is_named_in_one_line(faulty, tmp_path):
-    """With right checksums: more prompts than objects."""
+    """The sample has more prompts than objects, with right checksums."""
 
     def more(samples):
         prompts = samples[2].frames[0].prompt_masks.repeat(2, axis=0)

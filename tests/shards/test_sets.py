@@ -1,4 +1,4 @@
-"""What a path stands for: one set, a folder of sets, or a pattern; here and at a URL."""
+"""A path names one set, a folder of sets, or a pattern; on this machine or at a URL."""
 
 import json
 import shutil

@@ -49,7 +49,7 @@ def test_numbers_equal_those_of_the_plain_reader(faulty):
     filled = sum(bool(n) for s in samples for item in s["meta"]["objects"] for n in item["filled"])
     assert stats.regions == {"empty": 1, "filled up": filled, "fewer than 4 cells": few} and few
     assert stats.values[OBJECTS].tolist() == [2] + [1] * (len(samples) - 1)
-    assert stats.values[TEXTS].tolist() == [0, 2] + [0] * (len(samples) - 1)  # one of three texts says nothing
+    assert stats.values[TEXTS].tolist() == [0, 2] + [0] * (len(samples) - 1)  # one of three texts is blank
     assert stats.values[WORDS].tolist() == [3, 1]
     assert set(stats.values[FRAMES]) == {2} and set(stats.values[SIDE]) == {512}
     assert stats.values[BYTES].sum() * 1e6 == pytest.approx(

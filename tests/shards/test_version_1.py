@@ -91,7 +91,7 @@ def test_splits_and_samples_keep_version_1(tmp_path):
 
 
 def unfinished(place: Path) -> Path:
-    """The set as it stood before it was finished: all its tars, and what was known of them."""
+    """The unfinished set: all its tars, its plan and their notes."""
     place.mkdir()
     for tar in OLD.glob("*.tar"):
         shutil.copy(tar, place)

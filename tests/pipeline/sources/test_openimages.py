@@ -352,6 +352,6 @@ def test_from_raw_files_to_preview(write, tmp_path):
     assert [item["texts"] for item in samples[FIRST]["meta"]["objects"]] == [["Dog"], ["Pizza, hot"]]
     assert samples[SECOND]["meta"]["objects"][0]["mask_sizes"] == [[601, 800]]
     assert preview(out, tmp_path / "page").exists()
-    # One mask painted over, or one class renamed, is seen.
+    # One mask painted over, or one class renamed, is noticed.
     (root / "masks/train" / mask_name(FIRST)).write_bytes(png(shape(left=0.3)))
     assert not verify([out], derive=raw.derive, same_inputs=raw.same_inputs).ok

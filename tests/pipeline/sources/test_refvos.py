@@ -211,7 +211,7 @@ def test_an_object_in_no_chosen_frame_is_left_out_and_named(youtube, records):
 
 
 def write_mevis(root: Path) -> Path:
-    """One expression for both objects, one for one; null and {} where an object is not seen."""
+    """One expression for both objects, one for one; null and {} where an object is not visible."""
     frames = [f"{n:05d}" for n in range(8)]
     for n, frame in enumerate(frames):
         v.write_frame(root / f"train/JPEGImages/cafe01/{frame}.jpg", n)

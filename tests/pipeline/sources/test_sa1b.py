@@ -273,7 +273,7 @@ def test_from_raw_files_to_preview(tmp_path):
     assert samples["sa_000000.tar/sa_2.jpg"]["masks"].shape == (2, 1024, 1024)
     assert meta["objects"][1]["predicted_iou"] == 0.9430000000000001 and meta["has_paired_frame"] is False
     assert preview(out, tmp_path / "page").exists()
-    # A mask changed in the raw json is seen.
+    # A mask changed in the raw json is noticed.
     other = pair(1, annotation(71, np.ascontiguousarray(blob()[::-1])))
     write(root, other)
     assert not verify([out], derive=raw.derive, same_inputs=raw.same_inputs).ok

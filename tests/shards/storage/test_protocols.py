@@ -21,7 +21,7 @@ from tests.conftest import files_of
 
 
 class FakeAzure(MemoryFileSystem):
-    """What adlfs offers of its containers, in the memory of this process."""
+    """A stand-in for adlfs with its containers in the memory of this process."""
 
     protocol = ("az", "abfs", "abfss")
     store: ClassVar[dict[str, io.BytesIO]] = {}
