@@ -45,8 +45,10 @@ def one_round(folder: Path, epochs: int, swapped: bool) -> dict[str, tuple[float
             started = [clock() for clock in CLOCKS.values()]
             list(map(lambda _: None, loader.epoch(epoch)))
             taken[check].append([clock() - start for clock, start in zip(CLOCKS.values(), started, strict=True)])
-    without, with_it = np.array(taken["never"]), np.array(taken["first"])
-    overall, first = without.sum(0) / with_it.sum(0), without[0] / with_it[0]
+    without = np.array(taken["never"])
+    with_it = np.array(taken["first"])
+    overall = without.sum(0) / with_it.sum(0)
+    first = without[0] / with_it[0]
     return {name: (overall[n], first[n]) for n, name in enumerate(CLOCKS)}
 
 
@@ -76,8 +78,8 @@ def main() -> None:
             rounds = [one_round(root / codec, arguments.epochs, bool(n % 2)) for n in range(arguments.rounds + 1)][1:]
             for clock in CLOCKS:
                 overall, first = ([each[clock][i] for each in rounds] for i in (0, 1))
-                said = f"over {arguments.epochs} epochs {spread(overall, 3)}, in the first {spread(first, 3)}"
-                print(f"{codec}, {clock}: rate with the check over that without: {said}", flush=True)
+                ratios = f"over {arguments.epochs} epochs {spread(overall, 3)}, in the first {spread(first, 3)}"
+                print(f"{codec}, {clock}: rate with the check over that without: {ratios}", flush=True)
     data = os.urandom(64 << 20)
     print(f"crc32: {rate(crc32, data):.1f} GB/s; zlib's {rate(zlib.crc32, data):.1f} GB/s, of 64 MiB in memory")
 

@@ -99,8 +99,8 @@ def read(folder: Path, threads: int) -> None:
     fields = "pixel_values1", "g_pixel_values1", "prompt_masks1", "masks1"
     loader = Loader([str(folder)], LoaderOptions(fields=fields, batch_size=8, seed=0, threads=threads))
     for epoch in range(2):
-        seen = {key for batch in loader.epoch(epoch) for key in batch.keys}
-        assert len(seen) == 8 * loader.steps_per_epoch
+        keys = {key for batch in loader.epoch(epoch) for key in batch.keys}
+        assert len(keys) == 8 * loader.steps_per_epoch
 
 
 def plot(runs: list[MemoryTrace], path: Path) -> None:

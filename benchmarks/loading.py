@@ -105,7 +105,8 @@ def bound(folder: Path, threads: int) -> Epoch:
 
     The latter come from the beginning of a picture: they are in the processor's cache, as what was just unpacked is.
     """
-    shards, views = ShardSet(folder), []
+    shards = ShardSet(folder)
+    views = []
     for n in range(len(shards)):
         small, large, *_ = (np.frombuffer(data, np.uint8) for data in shards.open(n).members.values())
         views.append([small, large, large[: (1024 * 1024 + 8 * 16 * 16) // 8]])
@@ -134,7 +135,7 @@ def bound(folder: Path, threads: int) -> Epoch:
     return epoch
 
 
-def all_ways(root: Path, wanted: Callable[[str], bool]) -> Iterator[Way]:
+def all_ways(root: Path, chosen: Callable[[str], bool]) -> Iterator[Way]:
     """How the data below `root` can be read, those whose name is wanted."""
 
     def stored(folder: str) -> int:
@@ -142,32 +143,32 @@ def all_ways(root: Path, wanted: Callable[[str], bool]) -> Iterator[Way]:
         return sum(sizes) // len(ShardSet(root / "raw"))
 
     for threads in (0, 1, 2):
-        if wanted("bound"):
+        if chosen("bound"):
             yield Way("bound", threads, stored("raw"), partial(bound, root / "raw", threads))
         for codec in EXACT:
             for where, delivered in DELIVERED.items():
-                if wanted(name := f"loader {codec} {delivered}"):
+                if chosen(name := f"loader {codec} {delivered}"):
                     yield Way(name, threads, stored(codec), partial(ours, root / codec, threads, where))
     for codec in EXACT:
-        if wanted(name := f"cold {codec} uint8"):
+        if chosen(name := f"cold {codec} uint8"):
             yield Way(name, 2, stored(codec), partial(cold, root / f"cold-{codec}", 2))
     for kind, pattern in (("2250 x 1500", "sa1b/*.jpg"), ("SAV npz", "sav/*/*.npz")):
         paths = sorted(root.glob(pattern)) * 2
         size = sum(path.stat().st_size for path in paths) // len(paths)
         for delivered in DELIVERED.values():
             for workers in (0, 1, 2):
-                if wanted(name := f"on the fly {kind} {delivered}"):
+                if chosen(name := f"on the fly {kind} {delivered}"):
                     yield Way(name, workers, size, partial(peers.on_the_fly, paths, workers, delivered == "float32"))
     for peer, (write_own, read) in peers.PEERS.items():
         names = {where: f"{peer} {delivered}" for where, delivered in DELIVERED.items()}
-        if not any(map(wanted, names.values())):
+        if not any(map(chosen, names.values())):
             continue
         if write_own and not (root / peer).exists() and not peers.installed(write_own, root / "raw", root / peer):
             continue
         folder = peer if write_own else "raw"
         for workers in (1, 2) if peer == "ffcv" else (0, 1, 2):
             for where, name in names.items():
-                if wanted(name):
+                if chosen(name):
                     yield Way(name, workers, stored(folder), partial(read, root / folder, workers, where == "host"))
 
 
@@ -189,7 +190,9 @@ def anonymous_memory() -> float:
 
 def memory(folder: Path, epochs: int) -> list[float]:
     """MB that a loader adds, after each epoch: those of `prefetch` + 2 batches, and no more with time."""
-    before, epoch, after = anonymous_memory(), ours(folder, 2, "device"), []
+    before = anonymous_memory()
+    epoch = ours(folder, 2, "device")
+    after = []
     for _ in range(epochs):
         list(map(lambda _: None, epoch()))
         after.append(anonymous_memory() - before)
@@ -240,20 +243,20 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
 
-    def wanted(name: str) -> bool:
+    def chosen(name: str) -> bool:
         return any(part in name for part in arguments.only.split(","))
 
     with tempfile.TemporaryDirectory() as name:
         root = arguments.data or Path(name)
         write(root, arguments.samples, arguments.repeats)
-        if wanted("memory"):
-            told = ", ".join(f"{value:.0f}" for value in memory(root / "raw", 10))
-            print(f"anonymous memory above the start, MB, after each of 10 epochs of a loader: {told}", flush=True)
-        ways = [*all_ways(root, wanted)]
+        if chosen("memory"):
+            megabytes = ", ".join(f"{value:.0f}" for value in memory(root / "raw", 10))
+            print(f"anonymous memory above the start, MB, after each of 10 epochs of a loader: {megabytes}", flush=True)
+        ways = [*all_ways(root, chosen)]
         os.sync()
         if ways:
             measure(ways, arguments.rounds)
-        for count in (1000, 10_000) if wanted("first") else ():
+        for count in (1000, 10_000) if chosen("first") else ():
             folder = repeat(root / "cold-raw", root / f"many-{count}", count)
             taken = [1e3 * first_batch(folder) for _ in range(1 + arguments.rounds)][1:]  # the first one warms up
             print(f"first batch of {count:,} shards, ms: {spread(taken, 0)}", flush=True)

@@ -44,8 +44,10 @@ def write(root: Path, samples: int, repeats: int) -> None:
 def repeat(source: Path, folder: Path, count: int, copy: Callable[[Path, Path], Any] | None = None) -> Path:
     """A set of `count` tars: those of `source`, round and round, under other names; links where no `copy` is given."""
     folder.mkdir()
-    body, rows = json.loads((source / MANIFEST).read_text()), np.load(source / INDEX)
-    parts, shards = [], []
+    body = json.loads((source / MANIFEST).read_text())
+    rows = np.load(source / INDEX)
+    parts = []
+    shards = []
     for number in range(count):
         which = number % len(body["shards"])
         info = {**body["shards"][which], "name": f"sa1b-{number:06d}.tar"}
@@ -59,6 +61,6 @@ def repeat(source: Path, folder: Path, count: int, copy: Callable[[Path, Path], 
         parts.append(part)
     index = np.concatenate(parts)
     np.save(folder / INDEX, index)
-    said = {"shards": shards, "samples": len(index), "index_sha256": file_sha256(folder / INDEX)}
-    (folder / MANIFEST).write_bytes(pack_manifest(body | said))
+    changed = {"shards": shards, "samples": len(index), "index_sha256": file_sha256(folder / INDEX)}
+    (folder / MANIFEST).write_bytes(pack_manifest(body | changed))
     return folder

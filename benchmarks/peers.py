@@ -26,7 +26,8 @@ from shards import codec
 from shards.reader import ShardSet
 
 BATCH = 8
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
 Epoch = Callable[[], Iterator[Any]]
 NAMES = ("pixel_values", "g_pixel_values", "prompt_masks", "masks")
 SHAPES = {"pixel_values": (3, 448, 448), "g_pixel_values": (3, 1024, 1024), "prompt_masks": (1, 16, 16)}
@@ -49,9 +50,11 @@ def samples(folder: Path) -> Iterator[dict[str, np.ndarray]]:
 
 def ready(sample: dict[str, np.ndarray], finished: bool) -> tuple[np.ndarray, ...]:
     """The four arrays as they are delivered."""
-    small, masks = sample["pixel_values"], sample["masks"]
+    small = sample["pixel_values"]
+    masks = sample["masks"]
     if finished:
-        small, masks = codec.normalise(small, MEAN, STD), np.unpackbits(masks, axis=-1).view(np.bool_)
+        small = codec.normalise(small, MEAN, STD)
+        masks = np.unpackbits(masks, axis=-1).view(np.bool_)
     return small, sample["g_pixel_values"], np.asarray(sample["prompt_masks"]).view(np.bool_), masks
 
 
@@ -78,8 +81,8 @@ class Pictures(Dataset):
                 mask = Image.fromarray((arrays["mask1"] > 127.5).astype(np.uint8))
         else:
             picture = Image.open(self.paths[i], formats=FORMATS).convert("RGB")
-            said = json.loads(self.paths[i].with_suffix(".json").read_text())
-            mask = Image.fromarray(coco.decode(said["annotations"][0]["segmentation"]))
+            meta = json.loads(self.paths[i].with_suffix(".json").read_text())
+            mask = Image.fromarray(coco.decode(meta["annotations"][0]["segmentation"]))
         nearest = T.InterpolationMode.NEAREST
         masks = [TF.pil_to_tensor(TF.resize(mask, [side, side], nearest)).bool() for side in (16, 1024)]
         return self.to_448(picture), TF.pil_to_tensor(picture.resize((1024, 1024))), *masks

@@ -146,7 +146,9 @@ def sav_video(root: Path, count: int) -> None:
         large = mosaic(900, 1500)
         with av.open(str(root / f"{name}.mp4"), "w") as container:
             stream = container.add_stream("libx264", rate=24)
-            stream.width, stream.height, stream.pix_fmt = 1280, 720, "yuv420p"
+            stream.width = 1280
+            stream.height = 720
+            stream.pix_fmt = "yuv420p"
             for k in range(97):
                 frame = np.ascontiguousarray(large[k : k + 720, 2 * k : 2 * k + 1280])
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))

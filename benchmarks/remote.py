@@ -60,8 +60,8 @@ def epoch(path: str, threads: int, cache: Path | None = None) -> float:
     opened = Cache(cache, 10**12) if cache else None
     options = LoaderOptions(fields=FIELDS, batch_size=BATCH, seed=0, threads=threads, cache=opened)
     loader = Loader([path], options)
-    seen = sum(len(batch.keys) for batch in loader.epoch(0))
-    return seen / (time.perf_counter() - started)
+    samples = sum(len(batch.keys) for batch in loader.epoch(0))
+    return samples / (time.perf_counter() - started)
 
 
 def main() -> None:

@@ -98,11 +98,11 @@ def bare_ref_youtube_vos(root: Path, metas: Sequence[Meta]) -> None:
 
 
 def bare_sav_video(root: Path, metas: Sequence[Meta]) -> None:
-    wanted: dict[str, set[int]] = {}
+    frames: dict[str, set[int]] = {}
     for meta in metas:
-        wanted.setdefault(meta["path"].split("#")[0], set()).update(int(frame["name"]) for frame in meta["frames"])
+        frames.setdefault(meta["path"].split("#")[0], set()).update(int(frame["name"]) for frame in meta["frames"])
     pictures: dict[tuple[str, int], Image.Image] = {}
-    for path, numbers in wanted.items():
+    for path, numbers in frames.items():
         with av.open(str(root / path)) as container:
             container.streams.video[0].codec_context.thread_count = 1
             for number, frame in enumerate(container.decode(video=0)):
@@ -110,7 +110,7 @@ def bare_sav_video(root: Path, metas: Sequence[Meta]) -> None:
                     pictures[path, number] = frame.to_image()
                 if number == max(numbers):
                     break
-    parsed = {path: json.loads((root / path.replace(".mp4", "_manual.json")).read_bytes()) for path in wanted}
+    parsed = {path: json.loads((root / path.replace(".mp4", "_manual.json")).read_bytes()) for path in frames}
     for meta in metas:
         path = meta["path"].split("#")[0]
         for frame in meta["frames"]:

@@ -39,14 +39,15 @@ class SecondModel:
     """The moving average as it is often written: a copy of the whole model."""
 
     def __init__(self, student: Sa2VA, decay: float) -> None:
-        self._student, self._decay = student, decay
+        self._student = student
+        self._decay = decay
         self._copy = copy.deepcopy(student).requires_grad_(False).eval()
         self._captioner = Captioner(self._copy)
 
     @torch.no_grad()
     def update(self) -> None:
-        for own, other in zip(self._copy.parameters(), self._student.parameters(), strict=True):
-            own.lerp_(other, 1 - self._decay)
+        for average, other in zip(self._copy.parameters(), self._student.parameters(), strict=True):
+            average.lerp_(other, 1 - self._decay)
 
     @torch.no_grad()
     def generate(self, *args: Any, **kwargs: Any) -> Answers:
@@ -67,7 +68,8 @@ def sample() -> Batch:
     region[:, 4:9, 4:9] = True
     mask = torch.zeros(1, 1024, 1024, dtype=torch.bool)
     mask[:, 200:600, 200:600] = True
-    small, large = torch.randn(1, 3, 448, 448), torch.randint(0, 256, (1, 3, 1024, 1024), dtype=torch.uint8)
+    small = torch.randn(1, 3, 448, 448)
+    large = torch.randint(0, 256, (1, 3, 1024, 1024), dtype=torch.uint8)
     return Batch(
         frames=(Frame(pixel_values=small, prompt_masks=region), Frame(small.clone(), large, masks=mask)),
         image_of_object=torch.tensor([0]),
@@ -127,7 +129,8 @@ def main() -> None:
             [sys.executable, "-m", "benchmarks.step_memory", *how], check=True, capture_output=True, text=True
         )
         found[way] = json.loads(done.stdout.splitlines()[-1])
-    ours, other = found["shared"], found["second model"]
+    ours = found["shared"]
+    other = found["second model"]
     print(f"{ours['parameters'] / 1e6:.0f} M parameters, {ours['trainable'] / 1e6:.0f} M of them train; float32")
     for way, numbers in found.items():
         print(f"{way}: {numbers['peak'] / 2**20:,.0f} MiB at the peak of {arguments.steps} steps")

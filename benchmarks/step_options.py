@@ -39,10 +39,14 @@ def compare(ways: dict[str, Callable[[], object]], rounds: int, device: torch.de
     for _ in range(rounds + _WARM_UP):
         for name, run in ways.items():
             taken[name].append(seconds(run, device))
-    (plain, ours), (reference, option) = [*ways][:2], [times[_WARM_UP:] for times in taken.values()]
+    plain, ours = [*ways][:2]
+    reference, option = [times[_WARM_UP:] for times in taken.values()]
     for name, times in taken.items():
-        kept, first = sorted(times[_WARM_UP:]), times[0]
-        low, median, high = kept[0] * 1e3, statistics.median(kept) * 1e3, kept[-1] * 1e3
+        kept = sorted(times[_WARM_UP:])
+        first = times[0]
+        low = kept[0] * 1e3
+        median = statistics.median(kept) * 1e3
+        high = kept[-1] * 1e3
         print(f"  {name}: {median:.0f} ms ({low:.0f} to {high:.0f}), the first {first:.1f} s")
     ratios = sorted(a / b for a, b in zip(reference, option, strict=True))
     print(f"  {plain} / {ours}: {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})", flush=True)
@@ -62,7 +66,8 @@ def main() -> None:
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = "bf16" if device.type == "cuda" else "no"
-    config, batch = Config(max_caption_tokens=4, mixed_precision=precision), sample()
+    config = Config(max_caption_tokens=4, mixed_precision=precision)
+    batch = sample()
 
     def step(loop: Step) -> None:
         with autocast(device, precision):

@@ -109,8 +109,8 @@ def _read(path: Path) -> dict[str, dict[str, int]] | None:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         found = str(error)
-    wanted = f"version {_VERSION} and the CRC-32 of itself"
-    raise UserError("not a list of checksums", where=str(path), met=found, wanted=wanted, do=_DO)
+    expected = f"version {_VERSION} and the CRC-32 of itself"
+    raise UserError("not a list of checksums", where=str(path), met=found, wanted=expected, do=_DO)
 
 
 def _checksum(body: dict[str, Any]) -> int:

@@ -283,15 +283,17 @@ class Config:
         if self.warmup_steps >= self.steps and self.warmup_steps:
             raise refuse("out of range", key="warmup_steps", met=str(self.warmup_steps), wanted=f"< {self.steps}")
         if self.model.dtype == "bfloat16" and self.mixed_precision == "no":
-            what, do = "float32 adapters on bfloat16 weights need autocast", "set mixed_precision=bf16"
+            what = "float32 adapters on bfloat16 weights need autocast"
+            do = "set mixed_precision=bf16"
             raise refuse(what, key="model.dtype", met="bfloat16", do=do)
         for part in self.rates:
             if part not in self.trainable and not self._is_unreached(part):
-                wanted = " or ".join(self.trainable)
-                raise refuse("a rate for a part that does not train", key="rates", met=part, wanted=wanted)
+                expected = " or ".join(self.trainable)
+                raise refuse("a rate for a part that does not train", key="rates", met=part, wanted=expected)
         if self.project and (len(self.mix) < 2 or not any(load_objective(name).projected for name in self.mix)):
-            met, wanted = ", ".join(self.mix) or self.objective, "a mix of reverse and another objective"
-            raise refuse("nothing to be orthogonal to", key="project", met=met, wanted=wanted)
+            chosen = ", ".join(self.mix) or self.objective
+            expected = "a mix of reverse and another objective"
+            raise refuse("nothing to be orthogonal to", key="project", met=chosen, wanted=expected)
         return self
 
     def _is_unreached(self, part: str) -> bool:
@@ -310,8 +312,8 @@ def load_config(arguments: Sequence[str]) -> Config:
     Raises:
         UserError: a file that cannot be read, a key that does not exist, a value of the wrong type or out of range.
     """
-    given = Given(arguments, Config.__pydantic_fields__)  # type: ignore[attr-defined]
-    return _checked(given.over(asdict(Config())), given.file_of)
+    values = Given(arguments, Config.__pydantic_fields__)  # type: ignore[attr-defined]
+    return _checked(values.over(asdict(Config())), values.file_of)
 
 
 def save_config(config: Config, path: Path) -> None:

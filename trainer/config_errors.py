@@ -53,8 +53,8 @@ def user_error(
         do = f"did you mean {close}?" if close else "docs/TRAINING.md lists the keys"
         return UserError("unknown key", where=file_of(place), met=key[:_SHOWN], do=do)
     if first["type"] == REFUSED:
-        met, wanted, do = (context[name] for name in ("met", "wanted", "do"))
-        return UserError(context["what"], where=where, met=met, wanted=wanted, do=do)
+        details = {name: context[name] for name in ("met", "wanted", "do")}
+        return UserError(context["what"], where=where, **details)
     return _wrong_form(first, where, key, accepts)
 
 
@@ -62,21 +62,21 @@ def _wrong_form(details: ErrorDetails, where: str, key: str, accepts: Callable[[
     """Return the error of a value that does not have the type of its field, and what may have been meant."""
     value = details["input"]
     context = details.get("ctx", {})
-    met = shown(value) if not isinstance(value, str) else repr(value)[:_SHOWN]
+    value_text = shown(value) if not isinstance(value, str) else repr(value)[:_SHOWN]
     if isinstance(value, str) and not value.strip():
-        return UserError("empty value", where=where, met=met, wanted="a value", do=UNSET)
+        return UserError("empty value", where=where, met=value_text, wanted="a value", do=UNSET)
     close = next((form for form in _other_forms(value) if len(form) < _SHOWN and accepts(key, form)), "")
     do = f"did you mean {key}={close}?" if close else ""
     match details["type"]:
         case "literal_error":
             choices = re.findall(r"'([^']*)'", context["expected"])
-            return UserError("no such choice", where=where, met=met, wanted=" or ".join(choices), do=do)
+            return UserError("no such choice", where=where, met=value_text, wanted=" or ".join(choices), do=do)
         case "too_short" | "too_long":
             length = context.get("min_length", context.get("max_length"))
-            return UserError("not the right number of values", where=where, met=met, wanted=f"{length} values")
+            return UserError("not the right number of values", where=where, met=value_text, wanted=f"{length} values")
         case kind:
-            wanted = _WANTED.get(kind.split("_")[0], details["msg"])
-            return UserError("wrong type", where=where, met=met, wanted=wanted, do=do)
+            expected = _WANTED.get(kind.split("_")[0], details["msg"])
+            return UserError("wrong type", where=where, met=value_text, wanted=expected, do=do)
 
 
 def shown(value: Any) -> str:

@@ -122,18 +122,19 @@ def _resolved(values: dict[str, Any]) -> dict[str, Any]:
     try:
         resolved = OmegaConf.to_container(OmegaConf.create(values), resolve=True)
     except OmegaConfBaseException as error:
-        where, met = str(error.full_key or "configuration"), str(error).splitlines()[0][:300]
-        raise UserError("cannot be resolved", where=where, met=met, do="give a value") from None
+        where = str(error.full_key or "configuration")
+        reason = str(error).splitlines()[0][:300]
+        raise UserError("cannot be resolved", where=where, met=reason, do="give a value") from None
     except RecursionError:
         raise UserError("cannot be resolved", where="configuration", met="a value that refers to itself") from None
     read: dict[str, Any] = _read_again(values, resolved)
     return read
 
 
-def _read_again(given: Any, resolved: Any) -> Any:
+def _read_again(raw: Any, resolved: Any) -> Any:
     """Return `resolved` with lists, mappings and null where an interpolation gave their text."""
-    if isinstance(given, dict) and isinstance(resolved, dict):
-        return {key: _read_again(given[key], value) for key, value in resolved.items()}
-    if isinstance(resolved, str) and str(given).startswith("${") and (resolved[:1] in ("[", "{") or resolved == "null"):
-        return read_yaml(resolved, str(given))
+    if isinstance(raw, dict) and isinstance(resolved, dict):
+        return {key: _read_again(raw[key], value) for key, value in resolved.items()}
+    if isinstance(resolved, str) and str(raw).startswith("${") and (resolved[:1] in ("[", "{") or resolved == "null"):
+        return read_yaml(resolved, str(raw))
     return resolved

@@ -36,8 +36,8 @@ def load_any(path: Path, dtype: torch.dtype | None = None) -> tuple[LoadedModel,
             cast(loaded.model, dtype or loaded.info.dtype)
             return loaded, origin
     if not (path / RELEASED).exists():
-        wanted = f"a run's folder (it holds {CHECKPOINT}/{ORIGIN}) or a released folder ({RELEASED})"
-        raise UserError("no model here", where=str(path), wanted=wanted)
+        expected = f"a run's folder (it holds {CHECKPOINT}/{ORIGIN}) or a released folder ({RELEASED})"
+        raise UserError("no model here", where=str(path), wanted=expected)
     return load_model(path, dtype=dtype), None
 
 
@@ -92,5 +92,5 @@ def model_card(model: Sa2VA, origin: Origin | None) -> str:
 
 
 def _started_from(model: ModelConfig) -> str:
-    given = {k: Path(v).name for k, v in asdict(model).items() if k in ("path", "internvl", "sam2") and v}
-    return ", ".join(f"{k} `{v}`" for k, v in given.items()) or f"random weights of the size `{model.preset}`"
+    paths = {k: Path(v).name for k, v in asdict(model).items() if k in ("path", "internvl", "sam2") and v}
+    return ", ".join(f"{k} `{v}`" for k, v in paths.items()) or f"random weights of the size `{model.preset}`"

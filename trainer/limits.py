@@ -59,7 +59,7 @@ class Bound:
             return f"> {self.low:g}, at most {high}"
         return ("0, or " if self.zero else "") + f"{self.low:g} to {'below ' if self.below else ''}{high}"
 
-    def wanted(self, value: float) -> str:
+    def request_for(self, value: float) -> str:
         """Return the text that asks for a right value in place of `value`."""
         if self.low == 0 and self.high == 1 and not (self.above or self.below):
             return "0 to 1"
@@ -80,12 +80,12 @@ class Bound:
         if not isinstance(value, str):
             return value
         if len(value) > _MAX_DIGITS and value.strip().isdigit():
-            raise refuse("out of range", met=f"{len(value)} digits", wanted=self.wanted(math.inf))
+            raise refuse("out of range", met=f"{len(value)} digits", wanted=self.request_for(math.inf))
         return value.replace(".inf", "inf").replace(".nan", "nan") if len(value) < 6 else value
 
     def _bounded(self, value: float) -> float:
         if not self.holds(value):
-            raise refuse("out of range", met=str(value), wanted=self.wanted(value))
+            raise refuse("out of range", met=str(value), wanted=self.request_for(value))
         return value
 
 
@@ -116,8 +116,8 @@ class Text:
             raise refuse("a NUL character", met=ascii(value)[:80], wanted="a text without one")
         longest = max(len(name.encode()) for name in value.split("/")) if self.is_path else 0
         if length > _MAX_PATH_BYTES or longest > _MAX_NAME_BYTES:
-            wanted = f"at most {_MAX_PATH_BYTES}, and {_MAX_NAME_BYTES} between slashes"
-            raise refuse("too long", met=f"{length} bytes", wanted=wanted)
+            expected = f"at most {_MAX_PATH_BYTES}, and {_MAX_NAME_BYTES} between slashes"
+            raise refuse("too long", met=f"{length} bytes", wanted=expected)
         return value
 
 

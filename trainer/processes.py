@@ -66,8 +66,8 @@ def start(count: int) -> None:
     passed on to them, and so is the death of Accelerate's launcher, which passes nothing on.
     """
     if torch.accelerator.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() != "true":
-        met = f"{count} processes, {torch.accelerator.device_count()} device(s)"
-        raise UserError("more processes than devices", met=met, do="lower --num_processes, or pass --cpu")
+        counts = f"{count} processes, {torch.accelerator.device_count()} device(s)"
+        raise UserError("more processes than devices", met=counts, do="lower --num_processes, or pass --cpu")
     os.environ["ACCELERATE_USE_CPU"] = "true"
     config = LaunchConfig(
         min_nodes=1,

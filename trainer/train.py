@@ -85,8 +85,8 @@ def train(run: Run) -> int:
             losses, counts, keys = learner.backward(run.stream)
             losses["grad_norm"] = full_tensor(run.accelerator.clip_grad_norm_(learner.trainable, config.clip))
             waited = run.stream.wait_seconds - waited
-            own: dict[str, Any] = {**counts, "waited": waited, "memory": memory(run.accelerator.device)}
-            means, each, signal = over_processes(run.accelerator, losses, own, preemption.signal)
+            amounts: dict[str, Any] = {**counts, "waited": waited, "memory": memory(run.accelerator.device)}
+            means, each, signal = over_processes(run.accelerator, losses, amounts, preemption.signal)
             stop_unless_finite(means, losses, step, keys)
             learner.optimizer.step()
             learner.optimizer.zero_grad()

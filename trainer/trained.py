@@ -61,12 +61,10 @@ class Origin:
         cls, config: Config, step: int, recipe: Recipe, data: list[str], trained_on: TrainedOn | None = None
     ) -> Origin:
         """Return the origin of a run's checkpoint; folders of the model are made absolute, so that it can be moved."""
-        given = config.model
-        places: dict[str, Any] = {
-            k: v and _absolute(v) for k, v in asdict(given).items() if k in ("path", "internvl", "sam2")
-        }
+        fields = asdict(config.model)
+        places: dict[str, Any] = {k: v and _absolute(v) for k, v in fields.items() if k in ("path", "internvl", "sam2")}
         batch = config.batch_size * config.accumulation
-        model = replace(given, **places)
+        model = replace(config.model, **places)
         objective = ", ".join(config.objectives())
         return cls(model, config.trainable, config.lora, objective, step, batch, recipe, data, trained_on)
 

@@ -59,8 +59,8 @@ def _count(node: yaml.Node, where: str, path: tuple[str, ...], counts: dict[int,
             raise UserError("empty value", where=f"{where}, {'.'.join(path)}" if path else where, do=do)
         count = 1
     if count > _MAX_NODES:
-        met, wanted = f"{count:,} values", f"at most {_MAX_NODES:,}, aliases written out"
-        raise UserError("too large", where=where, met=met, wanted=wanted)
+        limit = f"at most {_MAX_NODES:,}, aliases written out"
+        raise UserError("too large", where=where, met=f"{count:,} values", wanted=limit)
     counts[id(node)] = count
     return count
 
@@ -88,5 +88,5 @@ def _build(node: yaml.Node, where: str) -> str | list[Any] | dict[str, Any] | No
     return merged | content
 
 
-def _unreadable(where: str, met: str) -> UserError:
-    return UserError("cannot be read as YAML", where=where, met=met)
+def _unreadable(where: str, text: str) -> UserError:
+    return UserError("cannot be read as YAML", where=where, met=text)

@@ -70,7 +70,9 @@ def unequal_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def config() -> Config:
     config = Config(max_caption_tokens=5, num_points=512, gumbel_top_k=32, corrupt_ratio=0.5)
-    config.lora.r, config.lora.alpha, config.lora.dropout = 4, 8, 0.0
+    config.lora.r = 4
+    config.lora.alpha = 8
+    config.lora.dropout = 0.0
     return config
 
 
@@ -87,7 +89,7 @@ def build_step(config: Config) -> Step:
 
 @pytest.fixture
 def make_loop(config: Config) -> Callable[..., Step]:
-    return lambda own=config: build_step(own)
+    return lambda settings=config: build_step(settings)
 
 
 @pytest.fixture(scope="module")

@@ -69,8 +69,8 @@ def finish(arguments: list[str], log: Path, processes: int, **how: Any) -> str:
 def environment_of(file: str, *flags: str) -> dict[str, str]:
     """What `accelerate launch --config_file trainer/launch/FILE ...` sets, of its own, for the processes it starts."""
     path = str(REPOSITORY / "trainer" / "launch" / file)
-    given = ["--config_file", path, "--num_processes", "2", *flags, "trainer/train.py"]
-    arguments, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(given))
+    words = ["--config_file", path, "--num_processes", "2", *flags, "trainer/train.py"]
+    arguments, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(words))
     if arguments.use_deepspeed:
         arguments.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
         everything = prepare_deepspeed_cmd_env(arguments)[1]

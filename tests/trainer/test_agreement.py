@@ -25,19 +25,19 @@ def test_finite_losses_stop_nothing():
 
 def test_a_gradient_that_is_not_finite_is_reported_only_where_all_losses_are_finite():
     """All processes have the norm of the mean gradient; one of them has the loss that is not finite."""
-    own = {"loss": torch.tensor(1.0), "grad_norm": torch.tensor(torch.nan)}
-    for loss, said in ((torch.nan, "met finite here, not on another process"), (1.0, "met grad_norm nan")):
-        with pytest.raises(UserError, match=said):
-            stop_unless_finite({"loss": loss, "grad_norm": torch.nan}, own, 3, KEYS)
+    local = {"loss": torch.tensor(1.0), "grad_norm": torch.tensor(torch.nan)}
+    for loss, message in ((torch.nan, "met finite here, not on another process"), (1.0, "met grad_norm nan")):
+        with pytest.raises(UserError, match=message):
+            stop_unless_finite({"loss": loss, "grad_norm": torch.nan}, local, 3, KEYS)
 
 
 @pytest.mark.parametrize(
-    ("own", "said"),
+    ("local", "message"),
     [(torch.nan, "loss nan"), (torch.inf, "loss inf"), (1.0, "finite here, not on another process")],
 )
-def test_one_process_that_is_not_finite_stops_all_of_them(own: float, said: str):
+def test_one_process_that_is_not_finite_stops_all_of_them(local: float, message: str):
     """The mean is that of all processes, so it is not finite on any of them."""
     with pytest.raises(UserError) as raised:
-        stop_unless_finite({"loss": torch.nan}, {"loss": torch.tensor(own)}, 3, KEYS)
+        stop_unless_finite({"loss": torch.nan}, {"loss": torch.tensor(local)}, 3, KEYS)
     assert "step 3, objective dual, samples a, b; objective segment, samples c" in str(raised.value)
-    assert said in str(raised.value)
+    assert message in str(raised.value)

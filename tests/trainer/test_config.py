@@ -46,7 +46,7 @@ def test_what_is_saved_is_what_was_in_effect(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("argument", "said"),
+    ("argument", "message"),
     [
         ("lerning_rate=1", "unknown key; met lerning_rate"),
         ("lora.rank=4", "met lora.rank"),
@@ -63,21 +63,21 @@ def test_what_is_saved_is_what_was_in_effect(tmp_path: Path):
         ("steps=[1", "steps=[1"),
     ],
 )
-def test_a_mistake_is_one_line(argument: str, said: str):
+def test_a_mistake_is_one_line(argument: str, message: str):
     with pytest.raises(UserError) as raised:
         load_config([argument])
-    assert said in str(raised.value)
+    assert message in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
 def test_a_rate_may_name_a_part_that_no_loss_reaches(tmp_path: Path):
-    given = ["objective=describe", "rates={text_hidden_fcs: 1e-4, lora: 1e-5}", "steps=700"]
-    effective = drop_unreached_parts(load_config(given))
+    arguments = ["objective=describe", "rates={text_hidden_fcs: 1e-4, lora: 1e-5}", "steps=700"]
+    effective = drop_unreached_parts(load_config(arguments))
     assert effective.trainable == ["lora", "mlp1"]
     save_config(effective, tmp_path / "config.yaml")
     assert load_config([str(tmp_path / "config.yaml")]) == effective
     with pytest.raises(UserError, match="a rate for a part that does not train; met vision_model"):
-        load_config([*given, "rates.vision_model=1e-4"])
+        load_config([*arguments, "rates.vision_model=1e-4"])
 
 
 def test_a_configuration_of_an_older_release_is_read(tmp_path: Path):

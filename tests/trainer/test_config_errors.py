@@ -9,7 +9,7 @@ from trainer.config import load_config
 
 
 @pytest.mark.parametrize(
-    ("argument", "said"),
+    ("argument", "message"),
     [
         ("data.shards=shards/sav", "met 'shards/sav'; wanted a list, .*; did you mean data.shards=\\[shards/sav\\]\\?"),
         ("data.sources=sav:2,coco=3", "did you mean data.sources={sav: 2,coco: 3}\\?"),
@@ -25,21 +25,21 @@ from trainer.config import load_config
         ("steps=true", "wanted a whole number$"),
     ],
 )
-def test_it_says_what_was_meant(argument: str, said: str):
-    with pytest.raises(UserError, match=said):
+def test_it_says_what_was_meant(argument: str, message: str):
+    with pytest.raises(UserError, match=message):
         load_config([argument])
 
 
 def test_a_mistake_in_the_file_names_the_file(tmp_path: Path):
     file = tmp_path / "run.yaml"
     file.write_text("lr: -1\nlora: {r: 0}\nstep: 1\n")
-    for more, said in (
+    for more, message in (
         ([], "run.yaml: unknown key; met step; did you mean steps?"),
         (["step=3"], "unknown key; met step"),
     ):
         with pytest.raises(UserError) as raised:
             load_config([str(file), *more])
-        assert str(raised.value).startswith(f"{tmp_path}/{said}" if not more else said)
+        assert str(raised.value).startswith(f"{tmp_path}/{message}" if not more else message)
     file.write_text("lr: -1\n")
     with pytest.raises(UserError, match=r"run\.yaml, lr: out of range; met -1"):
         load_config([str(file)])

@@ -26,9 +26,9 @@ def test_paths_may_hold_an_equals_sign(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_values_from_the_environment_have_the_type_of_their_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    given = {"STEPS": "700", "LR": "1e-4", "COMPILE": "true", "SETS": "[shards/a, shards/b]", "ONE": "shards/a"}
-    given |= {"SOURCES": "{sav: 2}", "NOTHING": "null"}
-    for name, value in given.items():
+    variables = {"STEPS": "700", "LR": "1e-4", "COMPILE": "true", "SETS": "[shards/a, shards/b]", "ONE": "shards/a"}
+    variables |= {"SOURCES": "{sav: 2}", "NOTHING": "null"}
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     file = tmp_path / "run.yaml"
     file.write_text(
@@ -63,6 +63,6 @@ def test_interpolation_that_resolves_is_taken(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_configuration_is_a_file(tmp_path: Path):
     os.mkfifo(tmp_path / "run.yaml")
-    for path, said in ((tmp_path / "run.yaml", "a named pipe"), ("/dev/zero", "a device"), (tmp_path, "directory")):
-        with pytest.raises(UserError, match=said):
+    for path, message in ((tmp_path / "run.yaml", "a named pipe"), ("/dev/zero", "a device"), (tmp_path, "directory")):
+        with pytest.raises(UserError, match=message):
             load_config([str(path)])

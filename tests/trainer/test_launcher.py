@@ -40,8 +40,8 @@ def typed(*line: object, **environment: str) -> list[str]:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    [said] = [line for line in done.stdout.splitlines() if line.startswith("typed:")]
-    return shlex.split(said)[1:]
+    [printed] = [line for line in done.stdout.splitlines() if line.startswith("typed:")]
+    return shlex.split(printed)[1:]
 
 
 @pytest.mark.slow

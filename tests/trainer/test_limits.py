@@ -27,10 +27,10 @@ def test_a_hostile_value_of_any_key_is_one_line_or_sound(keys: list[str], values
             assert "\n" not in str(error) and len(str(error)) < 2500, argument
             assert argument.split("=")[0].split(".")[0] in str(error), (argument, str(error))
         else:
-            for name, met in flat(config).items():
-                if isinstance(met, int | float) and not isinstance(met, bool):
-                    assert 0 <= met <= 3e38, (argument, name, met)
-                assert met != "" and "\0" not in str(met), (argument, name)
+            for name, number in flat(config).items():
+                if isinstance(number, int | float) and not isinstance(number, bool):
+                    assert 0 <= number <= 3e38, (argument, name, number)
+                assert number != "" and "\0" not in str(number), (argument, name)
 
 
 def numbers(hint: Any, metadata: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -45,21 +45,22 @@ def numbers(hint: Any, metadata: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ..
 
 
 def test_every_number_has_two_bounds_with_a_reason_and_its_default_lies_within():
-    values, seen = flat(Config()), 0
+    values = flat(Config())
+    count = 0
     for key, info in fields():
         for metadata in numbers(info.annotation, tuple(info.metadata)):
-            seen += 1
+            count += 1
             bound = next(part for part in metadata if isinstance(part, Bound))
             assert bound.reason or (bound.low, bound.high) == (0, 1), key
             for beyond in (bound.high * 1.001 + 1, -1e-9, float("nan"), float("inf")):
                 assert not bound.holds(beyond), (key, beyond)
             if isinstance(value := values.get(key), int | float):
                 assert bound.holds(value), key
-    assert seen > 40
+    assert count > 40
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("argument", "message"),
     [
         ("seed=-1", "seed: out of range; met -1; wanted >= 0"),
         ("seed=18446744073709551616", "wanted <= 2.14748e+09: numpy takes 32 bits"),
@@ -81,13 +82,13 @@ def test_every_number_has_two_bounds_with_a_reason_and_its_default_lies_within()
         ("data.cache_limit=" + "9" * 400 + "GB", "data.cache_limit: not a size"),
     ],
 )
-def test_it_says_which_and_why(given: str, said: str | None):
-    if said is None:
-        assert load_config([given]).data.shards == ["a"]
+def test_it_says_which_and_why(argument: str, message: str | None):
+    if message is None:
+        assert load_config([argument]).data.shards == ["a"]
         return
     with pytest.raises(UserError) as raised:
-        load_config([given])
-    assert said in str(raised.value)
+        load_config([argument])
+    assert message in str(raised.value)
 
 
 def test_batches_that_cannot_fit_are_refused(sav_set: Path):
@@ -97,8 +98,8 @@ def test_batches_that_cannot_fit_are_refused(sav_set: Path):
 
 
 def test_too_few_samples_name_the_objective_and_what_to_set(sav_set: Path):
-    given = {"fields": ("masks1",), "batch_size": 12, "seed": 0, "holdout": 0.3, "purpose": "mix.segment"}
+    options = {"fields": ("masks1",), "batch_size": 12, "seed": 0, "holdout": 0.3, "purpose": "mix.segment"}
     with pytest.raises(UserError, match=r"^mix.segment, .*too few samples in the train part; .*lower batch_size"):
-        make_loader([sav_set], **given, sources=["sav"])
+        make_loader([sav_set], **options, sources=["sav"])
     with pytest.raises(UserError, match=r"^mix.segment, .*holdout part; .*raise data.holdout, .* data.holdout=0$"):
-        make_loader([sav_set], **{**given, "holdout": 0.0}, part="holdout")
+        make_loader([sav_set], **{**options, "holdout": 0.0}, part="holdout")

@@ -101,8 +101,8 @@ def test_a_checkpoint_of_other_groups_is_restored_by_name(make_loop, config: Con
     other = trained(make_loop, config, 0)
     other.read(tmp_path)
     assert len(other.optimizer.param_groups) > len(config.trainable)
-    moments, wanted = (one.tensors()["optimizer.safetensors"] for one in (other, parts))
-    assert moments.keys() == wanted.keys() and all(torch.equal(moments[key], wanted[key]) for key in wanted)
+    moments, expected = (one.tensors()["optimizer.safetensors"] for one in (other, parts))
+    assert moments.keys() == expected.keys() and all(torch.equal(moments[key], expected[key]) for key in expected)
     rates = {float(group["initial_lr"]): float(group["lr"]) for group in other.optimizer.param_groups}
     assert rates == pytest.approx({1e-3: 1e-3 / 3, 1e-4: 1e-4 / 3})
     more(other, 1)  # goes on: the schedule too

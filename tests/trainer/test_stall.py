@@ -59,21 +59,21 @@ def test_equal_progress_is_not_logged_and_a_run_of_one_process_writes_nothing(tm
 
 @pytest.mark.slow
 def test_a_stopped_process_is_named_by_the_other_and_the_run_ends_well(sav_set: Path, tmp_path: Path):
-    given = [f"data.shards=[{sav_set}]", "data.holdout=0", "batch_size=1", "accumulation=1", *SMALL, "steps=4"]
-    given += ["stall_notice=2", f"output_dir={tmp_path / 'run'}"]
-    run = fork_run(given, tmp_path / "said", processes=2)
-    said = tmp_path / "said"
-    soon(lambda: "step 00002/00004" in said.read_text() or run.poll() is not None, 300)
+    arguments = [f"data.shards=[{sav_set}]", "data.holdout=0", "batch_size=1", "accumulation=1", *SMALL, "steps=4"]
+    arguments += ["stall_notice=2", f"output_dir={tmp_path / 'run'}"]
+    run = fork_run(arguments, tmp_path / "said", processes=2)
+    output = tmp_path / "said"
+    soon(lambda: "step 00002/00004" in output.read_text() or run.poll() is not None, 300)
     stopped = run.processes[1]
     assert stopped.pid is not None
     os.kill(stopped.pid, signal.SIGSTOP)
     line = re.compile(rf"process 0 waits at .*step .* for process 1 \(\S+, pid {stopped.pid}\), at .*no sign of life")
     try:
-        soon(lambda: line.search(said.read_text()))
+        soon(lambda: line.search(output.read_text()))
     finally:
         os.kill(stopped.pid, signal.SIGCONT)
-    assert run.wait() == [0, 0] and "process 0 goes on" in said.read_text(), said.read_text()
-    assert "step 00004/00004" in said.read_text() and not (tmp_path / "run" / ".processes").exists()
+    assert run.wait() == [0, 0] and "process 0 goes on" in output.read_text(), output.read_text()
+    assert "step 00004/00004" in output.read_text() and not (tmp_path / "run" / ".processes").exists()
 
 
 def test_a_collective_that_takes_too_long_is_one_line(monkeypatch: pytest.MonkeyPatch):

@@ -53,7 +53,7 @@ def test_fsdp_leaves_dtypes_to_the_run(launched):
 
 
 @pytest.mark.parametrize(
-    ("flags", "given", "said"),
+    ("flags", "arguments", "message"),
     [
         (["--fsdp_cpu_ram_efficient_loading", "true"], [], "fsdp_cpu_ram_efficient_loading"),
         (["--fsdp_offload_params", "true"], [], "fsdp_offload_params"),
@@ -65,10 +65,10 @@ def test_fsdp_leaves_dtypes_to_the_run(launched):
         ([], ["compile=true"], "compile: does not go with"),
     ],
 )
-def test_what_fsdp_does_not_support_is_one_line(launched, flags, given, said):
+def test_what_fsdp_does_not_support_is_one_line(launched, flags, arguments, message):
     accelerator = launched("fsdp2.yaml", *flags)
-    with pytest.raises(UserError, match=said):
-        fsdp.set_up(accelerator, load_config(given))
+    with pytest.raises(UserError, match=message):
+        fsdp.set_up(accelerator, load_config(arguments))
 
 
 def test_deepspeed_takes_batch_accumulation_and_clipping_from_the_run(launched):
@@ -83,7 +83,7 @@ def test_deepspeed_takes_batch_accumulation_and_clipping_from_the_run(launched):
 
 
 @pytest.mark.parametrize(
-    ("flags", "given", "said"),
+    ("flags", "arguments", "message"),
     [
         (["--zero_stage", "3"], [], "zero_stage 3"),
         (["--offload_optimizer_device", "cpu"], [], "offloading"),
@@ -91,7 +91,7 @@ def test_deepspeed_takes_batch_accumulation_and_clipping_from_the_run(launched):
         ([], ["optimizer=adamw8bit"], "optimizer: does not go with"),
     ],
 )
-def test_what_deepspeed_does_not_support_is_one_line(launched, flags, given, said):
+def test_what_deepspeed_does_not_support_is_one_line(launched, flags, arguments, message):
     accelerator = launched("zero2.yaml", *flags)
-    with pytest.raises(UserError, match=said):
-        zero.set_up(accelerator, load_config(given))
+    with pytest.raises(UserError, match=message):
+        zero.set_up(accelerator, load_config(arguments))

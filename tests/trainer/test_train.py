@@ -25,8 +25,8 @@ from trainer.trained import load_trained
 @pytest.mark.slow
 def test_a_run_leaves_its_configuration_weights_metrics_and_report(sav_set: Path, tmp_path: Path, capsys):
     out = tmp_path / "run"
-    given = [f"data.shards=[{sav_set}]", f"output_dir={out}", "steps=2", "batch_size=1", "accumulation=2"]
-    given += [
+    arguments = [f"data.shards=[{sav_set}]", f"output_dir={out}", "steps=2", "batch_size=1", "accumulation=2"]
+    arguments += [
         "rates={text_hidden_fcs: 1e-6}",
         "data.holdout=0.3",
         "eval.every=1",
@@ -34,19 +34,19 @@ def test_a_run_leaves_its_configuration_weights_metrics_and_report(sav_set: Path
         "eval.show=1",
         *SMALL,
     ]
-    main(given)
-    said = capsys.readouterr().out
+    main(arguments)
+    text = capsys.readouterr().out
     assert (
-        "step 00001/00002 (50.0%) | loss " in said and "data wait" in said and f"report: {out / 'report.html'}" in said
+        "step 00001/00002 (50.0%) | loss " in text and "data wait" in text and f"report: {out / 'report.html'}" in text
     )
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [(r["step"], "loss" in r) for r in records] == [(0, False), (1, True), (1, False), (2, True), (2, False)]
     assert all(math.isfinite(value) for r in records for value in r.values())
     assert [r["lr"] for r in records if "lr" in r] == pytest.approx([1e-3, 5e-4])  # the schedule steps once a step
     assert "held_out/mask_loss" in records[0] and "held_out/iou" in records[0]
-    assert load_config([str(out / "config.yaml")]) == load_config(given)
-    told = EventAccumulator(str(out / "tensorboard"), {"images": 0}).Reload()
-    assert [event.step for event in told.Images("held_out/dual")] == [0, 1, 2]  # a contact sheet an evaluation
+    assert load_config([str(out / "config.yaml")]) == load_config(arguments)
+    events = EventAccumulator(str(out / "tensorboard"), {"images": 0}).Reload()
+    assert [event.step for event in events.Images("held_out/dual")] == [0, 1, 2]  # a contact sheet an evaluation
     assert all(r["tokens_per_second"] > 0 and r["memory_bytes"] > 1e8 for r in records if "loss" in r)
     report = (out / "report.html").read_text()
     assert "Held-out samples after step 0" in report and "Held-out samples after step 2" in report
@@ -79,9 +79,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimiser_steps(
     updates = []
     original = torch.optim.AdamW.step
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a: updates.append(1) or original(self, *a))
-    given = [f"data.shards=[{sav_set}]", f"output_dir={tmp_path}", "steps=5", "batch_size=1", "accumulation=1"]
+    arguments = [f"data.shards=[{sav_set}]", f"output_dir={tmp_path}", "steps=5", "batch_size=1", "accumulation=1"]
     with pytest.raises(UserError, match="loss or gradient is not finite") as raised:
-        main([*given, "data.holdout=0", *SMALL, "lr=1e30"])
+        main([*arguments, "data.holdout=0", *SMALL, "lr=1e30"])
     assert len(updates) == 1
     assert "step 2, objective dual, samples masklet_data_0" in str(raised.value)
     assert "nan" in str(raised.value)
@@ -109,6 +109,6 @@ def test_help_is_the_manual(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 @pytest.mark.parametrize("argument", ["steps=0", "model.preset=huge", "data.shards=[]", "trainable=[all]"])
 def test_mistakes_are_found_before_the_first_step(sav_set: Path, tmp_path: Path, argument: str):
-    given = [f"data.shards=[{sav_set}]", "batch_size=1", "data.holdout=0", f"output_dir={tmp_path}", *SMALL]
+    arguments = [f"data.shards=[{sav_set}]", "batch_size=1", "data.holdout=0", f"output_dir={tmp_path}", *SMALL]
     with pytest.raises(UserError, match=argument.split("=")[0]):
-        main([*given, argument])
+        main([*arguments, argument])

@@ -96,9 +96,9 @@ def test_two_checkpoints_give_two_exports_in_the_dtype_of_their_base(released, t
         )
         if seed == 1:
             command = ["export", "--checkpoint", run, "--out", tmp_path / "out1"]
-            said = tmp_path / "said"
-            assert Joined(1, command_line, command, log=said).wait() == [0]
-            assert "bytes of weights in 1 file(s)" in said.read_text()
+            output = tmp_path / "said"
+            assert Joined(1, command_line, command, log=output).wait() == [0]
+            assert "bytes of weights in 1 file(s)" in output.read_text()
         else:
             export(run, tmp_path / "out2", None)
         exports.append(load_file(tmp_path / f"out{seed}" / "model.safetensors"))
@@ -130,9 +130,9 @@ def test_an_export_computes_what_the_run_did(released, tmp_path):
     model = train_a_little(config, tmp_path / "run" / "checkpoint", 3)
     export(tmp_path / "run", tmp_path / "out", torch.float32)
     ids = torch.arange(9)[None]
-    wanted = model.language_model(input_ids=ids).logits
+    expected = model.language_model(input_ids=ids).logits
     loaded = load_model(tmp_path / "out", dtype=torch.float32).model
-    torch.testing.assert_close(loaded.language_model(input_ids=ids).logits, wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(loaded.language_model(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
     table = model.language_model.model.embed_tokens.weight
     assert torch.equal(loaded.language_model.model.embed_tokens.weight, table)
     before = load_model(released, dtype=torch.float32).model
@@ -157,20 +157,20 @@ def test_trained_weights_are_float32_over_a_bfloat16_base(released, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda t: t.pop("mlp1.0.weight"), r"1 missing: mlp1\.0\.weight"),
         (lambda t: t.update({"mlp1.9.weight": torch.zeros(1)}), r"1 unexpected: mlp1\.9\.weight"),
         (lambda t: t.update({"mlp1.0.weight": torch.zeros(3)}), "1 of another shape"),
     ],
 )
-def test_a_checkpoint_of_another_training_is_refused(released, tmp_path, change, said):
+def test_a_checkpoint_of_another_training_is_refused(released, tmp_path, change, message):
     train_a_little(config_of(released, ["mlp1"]), tmp_path, 1)
     weights = load_file(tmp_path / "trained.safetensors")
     change(weights)
     save_file(weights, tmp_path / "trained.safetensors")
     (tmp_path / CHECKSUMS).unlink()
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         load_trained(tmp_path)
 
 
@@ -180,9 +180,9 @@ def test_a_folder_that_is_no_checkpoint_is_one_line(released, tmp_path):
     train_a_little(config_of(released, ["mlp1"]), tmp_path, 1)
     (tmp_path / CHECKSUMS).unlink()
     body = json.loads((tmp_path / "origin.json").read_text())
-    for changed, said in (({**body, "version": 99}, "another version"), ({**body, "extra": 1}, "not the origin")):
+    for changed, message in (({**body, "version": 99}, "another version"), ({**body, "extra": 1}, "not the origin")):
         (tmp_path / "origin.json").write_text(json.dumps(changed))
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             load_any(tmp_path)
     (tmp_path / "origin.json").write_text(json.dumps(body))
     (tmp_path / "trained.safetensors").write_bytes(b"\x00" * 20)

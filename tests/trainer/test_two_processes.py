@@ -47,10 +47,10 @@ def two_processes(unequal_set: Path, tmp_path_factory: pytest.TempPathFactory) -
     usual: Adam would otherwise blow up rounding where a gradient is all but 0.
     """
     out = tmp_path_factory.mktemp("two")
-    given = [f"data.shards=[{unequal_set}]", "data.holdout=0", "steps=4", "accumulation=2", *SMALL, "eps=1e-3"]
-    given += ["data.objects_per_sample=4", "checkpoint={every: 1, keep: 4}"]
-    (out / "given.json").write_text(json.dumps(given))
-    finish([*given, "batch_size=1", f"output_dir={out}"], out / "said", processes=2)
+    arguments = [f"data.shards=[{unequal_set}]", "data.holdout=0", "steps=4", "accumulation=2", *SMALL, "eps=1e-3"]
+    arguments += ["data.objects_per_sample=4", "checkpoint={every: 1, keep: 4}"]
+    (out / "given.json").write_text(json.dumps(arguments))
+    finish([*arguments, "batch_size=1", f"output_dir={out}"], out / "said", processes=2)
     return out
 
 
@@ -62,9 +62,9 @@ def given_to_two(two_processes: Path) -> list[str]:
 def test_two_processes_end_with_the_weights_of_one(two_processes: Path, tmp_path: Path):
     """The same global batches, of which one process takes each at once: gradients and losses are means over all of its
     objects, and both processes draw what one would draw for each sample."""
-    said = (two_processes / "said").read_text()
-    assert "2 process(es) on cpu" in said
-    assert said.count("step 00001/00004") == 1  # one process speaks
+    text = (two_processes / "said").read_text()
+    assert "2 process(es) on cpu" in text
+    assert text.count("step 00001/00004") == 1  # one process speaks
     main([*given_to_two(two_processes), "batch_size=4", "accumulation=1", f"output_dir={tmp_path}"])
     first, second = (load_file(folder / "checkpoint/trained.safetensors") for folder in (tmp_path, two_processes))
     assert first.keys() == second.keys()
@@ -126,23 +126,23 @@ def test_two_processes_of_which_one_has_a_loss_that_is_not_finite(
         2, spoilt, [*given_to_two(two_processes), "batch_size=1", f"output_dir={out}"], 2, log=tmp_path / "said"
     )
     assert run.wait() == [1, 1]
-    said = (tmp_path / "said").read_text()
-    assert said.count("an update") == 2 and "Traceback" not in said  # of step 1, in both
-    met = {}
+    text = (tmp_path / "said").read_text()
+    assert text.count("an update") == 2 and "Traceback" not in text  # of step 1, in both
+    keys = {}
     for rank in (0, 1):
         batches = make_loader(
             [str(unequal_set)], fields=(), batch_size=1, seed=0, rank=rank, world_size=2, accumulation=2
         )
-        met[rank] = ", ".join(key for batch in islice(batches.epoch(0), 2, 4) for key in batch.keys)
-    errors = sorted(line for line in said.splitlines() if line.startswith("error: "))
+        keys[rank] = ", ".join(key for batch in islice(batches.epoch(0), 2, 4) for key in batch.keys)
+    errors = sorted(line for line in text.splitlines() if line.startswith("error: "))
     start = "error: step 2, objective dual, samples {}: loss or gradient is not finite; met {}"
-    assert len(errors) == 2 and met[0] != met[1]
-    assert any(e.startswith(start.format(met[0], "finite here, not on another process; ")) for e in errors)
-    assert any(e.startswith(start.format(met[1], "loss nan, bce nan, dice nan; ")) for e in errors)
+    assert len(errors) == 2 and keys[0] != keys[1]
+    assert any(e.startswith(start.format(keys[0], "finite here, not on another process; ")) for e in errors)
+    assert any(e.startswith(start.format(keys[1], "loss nan, bce nan, dice nan; ")) for e in errors)
     assert losses(out) == losses(two_processes)[:1]
     assert [path.name for path in (out / "checkpoints").glob("step-*")] == ["step-0000001"]
-    written, wanted = (files_of(folder / "checkpoints" / "step-0000001") for folder in (out, two_processes))
-    assert [name for name in STATE_OF_THE_RUN if written[name] != wanted[name]] == []
+    written, expected = (files_of(folder / "checkpoints" / "step-0000001") for folder in (out, two_processes))
+    assert [name for name in STATE_OF_THE_RUN if written[name] != expected[name]] == []
 
 
 def test_two_preempted_processes_resume_as_one(two_processes: Path, tmp_path: Path):
@@ -171,15 +171,15 @@ def test_two_processes_with_sharded_parameters(two_processes: Path, tmp_path: Pa
     does: weights, teacher and moments come out of a checkpoint into shares and get back into one."""
     half = two_processes / "checkpoints" / "step-0000002"
     command = [*given_to_two(two_processes), "batch_size=1", f"output_dir={tmp_path}", f"resume={half}"]
-    said = finish(command, tmp_path / "said", processes=2, environment=environment_of("fsdp2.yaml"))
-    assert "sharded parameters (FSDP2)" in said
+    text = finish(command, tmp_path / "said", processes=2, environment=environment_of("fsdp2.yaml"))
+    assert "sharded parameters (FSDP2)" in text
     for one, two in zip(losses(tmp_path), losses(two_processes), strict=True):
         assert one == pytest.approx(two, rel=1e-4)
     # How far the two may be apart, and how far the two steps went at least: the teacher moves a thousandth of the way.
     for name, gap, moved in (("trained", 1e-5, 1e-4), ("teacher", 1e-7, 1e-6), ("optimizer", 1e-5, 1e-3)):
         file = f"checkpoint/{name}.safetensors"
-        shared, wanted = (load_file(run / file) for run in (tmp_path, two_processes))
+        shared, expected = (load_file(run / file) for run in (tmp_path, two_processes))
         before = load_file(half / f"{name}.safetensors")
-        assert shared.keys() == wanted.keys()
-        assert max((shared[key] - wanted[key]).abs().max().item() for key in wanted) < gap, name
-        assert max((before[key] - wanted[key]).abs().max().item() for key in wanted) > moved, name
+        assert shared.keys() == expected.keys()
+        assert max((shared[key] - expected[key]).abs().max().item() for key in expected) < gap, name
+        assert max((before[key] - expected[key]).abs().max().item() for key in expected) > moved, name

@@ -14,7 +14,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (BOMB, "too large; met .* values; wanted at most 100,000, aliases written out"),
         ("a: &a [*a]\n", "an alias inside of what it names"),
@@ -26,9 +26,9 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
         ("seed: 1\nseed: 2\n", "cannot be read as YAML"),
     ],
 )
-def test_yaml_is_bounded_before_anything_is_built(tmp_path: Path, text: str, said: str):
+def test_yaml_is_bounded_before_anything_is_built(tmp_path: Path, text: str, message: str):
     (tmp_path / "run.yaml").write_text(text)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         load_config([str(tmp_path / "run.yaml")])
 
 

@@ -77,7 +77,7 @@ def begin(config: Config, run: RunFolder, data: list[str], samples: int) -> Begi
 
 def find_beginning(config: Config, run: RunFolder, data: list[str], samples: int) -> Beginning:
     """Return what `begin` does, without opening the folder: nothing is written."""
-    own = run.latest()
+    latest = run.latest()
     chosen = _chosen(config, run)
     if not chosen:
         return Beginning()
@@ -86,7 +86,7 @@ def find_beginning(config: Config, run: RunFolder, data: list[str], samples: int
     _check_same(state, config, data, samples)
     records = read_records(chosen.parent.parent / METRICS, state.step)
     written = run.report.exists() and run.report.stat().st_mtime >= (chosen / STATE).stat().st_mtime
-    finished = state.step >= config.steps and chosen == own and written
+    finished = state.step >= config.steps and chosen == latest and written
     return Beginning(chosen, state, read_random_states(chosen), tuple(records), finished)
 
 
@@ -103,23 +103,25 @@ def keep_earlier_defaults(config: Config, run: RunFolder) -> tuple[Config, list[
     if not chosen:
         return config, []
     saved = read_state(chosen).config
-    given = flat(config)
+    values = flat(config)
     defaults = flat(Config())
-    kept = {k: v for k, v in _EARLIER_DEFAULTS.items() if k not in saved and given[k] == defaults[k] != v}
+    kept = {k: v for k, v in _EARLIER_DEFAULTS.items() if k not in saved and values[k] == defaults[k] != v}
     what = "the checkpoint is of a release without this key, and the run goes on as it was"
     return with_values(config, kept), [f"{key}={value}: {what}" for key, value in kept.items()]
 
 
 def _chosen(config: Config, run: RunFolder) -> Path | None:
     """Return the checkpoint to resume; None where the run begins anew."""
-    own = run.latest()
-    if config.resume == "never" and own:
+    latest = run.latest()
+    if config.resume == "never" and latest:
         do = "resume=auto goes on with it; give another output_dir to start anew"
-        raise UserError("a run stands here", where=str(run.folder), met=own.name, wanted="none (resume=never)", do=do)
-    return own if config.resume in ("auto", "never") else _named(Path(config.resume), own, run)
+        raise UserError(
+            "a run stands here", where=str(run.folder), met=latest.name, wanted="none (resume=never)", do=do
+        )
+    return latest if config.resume in ("auto", "never") else _named(Path(config.resume), latest, run)
 
 
-def _named(path: Path, own: Path | None, run: RunFolder) -> Path:
+def _named(path: Path, latest: Path | None, run: RunFolder) -> Path:
     """Return the checkpoint that `resume=PATH` names: the folder itself, or the latest in a run's folder.
 
     Once the run has a checkpoint of its own, the same command resumes that one.
@@ -127,26 +129,26 @@ def _named(path: Path, own: Path | None, run: RunFolder) -> Path:
     folders = (path, path / CHECKPOINTS / LATEST)
     chosen = next((folder.resolve() for folder in folders if (folder / STATE).exists()), None)
     if not chosen:
-        wanted = f"auto, never, or a folder with {STATE} or {CHECKPOINTS}/{LATEST} in it"
-        raise UserError("no checkpoint here", where="resume", met=str(path), wanted=wanted)
-    if own and chosen.parent == run.checkpoints.resolve() and chosen != own:
+        expected = f"auto, never, or a folder with {STATE} or {CHECKPOINTS}/{LATEST} in it"
+        raise UserError("no checkpoint here", where="resume", met=str(path), wanted=expected)
+    if latest and chosen.parent == run.checkpoints.resolve() and chosen != latest:
         do = "give another output_dir to go on from there"
         raise UserError(
-            "a later checkpoint stands here", where=str(run.folder), met=own.name, wanted=chosen.name, do=do
+            "a later checkpoint stands here", where=str(run.folder), met=latest.name, wanted=chosen.name, do=do
         )
-    return own or chosen
+    return latest or chosen
 
 
 def _check_same(state: State, config: Config, data: list[str], samples: int) -> None:
     """Raise `UserError` unless configuration, data and global batch are those of the run to resume."""
     defaults = flat(Config()) | _EARLIER_DEFAULTS
     saved = state.config
-    given = flat(config)
+    values = flat(config)
     changed = {
-        key: (given.get(key, "nothing"), before)
-        for key in sorted({*saved, *given})
+        key: (values.get(key, "nothing"), before)
+        for key in sorted({*saved, *values})
         if not any(key == name or key.startswith(name + ".") for name in _CHANGEABLE)
-        and given.get(key) != (before := saved.get(key, defaults.get(key, "nothing")))
+        and values.get(key) != (before := saved.get(key, defaults.get(key, "nothing")))
     }
     if changed:
         here, there = (", ".join(f"{key}={pair[i]}" for key, pair in changed.items()) for i in (0, 1))

@@ -108,7 +108,8 @@ class BatchDecoder:
         return sum(prod(shape) * dtype.itemsize for shape, dtype in layouts)
 
     def _layout(self, field: Field, batch_size: int) -> tuple[tuple[int, ...], np.dtype[Any]]:
-        shape, dtype = (batch_size, *field.shape(self._recipe, self._objects)), field.dtype
+        shape = (batch_size, *field.shape(self._recipe, self._objects))
+        dtype = field.dtype
         if self._as_stored and field.name == "pixel_values":
             return shape, np.dtype(np.uint8)
         if self._as_stored and field.name == "masks":
@@ -145,7 +146,8 @@ class BatchDecoder:
         Raises:
             BadShard: the sample cannot be decoded. So may `later`, which compares its bytes where that is to be done.
         """
-        sample, choice = visit.sample, visit.choice
+        sample = visit.sample
+        choice = visit.choice
         copies: list[tuple[Array, Array]] = []
         first = len(later)
 
@@ -159,9 +161,11 @@ class BatchDecoder:
             else:
                 later.append(partial(self._decoded, sample, field, None, out))
 
-        objects, chosen = choice.objects, choice.frames
+        objects = choice.objects
+        chosen = choice.frames
         for field, array in zip(self._fields, buffers.arrays, strict=True):
-            target, frame = array[row], chosen[(field.frame or 1) - 1]
+            target = array[row]
+            frame = chosen[(field.frame or 1) - 1]
             stored = _field(field.name, frame + 1)
             if field.name in ("masks", "prompt_masks"):
                 self._decoded(sample, stored, objects, target[: len(objects)])

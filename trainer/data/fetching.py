@@ -108,8 +108,8 @@ class ShardFetcher:
         first = np.cumsum([0, *(len(s.manifest.shards) for s in self._sets)])
         ids = np.empty(len(positions), np.int64)  # numbers of shards, counted through all sets
         for number, shards in enumerate(self._sets):
-            own = which == number
-            ids[own] = first[number] + shards.index["shard"][positions[own] - self._starts[number]]
+            here = which == number
+            ids[here] = first[number] + shards.index["shard"][positions[here] - self._starts[number]]
         begin = np.full(first[-1], -1)
         end = np.full(first[-1], -1)
         count = np.arange(len(ids))
@@ -137,7 +137,8 @@ class ShardFetcher:
                 if use.over:
                     self._release(use)
         with self._changed:
-            following, self._following = self._following, None
+            following = self._following
+            self._following = None
         if following and not self._closed:
             self._add(following(), samples)
 

@@ -103,7 +103,8 @@ def holdout_notes(
         return []
     parts = held_out_parts(sets, share, by)
     read = [n for n, shards in enumerate(sets) if sources is None or shards.manifest.source in sources]
-    sets, parts = [sets[n] for n in read], [parts[n] for n in read]
+    sets = [sets[n] for n in read]
+    parts = [parts[n] for n in read]
     old = [str(shards.folder) for shards in sets if by != "sample" and not _knows_groups(shards)]
     notes = [f"{folder}: {_OLD}: pairs of one folder may stand on both sides; {_write_again()}" for folder in old]
     if sets and (twins := find_twins(sets, parts)):

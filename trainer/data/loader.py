@@ -169,12 +169,14 @@ class Loader:
         left_out = self._order.left_out
         without = f"{left_out} without {NEEDED[options.need]}" if options.need else ""
         if count < least:
-            met = f"{count} samples" + (f", and {without}" if left_out else "")
+            available = f"{count} samples" + (f", and {without}" if left_out else "")
             expected = f"{least} (batch_size x processes{' x accumulation' if options.accumulation > 1 else ''})"
             where = ", ".join([*filter(None, [options.purpose]), *(str(shards.folder) for shards in self._sets)])
             do = _MORE[options.part] + (", or give it other sources" if options.sources else "")
             expected = expected if options.part == "train" else "at least 1"
-            raise UserError(f"too few samples in the {options.part} part", where=where, met=met, wanted=expected, do=do)
+            raise UserError(
+                f"too few samples in the {options.part} part", where=where, met=available, wanted=expected, do=do
+            )
         if left_out:
             log.warning("%s part: samples left out, %s", options.part, without)
         log.info(
@@ -264,8 +266,8 @@ class Loader:
         """The positions of this process's samples in batch `number`: of the epoch's last group where it has none."""
         size = self._options.batch_size
         begin = min(self._group(number), (len(order) - 1) // size) * size
-        own: list[int] = order[begin : begin + size].tolist()
-        return own
+        positions: list[int] = order[begin : begin + size].tolist()
+        return positions
 
     def _step_objects(self, pool: Executor, order: NDArray[np.int64], epoch: int, first: int) -> Iterator[int]:
         """How many objects this process has in each optimiser step of an epoch from step `first` on.
@@ -370,8 +372,8 @@ def _open_entries(paths: Sequence[str], options: LoaderOptions) -> list[Entry]:
     recipe = read[0][0].recipe
     for shards, _ in read[1:]:
         if shards.recipe.digest != recipe.digest:
-            where, met = str(shards.folder), str(shards.recipe)
-            raise UserError("shards of different recipes", where=where, met=met, wanted=str(recipe))
+            where = str(shards.folder)
+            raise UserError("shards of different recipes", where=where, met=str(shards.recipe), wanted=str(recipe))
     entries = []
     for shards, part in read:
         copies = options.repeats.get(shards.manifest.source, 1) if options.part == "train" else 1
@@ -383,9 +385,10 @@ def _check_memory(needed: int) -> None:
     """Raise `UserError` where batches of `needed` bytes in all do not fit this machine's memory."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > memory:
-        met, expected = f"{needed / 1e9:,.1f} GB", f"less than this machine's {memory / 1e9:,.1f} GB"
+        required = f"{needed / 1e9:,.1f} GB"
+        expected = f"less than this machine's {memory / 1e9:,.1f} GB"
         do = "lower data.prefetch, batch_size or data.objects_per_sample"
-        raise UserError("batches take more memory than there is", where="data", met=met, wanted=expected, do=do)
+        raise UserError("batches take more memory than there is", where="data", met=required, wanted=expected, do=do)
 
 
 class _ImmediateExecutor(Executor):

@@ -25,7 +25,8 @@ class Stream:
         """What has been consumed, by objective; batches that were only decoded ahead do not count."""
         self.on_batch: Callable[[], object] = lambda: None
         """Called when a batch has been taken from a loader."""
-        self._loaders, self._accumulation = loaders, accumulation
+        self._loaders = loaders
+        self._accumulation = accumulation
         self._first: dict[str, Batch] = {}
         self._batches = {name: _endless(loader, self.position[name]) for name, loader in loaders.items()}
 
@@ -57,7 +58,9 @@ class Stream:
 
 def _endless(loader: Loader, start: Position) -> Iterator[Batch]:
     """Batches of one epoch after another; each epoch has equally many on every process."""
-    epoch, consumed = start["epoch"], start["samples"]
+    epoch = start["epoch"]
+    consumed = start["samples"]
     while True:
         yield from loader.epoch(epoch, consumed)
-        epoch, consumed = epoch + 1, 0
+        epoch = epoch + 1
+        consumed = 0

@@ -23,8 +23,8 @@ _MARGIN = 10**9
 
 def check_model(config: Config, footprint: Footprint) -> Iterator[Finding]:
     """Yield the number of parameters, and of those that train, by part."""
-    given = config.model
-    source = given.path or (f"{given.internvl} and {given.sam2}" if given.internvl else f"preset {given.preset}")
+    model = config.model
+    source = model.path or (f"{model.internvl} and {model.sam2}" if model.internvl else f"preset {model.preset}")
     yield ok("model", f"{source}: {footprint.parameters:,} parameters")
     count = sum(footprint.trainable.values())
     parts = ", ".join(f"{part} {count:,}" for part, count in footprint.trainable.items())
@@ -34,7 +34,7 @@ def check_model(config: Config, footprint: Footprint) -> Iterator[Finding]:
     if lost := [part for part in config.trainable if all(part in parts for parts in unreached)]:
         text = f"no loss of {', '.join(names)} reaches {', '.join(lost)}: weight decay alone would move them"
         yield warn("trainable", f"{text}; leave them out of trainable")
-    if given.internvl and not {"token_embeddings", "language_model"} & {*config.trainable}:
+    if model.internvl and not {"token_embeddings", "language_model"} & {*config.trainable}:
         yield warn("trainable", "[SEG] is new to this model; add token_embeddings to trainable, or it is hardly said")
 
 

@@ -10,7 +10,9 @@ from PIL import Image, ImageDraw
 
 from trainer.measure.report import Panel, Picture, printable, tinted
 
-_GAP, _LINE, _LINES = 6, 14, 3
+_GAP = 6
+_LINE = 14
+_LINES = 3
 
 
 def contact_sheet(panels: Sequence[Panel]) -> Picture:

@@ -84,7 +84,8 @@ class Costs:
 
 def costs_of(model: Sa2VA) -> Costs:
     """Costs of a model whose trainable parameters are chosen and whose weights are not sharded."""
-    language, sam = model.language_model, model.grounding_encoder.sam2_model
+    language = model.language_model
+    sam = model.grounding_encoder.sam2_model
     # No gradient passes through the language model where nothing in it or before it trains.
     gradient_passes = _trains(language) or _trains(model.mlp1) or _trains(model.vision_model)
     tokens = _linear_costs(language.model, gradient_passes)

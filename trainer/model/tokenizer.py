@@ -7,10 +7,14 @@ from transformers import PreTrainedTokenizerFast
 
 PAD = "<|endoftext|>"
 CHAT = ["<|im_start|>", "<|im_end|>"]
-IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
+IMAGE_START = "<img>"
+IMAGE_END = "</img>"
+IMAGE_CONTEXT = "<IMG_CONTEXT>"
 SEG = "[SEG]"
-PHRASE_START, PHRASE_END = "<p>", "</p>"
-REGION_START, REGION_END = "<vp>", "</vp>"
+PHRASE_START = "<p>"
+PHRASE_END = "</p>"
+REGION_START = "<vp>"
+REGION_END = "</vp>"
 ADDED = [SEG, PHRASE_START, PHRASE_END, REGION_START, REGION_END]
 """Sa2VA's tokens, in the order in which they are added to InternVL's tokenizer."""
 

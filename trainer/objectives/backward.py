@@ -83,8 +83,8 @@ class Backward:
 
         Averaging over the processes afterwards makes it 1 over all objects.
         """
-        own = torch.tensor([*objects.values()], dtype=torch.float32, device=self._accelerator.device)
-        together = self._accelerator.reduce(own, "sum")
+        counts = torch.tensor([*objects.values()], dtype=torch.float32, device=self._accelerator.device)
+        together = self._accelerator.reduce(counts, "sum")
         return dict(zip(objects, (self._accelerator.num_processes / together).unbind(), strict=True))
 
     @property
@@ -110,20 +110,20 @@ class Backward:
         Returns:
             Cosine between the two before projection, ().
         """
-        own = self._take()
-        for gradients in (others, own):
+        added = self._take()
+        for gradients in (others, added):
             flat = torch.cat([g.flatten() for g in gradients])
             flat = self._accelerator.reduce(flat, "mean")
             for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
                 gradient.copy_(mean.view_as(gradient))
-        dot, ours, theirs = (
+        dot, added_squared, others_squared = (
             torch.stack([(a * b).sum() for a, b in zip(first, second, strict=True)]).sum()
-            for first, second in ((own, others), (own, own), (others, others))
+            for first, second in ((added, others), (added, added), (others, others))
         )
-        parallel = torch.where(theirs > 0, dot / theirs, 0.0)
-        for parameter, gradient, other in zip(self._parameters, own, others, strict=True):
+        parallel = torch.where(others_squared > 0, dot / others_squared, 0.0)
+        for parameter, gradient, other in zip(self._parameters, added, others, strict=True):
             parameter.grad = other + gradient - parallel * other
-        return dot / (ours * theirs).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+        return dot / (added_squared * others_squared).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def accumulation_steps(config: Config) -> int:

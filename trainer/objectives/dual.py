@@ -54,7 +54,8 @@ class Dual(Objective):
 
     def judge(self, batch: Batch, side: int = POINTS_PER_SIDE) -> Judged:
         """Describe frame 1's regions greedily, and segment frame 2 from these captions (the cycle)."""
-        passes, model = self.passes, self.passes.model
+        passes = self.passes
+        model = self.passes.model
         described, segmented = batch.frames
         masks = required(segmented.masks)
         visual_tokens = passes.encode_image(described)
@@ -114,7 +115,9 @@ def sample_captions(
     Only words go into pass B; what follows at an end token gets neither gradient nor attention there. Words are sampled
     among ordinary text tokens, so none can be taken for `[SEG]` or an image placeholder.
     """
-    model, config, prompts = passes.model, passes.config, passes.model.prompts
+    model = passes.model
+    config = passes.config
+    prompts = passes.model.prompts
     inputs = [
         corrupt(passes, caption.words, draw) + caption.end(prompts)
         for caption, draw in zip(captions, draws, strict=True)

@@ -61,6 +61,6 @@ def other_objects(image_of_object: Sequence[int]) -> list[int]:
     """For each object another one: the next of its own image, cyclically; the next in the batch where it is alone."""
     chosen = []
     for i, image in enumerate(image_of_object):
-        own = [k for k, other in enumerate(image_of_object) if other == image]
-        chosen.append(own[(own.index(i) + 1) % len(own)] if len(own) > 1 else (i + 1) % len(image_of_object))
+        group = [k for k, other in enumerate(image_of_object) if other == image]
+        chosen.append(group[(group.index(i) + 1) % len(group)] if len(group) > 1 else (i + 1) % len(image_of_object))
     return chosen

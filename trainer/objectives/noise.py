@@ -17,11 +17,11 @@ from trainer.data.batch import Batch
 
 def object_generators(batch: Batch, seed: int) -> list[torch.Generator]:
     """One generator on the CPU for each of a batch's M objects."""
-    seen: Counter[int] = Counter()
+    drawn: Counter[int] = Counter()
     generators = []
     for sample in batch.image_of_object.tolist():
-        name = f"{seed}/{batch.position['epoch']}/{batch.keys[sample]}/{seen[sample]}"
-        seen[sample] += 1
+        name = f"{seed}/{batch.position['epoch']}/{batch.keys[sample]}/{drawn[sample]}"
+        drawn[sample] += 1
         if copy := batch.copies[sample]:  # the copies of a repeated sample draw differently
             name += f"/copy {copy}"
         digest = hashlib.sha256(name.encode()).digest()

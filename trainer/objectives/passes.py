@@ -92,7 +92,8 @@ class Passes:
         Returns:
             (K, V) logits, (K,) targets, and the row of each, (K,) int64.
         """
-        model, prompts = self.model, self.model.prompts
+        model = self.model
+        prompts = self.model.prompts
         stacked = regions[:, None]
         inputs = zip(sample_keys(batch), count_cells(batch, stacked), answers, targets, strict=True)
         rows = prompts.pack([prompts.describe(*row) for row in inputs], model.device)

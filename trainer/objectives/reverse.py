@@ -26,7 +26,8 @@ class Reverse(Objective):
     projected = True
 
     def losses(self, batch: Batch, draws: list[torch.Generator]) -> dict[str, Tensor]:
-        passes, frame = self.passes, batch.frames[0]
+        passes = self.passes
+        frame = batch.frames[0]
         texts = passes.chosen_texts(batch)
         rows = passes.segmentation_rows(batch, texts, draws)
         visual_tokens = passes.encode_image(frame)
@@ -39,7 +40,8 @@ class Reverse(Objective):
 
     def judge(self, batch: Batch, side: int = POINTS_PER_SIDE) -> Judged:
         """Segment frame 1 from the first text; then the cross-entropy of the text, given the predicted mask."""
-        passes, frame = self.passes, batch.frames[0]
+        passes = self.passes
+        frame = batch.frames[0]
         captions = first_texts(batch)
         rows = passes.segmentation_rows(batch, captions, None)
         visual_tokens = passes.encode_image(frame)

@@ -22,7 +22,8 @@ class Segment(Objective):
     target_frame = 1
 
     def losses(self, batch: Batch, draws: list[torch.Generator]) -> dict[str, Tensor]:
-        passes, frame = self.passes, batch.frames[0]
+        passes = self.passes
+        frame = batch.frames[0]
         rows = passes.segmentation_rows(batch, passes.chosen_texts(batch), draws)
         visual_tokens = passes.encode_image(frame)
         sam_features = passes.encode_sam(frame)
@@ -31,7 +32,8 @@ class Segment(Objective):
 
     def judge(self, batch: Batch, side: int = POINTS_PER_SIDE) -> Judged:
         """Segment frame 1 from the first text."""
-        passes, frame = self.passes, batch.frames[0]
+        passes = self.passes
+        frame = batch.frames[0]
         captions = first_texts(batch)
         rows = passes.segmentation_rows(batch, captions, None)
         visual_tokens = passes.encode_image(frame)

@@ -102,8 +102,8 @@ def _internlm2_tokenizer(folder: Path, config: dict[str, Any]) -> PreTrainedToke
         or spec.precompiled_charsmap
         or spec.remove_extra_whitespaces
     ):
-        wanted = "BPE without normalisation, as InternLM2's"
-        raise UserError("another kind of SentencePiece model", where=str(folder / _SPM), wanted=wanted)
+        expected = "BPE without normalisation, as InternLM2's"
+        raise UserError("another kind of SentencePiece model", where=str(folder / _SPM), wanted=expected)
     added = {int(i): AddedToken(**token) for i, token in (config.get("added_tokens_decoder") or {}).items()}
     pieces = [added[i].content if i in added else piece.piece for i, piece in enumerate(model.pieces)]
     vocabulary = {piece: i for i, piece in enumerate(pieces)}

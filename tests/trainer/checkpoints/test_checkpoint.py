@@ -140,8 +140,8 @@ def test_a_file_that_is_gone_is_named(written, name: str):
 def test_a_checkpoint_of_an_earlier_release_is_read_with_a_warning(written, caplog):
     (written[1] / CHECKSUMS).unlink()
     assert load_trained(written[1])[1].step == 3
-    (said,) = [record.getMessage() for record in caplog.records if CHECKSUMS in record.getMessage()]
-    assert "taken unchecked" in said and str(written[1]) in said
+    (message,) = [record.getMessage() for record in caplog.records if CHECKSUMS in record.getMessage()]
+    assert "taken unchecked" in message and str(written[1]) in message
 
 
 def test_another_version_is_refused(written):

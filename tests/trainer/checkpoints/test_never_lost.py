@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def given(sav_set: Path) -> list[str]:
+def arguments(sav_set: Path) -> list[str]:
     """4 steps, more than an epoch, with dropout, which draws from the process's own random state."""
     run = [f"data.shards=[{sav_set}]", "batch_size=1", "accumulation=1", "steps=4", "data.holdout=0.8"]
     run.append("data.holdout_by=sample")  # all samples are views of two photographs
@@ -42,10 +42,10 @@ def given(sav_set: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(given: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Not to be changed."""
     out = tmp_path_factory.mktemp("undisturbed")
-    main([*given, f"output_dir={out}"])
+    main([*arguments, f"output_dir={out}"])
     state = json.loads((out / "checkpoint" / "state.json").read_text())
     assert state["position"]["dual"]["epoch"] > 0
     return out
@@ -65,9 +65,9 @@ def recorded_steps(run: Path) -> list[tuple[int, bool]]:
     return [(record["step"], "loss" not in record) for record in records(run)]
 
 
-def test_kill_9_at_any_moment(given: list[str], undisturbed: Path, tmp_path: Path):
+def test_kill_9_at_any_moment(arguments: list[str], undisturbed: Path, tmp_path: Path):
     out = tmp_path / "run"
-    run = fork_run([*given, f"output_dir={out}"], tmp_path / "said", processes=1)
+    run = fork_run([*arguments, f"output_dir={out}"], tmp_path / "said", processes=1)
     after = random.randrange(3)
     wait_for(lambda: len(losses(out)) > after, run)
     time.sleep(random.random() / 2)
@@ -75,15 +75,15 @@ def test_kill_9_at_any_moment(given: list[str], undisturbed: Path, tmp_path: Pat
     run.wait()
     assert "Held-out samples after step 0" in (out / "report.html").read_text()
     print(f"killed after {records(out)[-1:]} and {sorted(p.name for p in (out / 'checkpoints').iterdir())}")
-    main([*given, f"output_dir={out}"])
+    main([*arguments, f"output_dir={out}"])
     assert_same(out, undisturbed)
     assert recorded_steps(out) == recorded_steps(undisturbed)
-    told = EventAccumulator(str(out / "tensorboard")).Reload().Scalars("train/loss")
-    assert [event.step for event in told] == [1, 2, 3, 4]
+    events = EventAccumulator(str(out / "tensorboard")).Reload().Scalars("train/loss")
+    assert [event.step for event in events] == [1, 2, 3, 4]
 
 
 def test_a_signal_saves_and_leaves(
-    given: list[str], undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+    arguments: list[str], undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
     """SIGTERM in step 3, after which an evaluation is due: it follows when the run resumes. SIGINT in the last step."""
     original = Stream.step
@@ -98,32 +98,32 @@ def test_a_signal_saves_and_leaves(
     monkeypatch.setattr(Stream, "step", step)
     for stopped_at, left, number in ((3, 3, signal.SIGTERM), (4, 1, signal.SIGINT)):  # noqa: B007 (`step` counts down)
         with pytest.raises(SystemExit) as ended:
-            main([*given, f"output_dir={tmp_path}"])
+            main([*arguments, f"output_dir={tmp_path}"])
         assert ended.value.code == 128 + number
-        said = capsys.readouterr().out
-        assert f"stopped by {number.name} after step {stopped_at}" in said
-        assert f"accelerate launch --num_processes 1 trainer/train.py 'data.shards=[{given[0][13:-1]}]'" in said
+        text = capsys.readouterr().out
+        assert f"stopped by {number.name} after step {stopped_at}" in text
+        assert f"accelerate launch --num_processes 1 trainer/train.py 'data.shards=[{arguments[0][13:-1]}]'" in text
         assert losses(tmp_path) == losses(undisturbed)[:stopped_at]
         assert load_trained(tmp_path / "checkpoint")[1].step == stopped_at
-    main([*given, f"output_dir={tmp_path}"])
+    main([*arguments, f"output_dir={tmp_path}"])
     assert_same(tmp_path, undisturbed)
     assert recorded_steps(tmp_path) == recorded_steps(undisturbed)
     assert (tmp_path / "report.html").exists()
 
 
-def test_a_finished_run_is_reported_and_left_alone(given: list[str], undisturbed: Path, capsys):
+def test_a_finished_run_is_reported_and_left_alone(arguments: list[str], undisturbed: Path, capsys):
     before = files_of(undisturbed)
-    main([*given, f"output_dir={undisturbed}"])
+    main([*arguments, f"output_dir={undisturbed}"])
     assert "is finished: 4 steps" in capsys.readouterr().out
     assert files_of(undisturbed) == before
 
 
-def test_a_full_disk_leaves_the_previous_checkpoint(given: list[str], undisturbed: Path, tmp_path: Path):
+def test_a_full_disk_leaves_the_previous_checkpoint(arguments: list[str], undisturbed: Path, tmp_path: Path):
     """The disk takes no file of more than 1 MB from the second checkpoint on."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     save = RunFolder.save
     saved = []
-    given = [*given, "eval.every=9", "checkpoint.every=2"]
+    arguments = [*arguments, "eval.every=9", "checkpoint.every=2"]
 
     def limited(self, step, *args):
         if saved:
@@ -135,22 +135,22 @@ def test_a_full_disk_leaves_the_previous_checkpoint(given: list[str], undisturbe
         patch.setattr(RunFolder, "save", limited)
         try:
             with pytest.raises(UserError, match="the checkpoint of step 4 could not be written") as raised:
-                main([*given, f"output_dir={tmp_path}"])
+                main([*arguments, f"output_dir={tmp_path}"])
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    said = str(raised.value)
-    assert "step-0000002 stands as it was; make room, and start the same command again" in said
-    needed = int(said.split("wanted ")[1].split(" bytes")[0].replace(",", ""))
+    message = str(raised.value)
+    assert "step-0000002 stands as it was; make room, and start the same command again" in message
+    needed = int(message.split("wanted ")[1].split(" bytes")[0].replace(",", ""))
     written = sum(path.stat().st_size for path in (tmp_path / "checkpoint").glob("*.safetensors"))
     assert 0.9 * written < needed < written
     assert load_trained(tmp_path / "checkpoint")[1].step == 2
-    main([*given, f"output_dir={tmp_path}"])
+    main([*arguments, f"output_dir={tmp_path}"])
     assert_same(tmp_path, undisturbed)
 
 
-def test_a_damaged_checkpoint_is_one_line(undisturbed: Path, given: list[str], tmp_path: Path):
+def test_a_damaged_checkpoint_is_one_line(undisturbed: Path, arguments: list[str], tmp_path: Path):
     shutil.copytree(undisturbed, tmp_path / "run", symlinks=True)
     optimizer = tmp_path / "run" / "checkpoint" / "optimizer.safetensors"
     optimizer.write_bytes(optimizer.read_bytes()[:-5])
     with pytest.raises(UserError, match=r"optimizer\.safetensors: not the bytes that were written"):
-        main([*given, f"output_dir={tmp_path / 'run'}", "steps=6"])
+        main([*arguments, f"output_dir={tmp_path / 'run'}", "steps=6"])

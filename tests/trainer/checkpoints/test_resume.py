@@ -84,12 +84,12 @@ def test_the_latest_checkpoint_is_resumed_and_the_records_are_cut_back_to_it(run
 )
 def test_what_does_not_change_the_run_may_change(run, config, changed):
     save(run, config, 4)
-    given = load_config(["steps=500", f"output_dir={run.folder}", "data.sources={sav: 2}", changed])
-    assert began(run, given).step == 4
+    new_config = load_config(["steps=500", f"output_dir={run.folder}", "data.sources={sav: 2}", changed])
+    assert began(run, new_config).step == 4
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ("lr=0.5", "met lr=0.5; wanted lr=2e-05"),
         ("data.sources={sav: 3}", "met data.sources.sav=3; wanted data.sources.sav=2"),
@@ -98,12 +98,12 @@ def test_what_does_not_change_the_run_may_change(run, config, changed):
         ("model.path=x/y", "met model.path=x/y; wanted model.path=None"),
     ],
 )
-def test_another_configuration_is_refused_with_the_key_that_changed(run, config, changed, said):
+def test_another_configuration_is_refused_with_the_key_that_changed(run, config, changed, message):
     save(run, config, 4)
-    given = load_config(["steps=500", f"output_dir={run.folder}", "data.sources={sav: 2}", changed])
+    new_config = load_config(["steps=500", f"output_dir={run.folder}", "data.sources={sav: 2}", changed])
     with pytest.raises(UserError, match="not the configuration of the run to resume") as raised:
-        began(run, given)
-    assert said in str(raised.value) and "another output_dir" in str(raised.value)
+        began(run, new_config)
+    assert message in str(raised.value) and "another output_dir" in str(raised.value)
 
 
 def test_a_key_newer_than_the_checkpoint_had_its_default(run, config):
@@ -127,8 +127,8 @@ def test_a_run_that_decayed_all_parameters_resumes_only_so(run, config):
     path.write_text(json.dumps(state))
     with pytest.raises(UserError, match=r"met weight_decay_on=matrices; wanted weight_decay_on=all; give it as"):
         began(run, config)
-    kept, said = keep_earlier_defaults(config, run)
-    assert kept.weight_decay_on == "all" and ["weight_decay_on=all: " in line for line in said] == [True]
+    kept, notes = keep_earlier_defaults(config, run)
+    assert kept.weight_decay_on == "all" and ["weight_decay_on=all: " in line for line in notes] == [True]
     assert began(run, kept).step == 4
 
 
@@ -144,8 +144,8 @@ def test_a_run_that_held_out_by_sample_resumes_so_and_another_value_is_refused(r
     with pytest.raises(UserError, match=r"met data.holdout_by=folder; wanted data.holdout_by=sample"):
         began(run, keep_earlier_defaults(config, run)[0])
     config.data.holdout_by = "picture"  # the default: it may not have been given
-    kept, said = keep_earlier_defaults(config, run)
-    assert kept.data.holdout_by == "sample" and said[0].startswith("data.holdout_by=sample: the checkpoint is of a")
+    kept, notes = keep_earlier_defaults(config, run)
+    assert kept.data.holdout_by == "sample" and notes[0].startswith("data.holdout_by=sample: the checkpoint is of a")
     assert began(run, kept).step == 4
 
 

@@ -18,17 +18,17 @@ def draws() -> list[float]:
 
 def test_each_rank_restores_its_own_state():
     states = []
-    wanted = []
+    expected = []
     for seed in (1, 2):
         set_random_state([], 0, CPU, seed)
         draws()  # an odd number of Gaussians leaves a spare one behind
         states.append(random_state(CPU))
-        wanted.append(draws())
+        expected.append(draws())
     read = json.loads(json.dumps(states))
     for rank in (1, 0):
         set_random_state(read, rank, CPU, seed=99)
-        assert draws() == wanted[rank]
-    assert wanted[0] != wanted[1]
+        assert draws() == expected[rank]
+    assert expected[0] != expected[1]
 
 
 def test_a_rank_without_a_state_follows_the_seed():

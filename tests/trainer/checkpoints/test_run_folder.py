@@ -148,9 +148,9 @@ def test_a_write_that_fails_leaves_the_previous_checkpoint(tmp_path: Path):
 
     with pytest.raises(UserError) as raised:
         run.save(2, 123_456, fail)
-    said = str(raised.value)
-    assert "the checkpoint of step 2 could not be written; met No space left on device, " in said
-    assert "bytes free; wanted 123,456 bytes; step-0000001 stands as it was; make room" in said
+    message = str(raised.value)
+    assert "the checkpoint of step 2 could not be written; met No space left on device, " in message
+    assert "bytes free; wanted 123,456 bytes; step-0000001 stands as it was; make room" in message
     assert names(run) == ["latest", "step-0000001"] and step_of(run.latest()) == 1
     run.close()
 

@@ -17,17 +17,18 @@ def loader(folder, **options) -> Loader:
 
 
 def test_a_step_does_what_is_left_to_the_device(sav_set, make_loop, monkeypatch):
-    seen, loop = [], make_loop()
-    monkeypatch.setattr(Dual, "losses", lambda self, batch, draws: seen.append(batch) or {})
+    batches = []
+    loop = make_loop()
+    monkeypatch.setattr(Dual, "losses", lambda self, batch, draws: batches.append(batch) or {})
     monkeypatch.setattr(loop, "_total", lambda losses, weights: losses)
     for where, dtype, width in (("host", torch.float32, 1024), ("device", torch.uint8, 128)):
         batch = next(loader(sav_set, fields=Dual.training_fields, need="regions", normalise=where).epoch(0))
         assert batch.frames[0].pixel_values.dtype == batch.frames[1].pixel_values.dtype == dtype
         assert batch.frames[1].masks.shape == (2, 1024, width)
         loop(batch, "dual")
-    seen = [tensors_of(batch) for batch in seen]
+    host, device = (tensors_of(batch) for batch in batches)
     for field in Dual.training_fields:
-        assert seen[0][field].dtype == seen[1][field].dtype and torch.equal(seen[0][field], seen[1][field]), field
+        assert host[field].dtype == device[field].dtype and torch.equal(host[field], device[field]), field
 
 
 def test_what_is_left_to_the_device_is_shown_as_it_is(sav_set):

@@ -83,9 +83,11 @@ def test_files_and_folders_stay_together(by, name):
 
 
 def test_adding_data_moves_nothing():
-    few, many = fake(PAIRS[:400], 2), fake(PAIRS, 2)
+    few = fake(PAIRS[:400], 2)
+    many = fake(PAIRS, 2)
     for by in ("sample", "file", "folder", "picture"):
-        [less], [more] = held_out_parts([few], 0.2, by), held_out_parts([many, fake(COCO)], 0.2, by)[:1]
+        [less] = held_out_parts([few], 0.2, by)
+        [more] = held_out_parts([many, fake(COCO)], 0.2, by)[:1]
         assert less.any() and np.array_equal(less, more[:400]), by
 
 
@@ -158,7 +160,8 @@ def test_sets_of_older_releases_are_read_and_can_be_mended(sav_root, tmp_path):
     shutil.copytree(tmp_path / "sav", tmp_path / "old")
     without_groups(tmp_path / "old")
     old = ShardSet(tmp_path / "old")
-    [by_sample], [also] = held_out_parts([old], 0.5, "sample"), held_out_parts([new], 0.5, "sample")
+    [by_sample] = held_out_parts([old], 0.5, "sample")
+    [also] = held_out_parts([new], 0.5, "sample")
     assert np.array_equal(by_sample, also)
     assert held_out_parts([old], 0.5, "picture")[0].any()
     assert "its index says nothing of files, folders and pictures" in holdout_notes([old], 0.5, "picture")[0]

@@ -40,24 +40,25 @@ def keys(loader: Loader, epoch: int = 0, consumed: int = 0) -> list[list[str]]:
 
 def test_batches_hold_what_the_reader_returns(sav_set):
     by_key = {sample["__key__"]: sample for sample in (ShardSet(sav_set)[i] for i in range(12))}
-    seen = 0
+    count = 0
     for batch in loader(sav_set, fields=FIELDS, batch_size=3, threads=3).epoch(0):
         tensors = tensors_of(batch)
         assert tensors["pixel_values1"].dtype == torch.float32 and tensors["g_pixel_values2"].dtype == torch.uint8
         assert batch.image_of_object.tolist() == [0, 1, 2] and batch.texts == [[], [], []]
         for row, key in enumerate(batch.keys):
-            seen += 1
+            count += 1
             assert batch.meta[row] == by_key[key]["meta"]
             for field in FIELDS:
                 stored = by_key[key][field]
                 assert np.array_equal(tensors[field][row].numpy(), stored[0] if "mask" in field else stored), field
-    assert seen == 12
+    assert count == 12
 
 
 def test_order_is_a_pure_function_of_seed_and_epoch(sav_set):
     assert keys(loader(sav_set, threads=1, prefetch=0)) == keys(loader(sav_set, threads=3, prefetch=4))
     assert keys(loader(sav_set, threads=0)) == keys(loader(sav_set))
-    first, second = keys(loader(sav_set)), keys(loader(sav_set), epoch=1)
+    first = keys(loader(sav_set))
+    second = keys(loader(sav_set), epoch=1)
     assert sorted(chain(*first)) == sorted(chain(*second)) and first != second
     assert first != keys(loader(sav_set, seed=8))
 
@@ -88,9 +89,9 @@ def test_sources_train_together_and_are_repeated(sav_set, coco_set):
         return make_loader([str(sav_set), str(coco_set)], fields=FIELDS, batch_size=1, seed=7, **options)
 
     both = mixed(repeats={"coco": 3})
-    seen = Counter((key, copy) for batch in both.epoch(0) for key, copy in zip(batch.keys, batch.copies, strict=True))
-    assert set(seen.values()) == {1}
-    times = Counter(key for key, _ in seen)
+    visits = Counter((key, copy) for batch in both.epoch(0) for key, copy in zip(batch.keys, batch.copies, strict=True))
+    assert set(visits.values()) == {1}
+    times = Counter(key for key, _ in visits)
     assert Counter(times.values()) == {1: 12, 3: 5}
     names = [batch.meta[0]["source"] for batch in both.epoch(0)]
     assert names.index("sav") < 12 and "coco" in names[:12]  # shuffled among one another
@@ -119,26 +120,26 @@ def uneven_set(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "need, wanted, said",
+    "need, expected, warning",
     [
         ("regions", {"both": 1, "hidden": 1, "mute": 1}, ""),
         ("texts", {"both": 1, "hidden": 1}, "train part: samples left out, 1 without an object with a text"),
         (None, {"both": 2, "hidden": 1, "mute": 1}, ""),
     ],
 )
-def test_only_objects_are_chosen_that_can_be_used(uneven_set, caplog, need, wanted, said):
+def test_only_objects_are_chosen_that_can_be_used(uneven_set, caplog, need, expected, warning):
     for count in (1, 2):
         loads = make_loader([uneven_set], fields=LIGHT, batch_size=1, seed=7, objects_per_sample=count, need=need)
         for epoch in range(4):
-            met = {}
+            counts = {}
             for batch in loads.epoch(epoch):
                 assert need != "texts" or batch.texts == [["the late one"]]
                 assert need is None or batch.frames[0].prompt_masks.any((1, 2)).all()  # the frame is one that shows it
                 assert need is None or not batch.paired.any()  # no object is in both frames
-                met[batch.meta[0]["path"].split("#")[1]] = len(batch.frames[0].prompt_masks)
-            assert met == {name: min(count, number) for name, number in wanted.items()}
-    assert loads.left_out == 3 - len(wanted) and caplog.text.count("samples left out") == 2 * bool(said)
-    assert said in caplog.text
+                counts[batch.meta[0]["path"].split("#")[1]] = len(batch.frames[0].prompt_masks)
+            assert counts == {name: min(count, number) for name, number in expected.items()}
+    assert loads.left_out == 3 - len(expected) and caplog.text.count("samples left out") == 2 * bool(warning)
+    assert warning in caplog.text
 
 
 def test_no_object_can_be_used(sav_set):
@@ -163,20 +164,23 @@ def test_a_flipped_bit_ends_the_epoch_before_its_batch(codec, tmp_path, threads,
     fields = ("g_pixel_values1", "g_pixel_values2", "prompt_masks1", "masks2")
     light = {"fields": fields, "batch_size": 1, "threads": threads, "prefetch": 0, "normalise": "device"}
     loads = loader(folder, **light)
-    order, shards = loads.order(0), ShardSet(source)
+    order = loads.order(0)
+    shards = ShardSet(source)
     row = shards.index[order[2]]
     tar = folder / shards.manifest.shards[row["shard"]].name
-    whole, begin, size = tar.read_bytes(), int(row["offset"]), int(row["size"])
+    whole = tar.read_bytes()
+    begin = int(row["offset"])
+    size = int(row["size"])
     in_a_picture = begin + size // 4
     for byte in (in_a_picture, begin, begin + 600, begin + size - 1):  # the tar's header, the JSON, the padding
         data = bytearray(whole)
         data[byte] ^= 16
         tar.unlink()
         tar.write_bytes(data)
-        met = []
+        delivered = []
         with pytest.raises(UserError, match=f"{tar}: {row['key'].decode()}: CRC-32 of the sample; met "):
-            met.extend(batch.keys for batch in loader(folder, **light).epoch(0))
-        assert len(met) <= 2
+            delivered.extend(batch.keys for batch in loader(folder, **light).epoch(0))
+        assert len(delivered) <= 2
     if codec == "raw_set":
         data = bytearray(whole)
         data[in_a_picture] ^= 16
@@ -189,7 +193,8 @@ def test_raw_pictures_that_are_compared_while_they_are_copied_are_the_same(raw_s
     for where in ("host", "device"):
         ways = {check: loader(raw_set, fields=fields, normalise=where, check=check) for check in ("always", "never")}
         for one, two in zip(ways["always"].epoch(0), ways["never"].epoch(0), strict=True):
-            one, two = tensors_of(one), tensors_of(two)
+            one = tensors_of(one)
+            two = tensors_of(two)
             assert all(torch.equal(one[field], two[field]) for field in fields)
 
 
@@ -231,7 +236,8 @@ def test_ranks_share_the_global_batches(sav_set, batch_size, world_size, caplog)
 def test_held_out_part(sav_set):
     train = loader(sav_set, holdout=0.4, batch_size=1)
     rest = loader(sav_set, holdout=0.4, batch_size=1, part="holdout")
-    a, b = {k for [k] in keys(train)}, {k for [k] in keys(rest)}
+    a = {k for [k] in keys(train)}
+    b = {k for [k] in keys(rest)}
     assert a | b == {ShardSet(sav_set).key(i) for i in range(12)} and not a & b and b
 
 
@@ -255,10 +261,10 @@ def test_the_buffers_of_an_epoch_serve_in_the_next(sav_set):
     assert len({batch.frames[0].pixel_values.data_ptr() for epoch in (0, 1) for batch in ready.epoch(epoch)}) == 3
 
 
-@pytest.mark.parametrize("seen", [2, 6])
-def test_the_last_batch_of_an_epoch_stays_valid_in_the_next(sav_set, seen):
+@pytest.mark.parametrize("batches", [2, 6])
+def test_the_last_batch_of_an_epoch_stays_valid_in_the_next(sav_set, batches):
     ready = loader(sav_set, fields=("pixel_values1",))
-    *_, last = islice(ready.epoch(0), seen)
+    *_, last = islice(ready.epoch(0), batches)
     copy = last.frames[0].pixel_values.clone()
     following = ready.epoch(1)
     next(following)
@@ -339,10 +345,12 @@ def test_an_epoch_goes_on_in_a_sample_where_the_one_before_stopped(unequal_set):
     """Over as many epochs as it takes every object comes, none twice before; copies of a sample share them out."""
     for most, times in ((1, 1), (2, 1), (4, 1), (1, 2)):
         options = {"need": "texts", "objects_per_sample": most, "repeats": {"folder": times}, "batch_size": 1}
-        loads, taken = loader(unequal_set, **options), dict[str, list[int]]()
+        loads = loader(unequal_set, **options)
+        taken = dict[str, list[int]]()
         epochs = [sorted(loads.epoch(e), key=lambda b: b.copies) for e in range(-(-6 // (most * times)))]
         for batch in chain(*epochs):
-            number, visit = len(batch.meta[0]["objects"]), taken.setdefault(batch.keys[0], [])
+            number = len(batch.meta[0]["objects"])
+            visit = taken.setdefault(batch.keys[0], [])
             assert batch.turns == [visit.count(n) for n in batch.objects]
             if len(visit) < number:  # not all have come so far
                 assert not {*batch.objects} & {*visit} or len({*visit, *batch.objects}) == number
@@ -361,5 +369,5 @@ def test_the_objects_of_a_step_are_known_with_its_first_batch(unequal_set, most,
             batches = [(b.step_objects, len(b.image_of_object)) for b in rank.epoch(2, consumed)]
             steps = [batches[i : i + accumulation] for i in range(0, len(batches), accumulation)]
             assert len(batches) == (12 - consumed) // 2
-            assert all(said == sum(n for _, n in step) for step in steps for said, _ in step)
-            assert most == 1 or len({said for said, _ in batches}) > 1 or len(steps) == 1
+            assert all(total == sum(n for _, n in step) for step in steps for total, _ in step)
+            assert most == 1 or len({total for total, _ in batches}) > 1 or len(steps) == 1

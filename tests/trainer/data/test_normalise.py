@@ -10,6 +10,6 @@ from trainer.model.grounding import MEAN, STD
 
 def test_the_device_gives_the_values_of_the_reader():
     values = np.arange(256, dtype=np.uint8).repeat(3).reshape(256, 3, 1).transpose(1, 0, 2).copy()
-    met = normalised(torch.from_numpy(values)[None], MEAN, STD)
-    assert met.dtype == torch.float32 and np.array_equal(met[0].numpy(), codec.normalise(values, MEAN, STD))
-    assert normalised(met, MEAN, STD) is met
+    result = normalised(torch.from_numpy(values)[None], MEAN, STD)
+    assert result.dtype == torch.float32 and np.array_equal(result[0].numpy(), codec.normalise(values, MEAN, STD))
+    assert normalised(result, MEAN, STD) is result

@@ -57,9 +57,9 @@ def test_a_run_goes_on_with_another_number_of_processes(sav_set, undisturbed, be
 def test_what_an_epoch_leaves_out_depends_on_the_samples_of_a_step_alone(sav_set, shape):
     """12 samples are 2 steps of 5: no step takes the other 2 and 3 more of the next epoch."""
     streams = ranks(sav_set, shape)
-    seen = [*islice(steps(streams), 5)]
-    assert all(len(set(step)) == 5 for step in seen)
-    assert not set(seen[0]) & set(seen[1]) and not set(seen[2]) & set(seen[3])
+    taken = [*islice(steps(streams), 5)]
+    assert all(len(set(step)) == 5 for step in taken)
+    assert not set(taken[0]) & set(taken[1]) and not set(taken[2]) & set(taken[3])
     assert streams[0].position == {"dual": {"epoch": 2, "samples": 5}}
 
 

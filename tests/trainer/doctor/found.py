@@ -23,7 +23,9 @@ def found(arguments: list[str], level: str = "fail") -> list[tuple[str, str]]:
 def damage(sav_set: Path, folder: Path, how: str) -> Path:
     """A copy of a sound set with one fault."""
     shutil.copytree(sav_set, folder)
-    tar, index, manifest = folder / "sav-000000.tar", folder / "index.npy", folder / "manifest.json"
+    tar = folder / "sav-000000.tar"
+    index = folder / "index.npy"
+    manifest = folder / "manifest.json"
     if how == "missing":
         tar.unlink()
     elif how == "short":
@@ -40,7 +42,8 @@ def damage(sav_set: Path, folder: Path, how: str) -> Path:
         body |= {"source": "folder", "plan": "1" * 64, "index_sha256": sha256(index.read_bytes())}
         manifest.write_bytes(pack_manifest(body))
     elif how == "pixels":
-        row, data = ShardSet(sav_set).index[0], bytearray(tar.read_bytes())
+        row = ShardSet(sav_set).index[0]
+        data = bytearray(tar.read_bytes())
         data[int(row["offset"]) + 3000 : int(row["offset"]) + 400_000] = bytes(397_000)
         tar.write_bytes(data)
     else:

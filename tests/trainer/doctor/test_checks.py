@@ -31,9 +31,9 @@ def test_a_fault_is_exit_status_1(good: list[str], monkeypatch: pytest.MonkeyPat
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 1
-    said = capsys.readouterr().out
-    assert "fail configuration unknown key; met step; did you mean steps?" in said
-    assert said.endswith("not ready: mend what failed first\n")
+    text = capsys.readouterr().out
+    assert "fail configuration unknown key; met step; did you mean steps?" in text
+    assert text.endswith("not ready: mend what failed first\n")
 
 
 def test_a_mistake_in_the_configuration_is_found_without_pytorch():
@@ -47,7 +47,7 @@ def test_a_mistake_in_the_configuration_is_found_without_pytorch():
 
 
 @pytest.mark.parametrize(
-    ("given", "check", "said"),
+    ("changes", "check", "expected"),
     [
         ("warmup_steps=4", "configuration", "warmup_steps: out of range; met 4; wanted < 4"),
         ("data.shards=[]", "data", "no shard folder given"),
@@ -63,14 +63,14 @@ def test_a_mistake_in_the_configuration_is_found_without_pytorch():
         ("resume=/nowhere", "output_dir", "resume: no checkpoint here; met /nowhere"),
     ],
 )
-def test_a_fault_is_red_and_named(good: list[str], sav_set: Path, given: str, check: str, said: str):
-    failed = found([*good, *given.format(sav=sav_set).split(" l")[:1], *(f"l{a}" for a in given.split(" l")[1:])])
+def test_a_fault_is_red_and_named(good: list[str], sav_set: Path, changes: str, check: str, expected: str):
+    failed = found([*good, *changes.format(sav=sav_set).split(" l")[:1], *(f"l{a}" for a in changes.split(" l")[1:])])
     assert [name for name, _ in failed] == check.split(), failed
-    assert said in failed[-1][1]
+    assert expected in failed[-1][1]
 
 
 @pytest.mark.parametrize(
-    ("given", "check", "said"),
+    ("changes", "check", "expected"),
     [
         (["data.holdout=0"], "schedule", "never evaluated"),
         (["eval.every=9"], "schedule", "eval.every 9 is beyond the last step"),
@@ -79,10 +79,10 @@ def test_a_fault_is_red_and_named(good: list[str], sav_set: Path, given: str, ch
         (["mixed_precision=bf16"], "device", "set mixed_precision=no"),
     ],
 )
-def test_what_is_odd_is_yellow(good: list[str], given: list[str], check: str, said: str):
-    (warned,) = found([*good, *given], "warn")
-    assert warned[0] == check and said in warned[1]
-    assert not found([*good, *given])
+def test_what_is_odd_is_yellow(good: list[str], changes: list[str], check: str, expected: str):
+    (warned,) = found([*good, *changes], "warn")
+    assert warned[0] == check and expected in warned[1]
+    assert not found([*good, *changes])
 
 
 def test_it_announces_what_it_does_next(good: list[str], monkeypatch: pytest.MonkeyPatch):

@@ -16,16 +16,16 @@ def test_a_mix_is_checked_by_objective(good: list[str], sav_set: Path, tmp_path:
     assert not found(mixed)
     (warned,) = found(mixed, "warn")
     assert warned[0] == "objective" and "texted: 11 of 12 samples have an object with a text, the others" in warned[1]
-    said = [text for _, text in found(mixed, "ok")]
-    (counts,) = (text for text in said if "samples per epoch" in text)
+    findings = [text for _, text in found(mixed, "ok")]
+    (counts,) = (text for text in findings if "samples per epoch" in text)
     assert "dual: 3 samples per epoch, 9 held out by picture; segment: 3 samples per epoch, 8 held out" in counts
-    assert any("segment: lambda_mask" in text for text in said)
+    assert any("segment: lambda_mask" in text for text in findings)
     (failed,) = found([*mixed, "mix.segment.sources=[coco]"])
     assert failed[0] == "data" and "mix: no shards of this source; met coco" in failed[1]
 
 
 @pytest.mark.parametrize(
-    ("how", "check", "said"),
+    ("how", "check", "expected"),
     [
         ("missing", "data", "sav-000000.tar: no such file; wanted"),
         ("short", "data", "bytes; cop"),
@@ -34,9 +34,9 @@ def test_a_mix_is_checked_by_objective(good: list[str], sav_set: Path, tmp_path:
         ("recipe", "data", "shards of different recipes"),
     ],
 )
-def test_damaged_shards_are_named(good: list[str], sav_set: Path, tmp_path: Path, how: str, check: str, said: str):
+def test_damaged_shards_are_named(good: list[str], sav_set: Path, tmp_path: Path, how: str, check: str, expected: str):
     other = damage(sav_set, tmp_path / "other", how)
     paths = f"{sav_set},{other}" if how == "recipe" else other
     failed = found([*good, f"data.shards=[{paths}]"])
-    assert failed and failed[0][0] == check and said in failed[0][1], failed
+    assert failed and failed[0][0] == check and expected in failed[0][1], failed
     assert str(other) in failed[0][1]

@@ -32,6 +32,7 @@ def test_a_footprint_counts_what_loading_gives(tmp_path: Path, dtype: str):
         assert footprint.frozen_bytes.keys() == {dtype}
         assert footprint.trainable_bytes == 4 * sum(sizes.values())
         assert bool(footprint.new_bytes) == bool(base.new)
-        one, two = sum(footprint.memory(1).values()), sum(footprint.memory(2).values())
+        one = sum(footprint.memory(1).values())
+        two = sum(footprint.memory(2).values())
         assert sum(footprint.memory(1, project=True).values()) == one + 2 * footprint.trainable_bytes
         assert one == sum(footprint.frozen_bytes.values()) + 20 * sum(sizes.values()) == two - footprint.trainable_bytes

@@ -32,14 +32,19 @@ def test_what_would_become_of_a_run_that_stands_there(good: list[str], tmp_path:
     main([*good, "steps=1"])
     folder = tmp_path / "run"
     before = files_of(folder)
-    done, more = [*good, "steps=1"], [*good, "steps=4"]
+    done = [*good, "steps=1"]
+    more = [*good, "steps=4"]
     assert output(done).level == "warn" and "a finished run, 1 steps" in output(done).text
     assert output(more) == Finding(
         "ok", "output_dir", f"{folder}: would go on after step 1, {folder.resolve()}/checkpoints/step-0000001"
     )
-    for given, said in (("lr=1e-2", "met lr=0.01"), ("resume=never", "a run stands here"), ("batch_size=2", "batch")):
-        finding = output([*more, given])
-        assert finding.level == "fail" and said in finding.text
+    for change, expected in (
+        ("lr=1e-2", "met lr=0.01"),
+        ("resume=never", "a run stands here"),
+        ("batch_size=2", "batch"),
+    ):
+        finding = output([*more, change])
+        assert finding.level == "fail" and expected in finding.text
     lock = hold_lock(folder / "checkpoints/.lock", exclusive=True)
     try:
         assert "another run is writing here" in output(more).text

@@ -9,5 +9,5 @@ def test_a_run_that_waits_for_its_data_is_told_once():
     fine = [bottleneck.notice(0.9 if step == 7 else 0.1) for step in range(60)]
     slow = [bottleneck.notice(0.4) for _ in range(60)]
     assert fine == [None] * 60
-    [said] = [line for line in slow if line]
-    assert "data.threads (now 3)" in said and "recode" in said
+    [notice] = [line for line in slow if line]
+    assert "data.threads (now 3)" in notice and "recode" in notice

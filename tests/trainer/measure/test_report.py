@@ -142,8 +142,8 @@ def test_a_long_run_has_a_small_file(tmp_path: Path):
 
 
 def test_training_losses_that_do_not_compare_have_a_note_and_those_that_do_share_a_chart(tmp_path: Path):
-    own = [{"step": 1, "bce": 0.4, "bce_uniform": 0.2}, {"step": 1, "held_out/bce": 0.25, "held_out/dice_loss": 0.5}]
-    write_report(tmp_path / "r.html", "t", {}, own, {"segment": {}}, "")
+    short = [{"step": 1, "bce": 0.4, "bce_uniform": 0.2}, {"step": 1, "held_out/bce": 0.25, "held_out/dice_loss": 0.5}]
+    write_report(tmp_path / "r.html", "t", {}, short, {"segment": {}}, "")
     tags = Tags()
     tags.feed((tmp_path / "r.html").read_text("utf-8"))
     assert "2 to 3 times that of held-out samples; bce_uniform and dice_uniform" in tags.text

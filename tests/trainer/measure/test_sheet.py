@@ -15,8 +15,8 @@ def test_a_contact_sheet_shows_what_the_panel_holds():
     without = dataclasses.replace(shown, prediction=None)
     sheet = contact_sheet([shown, without])
     row = len(sheet) // 2
-    wanted = [shown.prompt, shown.image, tinted(shown.image, shown.truth), tinted(shown.image, shown.prediction)]
-    for top, pictures in ((0, wanted), (row, [*wanted[:3], np.full_like(shown.image, 255)])):
+    expected = [shown.prompt, shown.image, tinted(shown.image, shown.truth), tinted(shown.image, shown.prediction)]
+    for top, pictures in ((0, expected), (row, [*expected[:3], np.full_like(shown.image, 255)])):
         for column, want in enumerate(pictures):
             left = 6 + column * 38
             assert np.array_equal(sheet[top + 6 : top + 38, left : left + 32], want), column

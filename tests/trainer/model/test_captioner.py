@@ -25,20 +25,21 @@ def question(model: Sa2VA):
 
 def by_hand(model: Sa2VA, visual_tokens: torch.Tensor, regions: torch.Tensor, i: int, steps: int) -> list[int]:
     """Greedy generation of one row alone, without cache or padding."""
-    prompts, said = model.prompts, []
+    prompts = model.prompts
+    tokens = []
     for _ in range(steps):
-        rows = prompts.pack([prompts.describe("x", [int(regions[i].sum())], said)], model.device)
+        rows = prompts.pack([prompts.describe("x", [int(regions[i].sum())], tokens)], model.device)
         states = model.run_language_model(
             model.embed_rows(rows, visual_tokens, torch.tensor([i]), regions[i : i + 1]), rows.attention, rows.positions
         )
         logits = model.language_model.lm_head(states[0, -1]).clone()
         allowed = prompts.ordinary.clone()
-        allowed[prompts.end_ids[0]] = bool(said)
+        allowed[prompts.end_ids[0]] = bool(tokens)
         logits[~allowed] = -torch.inf
-        said.append(int(logits.argmax()))
-        if said[-1] == prompts.end_ids[0]:
+        tokens.append(int(logits.argmax()))
+        if tokens[-1] == prompts.end_ids[0]:
             break
-    return said
+    return tokens
 
 
 def test_greedy_generation_equals_one_row_at_a_time_without_a_cache(model: Sa2VA, question):
@@ -58,7 +59,8 @@ def ends_soon(model: Sa2VA):
 
 
 def test_it_stops_at_the_end_token_and_never_at_once(model: Sa2VA, question, ends_soon):
-    captioner, end = Captioner(model), model.prompts.end_ids[0]
+    captioner = Captioner(model)
+    end = model.prompts.end_ids[0]
     with torch.no_grad():
         ends_soon[end] = 0
         ends_soon[model.prompts.ordinary] *= 1e-6  # all text is equally likely, the end is last among equals
@@ -86,13 +88,14 @@ def test_marks_are_never_said(model: Sa2VA, question, ends_soon):
 
 def test_sampled_tokens_follow_the_softmax():
     torch.manual_seed(1)
-    logits, count = torch.randn(12) * 2, 100_000
+    logits = torch.randn(12) * 2
+    count = 100_000
     logits[[0, 5, 11]] = -torch.inf
     tokens = choose(logits.expand(count, -1), 0.8, torch.rand(count))
     shares = torch.softmax(logits / 0.8, 0)
-    met = torch.bincount(tokens, minlength=12) / count
-    assert not met[shares == 0].any()
-    assert ((met - shares).abs() < 4.5 * (shares * (1 - shares) / count).sqrt() + 1e-9).all()
+    frequencies = torch.bincount(tokens, minlength=12) / count
+    assert not frequencies[shares == 0].any()
+    assert ((frequencies - shares).abs() < 4.5 * (shares * (1 - shares) / count).sqrt() + 1e-9).all()
 
 
 @pytest.mark.parametrize("draw", [0.0, 1 - 2**-24, 1.0])
@@ -104,14 +107,16 @@ def test_a_draw_at_the_edge_is_still_an_allowed_token(draw: float):
 
 
 def test_sampling_is_part_of_generation(model: Sa2VA, question):
-    captioner, draws = Captioner(model), torch.rand(2, 6)
+    captioner = Captioner(model)
+    draws = torch.rand(2, 6)
     sampled = captioner(*question, 6, 2.0, draws).tokens()
     assert captioner(*question, 6, 2.0, draws).tokens() == sampled
     assert captioner(*question, 6, 2.0, torch.rand(2, 6)).tokens() != sampled
 
 
 def test_what_follows_the_end_does_not_count():
-    ids, valid = torch.tensor([[5, 9, 7, 7]]), torch.tensor([[True, True, False, False]])
+    ids = torch.tensor([[5, 9, 7, 7]])
+    valid = torch.tensor([[True, True, False, False]])
     captions = Answers(ids, valid, torch.zeros(0, 8), torch.zeros(0, dtype=torch.int64))
     assert captions.tokens() == [[5, 9]]
 

@@ -16,24 +16,24 @@ def test_a_compiled_step_is_the_step(make_loop, batch: Batch, monkeypatch: pytes
     monkeypatch.setattr(compiled, "BACKEND", "eager")
     monkeypatch.setattr(torch._dynamo.config, "automatic_dynamic_shapes", False)
     torch._dynamo.reset()
-    wanted = make_loop()
-    met = make_loop()
-    assert compiled.compile_layers(met.model) == 2 + 2 + 4  # vision tower, language model, SAM 2's image encoder
-    results = [loop(batch, "segment") for loop in (wanted, met)]
+    eager = make_loop()
+    faster = make_loop()
+    assert compiled.compile_layers(faster.model) == 2 + 2 + 4  # vision tower, language model, SAM 2's image encoder
+    results = [loop(batch, "segment") for loop in (eager, faster)]
     frames = dict(torch._dynamo.utils.counters["frames"])
     assert frames["ok"] >= 3, frames  # something was compiled
     for name, value in results[0].items():
         assert results[1][name].item() == pytest.approx(value.item(), rel=1e-4), name
     for result in results:
         result["loss"].backward()
-    assert wanted.state_dict().keys() == met.state_dict().keys()
-    for (name, one), (other, two) in zip(wanted.named_parameters(), met.named_parameters(), strict=True):
+    assert eager.state_dict().keys() == faster.state_dict().keys()
+    for (name, one), (other, two) in zip(eager.named_parameters(), faster.named_parameters(), strict=True):
         assert name == other
         assert one.grad is None or torch.allclose(one.grad, two.grad, rtol=1e-3, atol=1e-5), name
-    visual_tokens = wanted.model.encode_image(batch.frames[0].pixel_values)
+    visual_tokens = eager.model.encode_image(batch.frames[0].pixel_values)
     captions = [
         pseudo_captions(loop.passes, loop.teacher, batch, visual_tokens, object_generators(batch, 0))
-        for loop in (wanted, met)
+        for loop in (eager, faster)
     ]
     assert captions[0] == captions[1]
     assert dict(torch._dynamo.utils.counters["frames"]) == frames  # captions are written by the layers as they are

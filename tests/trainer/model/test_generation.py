@@ -15,13 +15,13 @@ QUESTIONS = ("Please segment the dog.", "Where?")
 
 
 def answer(
-    model: Sa2VA, said: list[list[int]], count: int, visual_tokens: Tensor, names=QUESTIONS, **kwargs
+    model: Sa2VA, tokens: list[list[int]], count: int, visual_tokens: Tensor, names=QUESTIONS, **kwargs
 ) -> Answers:
     """Generate; row i says `said[i]`, whatever its logits are."""
     prompts = model.prompts
     rows = prompts.pack([prompts.ask("x", text) for text in names], model.device, left=True)
     embeddings = model.embed_rows(rows, visual_tokens, torch.zeros(len(names), dtype=torch.int64))
-    script = torch.tensor(said)
+    script = torch.tensor(tokens)
     return generate(model, rows, embeddings, count, lambda logits, t: script[:, t], prompts.ended, **kwargs)
 
 
@@ -30,13 +30,13 @@ def visual_tokens(model: Sa2VA) -> Tensor:
     return torch.randn(1, 256, model.mlp1[0].normalized_shape[0])
 
 
-def whole(model: Sa2VA, visual_tokens: Tensor, text: str, said: list[int]) -> Tensor:
+def whole(model: Sa2VA, visual_tokens: Tensor, text: str, tokens: list[int]) -> Tensor:
     """States of question and answer read at once, alone, without cache or padding: those of the answer (T, D)."""
     prompts = model.prompts
     asked = prompts.ask("x", text).ids
     row = prompts.pack([prompts.ask("x", text)], model.device)
     question = model.embed_rows(row, visual_tokens, torch.tensor([0]))
-    embeddings = torch.cat([question, model.embedding(torch.tensor([said]))], 1)
+    embeddings = torch.cat([question, model.embedding(torch.tensor([tokens]))], 1)
     length = embeddings.shape[1]
     return model.run_language_model(embeddings, torch.ones(1, length, dtype=torch.int64), torch.arange(length)[None])[
         0, len(asked) :
@@ -44,25 +44,27 @@ def whole(model: Sa2VA, visual_tokens: Tensor, text: str, said: list[int]) -> Te
 
 
 def test_the_state_of_seg_is_that_of_the_step_that_reads_it(model: Sa2VA, visual_tokens: Tensor):
-    seg, end = model.prompts.seg, model.prompts.end_ids[0]
-    said = [[65, seg, 66, seg, end], [seg, 66, 67, 68, seg]]
-    met = answer(model, said, 5, visual_tokens, keep_seg=True)
-    assert met.row_of_seg.tolist() == [0, 0, 1, 1]  # row by row, though they were not written so
-    wanted = torch.cat(
+    seg = model.prompts.seg
+    end = model.prompts.end_ids[0]
+    tokens = [[65, seg, 66, seg, end], [seg, 66, 67, 68, seg]]
+    answers = answer(model, tokens, 5, visual_tokens, keep_seg=True)
+    assert answers.row_of_seg.tolist() == [0, 0, 1, 1]  # row by row, though they were not written so
+    expected = torch.cat(
         [
-            whole(model, visual_tokens, QUESTIONS[0], said[0])[[1, 3]],
-            whole(model, visual_tokens, QUESTIONS[1], said[1])[[0, 4]],  # the last one was never read while writing
+            whole(model, visual_tokens, QUESTIONS[0], tokens[0])[[1, 3]],
+            whole(model, visual_tokens, QUESTIONS[1], tokens[1])[[0, 4]],  # the last one was never read while writing
         ]
     )
-    assert torch.allclose(met.seg_states, wanted, atol=1e-4)
-    assert met.tokens() == said
+    assert torch.allclose(answers.seg_states, expected, atol=1e-4)
+    assert answers.tokens() == tokens
 
 
 def test_reading_a_last_seg_is_the_only_step_more(model: Sa2VA, visual_tokens: Tensor):
-    seg, steps = model.prompts.seg, []
+    seg = model.prompts.seg
+    steps = []
     hook = model.language_model.model.register_forward_hook(lambda *_: steps.append(1))
-    met = answer(model, [[65, 66], [65, seg]], 2, visual_tokens, keep_seg=True)
-    assert len(steps) == 3 and met.row_of_seg.tolist() == [1]
+    answers = answer(model, [[65, 66], [65, seg]], 2, visual_tokens, keep_seg=True)
+    assert len(steps) == 3 and answers.row_of_seg.tolist() == [1]
     steps.clear()
     answer(model, [[65, seg], [65, seg]], 2, visual_tokens)
     assert len(steps) == 2
@@ -74,7 +76,8 @@ def test_reading_a_last_seg_is_the_only_step_more(model: Sa2VA, visual_tokens: T
 
 def test_padding_on_the_left_changes_no_state(model: Sa2VA, visual_tokens: Tensor):
     seg = model.prompts.seg
-    long, short = "Please segment " + "the long thing, " * 20, "Cat?"
+    long = "Please segment " + "the long thing, " * 20
+    short = "Cat?"
     together = answer(model, [[seg, 65, seg]] * 2, 3, visual_tokens, (long, short), keep_seg=True)
     alone = answer(model, [[seg, 65, seg]], 3, visual_tokens, (short,), keep_seg=True)
     assert torch.allclose(together.seg_states[together.row_of_seg == 1], alone.seg_states, atol=1e-4)
@@ -82,15 +85,16 @@ def test_padding_on_the_left_changes_no_state(model: Sa2VA, visual_tokens: Tenso
 
 
 def test_what_a_finished_row_says_does_not_count(model: Sa2VA, visual_tokens: Tensor):
-    seg, end = model.prompts.seg, model.prompts.end_ids[0]
-    met = answer(model, [[end, seg, seg], [65, 66, 67]], 3, visual_tokens, keep_seg=True)
-    assert met.tokens() == [[end], [65, 66, 67]] and not len(met.seg_states)
+    seg = model.prompts.seg
+    end = model.prompts.end_ids[0]
+    answers = answer(model, [[end, seg, seg], [65, 66, 67]], 3, visual_tokens, keep_seg=True)
+    assert answers.tokens() == [[end], [65, 66, 67]] and not len(answers.seg_states)
 
 
 def test_endoftext_ends_an_answer_too(model: Sa2VA, visual_tokens: Tensor):
     (stop,) = model.prompts.encode("<|endoftext|>")
-    met = answer(model, [[65, stop, 66], [65, 66, 67]], 3, visual_tokens)
-    assert [model.prompts.answer(ids) for ids in met.tokens()] == [
+    answers = answer(model, [[65, stop, 66], [65, 66, 67]], 3, visual_tokens)
+    assert [model.prompts.answer(ids) for ids in answers.tokens()] == [
         model.prompts.decode([65]),
         model.prompts.decode([65, 66, 67]),
     ]

@@ -45,7 +45,8 @@ def test_marks_are_one_token_each_and_not_ordinary(prompts: Prompts):
 
 def test_a_description_question(prompts: Prompts):
     row = prompts.describe("k", [3], answer=[5, 6], targets=[7, 8])
-    picture, cells = "<img>" + "<IMG_CONTEXT>" * 256 + "</img>", "<IMG_CONTEXT>" * 3
+    picture = "<img>" + "<IMG_CONTEXT>" * 256 + "</img>"
+    cells = "<IMG_CONTEXT>" * 3
     asked = (
         f"<|im_start|>user\n{picture}\nThere are 1 part regions in the picture: region1<vp>{cells}</vp>.\n"
         "Please generate a detailed description for the given image region.<|im_end|>\n<|im_start|>assistant\n"
@@ -57,7 +58,8 @@ def test_a_description_question(prompts: Prompts):
 
 def test_several_regions_are_named(prompts: Prompts):
     asked = text(prompts, prompts.describe("k", [1, 2]).ids)
-    one, two = "<IMG_CONTEXT>", "<IMG_CONTEXT>" * 2
+    one = "<IMG_CONTEXT>"
+    two = "<IMG_CONTEXT>" * 2
     assert f"There are 2 part regions in the picture: region1<vp>{one}</vp>, region2<vp>{two}</vp>.\n" in asked
     assert "region1, region2" in asked
 
@@ -93,7 +95,8 @@ def test_a_phrase_loses_one_full_stop():
 def test_padding_has_no_attention_and_no_place(prompts: Prompts):
     rows = [prompts.segment("k", "a"), prompts.segment("l", "a long phrase")]
     length = len(rows[1].ids)
-    right, left = prompts.pack(rows, CPU), prompts.pack(rows, CPU, left=True)
+    right = prompts.pack(rows, CPU)
+    left = prompts.pack(rows, CPU, left=True)
     assert right.ids.shape == left.ids.shape == (2, length)
     short = len(rows[0].ids)
     assert right.attention[0].tolist() == [1] * short + [0] * (length - short)
@@ -115,7 +118,8 @@ def test_a_tokenizer_without_the_tokens_is_refused():
 
 def test_a_question_in_a_users_words(prompts: Prompts):
     picture = "<img>" + "<IMG_CONTEXT>" * 256 + "</img>"
-    before, after = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
+    before = "<|im_start|>user\n"
+    after = "<|im_end|>\n<|im_start|>assistant\n"
     assert text(prompts, prompts.ask("k", "Where is it?").ids) == f"{before}{picture}\nWhere is it?{after}"
     assert text(prompts, prompts.ask("k", "<image>Where?").ids) == f"{before}{picture}Where?{after}"
     assert text(prompts, prompts.ask("k", "In <image> where?").ids) == f"{before}In {picture} where?{after}"
@@ -141,7 +145,8 @@ def test_what_the_tokenizer_puts_in_front_stands_in_front_of_every_row():
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", bos)]
     )
-    prompts, bare = Prompts(tokenizer, "internlm2_chat", 300), Prompts(byte_tokenizer(), "internlm2_chat", 300)
+    prompts = Prompts(tokenizer, "internlm2_chat", 300)
+    bare = Prompts(byte_tokenizer(), "internlm2_chat", 300)
     assert prompts.start == [bos] and bare.start == []
     for ask in (
         lambda p: p.ask("k", "Where?"),
@@ -149,7 +154,8 @@ def test_what_the_tokenizer_puts_in_front_stands_in_front_of_every_row():
         lambda p: p.segment("k", "a dog"),
         lambda p: p.segment("k", [65, 66]),
     ):
-        row, plain = ask(prompts), ask(bare)
+        row = ask(prompts)
+        plain = ask(bare)
         assert row.ids == [bos, *plain.ids]
         assert row.labels == [IGNORE, *plain.labels] and row.replaced == [False, *plain.replaced]
 

@@ -18,18 +18,19 @@ def places(model: Sa2VA, ids: list[int], token: int) -> list[int]:
 
 
 def test_pixel_shuffle_by_loops():
-    side, width = 32, 3
+    side = 32
+    width = 3
     tokens = torch.randn(2, side * side, width)
     folded = pixel_shuffle(tokens)
     assert folded.shape == (2, 256, 4 * width)
     for picture in range(2):
         for row in range(16):
             for column in range(16):
-                wanted = []
+                expected = []
                 for down in (0, 1):
                     for right in (0, 1):
-                        wanted += tokens[picture, (2 * row + down) * side + 2 * column + right].tolist()
-                assert folded[picture, row * 16 + column].tolist() == wanted
+                        expected += tokens[picture, (2 * row + down) * side + 2 * column + right].tolist()
+                assert folded[picture, row * 16 + column].tolist() == expected
 
 
 def test_seeing_drops_the_class_token_and_keeps_reading_order(model: Sa2VA, batch: Batch):
@@ -54,13 +55,13 @@ def test_region_tokens_are_the_regions_cells_row_by_row(model: Sa2VA):
     embeddings = model.embed_rows(rows, visual_tokens, image_of_row, regions)
     visual = model.mlp1(visual_tokens)
     for row, image in enumerate(image_of_row.tolist()):
-        wanted = [visual[image, cell] for cell in range(256)]
+        expected = [visual[image, cell] for cell in range(256)]
         for y in range(16):
             for x in range(16):
                 if regions[row, 0, y, x]:
-                    wanted.append(visual[image, 16 * y + x])
+                    expected.append(visual[image, 16 * y + x])
         found = places(model, rows.ids[row].tolist(), prompts.context)
-        assert torch.equal(embeddings[row, found], torch.stack(wanted))
+        assert torch.equal(embeddings[row, found], torch.stack(expected))
         text = [p for p in range(rows.ids.shape[1]) if p not in found]
         assert torch.equal(embeddings[row, text], model.embedding(rows.ids[row, text]))
 
@@ -79,7 +80,8 @@ def test_several_regions_follow_one_another(model: Sa2VA):
 def test_rows_of_several_pictures_get_them_in_order_and_regions_of_the_last(model: Sa2VA):
     """Tiles and frames: 256 tokens a picture; rows may have unequal numbers of them, and share them."""
     visual_tokens = torch.randn(4, 256, model.mlp1[0].normalized_shape[0])
-    prompts, visual = model.prompts, model.mlp1(visual_tokens)
+    prompts = model.prompts
+    visual = model.mlp1(visual_tokens)
     regions = torch.zeros(3, 2, 16, 16, dtype=torch.bool)
     regions[0, 0, 2, 3] = regions[0, 1, 0, :2] = regions[1, 0, 15, 15] = True
     asked = [
@@ -89,12 +91,12 @@ def test_rows_of_several_pictures_get_them_in_order_and_regions_of_the_last(mode
     ]
     rows = prompts.pack(asked, model.device, left=True)
     embeddings = model.embed_rows(rows, visual_tokens, torch.tensor([[2, 0, 1], [3, -1, -1], [1, 3, -1]]), regions)
-    wanted = [
+    expected = [
         torch.cat([visual[2], visual[0], visual[1], visual[1, [35, 0, 1]]]),
         torch.cat([visual[3], visual[3, [255]]]),
         torch.cat([visual[1], visual[3]]),
     ]
-    for row, tokens in enumerate(wanted):
+    for row, tokens in enumerate(expected):
         assert torch.equal(embeddings[row, places(model, rows.ids[row].tolist(), prompts.context)], tokens)
     with pytest.raises(UserError, match=r"sample a.*met 771 places.*wanted 515"):
         model.embed_rows(rows, visual_tokens, torch.tensor([[2, 0, -1], [3, -1, -1], [1, 3, -1]]), regions)
@@ -128,10 +130,11 @@ def test_seg_state_is_taken_after_the_final_norm_at_its_own_place(model: Sa2VA, 
     written = [prompts.segment("a", "cat", answer=0), prompts.segment("b", "the long thing", answer=3)]
     rows = prompts.pack(written, model.device)
     embeddings = model.embed_rows(rows, model.encode_image(batch.frames[0].pixel_values), torch.tensor([0, 1]))
-    normed, taken = [], []
+    normed = []
+    taken = []
     hooks = [
-        model.language_model.model.norm.register_forward_hook(lambda m, given, out: normed.append(out)),
-        model.text_hidden_fcs.register_forward_hook(lambda m, given, out: taken.append(given[0])),
+        model.language_model.model.norm.register_forward_hook(lambda m, inputs, out: normed.append(out)),
+        model.text_hidden_fcs.register_forward_hook(lambda m, inputs, out: taken.append(inputs[0])),
     ]
     states = model.run_language_model(embeddings, rows.attention, rows.positions)
     sam_features = model.encode_sam(batch.frames[0].g_pixel_values)
@@ -146,7 +149,8 @@ def test_seg_state_is_taken_after_the_final_norm_at_its_own_place(model: Sa2VA, 
 def test_logits_are_computed_where_a_label_follows(model: Sa2VA):
     states = torch.randn(2, 6, model.embedding.embedding_dim)
     labels = torch.full((2, 6), -100)
-    labels[0, 4:], labels[1, 2] = torch.tensor([7, 8]), 9
+    labels[0, 4:] = torch.tensor([7, 8])
+    labels[1, 2] = 9
     logits, targets, row_of = model.answer_logits(states, labels)
     assert targets.tolist() == [7, 8, 9] and row_of.tolist() == [0, 0, 1]
     everything = model.language_model.lm_head(states)
@@ -156,27 +160,28 @@ def test_logits_are_computed_where_a_label_follows(model: Sa2VA):
 def test_given_embeddings_replace_those_of_the_table(model: Sa2VA):
     prompts = model.prompts
     rows = prompts.pack([prompts.segment("a", [1, 2]), prompts.segment("b", [3])], model.device)
-    given = torch.randn(3, model.embedding.embedding_dim)
+    phrases = torch.randn(3, model.embedding.embedding_dim)
     visual_tokens = torch.zeros(1, 256, model.mlp1[0].normalized_shape[0])
-    embeddings = model.embed_rows(rows, visual_tokens, torch.tensor([0, 0]), phrase_embeddings=given)
-    assert torch.equal(embeddings[rows.replaced], given)
-    assert torch.equal(embeddings[0, rows.replaced[0]], given[:2])
+    embeddings = model.embed_rows(rows, visual_tokens, torch.tensor([0, 0]), phrase_embeddings=phrases)
+    assert torch.equal(embeddings[rows.replaced], phrases)
+    assert torch.equal(embeddings[0, rows.replaced[0]], phrases[:2])
 
 
 def test_sam_gets_the_exact_normalisation_of_uint8(model: Sa2VA):
     values = torch.arange(256, dtype=torch.uint8)
     pictures = values.repeat(3 * 1024 * 4).view(1, 3, 1024, 1024)
-    met = model.grounding_encoder.normalise(pictures)
+    result = model.grounding_encoder.normalise(pictures)
     for channel, (mean, std) in enumerate([(0.485, 0.229), (0.456, 0.224), (0.406, 0.225)]):
-        wanted = (values.double() / 255 - mean) / std
-        assert torch.allclose(met[0, channel, 0, :256].double(), wanted, atol=1e-6)
+        expected = (values.double() / 255 - mean) / std
+        assert torch.allclose(result[0, channel, 0, :256].double(), expected, atol=1e-6)
     assert pictures.dtype == torch.uint8 and torch.equal(pictures[0, 0, 0, :256], values)  # not changed in place
     with pytest.raises(TypeError, match="uint8"):
-        model.grounding_encoder.normalise(met)
+        model.grounding_encoder.normalise(result)
     rounded = model.grounding_encoder.normalise(pictures, rounded=True)
-    mean, std = 0.484375, 0.22851562  # the nearest bfloat16
+    mean = 0.484375  # this and `std` are the nearest bfloat16
+    std = 0.22851562
     assert torch.allclose(rounded[0, 0, 0, :256].double(), (values.double() / 255 - mean) / std, atol=1e-6)
-    assert 1e-3 < (rounded - met).abs().max() < 1e-2
+    assert 1e-3 < (rounded - result).abs().max() < 1e-2
 
 
 def test_features_are_those_of_sam2s_own_forward(model: Sa2VA, batch: Batch):
@@ -187,12 +192,13 @@ def test_features_are_those_of_sam2s_own_forward(model: Sa2VA, batch: Batch):
     out = sam.forward_image(encoder.normalise(pictures))
     *high, last = out["backbone_fpn"]
     assert torch.equal(sam_features.embedding, last)
-    assert all(torch.equal(met, wanted) for met, wanted in zip(sam_features.high, high, strict=True))
+    assert all(torch.equal(features, expected) for features, expected in zip(sam_features.high, high, strict=True))
     assert [tuple(level.shape[2:]) for level in (*high, last)] == [(256, 256), (128, 128), (64, 64)]
 
 
 def test_prompt_tokens_are_two_padding_points_and_the_language_embedding(model: Sa2VA, batch: Batch):
-    encoder, decoder = model.grounding_encoder, model.grounding_encoder.sam2_model.sam_mask_decoder
+    encoder = model.grounding_encoder
+    decoder = model.grounding_encoder.sam2_model.sam_mask_decoder
     caught: dict[str, torch.Tensor] = {}
     hook = decoder.register_forward_pre_hook(lambda m, a, kwargs: caught.update(kwargs), with_kwargs=True)
     embeddings = torch.randn(3, encoder.width)
@@ -209,11 +215,13 @@ def test_prompt_tokens_are_two_padding_points_and_the_language_embedding(model: 
 
 
 def test_the_mask_of_highest_predicted_iou_is_taken_and_none_is_blanked(model: Sa2VA, batch: Batch):
-    encoder, decoder = model.grounding_encoder, model.grounding_encoder.sam2_model.sam_mask_decoder
-    sam_features, embeddings = encoder.encode(batch.frames[0].g_pixel_values), torch.randn(2, encoder.width)
+    encoder = model.grounding_encoder
+    decoder = model.grounding_encoder.sam2_model.sam_mask_decoder
+    sam_features = encoder.encode(batch.frames[0].g_pixel_values)
+    embeddings = torch.randn(2, encoder.width)
     pictures = torch.tensor([0, 1])
     outputs = []
-    hook = decoder.register_forward_hook(lambda m, given, out: outputs.append(out))
+    hook = decoder.register_forward_hook(lambda m, inputs, out: outputs.append(out))
     logits = encoder.decode(sam_features, pictures, embeddings)
     hook.remove()
     masks, ious, _, _ = outputs[0]
@@ -231,7 +239,8 @@ def test_the_mask_of_highest_predicted_iou_is_taken_and_none_is_blanked(model: S
 
 def test_objects_of_one_picture_are_decoded_as_if_alone(model: Sa2VA, batch: Batch):
     encoder = model.grounding_encoder
-    sam_features, embeddings = encoder.encode(batch.frames[0].g_pixel_values), torch.randn(3, encoder.width)
+    sam_features = encoder.encode(batch.frames[0].g_pixel_values)
+    embeddings = torch.randn(3, encoder.width)
     together = encoder.decode(sam_features, torch.tensor([1, 1, 0]), embeddings)
     for i, picture in enumerate([1, 1, 0]):
         alone = encoder.decode(sam_features, torch.tensor([picture]), embeddings[i : i + 1])

@@ -30,7 +30,8 @@ def test_by_default_adapters_projector_seg_mlp_and_mask_decoder_train():
 def test_a_new_adapter_changes_nothing():
     model = build("tiny").eval()
     inputs = torch.randn(1, 6, model.embedding.embedding_dim)
-    ones, order = torch.ones(1, 6, dtype=torch.long), torch.arange(6)[None]
+    ones = torch.ones(1, 6, dtype=torch.long)
+    order = torch.arange(6)[None]
     before = model.run_language_model(inputs, ones, order)
     set_trainable(model, ["lora"], r=4, alpha=8, dropout=0.5)
     assert torch.equal(model.eval().run_language_model(inputs, ones, order), before)
@@ -78,11 +79,11 @@ def test_each_trainable_parameter_belongs_to_one_part(parts: list[str]):
     sizes = set_trainable(model, parts, r=4, alpha=8, dropout=0.0)
     found = by_part(model, parts)
     assert [*found] == parts
-    flat = [parameter for own in found.values() for parameter in own]
+    flat = [parameter for parameters in found.values() for parameter in parameters]
     assert len({id(p) for p in flat}) == len(flat) == sum(p.requires_grad for p in model.parameters())
     assert sum(p.numel() for p in found["lora"]) == sizes["lora"]
     if parts == Config().trainable:
-        assert {part: sum(p.numel() for p in own) for part, own in found.items()} == sizes
+        assert {part: sum(p.numel() for p in parameters) for part, parameters in found.items()} == sizes
     else:  # what two parts hold belongs to the first
         assert any(p is model.embedding.weight for p in found["token_embeddings"])
         assert not any(p is model.embedding.weight for p in found["language_model"])

@@ -43,7 +43,8 @@ class Served:
     """A stream of the same batch for each objective in turn."""
 
     def __init__(self, batch: Batch, names: list[str]) -> None:
-        self._batch, self._names = batch, names
+        self._batch = batch
+        self._names = names
 
     def objects(self) -> dict[str, int]:
         return {name: self._names.count(name) * len(self._batch.image_of_object) for name in self._names}
@@ -76,35 +77,38 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
 def test_a_mix_adds_weighted_gradients_of_mean_losses(make_loop, config: Config, batch: Batch):
     config.accumulation = 2
     config.mix = {"describe": ObjectiveConfig(weight=0.5), "segment": ObjectiveConfig(weight=2.0)}
-    met, losses, keys = gradients(config, make_loop, batch, ["describe", "describe", "segment", "segment"])
+    mixed, losses, keys = gradients(config, make_loop, batch, ["describe", "describe", "segment", "segment"])
     first, second = (alone(config, make_loop, batch, name) for name in ("describe", "segment"))
-    assert all(close(met[n], 0.5 * first[n] + 2 * second[n]) for n in met)
+    assert all(close(mixed[n], 0.5 * first[n] + 2 * second[n]) for n in mixed)
     assert losses["loss"] == pytest.approx(0.5 * losses["describe/loss"] + 2 * losses["segment/loss"])
     assert keys == {"describe": batch.keys * 2, "segment": batch.keys * 2}
     assert {"describe/caption", "segment/bce", "segment/lang"} <= losses.keys()
 
 
 def test_one_objective_keeps_its_plain_names(make_loop, config: Config, batch: Batch):
-    config.accumulation, config.objective = 2, "describe"
-    met, losses, _ = gradients(config, make_loop, batch, ["describe", "describe"])
-    wanted = alone(config, make_loop, batch, "describe")
-    assert all(close(met[n], wanted[n]) for n in met)
+    config.accumulation = 2
+    config.objective = "describe"
+    mean, losses, _ = gradients(config, make_loop, batch, ["describe", "describe"])
+    expected = alone(config, make_loop, batch, "describe")
+    assert all(close(mean[n], expected[n]) for n in mean)
     assert losses.keys() == {"loss", "caption"}
 
 
 def test_the_reverse_loops_gradient_is_made_orthogonal(make_loop, config: Config, batch: Batch):
-    config.accumulation, config.project = 1, True
+    config.accumulation = 1
+    config.project = True
     config.mix = {"reverse": ObjectiveConfig(weight=0.5), "segment": ObjectiveConfig()}
     assert [*config.objectives()] == ["segment", "reverse"]
-    met, losses, _ = gradients(config, make_loop, batch, ["segment", "reverse"])
+    projected, losses, _ = gradients(config, make_loop, batch, ["segment", "reverse"])
     main, reverse = (alone(config, make_loop, batch, name) for name in ("segment", "reverse"))
-    flat = [torch.cat([g[n].flatten() for n in met]).double() for g in (main, reverse, met)]
-    others, own = flat[0], 0.5 * flat[1]
-    wanted = others + own - (own @ others) / (others @ others) * others
-    assert (own @ others).abs() > 1e-3 * own.norm() * others.norm()  # else there was nothing to take away
-    assert torch.allclose(flat[2], wanted, rtol=1e-3, atol=1e-7)
-    assert ((flat[2] - others) @ others).abs() < 1e-5 * own.norm() * others.norm()
-    cosine = (own @ others) / (own.norm() * others.norm())
+    flat = [torch.cat([g[n].flatten() for n in projected]).double() for g in (main, reverse, projected)]
+    others = flat[0]
+    weighted = 0.5 * flat[1]
+    expected = others + weighted - (weighted @ others) / (others @ others) * others
+    assert (weighted @ others).abs() > 1e-3 * weighted.norm() * others.norm()  # else there was nothing to take away
+    assert torch.allclose(flat[2], expected, rtol=1e-3, atol=1e-7)
+    assert ((flat[2] - others) @ others).abs() < 1e-5 * weighted.norm() * others.norm()
+    cosine = (weighted @ others) / (weighted.norm() * others.norm())
     assert losses["reverse/alignment"].item() == pytest.approx(cosine.item(), rel=1e-3)
 
 
@@ -127,21 +131,23 @@ def split_step(
     accelerator: Accelerator, config: Config, folder: Path, seed: int = 6
 ) -> tuple[Gradients, dict[str, torch.Tensor], list[int]]:
     """The first step of a run, in batches of a sample: gradients, what is logged, and the objects of each batch."""
-    accelerator.step, accelerator.gradient_accumulation_steps = 0, accumulation_steps(config)
+    accelerator.step = 0
+    accelerator.gradient_accumulation_steps = accumulation_steps(config)
     step = build_step(config)
     trainable = {n: p for n, p in step.named_parameters() if p.requires_grad}
     how = {"batch_size": 1, "accumulation": config.accumulation, "seed": seed}
     how |= {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
     stream = Stream({name: load(folder, name, **how) for name in config.objectives()}, config.accumulation)
     counts: list[int] = []
-    step.register_forward_pre_hook(lambda _, given: counts.append(len(given[0].image_of_object)))
+    step.register_forward_pre_hook(lambda _, inputs: counts.append(len(inputs[0].image_of_object)))
     losses, _, _ = Backward(accelerator, accelerator.prepare(step), [*trainable.values()], config)(stream)
     return {n: p.grad for n, p in trainable.items()}, losses, counts
 
 
 def whole_step(config: Config, folder: Path, name: str, seed: int = 6) -> tuple[Gradients, dict[str, torch.Tensor]]:
     """The same of one objective by hand: 2 samples in one batch, whose loss is a mean over its objects."""
-    step, batch = build_step(config), next(load(folder, name, batch_size=2, seed=seed).epoch(0))
+    step = build_step(config)
+    batch = next(load(folder, name, batch_size=2, seed=seed).epoch(0))
     with torch.autocast("cpu", torch.bfloat16, enabled=config.mixed_precision == "bf16"):
         result = step(batch, name)
     (config.objectives()[name].weight * result["loss"]).backward()
@@ -160,11 +166,13 @@ def flat(gradients: Gradients) -> torch.Tensor:
 def test_accumulated_batches_average_over_the_objects_of_all(
     config: Config, unequal_set: Path, seed: int, counted: list[int], precision: str, bound: float
 ):
-    config.objective, config.mixed_precision, config.accumulation = "segment", precision, 2
-    wanted, logged = whole_step(config, unequal_set, "segment", seed)
-    met, losses, counts = split_step(Accelerator(cpu=True), config, unequal_set, seed)
+    config.objective = "segment"
+    config.mixed_precision = precision
+    config.accumulation = 2
+    expected, logged = whole_step(config, unequal_set, "segment", seed)
+    split, losses, counts = split_step(Accelerator(cpu=True), config, unequal_set, seed)
     assert counts == counted
-    assert (flat(met) - flat(wanted)).norm() < bound * flat(wanted).norm()
+    assert (flat(split) - flat(expected)).norm() < bound * flat(expected).norm()
     for name in ("loss", *LOGGED[:-1]):
         assert losses[name].item() == pytest.approx(logged[name].item(), rel=bound), name
 
@@ -194,14 +202,18 @@ def test_two_processes_average_over_the_objects_of_both(unequal_set: Path, tmp_p
     """In a mix of objectives, and with projected gradients."""
     joined = Joined(2, save_steps, str(unequal_set), str(tmp_path), log=tmp_path / "said")
     whole = {name: whole_step(small(CASES["mix"]), unequal_set, name) for name in MIX}
-    others, own = flat(whole["segment"][0]), flat(whole["reverse"][0])
-    wanted = {"mix": others + own, "projected": others + own - (own @ others) / (others @ others) * others}
+    others = flat(whole["segment"][0])
+    reverse = flat(whole["reverse"][0])
+    expected = {
+        "mix": others + reverse,
+        "projected": others + reverse - (reverse @ others) / (others @ others) * others,
+    }
     assert joined.wait() == [0, 0], (tmp_path / "said").read_text()[-2000:]
-    for case, gradient in wanted.items():
+    for case, gradient in expected.items():
         saved = [torch.load(tmp_path / f"{case}-{rank}.pt") for rank in (0, 1)]
         assert [counts for *_, counts in saved] == [[4, 4], [1, 1]], "nothing was unequal"
-        for met, logged, _ in saved:
-            assert (flat(met) - gradient).norm() < 1e-4 * gradient.norm(), case
+        for summed, logged, _ in saved:
+            assert (flat(summed) - gradient).norm() < 1e-4 * gradient.norm(), case
             for name, (_, result) in whole.items():
                 for part in {*LOGGED} & {*result}:
                     assert logged[f"{name}/{part}"].item() == pytest.approx(result[part].item(), rel=1e-4)
@@ -217,7 +229,7 @@ def test_parts_that_no_loss_reaches_do_not_train():
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("argument", "message"),
     [
         ("mix={dul:{}}", "no such objective"),
         ("mix={dual:{weight: 0}}", "mix.dual.weight"),
@@ -227,6 +239,6 @@ def test_parts_that_no_loss_reaches_do_not_train():
         ("rates={lora: 0}", "rates.lora"),
     ],
 )
-def test_mistakes_in_a_mix_and_in_rates(given: str, said: str):
-    with pytest.raises(UserError, match=said):
-        load_config([given])
+def test_mistakes_in_a_mix_and_in_rates(argument: str, message: str):
+    with pytest.raises(UserError, match=message):
+        load_config([argument])

@@ -21,7 +21,8 @@ def in_words(batch: Batch, texts: list[list[str]] = TEXTS) -> Batch:
 
 def alone(loop: Step, batch: Batch, i: int, text: str) -> float:
     """The description loss of one object by hand: unpadded, mean over the answer's tokens and the end."""
-    model, prompts = loop.model, loop.model.prompts
+    model = loop.model
+    prompts = loop.model.prompts
     region = batch.frames[0].prompt_masks[i : i + 1, None]
     answer = [*prompts.encode(text), prompts.end_ids[0]]
     rows = prompts.pack([prompts.describe("x", [int(region.sum())], answer)], model.device)
@@ -38,8 +39,8 @@ def test_describing_is_the_cross_entropy_of_the_text_and_its_end(make_loop, batc
     loop = make_loop().eval()
     texts = [["the left eye."], ["a white helmet"]]
     result = loop(in_words(batch, texts), "describe")
-    wanted = sum(alone(loop, batch, i, own[0]) for i, own in enumerate(texts)) / 2
-    assert result["loss"].item() == result["caption"].item() == pytest.approx(wanted, rel=1e-5)
+    expected = sum(alone(loop, batch, i, choices[0]) for i, choices in enumerate(texts)) / 2
+    assert result["loss"].item() == result["caption"].item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("objective", ["describe", "reverse"])

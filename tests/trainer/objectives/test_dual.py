@@ -23,14 +23,12 @@ from trainer.objectives.noise import object_generators
 from trainer.objectives.step import Step
 
 
-def mask_loss(loop: Step, batch: Batch, given: torch.Tensor, words: list[list[int]]) -> torch.Tensor:
+def mask_loss(loop: Step, batch: Batch, phrases: torch.Tensor, words: list[list[int]]) -> torch.Tensor:
     """BCE + Dice of pass B for these words, on frame 2."""
-    rows = [loop.model.prompts.segment(key, said) for key, said in zip(batch.keys, words, strict=True)]
-    visual_tokens, sam_features = (
-        loop.model.encode_image(batch.frames[1].pixel_values),
-        loop.model.encode_sam(batch.frames[1].g_pixel_values),
-    )
-    logits, _ = loop.passes.predict_masks(batch, rows, visual_tokens, sam_features, given)
+    rows = [loop.model.prompts.segment(key, caption) for key, caption in zip(batch.keys, words, strict=True)]
+    visual_tokens = loop.model.encode_image(batch.frames[1].pixel_values)
+    sam_features = loop.model.encode_sam(batch.frames[1].g_pixel_values)
+    logits, _ = loop.passes.predict_masks(batch, rows, visual_tokens, sam_features, phrases)
     points = uncertain_points(logits.detach(), 512, 3.0, 0.75, object_generators(batch, 0))
     bce, dice = point_losses(logits, batch.frames[1].masks, points)
     return (bce + dice).mean()
@@ -54,7 +52,10 @@ def tokens(captions: list[Caption], model) -> list[int]:
 
 @pytest.mark.parametrize("objective", ["dual", "segment"])
 def test_a_step_has_finite_losses_that_add_up_and_reaches_all_that_trains(make_loop, config, batch: Batch, objective):
-    config.lambda_mask, config.lambda_dice, config.lambda_lang, config.lambda_anchor = 0.7, 1.3, 0.5, 0.2
+    config.lambda_mask = 0.7
+    config.lambda_dice = 1.3
+    config.lambda_lang = 0.5
+    config.lambda_anchor = 0.2
     loop = make_loop(config)
     result = loop(batch, objective)
     weights = {"bce": 0.7, "dice": 1.3, "lang": 0.5} | ({"anchor": 0.2} if objective == "dual" else {})
@@ -138,7 +139,8 @@ def test_only_words_get_on_to_pass_b(make_loop, batch: Batch, captions, monkeypa
 
 
 def test_frame_1_is_described_and_frame_2_segmented(make_loop, batch: Batch):
-    loop, batch = make_loop(), one_sample(batch)
+    loop = make_loop()
+    batch = one_sample(batch)
     plain = loop(batch, "dual")
     first, second = batch.frames
     changed = with_frame(batch, 1, masks=~first.masks, g_pixel_values=255 - first.g_pixel_values)
@@ -196,7 +198,7 @@ def test_a_step_depends_on_samples_not_on_their_company(make_loop, batch: Batch)
     both = loop(batch, "dual")
     loop.zero_grad()
     both["loss"].backward()
-    wanted = {n: p.grad.clone() for n, p in loop.named_parameters() if p.grad is not None}
+    expected = {n: p.grad.clone() for n, p in loop.named_parameters() if p.grad is not None}
     loop.zero_grad()
     losses = []
     for i in (0, 1):
@@ -206,7 +208,7 @@ def test_a_step_depends_on_samples_not_on_their_company(make_loop, batch: Batch)
     assert sum(losses) / 2 == pytest.approx(both["loss"].item(), rel=1e-5)
     for name, parameter in loop.named_parameters():
         if parameter.grad is not None:
-            assert torch.allclose(parameter.grad, wanted[name], rtol=1e-3, atol=1e-5), name
+            assert torch.allclose(parameter.grad, expected[name], rtol=1e-3, atol=1e-5), name
 
 
 def test_several_objects_of_one_picture(make_loop, batch: Batch):
@@ -269,7 +271,7 @@ def test_a_single_frame_goes_through_the_vision_tower_once(make_loop, batch: Bat
     """Frame 2 of a sample that has one frame is frame 1; what stands in `pixel_values2` is not looked at."""
     loop = make_loop()
     twice = with_frame(batch, 2, pixel_values=batch.frames[0].pixel_values)
-    wanted = loop(twice, "dual")
+    expected = loop(twice, "dual")
     visual_tokens = []
     original = type(loop.model).encode_image
     monkeypatch.setattr(
@@ -279,11 +281,11 @@ def test_a_single_frame_goes_through_the_vision_tower_once(make_loop, batch: Bat
     )
     nothing = torch.full_like(batch.frames[1].pixel_values, torch.nan)
     single = loop(replace(with_frame(batch, 2, pixel_values=nothing), paired=torch.tensor([False, False])), "dual")
-    assert visual_tokens == [2] and torch.equal(single["loss"], wanted["loss"])
+    assert visual_tokens == [2] and torch.equal(single["loss"], expected["loss"])
     half = torch.stack([nothing[0], batch.frames[0].pixel_values[1]])
     mixed = replace(with_frame(twice, 2, pixel_values=half), paired=torch.tensor([False, True]))
     visual_tokens.clear()
-    assert loop(mixed, "dual")["loss"].item() == pytest.approx(wanted["loss"].item(), rel=1e-5)
+    assert loop(mixed, "dual")["loss"].item() == pytest.approx(expected["loss"].item(), rel=1e-5)
     assert visual_tokens == [2, 1]
 
 
@@ -291,17 +293,21 @@ def test_the_head_sees_needed_places_alone_and_an_encoder_a_picture_once(make_lo
     """No logits of a whole row over the whole vocabulary; frozen encoders keep nothing for a gradient. A frame whose
     pixels are all zero is a frame."""
     loop = make_loop()
-    small, large = batch.frames[1].pixel_values.clone(), batch.frames[1].g_pixel_values.clone()
-    small[0], large[0] = 0, 0
+    small = batch.frames[1].pixel_values.clone()
+    large = batch.frames[1].g_pixel_values.clone()
+    small[0] = 0
+    large[0] = 0
     batch = with_frame(batch, 2, pixel_values=small, g_pixel_values=large)
     model = loop.model
     heads: list[tuple[int, ...]] = []
     encoded: list[tuple[int, bool]] = []
     encoders = (model.vision_model, model.grounding_encoder.sam2_model.image_encoder)
-    model.language_model.lm_head.register_forward_hook(lambda _, given, out: heads.append(given[0].shape))
+    model.language_model.lm_head.register_forward_hook(lambda _, inputs, out: heads.append(inputs[0].shape))
     for encoder in encoders:
         encoder.register_forward_hook(
-            lambda _, given, kwargs, out: encoded.append((len([*given, *kwargs.values()][0]), torch.is_grad_enabled())),
+            lambda _, inputs, kwargs, out: encoded.append(
+                (len([*inputs, *kwargs.values()][0]), torch.is_grad_enabled())
+            ),
             with_kwargs=True,
         )
     loop(batch, "dual")

@@ -8,16 +8,17 @@ from trainer.objectives.gumbel import straight_through_gumbel
 
 def chi_square(tokens: torch.Tensor, shares: torch.Tensor) -> float:
     """Pearson's statistic divided by its degrees of freedom: about 1 where `tokens` follow `shares`."""
-    wanted = shares.double() * len(tokens)
-    met = torch.bincount(tokens, minlength=len(shares)).double()
-    kept = wanted > 0
-    assert not met[~kept].any()
-    return (((met - wanted)[kept] ** 2 / wanted[kept]).sum() / (kept.sum() - 1)).item()
+    expected = shares.double() * len(tokens)
+    counts = torch.bincount(tokens, minlength=len(shares)).double()
+    kept = expected > 0
+    assert not counts[~kept].any()
+    return (((counts - expected)[kept] ** 2 / expected[kept]).sum() / (kept.sum() - 1)).item()
 
 
 def test_forward_is_the_hard_tokens_embedding_to_the_bit():
     torch.manual_seed(0)
-    logits, table = torch.randn(64, 500, requires_grad=True), torch.randn(500, 32)
+    logits = torch.randn(64, 500, requires_grad=True)
+    table = torch.randn(500, 32)
     embeddings, tokens = straight_through_gumbel(logits, table, torch.rand(64, 100), tau=0.7)
     assert torch.equal(embeddings, table[tokens])
     assert embeddings.requires_grad
@@ -25,26 +26,29 @@ def test_forward_is_the_hard_tokens_embedding_to_the_bit():
 
 def test_backward_is_that_of_the_soft_mixture():
     torch.manual_seed(0)
-    logits, table = torch.randn(5, 40, requires_grad=True), torch.randn(40, 8, requires_grad=True)
-    draw, pull = torch.rand(5, 12), torch.randn(5, 8)
+    logits = torch.randn(5, 40, requires_grad=True)
+    table = torch.randn(40, 8, requires_grad=True)
+    draw = torch.rand(5, 12)
+    pull = torch.randn(5, 8)
     embeddings, _ = straight_through_gumbel(logits, table, draw, tau=0.7)
-    (met,) = torch.autograd.grad((embeddings * pull).sum(), logits)
+    (gradient,) = torch.autograd.grad((embeddings * pull).sum(), logits)
 
     # Independently: softmax over the whole vocabulary, minus infinity outside of the top 12.
     top = logits.detach().sort(descending=True).indices[:, :12]
     noise = torch.full_like(logits, -torch.inf).scatter(1, top, -torch.log(-torch.log(draw)))
     soft = torch.softmax(logits / 0.7 + noise, 1) @ table.detach()
-    (wanted,) = torch.autograd.grad((soft * pull).sum(), logits)
-    assert torch.allclose(met, wanted, atol=1e-6)
-    assert met.abs().max() > 1e-3
-    assert (met != 0).sum(1).max() <= 12
+    (expected,) = torch.autograd.grad((soft * pull).sum(), logits)
+    assert torch.allclose(gradient, expected, atol=1e-6)
+    assert gradient.abs().max() > 1e-3
+    assert (gradient != 0).sum(1).max() <= 12
     assert table.grad is None
 
 
 @pytest.mark.parametrize("tau", [0.7, 1.5])
 def test_frequencies_follow_softmax_of_logits_over_tau(tau: float):
     torch.manual_seed(3)
-    logits, count = torch.randn(20) * 1.5, 200_000
+    logits = torch.randn(20) * 1.5
+    count = 200_000
     _, tokens = straight_through_gumbel(logits.expand(count, -1), torch.zeros(20, 1), torch.rand(count, 20), tau)
     assert chi_square(tokens, torch.softmax(logits / tau, 0)) < 2.2  # 99.9 % of the time for 19 degrees of freedom
 
@@ -52,7 +56,9 @@ def test_frequencies_follow_softmax_of_logits_over_tau(tau: float):
 def test_bfloat16_logits_get_float32_noise():
     """Noise made in bfloat16 has few values: among many tokens the largest is shared, and the first of them wins."""
     torch.manual_seed(4)
-    logits, count, width = torch.randn(256).bfloat16() / 4, 50_000, 256
+    logits = torch.randn(256).bfloat16() / 4
+    count = 50_000
+    width = 256
     draw = torch.rand(count, width)
     _, tokens = straight_through_gumbel(logits.expand(count, -1), torch.zeros(width, 1), draw, 1.0)
     shares = torch.softmax(logits.float(), 0)
@@ -63,7 +69,8 @@ def test_bfloat16_logits_get_float32_noise():
 
 def test_only_the_top_k_of_the_allowed_tokens_are_sampled():
     torch.manual_seed(5)
-    logits, allowed = torch.arange(10.0).expand(5000, -1), torch.ones(10, dtype=torch.bool)
+    logits = torch.arange(10.0).expand(5000, -1)
+    allowed = torch.ones(10, dtype=torch.bool)
     allowed[9] = False
     _, tokens = straight_through_gumbel(logits, torch.zeros(10, 1), torch.rand(5000, 3), 5.0, allowed)
     assert set(tokens.tolist()) == {6, 7, 8}

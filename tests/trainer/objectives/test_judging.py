@@ -24,7 +24,7 @@ def test_metrics_equal_scikit_learns(side: int):
     torch.manual_seed(0)
     logits = F.interpolate(torch.randn(3, 1, 16, 16), (256, 256), mode="bicubic")[:, 0]
     masks = F.interpolate(torch.randn(3, 1, 12, 12), (1024, 1024), mode="bicubic")[:, 0] > 0.3
-    met = mask_metrics(logits, masks, side)
+    metrics = mask_metrics(logits, masks, side)
     for n in range(3):
         dense = F.interpolate(logits[n, None, None], (side, side), mode="bilinear", align_corners=False)[0, 0] > 0
         step = 1024 // side
@@ -36,17 +36,19 @@ def test_metrics_equal_scikit_learns(side: int):
             ("precision", precision_score),
             ("recall", recall_score),
         ):
-            assert met[name][n].item() == pytest.approx(score(truth, predicted), abs=2e-5), name
-        assert met["overlap"][n] / met["union"][n] == pytest.approx(met["iou"][n])
+            assert metrics[name][n].item() == pytest.approx(score(truth, predicted), abs=2e-5), name
+        assert metrics["overlap"][n] / metrics["union"][n] == pytest.approx(metrics["iou"][n])
 
 
 def test_metrics_at_the_edges():
-    empty, full = torch.zeros(1, 1024, 1024, dtype=torch.bool), torch.ones(1, 1024, 1024, dtype=torch.bool)
-    nothing, everything = torch.full((1, 256, 256), -9.0), torch.full((1, 256, 256), 9.0)
+    empty = torch.zeros(1, 1024, 1024, dtype=torch.bool)
+    full = torch.ones(1, 1024, 1024, dtype=torch.bool)
+    nothing = torch.full((1, 256, 256), -9.0)
+    everything = torch.full((1, 256, 256), 9.0)
     cases = [(nothing, empty, 1), (everything, full, 1), (everything, empty, 0), (nothing, full, 0)]
-    for logits, masks, wanted in cases:
+    for logits, masks, expected in cases:
         metrics = mask_metrics(logits, masks)
-        assert {metrics[name].item() for name in ("iou", "dice", "precision", "recall")} == {wanted}
+        assert {metrics[name].item() for name in ("iou", "dice", "precision", "recall")} == {expected}
     assert mask_metrics(nothing[:0], empty[:0])["iou"].shape == (0,)
 
 
@@ -56,8 +58,8 @@ def two_objects(batch: Batch) -> Batch:
         replace(frame, pixel_values=frame.pixel_values[:1], g_pixel_values=frame.g_pixel_values[:1])
         for frame in batch.frames
     ]
-    own = {"paired": batch.paired[:1], "keys": batch.keys[:1], "texts": TEXTS}
-    return replace(batch, frames=tuple(frames), image_of_object=torch.tensor([0, 0]), **own)
+    fields = {"paired": batch.paired[:1], "keys": batch.keys[:1], "texts": TEXTS}
+    return replace(batch, frames=tuple(frames), image_of_object=torch.tensor([0, 0]), **fields)
 
 
 def test_judging_leaves_no_trace(make_loop, batch: Batch):
@@ -79,8 +81,8 @@ def test_each_objective_is_judged_on_the_fields_that_it_names(make_loop, batch: 
         Frame(**{name: tensor for name, tensor in frame.tensors().items() if f"{name}{k}" in fields})
         for k, frame in enumerate(batch.frames, 1)
     )
-    given = replace(batch, texts=TEXTS, frames=(first, second))
-    judged = make_loop().judge(given, objective)
+    sample = replace(batch, texts=TEXTS, frames=(first, second))
+    judged = make_loop().judge(sample, objective)
     assert judged.captions if objective == "dual" else judged.captions == ["The Left eye.", "a helmet"]
     assert ("iou" in judged.values) == (objective != "describe")
     assert ("caption" in judged.values) == (objective in ("describe", "reverse"))
@@ -98,17 +100,19 @@ def test_told_texts_cost_what_training_says(make_loop, batch: Batch):
 def test_the_gap_is_to_the_mask_of_another_objects_caption(make_loop, batch: Batch, monkeypatch: pytest.MonkeyPatch):
     """By hand: the second object's words asked of the first, and the other way round."""
     loop = make_loop().eval()
-    two, passes, model = two_objects(batch), loop.passes, loop.model
-    said = [model.prompts.encode(text) for text in ("a cat", "#")]
-    monkeypatch.setattr("trainer.objectives.dual.captions_of", lambda *a: [Caption(words, True) for words in said])
+    two = two_objects(batch)
+    passes = loop.passes
+    model = loop.model
+    captions = [model.prompts.encode(text) for text in ("a cat", "#")]
+    monkeypatch.setattr("trainer.objectives.dual.captions_of", lambda *a: [Caption(words, True) for words in captions])
     judged = loop.judge(two, "dual")
     with torch.no_grad():
-        rows = [model.prompts.segment("x", words) for words in (said[1], said[0])]
+        rows = [model.prompts.segment("x", words) for words in (captions[1], captions[0])]
         sam_features = model.encode_sam(two.frames[1].g_pixel_values)
         wrong, _ = passes.predict_masks(two, rows, model.encode_image(two.frames[1].pixel_values), sam_features)
-    wanted = judged.values["iou"] - mask_metrics(wrong, two.frames[1].masks)["iou"]
-    assert wanted.abs().min() > 1e-6  # random weights hardly listen, but they do
-    assert torch.allclose(judged.values["swap_gap"], wanted, rtol=0, atol=1e-7)
+    expected = judged.values["iou"] - mask_metrics(wrong, two.frames[1].masks)["iou"]
+    assert expected.abs().min() > 1e-6  # random weights hardly listen, but they do
+    assert torch.allclose(judged.values["swap_gap"], expected, rtol=0, atol=1e-7)
 
 
 def test_a_single_object_has_no_gap(make_loop, batch: Batch):
@@ -117,8 +121,8 @@ def test_a_single_object_has_no_gap(make_loop, batch: Batch):
 
 
 @pytest.mark.parametrize(
-    ("images", "wanted"),
+    ("images", "expected"),
     [([0, 0, 1, 1], [1, 0, 3, 2]), ([0, 0, 0], [1, 2, 0]), ([0, 1, 2], [1, 2, 0]), ([0, 1, 1], [1, 2, 1]), ([0], [0])],
 )
-def test_another_object_is_of_the_same_picture_where_there_is_one(images, wanted):
-    assert other_objects(images) == wanted
+def test_another_object_is_of_the_same_picture_where_there_is_one(images, expected):
+    assert other_objects(images) == expected

@@ -36,14 +36,18 @@ def discs(count: int) -> torch.Tensor:
 
 def bilinear(image: list[list[float]], x: float, y: float) -> float:
     """The value at (x, y) in [0, 1] of an image whose pixel centres lie at (i + 0.5) / size."""
-    height, width = len(image), len(image[0])
-    u, v = x * width - 0.5, y * height - 0.5
-    left, top = math.floor(u), math.floor(v)
+    height = len(image)
+    width = len(image[0])
+    u = x * width - 0.5
+    v = y * height - 0.5
+    left = math.floor(u)
+    top = math.floor(v)
 
     def pixel(row: int, column: int) -> float:
         return image[min(max(row, 0), height - 1)][min(max(column, 0), width - 1)]
 
-    a, b = u - left, v - top
+    a = u - left
+    b = v - top
     upper = (1 - a) * pixel(top, left) + a * pixel(top, left + 1)
     lower = (1 - a) * pixel(top + 1, left) + a * pixel(top + 1, left + 1)
     return (1 - b) * upper + b * lower
@@ -51,12 +55,16 @@ def bilinear(image: list[list[float]], x: float, y: float) -> float:
 
 def test_losses_at_fixed_points_equal_a_computation_in_plain_python():
     torch.manual_seed(1)
-    logits, masks = torch.randn(2, 8, 6), torch.rand(2, 32, 24) < 0.4
+    logits = torch.randn(2, 8, 6)
+    masks = torch.rand(2, 32, 24) < 0.4
     points = torch.rand(2, 50, 2)
     points[0, :4] = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [1 / 6, 0.5]])
     bce, dice = point_losses(logits, masks, points)
     for n in range(2):
-        image, total, overlap, mass = logits[n].tolist(), 0.0, 0.0, 0.0
+        image = logits[n].tolist()
+        total = 0.0
+        overlap = 0.0
+        mass = 0.0
         for x, y in points[n].tolist():
             value = bilinear(image, x, y)
             truth = float(masks[n, min(int(y * 32), 31), min(int(x * 24), 23)])
@@ -69,10 +77,12 @@ def test_losses_at_fixed_points_equal_a_computation_in_plain_python():
 
 
 def test_uniform_points_estimate_the_dense_losses_within_their_sampling_error():
-    logits, masks = smooth_logits(3), discs(3)
+    logits = smooth_logits(3)
+    masks = discs(3)
     dense = F.interpolate(logits[:, None], size=(1024, 1024), mode="bilinear", align_corners=False)[:, 0]
     each = F.binary_cross_entropy_with_logits(dense, masks.float(), reduction="none")
-    probabilities, truth = dense.sigmoid(), masks.float()
+    probabilities = dense.sigmoid()
+    truth = masks.float()
     dense_dice = 1 - 2 * (probabilities * truth).sum((1, 2)) / (probabilities.sum((1, 2)) + truth.sum((1, 2)))
     count = 40_000
     points = uncertain_points(logits, count, 1.0, 0.0, generators(3))
@@ -117,7 +127,8 @@ def test_regular_points_of_the_logits_own_grid_are_the_logits():
 
 
 def test_gradient_pulls_towards_the_truth():
-    logits, masks = torch.zeros(1, 256, 256, requires_grad=True), discs(1)
+    logits = torch.zeros(1, 256, 256, requires_grad=True)
+    masks = discs(1)
     bce, dice = point_losses(logits, masks, regular_points(1, 256, logits.device))
     (bce + dice).sum().backward()
     inside = masks[0, 2::4, 2::4]
@@ -131,8 +142,8 @@ def test_losses_at_even_points_are_those_of_an_evaluation_and_smaller():
     noise = torch.randn(2, 256, 256, generator=generator)
     logits = (masks[:, 2::4, 2::4].float() * 8 - 4 + noise).requires_grad_(True)
     bce, dice = even_losses(logits, masks)
-    wanted = point_losses(logits, masks, regular_points(2, 256, logits.device))
-    assert torch.allclose(bce, wanted[0], atol=1e-6) and torch.allclose(dice, wanted[1], atol=1e-6)
+    expected = point_losses(logits, masks, regular_points(2, 256, logits.device))
+    assert torch.allclose(bce, expected[0], atol=1e-6) and torch.allclose(dice, expected[1], atol=1e-6)
     assert not bce.requires_grad and not dice.requires_grad
     points = uncertain_points(logits.detach(), 12544, 3.0, 0.75, generators(2))
     sampled, _ = point_losses(logits, masks, points)

@@ -27,8 +27,8 @@ def batch(
     )
 
 
-def draw(given: Batch, seed: int = 0) -> torch.Tensor:
-    return uniform(object_generators(given, seed), 4)
+def draw(changed: Batch, seed: int = 0) -> torch.Tensor:
+    return uniform(object_generators(changed, seed), 4)
 
 
 def test_draws_follow_the_sample_wherever_it_stands():

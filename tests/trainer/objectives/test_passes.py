@@ -12,7 +12,8 @@ from trainer.objectives.passes import cross_entropy
 
 
 def test_each_text_of_an_object_comes_up_before_one_comes_twice(make_loop, batch: Batch):
-    passes, texts = make_loop().passes, [["one"], ["a", "b", "c", "d", "e"]]
+    passes = make_loop().passes
+    texts = [["one"], ["a", "b", "c", "d", "e"]]
     taken = [passes.chosen_texts(replace(batch, texts=texts, turns=[turn, turn])) for turn in range(15)]
     assert {first for first, _ in taken} == {"one"}
     rounds = [[second for _, second in taken[start : start + 5]] for start in (0, 5, 10)]
@@ -30,10 +31,11 @@ def test_a_long_text_is_cut_and_has_no_end(make_loop, config):
 
 
 def test_mean_by_row_weighs_rows_alike():
-    logits, targets = torch.randn(4, 5), torch.tensor([0, 1, 2, 3])
+    logits = torch.randn(4, 5)
+    targets = torch.tensor([0, 1, 2, 3])
     each = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-    wanted = (each[:3].mean() + each[3]) / 2
-    assert torch.allclose(cross_entropy(logits, targets, torch.tensor([0, 0, 0, 1]), 2), wanted)
+    expected = (each[:3].mean() + each[3]) / 2
+    assert torch.allclose(cross_entropy(logits, targets, torch.tensor([0, 0, 0, 1]), 2), expected)
 
 
 def test_questions_are_worded_at_random_or_as_an_evaluation_words_them(make_loop, batch, config):

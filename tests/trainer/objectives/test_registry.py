@@ -30,9 +30,9 @@ def test_every_registered_name_is_a_class_of_its_own_file():
 
 
 def test_an_unknown_objective_is_an_error_that_lists_the_known_ones(make_loop, batch):
-    wanted = "no such objective; met sagment; wanted dual or segment or describe or reverse"
+    message = "no such objective; met sagment; wanted dual or segment or describe or reverse"
     for ask in (load_objective, lambda name: make_loop()(batch, name), lambda name: make_loop().judge(batch, name)):
-        with pytest.raises(UserError, match=wanted):
+        with pytest.raises(UserError, match=message):
             ask("sagment")
 
 
@@ -72,4 +72,4 @@ def test_an_objective_is_added_by_one_file_and_one_line(
 
     shards = ShardSet(unequal_set)
     (group,) = read_groups([[(shards, 0), (shards, 1)]], "tell")
-    assert all(loop.judge(given, "tell").captions for given, _ in make_batches(group, "tell", 4))
+    assert all(loop.judge(item, "tell").captions for item, _ in make_batches(group, "tell", 4))

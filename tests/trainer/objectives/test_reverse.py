@@ -44,16 +44,18 @@ def test_cells_of_a_predicted_mask_are_those_of_the_recipe(seed: int, bias: floa
     logits.requires_grad_(True)
     cells, scale = cells_from_logits(logits)
     assert torch.equal(scale.detach(), torch.ones(2, 16, 16))
-    for mask, own, share in zip(logits.detach() > 0, cells, logits.detach().sigmoid(), strict=True):
-        wanted = np.asarray(Image.fromarray(mask.numpy().view(np.uint8)).resize((16, 16), Image.Resampling.NEAREST)) > 0
-        assert (own.numpy() >= wanted).all()
-        if wanted.sum() >= 4:
-            assert np.array_equal(own.numpy(), wanted)
+    for mask, computed, share in zip(logits.detach() > 0, cells, logits.detach().sigmoid(), strict=True):
+        expected = (
+            np.asarray(Image.fromarray(mask.numpy().view(np.uint8)).resize((16, 16), Image.Resampling.NEAREST)) > 0
+        )
+        assert (computed.numpy() >= expected).all()
+        if expected.sum() >= 4:
+            assert np.array_equal(computed.numpy(), expected)
         else:
-            assert own.sum() == 4
+            assert computed.sum() == 4
             means = share.view(16, 16, 16, 16).mean((1, 3)).numpy()
-            added = own.numpy() & ~wanted
-            assert means[added].min() >= means[~own.numpy()].max() - 1e-6
+            added = computed.numpy() & ~expected
+            assert means[added].min() >= means[~computed.numpy()].max() - 1e-6
     (gradient,) = torch.autograd.grad(scale[0, 3, 5], logits)
     share = logits.detach().sigmoid()[0]
     inside = torch.zeros(256, 256, dtype=torch.bool)

@@ -53,14 +53,14 @@ def configure(folder: Path, section: str, **values: Any) -> None:
     path.write_text(json.dumps(config))
 
 
-def refused(folder: Path, said: str) -> None:
-    with pytest.raises(UserError, match=said) as error:
+def refused(folder: Path, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
         load(folder, "cpu")
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("section", "values", "said"),
+    ("section", "values", "message"),
     [
         ("llm_config", {"num_hidden_layers": 10**9}, "num_hidden_layers: not a size; met 1000000000"),
         ("llm_config", {"num_hidden_layers": 10**6}, "num_hidden_layers: another size .*; met 1000000; wanted 2"),
@@ -84,17 +84,20 @@ def refused(folder: Path, said: str) -> None:
         ("vision_config", {"norm_type": 7}, "config.json"),
     ],
 )
-def test_values_of_a_configuration_are_compared_with_the_weights(folder: Path, section: str, values: dict, said: str):
+def test_values_of_a_configuration_are_compared_with_the_weights(
+    folder: Path, section: str, values: dict, message: str
+):
     configure(folder, section, **values)
     started = time.monotonic()
-    refused(folder, said)
+    refused(folder, message)
     assert time.monotonic() - started < 5  # nothing of that size was built
 
 
 def test_any_value_of_a_configuration_that_is_another_is_an_error_or_a_model(folder: Path):
     """24 draws; nothing else is raised, whatever the value."""
     whole = json.loads((folder / "config.json").read_text())
-    draws, odd = random.Random(0), ["x", -1, 0, 10**30, 1.5, None, True, [], {}, {"a": [1]}, float("nan"), "2"]
+    draws = random.Random(0)
+    odd = ["x", -1, 0, 10**30, 1.5, None, True, [], {}, {"a": [1]}, float("nan"), "2"]
     for _ in range(24):
         config = json.loads(json.dumps(whole))
         section = draws.choice([config, config["vision_config"], config["llm_config"]])
@@ -110,12 +113,12 @@ def test_any_value_of_a_configuration_that_is_another_is_an_error_or_a_model(fol
 def test_a_prefix_that_all_names_have_is_what_a_wrapper_left(folder: Path, sound: Path, prefix: str):
     tensors = load_file(folder / "model.safetensors")
     save_file({prefix + name: tensor for name, tensor in tensors.items()}, folder / "model.safetensors")
-    wanted = load_model(sound).model.state_dict()
-    assert all(torch.equal(tensor, wanted[name]) for name, tensor in load_model(folder).model.state_dict().items())
+    expected = load_model(sound).model.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in load_model(folder).model.state_dict().items())
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": {prefix + name: "model.safetensors" for name in tensors}})
     )
-    assert load_model(folder).model.state_dict().keys() == wanted.keys()
+    assert load_model(folder).model.state_dict().keys() == expected.keys()
 
 
 def test_a_prefix_that_some_names_have_is_not_guessed_at(folder: Path):
@@ -134,12 +137,12 @@ def test_adapters_that_are_not_merged_are_named(folder: Path):
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"])
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [(LFS, "a Git LFS pointer; .*git lfs pull"), (b"\n<!DOCTYPE html><html>Access denied</html>", "a web page")],
 )
-def test_what_stands_in_for_a_file_is_told_apart_from_damage(folder: Path, name: str, content: bytes, said: str):
+def test_what_stands_in_for_a_file_is_told_apart_from_damage(folder: Path, name: str, content: bytes, message: str):
     (folder / name).write_bytes(content)
-    refused(folder, rf"{name}: not a model's file but what stands in for it; met {said}")
+    refused(folder, rf"{name}: not a model's file but what stands in for it; met {message}")
 
 
 def test_pointers_in_other_files(folder: Path, tmp_path: Path):
@@ -176,7 +179,7 @@ def test_a_token_far_beyond_the_table(folder: Path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda t: t.fill_(float("nan")), "mlp1.1.weight: weights that are not finite; met 32,768 of 32,768 values"),
         (lambda t: t[3, 5].fill_(-float("inf")), "mlp1.1.weight: weights that are not finite; met 1 of 32,768"),
@@ -187,19 +190,20 @@ def test_a_token_far_beyond_the_table(folder: Path):
         (lambda t: t[None], r"mlp1.1.weight \[1, 128, 256\]"),
     ],
 )
-def test_tensors_that_hold_no_weights(folder: Path, change: Callable, said: str):
+def test_tensors_that_hold_no_weights(folder: Path, change: Callable, message: str):
     tensors = load_file(folder / "model.safetensors")
     changed = change(tensors["mlp1.1.weight"])
     if changed.ndim != 0:
         tensors["mlp1.1.weight"] = changed
     save_file(tensors, folder / "model.safetensors")
-    refused(folder, said)
+    refused(folder, message)
 
 
 def test_damaged_headers_of_weights(folder: Path):
     """Cut anywhere, a length of anything, bits flipped: an error, or what the file says."""
     path = folder / "model.safetensors"
-    whole, draws = path.read_bytes(), random.Random(1)
+    whole = path.read_bytes()
+    draws = random.Random(1)
     header = int.from_bytes(whole[:8], "little")
     variants = [whole[: draws.randrange(len(whole))] for _ in range(5)]
     variants += [length.to_bytes(8, "little") + whole[8:] for length in (0, 1, 2**63, 2**64 - 1, header + 8)]
@@ -266,13 +270,13 @@ def test_sam_2_s_checkpoint_and_internvl_s_folder(model, folder: Path, tmp_path:
     loaded = load_parts(folder, path).model
     name = "sam_mask_decoder.iou_token.weight"
     assert torch.equal(loaded.grounding_encoder.sam2_model.state_dict()[name], sam[name])
-    for tensors, said in (
+    for tensors, message in (
         ({name: sam[name]}, f"no SAM 2 among the tensors; met {name}; wanted image_encoder.trunk"),
         ({**sam, "image_encoder.trunk.patch_embed.proj.weight": torch.tensor(1.0)}, "no SAM 2 among the tensors"),
         ({**sam, name: sam[name] * float("nan")}, "iou_token.weight: weights that are not finite"),
     ):
         torch.save({"model": tensors}, path)
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             load_parts(folder, path)
     config["llm_config"] |= {"num_hidden_layers": 10**6}
     for wrong in (config, {**config, "llm_config": None}, {**config, "vision_config": [1]}):

@@ -75,7 +75,8 @@ def edit(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None
 
 
 def test_a_bit_that_flips_after_an_export_is_found(folders, tmp_path):
-    out, draws = tmp_path / "exported", random.Random(3)
+    out = tmp_path / "exported"
+    draws = random.Random(3)
     loaded = load_model(folders["Qwen2ForCausalLM"])
     save_model(loaded.model, out, info=loaded.info, shard_bytes=10**9)
     path = out / "model.safetensors"
@@ -102,7 +103,8 @@ def test_a_bit_that_flips_after_an_export_is_found(folders, tmp_path):
 def test_load_and_save_give_back_every_tensor_bit_for_bit(kind, folders, tmp_path):
     loaded = load_model(folders[kind])
     save_model(loaded.model, tmp_path / "again", info=loaded.info, shard_bytes=400_000)
-    before, after = tensors(folders[kind]), tensors(tmp_path / "again")
+    before = tensors(folders[kind])
+    after = tensors(tmp_path / "again")
     assert len(list((tmp_path / "again").glob("model-*.safetensors"))) > 3
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -115,7 +117,8 @@ def test_load_and_save_give_back_every_tensor_bit_for_bit(kind, folders, tmp_pat
 @pytest.mark.parametrize("kind", KINDS)
 def test_names_and_fusion_are_those_of_released_folders(kind, folders):
     """Against the table of names and, for fused tensors, rows picked one by one."""
-    model, found = random_model(kind), tensors(folders[kind])
+    model = random_model(kind)
+    found = tensors(folders[kind])
     vision = found["vision_model.encoder.layers.1.attn.qkv.weight"]
     attention = model.vision_model.encoder.layer[1].attention
     assert vision.shape == (192, 64)
@@ -138,12 +141,12 @@ def test_names_and_fusion_are_those_of_released_folders(kind, folders):
     assert fuser + "0.g_weight" in found and fuser + "0.gamma" not in found
     if kind == "InternLM2ForCausalLM":
         fused = found["language_model.model.layers.1.attention.wqkv.weight"]  # 4 heads, 2 of keys and values, 32 wide
-        own = model.language_model.model.layers[1].self_attn
+        layer = model.language_model.model.layers[1].self_attn
         heads = fused.view(2, 4, 32, 128)
         for group in (0, 1):
-            assert torch.equal(heads[group, 1], own.q_proj.weight[(2 * group + 1) * 32 : (2 * group + 2) * 32])
-            assert torch.equal(heads[group, 2], own.k_proj.weight[group * 32 : (group + 1) * 32])
-            assert torch.equal(heads[group, 3], own.v_proj.weight[group * 32 : (group + 1) * 32])
+            assert torch.equal(heads[group, 1], layer.q_proj.weight[(2 * group + 1) * 32 : (2 * group + 2) * 32])
+            assert torch.equal(heads[group, 2], layer.k_proj.weight[group * 32 : (group + 1) * 32])
+            assert torch.equal(heads[group, 3], layer.v_proj.weight[group * 32 : (group + 1) * 32])
         mlp = model.language_model.model.layers[0].mlp
         assert torch.equal(found["language_model.model.layers.0.feed_forward.w3.weight"], mlp.up_proj.weight)
         assert "language_model.output.weight" in found and "language_model.model.tok_embeddings.weight" in found
@@ -173,7 +176,7 @@ def test_rms_norms_and_normed_queries_of_the_large_tower(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda t: t.pop("mlp1.0.weight"), r"1 missing: mlp1\.0\.weight"),
         (lambda t: t.update(extra=torch.zeros(1)), "1 unexpected: extra"),
@@ -184,9 +187,9 @@ def test_rms_norms_and_normed_queries_of_the_large_tower(tmp_path):
         (lambda t: t.pop("vision_model.encoder.layers.0.attn.qkv.bias"), r"1 missing: .*attn\.qkv\.bias"),
     ],
 )
-def test_loading_is_strict(folder, change, said):
+def test_loading_is_strict(folder, change, message):
     edit(folder, change)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         load_model(folder)
 
 
@@ -224,7 +227,7 @@ def test_types_are_the_file_s_or_the_one_asked_for(folder):
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "message"),
     [
         ("model_type", "qwen2_5_vl", "not a Sa2VA.*met 'qwen2_5_vl'"),
         ("force_image_size", 224, "force_image_size.*met 224; wanted 448"),
@@ -235,10 +238,10 @@ def test_types_are_the_file_s_or_the_one_asked_for(folder):
         ("llm_config", None, "llm_config.*met None"),
     ],
 )
-def test_a_configuration_that_is_another_model_s(folder, key, value, said):
+def test_a_configuration_that_is_another_model_s(folder, key, value, message):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, key: value}))
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         load_model(folder)
 
 
@@ -251,7 +254,7 @@ def test_an_unknown_language_model_is_named(folder):
 
 
 @pytest.mark.parametrize(
-    ("break_it", "said"),
+    ("break_it", "message"),
     [
         (lambda f: (f / "config.json").unlink(), r"config\.json: no such file"),
         (lambda f: (f / "config.json").write_text("[1"), r"config\.json: cannot be read as JSON"),
@@ -273,9 +276,9 @@ def test_an_unknown_language_model_is_named(folder):
         ),
     ],
 )
-def test_broken_folders_are_one_line(folder, break_it, said):
+def test_broken_folders_are_one_line(folder, break_it, message):
     break_it(folder)
-    with pytest.raises(UserError, match=said) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         load_model(folder)
     assert "\n" not in str(caught.value)
 
@@ -329,12 +332,12 @@ def test_adapters_are_merged_and_two_trainings_give_two_exports(folders, tmp_pat
         ids = torch.arange(7)[None]
         before = model.language_model(input_ids=ids).logits
         layer = model.language_model.model.layers[0].mlp.up_proj
-        wanted = layer.base_layer.weight + 2 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+        expected = layer.base_layer.weight + 2 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
         assert merge_adapters(model) == 14
         torch.testing.assert_close(model.language_model(input_ids=ids).logits, before, rtol=1e-4, atol=1e-3)
         save_model(model, tmp_path / str(seed))
         exports.append(tensors(tmp_path / str(seed)))
-        torch.testing.assert_close(exports[-1]["language_model.model.layers.0.mlp.up_proj.weight"], wanted)
+        torch.testing.assert_close(exports[-1]["language_model.model.layers.0.mlp.up_proj.weight"], expected)
     one, two = exports
     assert one.keys() == two.keys() == base.keys()
     changed = {name for name in base if not torch.equal(one[name], base[name])}
