@@ -34,7 +34,7 @@ def seeded() -> None:
 
 @pytest.fixture(autouse=True)
 def fresh_accelerate() -> Iterator[None]:
-    """Runs of one test process do not see each other."""
+    """Reset Accelerate's state, which runs of one test process would share."""
     yield
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
@@ -77,7 +77,7 @@ def config() -> Config:
 
 
 def build_step(config: Config) -> Step:
-    """A tiny step in training mode whose adapters are not at their start, where they do nothing."""
+    """A tiny step in training mode. Its adapters are random: at their start they would do nothing."""
     torch.manual_seed(0)
     model = build(config.model.preset)
     set_trainable(model, config.trainable, r=config.lora.r, alpha=config.lora.alpha, dropout=config.lora.dropout)

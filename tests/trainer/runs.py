@@ -59,7 +59,7 @@ def train(arguments: list[str]) -> None:
 
 
 def finish(arguments: list[str], log: Path, processes: int, **how: Any) -> str:
-    """Run to the end, which must be a good one; what it said."""
+    """Run to the end, require exit status 0, and return the output."""
     codes = fork_run(arguments, log, processes, **how).wait()
     text = log.read_text()
     assert codes == [0] * processes, text[-3000:]
@@ -80,7 +80,7 @@ def environment_of(file: str, *flags: str) -> dict[str, str]:
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
-    """What `metrics.jsonl` holds, but a line that is being written."""
+    """Records of `metrics.jsonl`, without a line that is being written."""
     path = folder / "metrics.jsonl"
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
     return [json.loads(line) for line in lines]
@@ -92,7 +92,7 @@ def losses(folder: Path) -> list[tuple[int, float]]:
 
 
 def wait_for(condition: Callable[[], object], process: subprocess.Popen[str] | Joined, seconds: float = 200) -> None:
-    """Until `condition` holds. Fails where `process` ends before."""
+    """Wait until `condition` holds. Fail if `process` ends before."""
     until = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, "it ended before"

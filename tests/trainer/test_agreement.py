@@ -19,7 +19,7 @@ def test_means_amounts_and_signals_share_one_collective():
     assert (means, each, signal) == ({"loss": 2.0, "bce": 0.5}, {"tokens": [300.0], "waited": [0.25]}, 15)
 
 
-def test_finite_losses_stop_nothing():
+def test_finite_losses_do_not_stop_the_run():
     stop_unless_finite({"loss": 1.0, "grad_norm": 2.0}, {"loss": torch.tensor(1.0)}, 3, KEYS)
 
 

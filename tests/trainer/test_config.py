@@ -32,13 +32,13 @@ def test_command_line_wins_over_file(tmp_path: Path):
     assert (config.data.shards, config.trainable) == (["a", "b"], ["mlp1"])
 
 
-def test_a_bare_no_is_no(tmp_path: Path):
+def test_a_bare_no_stays_text(tmp_path: Path):
     file = tmp_path / "run.yaml"
     file.write_text("mixed_precision: no\n")
     assert load_config([str(file)]).mixed_precision == load_config(["mixed_precision=no"]).mixed_precision == "no"
 
 
-def test_what_is_saved_is_what_was_in_effect(tmp_path: Path):
+def test_the_saved_configuration_is_the_one_in_effect(tmp_path: Path):
     config = load_config(["lr=0.001", "data.shards=[x]", "objective=segment", "steps=500"])
     save_config(config, tmp_path / "config.yaml")
     assert load_config([str(tmp_path / "config.yaml")]) == config

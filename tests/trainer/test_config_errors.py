@@ -1,4 +1,4 @@
-"""A mistake in the configuration is one line with what was meant."""
+"""A mistake in the configuration is one line with a suggestion."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from trainer.config import load_config
         ("steps=true", "wanted a whole number$"),
     ],
 )
-def test_it_says_what_was_meant(argument: str, message: str):
+def test_a_mistake_gets_a_suggestion(argument: str, message: str):
     with pytest.raises(UserError, match=message):
         load_config([argument])
 

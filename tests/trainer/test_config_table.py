@@ -1,4 +1,4 @@
-"""The table of keys in docs/TRAINING.md is that of the fields, and each field is described."""
+"""The table of keys in docs/TRAINING.md matches the fields, and each field is described."""
 
 import pytest
 

@@ -45,14 +45,14 @@ def test_values_from_the_environment_have_the_type_of_their_key(tmp_path: Path, 
         load_config(["data.shards=${oc.env:ONE}"])
 
 
-def test_text_stays_as_it_was_given():
+def test_text_is_kept_as_written():
     assert load_config(["output_dir=2024"]).output_dir == "2024"
     assert load_config(["output_dir=007"]).output_dir == "007"
     assert load_config(["output_dir=1e3"]).output_dir == "1e3"
     assert load_config(["data.shards=[1:30, yes]"]).data.shards == ["1:30", "yes"]
 
 
-def test_interpolation_that_resolves_is_taken(monkeypatch: pytest.MonkeyPatch):
+def test_resolvable_interpolation_is_accepted(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RUN_NAME", "mine")
     assert load_config(["output_dir=runs/${oc.env:RUN_NAME}"]).output_dir == "runs/mine"
     monkeypatch.setenv("RUN_NAME", "")

@@ -19,7 +19,7 @@ EVERY = [*flat(Config()), "rates.lora", "rates.a.b", "mix.dual.weight", "data.so
 
 
 @pytest.mark.parametrize(("keys", "values"), [(EVERY, HOSTILE), (KINDS, ODD)])
-def test_a_hostile_value_of_any_key_is_one_line_or_sound(keys: list[str], values: tuple[str, ...]):
+def test_an_extreme_value_of_any_key_is_one_line_or_valid(keys: list[str], values: tuple[str, ...]):
     for argument in (f"{key}={value}" for key in keys for value in values):
         try:
             config = load_config([argument])
@@ -82,7 +82,7 @@ def test_every_number_has_two_bounds_with_a_reason_and_its_default_lies_within()
         ("data.cache_limit=" + "9" * 400 + "GB", "data.cache_limit: not a size"),
     ],
 )
-def test_it_says_which_and_why(argument: str, message: str | None):
+def test_a_value_out_of_range_is_reported_with_key_and_reason(argument: str, message: str | None):
     if message is None:
         assert load_config([argument]).data.shards == ["a"]
         return

@@ -57,7 +57,7 @@ def guarded(monkeypatch: pytest.MonkeyPatch) -> None:
         guard(owner, name)
 
 
-def test_the_guard_guards(guarded):
+def test_guarded_functions_raise(guarded):
     with pytest.raises(Resized):
         NN.interpolate(torch.zeros(1, 1, 4, 4), size=(2, 2))
     with pytest.raises(Resized):
@@ -73,9 +73,7 @@ def test_the_guard_guards(guarded):
 
 
 @pytest.mark.parametrize("objective", ["dual", "reverse"])  # which hold the passes of the others
-def test_a_whole_step_and_its_judging_resize_nothing_and_need_no_float64(
-    guarded, make_loop, batch: Batch, objective: str
-):
+def test_a_step_and_its_judging_use_no_resizing_and_no_float64(guarded, make_loop, batch: Batch, objective: str):
     loop = make_loop()
     batch = replace(batch, texts=[["an eye"], ["a helmet"]])
     optimizer = torch.optim.AdamW([p for p in loop.parameters() if p.requires_grad], lr=1e-3)

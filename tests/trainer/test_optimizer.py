@@ -1,4 +1,4 @@
-"""AdamW per part; moments in 8 bits are smaller, train alike, and are restored bit for bit."""
+"""AdamW per part; moments in 8 bits are smaller, train alike and are restored bit for bit."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_8_bits_per_moment_take_a_quarter_and_train_alike(make_loop, config: Con
     assert rates[0] == pytest.approx(rates[1]) and min(rates[0]) == pytest.approx(max(rates[0]) / 10)
 
 
-def test_moments_in_8_bits_come_back_to_the_bit(make_loop, config: Config, tmp_path):
+def test_moments_in_8_bits_are_restored_bit_for_bit(make_loop, config: Config, tmp_path):
     config.optimizer = "adamw8bit"
     parts = trained(make_loop, config, 3)
     state = State(3, {}, 2, None, parts.schedule(), {}, [])

@@ -39,7 +39,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_a_lone_process_of_two_knows_their_number(launched: pytest.MonkeyPatch):
+def test_a_single_process_knows_how_many_were_requested(launched: pytest.MonkeyPatch):
     assert missing_processes() == 2
 
 

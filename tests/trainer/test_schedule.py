@@ -1,4 +1,4 @@
-"""The rate: from half, up to the full one, down to 0 at the end."""
+"""The learning rate rises from half to the full value, and falls to 0 at the end."""
 
 import pytest
 

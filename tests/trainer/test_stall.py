@@ -1,4 +1,4 @@
-"""The log names the process that others wait for: one that is stopped, and one that is behind."""
+"""The log names the process that others wait for: a stopped one, or one that is behind."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Runs from start to end: what they leave, and what stops them."""
+"""Runs from start to end: the files that they write, and the errors that stop them."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_run_leaves_its_configuration_weights_metrics_and_report(sav_set: Path
 def test_a_loss_that_is_not_finite_stops_before_the_optimiser_steps(
     sav_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """The rate is absurd: the first update ruins the weights, the second must not happen."""
+    """The learning rate is so high that the first update ruins the weights; no second one may follow."""
     updates = []
     original = torch.optim.AdamW.step
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a: updates.append(1) or original(self, *a))

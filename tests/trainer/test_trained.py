@@ -1,4 +1,4 @@
-"""Checkpoints of runs: what they hold, that they load strictly, and that exports hold the trained weights."""
+"""Checkpoints of runs: their content, strict loading, and exports with the trained weights."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_two_checkpoints_give_two_exports_in_the_dtype_of_their_base(released, t
         assert fact in card
 
 
-def test_an_export_computes_what_the_run_did(released, tmp_path):
+def test_an_export_gives_the_output_of_the_run(released, tmp_path):
     config = config_of(released, ["lora", "token_embeddings"])
     model = train_a_little(config, tmp_path / "run" / "checkpoint", 3)
     export(tmp_path / "run", tmp_path / "out", torch.float32)

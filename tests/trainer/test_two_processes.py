@@ -1,4 +1,4 @@
-"""Two processes train as one does, and survive too: killed, preempted, resumed as one."""
+"""Two processes train as one does, also when killed, preempted or resumed as one."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def two_processes(unequal_set: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def given_to_two(two_processes: Path) -> list[str]:
-    """What that run was given, but `batch_size` (1) and `output_dir`."""
+    """Arguments of that run, without `batch_size` (1) and `output_dir`."""
     return list(json.loads((two_processes / "given.json").read_text()))
 
 

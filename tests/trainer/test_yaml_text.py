@@ -1,4 +1,4 @@
-"""YAML is bounded before anything is built from it, and gives text."""
+"""YAML is bounded before anything is built from it; its scalars stay text."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def test_yaml_is_bounded_before_anything_is_built(tmp_path: Path, text: str, mes
         load_config([str(tmp_path / "run.yaml")])
 
 
-def test_aliases_that_are_few_are_taken(tmp_path: Path):
+def test_a_few_aliases_are_accepted(tmp_path: Path):
     (tmp_path / "run.yaml").write_text("rates: &r {lora: 1.0e-3}\nmix: {dual: &d {weight: 2.0}, segment: *d}\n")
     config = load_config([str(tmp_path / "run.yaml")])
     assert config.mix["segment"].weight == 2.0
@@ -57,6 +57,6 @@ def test_mappings_are_merged_as_yaml_says():
 @pytest.mark.parametrize(
     "text", ["a: !!python/object:os.system x", "a: !tag 3", "{[a]: 1}", "a: {<<: 1}", "a: 1\na: 2"]
 )
-def test_what_is_not_plain_yaml_is_one_line(text: str):
+def test_yaml_with_tags_or_duplicate_keys_is_one_line(text: str):
     with pytest.raises(UserError, match=r"^run\.yaml: cannot be read as YAML; met "):
         read_yaml(text, "run.yaml")

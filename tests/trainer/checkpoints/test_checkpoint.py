@@ -1,4 +1,4 @@
-"""A checkpoint holds all that changes in a run, as tensors by name and JSON, and is read strictly."""
+"""A checkpoint holds everything that changes in a run, as named tensors and JSON, and is read strictly."""
 
 import json
 import random
@@ -48,7 +48,7 @@ def written(make, config, tmp_path: Path) -> tuple[Parts, Path]:
     return parts, tmp_path
 
 
-def test_all_that_changes_comes_back(make, written):
+def test_loading_restores_everything_that_changes_in_a_run(make, written):
     parts, folder = written
     other = make(0)
     other.read(folder)
@@ -65,7 +65,7 @@ def test_all_that_changes_comes_back(make, written):
     assert read_random_states(folder) == ({"torch": "00"},)
 
 
-def test_it_is_a_checkpoint_to_export_and_nothing_but_tensors_and_json(written):
+def test_a_checkpoint_can_be_exported_and_holds_only_tensors_and_json(written):
     parts, folder = written
     trained, origin = load_trained(folder)
     assert origin.step == 3
@@ -80,7 +80,7 @@ def test_it_is_a_checkpoint_to_export_and_nothing_but_tensors_and_json(written):
 
 
 @pytest.mark.parametrize("name", ["teacher", "trained"])
-def test_a_tensor_too_few_is_an_error(make, written, name: str):
+def test_a_missing_tensor_is_an_error(make, written, name: str):
     path = written[1] / f"{name}.safetensors"
     tensors = load_file(path)
     tensors.pop(first := next(key for key in tensors if "lora" in key))
@@ -130,7 +130,7 @@ def json_or_none(data: bytes) -> object:
 
 
 @pytest.mark.parametrize("name", ["teacher.safetensors", "rng.json"])
-def test_a_file_that_is_gone_is_named(written, name: str):
+def test_a_missing_file_is_named(written, name: str):
     (written[1] / name).unlink()
     with pytest.raises(UserError, match=f"{name}: no such file; wanted as {CHECKSUMS} says"):
         check_checkpoint(written[1])

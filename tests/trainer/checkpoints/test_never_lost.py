@@ -1,4 +1,4 @@
-"""Runs that are killed, preempted, or out of disk: the same command resumes them, and they end as if undisturbed."""
+"""Runs that are killed, preempted or out of disk: the same command resumes them, with the same result."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def arguments(sav_set: Path) -> list[str]:
-    """4 steps, more than an epoch, with dropout, which draws from the process's own random state."""
+    """Arguments of a run of 4 steps, more than an epoch. Its dropout draws from the random state of the process."""
     run = [f"data.shards=[{sav_set}]", "batch_size=1", "accumulation=1", "steps=4", "data.holdout=0.8"]
     run.append("data.holdout_by=sample")  # all samples are views of two photographs
     return [
@@ -43,7 +43,7 @@ def arguments(sav_set: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def undisturbed(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Not to be changed."""
+    """Folder of a run that was never interrupted. Not to be changed."""
     out = tmp_path_factory.mktemp("undisturbed")
     main([*arguments, f"output_dir={out}"])
     state = json.loads((out / "checkpoint" / "state.json").read_text())
@@ -53,7 +53,7 @@ def undisturbed(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """Restore the handlers: a preempted run leaves its own."""
+    """Restore the signal handlers that a preempted run replaces."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     yield
     for number, handler in before.items():
@@ -82,10 +82,10 @@ def test_kill_9_at_any_moment(arguments: list[str], undisturbed: Path, tmp_path:
     assert [event.step for event in events] == [1, 2, 3, 4]
 
 
-def test_a_signal_saves_and_leaves(
+def test_a_signal_saves_a_checkpoint_and_ends_the_run(
     arguments: list[str], undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
-    """SIGTERM in step 3, after which an evaluation is due: it follows when the run resumes. SIGINT in the last step."""
+    """SIGTERM in step 3, before an evaluation, which follows when the run resumes. SIGINT in the last step."""
     original = Stream.step
 
     def step(stream: Stream):

@@ -68,7 +68,7 @@ def test_a_second_signal_exits_at_once():
 
 
 def test_a_launcher_that_is_killed_counts_as_a_signal():
-    """kill -9 of the launcher, which can pass on nothing."""
+    """kill -9 of the launcher, which then cannot pass a signal on."""
     launcher = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {LISTEN!r}])"
     environment = {**os.environ, "TORCHELASTIC_RUN_ID": "1"}
     with subprocess.Popen(

@@ -82,7 +82,7 @@ def test_the_latest_checkpoint_is_resumed_and_the_records_are_cut_back_to_it(run
         *("gradient_checkpointing=true", "compile=true", "data.shards=[elsewhere]", "batch_size=1"),
     ],
 )
-def test_what_does_not_change_the_run_may_change(run, config, changed):
+def test_keys_that_do_not_affect_the_result_may_change(run, config, changed):
     save(run, config, 4)
     new_config = load_config(["steps=500", f"output_dir={run.folder}", "data.sources={sav: 2}", changed])
     assert began(run, new_config).step == 4
@@ -106,7 +106,7 @@ def test_another_configuration_is_refused_with_the_key_that_changed(run, config,
     assert message in str(raised.value) and "another output_dir" in str(raised.value)
 
 
-def test_a_key_newer_than_the_checkpoint_had_its_default(run, config):
+def test_a_key_newer_than_the_checkpoint_counts_as_its_default(run, config):
     save(run, config, 4)
     path = run.checkpoints / "latest" / "state.json"
     state = json.loads(path.read_text())
@@ -118,7 +118,7 @@ def test_a_key_newer_than_the_checkpoint_had_its_default(run, config):
         began(run, config)
 
 
-def test_a_run_that_decayed_all_parameters_resumes_only_so(run, config):
+def test_a_run_that_decayed_all_parameters_keeps_doing_so(run, config):
     """Its checkpoint has no key for it; the default has changed since."""
     save(run, config, 4)
     path = run.checkpoints / "latest" / "state.json"
@@ -132,7 +132,7 @@ def test_a_run_that_decayed_all_parameters_resumes_only_so(run, config):
     assert began(run, kept).step == 4
 
 
-def test_a_run_that_held_out_by_sample_resumes_so_and_another_value_is_refused(run, config):
+def test_a_run_that_held_out_by_sample_keeps_doing_so_and_refuses_another_value(run, config):
     save(run, config, 4)
     config.data.holdout_by = "folder"
     with pytest.raises(UserError, match=r"met data.holdout_by=folder; wanted data.holdout_by=picture"):
@@ -157,14 +157,14 @@ def test_other_shards_and_another_global_batch_are_refused(run, config):
         began(run, config, samples=16)
 
 
-def test_resume_never_leaves_a_run_alone(run, config):
+def test_resume_never_refuses_a_folder_with_a_run(run, config):
     save(run, config, 4)
     config.resume = "never"
     with pytest.raises(UserError, match=r"a run stands here; met step-0000004.*another output_dir"):
         began(run, config)
 
 
-def test_a_named_checkpoint_begins_a_run_elsewhere_once(run, config, tmp_path: Path):
+def test_a_named_checkpoint_is_used_only_where_the_folder_has_none(run, config, tmp_path: Path):
     save(run, config, 2, 4)
     other = RunFolder(tmp_path / "other", keep=1)
     named = load_config(["steps=500", f"output_dir={other.folder}", "data.sources={sav: 2}"])
@@ -178,7 +178,7 @@ def test_a_named_checkpoint_begins_a_run_elsewhere_once(run, config, tmp_path: P
     other.close()
 
 
-def test_a_named_checkpoint_that_is_none_or_not_the_latest_here(run, config, tmp_path: Path):
+def test_a_named_checkpoint_that_is_missing_or_not_the_latest_is_refused(run, config, tmp_path: Path):
     config.resume = str(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"resume: no checkpoint here; met .*nowhere"):
         began(run, config)

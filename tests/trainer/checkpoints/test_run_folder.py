@@ -1,4 +1,4 @@
-"""Checkpoints on disk: complete or not there, whenever the process is killed; the newest and the best are kept."""
+"""Checkpoints on disk: complete or absent, whenever the process is killed; the newest and the best are kept."""
 
 import errno
 import json
@@ -78,7 +78,7 @@ def killed_save(folder: Path, call: int) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
-def test_a_save_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path):
+def test_a_save_killed_at_any_moment_leaves_a_complete_checkpoint(tmp_path: Path):
     found = []
     for call in range(100):
         folder = tmp_path / str(call)
@@ -100,7 +100,7 @@ def test_a_save_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path):
     assert found == sorted(found) and set(found) == {2, 3}
 
 
-def test_the_newest_and_the_best_stay(tmp_path: Path):
+def test_the_newest_and_the_best_checkpoint_are_kept(tmp_path: Path):
     run = opened(tmp_path)
     held_out = {1: 0.9, 2: 0.4, 3: None, 4: float("nan"), 5: 0.5, 6: 0.6}
     for step, loss in held_out.items():
@@ -113,7 +113,7 @@ def test_the_newest_and_the_best_stay(tmp_path: Path):
     run.close()
 
 
-def test_one_run_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_second_run_in_the_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(shards.lock, "_PATIENCE", 0.2)
     run = opened(tmp_path)
     with pytest.raises(UserError, match="another run is writing here"):
@@ -166,7 +166,7 @@ def test_a_damaged_state_of_an_earlier_checkpoint_does_not_end_a_run(tmp_path, c
 
 
 def refuse_removal(monkeypatch: pytest.MonkeyPatch, refused: str) -> None:
-    """Let `rmtree` fail, as on NFS while a file is open, for folders whose name holds `refused`."""
+    """Let `rmtree` fail for folders whose name contains `refused`, as on NFS while a file is open."""
     rmtree = shutil.rmtree
 
     def busy(path: Path, *args: Any, **options: Any) -> None:
@@ -217,7 +217,7 @@ def test_an_old_checkpoint_that_cannot_be_renamed_is_removed_later(tmp_path, mon
     run.close()
 
 
-def test_leftovers_that_cannot_be_removed_keep_no_run_from_beginning(tmp_path, monkeypatch, caplog):
+def test_leftovers_that_cannot_be_removed_do_not_stop_a_run(tmp_path, monkeypatch, caplog):
     """A folder half-written by a killed run, and a complete checkpoint that did not count yet, of the next step."""
     run = opened(tmp_path, keep=1)
     run.save(1, 0, writer(1))

@@ -16,7 +16,7 @@ def loader(folder, **options) -> Loader:
     return make_loader([folder], **{"fields": LIGHT, "batch_size": 2, "seed": 7, **options})
 
 
-def test_a_step_does_what_is_left_to_the_device(sav_set, make_loop, monkeypatch):
+def test_normalising_on_the_device_gives_the_tensors_of_the_host(sav_set, make_loop, monkeypatch):
     batches = []
     loop = make_loop()
     monkeypatch.setattr(Dual, "losses", lambda self, batch, draws: batches.append(batch) or {})
@@ -31,7 +31,7 @@ def test_a_step_does_what_is_left_to_the_device(sav_set, make_loop, monkeypatch)
         assert host[field].dtype == device[field].dtype and torch.equal(host[field], device[field]), field
 
 
-def test_what_is_left_to_the_device_is_shown_as_it_is(sav_set):
+def test_panels_are_equal_whether_host_or_device_normalises(sav_set):
     shown = []
     for where in ("host", "device"):
         batch = next(loader(sav_set, fields=Dual.panel_fields(), normalise=where).epoch(0))

@@ -1,4 +1,4 @@
-"""Objects, texts and frames that a visit to a sample takes."""
+"""Objects, texts and frames chosen per visit to a sample."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trainer.data.choice import Choice, choose, salt_of, shuffled, take_in_turn
 @settings(max_examples=200, deadline=None)
 @given(st.integers(1, 6), st.integers(1, 8), st.integers(1, 4), st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1))
 def test_every_object_comes_before_one_comes_twice(frames: int, objects: int, most: int, salt: int, seed: int):
-    """Whatever frames show: each is taken, none again before all were, its turns count up, and two frames show it."""
+    """For any visibility: each object is taken, none again before all were, its turns count up, both frames show it."""
     rng = np.random.default_rng(seed)
     visible = rng.random((frames, objects)) < rng.choice([0.4, 0.8, 1.0])
     able = [n for n in range(objects) if visible[:, n].any() and rng.random() < 0.8]
@@ -40,7 +40,7 @@ def test_every_object_comes_before_one_comes_twice(frames: int, objects: int, mo
 
 @pytest.mark.parametrize("count", range(1, 9))
 @pytest.mark.parametrize("most", range(1, 10))
-def test_objects_that_share_their_frames_take_as_few_visits_as_there_can_be(count: int, most: int):
+def test_objects_that_share_their_frames_take_the_fewest_visits(count: int, most: int):
     visible = np.ones((2, count), bool)
     visits = -(-count // most)
     for start in range(0, 5 * visits, visits):
@@ -56,15 +56,15 @@ def test_objects_that_share_their_frames_take_as_few_visits_as_there_can_be(coun
     assert set(long.values()) == {min(most, count)}  # over count visits all of them equally often
 
 
-def test_a_third_of_the_objects_is_not_left_out_as_by_drawing_anew():
-    """10 objects, one in each of 10 epochs: each once. Drawn anew each time, a third would never have come."""
+def test_each_of_10_objects_comes_once_in_10_epochs():
+    """Independent draws would leave out a third of them."""
     orders = {
         tuple(take_in_turn(shuffled(range(10), salt), 1, epoch)[0][0] for epoch in range(10)) for salt in range(50)
     }
     assert all(sorted(order) == [*range(10)] for order in orders) and len(orders) == 50
 
 
-def test_objects_that_no_two_frames_show_together_come_apart():
+def test_objects_that_no_frames_show_together_come_in_separate_visits():
     visible = np.array([[1, 1, 1, 0], [1, 1, 0, 1]], bool)
     choices = [choose(visible, range(4), 4, 5, visit) for visit in range(6)]
     assert sorted(choices[:3], key=lambda c: c.objects) == [
@@ -76,7 +76,7 @@ def test_objects_that_no_two_frames_show_together_come_apart():
     assert [c.turns[0] for c in choices[3:]] == [1, 1, 1]
 
 
-def test_every_pair_of_frames_has_its_turn():
+def test_every_pair_of_frames_is_used():
     visible = np.ones((4, 5), bool)
     drawn = [choose(visible, [0, 2, 4], 1, 7, visit).frames for visit in range(200)]
     assert {*drawn} == {(a, b) for a in range(4) for b in range(4) if a != b}
@@ -89,7 +89,7 @@ def test_the_order_is_spread_evenly_over_samples():
     assert shuffled([4, 9, 2], 1) == shuffled([4, 9, 2], 1)
 
 
-def test_thousands_of_objects_in_frames_of_their_own_are_grouped_at_once():
+def test_grouping_thousands_of_objects_in_separate_frames_is_fast():
     rng = np.random.default_rng(0)
     visible = rng.random((2, 4096)) < 0.5
     able = np.flatnonzero(visible.any(0)).tolist()

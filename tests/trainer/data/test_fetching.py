@@ -1,4 +1,4 @@
-"""A loader that reads shards from a URL: the folder's batches, from shards that come before they are needed."""
+"""A loader that reads shards from a URL gives the batches of the folder, and fetches shards before they are needed."""
 
 import random
 import re
@@ -40,12 +40,12 @@ def shuffle_window(monkeypatch: pytest.MonkeyPatch, shards: int) -> None:
 
 
 def room(small_set: Path, tars: int) -> int:
-    """Bytes that hold the index and any so many tars of the set."""
+    """Bytes that suffice for the index and that many tars of the set."""
     shards = ShardSet(small_set)
     return sum(sorted(info.bytes for info in shards.manifest.shards)[-tars:]) + shards.index.nbytes
 
 
-def test_batches_are_those_of_the_folder_resumed_or_not(server: FaultyServer, small_set, tmp_path):
+def test_batches_from_a_url_equal_those_of_the_folder_also_when_resumed(server: FaultyServer, small_set, tmp_path):
     rng = random.Random(3)
     faults = {
         name: rng.choice(["503", "cut", "corrupt", "late"]) for name in sorted(p.name for p in small_set.iterdir())
@@ -107,7 +107,7 @@ def test_a_cache_that_holds_two_windows_is_enough(server, small_set, tmp_path, m
     assert all(batch.meta for batch in kept)
 
 
-def test_a_set_that_counts_twice_releases_each_copy_in_its_time(server: FaultyServer, small_set, tmp_path, monkeypatch):
+def test_a_repeated_set_releases_its_shards_for_each_copy(server: FaultyServer, small_set, tmp_path, monkeypatch):
     shuffle_window(monkeypatch, 2)
     repeated = {"repeats": {"sav": 2}, "fields": ("prompt_masks1",), "batch_size": 1}
     far = loader(f"{server.url}/sav", Cache(tmp_path, room(small_set, 6), fetches=1), **repeated)
@@ -116,7 +116,7 @@ def test_a_set_that_counts_twice_releases_each_copy_in_its_time(server: FaultySe
     assert sum(batch.copies) in (0, 1)
 
 
-def test_held_out_samples_are_fetched_as_far_as_they_are_read(server: FaultyServer, small_set, tmp_path):
+def test_held_out_samples_are_fetched_only_as_far_as_they_are_read(server: FaultyServer, small_set, tmp_path):
     options = {"part": "holdout", "holdout": 1.0, "batch_size": 1, "prefetch": 0}
     far = loader(f"{server.url}/sav", Cache(tmp_path, ANY, fetches=2), **options)
     for batch, expected in islice(zip(far.epoch(0), loader(small_set, **options).epoch(0), strict=True), 2):
@@ -146,7 +146,7 @@ def test_a_broken_shard_ends_the_epoch_in_one_line(server: FaultyServer, small_s
             assert_equal(batch, expected)
 
 
-def test_training_on_what_cannot_be_had_is_one_line(server: FaultyServer, tmp_path):
+def test_training_on_a_url_that_cannot_be_read_is_one_line(server: FaultyServer, tmp_path):
     server.faults = lambda name, n: "corrupt" if name == "index.npy" else ""
     arguments = [f"data.shards=[{server.url}/sav]", f"data.cache={tmp_path}/cache", "data.attempts=1"]
     message = rf"{server.url}/sav/index.npy: not what the manifest says: SHA-256; met .*; tried 1 times"

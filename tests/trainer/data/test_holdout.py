@@ -1,4 +1,4 @@
-"""Tests of what is held out: no file, folder, video or picture stands on both sides, and adding data moves nothing."""
+"""Held-out samples: no file, folder, video or picture is in both parts, and adding data moves no sample."""
 
 import shutil
 from dataclasses import replace
@@ -31,7 +31,7 @@ def fake(paths: list[str], frames: int = 1, source: str = "fake", old: bool = Fa
 
 
 def sides(paths: list[str], part: np.ndarray, name: Any) -> set[str]:
-    """Names that stand on both sides."""
+    """Names that are in both parts."""
     held, trained = ({name(p) for p, h in zip(paths, part, strict=True) if h == side} for side in (True, False))
     return held & trained
 
@@ -54,7 +54,7 @@ def number(path: str) -> int:
     return int(path.removesuffix(".jpg").split("_")[-1].split("/")[-1])
 
 
-def test_by_default_nothing_leaks():
+def test_by_default_no_picture_or_video_is_in_both_parts():
     sets = [fake(PAIRS, 2), fake(MASKLETS, 2), fake(COCO), fake(REFER)]
     pairs, masklets, coco, refer = held_out_parts(sets, 0.1, "picture")
     assert not sides(PAIRS, pairs, folder) and not sides(MASKLETS, masklets, file)
@@ -66,7 +66,7 @@ def test_by_default_nothing_leaks():
     assert find_twins(sets, [pairs, masklets, coco, refer]) is None and not holdout_notes(sets, 0.1, "picture")
 
 
-def test_by_sample_is_as_it_always_was():
+def test_by_sample_holds_out_the_same_samples_as_earlier_releases():
     names = [f"masklet_data_{i}" for i in range(20_000)]
     shards = SimpleNamespace(index=np.array([(n.encode(),) for n in names], [("key", "S64")]))
     [chosen] = held_out_parts([shards], 0.1, "sample")
@@ -82,7 +82,7 @@ def test_files_and_folders_stay_together(by, name):
     assert part.any() and not part.all() and not sides(MASKLETS, part, name)
 
 
-def test_adding_data_moves_nothing():
+def test_adding_data_moves_no_sample_between_the_parts():
     few = fake(PAIRS[:400], 2)
     many = fake(PAIRS, 2)
     for by in ("sample", "file", "folder", "picture"):
@@ -100,14 +100,14 @@ def test_a_small_set_gives_its_lowest_group_and_others_follow():
     assert not held_out_parts(sets, 0.001, "picture")[0].any()  # it is due less than half a sample
 
 
-def test_a_name_that_says_nothing_keeps_nothing_together():
+def test_samples_with_uninformative_names_are_not_grouped():
     paths = [f"scene{n}/{side}.jpg" for n in range(200) for side in ("left", "right")]
     [part] = held_out_parts([fake(paths)], 0.1, "picture")
     assert 0.03 < part.mean() < 0.2
     assert sides(paths, part, lambda path: path.split("/")[1]) == {"left.jpg", "right.jpg"}
 
 
-def test_a_folder_that_is_most_of_a_set_is_divided_and_that_is_said():
+def test_a_folder_that_is_most_of_a_set_is_divided_with_a_warning():
     flat = [f"npz/masklet_data_{n:05d}.npz" for n in range(300)] + [f"v/masklet_data_{n}.npz" for n in range(20)]
     sets = [fake(flat, 2)]
     [part] = held_out_parts(sets, 0.1, "picture")
@@ -118,7 +118,7 @@ def test_a_folder_that_is_most_of_a_set_is_divided_and_that_is_said():
     assert f"{held} held out" in note and "more than half of its set" in note
 
 
-def test_twins_are_counted():
+def test_equal_pictures_in_both_parts_are_counted():
     sets = [fake(COCO, source="coco"), fake(REFER, source="refcoco")]
     parts = held_out_parts(sets, 0.1, "sample")
     held = {n for n, h in zip(map(number, COCO + REFER), np.concatenate(parts), strict=True) if h}
@@ -154,7 +154,7 @@ def without_groups(folder: Path) -> None:
     (folder / MANIFEST).write_bytes(replace(Manifest.read(folder), index_sha256=digest).to_bytes())
 
 
-def test_sets_of_older_releases_are_read_and_can_be_mended(sav_root, tmp_path):
+def test_sets_of_older_releases_are_read_and_can_be_updated(sav_root, tmp_path):
     shard_sav(sav_root, tmp_path / "sav", limit=4)
     new = ShardSet(tmp_path / "sav")
     shutil.copytree(tmp_path / "sav", tmp_path / "old")

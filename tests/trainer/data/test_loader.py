@@ -104,7 +104,7 @@ def test_sources_train_together_and_are_repeated(sav_set, coco_set):
 
 @pytest.fixture(scope="module")
 def uneven_set(tmp_path_factory) -> Path:
-    """Of the objects of three samples some are in one of two frames, some have no text or one that says nothing."""
+    """Three samples in which some objects are in one of two frames, and some have no text or an uninformative one."""
     root = write_pictures(tmp_path_factory.mktemp("uneven"))
     late = {"id": "late", "masks": [None, "m.png"], "texts": ["the late one"]}
     early = {"id": "early", "masks": ["m.png", None], "texts": [" . "]}
@@ -147,7 +147,7 @@ def test_no_object_can_be_used(sav_set):
         loader(sav_set, need="texts")
 
 
-def test_an_index_that_counts_otherwise_is_noticed(sav_set, tmp_path):
+def test_an_index_with_wrong_counts_is_an_error(sav_set, tmp_path):
     shutil.copytree(sav_set, tmp_path / "sav")
     index = np.load(tmp_path / "sav" / "index.npy")
     index["texts"] = 1
@@ -188,7 +188,7 @@ def test_a_flipped_bit_ends_the_epoch_before_its_batch(codec, tmp_path, threads,
         assert len(list(loader(folder, check="never", **light).epoch(0))) == len(order)  # read as data
 
 
-def test_raw_pictures_that_are_compared_while_they_are_copied_are_the_same(raw_set):
+def test_raw_pictures_are_equal_with_and_without_checksums(raw_set):
     fields = (*FIELDS, "g_pixel_values1")
     for where in ("host", "device"):
         ways = {check: loader(raw_set, fields=fields, normalise=where, check=check) for check in ("always", "never")}
@@ -198,7 +198,7 @@ def test_raw_pictures_that_are_compared_while_they_are_copied_are_the_same(raw_s
             assert all(torch.equal(one[field], two[field]) for field in fields)
 
 
-def test_what_was_compared_in_one_epoch_is_remembered_by_all_threads_in_the_next(sav_set, monkeypatch):
+def test_a_sample_is_compared_with_its_checksum_once_for_all_threads_and_epochs(sav_set, monkeypatch):
     compared = Counter()
     real = crc32
     monkeypatch.setattr("shards.reader.crc32", lambda view: compared.update(["sample"]) or real(view))
@@ -211,13 +211,13 @@ def test_what_was_compared_in_one_epoch_is_remembered_by_all_threads_in_the_next
     assert compared["sample"] == 3 * len(loads.order(0))
 
 
-def test_copies_of_a_sample_are_drawn_for_anew(coco_set):
+def test_copies_of_a_sample_get_different_draws(coco_set):
     one = make_loader([coco_set], fields=LIGHT, batch_size=1, seed=7, repeats={"coco": 2})
     draws = [object_generators(batch, 7)[0].initial_seed() for batch in one.epoch(0)]
     assert len(set(draws)) == 10
 
 
-def test_going_on_in_the_middle_of_an_epoch(sav_set):
+def test_an_epoch_can_be_resumed_in_the_middle(sav_set):
     assert keys(loader(sav_set), consumed=8) == keys(loader(sav_set))[4:]
 
 
@@ -292,7 +292,7 @@ def test_only_the_tars_are_opened_whose_samples_are_read(sav_set, tmp_path):
         next(loader(tmp_path).epoch(0))
 
 
-def test_several_masks_a_sample_come_packed(coco_set, sav_set):
+def test_masks_of_several_objects_are_packed(coco_set, sav_set):
     options = {"fields": ("masks1",), "batch_size": 5, "seed": 7, "objects_per_sample": 2}
     loaders = [make_loader([coco_set, sav_set], **options, normalise=where) for where in ("host", "device")]
     masks = [next(loader.epoch(0)).frames[0].masks for loader in loaders]
@@ -341,8 +341,8 @@ def test_an_unfinished_set_is_refused(tmp_path):
         loader(tmp_path / "sav")
 
 
-def test_an_epoch_goes_on_in_a_sample_where_the_one_before_stopped(unequal_set):
-    """Over as many epochs as it takes every object comes, none twice before; copies of a sample share them out."""
+def test_objects_of_a_sample_are_continued_from_epoch_to_epoch(unequal_set):
+    """Every object comes, over several epochs, before one comes twice; copies of a sample divide them."""
     for most, times in ((1, 1), (2, 1), (4, 1), (1, 2)):
         options = {"need": "texts", "objects_per_sample": most, "repeats": {"folder": times}, "batch_size": 1}
         loads = loader(unequal_set, **options)
@@ -360,8 +360,8 @@ def test_an_epoch_goes_on_in_a_sample_where_the_one_before_stopped(unequal_set):
 
 
 @pytest.mark.parametrize(("most", "threads"), [(1, 1), (4, 0), (4, 2)])
-def test_the_objects_of_a_step_are_known_with_its_first_batch(unequal_set, most, threads):
-    """This takes no more memory than one batch does: a step has more batches than are made ahead."""
+def test_the_first_batch_of_a_step_gives_the_number_of_its_objects(unequal_set, most, threads):
+    """A step has more batches than are prefetched, so this needs no more memory than one batch."""
     options = {"need": "texts", "objects_per_sample": most, "threads": threads, "prefetch": 1, "batch_size": 1}
     for accumulation, consumed in ((1, 0), (3, 0), (3, 6), (6, 0)):
         loads = [loader(unequal_set, **options, accumulation=accumulation, rank=r, world_size=2) for r in (0, 1)]

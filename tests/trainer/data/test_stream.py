@@ -54,8 +54,8 @@ def test_a_run_goes_on_with_another_number_of_processes(sav_set, undisturbed, be
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 5), (1, 5, 1), (5, 1, 1)])
-def test_what_an_epoch_leaves_out_depends_on_the_samples_of_a_step_alone(sav_set, shape):
-    """12 samples are 2 steps of 5: no step takes the other 2 and 3 more of the next epoch."""
+def test_no_step_mixes_two_epochs(sav_set, shape):
+    """12 samples give 2 steps of 5; the other 2 are left out."""
     streams = ranks(sav_set, shape)
     taken = [*islice(steps(streams), 5)]
     assert all(len(set(step)) == 5 for step in taken)
@@ -63,7 +63,7 @@ def test_what_an_epoch_leaves_out_depends_on_the_samples_of_a_step_alone(sav_set
     assert streams[0].position == {"dual": {"epoch": 2, "samples": 5}}
 
 
-def test_what_is_made_ahead_does_not_count(sav_set):
+def test_prefetched_batches_do_not_advance_the_position(sav_set):
     stream = ranks(sav_set, (1, 1, 2))[0]
     batches = stream.step()
     next(batches)

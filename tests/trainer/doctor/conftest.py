@@ -1,4 +1,4 @@
-"""A run that is sound."""
+"""A run without faults."""
 
 from __future__ import annotations
 
@@ -37,5 +37,5 @@ def quick(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture
 def good(sav_set: Path, tmp_path: Path) -> list[str]:
-    """Arguments of a run that is sound."""
+    """Arguments of a run without faults."""
     return [*GOOD, f"data.shards=[{sav_set}]", f"output_dir={tmp_path / 'run'}"]

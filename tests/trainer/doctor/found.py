@@ -1,4 +1,4 @@
-"""What the checks find, and shards with a fault."""
+"""Findings of the checks, and shards with a fault."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def found(arguments: list[str], level: str = "fail") -> list[tuple[str, str]]:
 
 
 def damage(sav_set: Path, folder: Path, how: str) -> Path:
-    """A copy of a sound set with one fault."""
+    """Copy a valid set and damage it in one way."""
     shutil.copytree(sav_set, folder)
     tar = folder / "sav-000000.tar"
     index = folder / "index.npy"

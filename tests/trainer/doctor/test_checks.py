@@ -1,4 +1,4 @@
-"""Checks before a run: all green on a sound one, and red by name for each fault that is planted."""
+"""Checks before a run: all pass on a valid run, and each planted fault fails the check that names it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trainer.doctor import checks, data, footprint
 from trainer.doctor.checks import doctor
 
 
-def test_a_sound_run_is_green_and_nothing_is_written(good: list[str], sav_set: Path, tmp_path: Path, capsys):
+def test_a_valid_run_passes_all_checks_and_nothing_is_written(good: list[str], sav_set: Path, tmp_path: Path, capsys):
     before = files_of(sav_set)
     assert doctor(good)
     *lines, last = capsys.readouterr().out.splitlines()
@@ -63,7 +63,7 @@ def test_a_mistake_in_the_configuration_is_found_without_pytorch():
         ("resume=/nowhere", "output_dir", "resume: no checkpoint here; met /nowhere"),
     ],
 )
-def test_a_fault_is_red_and_named(good: list[str], sav_set: Path, changes: str, check: str, expected: str):
+def test_a_fault_fails_its_check_and_is_named(good: list[str], sav_set: Path, changes: str, check: str, expected: str):
     failed = found([*good, *changes.format(sav=sav_set).split(" l")[:1], *(f"l{a}" for a in changes.split(" l")[1:])])
     assert [name for name, _ in failed] == check.split(), failed
     assert expected in failed[-1][1]
@@ -79,13 +79,13 @@ def test_a_fault_is_red_and_named(good: list[str], sav_set: Path, changes: str, 
         (["mixed_precision=bf16"], "device", "set mixed_precision=no"),
     ],
 )
-def test_what_is_odd_is_yellow(good: list[str], changes: list[str], check: str, expected: str):
+def test_an_unusual_setting_is_a_warning(good: list[str], changes: list[str], check: str, expected: str):
     (warned,) = found([*good, *changes], "warn")
     assert warned[0] == check and expected in warned[1]
     assert not found([*good, *changes])
 
 
-def test_it_announces_what_it_does_next(good: list[str], monkeypatch: pytest.MonkeyPatch):
+def test_each_slow_check_is_announced_before_it_starts(good: list[str], monkeypatch: pytest.MonkeyPatch):
     order: list[str] = []
     opened = data.Data.open
     built = footprint.measure_footprint

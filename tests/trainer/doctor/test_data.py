@@ -1,4 +1,4 @@
-"""Shards before a run: what is damaged, or lacks what an objective needs, is named."""
+"""Checks of shards: damage, and samples that lack what an objective needs, are named."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.trainer.doctor.found import damage, found
 
 
 def test_a_mix_is_checked_by_objective(good: list[str], sav_set: Path, tmp_path: Path):
-    """The first sample of a set has no text: the run leaves it out, and the doctor says so."""
+    """The first sample of a set has no text: the run leaves it out, and a finding reports it."""
     texted = damage(sav_set, tmp_path / "texted", "texts")
     mixed = [*good, f"data.shards=[{sav_set},{texted}]", "mix={dual: {sources: [sav]}, segment: {sources: [folder]}}"]
     assert not found(mixed)

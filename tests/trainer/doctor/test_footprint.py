@@ -1,4 +1,4 @@
-"""Sizes of a run's model, against the model that loading gives."""
+"""Sizes of a run's model, compared with the loaded model."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def output(arguments: list[str]) -> Finding:
         return Finding("fail", "output_dir", str(error))
 
 
-def test_what_would_become_of_a_run_that_stands_there(good: list[str], tmp_path: Path, capfd):
+def test_the_check_reports_what_happens_to_an_existing_run(good: list[str], tmp_path: Path, capfd):
     good = [*good, "data.holdout=0"]
     main([*good, "steps=1"])
     folder = tmp_path / "run"

@@ -53,7 +53,7 @@ def test_one_and_two_processes_measure_the_same(unequal_set: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-def test_every_process_gets_as_many_batches_and_each_sample_counts_once(unequal_set: Path, world_size: int):
+def test_processes_get_equally_many_batches_and_each_sample_counts_once(unequal_set: Path, world_size: int):
     def kept(ranks: Sequence[int]) -> list[list[str]]:
         epochs = [[*load(unequal_set, rank, world_size).epoch(0)] for rank in ranks]
         assert len({len(batches) for batches in epochs}) == 1

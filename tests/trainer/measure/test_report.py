@@ -39,7 +39,7 @@ def records() -> list[dict]:
     return [{"step": 0, "held_out/mask_loss": 1.5, "held_out/iou": 0.1, "held_out/dice": 0.2}, *steps]
 
 
-def test_it_is_one_file_that_loads_nothing(tmp_path: Path):
+def test_the_report_is_one_file_that_loads_nothing(tmp_path: Path):
     write_report(
         tmp_path / "report.html",
         "dual: demo",
@@ -79,8 +79,8 @@ def test_captions_are_text_not_html(tmp_path: Path):
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html and "é" in html
 
 
-def test_pictures_are_the_samples_own(tmp_path: Path):
-    """As JPEG stores them: a smooth picture hardly changes."""
+def test_the_report_shows_the_pictures_of_the_samples(tmp_path: Path):
+    """Compared after JPEG, which hardly changes a smooth picture."""
     shown = dataclasses.replace(panel("x", prompt=False), image=np.full((32, 32, 3), (40, 90, 160), np.uint8))
     write_report(tmp_path / "r.html", "t", {}, records(), {"segment": {1: [shown]}}, "")
     sources = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', (tmp_path / "r.html").read_text("utf-8"))
@@ -117,8 +117,8 @@ def test_each_objective_of_a_mix_has_a_section_with_its_charts_and_samples(tmp_p
     assert "Speed and memory" not in html  # nothing is recorded of it
 
 
-def test_legends_stand_beside_the_axes(tmp_path: Path):
-    """In the page, where they wrap; a chart of one line needs none."""
+def test_legends_are_outside_the_axes(tmp_path: Path):
+    """Legends are in the page, where they wrap; a chart of one line has none."""
     write_report(tmp_path / "r.html", "t", {}, [{"step": 1, "bce": 0.4, "dice": 0.2, "lr": 1.0}], {"segment": {}}, "")
     tags = Tags()
     tags.feed((tmp_path / "r.html").read_text("utf-8"))

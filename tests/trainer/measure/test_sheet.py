@@ -9,7 +9,7 @@ from trainer.measure.report import tinted
 from trainer.measure.sheet import contact_sheet
 
 
-def test_a_contact_sheet_shows_what_the_panel_holds():
+def test_a_contact_sheet_shows_the_pictures_of_the_panel():
     """Four pictures in a row, the last one missing where nothing was predicted; any caption can be drawn."""
     shown = panel("\u4e00 \U0001f600 caption", prompt=True)
     without = dataclasses.replace(shown, prediction=None)

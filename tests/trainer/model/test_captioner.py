@@ -1,4 +1,4 @@
-"""Generation: the cache, the padding and the end token change nothing that they should not."""
+"""Generation: cache, padding and the end token do not change the tokens."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_greedy_generation_equals_one_row_at_a_time_without_a_cache(model: Sa2VA
 
 @pytest.fixture
 def ends_soon(model: Sa2VA):
-    """The head likes the end token of row states; put back afterwards."""
+    """The head's weights, for a test to favour the end token; restored afterwards."""
     weight = model.language_model.lm_head.weight
     before = weight.clone()
     yield weight
@@ -58,7 +58,7 @@ def ends_soon(model: Sa2VA):
         weight.copy_(before)
 
 
-def test_it_stops_at_the_end_token_and_never_at_once(model: Sa2VA, question, ends_soon):
+def test_generation_stops_at_the_end_token_but_writes_at_least_one_word(model: Sa2VA, question, ends_soon):
     captioner = Captioner(model)
     end = model.prompts.end_ids[0]
     with torch.no_grad():
@@ -78,7 +78,7 @@ def _states(model: Sa2VA, question):
     return model.embed_rows(rows, visual_tokens, image_of_row, regions), rows.attention, rows.positions
 
 
-def test_marks_are_never_said(model: Sa2VA, question, ends_soon):
+def test_special_tokens_are_never_generated(model: Sa2VA, question, ends_soon):
     marks = (~model.prompts.ordinary).nonzero()[:, 0]
     with torch.no_grad():
         ends_soon[marks] *= 1e3
@@ -99,7 +99,7 @@ def test_sampled_tokens_follow_the_softmax():
 
 
 @pytest.mark.parametrize("draw", [0.0, 1 - 2**-24, 1.0])
-def test_a_draw_at_the_edge_is_still_an_allowed_token(draw: float):
+def test_a_draw_at_the_edge_gives_an_allowed_token(draw: float):
     logits = torch.randn(50, 300)
     logits[:, :7] = logits[:, 290:] = -torch.inf
     tokens = choose(logits, 1.3, torch.full((50,), draw))
@@ -114,7 +114,7 @@ def test_sampling_is_part_of_generation(model: Sa2VA, question):
     assert captioner(*question, 6, 2.0, torch.rand(2, 6)).tokens() != sampled
 
 
-def test_what_follows_the_end_does_not_count():
+def test_tokens_after_the_end_are_dropped():
     ids = torch.tensor([[5, 9, 7, 7]])
     valid = torch.tensor([[True, True, False, False]])
     captions = Answers(ids, valid, torch.zeros(0, 8), torch.zeros(0, dtype=torch.int64))
@@ -128,7 +128,7 @@ def answers(rows: list[list[int]]) -> Answers:
     return Answers(ids, valid, torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))
 
 
-def test_captions_without_what_ended_them():
+def test_captions_exclude_their_end_token():
     qwen = Prompts(byte_tokenizer(), "qwen_chat", vocabulary=272)
     cat = qwen.encode("cat")
     assert captions_of(answers([[*cat, *qwen.end_ids], cat]), qwen) == [Caption(cat, True), Caption(cat, False)]

@@ -11,8 +11,8 @@ from trainer.objectives.dual import pseudo_captions
 from trainer.objectives.noise import object_generators
 
 
-def test_a_compiled_step_is_the_step(make_loop, batch: Batch, monkeypatch: pytest.MonkeyPatch):
-    """Traced by dynamo; kernels are PyTorch's own, and each size is traced for itself, so that it takes seconds."""
+def test_a_compiled_step_equals_the_uncompiled_one(make_loop, batch: Batch, monkeypatch: pytest.MonkeyPatch):
+    """Traced by dynamo with PyTorch's kernels, each size separately, so that the test takes seconds."""
     monkeypatch.setattr(compiled, "BACKEND", "eager")
     monkeypatch.setattr(torch._dynamo.config, "automatic_dynamic_shapes", False)
     torch._dynamo.reset()

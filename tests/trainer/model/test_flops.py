@@ -1,4 +1,4 @@
-"""Operations of the model, against counts by hand and by PyTorch's counter on the real thing."""
+"""Operations of the model, compared with counts by hand and by PyTorch's counter."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trainer.model.flops import Costs, costs_of, peak_named
 KINDS = ("vision_model", "sam_image_encoder", "mlp1", "language_model", "attention", "lm_head", "sam_mask_decoder")
 
 
-def test_a_step_counts_what_pytorch_counts(make_loop, config, batch: Batch, monkeypatch: pytest.MonkeyPatch):
+def test_flops_of_a_step_equal_pytorchs_count(make_loop, config, batch: Batch, monkeypatch: pytest.MonkeyPatch):
     """The dual loop, forward and backward, teacher and frozen parts included.
 
     What the two count apart is small: padding, the MLP behind [SEG], the Gumbel step's product with the token table.
@@ -31,7 +31,7 @@ def test_a_step_counts_what_pytorch_counts(make_loop, config, batch: Batch, monk
     assert result["tokens"] > sum(len(row.ids) for row in rows)
 
 
-def test_what_is_frozen_counts_forward_alone_and_adapters_halve_the_backward_of_weights(make_loop, config):
+def test_frozen_layers_count_forward_only_and_adapters_halve_the_backward_of_weights(make_loop, config):
     costs = costs_of(make_loop(config).model)
     assert costs.backward["vision_model"] == costs.backward["sam_image_encoder"] == 0
     assert costs.backward["attention"] == 2 * costs.forward["attention"] == 2 * 4 * 4 * 32 * 2
@@ -45,7 +45,7 @@ def test_what_is_frozen_counts_forward_alone_and_adapters_halve_the_backward_of_
     assert costs_of(make_loop(config).model).backward["language_model"] == 0  # nothing below the decoder trains
 
 
-def test_layers_that_checkpointing_runs_again_do_not_count_twice(make_loop, config, batch: Batch):
+def test_recomputed_layers_do_not_count_twice(make_loop, config, batch: Batch):
     """Compiled layers: see tests/trainer/model/test_compiled.py."""
     results = []
     for checkpointing in (False, True):
@@ -59,7 +59,7 @@ def test_layers_that_checkpointing_runs_again_do_not_count_twice(make_loop, conf
     assert results[0] == results[1]
 
 
-def test_hooks_leave_the_model_when_counting_ends_by_an_error_too(make_loop, batch: Batch):
+def test_hooks_are_removed_after_an_error_too(make_loop, batch: Batch):
     model = make_loop().model
     with pytest.raises(KeyError), counting(model) as counts:
         model.encode_image(batch.frames[0].pixel_values)
@@ -92,7 +92,7 @@ def test_padding_does_not_count_and_a_cache_counts_in_attention():
         ("Something Else", None),
     ],
 )
-def test_peaks_go_by_the_whole_name(name: str, bf16: float | None):
+def test_peak_rates_are_looked_up_by_the_whole_device_name(name: str, bf16: float | None):
     assert peak_named(name, "bf16") == bf16
     assert bf16 is None or peak_named(name, "no") < bf16
 

@@ -17,7 +17,7 @@ QUESTIONS = ("Please segment the dog.", "Where?")
 def answer(
     model: Sa2VA, tokens: list[list[int]], count: int, visual_tokens: Tensor, names=QUESTIONS, **kwargs
 ) -> Answers:
-    """Generate; row i says `said[i]`, whatever its logits are."""
+    """Generate; row i writes `tokens[i]`, whatever its logits are."""
     prompts = model.prompts
     rows = prompts.pack([prompts.ask("x", text) for text in names], model.device, left=True)
     embeddings = model.embed_rows(rows, visual_tokens, torch.zeros(len(names), dtype=torch.int64))
@@ -31,7 +31,7 @@ def visual_tokens(model: Sa2VA) -> Tensor:
 
 
 def whole(model: Sa2VA, visual_tokens: Tensor, text: str, tokens: list[int]) -> Tensor:
-    """States of question and answer read at once, alone, without cache or padding: those of the answer (T, D)."""
+    """States of the answer (T, D), from one pass over question and answer without cache or padding."""
     prompts = model.prompts
     asked = prompts.ask("x", text).ids
     row = prompts.pack([prompts.ask("x", text)], model.device)
@@ -43,7 +43,7 @@ def whole(model: Sa2VA, visual_tokens: Tensor, text: str, tokens: list[int]) -> 
     ]
 
 
-def test_the_state_of_seg_is_that_of_the_step_that_reads_it(model: Sa2VA, visual_tokens: Tensor):
+def test_states_at_seg_equal_those_of_the_whole_answer(model: Sa2VA, visual_tokens: Tensor):
     seg = model.prompts.seg
     end = model.prompts.end_ids[0]
     tokens = [[65, seg, 66, seg, end], [seg, 66, 67, 68, seg]]
@@ -59,7 +59,7 @@ def test_the_state_of_seg_is_that_of_the_step_that_reads_it(model: Sa2VA, visual
     assert answers.tokens() == tokens
 
 
-def test_reading_a_last_seg_is_the_only_step_more(model: Sa2VA, visual_tokens: Tensor):
+def test_a_final_seg_takes_one_extra_step(model: Sa2VA, visual_tokens: Tensor):
     seg = model.prompts.seg
     steps = []
     hook = model.language_model.model.register_forward_hook(lambda *_: steps.append(1))
@@ -84,7 +84,7 @@ def test_padding_on_the_left_changes_no_state(model: Sa2VA, visual_tokens: Tenso
     assert not torch.allclose(together.seg_states[:2], alone.seg_states, atol=1e-2)
 
 
-def test_what_a_finished_row_says_does_not_count(model: Sa2VA, visual_tokens: Tensor):
+def test_tokens_of_a_finished_row_are_dropped(model: Sa2VA, visual_tokens: Tensor):
     seg = model.prompts.seg
     end = model.prompts.end_ids[0]
     answers = answer(model, [[end, seg, seg], [65, 66, 67]], 3, visual_tokens, keep_seg=True)

@@ -33,7 +33,7 @@ def test_any_text_survives_the_byte_tokenizer(prompts: Prompts, written: str):
     assert prompts.decode(ids) == written
 
 
-def test_marks_are_one_token_each_and_not_ordinary(prompts: Prompts):
+def test_special_tokens_are_one_token_each_and_not_text(prompts: Prompts):
     marks = [*ADDED, "<img>", "</img>", "<IMG_CONTEXT>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"]
     ids = [prompts.encode(mark) for mark in marks]
     assert all(len(i) == 1 for i in ids) and len({i[0] for i in ids}) == len(marks)
@@ -76,23 +76,23 @@ def test_a_segmentation_question_and_its_answer(prompts: Prompts, question: int,
     assert row.ids.count(prompts.seg) == 1 and not any(row.replaced)
 
 
-def test_a_phrase_that_is_a_question_is_asked_as_it_is(prompts: Prompts):
+def test_a_phrase_that_is_a_question_is_not_reworded(prompts: Prompts):
     written = text(prompts, prompts.segment("k", "Which cat is Asleep?").ids)
     assert "</img>\nWhich cat is Asleep?<|im_end|>" in written
 
 
-def test_a_phrase_of_tokens_stands_where_its_text_would(prompts: Prompts):
+def test_a_phrase_of_tokens_takes_the_place_of_its_text(prompts: Prompts):
     words = prompts.encode("a cup")
     row = prompts.segment("k", words, question=1)
     assert row.ids == prompts.segment("k", "a cup", question=1).ids
     assert [i for i, replaced in zip(row.ids, row.replaced, strict=True) if replaced] == words
 
 
-def test_a_phrase_loses_one_full_stop():
+def test_one_full_stop_is_removed_from_a_phrase():
     assert [normalise_phrase(p) for p in ("A.", "a..", " b ")] == ["a", "a.", "b"]
 
 
-def test_padding_has_no_attention_and_no_place(prompts: Prompts):
+def test_padding_has_no_attention_and_no_position(prompts: Prompts):
     rows = [prompts.segment("k", "a"), prompts.segment("l", "a long phrase")]
     length = len(rows[1].ids)
     right = prompts.pack(rows, CPU)
@@ -132,11 +132,11 @@ def test_a_question_in_a_users_words(prompts: Prompts):
 
 
 @pytest.mark.parametrize("cells", [[3], [1, 5]])
-def test_asking_about_regions_in_the_training_s_words_is_describing(prompts: Prompts, cells: list[int]):
+def test_a_region_question_with_the_training_text_equals_describe(prompts: Prompts, cells: list[int]):
     assert prompts.ask("k", description_question(len(cells)), cells=cells).ids == prompts.describe("k", cells).ids
 
 
-def test_what_the_tokenizer_puts_in_front_stands_in_front_of_every_row():
+def test_every_row_starts_with_the_tokenizers_prefix():
     from tokenizers import processors
 
     tokenizer = byte_tokenizer()

@@ -17,7 +17,7 @@ def places(model: Sa2VA, ids: list[int], token: int) -> list[int]:
     return [place for place, i in enumerate(ids) if i == token]
 
 
-def test_pixel_shuffle_by_loops():
+def test_pixel_shuffle_equals_loops():
     side = 32
     width = 3
     tokens = torch.randn(2, side * side, width)
@@ -33,7 +33,7 @@ def test_pixel_shuffle_by_loops():
                 assert folded[picture, row * 16 + column].tolist() == expected
 
 
-def test_seeing_drops_the_class_token_and_keeps_reading_order(model: Sa2VA, batch: Batch):
+def test_encode_image_drops_the_class_token_and_keeps_row_order(model: Sa2VA, batch: Batch):
     pictures = batch.frames[0].pixel_values
     states = model.vision_model(pixel_values=pictures).last_hidden_state
     assert states.shape[1] == 1 + 32 * 32
@@ -44,7 +44,7 @@ def test_seeing_drops_the_class_token_and_keeps_reading_order(model: Sa2VA, batc
     assert torch.equal(visual_tokens[0, 16, :width], states[0, 1 + 64])  # two rows down
 
 
-def test_region_tokens_are_the_regions_cells_row_by_row(model: Sa2VA):
+def test_region_tokens_are_the_cells_of_the_region_row_by_row(model: Sa2VA):
     visual_tokens = torch.randn(2, 256, model.mlp1[0].normalized_shape[0])
     regions = torch.zeros(2, 1, 16, 16, dtype=torch.bool)
     regions[0, 0, 3:5, 7:9] = True
@@ -77,7 +77,7 @@ def test_several_regions_follow_one_another(model: Sa2VA):
     assert torch.equal(embeddings[0, last], visual[[9 * 16 + 9, 17]])
 
 
-def test_rows_of_several_pictures_get_them_in_order_and_regions_of_the_last(model: Sa2VA):
+def test_rows_get_several_pictures_in_order_and_regions_of_the_last(model: Sa2VA):
     """Tiles and frames: 256 tokens a picture; rows may have unequal numbers of them, and share them."""
     visual_tokens = torch.randn(4, 256, model.mlp1[0].normalized_shape[0])
     prompts = model.prompts
@@ -103,7 +103,7 @@ def test_rows_of_several_pictures_get_them_in_order_and_regions_of_the_last(mode
 
 
 @pytest.mark.parametrize("cells", [3, 5])
-def test_a_wrong_count_of_image_places_names_the_sample(model: Sa2VA, cells: int):
+def test_a_wrong_number_of_image_tokens_names_the_sample(model: Sa2VA, cells: int):
     visual_tokens = torch.zeros(1, 256, model.mlp1[0].normalized_shape[0])
     regions = torch.zeros(1, 1, 16, 16, dtype=torch.bool)
     regions[0, 0, 0, :4] = True
@@ -112,7 +112,7 @@ def test_a_wrong_count_of_image_places_names_the_sample(model: Sa2VA, cells: int
         model.embed_rows(rows, visual_tokens, ONE, regions)
 
 
-def test_a_black_picture_is_a_picture(model: Sa2VA):
+def test_a_black_picture_is_encoded(model: Sa2VA):
     pictures = torch.stack([torch.zeros(3, 448, 448), torch.full((3, 448, 448), -2.0)])
     visual_tokens = model.encode_image(pictures)
     assert len(visual_tokens) == 2 and visual_tokens.isfinite().all()
@@ -124,7 +124,7 @@ def test_a_black_picture_is_a_picture(model: Sa2VA):
     )
 
 
-def test_seg_state_is_taken_after_the_final_norm_at_its_own_place(model: Sa2VA, batch: Batch):
+def test_the_seg_state_is_taken_after_the_final_norm_at_its_position(model: Sa2VA, batch: Batch):
     prompts = model.prompts
     # Rows of unequal length: a shift by padding or by one token would show.
     written = [prompts.segment("a", "cat", answer=0), prompts.segment("b", "the long thing", answer=3)]
@@ -146,7 +146,7 @@ def test_seg_state_is_taken_after_the_final_norm_at_its_own_place(model: Sa2VA, 
         assert torch.equal(taken[0][i], normed[0][i, place])
 
 
-def test_logits_are_computed_where_a_label_follows(model: Sa2VA):
+def test_logits_are_computed_only_where_a_label_follows(model: Sa2VA):
     states = torch.randn(2, 6, model.embedding.embedding_dim)
     labels = torch.full((2, 6), -100)
     labels[0, 4:] = torch.tensor([7, 8])
@@ -157,7 +157,7 @@ def test_logits_are_computed_where_a_label_follows(model: Sa2VA):
     assert torch.allclose(logits, torch.stack([everything[0, 3], everything[0, 4], everything[1, 1]]), atol=1e-6)
 
 
-def test_given_embeddings_replace_those_of_the_table(model: Sa2VA):
+def test_phrase_embeddings_replace_those_of_the_table(model: Sa2VA):
     prompts = model.prompts
     rows = prompts.pack([prompts.segment("a", [1, 2]), prompts.segment("b", [3])], model.device)
     phrases = torch.randn(3, model.embedding.embedding_dim)
@@ -184,7 +184,7 @@ def test_sam_gets_the_exact_normalisation_of_uint8(model: Sa2VA):
     assert 1e-3 < (rounded - result).abs().max() < 1e-2
 
 
-def test_features_are_those_of_sam2s_own_forward(model: Sa2VA, batch: Batch):
+def test_features_equal_those_of_sam2s_forward(model: Sa2VA, batch: Batch):
     encoder = model.grounding_encoder
     pictures = batch.frames[1].g_pixel_values
     sam_features = encoder.encode(pictures)
@@ -237,7 +237,7 @@ def test_the_mask_of_highest_predicted_iou_is_taken_and_none_is_blanked(model: S
         bias.copy_(before)
 
 
-def test_objects_of_one_picture_are_decoded_as_if_alone(model: Sa2VA, batch: Batch):
+def test_objects_of_one_picture_are_decoded_independently(model: Sa2VA, batch: Batch):
     encoder = model.grounding_encoder
     sam_features = encoder.encode(batch.frames[0].g_pixel_values)
     embeddings = torch.randn(3, encoder.width)
@@ -247,7 +247,7 @@ def test_objects_of_one_picture_are_decoded_as_if_alone(model: Sa2VA, batch: Bat
         assert torch.allclose(together[i], alone[0], atol=1e-4)
 
 
-def test_tiny_is_tiny_and_takes_the_real_sizes(model: Sa2VA):
+def test_the_tiny_preset_is_small_and_takes_full_size_inputs(model: Sa2VA):
     assert sum(p.numel() for p in model.parameters()) < 4_000_000
     assert model.grounding_encoder.sam2_model.image_size == 1024
     assert tuple(model.vision_model.config.image_size) == (448, 448)

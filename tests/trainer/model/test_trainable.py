@@ -27,7 +27,7 @@ def test_by_default_adapters_projector_seg_mlp_and_mask_decoder_train():
     assert any("conv_s0" in name for name in names) and any("conv_s1" in name for name in names)
 
 
-def test_a_new_adapter_changes_nothing():
+def test_a_new_adapter_does_not_change_the_output():
     model = build("tiny").eval()
     inputs = torch.randn(1, 6, model.embedding.embedding_dim)
     ones = torch.ones(1, 6, dtype=torch.long)
@@ -37,13 +37,13 @@ def test_a_new_adapter_changes_nothing():
     assert torch.equal(model.eval().run_language_model(inputs, ones, order), before)
 
 
-def test_what_no_loss_reaches_stays_frozen():
+def test_parameters_that_no_loss_reaches_stay_frozen():
     names = trained(build("tiny"), ["sam_mask_decoder"])
     unreached = ("iou_prediction_head", "pred_obj_score_head", "output_hypernetworks_mlps.0.")
     assert not [name for name in names if any(part in name for part in unreached)]
 
 
-def test_every_part_can_train_alone_and_says_its_size():
+def test_every_part_can_train_alone_and_its_size_is_reported():
     for part in PARTS:
         model = build("tiny")
         sizes = set_trainable(model, [part], r=4, alpha=8, dropout=0.0)

@@ -85,7 +85,7 @@ def test_a_mix_adds_weighted_gradients_of_mean_losses(make_loop, config: Config,
     assert {"describe/caption", "segment/bce", "segment/lang"} <= losses.keys()
 
 
-def test_one_objective_keeps_its_plain_names(make_loop, config: Config, batch: Batch):
+def test_losses_of_a_single_objective_have_no_prefix(make_loop, config: Config, batch: Batch):
     config.accumulation = 2
     config.objective = "describe"
     mean, losses, _ = gradients(config, make_loop, batch, ["describe", "describe"])

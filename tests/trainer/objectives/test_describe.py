@@ -44,7 +44,7 @@ def test_describing_is_the_cross_entropy_of_the_text_and_its_end(make_loop, batc
 
 
 @pytest.mark.parametrize("objective", ["describe", "reverse"])
-def test_every_trainable_tensor_takes_part_and_the_named_ones_are_not_moved(make_loop, batch: Batch, objective: str):
+def test_all_trainable_tensors_have_gradients_and_unreached_parts_zero_ones(make_loop, batch: Batch, objective: str):
     """DDP averages what takes part. What no loss reaches must be named in `unreached_parts`, and nothing else."""
     loop = make_loop()
     loop(in_words(batch), objective)["loss"].backward()
@@ -55,7 +55,7 @@ def test_every_trainable_tensor_takes_part_and_the_named_ones_are_not_moved(make
     assert {part for part, reached in moved.items() if not reached} == unreached
 
 
-def test_what_lacks_a_text_is_named(make_loop, batch: Batch):
+def test_objects_without_a_text_are_named(make_loop, batch: Batch):
     loop = make_loop()
     for objective in ("describe", "reverse"):
         with pytest.raises(UserError, match=rf"sample {batch.keys[1]}: an object has no text"):

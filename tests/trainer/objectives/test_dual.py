@@ -1,4 +1,4 @@
-"""The step: what reaches what, and what must not."""
+"""The dual loop: which loss gives which parameter a gradient."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def tokens(captions: list[Caption], model) -> list[int]:
 
 
 @pytest.mark.parametrize("objective", ["dual", "segment"])
-def test_a_step_has_finite_losses_that_add_up_and_reaches_all_that_trains(make_loop, config, batch: Batch, objective):
+def test_losses_are_finite_add_up_and_reach_all_trainable_parameters(make_loop, config, batch: Batch, objective):
     config.lambda_mask = 0.7
     config.lambda_dice = 1.3
     config.lambda_lang = 0.5
@@ -68,8 +68,8 @@ def test_a_step_has_finite_losses_that_add_up_and_reaches_all_that_trains(make_l
         assert parameter.grad is None or parameter.grad.isfinite().all(), name
 
 
-def test_every_trainable_parameter_is_moved_by_some_loss(make_loop, batch: Batch):
-    """Weight decay alone would shrink what no loss reaches. Of the decoder's three masks only the chosen one learns."""
+def test_parameters_without_gradient_are_those_of_unchosen_masks(make_loop, batch: Batch):
+    """Of the decoder's three masks only the chosen one gets a gradient; all other parameters get one."""
     loop = make_loop()
     loop(batch, "dual")["loss"].backward()
     still = [n for n, p in loop.named_parameters() if p.requires_grad and not p.grad.any()]
@@ -112,7 +112,7 @@ def test_mask_loss_gives_the_end_token_and_what_follows_no_gradient(make_loop, b
     assert (gradient[~end].abs().sum(1) > 0).all()
 
 
-def test_only_words_get_on_to_pass_b(make_loop, batch: Batch, captions, monkeypatch: pytest.MonkeyPatch):
+def test_pass_b_attends_to_words_only(make_loop, batch: Batch, captions, monkeypatch: pytest.MonkeyPatch):
     """Attention of pass B is the question's length plus the words: the end token's place and padding have none."""
     loop = make_loop()
     monkeypatch.setattr("trainer.objectives.dual.pseudo_captions", lambda *a: captions)
@@ -164,7 +164,7 @@ def test_the_anchor_is_the_cross_entropy_against_the_uncorrupted_caption(
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.25, 1.0])
-def test_corruption_takes_its_share_of_words(make_loop, config: Config, model, ratio: float):
+def test_corruption_replaces_its_share_of_words(make_loop, config: Config, model, ratio: float):
     config.corrupt_ratio = ratio
     loop = make_loop(config)
     fed = corrupt(loop.passes, [7] * 4000, torch.Generator().manual_seed(0))
@@ -174,7 +174,7 @@ def test_corruption_takes_its_share_of_words(make_loop, config: Config, model, r
     assert all(model.prompts.ordinary[t] for t in fed)
 
 
-def test_the_student_reads_the_corrupted_caption(make_loop, config: Config, batch: Batch, captions):
+def test_the_student_input_is_the_corrupted_caption(make_loop, config: Config, batch: Batch, captions):
     config.corrupt_ratio = 0.0
     clean = speak(make_loop(config), batch, captions)
     config.corrupt_ratio = 1.0
@@ -184,7 +184,7 @@ def test_the_student_reads_the_corrupted_caption(make_loop, config: Config, batc
     assert not torch.allclose(clean.logits[1], corrupted.logits[1])
 
 
-def test_words_are_embedded_to_the_bit(make_loop, batch: Batch, captions):
+def test_word_embeddings_are_bit_equal_to_the_table(make_loop, batch: Batch, captions):
     loop = make_loop()
     spoken = speak(loop, batch, captions)
     flat = [word for words in spoken.words for word in words]
@@ -192,8 +192,8 @@ def test_words_are_embedded_to_the_bit(make_loop, batch: Batch, captions):
     assert spoken.embeddings.dtype == torch.float32
 
 
-def test_a_step_depends_on_samples_not_on_their_company(make_loop, batch: Batch):
-    """Two processes with one sample each see what one process with both sees."""
+def test_a_step_does_not_depend_on_how_samples_are_batched(make_loop, batch: Batch):
+    """Two processes with one sample each compute what one process with both computes."""
     loop = make_loop()
     both = loop(batch, "dual")
     loop.zero_grad()
@@ -227,7 +227,7 @@ def test_several_objects_of_one_picture(make_loop, batch: Batch):
     assert loop.judge(two, "segment").captions == ["The Left eye.", "a helmet"]
 
 
-def test_bfloat16_autocast_trains_all_of_it_too(make_loop, batch: Batch, monkeypatch: pytest.MonkeyPatch):
+def test_bfloat16_autocast_trains_all_parameters(make_loop, batch: Batch, monkeypatch: pytest.MonkeyPatch):
     """Weights used under no_grad first must not be left in autocast's cache without their gradient. Noise is drawn and
     used in float32: in bfloat16 it has another distribution."""
     loop = make_loop()
@@ -257,7 +257,7 @@ def test_gradient_checkpointing_changes_no_gradient(make_loop, batch: Batch):
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
 
 
-def test_objects_that_cannot_be_asked_about_are_named(make_loop, batch: Batch):
+def test_objects_without_a_text_or_region_are_named(make_loop, batch: Batch):
     loop = make_loop()
     with pytest.raises(UserError, match=rf"sample {batch.keys[1]}: an object has no text"):
         loop(replace(batch, texts=[["a"], []]), "segment")
@@ -268,7 +268,7 @@ def test_objects_that_cannot_be_asked_about_are_named(make_loop, batch: Batch):
 
 
 def test_a_single_frame_goes_through_the_vision_tower_once(make_loop, batch: Batch, monkeypatch: pytest.MonkeyPatch):
-    """Frame 2 of a sample that has one frame is frame 1; what stands in `pixel_values2` is not looked at."""
+    """Frame 2 of a sample that has one frame is frame 1; `pixel_values2` is not used."""
     loop = make_loop()
     twice = with_frame(batch, 2, pixel_values=batch.frames[0].pixel_values)
     expected = loop(twice, "dual")
@@ -289,8 +289,8 @@ def test_a_single_frame_goes_through_the_vision_tower_once(make_loop, batch: Bat
     assert visual_tokens == [2, 1]
 
 
-def test_the_head_sees_needed_places_alone_and_an_encoder_a_picture_once(make_loop, batch: Batch):
-    """No logits of a whole row over the whole vocabulary; frozen encoders keep nothing for a gradient. A frame whose
+def test_the_head_runs_only_where_needed_and_encoders_once_per_picture(make_loop, batch: Batch):
+    """No logits of a whole row over the whole vocabulary; frozen encoders store no activations. A frame whose
     pixels are all zero is a frame."""
     loop = make_loop()
     small = batch.frames[1].pixel_values.clone()
@@ -317,7 +317,7 @@ def test_the_head_sees_needed_places_alone_and_an_encoder_a_picture_once(make_lo
     assert encoded == [(2, False)] * 3  # both frames through the tower, frame 2 through SAM 2's
 
 
-def test_the_dual_loop_where_the_end_is_written_in_letters(make_loop, batch: Batch):
+def test_the_dual_loop_with_an_end_of_several_tokens(make_loop, batch: Batch):
     """Sa2VA's 4B has phi3_chat's template, and no token for its end."""
     loop = make_loop()
     loop.model.prompts = Prompts(byte_tokenizer(), "phi3_chat", loop.model.embedding.num_embeddings)

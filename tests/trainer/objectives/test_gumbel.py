@@ -15,7 +15,7 @@ def chi_square(tokens: torch.Tensor, shares: torch.Tensor) -> float:
     return (((counts - expected)[kept] ** 2 / expected[kept]).sum() / (kept.sum() - 1)).item()
 
 
-def test_forward_is_the_hard_tokens_embedding_to_the_bit():
+def test_forward_is_bit_equal_to_the_embedding_of_the_hard_token():
     torch.manual_seed(0)
     logits = torch.randn(64, 500, requires_grad=True)
     table = torch.randn(500, 32)
@@ -24,7 +24,7 @@ def test_forward_is_the_hard_tokens_embedding_to_the_bit():
     assert embeddings.requires_grad
 
 
-def test_backward_is_that_of_the_soft_mixture():
+def test_the_gradient_is_that_of_the_soft_mixture():
     torch.manual_seed(0)
     logits = torch.randn(5, 40, requires_grad=True)
     table = torch.randn(40, 8, requires_grad=True)
@@ -76,6 +76,6 @@ def test_only_the_top_k_of_the_allowed_tokens_are_sampled():
     assert set(tokens.tolist()) == {6, 7, 8}
 
 
-def test_a_draw_of_zero_is_no_accident():
+def test_a_draw_of_zero_gives_finite_results():
     embeddings, tokens = straight_through_gumbel(torch.zeros(1, 4), torch.ones(4, 2), torch.zeros(1, 4), 0.7)
     assert embeddings.isfinite().all() and 0 <= tokens.item() < 4

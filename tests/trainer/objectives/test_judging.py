@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn's, and judging as a user would use the model."""
+"""Metrics compared with scikit-learn's, and judging of objectives."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def two_objects(batch: Batch) -> Batch:
     return replace(batch, frames=tuple(frames), image_of_object=torch.tensor([0, 0]), **fields)
 
 
-def test_judging_leaves_no_trace(make_loop, batch: Batch):
+def test_judging_changes_no_state(make_loop, batch: Batch):
     loop = make_loop()
     state = torch.get_rng_state()
     judged = loop.judge(batch, "dual")
@@ -89,7 +89,7 @@ def test_each_objective_is_judged_on_the_fields_that_it_names(make_loop, batch: 
     assert all(value.shape == (2,) and value.isfinite().all() for value in judged.values.values())
 
 
-def test_told_texts_cost_what_training_says(make_loop, batch: Batch):
+def test_judged_caption_loss_equals_that_of_training(make_loop, batch: Batch):
     loop = make_loop().eval()
     texts = replace(batch, texts=[["the left eye."], ["a helmet"]])
     assert loop.judge(texts, "describe").values["caption"].mean().item() == pytest.approx(
@@ -97,7 +97,7 @@ def test_told_texts_cost_what_training_says(make_loop, batch: Batch):
     )
 
 
-def test_the_gap_is_to_the_mask_of_another_objects_caption(make_loop, batch: Batch, monkeypatch: pytest.MonkeyPatch):
+def test_the_swap_gap_uses_another_objects_caption(make_loop, batch: Batch, monkeypatch: pytest.MonkeyPatch):
     """By hand: the second object's words asked of the first, and the other way round."""
     loop = make_loop().eval()
     two = two_objects(batch)
@@ -115,7 +115,7 @@ def test_the_gap_is_to_the_mask_of_another_objects_caption(make_loop, batch: Bat
     assert torch.allclose(judged.values["swap_gap"], expected, rtol=0, atol=1e-7)
 
 
-def test_a_single_object_has_no_gap(make_loop, batch: Batch):
+def test_a_single_object_has_no_swap_gap(make_loop, batch: Batch):
     judged = make_loop().judge(one_sample(batch), "dual")
     assert judged.values["swap_gap"].isnan().all() and judged.values["iou"].isfinite().all()
 

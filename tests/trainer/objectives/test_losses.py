@@ -1,4 +1,4 @@
-"""Point-sampled losses against dense and against hand-written computations."""
+"""Point-sampled losses compared with dense and with hand-written computations."""
 
 import math
 
@@ -92,7 +92,7 @@ def test_uniform_points_estimate_the_dense_losses_within_their_sampling_error():
     assert (dice - dense_dice).abs().max() < 0.01
 
 
-def test_shrinking_the_truth_instead_would_be_another_loss():
+def test_losses_use_the_truth_at_full_resolution():
     """Ground truth at 1024 keeps what the nearest pixel at 256 loses."""
     fine = torch.zeros(1, 1024, 1024, dtype=torch.bool)
     fine[:, ::4] = True  # a quarter of the rows: at 256, by nearest, all of them or none
@@ -114,14 +114,14 @@ def test_points_are_the_most_uncertain_of_the_candidates_and_some_uniform_ones()
     assert torch.allclose(values[:, :750].sort(1).values, best)
 
 
-def test_points_belong_to_the_object_not_to_its_place_in_the_batch():
+def test_points_do_not_depend_on_the_objects_place_in_the_batch():
     logits = smooth_logits(2)
     together = uncertain_points(logits, 100, 3.0, 0.75, generators(2))
     alone = uncertain_points(logits[1:], 100, 3.0, 0.75, generators(1, seed=1))
     assert torch.equal(together[1:], alone)
 
 
-def test_regular_points_of_the_logits_own_grid_are_the_logits():
+def test_regular_points_on_the_grid_of_the_logits_equal_the_logits():
     logits = torch.randn(2, 16, 16)
     assert torch.allclose(logits_at(logits, regular_points(2, 16, logits.device)), logits.flatten(1), atol=1e-5)
 
@@ -136,7 +136,7 @@ def test_gradient_pulls_towards_the_truth():
 
 
 def test_losses_at_even_points_are_those_of_an_evaluation_and_smaller():
-    """A decent prediction is worse at uncertain points, near the edge, than on the whole."""
+    """A good prediction has higher losses at uncertain points, near the edge, than over the whole mask."""
     masks = discs(2)
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(2, 256, 256, generator=generator)

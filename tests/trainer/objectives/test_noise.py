@@ -1,4 +1,4 @@
-"""What is drawn for an object depends on seed, epoch, sample and object, and on nothing else."""
+"""Draws for an object depend on seed, epoch, sample and object, and on nothing else."""
 
 import torch
 
@@ -31,7 +31,7 @@ def draw(changed: Batch, seed: int = 0) -> torch.Tensor:
     return uniform(object_generators(changed, seed), 4)
 
 
-def test_draws_follow_the_sample_wherever_it_stands():
+def test_draws_do_not_depend_on_the_samples_place_in_the_batch():
     together = draw(batch(["a", "b"], [0, 0, 1]))
     elsewhere = draw(batch(["b"], [0], step=7))
     assert torch.equal(together[2:], elsewhere)

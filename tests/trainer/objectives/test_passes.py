@@ -30,7 +30,7 @@ def test_a_long_text_is_cut_and_has_no_end(make_loop, config):
     assert passes.caption_tokens("fives") == passes.model.prompts.encode("five")
 
 
-def test_mean_by_row_weighs_rows_alike():
+def test_rows_weigh_equally_in_the_mean():
     logits = torch.randn(4, 5)
     targets = torch.tensor([0, 1, 2, 3])
     each = torch.nn.functional.cross_entropy(logits, targets, reduction="none")

@@ -21,8 +21,8 @@ def in_words(batch: Batch, texts: list[list[str]] = TEXTS) -> Batch:
     return replace(batch, texts=texts)
 
 
-def test_the_mask_learns_from_the_caption_that_it_lets_tell(make_loop, batch: Batch, monkeypatch: pytest.MonkeyPatch):
-    """Cut the factors that carry the gradient, and nothing reaches the mask: the choice of cells has none."""
+def test_the_caption_loss_gives_the_mask_a_gradient(make_loop, batch: Batch, monkeypatch: pytest.MonkeyPatch):
+    """The gradient comes from the factors alone: the choice of cells has none."""
     loop = make_loop()
     result = loop(in_words(batch), "reverse")
     decoder = [p for n, p in loop.named_parameters() if "sam_mask_decoder" in n and p.requires_grad]

@@ -19,7 +19,7 @@ def gap(teacher: Teacher) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_distance_to_a_fixed_student_is_decay_to_the_n(make_loop, dtype):
-    """With a shadow in bfloat16 almost all of the gap would be left for ever."""
+    """A teacher in bfloat16 would keep almost all of the distance."""
     model = make_loop().model.to(dtype)
     teacher = Teacher(model, decay=0.999)
     with torch.no_grad():
@@ -33,7 +33,7 @@ def test_distance_to_a_fixed_student_is_decay_to_the_n(make_loop, dtype):
     assert (gap(teacher).norm() / before.norm()).item() == pytest.approx(0.999**400, rel=1e-3)
 
 
-def test_it_holds_trainable_tensors_only(make_loop):
+def test_the_teacher_holds_trainable_tensors_only(make_loop):
     loop = make_loop()
     trainable = {name for name, p in loop.model.named_parameters() if p.requires_grad}
     assert {name.removeprefix("model.") for name in loop.teacher.shadow} == trainable
@@ -43,7 +43,7 @@ def test_it_holds_trainable_tensors_only(make_loop):
     assert not any(s.requires_grad for s in loop.teacher.shadow.values())
 
 
-def test_a_step_does_not_move_it_and_an_update_does(make_loop, batch: Batch):
+def test_only_an_update_changes_the_teacher(make_loop, batch: Batch):
     loop = make_loop()
     before = {name: s.clone() for name, s in loop.teacher.shadow.items()}
     with torch.no_grad():
@@ -57,7 +57,7 @@ def test_a_step_does_not_move_it_and_an_update_does(make_loop, batch: Batch):
     assert not all(torch.equal(before[name], s) for name, s in loop.teacher.shadow.items())
 
 
-def test_it_describes_with_its_own_weights_and_leaves_the_student_as_it_is(make_loop, batch: Batch):
+def test_the_teacher_describes_with_its_weights_and_does_not_change_the_student(make_loop, batch: Batch):
     loop = make_loop()
     model = loop.model
     visual_tokens = model.encode_image(batch.frames[0].pixel_values)

@@ -1,5 +1,4 @@
-"""Model folders as people have them: incomplete, damaged, renamed, of other sizes. What is sound loads; the rest is one
-line that names the file."""
+"""Model folders that are incomplete, damaged, renamed or of other sizes: valid ones load, others are one line."""
 
 from __future__ import annotations
 
@@ -93,8 +92,8 @@ def test_values_of_a_configuration_are_compared_with_the_weights(
     assert time.monotonic() - started < 5  # nothing of that size was built
 
 
-def test_any_value_of_a_configuration_that_is_another_is_an_error_or_a_model(folder: Path):
-    """24 draws; nothing else is raised, whatever the value."""
+def test_any_changed_value_of_a_configuration_is_an_error_or_a_model(folder: Path):
+    """24 random values; no other exception is raised."""
     whole = json.loads((folder / "config.json").read_text())
     draws = random.Random(0)
     odd = ["x", -1, 0, 10**30, 1.5, None, True, [], {}, {"a": [1]}, float("nan"), "2"]
@@ -110,7 +109,7 @@ def test_any_value_of_a_configuration_that_is_another_is_an_error_or_a_model(fol
 
 
 @pytest.mark.parametrize("prefix", ["model.", "_orig_mod.", "module.base_model.model."])
-def test_a_prefix_that_all_names_have_is_what_a_wrapper_left(folder: Path, sound: Path, prefix: str):
+def test_a_prefix_of_all_names_is_removed(folder: Path, sound: Path, prefix: str):
     tensors = load_file(folder / "model.safetensors")
     save_file({prefix + name: tensor for name, tensor in tensors.items()}, folder / "model.safetensors")
     expected = load_model(sound).model.state_dict()
@@ -121,7 +120,7 @@ def test_a_prefix_that_all_names_have_is_what_a_wrapper_left(folder: Path, sound
     assert load_model(folder).model.state_dict().keys() == expected.keys()
 
 
-def test_a_prefix_that_some_names_have_is_not_guessed_at(folder: Path):
+def test_a_prefix_of_some_names_is_an_error(folder: Path):
     tensors = load_file(folder / "model.safetensors")
     tensors["module.mlp1.0.bias"] = tensors.pop("mlp1.0.bias")
     save_file(tensors, folder / "model.safetensors")
@@ -140,13 +139,13 @@ def test_adapters_that_are_not_merged_are_named(folder: Path):
     ("content", "message"),
     [(LFS, "a Git LFS pointer; .*git lfs pull"), (b"\n<!DOCTYPE html><html>Access denied</html>", "a web page")],
 )
-def test_what_stands_in_for_a_file_is_told_apart_from_damage(folder: Path, name: str, content: bytes, message: str):
+def test_placeholder_files_are_distinguished_from_damage(folder: Path, name: str, content: bytes, message: str):
     (folder / name).write_bytes(content)
     refused(folder, rf"{name}: not a model's file but what stands in for it; met {message}")
 
 
-def test_pointers_in_other_files(folder: Path, tmp_path: Path):
-    """An export would copy generation_config.json; SAM 2's checkpoint and a run's weights stand in no model folder."""
+def test_pointers_in_other_files_are_named(folder: Path, tmp_path: Path):
+    """An export would copy generation_config.json; SAM 2's checkpoint and a run's weights are not in a model folder."""
     (folder / "generation_config.json").write_bytes(LFS)
     refused(folder, "generation_config.json: .*Git LFS pointer")
     (folder / "generation_config.json").unlink()
@@ -200,7 +199,7 @@ def test_tensors_that_hold_no_weights(folder: Path, change: Callable, message: s
 
 
 def test_damaged_headers_of_weights(folder: Path):
-    """Cut anywhere, a length of anything, bits flipped: an error, or what the file says."""
+    """Files cut anywhere, with any length, with bits flipped: an error, or the tensors of the file."""
     path = folder / "model.safetensors"
     whole = path.read_bytes()
     draws = random.Random(1)
@@ -285,7 +284,7 @@ def test_sam_2_s_checkpoint_and_internvl_s_folder(model, folder: Path, tmp_path:
             load_parts(folder, path)
 
 
-def test_a_mistyped_run_is_not_only_a_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_mistyped_path_of_a_run_is_reported_as_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "runs" / "mine").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
 

@@ -1,4 +1,4 @@
-"""From and to released folders."""
+"""Reading and writing released folders."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_load_and_save_give_back_every_tensor_bit_for_bit(kind, folders, tmp_pat
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_names_and_fusion_are_those_of_released_folders(kind, folders):
-    """Against the table of names and, for fused tensors, rows picked one by one."""
+    """Compared with the table of names and, for fused tensors, with rows picked one by one."""
     model = random_model(kind)
     found = tensors(folders[kind])
     vision = found["vision_model.encoder.layers.1.attn.qkv.weight"]
@@ -152,7 +152,7 @@ def test_names_and_fusion_are_those_of_released_folders(kind, folders):
         assert "language_model.output.weight" in found and "language_model.model.tok_embeddings.weight" in found
 
 
-def test_a_loaded_model_computes_what_the_saved_one_did(folders):
+def test_a_loaded_model_gives_the_output_of_the_saved_one(folders):
     for kind, folder in folders.items():
         one = random_model(kind)
         two = load_model(folder).model
@@ -193,14 +193,14 @@ def test_loading_is_strict(folder, change, message):
         load_model(folder)
 
 
-def test_a_head_in_the_file_is_loaded_whatever_the_configuration_says(folder):
+def test_a_head_in_the_file_is_loaded_even_if_configured_as_tied(folder):
     assert json.loads((folder / "config.json").read_text())["llm_config"]["tie_word_embeddings"]
     model = load_model(folder).model
     assert not model.tied
     assert torch.equal(model.language_model.lm_head.weight, tensors(folder)["language_model.lm_head.weight"])
 
 
-def test_a_tied_head_is_tied_only_where_the_file_has_none_and_stays_away(folder, tmp_path):
+def test_a_head_is_tied_only_where_the_file_has_none_and_is_then_not_saved(folder, tmp_path):
     edit(folder, lambda t: t.pop("language_model.lm_head.weight"))
     loaded = load_model(folder, dtype=torch.bfloat16)
     model = loaded.model
@@ -238,7 +238,7 @@ def test_types_are_the_file_s_or_the_one_asked_for(folder):
         ("llm_config", None, "llm_config.*met None"),
     ],
 )
-def test_a_configuration_that_is_another_model_s(folder, key, value, message):
+def test_a_configuration_of_another_model_is_refused(folder, key, value, message):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, key: value}))
     with pytest.raises(UserError, match=message):
@@ -283,13 +283,13 @@ def test_broken_folders_are_one_line(folder, break_it, message):
     assert "\n" not in str(caught.value)
 
 
-def test_names_that_are_neither_folder_nor_repository():
+def test_names_that_are_neither_folder_nor_repository_are_refused():
     for name in ("/no/such/folder", "./nothing", "nothing"):
         with pytest.raises(UserError, match="no such folder"):
             load_model(name)
 
 
-def test_code_in_a_folder_is_carried_but_not_run(folder, tmp_path):
+def test_code_in_a_folder_is_copied_but_not_run(folder, tmp_path):
     trap = f"open({str(tmp_path / 'ran')!r}, 'w')\n"
     for name in ("modeling_sa2va_chat", "configuration_sa2va_chat", "tokenization_own"):
         (folder / f"{name}.py").write_text(trap)
@@ -302,7 +302,7 @@ def test_code_in_a_folder_is_carried_but_not_run(folder, tmp_path):
     assert (tmp_path / "again" / "modeling_sa2va_chat.py").read_text() == trap
 
 
-def test_an_export_stands_whole_or_not_at_all(folders, tmp_path):
+def test_an_export_is_complete_or_absent(folders, tmp_path):
     loaded = load_model(folders["Qwen2ForCausalLM"])
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("keep")
@@ -401,7 +401,7 @@ def test_the_first_training_starts_from_internvl_and_sam2(parts, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
 
 
-def test_sam_2_1_s_own_tensors_have_no_place_in_the_layout(parts, tmp_path):
+def test_sam_2_1_s_extra_tensors_are_left_out_on_saving(parts, tmp_path):
     folder, sam = parts
     real = build_sam2("configs/sam2.1/sam2.1_hiera_t.yaml", device="cpu").state_dict()
     torch.save({"model": real}, sam)
@@ -419,7 +419,7 @@ def test_sam_2_1_s_own_tensors_have_no_place_in_the_layout(parts, tmp_path):
     assert all(torch.equal(tensor, real[name]) for name, tensor in again.items())
 
 
-def test_a_sam_checkpoint_with_one_tensor_too_many_or_of_no_known_size(parts):
+def test_a_sam_checkpoint_with_an_extra_tensor_or_of_unknown_size_is_refused(parts):
     folder, sam = parts
     content = torch.load(sam, weights_only=True)["model"]
     torch.save({"model": {**content, "stray": torch.zeros(1)}}, sam)
@@ -440,7 +440,7 @@ class Trap:
 
 
 @pytest.mark.parametrize("what", ["code", "text", "other", "missing"])
-def test_a_sam_checkpoint_that_is_none(parts, tmp_path, what):
+def test_a_file_that_is_no_sam_checkpoint_is_refused(parts, tmp_path, what):
     folder, sam = parts
     sam.unlink()
     if what == "code":

@@ -1,4 +1,4 @@
-"""Tokenizers of released folders against the libraries that made them."""
+"""Tokenizers of released folders compared with the libraries that made them."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def internlm2(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 def expected(folder: Path, text: str) -> list[int]:
-    """Marks are cut out, what is between them goes through SentencePiece itself."""
+    """Ids by SentencePiece itself, for the text between special tokens."""
     model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     config = json.loads((folder / "tokenizer_config.json").read_text())
     marks = {token["content"]: int(i) for i, token in config["added_tokens_decoder"].items()}
