@@ -35,7 +35,7 @@ SHAPES["masks"] = (1, 1024, 128)  # packed
 
 
 def samples(folder: Path) -> Iterator[dict[str, np.ndarray]]:
-    """What is stored of the first object of each sample of a set: uint8 arrays of `SHAPES`."""
+    """Stored arrays of the first object of each sample of a set: uint8 arrays of `SHAPES`."""
     shards = ShardSet(folder)
     for n in range(len(shards)):
         stored = shards.open(n).members

@@ -1,4 +1,4 @@
-"""What goes before a training: doctor."""
+"""The verb that runs before a training: doctor."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ _PROBES = 16
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs to make encoded samples of inputs. Picklable."""
+    """The settings that a worker needs to make encoded samples of inputs. Picklable."""
 
     source: Source
     root: Path
@@ -36,7 +36,7 @@ class Job:
     options: dict[str, Any]
     """Options of the source: the user's choices, what the source found out, limit and size of shards."""
     records: Records
-    """What the source found."""
+    """The inputs that the source found."""
 
     @property
     def stated_options(self) -> dict[str, Any]:

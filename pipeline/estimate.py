@@ -1,4 +1,4 @@
-"""What a sharding run will take, before it begins: from some samples that are made and encoded, and not written."""
+"""Estimate of a sharding run before it begins, from some samples that are made and encoded, and not written."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Amount:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a whole run will take."""
+    """Estimate of a whole run."""
 
     inputs: int
     probed: int

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class FileState(NamedTuple):
-    """What the file system says of a file; (-1, 0, 0) where there is none."""
+    """State of a file as the file system has it; (-1, 0, 0) where there is none."""
 
     bytes: int
     modified: int

@@ -48,7 +48,7 @@ class RawObject:
 
 @dataclass(frozen=True)
 class RawSample:
-    """What a source returns for one input."""
+    """Decoded input, as a source returns it."""
 
     path: str
     """Path of the raw file, relative to the source's root, with forward slashes."""

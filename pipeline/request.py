@@ -1,4 +1,4 @@
-"""What a sharding command asks for: all that decides the bytes of a shard set, beside the raw data itself."""
+"""The request of a sharding command: all that decides the bytes of a shard set, beside the raw data itself."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from shards.strict_json import parse_json
 
 @dataclass(frozen=True)
 class ShardNote:
-    """What is kept of a shard until its set is finished. It is written after the tar: it marks the tar as done."""
+    """Note of a shard that is kept until its set is finished. It is written after the tar: it marks the tar as done."""
 
     shard: ShardInfo
     """With 0 samples: no tar was written, every input is in the ledger."""
@@ -34,7 +34,7 @@ class ShardNote:
     """Rows of the index."""
     ledger: list[LedgerLine] = field(default_factory=list)
     notes: dict[str, int] = field(default_factory=dict)
-    """What was counted on the way."""
+    """Counts that were made on the way."""
     objects: int = 0
 
     @property
@@ -118,7 +118,7 @@ CURRENT_INPUT = ".reading.tmp"
 
 @dataclass
 class _ShardContent:
-    """What became of a shard's inputs so far."""
+    """Results of a shard's inputs so far."""
 
     job: Job
     writer: ShardWriter

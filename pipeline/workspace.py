@@ -1,4 +1,4 @@
-"""What is known of an unfinished set: its lock, its plan, the notes of shards that are done."""
+"""The state of an unfinished set: its lock, its plan, the notes of shards that are done."""
 
 from __future__ import annotations
 

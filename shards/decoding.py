@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from shards.checksum import crc32
 from shards.errors import BadShard
 from shards.format import CODECS, META_EXTENSION, READABLE, Field
 from shards.meta import parse_meta
-from shards.reader import decode_field
+from shards.reader import check_member, decode_field
 from shards.recipe import Recipe
 
 _RECIPE = Recipe()
@@ -62,11 +61,7 @@ def decode_sample(sample: Mapping[str, Any]) -> dict[str, Any]:
         if field is None or value is None:
             continue
         if isinstance(value, bytes | bytearray | memoryview):
-            checksum = crc32(value)
-            expected = meta["crc32"].get(str(field))
-            if checksum != expected:
-                where = f"{key}.{field}"
-                raise BadShard("CRC-32 of the member", where=where, met=str(checksum), wanted=str(expected))
+            check_member(memoryview(value), field, meta, f"{key}.{field}")
             decoded[str(field)] = decode_field(field, memoryview(value), _RECIPE)
         else:
             decoded[str(field)] = _as_promised(field, value, len(meta["objects"]), f"{key}.{field}")

@@ -97,6 +97,14 @@ def _check_pictures(members: dict[Field, memoryview], pictures: Codec) -> None:
             raise BadShard("not what the extension says", met=repr(bytes(data[:16])), wanted=expected)
 
 
+def check_member(data: codec.Buffer, field: Field, meta: dict[str, Any], where: str) -> None:
+    """Compare a member's bytes with the CRC-32 in the JSON of its sample; raises `BadShard`, which names `where`."""
+    checksum = crc32(data)
+    expected = meta["crc32"].get(str(field))
+    if checksum != expected:
+        raise BadShard("CRC-32 of the member", where=where, met=str(checksum), wanted=str(expected), do=copy_changed())
+
+
 def read_samples(path: Path | str, recipe: Recipe | None = None) -> Iterator[dict[str, Any]]:
     """Yield each sample of the tar at `path`: `__key__`, `meta`, and the arrays under their fields' names.
 
@@ -118,16 +126,7 @@ def read_samples(path: Path | str, recipe: Recipe | None = None) -> Iterator[dic
         meta = parse_meta(members[META_EXTENSION])
         arrays = {}
         for field, data in stored_fields(meta, members).items():
-            checksum = crc32(data)
-            expected = meta["crc32"].get(str(field))
-            if checksum != expected:
-                raise BadShard(
-                    "CRC-32 of the member",
-                    where=f"{path}: {key}.{field}",
-                    met=str(checksum),
-                    wanted=str(expected),
-                    do=copy_changed(),
-                )
+            check_member(data, field, meta, f"{path}: {key}.{field}")
             arrays[str(field)] = decode_field(field, data, recipe)
         yield {"__key__": key, "meta": meta, **arrays}
 

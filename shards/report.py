@@ -51,7 +51,7 @@ class FieldRow:
 
 @dataclass
 class Report:
-    """What was found in one shard, or in all of them."""
+    """Findings in one shard, or in all of them."""
 
     samples: int = 0
     objects: int = 0

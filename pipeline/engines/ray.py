@@ -39,7 +39,7 @@ _NAMES = 64  # files of the raw data that a node must see
 
 @dataclass(frozen=True)
 class _Run:
-    """What is the same for all tasks of a run: what a task needs beside its inputs, and must find on its node."""
+    """Settings that all tasks of a run share: a task needs them beside its inputs, and must find them on its node."""
 
     job: Job
     store: Store

@@ -18,7 +18,7 @@ from pipeline.sources import Source
 from pipeline.sources.coco import add_images, category_names, image_sample
 from pipeline.sources.coco_layouts import image_finder
 from pipeline.sources.objects import Candidate
-from pipeline.sources.refer import IMAGES, sentences_of
+from pipeline.sources.refer import IMAGES, select_refs, sentences_of
 from pipeline.walk import matching
 from shards.errors import BadInput, DroppedInput, UserError
 
@@ -136,31 +136,9 @@ def _read_refs(folder: Path, split_by: str, split: str) -> list[dict[str, Any]]:
             met=", ".join(path.name for path in matching(folder, "grefs(*).*")) or "none",
             do="say which with --split-by, or give --root",
         )
-    chosen = []
-    splits: set[str] = set()
-    number = 0
-    try:
-        for ref in read_items(file) if file.suffix == ".json" else read_pickle(file):
-            number += 1
-            splits.add(str(ref["split"]))
-            if split in ("all", ref["split"]):
-                chosen.append(_checked(ref))
-    except (TypeError, KeyError) as error:
-        raise UserError(
-            "not gRefCOCO's refs",
-            where=f"{file}, ref {number}" if number else str(file),
-            met=f"no {error}" if isinstance(error, KeyError) else str(error),
-            wanted="a list of refs with ref_id, ann_id, image_id, split, sentences of sent_id, raw, sent",
-        ) from None
-    if not chosen:
-        raise UserError(
-            "no ref of this split",
-            where=str(file),
-            met=", ".join(sorted(splits)) or "no ref at all",
-            wanted=split,
-            do="give --split",
-        )
-    return chosen
+    refs = read_items(file) if file.suffix == ".json" else read_pickle(file)
+    expected = "a list of refs with ref_id, ann_id, image_id, split, sentences of sent_id, raw, sent"
+    return select_refs(refs, split, _checked, file, "not gRefCOCO's refs", expected)
 
 
 def _checked(ref: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,26 +85,50 @@ def _read_refs(file: Path, split: str) -> list[dict[str, Any]]:
             met=", ".join(sorted(path.name for path in matching(file.parent, "refs(*).p"))) or "none",
             do="say which with --split-by, or give --root",
         )
-    loaded = read_pickle(file)
+    expected = "a list of refs with ref_id, ann_id, image_id, category_id, split, sentences of sent_id, raw, sent"
+    return select_refs(read_pickle(file), split, _checked, file, "not refer's pickle", expected)
+
+
+def select_refs(
+    refs: Iterable[dict[str, Any]],
+    split: str,
+    check: Callable[[dict[str, Any]], dict[str, Any]],
+    file: Path,
+    fault: str,
+    expected: str,
+) -> list[dict[str, Any]]:
+    """Return the refs of a split ("all": of every split), each as `check` returns it.
+
+    Args:
+        check: raises `KeyError` or `TypeError` for a broken ref.
+        file: the file that the refs come from, for messages.
+        fault: what is wrong with a file that holds a broken ref, for messages.
+        expected: what such a file should hold, for messages.
+
+    Raises:
+        UserError: a broken ref, which is named by its number; no ref of this split.
+    """
     chosen = []
+    splits: set[str] = set()
     number = 0
     try:
-        for ref in loaded:
+        for ref in refs:
             number += 1
+            splits.add(str(ref["split"]))
             if split in ("all", ref["split"]):
-                chosen.append(_checked(ref))
+                chosen.append(check(ref))
     except (TypeError, KeyError) as error:
         raise UserError(
-            "not refer's pickle",
+            fault,
             where=f"{file}, ref {number}" if number else str(file),
             met=f"no {error}" if isinstance(error, KeyError) else str(error),
-            wanted="a list of refs with ref_id, ann_id, image_id, category_id, split, sentences of sent_id, raw, sent",
+            wanted=expected,
         ) from None
     if not chosen:
         raise UserError(
             "no ref of this split",
             where=str(file),
-            met=", ".join(sorted({str(ref["split"]) for ref in loaded})) or "no ref at all",
+            met=", ".join(sorted(splits)) or "no ref at all",
             wanted=split,
             do="give --split",
         )

@@ -24,7 +24,7 @@ _USER = re.compile(r"(?<!\baz:)(?<!\babfs:)(?<!\babfss:)//[^/@]*@")
 
 @dataclass(frozen=True)
 class StorageProtocol:
-    """What can be done with URLs of one kind, and what that needs."""
+    """A protocol's abilities, and the options of its file system."""
 
     options: Callable[[], dict[str, Any]]
     """Return options for fsspec's file system: limits on waiting, and no retries beneath `shards.storage.retry`."""

@@ -71,6 +71,25 @@ class Passes:
         lang = cross_entropy(logits, labels, row_of, len(rows))
         return model.decode_masks(states, packed, sam_features, batch.image_of_object), lang
 
+    def segment_texts(
+        self, batch: Batch, texts: Sequence[str], draws: Sequence[torch.Generator] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Segment frame 1 from one text per object.
+
+        Args:
+            texts: M texts.
+            draws: as of `segmentation_rows`.
+
+        Returns:
+            (M, 256, 256) mask logits; () the language loss of the answers; (B, 256, 4C) visual tokens of frame 1.
+        """
+        frame = batch.frames[0]
+        rows = self.segmentation_rows(batch, texts, draws)
+        visual_tokens = self.encode_image(frame)
+        sam_features = self.encode_sam(frame)
+        logits, lang = self.predict_masks(batch, rows, visual_tokens, sam_features)
+        return logits, lang, visual_tokens
+
     def caption_logits(
         self,
         batch: Batch,

@@ -27,12 +27,8 @@ class Reverse(Objective):
 
     def losses(self, batch: Batch, draws: list[torch.Generator]) -> dict[str, Tensor]:
         passes = self.passes
-        frame = batch.frames[0]
         texts = passes.chosen_texts(batch)
-        rows = passes.segmentation_rows(batch, texts, draws)
-        visual_tokens = passes.encode_image(frame)
-        sam_features = passes.encode_sam(frame)
-        logits, _ = passes.predict_masks(batch, rows, visual_tokens, sam_features)
+        logits, _, visual_tokens = passes.segment_texts(batch, texts, draws)
         regions, scale = cells_from_logits(logits)
         answers = [passes.caption_tokens(text) for text in texts]
         answer_logits, targets, row_of = passes.caption_logits(batch, visual_tokens, regions, answers, answers, scale)
@@ -41,13 +37,9 @@ class Reverse(Objective):
     def judge(self, batch: Batch, side: int = POINTS_PER_SIDE) -> Judged:
         """Segment frame 1 from the first text; then the cross-entropy of the text, given the predicted mask."""
         passes = self.passes
-        frame = batch.frames[0]
         captions = first_texts(batch)
-        rows = passes.segmentation_rows(batch, captions, None)
-        visual_tokens = passes.encode_image(frame)
-        sam_features = passes.encode_sam(frame)
-        logits, _ = passes.predict_masks(batch, rows, visual_tokens, sam_features)
-        values = compare_masks(logits, required(frame.masks), side)
+        logits, _, visual_tokens = passes.segment_texts(batch, captions, None)
+        values = compare_masks(logits, required(batch.frames[0].masks), side)
         values |= caption_losses(passes, batch, visual_tokens, captions, cells_from_logits(logits)[0])
         return Judged(values, captions, logits)
 

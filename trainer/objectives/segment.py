@@ -23,20 +23,12 @@ class Segment(Objective):
 
     def losses(self, batch: Batch, draws: list[torch.Generator]) -> dict[str, Tensor]:
         passes = self.passes
-        frame = batch.frames[0]
-        rows = passes.segmentation_rows(batch, passes.chosen_texts(batch), draws)
-        visual_tokens = passes.encode_image(frame)
-        sam_features = passes.encode_sam(frame)
-        logits, lang = passes.predict_masks(batch, rows, visual_tokens, sam_features)
-        return {**passes.mask_losses(logits, required(frame.masks), draws), "lang": lang}
+        logits, lang, _ = passes.segment_texts(batch, passes.chosen_texts(batch), draws)
+        return {**passes.mask_losses(logits, required(batch.frames[0].masks), draws), "lang": lang}
 
     def judge(self, batch: Batch, side: int = POINTS_PER_SIDE) -> Judged:
         """Segment frame 1 from the first text."""
         passes = self.passes
-        frame = batch.frames[0]
         captions = first_texts(batch)
-        rows = passes.segmentation_rows(batch, captions, None)
-        visual_tokens = passes.encode_image(frame)
-        sam_features = passes.encode_sam(frame)
-        logits, _ = passes.predict_masks(batch, rows, visual_tokens, sam_features)
-        return Judged(compare_masks(logits, required(frame.masks), side), captions, logits)
+        logits, _, _ = passes.segment_texts(batch, captions, None)
+        return Judged(compare_masks(logits, required(batch.frames[0].masks), side), captions, logits)
