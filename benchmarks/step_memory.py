@@ -21,7 +21,7 @@ import torch
 
 from shards.recipe import named_recipe
 from trainer.config import Config
-from trainer.data.batch import Batch, Frame
+from trainer.data.batch import Frame, PairBatch
 from trainer.model.architecture import PRESETS, Architecture
 from trainer.model.captioner import Captioner
 from trainer.model.generation import Answers
@@ -63,14 +63,14 @@ def build(layers: int) -> Sa2VA:
     return Sa2VA(architecture, Prompts(byte_tokenizer(), architecture.template, _VOCABULARY))
 
 
-def sample() -> Batch:
+def sample() -> PairBatch:
     region = torch.zeros(1, 16, 16, dtype=torch.bool)
     region[:, 4:9, 4:9] = True
     mask = torch.zeros(1, 1024, 1024, dtype=torch.bool)
     mask[:, 200:600, 200:600] = True
     small = torch.randn(1, 3, 448, 448)
     large = torch.randint(0, 256, (1, 3, 1024, 1024), dtype=torch.uint8)
-    return Batch(
+    return PairBatch(
         frames=(Frame(pixel_values=small, prompt_masks=region), Frame(small.clone(), large, masks=mask)),
         image_of_object=torch.tensor([0]),
         paired=torch.tensor([True]),

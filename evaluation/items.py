@@ -24,7 +24,7 @@ from shards.errors import BadShard
 from shards.format import Field, FieldName
 from shards.reader import ShardSet, decode_field
 from shards.sample import usable_texts
-from trainer.data.batch import Batch, Frame
+from trainer.data.batch import Frame, PairBatch
 from trainer.objectives import load_objective
 
 NO_TEXT = "objects without a text"
@@ -113,7 +113,7 @@ def read_groups(groups: Sequence[Sequence[SampleRef]], objective: str) -> Iterat
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def make_batches(group: Sequence[DecodedSample], objective: str, most: int) -> Iterator[tuple[Batch, list[str]]]:
+def make_batches(group: Sequence[DecodedSample], objective: str, most: int) -> Iterator[tuple[PairBatch, list[str]]]:
     """Yield the items of a group as batches for `Objective.judge`, each with the sources of its items.
 
     A batch has at most `most` items; if the objective swaps captions it may have two more. The caption-swap gap needs
@@ -170,7 +170,7 @@ def _stored_field(name: str, frames: FramePair) -> tuple[FieldName, int]:
     return in_batch.name, frames[(in_batch.frame or 1) - 1]
 
 
-def _batch(items: Sequence[Item], objective: str) -> tuple[Batch, list[str]]:
+def _batch(items: Sequence[Item], objective: str) -> tuple[PairBatch, list[str]]:
     """Stack the fields of items as the loader does; return the batch, and the source of each item."""
     views = list(dict.fromkeys((item.sample, item.frames) for item in items))
     frames: tuple[dict[str, torch.Tensor], ...] = ({}, {})
@@ -181,7 +181,7 @@ def _batch(items: Sequence[Item], objective: str) -> tuple[Batch, list[str]]:
             values = [sample.decode(*_stored_field(name, shown)) for sample, shown in views]
         in_batch = Field.parse(name)
         frames[(in_batch.frame or 1) - 1][in_batch.name] = torch.from_numpy(np.stack(values))
-    batch = Batch(
+    batch = PairBatch(
         frames=(Frame(**frames[0]), Frame(**frames[1])),
         image_of_object=torch.tensor([views.index((item.sample, item.frames)) for item in items]),
         paired=torch.tensor([first != second for _, (first, second) in views]),

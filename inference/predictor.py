@@ -21,13 +21,14 @@ from shards.errors import BadInput, UserError
 from shards.recipe import Recipe, named_recipe
 from trainer.model.generation import Answers, generate
 from trainer.model.grounding import SamFeatures
-from trainer.model.prompts import TokenRow, description_question
+from trainer.model.prompts import description_question
+from trainer.model.rows import TokenRow
 from trainer.released.loaded import LoadedModel
 
 PROMPTED_FRAMES = 5
 """First frames of a video, which the language model sees and which prompt SAM 2, as in the official inference."""
 _AT_ONCE = 16
-"""Batch size of the vision tower (pictures) and of the mask decoder (objects)."""
+"""PairBatch size of the vision tower (pictures) and of the mask decoder (objects)."""
 
 
 @dataclass(frozen=True)

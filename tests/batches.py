@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.data.batch import Batch
+from trainer.data.batch import PairBatch
 from trainer.data.loader import Loader, LoaderOptions
 
 
@@ -18,14 +18,14 @@ def make_loader(paths: Sequence[str | Path], **options: Any) -> Loader:
     return Loader([str(path) for path in paths], LoaderOptions(**options))
 
 
-def with_frame(batch: Batch, number: int, **fields: Tensor | None) -> Batch:
+def with_frame(batch: PairBatch, number: int, **fields: Tensor | None) -> PairBatch:
     """The batch with other fields of frame `number`, counted from 1."""
     frames = [*batch.frames]
     frames[number - 1] = replace(frames[number - 1], **fields)
     return replace(batch, frames=(frames[0], frames[1]))
 
 
-def one_sample(batch: Batch, i: int = 0) -> Batch:
+def one_sample(batch: PairBatch, i: int = 0) -> PairBatch:
     """Return a batch of sample `i` alone; each sample of `batch` has one object."""
     part = slice(i, i + 1)
     first, second = (
@@ -41,7 +41,7 @@ def one_sample(batch: Batch, i: int = 0) -> Batch:
     )
 
 
-def tensors_of(batch: Batch) -> dict[str, Tensor]:
+def tensors_of(batch: PairBatch) -> dict[str, Tensor]:
     """All tensors of a batch; those of frames by names such as pixel_values1."""
     named = {f"{name}{k}": t for k, frame in enumerate(batch.frames, 1) for name, t in frame.tensors().items()}
     return named | {"image_of_object": batch.image_of_object, "paired": batch.paired}

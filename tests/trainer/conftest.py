@@ -17,7 +17,7 @@ from tests.models import composed_once  # noqa: F401 (a fixture)
 from tests.pipeline.sources.test_folder import write as write_lines
 from tests.pipeline.sources.test_folder import write_pictures
 from trainer.config import Config
-from trainer.data.batch import Batch, Frame
+from trainer.data.batch import Frame, PairBatch
 from trainer.model.sa2va import Sa2VA, build
 from trainer.model.trainable import set_trainable
 from trainer.objectives.step import Step
@@ -41,10 +41,10 @@ def fresh_accelerate() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def batch(sav_set: Path) -> Batch:
+def batch(sav_set: Path) -> PairBatch:
     """Two pairs of real photographs; every object has a text. Not to be changed."""
     loader = make_loader([sav_set], fields=FIELDS, batch_size=2, seed=0)
-    steps: Iterator[Batch] = loader.epoch(0)
+    steps: Iterator[PairBatch] = loader.epoch(0)
     taken = next(steps)
     first, second = (Frame(**{n: t.clone() for n, t in frame.tensors().items()}) for frame in taken.frames)
     steps.close()  # type: ignore[attr-defined]

@@ -18,7 +18,7 @@ import torchvision.transforms.v2 as transforms_v2
 import torchvision.transforms.v2.functional as functional_v2
 
 from tests.trainer.test_no_float64 import NoFloat64
-from trainer.data.batch import Batch
+from trainer.data.batch import PairBatch
 
 NN = torch.nn.functional
 RESIZING = [
@@ -73,7 +73,7 @@ def test_guarded_functions_raise(guarded):
 
 
 @pytest.mark.parametrize("objective", ["dual", "reverse"])  # which hold the passes of the others
-def test_a_step_and_its_judging_use_no_resizing_and_no_float64(guarded, make_loop, batch: Batch, objective: str):
+def test_a_step_and_its_judging_use_no_resizing_and_no_float64(guarded, make_loop, batch: PairBatch, objective: str):
     loop = make_loop()
     batch = replace(batch, texts=[["an eye"], ["a helmet"]])
     optimizer = torch.optim.AdamW([p for p in loop.parameters() if p.requires_grad], lr=1e-3)

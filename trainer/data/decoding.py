@@ -18,7 +18,7 @@ from shards.program import check_set
 from shards.reader import Array, StoredSample, decode_field
 from shards.recipe import Recipe
 from shards.sample import usable_texts
-from trainer.data.batch import Batch, Frame
+from trainer.data.batch import Frame, PairBatch
 from trainer.data.choice import Choice, choose, shuffled, take_in_turn
 
 Need = Literal["texts", "regions"]
@@ -186,7 +186,7 @@ class BatchDecoder:
         except BadShard as error:
             raise error.at(f"{sample.where}.{stored}") from None
 
-    def batch(self, buffers: Buffers, visits: Sequence[Visit], **known: Any) -> Batch:
+    def batch(self, buffers: Buffers, visits: Sequence[Visit], **known: Any) -> PairBatch:
         """The batch whose first rows `visits` were decoded into; `known` holds other fields of it."""
         counts = [len(visit.choice.objects) for visit in visits]
         full = all(count == self._objects for count in counts)
@@ -198,7 +198,7 @@ class BatchDecoder:
                 tensor = tensor.flatten(0, 1) if full else tensor[torch.tensor(taken)]
             frames[(field.frame or 1) - 1][field.name] = tensor
         chosen = [visit.choice.frames for visit in visits]
-        return Batch(
+        return PairBatch(
             frames=(Frame(**frames[0]), Frame(**frames[1])),
             image_of_object=torch.tensor([i for i, count in enumerate(counts) for _ in range(count)]),
             paired=torch.tensor([first != second for first, second in chosen]),

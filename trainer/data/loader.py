@@ -244,7 +244,7 @@ class Loader:
                     buffers,
                     visits,
                     position={"epoch": epoch, "samples": (done + 1) * together},
-                    step_objects=step_objects or sum(len(visit.choice.objects) for visit in visits),
+                    step_counts={"objects": step_objects or sum(len(visit.choice.objects) for visit in visits)},
                     is_padding=self._group(done) * options.batch_size >= len(order),
                 )
         finally:

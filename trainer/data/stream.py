@@ -45,7 +45,7 @@ class Stream:
         for name, batches in self._batches.items():
             if name not in self._first:
                 self._first[name] = self._take(batches)
-        return {name: batch.step_objects for name, batch in self._first.items()}
+        return {name: batch.step_counts["objects"] for name, batch in self._first.items()}
 
     def step(self) -> Iterator[tuple[str, Batch]]:
         """Yield (objective, batch) for one optimiser step. A batch counts as consumed when the next is asked for."""

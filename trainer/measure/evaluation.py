@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from trainer.config import Config
-from trainer.data.batch import Batch, Frame, required
+from trainer.data.batch import Frame, PairBatch, required
 from trainer.data.loader import Loader
 from trainer.data.unpack import unpacked
 from trainer.measure.report import Panel, tinted
@@ -45,6 +45,7 @@ def evaluate(
     for batch in loader.epoch(0):  # the same samples each time
         with autocast(accelerator.device, config.mixed_precision):
             judged = step.judge(batch, objective)
+        assert isinstance(batch, PairBatch)
         if accelerator.is_main_process and len(shown) < config.eval.show:
             shown += _panels(batch, judged, objective)
         for name, value in judged.values.items():
@@ -62,7 +63,7 @@ def evaluate(
     return means, shown[: config.eval.show]
 
 
-def _panels(batch: Batch, judged: Judged, objective: str) -> Iterator[Panel]:
+def _panels(batch: PairBatch, judged: Judged, objective: str) -> Iterator[Panel]:
     shown = load_objective(objective)
     first = batch.frames[0]
     target = batch.frames[(shown.target_frame or 1) - 1]

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from trainer.model.compiled import uncompiled
 from trainer.model.generation import Answers, generate
-from trainer.model.prompts import PackedRows, Prompts
+from trainer.model.prompts import Prompts
+from trainer.model.rows import PackedRows
 from trainer.model.sa2va import Sa2VA
 
 

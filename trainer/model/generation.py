@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from trainer.model.prompts import PackedRows
+from trainer.model.rows import PackedRows
 from trainer.model.sa2va import Sa2VA
 
 

@@ -10,10 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from shards.errors import UserError
+from trainer.model.rows import IGNORE, PackedRows, TokenRow
 from trainer.model.tokenizer import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, REGION_END, REGION_START, SEG
-
-IGNORE = -100
-"""Label of a position without a loss."""
 
 IMAGE_TOKENS = 256
 """Visual tokens per 448 x 448 picture: (448 / 14 * 0.5) squared."""
@@ -54,39 +52,6 @@ IMAGE = "<image>"
 """The place of the picture in a user's question."""
 _TAIL = 16
 """Tokens in which an end mark in letters fits, with line breaks between them."""
-
-
-@dataclass(frozen=True)
-class TokenRow:
-    """One sequence of L tokens."""
-
-    name: str
-    """The sample's key, for messages."""
-    ids: list[int]
-    labels: list[int]
-    """The token to predict for each position; `IGNORE` for no loss."""
-    replaced: list[bool]
-    """Positions whose embedding is not taken from the token table but passed to `Sa2VA.embed_rows`."""
-
-
-@dataclass(frozen=True)
-class PackedRows:
-    """M rows as tensors, padded to one length L."""
-
-    names: list[str]
-    ids: Tensor
-    """(M, L) int64."""
-    labels: Tensor
-    """(M, L) int64."""
-    replaced: Tensor
-    """(M, L) bool."""
-    attention: Tensor
-    """(M, L) int64, 0 on padding."""
-
-    @property
-    def positions(self) -> Tensor:
-        """(M, L) int64: positions counted without the padding."""
-        return (self.attention.cumsum(1) - 1).clamp_min(0)
 
 
 def normalise_phrase(text: str) -> str:

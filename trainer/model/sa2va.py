@@ -19,7 +19,8 @@ from transformers.cache_utils import Cache
 from shards.errors import UserError
 from trainer.model.architecture import Architecture, preset_named
 from trainer.model.grounding import GroundingEncoder, SamFeatures
-from trainer.model.prompts import IGNORE, IMAGE_TOKENS, PackedRows, Prompts
+from trainer.model.prompts import IMAGE_TOKENS, Prompts
+from trainer.model.rows import IGNORE, PackedRows
 from trainer.model.tokenizer import byte_tokenizer
 
 

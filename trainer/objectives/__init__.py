@@ -7,7 +7,7 @@ names imports neither torch nor a model.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shards.errors import UserError
 
@@ -23,7 +23,7 @@ OBJECTIVES = {
 """Module and class of each objective, by its name in the configuration."""
 
 
-def load_objective(name: str) -> type[Objective]:
+def load_objective(name: str) -> type[Objective[Any]]:
     """Import the class of an objective.
 
     Raises:
@@ -32,5 +32,5 @@ def load_objective(name: str) -> type[Objective]:
     if name not in OBJECTIVES:
         raise UserError("no such objective", met=name, wanted=" or ".join(OBJECTIVES))
     module, _, class_name = OBJECTIVES[name].partition(":")
-    objective: type[Objective] = getattr(import_module(module), class_name)
+    objective: type[Objective[Any]] = getattr(import_module(module), class_name)
     return objective

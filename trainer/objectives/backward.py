@@ -60,7 +60,7 @@ class Backward:
                 others = self._take()
             keys[objective] += batch.keys
             weight = self._mix[objective].weight
-            share = object_weights[objective] * len(batch.image_of_object)
+            share = object_weights[objective] * batch.counts["objects"]
             with self._accelerator.no_sync(self._module) if self._project else self._accumulated():
                 with autocast(self._accelerator.device, self._precision):
                     result = self._module(batch, objective)

@@ -7,13 +7,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from trainer.data.batch import Batch, required
+from trainer.data.batch import PairBatch, required
 from trainer.objectives.judging import POINTS_PER_SIDE, Judged, caption_losses, first_texts
 from trainer.objectives.objective import Objective
 from trainer.objectives.passes import cross_entropy
 
 
-class Describe(Objective):
+class Describe(Objective[PairBatch]):
     """The text of each object, asked for with its region in frame 1."""
 
     training_fields = ("pixel_values1", "prompt_masks1")
@@ -23,7 +23,7 @@ class Describe(Objective):
     unreached_parts = ("text_hidden_fcs", "sam_mask_decoder", "sam_image_encoder")
     shows_region = True
 
-    def losses(self, batch: Batch, draws: list[torch.Generator]) -> dict[str, Tensor]:
+    def losses(self, batch: PairBatch, draws: list[torch.Generator]) -> dict[str, Tensor]:
         passes = self.passes
         answers = [passes.caption_tokens(text) for text in passes.chosen_texts(batch)]
         regions = required(batch.frames[0].prompt_masks)
@@ -31,7 +31,7 @@ class Describe(Objective):
         logits, targets, row_of = passes.caption_logits(batch, visual_tokens, regions, answers, answers)
         return {"caption": cross_entropy(logits, targets, row_of, len(answers))}
 
-    def judge(self, batch: Batch, side: int = POINTS_PER_SIDE) -> Judged:
+    def judge(self, batch: PairBatch, side: int = POINTS_PER_SIDE) -> Judged:
         """The cross-entropy of the first text, given the region."""
         captions = first_texts(batch)
         regions = required(batch.frames[0].prompt_masks)

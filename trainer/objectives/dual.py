@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from trainer.data.batch import Batch, required
+from trainer.data.batch import PairBatch, required
 from trainer.model.captioner import Caption, Captioner, captions_of
 from trainer.objectives.gumbel import straight_through_gumbel
 from trainer.objectives.judging import POINTS_PER_SIDE, Judged, compare_masks, other_objects
@@ -21,7 +21,7 @@ from trainer.objectives.passes import Passes, cross_entropy, full_precision
 from trainer.objectives.teacher import Teacher
 
 
-class Dual(Objective):
+class Dual(Objective[PairBatch]):
     """Frame 1's regions are described, and frame 2 is segmented from these captions."""
 
     training_fields = ("pixel_values1", "prompt_masks1", "pixel_values2", "g_pixel_values2", "masks2")
@@ -37,7 +37,7 @@ class Dual(Objective):
     shows_region = True
     swaps_captions = True
 
-    def losses(self, batch: Batch, draws: list[torch.Generator]) -> dict[str, Tensor]:
+    def losses(self, batch: PairBatch, draws: list[torch.Generator]) -> dict[str, Tensor]:
         passes = self.passes
         described, segmented = batch.frames
         assert self.teacher is not None
@@ -52,7 +52,7 @@ class Dual(Objective):
         statistics = caption_statistics(sampled.words, [c.ended for c in captions], sampled.logits[sampled.is_word])
         return {**losses, "lang": lang, "anchor": sampled.anchor, **statistics}
 
-    def judge(self, batch: Batch, side: int = POINTS_PER_SIDE) -> Judged:
+    def judge(self, batch: PairBatch, side: int = POINTS_PER_SIDE) -> Judged:
         """Describe frame 1's regions greedily, and segment frame 2 from these captions (the cycle)."""
         passes = self.passes
         model = self.passes.model
@@ -95,7 +95,7 @@ class SampledCaptions:
 
 
 def pseudo_captions(
-    passes: Passes, teacher: Teacher, batch: Batch, visual_tokens: Tensor, draws: list[torch.Generator]
+    passes: Passes, teacher: Teacher, batch: PairBatch, visual_tokens: Tensor, draws: list[torch.Generator]
 ) -> list[Caption]:
     """The teacher's captions of frame 1's regions."""
     config = passes.config
@@ -108,7 +108,7 @@ def pseudo_captions(
 
 
 def sample_captions(
-    passes: Passes, batch: Batch, visual_tokens: Tensor, captions: Sequence[Caption], draws: list[torch.Generator]
+    passes: Passes, batch: PairBatch, visual_tokens: Tensor, captions: Sequence[Caption], draws: list[torch.Generator]
 ) -> SampledCaptions:
     """Pass A: the student gets corrupted pseudo captions of frame 1's regions and samples a word at each place.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from trainer.data.batch import Batch
+from trainer.data.batch import PairBatch
 from trainer.objectives.losses import point_losses, regular_points
 from trainer.objectives.metrics import mask_metrics
 from trainer.objectives.passes import Passes, cross_entropy_by_row, full_precision, required_texts
@@ -30,7 +30,7 @@ class Judged:
     """(M, 256, 256) float32, where masks are predicted."""
 
 
-def first_texts(batch: Batch) -> list[str]:
+def first_texts(batch: PairBatch) -> list[str]:
     """The first text of each object; raises `UserError` for an object without one."""
     return [texts[0] for texts in required_texts(batch)]
 
@@ -49,7 +49,7 @@ def compare_masks(logits: Tensor, masks: Tensor, side: int) -> dict[str, Tensor]
 
 
 def caption_losses(
-    passes: Passes, batch: Batch, visual_tokens: Tensor, captions: Sequence[str], regions: Tensor
+    passes: Passes, batch: PairBatch, visual_tokens: Tensor, captions: Sequence[str], regions: Tensor
 ) -> dict[str, Tensor]:
     """`caption`, (M,) float32: the cross-entropy of each caption, given its region (M, 16, 16) bool."""
     answers = [passes.caption_tokens(caption) for caption in captions]

@@ -12,11 +12,12 @@ from collections import Counter
 
 import torch
 
-from trainer.data.batch import Batch
+from trainer.data.batch import Batch, PairBatch
 
 
 def object_generators(batch: Batch, seed: int) -> list[torch.Generator]:
     """One generator on the CPU for each of a batch's M objects."""
+    assert isinstance(batch, PairBatch)
     drawn: Counter[int] = Counter()
     generators = []
     for sample in batch.image_of_object.tolist():

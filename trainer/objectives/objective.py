@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,11 +12,14 @@ from torch import Tensor
 from trainer.data.batch import Batch
 from trainer.data.decoding import Need
 from trainer.objectives.judging import POINTS_PER_SIDE, Judged
+from trainer.objectives.noise import object_generators
 from trainer.objectives.passes import Passes
 from trainer.objectives.teacher import Teacher
 
+AnyBatch = TypeVar("AnyBatch", bound=Batch)
 
-class Objective(ABC):
+
+class Objective(ABC, Generic[AnyBatch]):
     """A way to train the model on a batch, and to judge what it has learnt.
 
     Args:
@@ -52,8 +55,12 @@ class Objective(ABC):
         """Fields that judging reads, and those that a picture of a judged object shows besides."""
         return tuple(dict.fromkeys([*cls.judging_fields, "g_pixel_values1", "masks1"]))
 
+    def generators(self, batch: AnyBatch) -> list[torch.Generator]:
+        """The `draws` of `losses`."""
+        return object_generators(batch, self.passes.config.seed)
+
     @abstractmethod
-    def losses(self, batch: Batch, draws: list[torch.Generator]) -> dict[str, Tensor]:
+    def losses(self, batch: AnyBatch, draws: list[torch.Generator]) -> dict[str, Tensor]:
         """Losses, each (), a mean over the batch's M objects. A name without a weight is a statistic.
 
         Args:
@@ -65,7 +72,7 @@ class Objective(ABC):
         """
 
     @abstractmethod
-    def judge(self, batch: Batch, side: int = POINTS_PER_SIDE) -> Judged:
+    def judge(self, batch: AnyBatch, side: int = POINTS_PER_SIDE) -> Judged:
         """What the model, in evaluation mode, makes of a batch. To be called without gradient.
 
         Args:

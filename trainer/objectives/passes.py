@@ -15,10 +15,11 @@ from torch.nn import functional as F
 from shards.errors import UserError
 from trainer import fsdp
 from trainer.config import Config
-from trainer.data.batch import Batch, Frame, required
+from trainer.data.batch import Frame, PairBatch, required
 from trainer.data.choice import salt_of, shuffled
 from trainer.model.grounding import SamFeatures
-from trainer.model.prompts import SEGMENT, SEGMENT_ANSWERS, PackedRows, TokenRow
+from trainer.model.prompts import SEGMENT, SEGMENT_ANSWERS
+from trainer.model.rows import PackedRows, TokenRow
 from trainer.model.sa2va import Sa2VA
 from trainer.objectives.losses import even_losses, point_losses, uncertain_points
 from trainer.objectives.noise import random_index
@@ -46,7 +47,7 @@ class Passes:
 
     def predict_masks(
         self,
-        batch: Batch,
+        batch: PairBatch,
         rows: Sequence[TokenRow],
         visual_tokens: Tensor,
         sam_features: SamFeatures,
@@ -72,7 +73,7 @@ class Passes:
         return model.decode_masks(states, packed, sam_features, batch.image_of_object), lang
 
     def segment_texts(
-        self, batch: Batch, texts: Sequence[str], draws: Sequence[torch.Generator] | None
+        self, batch: PairBatch, texts: Sequence[str], draws: Sequence[torch.Generator] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Segment frame 1 from one text per object.
 
@@ -92,7 +93,7 @@ class Passes:
 
     def caption_logits(
         self,
-        batch: Batch,
+        batch: PairBatch,
         visual_tokens: Tensor,
         regions: Tensor,
         answers: Sequence[Sequence[int]],
@@ -121,7 +122,7 @@ class Passes:
         states = model.run_language_model(embeddings, rows.attention, rows.positions)
         return model.answer_logits(states, rows.labels)
 
-    def encode_second_image(self, batch: Batch, visual_tokens: Tensor) -> Tensor:
+    def encode_second_image(self, batch: PairBatch, visual_tokens: Tensor) -> Tensor:
         """Visual tokens of frame 2, (B, 256, 4C), given those of frame 1; only frames that differ are encoded."""
         paired = batch.paired
         if not self.any_process(bool(paired.any())):
@@ -131,7 +132,7 @@ class Passes:
         second = self.model.encode_image(required(batch.frames[1].pixel_values)[paired])
         return second if paired.all() else visual_tokens.index_put((paired,), second)
 
-    def captioner_inputs(self, batch: Batch, visual_tokens: Tensor) -> tuple[PackedRows, Tensor, Tensor, Tensor]:
+    def captioner_inputs(self, batch: PairBatch, visual_tokens: Tensor) -> tuple[PackedRows, Tensor, Tensor, Tensor]:
         """The first arguments of `Captioner.forward`, which ask for descriptions of frame 1's regions."""
         prompts = self.model.prompts
         regions = required(batch.frames[0].prompt_masks)[:, None]
@@ -141,7 +142,7 @@ class Passes:
         return prompts.pack(rows, self.model.device, left=True), visual_tokens, batch.image_of_object, regions
 
     def segmentation_rows(
-        self, batch: Batch, phrases: Sequence[str | Sequence[int]], draws: Sequence[torch.Generator] | None
+        self, batch: PairBatch, phrases: Sequence[str | Sequence[int]], draws: Sequence[torch.Generator] | None
     ) -> list[TokenRow]:
         """A row with a segmentation question and its answer for each of M phrases.
 
@@ -157,7 +158,7 @@ class Passes:
             rows.append(self.model.prompts.segment(key, phrase, *wording))
         return rows
 
-    def chosen_texts(self, batch: Batch) -> list[str]:
+    def chosen_texts(self, batch: PairBatch) -> list[str]:
         """One text per object, in a seeded order: each text of an object is taken before any is taken twice."""
         objects = zip(required_texts(batch), sample_keys(batch), batch.objects, batch.turns, strict=True)
         orders = [
@@ -213,12 +214,12 @@ def full_precision(tensor: Tensor) -> torch.autocast:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
-def sample_keys(batch: Batch) -> list[str]:
+def sample_keys(batch: PairBatch) -> list[str]:
     """The sample's key of each of M objects."""
     return [batch.keys[i] for i in batch.image_of_object.tolist()]
 
 
-def required_texts(batch: Batch) -> list[list[str]]:
+def required_texts(batch: PairBatch) -> list[list[str]]:
     """The texts of each object; raises `UserError` if one has none."""
     for key, texts in zip(sample_keys(batch), batch.texts, strict=True):
         if not texts:
@@ -227,7 +228,7 @@ def required_texts(batch: Batch) -> list[list[str]]:
     return [list(texts) for texts in batch.texts]
 
 
-def count_cells(batch: Batch, regions: Tensor) -> list[list[int]]:
+def count_cells(batch: PairBatch, regions: Tensor) -> list[list[int]]:
     """Cells of each region (M, R, 16, 16), M lists of R counts; raises `UserError` if one has none."""
     counts: list[list[int]] = regions.flatten(2).sum(2).tolist()
     for key, cells in zip(sample_keys(batch), counts, strict=True):

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from trainer.data.batch import Batch, required
+from trainer.data.batch import PairBatch, required
 from trainer.objectives.judging import POINTS_PER_SIDE, Judged, caption_losses, compare_masks, first_texts
 from trainer.objectives.objective import Objective
 from trainer.objectives.passes import cross_entropy, full_precision
@@ -15,7 +15,7 @@ from trainer.objectives.passes import cross_entropy, full_precision
 _LEAST_CELLS = 4  # as in the recipe `default`: a region of fewer carries too little
 
 
-class Reverse(Objective):
+class Reverse(Objective[PairBatch]):
     """The text of each object, asked for with the mask that the model predicts from it; frame 1 serves for both."""
 
     training_fields = ("pixel_values1", "g_pixel_values1")
@@ -25,7 +25,7 @@ class Reverse(Objective):
     target_frame = 1
     projected = True
 
-    def losses(self, batch: Batch, draws: list[torch.Generator]) -> dict[str, Tensor]:
+    def losses(self, batch: PairBatch, draws: list[torch.Generator]) -> dict[str, Tensor]:
         passes = self.passes
         texts = passes.chosen_texts(batch)
         logits, _, visual_tokens = passes.segment_texts(batch, texts, draws)
@@ -34,7 +34,7 @@ class Reverse(Objective):
         answer_logits, targets, row_of = passes.caption_logits(batch, visual_tokens, regions, answers, answers, scale)
         return {"caption": cross_entropy(answer_logits, targets, row_of, len(texts))}
 
-    def judge(self, batch: Batch, side: int = POINTS_PER_SIDE) -> Judged:
+    def judge(self, batch: PairBatch, side: int = POINTS_PER_SIDE) -> Judged:
         """Segment frame 1 from the first text; then the cross-entropy of the text, given the predicted mask."""
         passes = self.passes
         captions = first_texts(batch)

@@ -7,6 +7,7 @@ were called.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,6 @@ from trainer.model.sa2va import Sa2VA
 from trainer.modes import evaluating
 from trainer.objectives import load_objective
 from trainer.objectives.judging import Judged
-from trainer.objectives.noise import object_generators
 from trainer.objectives.objective import Objective
 from trainer.objectives.passes import Passes
 from trainer.objectives.teacher import Teacher
@@ -62,8 +62,8 @@ class Step(nn.Module):
             UserError: an unknown objective, or an object without what the objective needs.
         """
         batch = batch.to(self.model.device)
-        draws = object_generators(batch, self.config.seed)
         trained = self._objective(objective)
+        draws = trained.generators(batch)
         with counting(self.model) as counts:
             losses = trained.losses(batch, draws)
         flops = self.costs.of(counts) if self.costs else torch.zeros(())
@@ -75,7 +75,7 @@ class Step(nn.Module):
         with evaluating(self):
             return self._objective(objective).judge(batch.to(self.model.device))
 
-    def _objective(self, name: str) -> Objective:
+    def _objective(self, name: str) -> Objective[Any]:
         return load_objective(name)(self.passes, self.teacher)
 
     def _total(self, losses: dict[str, Tensor], weights: Mapping[str, str | float]) -> dict[str, Tensor]:

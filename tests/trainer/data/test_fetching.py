@@ -14,7 +14,7 @@ from shards.reader import ShardSet
 from shards.storage.cache import Cache
 from tests.batches import make_loader, tensors_of
 from tests.servers import FaultyServer, used
-from trainer.data.batch import Batch
+from trainer.data.batch import PairBatch
 from trainer.data.loader import Loader
 from trainer.train import main
 
@@ -26,7 +26,7 @@ def loader(path: object, cache: Cache | None = None, **options) -> Loader:
     return make_loader([path], **{"fields": FIELDS, "batch_size": 2, "seed": 7, "cache": cache, **options})
 
 
-def assert_equal(batch: Batch, expected: Batch) -> None:
+def assert_equal(batch: PairBatch, expected: PairBatch) -> None:
     tensors = tensors_of(batch)
     assert tensors.keys() == tensors_of(expected).keys()
     assert all(torch.equal(tensors[name], tensor) for name, tensor in tensors_of(expected).items())

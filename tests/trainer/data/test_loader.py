@@ -366,7 +366,7 @@ def test_the_first_batch_of_a_step_gives_the_number_of_its_objects(unequal_set, 
     for accumulation, consumed in ((1, 0), (3, 0), (3, 6), (6, 0)):
         loads = [loader(unequal_set, **options, accumulation=accumulation, rank=r, world_size=2) for r in (0, 1)]
         for rank in loads:
-            batches = [(b.step_objects, len(b.image_of_object)) for b in rank.epoch(2, consumed)]
+            batches = [(b.step_counts["objects"], len(b.image_of_object)) for b in rank.epoch(2, consumed)]
             steps = [batches[i : i + accumulation] for i in range(0, len(batches), accumulation)]
             assert len(batches) == (12 - consumed) // 2
             assert all(total == sum(n for _, n in step) for step in steps for total, _ in step)

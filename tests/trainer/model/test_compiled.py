@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainer.data.batch import Batch
+from trainer.data.batch import PairBatch
 from trainer.model import compiled
 from trainer.objectives.dual import pseudo_captions
 from trainer.objectives.noise import object_generators
 
 
-def test_a_compiled_step_equals_the_uncompiled_one(make_loop, batch: Batch, monkeypatch: pytest.MonkeyPatch):
+def test_a_compiled_step_equals_the_uncompiled_one(make_loop, batch: PairBatch, monkeypatch: pytest.MonkeyPatch):
     """Traced by dynamo with PyTorch's kernels, each size separately, so that the test takes seconds."""
     monkeypatch.setattr(compiled, "BACKEND", "eager")
     monkeypatch.setattr(torch._dynamo.config, "automatic_dynamic_shapes", False)

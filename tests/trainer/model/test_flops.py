@@ -7,7 +7,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainer.data.batch import Batch
+from trainer.data.batch import PairBatch
 from trainer.measure.rates import Spent
 from trainer.model.counting import Counts, counting
 from trainer.model.flops import Costs, costs_of, peak_named
@@ -15,7 +15,7 @@ from trainer.model.flops import Costs, costs_of, peak_named
 KINDS = ("vision_model", "sam_image_encoder", "mlp1", "language_model", "attention", "lm_head", "sam_mask_decoder")
 
 
-def test_flops_of_a_step_equal_pytorchs_count(make_loop, config, batch: Batch, monkeypatch: pytest.MonkeyPatch):
+def test_flops_of_a_step_equal_pytorchs_count(make_loop, config, batch: PairBatch, monkeypatch: pytest.MonkeyPatch):
     """The dual loop, forward and backward, teacher and frozen parts included.
 
     What the two count apart is small: padding, the MLP behind [SEG], the Gumbel step's product with the token table.
@@ -45,7 +45,7 @@ def test_frozen_layers_count_forward_only_and_adapters_halve_the_backward_of_wei
     assert costs_of(make_loop(config).model).backward["language_model"] == 0  # nothing below the decoder trains
 
 
-def test_recomputed_layers_do_not_count_twice(make_loop, config, batch: Batch):
+def test_recomputed_layers_do_not_count_twice(make_loop, config, batch: PairBatch):
     """Compiled layers: see tests/trainer/model/test_compiled.py."""
     results = []
     for checkpointing in (False, True):
@@ -59,7 +59,7 @@ def test_recomputed_layers_do_not_count_twice(make_loop, config, batch: Batch):
     assert results[0] == results[1]
 
 
-def test_hooks_are_removed_after_an_error_too(make_loop, batch: Batch):
+def test_hooks_are_removed_after_an_error_too(make_loop, batch: PairBatch):
     model = make_loop().model
     with pytest.raises(KeyError), counting(model) as counts:
         model.encode_image(batch.frames[0].pixel_values)

@@ -4,14 +4,8 @@ import pytest
 import torch
 
 from shards.errors import UserError
-from trainer.model.prompts import (
-    IGNORE,
-    SEGMENT,
-    SEGMENT_ANSWERS,
-    Prompts,
-    description_question,
-    normalise_phrase,
-)
+from trainer.model.prompts import SEGMENT, SEGMENT_ANSWERS, Prompts, description_question, normalise_phrase
+from trainer.model.rows import IGNORE
 from trainer.model.tokenizer import ADDED, byte_tokenizer
 
 CPU = torch.device("cpu")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shards.errors import UserError
-from trainer.data.batch import Batch
+from trainer.data.batch import PairBatch
 from trainer.model.architecture import preset_named
 from trainer.model.sa2va import Sa2VA, build, pixel_shuffle
 
@@ -33,7 +33,7 @@ def test_pixel_shuffle_equals_loops():
                 assert folded[picture, row * 16 + column].tolist() == expected
 
 
-def test_encode_image_drops_the_class_token_and_keeps_row_order(model: Sa2VA, batch: Batch):
+def test_encode_image_drops_the_class_token_and_keeps_row_order(model: Sa2VA, batch: PairBatch):
     pictures = batch.frames[0].pixel_values
     states = model.vision_model(pixel_values=pictures).last_hidden_state
     assert states.shape[1] == 1 + 32 * 32
@@ -124,7 +124,7 @@ def test_a_black_picture_is_encoded(model: Sa2VA):
     )
 
 
-def test_the_seg_state_is_taken_after_the_final_norm_at_its_position(model: Sa2VA, batch: Batch):
+def test_the_seg_state_is_taken_after_the_final_norm_at_its_position(model: Sa2VA, batch: PairBatch):
     prompts = model.prompts
     # Rows of unequal length: a shift by padding or by one token would show.
     written = [prompts.segment("a", "cat", answer=0), prompts.segment("b", "the long thing", answer=3)]
@@ -184,7 +184,7 @@ def test_sam_gets_the_exact_normalisation_of_uint8(model: Sa2VA):
     assert 1e-3 < (rounded - result).abs().max() < 1e-2
 
 
-def test_features_equal_those_of_sam2s_forward(model: Sa2VA, batch: Batch):
+def test_features_equal_those_of_sam2s_forward(model: Sa2VA, batch: PairBatch):
     encoder = model.grounding_encoder
     pictures = batch.frames[1].g_pixel_values
     sam_features = encoder.encode(pictures)
@@ -196,7 +196,7 @@ def test_features_equal_those_of_sam2s_forward(model: Sa2VA, batch: Batch):
     assert [tuple(level.shape[2:]) for level in (*high, last)] == [(256, 256), (128, 128), (64, 64)]
 
 
-def test_prompt_tokens_are_two_padding_points_and_the_language_embedding(model: Sa2VA, batch: Batch):
+def test_prompt_tokens_are_two_padding_points_and_the_language_embedding(model: Sa2VA, batch: PairBatch):
     encoder = model.grounding_encoder
     decoder = model.grounding_encoder.sam2_model.sam_mask_decoder
     caught: dict[str, torch.Tensor] = {}
@@ -214,7 +214,7 @@ def test_prompt_tokens_are_two_padding_points_and_the_language_embedding(model: 
     assert torch.equal(caught["image_embeddings"], plain + encoder.sam2_model.no_mem_embed[0, 0][None, :, None, None])
 
 
-def test_the_mask_of_highest_predicted_iou_is_taken_and_none_is_blanked(model: Sa2VA, batch: Batch):
+def test_the_mask_of_highest_predicted_iou_is_taken_and_none_is_blanked(model: Sa2VA, batch: PairBatch):
     encoder = model.grounding_encoder
     decoder = model.grounding_encoder.sam2_model.sam_mask_decoder
     sam_features = encoder.encode(batch.frames[0].g_pixel_values)
@@ -237,7 +237,7 @@ def test_the_mask_of_highest_predicted_iou_is_taken_and_none_is_blanked(model: S
         bias.copy_(before)
 
 
-def test_objects_of_one_picture_are_decoded_independently(model: Sa2VA, batch: Batch):
+def test_objects_of_one_picture_are_decoded_independently(model: Sa2VA, batch: PairBatch):
     encoder = model.grounding_encoder
     sam_features = encoder.encode(batch.frames[0].g_pixel_values)
     embeddings = torch.randn(3, encoder.width)

@@ -17,7 +17,7 @@ from tests.joined import Joined
 from tests.trainer.conftest import build_step
 from trainer.build import drop_unreached_parts
 from trainer.config import Config, LoraConfig, ObjectiveConfig, load_config
-from trainer.data.batch import Batch
+from trainer.data.batch import PairBatch
 from trainer.data.loader import Loader
 from trainer.data.stream import Stream
 from trainer.objectives import load_objective
@@ -27,7 +27,7 @@ TEXTS = [["the left eye."]]
 
 
 @pytest.fixture
-def batch(batch: Batch) -> Batch:
+def batch(batch: PairBatch) -> PairBatch:
     """One sample, with a text."""
     return replace(one_sample(batch), texts=TEXTS)
 
@@ -42,19 +42,19 @@ def fresh_accelerate():
 class Served:
     """A stream of the same batch for each objective in turn."""
 
-    def __init__(self, batch: Batch, names: list[str]) -> None:
+    def __init__(self, batch: PairBatch, names: list[str]) -> None:
         self._batch = batch
         self._names = names
 
     def objects(self) -> dict[str, int]:
         return {name: self._names.count(name) * len(self._batch.image_of_object) for name in self._names}
 
-    def step(self) -> Iterator[tuple[str, Batch]]:
+    def step(self) -> Iterator[tuple[str, PairBatch]]:
         for name in self._names:
             yield name, self._batch
 
 
-def gradients(config: Config, make_loop, batch: Batch, names: list[str]) -> tuple[dict, dict, dict]:
+def gradients(config: Config, make_loop, batch: PairBatch, names: list[str]) -> tuple[dict, dict, dict]:
     config.mixed_precision = "no"
     loop = make_loop(config)
     trainable = {n: p for n, p in loop.named_parameters() if p.requires_grad}
@@ -64,7 +64,7 @@ def gradients(config: Config, make_loop, batch: Batch, names: list[str]) -> tupl
     return {n: p.grad.clone() for n, p in trainable.items()}, losses, keys
 
 
-def alone(config: Config, make_loop, batch: Batch, objective: str) -> dict[str, torch.Tensor]:
+def alone(config: Config, make_loop, batch: PairBatch, objective: str) -> dict[str, torch.Tensor]:
     loop = make_loop(config)
     loop(batch, objective)["loss"].backward()
     return {n: p.grad for n, p in loop.named_parameters() if p.requires_grad}
@@ -74,7 +74,7 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.allclose(a, b, rtol=1e-4, atol=1e-7)
 
 
-def test_a_mix_adds_weighted_gradients_of_mean_losses(make_loop, config: Config, batch: Batch):
+def test_a_mix_adds_weighted_gradients_of_mean_losses(make_loop, config: Config, batch: PairBatch):
     config.accumulation = 2
     config.mix = {"describe": ObjectiveConfig(weight=0.5), "segment": ObjectiveConfig(weight=2.0)}
     mixed, losses, keys = gradients(config, make_loop, batch, ["describe", "describe", "segment", "segment"])
@@ -85,7 +85,7 @@ def test_a_mix_adds_weighted_gradients_of_mean_losses(make_loop, config: Config,
     assert {"describe/caption", "segment/bce", "segment/lang"} <= losses.keys()
 
 
-def test_losses_of_a_single_objective_have_no_prefix(make_loop, config: Config, batch: Batch):
+def test_losses_of_a_single_objective_have_no_prefix(make_loop, config: Config, batch: PairBatch):
     config.accumulation = 2
     config.objective = "describe"
     mean, losses, _ = gradients(config, make_loop, batch, ["describe", "describe"])
@@ -94,7 +94,7 @@ def test_losses_of_a_single_objective_have_no_prefix(make_loop, config: Config, 
     assert losses.keys() == {"loss", "caption"}
 
 
-def test_the_reverse_loops_gradient_is_made_orthogonal(make_loop, config: Config, batch: Batch):
+def test_the_reverse_loops_gradient_is_made_orthogonal(make_loop, config: Config, batch: PairBatch):
     config.accumulation = 1
     config.project = True
     config.mix = {"reverse": ObjectiveConfig(weight=0.5), "segment": ObjectiveConfig()}

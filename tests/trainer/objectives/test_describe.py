@@ -8,18 +8,18 @@ import pytest
 import torch
 
 from shards.errors import UserError
-from trainer.data.batch import Batch
+from trainer.data.batch import PairBatch
 from trainer.objectives import load_objective
 from trainer.objectives.step import Step
 
 TEXTS = [["the left eye."], ["a white helmet", "a helmet"]]
 
 
-def in_words(batch: Batch, texts: list[list[str]] = TEXTS) -> Batch:
+def in_words(batch: PairBatch, texts: list[list[str]] = TEXTS) -> PairBatch:
     return replace(batch, texts=texts)
 
 
-def alone(loop: Step, batch: Batch, i: int, text: str) -> float:
+def alone(loop: Step, batch: PairBatch, i: int, text: str) -> float:
     """The description loss of one object by hand: unpadded, mean over the answer's tokens and the end."""
     model = loop.model
     prompts = loop.model.prompts
@@ -35,7 +35,7 @@ def alone(loop: Step, batch: Batch, i: int, text: str) -> float:
     return -sum(shares[first + k - 1, token].item() for k, token in enumerate(answer)) / len(answer)
 
 
-def test_describing_is_the_cross_entropy_of_the_text_and_its_end(make_loop, batch: Batch):
+def test_describing_is_the_cross_entropy_of_the_text_and_its_end(make_loop, batch: PairBatch):
     loop = make_loop().eval()
     texts = [["the left eye."], ["a white helmet"]]
     result = loop(in_words(batch, texts), "describe")
@@ -44,7 +44,9 @@ def test_describing_is_the_cross_entropy_of_the_text_and_its_end(make_loop, batc
 
 
 @pytest.mark.parametrize("objective", ["describe", "reverse"])
-def test_all_trainable_tensors_have_gradients_and_unreached_parts_zero_ones(make_loop, batch: Batch, objective: str):
+def test_all_trainable_tensors_have_gradients_and_unreached_parts_zero_ones(
+    make_loop, batch: PairBatch, objective: str
+):
     """DDP averages what takes part. What no loss reaches must be named in `unreached_parts`, and nothing else."""
     loop = make_loop()
     loop(in_words(batch), objective)["loss"].backward()
@@ -55,7 +57,7 @@ def test_all_trainable_tensors_have_gradients_and_unreached_parts_zero_ones(make
     assert {part for part, reached in moved.items() if not reached} == unreached
 
 
-def test_objects_without_a_text_are_named(make_loop, batch: Batch):
+def test_objects_without_a_text_are_named(make_loop, batch: PairBatch):
     loop = make_loop()
     for objective in ("describe", "reverse"):
         with pytest.raises(UserError, match=rf"sample {batch.keys[1]}: an object has no text"):

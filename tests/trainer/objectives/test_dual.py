@@ -12,7 +12,7 @@ from torch.func import functional_call
 from shards.errors import UserError
 from tests.batches import one_sample, with_frame
 from trainer.config import Config
-from trainer.data.batch import Batch
+from trainer.data.batch import PairBatch
 from trainer.model.captioner import Caption
 from trainer.model.prompts import Prompts
 from trainer.model.tokenizer import byte_tokenizer
@@ -23,7 +23,7 @@ from trainer.objectives.noise import object_generators
 from trainer.objectives.step import Step
 
 
-def mask_loss(loop: Step, batch: Batch, phrases: torch.Tensor, words: list[list[int]]) -> torch.Tensor:
+def mask_loss(loop: Step, batch: PairBatch, phrases: torch.Tensor, words: list[list[int]]) -> torch.Tensor:
     """BCE + Dice of pass B for these words, on frame 2."""
     rows = [loop.model.prompts.segment(key, caption) for key, caption in zip(batch.keys, words, strict=True)]
     visual_tokens = loop.model.encode_image(batch.frames[1].pixel_values)
@@ -34,7 +34,7 @@ def mask_loss(loop: Step, batch: Batch, phrases: torch.Tensor, words: list[list[
     return (bce + dice).mean()
 
 
-def speak(loop: Step, batch: Batch, captions: list[Caption]) -> SampledCaptions:
+def speak(loop: Step, batch: PairBatch, captions: list[Caption]) -> SampledCaptions:
     return sample_captions(
         loop.passes, batch, loop.model.encode_image(batch.frames[0].pixel_values), captions, object_generators(batch, 0)
     )
@@ -51,7 +51,7 @@ def tokens(captions: list[Caption], model) -> list[int]:
 
 
 @pytest.mark.parametrize("objective", ["dual", "segment"])
-def test_losses_are_finite_add_up_and_reach_all_trainable_parameters(make_loop, config, batch: Batch, objective):
+def test_losses_are_finite_add_up_and_reach_all_trainable_parameters(make_loop, config, batch: PairBatch, objective):
     config.lambda_mask = 0.7
     config.lambda_dice = 1.3
     config.lambda_lang = 0.5
@@ -68,7 +68,7 @@ def test_losses_are_finite_add_up_and_reach_all_trainable_parameters(make_loop, 
         assert parameter.grad is None or parameter.grad.isfinite().all(), name
 
 
-def test_parameters_without_gradient_are_those_of_unchosen_masks(make_loop, batch: Batch):
+def test_parameters_without_gradient_are_those_of_unchosen_masks(make_loop, batch: PairBatch):
     """Of the decoder's three masks only the chosen one gets a gradient; all other parameters get one."""
     loop = make_loop()
     loop(batch, "dual")["loss"].backward()
@@ -77,7 +77,7 @@ def test_parameters_without_gradient_are_those_of_unchosen_masks(make_loop, batc
     assert masks < {1, 2, 3}
 
 
-def test_mask_loss_reaches_the_adapters_through_pass_a_alone(make_loop, batch: Batch, captions):
+def test_mask_loss_reaches_the_adapters_through_pass_a_alone(make_loop, batch: PairBatch, captions):
     loop = make_loop()
     spoken = speak(loop, batch, captions)
     # Pass B runs with detached weights: its own path to them is cut.
@@ -100,7 +100,7 @@ def test_mask_loss_reaches_the_adapters_through_pass_a_alone(make_loop, batch: B
     assert all(p.grad is None for n, p in loop.named_parameters() if "sam_mask_decoder" in n or "text_hidden" in n)
 
 
-def test_mask_loss_gives_the_end_token_and_what_follows_no_gradient(make_loop, batch: Batch, captions, model):
+def test_mask_loss_gives_the_end_token_and_what_follows_no_gradient(make_loop, batch: PairBatch, captions, model):
     loop = make_loop()
     spoken = speak(loop, batch, captions)
     (gradient,) = torch.autograd.grad(mask_loss(loop, batch, spoken.embeddings, spoken.words), spoken.logits)
@@ -112,7 +112,7 @@ def test_mask_loss_gives_the_end_token_and_what_follows_no_gradient(make_loop, b
     assert (gradient[~end].abs().sum(1) > 0).all()
 
 
-def test_pass_b_attends_to_words_only(make_loop, batch: Batch, captions, monkeypatch: pytest.MonkeyPatch):
+def test_pass_b_attends_to_words_only(make_loop, batch: PairBatch, captions, monkeypatch: pytest.MonkeyPatch):
     """Attention of pass B is the question's length plus the words: the end token's place and padding have none."""
     loop = make_loop()
     monkeypatch.setattr("trainer.objectives.dual.pseudo_captions", lambda *a: captions)
@@ -138,7 +138,7 @@ def test_pass_b_attends_to_words_only(make_loop, batch: Batch, captions, monkeyp
     assert prompts.ordinary[rows.ids[rows.replaced]].all()
 
 
-def test_frame_1_is_described_and_frame_2_segmented(make_loop, batch: Batch):
+def test_frame_1_is_described_and_frame_2_segmented(make_loop, batch: PairBatch):
     loop = make_loop()
     batch = one_sample(batch)
     plain = loop(batch, "dual")
@@ -174,7 +174,7 @@ def test_corruption_replaces_its_share_of_words(make_loop, config: Config, model
     assert all(model.prompts.ordinary[t] for t in fed)
 
 
-def test_the_student_input_is_the_corrupted_caption(make_loop, config: Config, batch: Batch, captions):
+def test_the_student_input_is_the_corrupted_caption(make_loop, config: Config, batch: PairBatch, captions):
     config.corrupt_ratio = 0.0
     clean = speak(make_loop(config), batch, captions)
     config.corrupt_ratio = 1.0
@@ -184,7 +184,7 @@ def test_the_student_input_is_the_corrupted_caption(make_loop, config: Config, b
     assert not torch.allclose(clean.logits[1], corrupted.logits[1])
 
 
-def test_word_embeddings_are_bit_equal_to_the_table(make_loop, batch: Batch, captions):
+def test_word_embeddings_are_bit_equal_to_the_table(make_loop, batch: PairBatch, captions):
     loop = make_loop()
     spoken = speak(loop, batch, captions)
     flat = [word for words in spoken.words for word in words]
@@ -192,7 +192,7 @@ def test_word_embeddings_are_bit_equal_to_the_table(make_loop, batch: Batch, cap
     assert spoken.embeddings.dtype == torch.float32
 
 
-def test_a_step_does_not_depend_on_how_samples_are_batched(make_loop, batch: Batch):
+def test_a_step_does_not_depend_on_how_samples_are_batched(make_loop, batch: PairBatch):
     """Two processes with one sample each compute what one process with both computes."""
     loop = make_loop()
     both = loop(batch, "dual")
@@ -211,7 +211,7 @@ def test_a_step_does_not_depend_on_how_samples_are_batched(make_loop, batch: Bat
             assert torch.allclose(parameter.grad, expected[name], rtol=1e-3, atol=1e-5), name
 
 
-def test_several_objects_of_one_picture(make_loop, batch: Batch):
+def test_several_objects_of_one_picture(make_loop, batch: PairBatch):
     two = replace(
         one_sample(batch),
         image_of_object=torch.tensor([0, 0]),
@@ -227,7 +227,7 @@ def test_several_objects_of_one_picture(make_loop, batch: Batch):
     assert loop.judge(two, "segment").captions == ["The Left eye.", "a helmet"]
 
 
-def test_bfloat16_autocast_trains_all_parameters(make_loop, batch: Batch, monkeypatch: pytest.MonkeyPatch):
+def test_bfloat16_autocast_trains_all_parameters(make_loop, batch: PairBatch, monkeypatch: pytest.MonkeyPatch):
     """Weights used under no_grad first must not be left in autocast's cache without their gradient. Noise is drawn and
     used in float32: in bfloat16 it has another distribution."""
     loop = make_loop()
@@ -246,7 +246,7 @@ def test_bfloat16_autocast_trains_all_parameters(make_loop, batch: Batch, monkey
     assert any(p.grad.any() for n, p in loop.named_parameters() if "lora_A" in n)
 
 
-def test_gradient_checkpointing_changes_no_gradient(make_loop, batch: Batch):
+def test_gradient_checkpointing_changes_no_gradient(make_loop, batch: PairBatch):
     gradients = []
     for checkpointing in (False, True):
         loop = make_loop()
@@ -257,7 +257,7 @@ def test_gradient_checkpointing_changes_no_gradient(make_loop, batch: Batch):
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
 
 
-def test_objects_without_a_text_or_region_are_named(make_loop, batch: Batch):
+def test_objects_without_a_text_or_region_are_named(make_loop, batch: PairBatch):
     loop = make_loop()
     with pytest.raises(UserError, match=rf"sample {batch.keys[1]}: an object has no text"):
         loop(replace(batch, texts=[["a"], []]), "segment")
@@ -267,7 +267,9 @@ def test_objects_without_a_text_or_region_are_named(make_loop, batch: Batch):
         loop(with_frame(batch, 1, prompt_masks=empty), "dual")
 
 
-def test_a_single_frame_goes_through_the_vision_tower_once(make_loop, batch: Batch, monkeypatch: pytest.MonkeyPatch):
+def test_a_single_frame_goes_through_the_vision_tower_once(
+    make_loop, batch: PairBatch, monkeypatch: pytest.MonkeyPatch
+):
     """Frame 2 of a sample that has one frame is frame 1; `pixel_values2` is not used."""
     loop = make_loop()
     twice = with_frame(batch, 2, pixel_values=batch.frames[0].pixel_values)
@@ -289,7 +291,7 @@ def test_a_single_frame_goes_through_the_vision_tower_once(make_loop, batch: Bat
     assert visual_tokens == [2, 1]
 
 
-def test_the_head_runs_only_where_needed_and_encoders_once_per_picture(make_loop, batch: Batch):
+def test_the_head_runs_only_where_needed_and_encoders_once_per_picture(make_loop, batch: PairBatch):
     """No logits of a whole row over the whole vocabulary; frozen encoders store no activations. A frame whose
     pixels are all zero is a frame."""
     loop = make_loop()
@@ -317,7 +319,7 @@ def test_the_head_runs_only_where_needed_and_encoders_once_per_picture(make_loop
     assert encoded == [(2, False)] * 3  # both frames through the tower, frame 2 through SAM 2's
 
 
-def test_the_dual_loop_with_an_end_of_several_tokens(make_loop, batch: Batch):
+def test_the_dual_loop_with_an_end_of_several_tokens(make_loop, batch: PairBatch):
     """Sa2VA's 4B has phi3_chat's template, and no token for its end."""
     loop = make_loop()
     loop.model.prompts = Prompts(byte_tokenizer(), "phi3_chat", loop.model.embedding.num_embeddings)

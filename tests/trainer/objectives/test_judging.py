@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
 
 from tests.batches import one_sample
-from trainer.data.batch import Batch, Frame
+from trainer.data.batch import Frame, PairBatch
 from trainer.model.captioner import Caption
 from trainer.objectives import OBJECTIVES, load_objective
 from trainer.objectives.judging import other_objects
@@ -52,7 +52,7 @@ def test_metrics_at_the_edges():
     assert mask_metrics(nothing[:0], empty[:0])["iou"].shape == (0,)
 
 
-def two_objects(batch: Batch) -> Batch:
+def two_objects(batch: PairBatch) -> PairBatch:
     """Both objects of the batch as those of the first picture."""
     frames = [
         replace(frame, pixel_values=frame.pixel_values[:1], g_pixel_values=frame.g_pixel_values[:1])
@@ -62,7 +62,7 @@ def two_objects(batch: Batch) -> Batch:
     return replace(batch, frames=tuple(frames), image_of_object=torch.tensor([0, 0]), **fields)
 
 
-def test_judging_changes_no_state(make_loop, batch: Batch):
+def test_judging_changes_no_state(make_loop, batch: PairBatch):
     loop = make_loop()
     state = torch.get_rng_state()
     judged = loop.judge(batch, "dual")
@@ -75,7 +75,7 @@ def test_judging_changes_no_state(make_loop, batch: Batch):
 
 
 @pytest.mark.parametrize("objective", list(OBJECTIVES))
-def test_each_objective_is_judged_on_the_fields_that_it_names(make_loop, batch: Batch, objective: str):
+def test_each_objective_is_judged_on_the_fields_that_it_names(make_loop, batch: PairBatch, objective: str):
     fields = load_objective(objective).judging_fields
     first, second = (
         Frame(**{name: tensor for name, tensor in frame.tensors().items() if f"{name}{k}" in fields})
@@ -89,7 +89,7 @@ def test_each_objective_is_judged_on_the_fields_that_it_names(make_loop, batch: 
     assert all(value.shape == (2,) and value.isfinite().all() for value in judged.values.values())
 
 
-def test_judged_caption_loss_equals_that_of_training(make_loop, batch: Batch):
+def test_judged_caption_loss_equals_that_of_training(make_loop, batch: PairBatch):
     loop = make_loop().eval()
     texts = replace(batch, texts=[["the left eye."], ["a helmet"]])
     assert loop.judge(texts, "describe").values["caption"].mean().item() == pytest.approx(
@@ -97,7 +97,7 @@ def test_judged_caption_loss_equals_that_of_training(make_loop, batch: Batch):
     )
 
 
-def test_the_swap_gap_uses_another_objects_caption(make_loop, batch: Batch, monkeypatch: pytest.MonkeyPatch):
+def test_the_swap_gap_uses_another_objects_caption(make_loop, batch: PairBatch, monkeypatch: pytest.MonkeyPatch):
     """By hand: the second object's words asked of the first, and the other way round."""
     loop = make_loop().eval()
     two = two_objects(batch)
@@ -115,7 +115,7 @@ def test_the_swap_gap_uses_another_objects_caption(make_loop, batch: Batch, monk
     assert torch.allclose(judged.values["swap_gap"], expected, rtol=0, atol=1e-7)
 
 
-def test_a_single_object_has_no_swap_gap(make_loop, batch: Batch):
+def test_a_single_object_has_no_swap_gap(make_loop, batch: PairBatch):
     judged = make_loop().judge(one_sample(batch), "dual")
     assert judged.values["swap_gap"].isnan().all() and judged.values["iou"].isfinite().all()
 

@@ -3,15 +3,15 @@
 import torch
 
 from shards.recipe import named_recipe
-from trainer.data.batch import Batch, Frame
+from trainer.data.batch import Frame, PairBatch
 from trainer.objectives.noise import object_generators, uniform
 
 
 def batch(
     keys: list[str], image_of_object: list[int], copies: list[int] | None = None, epoch: int = 0, step: int = 0
-) -> Batch:
+) -> PairBatch:
     """A batch of samples without tensors."""
-    return Batch(
+    return PairBatch(
         frames=(Frame(), Frame()),
         image_of_object=torch.tensor(image_of_object),
         paired=torch.ones(len(keys), dtype=torch.bool),
@@ -27,7 +27,7 @@ def batch(
     )
 
 
-def draw(changed: Batch, seed: int = 0) -> torch.Tensor:
+def draw(changed: PairBatch, seed: int = 0) -> torch.Tensor:
     return uniform(object_generators(changed, seed), 4)
 
 

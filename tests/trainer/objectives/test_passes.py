@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import torch
 
-from trainer.data.batch import Batch
+from trainer.data.batch import PairBatch
 from trainer.objectives.noise import object_generators
 from trainer.objectives.passes import cross_entropy
 
 
-def test_each_text_of_an_object_comes_up_before_one_comes_twice(make_loop, batch: Batch):
+def test_each_text_of_an_object_comes_up_before_one_comes_twice(make_loop, batch: PairBatch):
     passes = make_loop().passes
     texts = [["one"], ["a", "b", "c", "d", "e"]]
     taken = [passes.chosen_texts(replace(batch, texts=texts, turns=[turn, turn])) for turn in range(15)]

@@ -11,17 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from trainer.data.batch import Batch
+from trainer.data.batch import PairBatch
 from trainer.objectives.reverse import cells_from_logits
 
 TEXTS = [["the left eye."], ["a white helmet", "a helmet"]]
 
 
-def in_words(batch: Batch, texts: list[list[str]] = TEXTS) -> Batch:
+def in_words(batch: PairBatch, texts: list[list[str]] = TEXTS) -> PairBatch:
     return replace(batch, texts=texts)
 
 
-def test_the_caption_loss_gives_the_mask_a_gradient(make_loop, batch: Batch, monkeypatch: pytest.MonkeyPatch):
+def test_the_caption_loss_gives_the_mask_a_gradient(make_loop, batch: PairBatch, monkeypatch: pytest.MonkeyPatch):
     """The gradient comes from the factors alone: the choice of cells has none."""
     loop = make_loop()
     result = loop(in_words(batch), "reverse")

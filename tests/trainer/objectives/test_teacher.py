@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainer.data.batch import Batch
+from trainer.data.batch import PairBatch
 from trainer.model.captioner import Captioner
 from trainer.objectives.dual import pseudo_captions
 from trainer.objectives.noise import object_generators
@@ -43,7 +43,7 @@ def test_the_teacher_holds_trainable_tensors_only(make_loop):
     assert not any(s.requires_grad for s in loop.teacher.shadow.values())
 
 
-def test_only_an_update_changes_the_teacher(make_loop, batch: Batch):
+def test_only_an_update_changes_the_teacher(make_loop, batch: PairBatch):
     loop = make_loop()
     before = {name: s.clone() for name, s in loop.teacher.shadow.items()}
     with torch.no_grad():
@@ -57,7 +57,7 @@ def test_only_an_update_changes_the_teacher(make_loop, batch: Batch):
     assert not all(torch.equal(before[name], s) for name, s in loop.teacher.shadow.items())
 
 
-def test_the_teacher_describes_with_its_weights_and_does_not_change_the_student(make_loop, batch: Batch):
+def test_the_teacher_describes_with_its_weights_and_does_not_change_the_student(make_loop, batch: PairBatch):
     loop = make_loop()
     model = loop.model
     visual_tokens = model.encode_image(batch.frames[0].pixel_values)
@@ -76,7 +76,7 @@ def test_the_teacher_describes_with_its_weights_and_does_not_change_the_student(
     assert Captioner(model)(*question, 5).tokens() != at_first
 
 
-def test_captions_are_without_dropout(make_loop, config, batch: Batch):
+def test_captions_are_without_dropout(make_loop, config, batch: PairBatch):
     config.lora.dropout = 0.9
     loop = make_loop(config)
     draws = object_generators(batch, 0)
