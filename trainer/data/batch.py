@@ -145,6 +145,8 @@ class ConversationBatch(Batch):
     """(N,) int64 in 0..S - 1: the `[SEG]` from which each mask is predicted."""
     picture_of_mask: Tensor
     """(N,) int64 in 0..G - 1, never falling: the picture in which it is predicted."""
+    notes: Mapping[str, int] = field(default_factory=dict)
+    """Counts of what the conversations ask for and of what was left out, by name."""
 
     @property
     def counts(self) -> dict[str, int]:
