@@ -22,8 +22,8 @@ class ConversationOptions:
     phrases: int = 1
     """Phrases of a sample that are asked for, at most."""
     with_replacement: bool = False
-    """Draw exactly `phrases` phrases with replacement, as Sa2VA's own training does; else each comes up before one comes
-    twice."""
+    """Draw exactly `phrases` phrases with replacement, as Sa2VA's own training does; else each comes up before one
+    comes twice."""
     one_phrase_per_row: bool = False
     """Give each phrase, or each region, a row of its own, as an evaluation does."""
     frames: int = 1
