@@ -131,7 +131,7 @@ class Sa2VA(nn.Module):
         has = images >= 0
         chosen = has[:, :, None].expand(-1, -1, IMAGE_TOKENS)
         if regions is not None:
-            last = images.gather(1, has.sum(1, keepdim=True) - 1)
+            last = images.gather(1, (has.sum(1, keepdim=True) - 1).clamp_min(0))
             images = torch.cat([images, last.expand(-1, regions.shape[1])], 1)
             chosen = torch.cat([chosen, regions.flatten(2)], 1)
         places = rows.ids == self.prompts.context

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -18,16 +18,19 @@ POINTS_PER_SIDE = 256
 
 @dataclass(frozen=True)
 class Judged:
-    """What a model made of M objects."""
+    """What a model made of a batch: of M objects, or of R conversations with N masks and S `[SEG]`s."""
 
     values: dict[str, Tensor]
-    """(M,) float32 each; NaN where an object has none. Where masks are predicted: `bce`, `dice_loss` and those of
-    `mask_metrics`. Where texts are trained on: `caption`, their cross-entropy. dual: `swap_gap`, the IoU with the
-    object's own caption minus that with another object's (see `other_objects`)."""
+    """1-d float32 each; NaN is not counted. Of objects, (M,): `bce`, `dice_loss` and those of `mask_metrics` where
+    masks are predicted; `caption`, the cross-entropy, where texts are trained on; dual: `swap_gap`, the IoU with the
+    object's own caption minus that with another object's (see `other_objects`). Of conversations, (N,), (S,) or (R,):
+    see `conversation_judging.judge_conversations`."""
     captions: list[str]
-    """M captions: generated (dual), or the first text of each object."""
+    """M captions: generated (dual), or the first text of each object; R generated answers to first questions."""
     logits: Tensor | None
-    """(M, 256, 256) float32, where masks are predicted."""
+    """(M, 256, 256) or (N, 256, 256) float32, where masks are predicted."""
+    rows: Mapping[str, Tensor] = field(default_factory=dict)
+    """Of conversations: for each value the row that each of its numbers belongs to, int64 of the value's shape."""
 
 
 def first_texts(batch: PairBatch) -> list[str]:

@@ -1,0 +1,173 @@
+"""Judge conversations: masks and language with the true answers as input, and the answers that the model generates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trainer.conversations.conversation import Conversation, Mark
+from trainer.data.batch import ConversationBatch, required
+from trainer.model.compiled import uncompiled
+from trainer.model.generation import Answers, generate
+from trainer.model.prompts import IMAGE_TOKENS
+from trainer.model.rows import IGNORE, TokenRow
+from trainer.objectives.judging import POINTS_PER_SIDE, Judged, compare_masks
+from trainer.objectives.passes import Passes, cross_entropy_by_row
+
+ASKS_FOR_MASKS = ("segment", "referring")
+"""Kinds whose every question asks for a mask: an answer without `[SEG]` is a refusal."""
+SHARES = ("seg_asked", "seg_unasked", "refused_right", "refused_wrong")
+_METRICS = ("iou", "dice", "precision", "recall")
+_MASKS = (*_METRICS, "overlap", "union", "bce", "dice_loss", "empty_right")
+
+
+def judge_conversations(passes: Passes, batch: ConversationBatch, side: int = POINTS_PER_SIDE) -> Judged:
+    """Judge a model, in evaluation mode, on R conversations with N masks and S `[SEG]`s. Without gradient.
+
+    Values are, by length:
+
+    - (N,), of each mask of each frame: `bce`, `dice_loss`, `overlap` and `union`; where the truth is not empty, `iou`,
+      `dice`, `precision` and `recall`; where it is, `empty_right`: 1 if the predicted mask is empty too, else 0.
+    - (S,), of each `[SEG]` in a row of several frames: `video_iou`, the overlap in all frames over the union in all
+      frames; NaN where the object is in none.
+    - (R,): the cross-entropy of the answers, a mean over a row's tokens: `caption` for rows of kind describe, `lang`
+      for others. The other values are 1 or 0 and tell of the answer that the model generates, greedily, to the row's
+      first question, with at most `max_caption_tokens` tokens. `seg_asked`: it has a `[SEG]`, where the true answer
+      has one; `seg_unasked`: it has one where the question asks for none; `refused_wrong`: it has none, though an
+      expression of an object was asked for; `refused_right`: it has none, and the true answer is a refusal.
+
+    A number that a mask, `[SEG]` or row does not have is NaN.
+
+    Args:
+        side: points per side at which predicted and true masks are compared.
+    """
+    model = passes.model
+    device = model.device
+    packed = model.prompts.pack(batch.rows, device)
+    visual_tokens = torch.zeros(0, IMAGE_TOKENS, 4 * model.architecture.vision.hidden_size, device=device)
+    if batch.pixel_values is not None:
+        visual_tokens = model.encode_image(batch.pixel_values)
+    regions = batch.regions if batch.regions.shape[1] else None
+    embeddings = model.embed_rows(packed, visual_tokens, batch.image_of_row, regions)
+    states = model.run_language_model(embeddings, packed.attention, packed.positions)
+    token_logits, labels, row_of_token = model.answer_logits(states, packed.labels)
+    at_seg = packed.ids == model.prompts.seg
+    row_of_seg = at_seg.nonzero()[:, 0]
+    logits = states.new_zeros(0, POINTS_PER_SIDE, POINTS_PER_SIDE)
+    if batch.masks is not None:
+        features = model.encode_sam(required(batch.g_pixel_values))
+        phrase_embeddings = model.text_hidden_fcs(states[at_seg])[batch.seg_of_mask]
+        logits = model.grounding_encoder.decode(features, batch.picture_of_mask, phrase_embeddings)
+
+    of_masks = _compare(logits, batch.masks, side)
+    of_segs = {"video_iou": _video_iou(of_masks, batch, row_of_seg)}
+    losses = cross_entropy_by_row(token_logits, labels, row_of_token, len(batch.rows))
+    losses = losses.where(torch.bincount(row_of_token, minlength=len(batch.rows)) > 0, torch.nan)
+    describes = torch.tensor([talk.kind == "describe" for talk in batch.conversations], device=device)
+    of_rows = {
+        "caption": losses.where(describes, torch.nan),
+        "lang": losses.where(~describes, torch.nan),
+    }
+    answers, has_seg = _generate(passes, batch, visual_tokens)
+    of_rows |= _shares(batch.conversations, has_seg, device)
+    row_of_mask = row_of_seg[batch.seg_of_mask]
+    every_row = torch.arange(len(batch.rows), device=device)
+    rows = {name: row_of_mask for name in of_masks}
+    rows |= {name: row_of_seg for name in of_segs}
+    rows |= {name: every_row for name in of_rows}
+    return Judged({**of_masks, **of_segs, **of_rows}, answers, logits, rows)
+
+
+def _compare(logits: Tensor, masks: Tensor | None, side: int) -> dict[str, Tensor]:
+    """Values of N masks, see `judge_conversations`."""
+    if masks is None:
+        return {name: logits.new_zeros(0) for name in _MASKS}
+    values = compare_masks(logits, masks, side)
+    empty = ~masks.flatten(1).any(1)
+    right = values["iou"].where(empty, torch.nan)
+    return values | {name: values[name].where(~empty, torch.nan) for name in _METRICS} | {"empty_right": right}
+
+
+def _video_iou(of_masks: dict[str, Tensor], batch: ConversationBatch, row_of_seg: Tensor) -> Tensor:
+    """(S,): overlap over union of each `[SEG]` in all frames of its row."""
+    none = torch.zeros(len(row_of_seg), device=row_of_seg.device)
+    overlap, union = (none.index_add(0, batch.seg_of_mask, of_masks[name]) for name in ("overlap", "union"))
+    visible = none.index_add(0, batch.seg_of_mask, (~of_masks["iou"].isnan()).float()) > 0
+    is_video = torch.tensor([len(talk.frames) > 1 for talk in batch.conversations], device=none.device)
+    return (overlap / union.clamp_min(1)).where(visible & is_video[row_of_seg], torch.nan)
+
+
+def _shares(
+    conversations: Sequence[Conversation], has_seg: Sequence[bool | None], device: torch.device
+) -> dict[str, Tensor]:
+    """Values of `SHARES`, (R,) each.
+
+    Args:
+        has_seg: for each row whether the generated answer has a `[SEG]`; None where there is none.
+    """
+    found = {name: [torch.nan] * len(conversations) for name in SHARES}
+    for row, (talk, has) in enumerate(zip(conversations, has_seg, strict=True)):
+        if has is None:
+            continue
+        if Mark.SEG in talk.turns[0].answer:
+            found["seg_asked"][row] = float(has)
+            if talk.kind in ASKS_FOR_MASKS and talk.targets[0].objects:
+                found["refused_wrong"][row] = float(not has)
+        elif talk.kind in ASKS_FOR_MASKS:
+            found["refused_right"][row] = float(not has)
+        else:
+            found["seg_unasked"][row] = float(has)
+    return {name: torch.tensor(values, dtype=torch.float32, device=device) for name, values in found.items()}
+
+
+def _generate(passes: Passes, batch: ConversationBatch, visual_tokens: Tensor) -> tuple[list[str], list[bool | None]]:
+    """Answer the first question of each row greedily: R answers as text, and whether each has a `[SEG]`.
+
+    A row that was cut before its first answer is not asked: its answer is empty, and nothing is said of its `[SEG]`.
+    """
+    prompts = passes.model.prompts
+    questions = [first_question(row) for row in batch.rows]
+    asked = [number for number, question in enumerate(questions) if question]
+    texts = [""] * len(questions)
+    has_seg: list[bool | None] = [None] * len(questions)
+    if passes.any_process(bool(asked)):
+        chosen = [questions[number] for number in asked]
+        answers = _answers(passes, batch, visual_tokens, [q for q in chosen if q], asked)
+        for number, ids in zip(asked, answers.tokens(), strict=True):
+            texts[number] = prompts.readable(ids[:-1] if ids[-1] in prompts.end_tokens else ids)
+            has_seg[number] = prompts.seg in ids
+    return texts, has_seg
+
+
+def _answers(
+    passes: Passes, batch: ConversationBatch, visual_tokens: Tensor, questions: list[TokenRow], numbers: list[int]
+) -> Answers:
+    """Generate the answers to questions, which are the first ones of the rows `numbers`."""
+    model = passes.model
+    rows = model.prompts.pack(questions, model.device, left=True)
+    images = batch.image_of_row[numbers]
+    regions = batch.regions[numbers]
+    if regions.shape[1]:
+        places = (rows.ids == model.prompts.context).sum(1)
+        spent = (images >= 0).sum(1) * IMAGE_TOKENS
+        within = spent[:, None] + regions.flatten(2).sum(2).cumsum(1) <= places[:, None]
+        regions = regions & within[:, :, None, None]  # a later question may name others
+    embeddings = model.embed_rows(rows, visual_tokens, images, regions if regions.shape[1] else None)
+    with uncompiled(model):
+        return generate(
+            model,
+            rows,
+            embeddings,
+            passes.config.max_caption_tokens,
+            lambda logits, step: logits.argmax(-1),
+            model.prompts.ended,
+            any_process=passes.any_process,
+        )
+
+
+def first_question(row: TokenRow) -> TokenRow | None:
+    """Return a row as far as its first answer, which is left out; None where no answer has a label."""
+    first = next((n for n, label in enumerate(row.labels) if label != IGNORE), 0)
+    return TokenRow(row.name, row.ids[:first], row.labels[:first], row.replaced[:first]) if first else None
