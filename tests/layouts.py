@@ -9,6 +9,7 @@ from pathlib import Path
 from demo.make_sav import write as write_sav
 from tests.pipeline.built import jpeg, put, tar_of, zipped
 from tests.pipeline.sources import (
+    test_annotations_json,
     test_coco,
     test_dam,
     test_folder,
@@ -147,3 +148,5 @@ CASES = {
     "sav-video": Case(write_video, 2, {"visible in too few frames": 2}, options=("--split", "manual")),
     "ref-sav": Case(write_ref_sav, 1, {}, ("The disc that comes late.", "A disc."), options=_FEW),
 }
+FORMS = {"annotations.json": ("folder", Case(test_annotations_json.write_annotations, 2, {"not a sample": 1}))}
+"""Further forms in which a source reads its data: name -> source, and a few inputs."""

@@ -1,4 +1,4 @@
-"""A user's own data: pictures with masks, as one JSON Lines file, two folders, or labelme's files.
+"""A user's own data: pictures with masks, as one JSON file of lines or records, two folders, or labelme's files.
 
 `docs/datasets/folder.md` is the schema.
 """
@@ -28,6 +28,12 @@ from pipeline.raw import RawObject, RawSample
 from pipeline.records import RecordsWriter
 from pipeline.refused import raise_refused
 from pipeline.sources import Source
+from pipeline.sources.annotations_json import (
+    FILE,
+    find_annotations_json,
+    is_annotations_json,
+    load_annotations_json,
+)
 from pipeline.sources.image_mask_folders import find_image_mask_folders, load_image_mask_folders
 from pipeline.sources.labelme import find_labelme, is_labelme, load_labelme
 from pipeline.sources.objects import Candidate, sample_of
@@ -47,18 +53,24 @@ class FolderSource(Source):
     def find(self, root: Path, choices: Mapping[str, Any], records: RecordsWriter) -> dict[str, int]:
         if (root / LINES).exists():
             return _find_lines(root, records)
+        if is_annotations_json(root):
+            return find_annotations_json(root, records)
         if (root / "images").is_dir() and (root / "masks").is_dir():
             return find_image_mask_folders(root, records)
         if is_labelme(root):
             return find_labelme(root, records)
+        if (root / FILE).exists():  # broken, or of another form: say what is wrong with it
+            return find_annotations_json(root, records)
         raise UserError(
             "not a folder of this kind",
             where=str(root),
-            wanted=f"{LINES}, or images/ and masks/, or labelme's json files",
+            wanted=f"{LINES}, or {FILE}, or images/ and masks/, or labelme's json files",
         )
 
     def files(self, path: str, parts: Iterator[Any]) -> Iterable[str]:
         part = next(parts)
+        if "record" in part:
+            return [path]
         if "masks" in part:
             return [path, *part["masks"]["files"]]
         if "labelme" in part:
@@ -68,6 +80,8 @@ class FolderSource(Source):
 
     def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any]) -> RawSample:
         raise_refused(parts)
+        if "record" in parts[0]:
+            return load_annotations_json(root, path, parts)
         if len(parts) != 1:
             raise BadInput(
                 "described more than once",

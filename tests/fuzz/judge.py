@@ -25,7 +25,7 @@ import cli
 from shards.manifest import read_ledger
 from shards.reader import ShardSet
 from tests.fuzz.mutate import MARK, Mutation, mutate
-from tests.layouts import CASES
+from tests.layouts import CASES, FORMS, Case
 
 SECONDS = 60
 """Limit of an input's run. An input of some kilobytes takes a tenth of a second: more than this is a hang."""
@@ -36,7 +36,7 @@ ADDRESSES = 4 << 30
 KINDS = ("traceback", "hang", "memory", "lost", "broken set", "executed", "unsaid")
 SET = "set"
 """The target that is not a source: a finished shard set, whose own files are damaged."""
-TARGETS = (*CASES, SET)
+TARGETS = (*CASES, *FORMS, SET)
 
 
 @dataclass
@@ -69,20 +69,21 @@ class Pristine:
     @classmethod
     def made(cls, target: str, folder: Path) -> Pristine:
         root = folder / target / "raw"
-        source = "folder" if target == SET else target
+        source, case = _source_of(target)
         root.parent.mkdir(parents=True)
-        CASES[source].write(root)
+        case.write(root)
         out = folder / target / "out"
-        shard(source, root, out)
+        shard(target, root, out)
         inputs = _inputs(out / source)
         if target != SET:
             return cls(target, root, inputs, {})
         return cls(target, out / source, inputs, _digests(out / source))
 
 
-def shard(source: str, root: Path, out: Path) -> None:
+def shard(target: str, root: Path, out: Path) -> None:
     """Run `cli.py shard` in this process."""
-    _cli("shard", "--source", source, "--root", root, "--out", out, "--workers", 1, "--max-bad", 1, *_options(source))
+    source, case = _source_of(target)
+    _cli("shard", "--source", source, "--root", root, "--out", out, "--workers", 1, "--max-bad", 1, *case.options)
 
 
 def judge(pristine: Pristine, seed: int, number: int, folder: Path) -> Verdict:
@@ -98,7 +99,7 @@ def judge(pristine: Pristine, seed: int, number: int, folder: Path) -> Verdict:
             _judge_set(root, pristine)
             return
         shard(pristine.target, root, out)
-        _judge_output(pristine, out / pristine.target, verdict.mutations)
+        _judge_output(pristine, out / _source_of(pristine.target)[0], verdict.mutations)
 
     report = folder / "report"
     verdict.status, most = _forked(work, report)
@@ -124,8 +125,9 @@ def judge(pristine: Pristine, seed: int, number: int, folder: Path) -> Verdict:
     return verdict
 
 
-def _options(source: str) -> tuple[str, ...]:
-    return CASES[source].options
+def _source_of(target: str) -> tuple[str, Case]:
+    source = "folder" if target == SET else target
+    return FORMS[target] if target in FORMS else (source, CASES[source])
 
 
 def _cli(*arguments: object) -> None:
