@@ -10,25 +10,16 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from shards.errors import UserError
+from trainer.conversations.wording import ANSWERS, DESCRIBE, QUESTIONS, normalise_phrase
 from trainer.model.rows import IGNORE, PackedRows, TokenRow
 from trainer.model.tokenizer import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, REGION_END, REGION_START, SEG
 
 IMAGE_TOKENS = 256
 """Visual tokens per 448 x 448 picture: (448 / 14 * 0.5) squared."""
 
-DESCRIBE = "Please generate a detailed description for the given image region."
-SEGMENT = (
-    "Can you segment the {phrase} in this image?",
-    "Please segment {phrase} in this image.",
-    "What is {phrase} in this image? Please respond with segmentation mask.",
-)
-SEGMENT_ANSWERS = (
-    "It is [SEG].",
-    "Sure, [SEG].",
-    "Sure, it is [SEG].",
-    "Sure, the segmentation result is [SEG].",
-    "[SEG].",
-)
+SEGMENT = QUESTIONS[:3]
+"""Wordings of a segmentation question in the dual and the reverse loop."""
+SEGMENT_ANSWERS = ANSWERS
 
 
 @dataclass(frozen=True)
@@ -52,11 +43,6 @@ IMAGE = "<image>"
 """The place of the picture in a user's question."""
 _TAIL = 16
 """Tokens in which an end mark in letters fits, with line breaks between them."""
-
-
-def normalise_phrase(text: str) -> str:
-    """Return `text` in lower case without surrounding space and without one final full stop."""
-    return text.strip().lower().removesuffix(".")
 
 
 def description_question(regions: int) -> str:

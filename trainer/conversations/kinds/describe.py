@@ -1,0 +1,43 @@
+"""Kind describe: a region is shown, the answer is a text of its object."""
+
+from __future__ import annotations
+
+from shards.sample import usable_texts
+from trainer.conversations.conversation import Conversation, Mark, Turn
+from trainer.conversations.kinds.segment import text_in_turn
+from trainer.conversations.visit import Visit
+from trainer.conversations.wording import DESCRIBE
+from trainer.data.choice import choose, salt_of
+
+DESCRIPTIONS = "descriptions"
+
+
+def describe(visit: Visit) -> list[Conversation]:
+    """Ask for a text of each of a few objects, in a row of its own and in a frame that shows it.
+
+    Objects are taken in turn, and the texts of each in turn.
+    """
+    sample = visit.sample
+    options = visit.options
+    visible = sample.cells > 0
+    objects = enumerate(sample.meta["objects"])
+    able = [number for number, item in objects if visible[:, number].any() and usable_texts(item)]
+    if not able:
+        return []
+    choice = choose(visible, able, options.phrases, salt_of(options.seed, sample.key), visit.number)
+    conversations = []
+    for number, turn in zip(choice.objects, choice.turns, strict=True):
+        answer = text_in_turn(visit, number, turn).strip()
+        row = (Turn((Mark.PICTURES, *region_names(1), DESCRIBE), (answer,)),)
+        conversations.append(Conversation("describe", row, choice.frames[:1], regions=(number,)))
+    visit.notes[DESCRIPTIONS] += len(conversations)
+    return conversations
+
+
+def region_names(count: int) -> tuple[str | Mark, ...]:
+    """Return the sentence between the picture and the first question that names `count` regions."""
+    pieces: list[str | Mark] = []
+    for number in range(1, count + 1):
+        before = f"\nThere are {count} part regions in the picture: " if number == 1 else ", "
+        pieces += [f"{before}region{number}", Mark.REGION]
+    return (*pieces, ".\n")

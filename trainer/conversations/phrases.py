@@ -1,0 +1,117 @@
+"""Phrases that a sample can be asked for, and phrases of other samples that do not fit it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from shards.sample import usable_texts
+from trainer.conversations.visit import Visit
+
+UNKNOWN = "expressions of unknown objects"
+WITHOUT_TEXT = "expressions without a text"
+NO_TARGET_LEFT_OUT = "phrases of no object left out"
+_TRIES = 8
+"""Phrases of other samples that are drawn until one does not fit."""
+_ARTICLES = {"a", "an", "the"}
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """A text that asks for objects."""
+
+    text: str
+    objects: tuple[int, ...]
+    """Numbers of the objects, from 0; none where it means nothing in the sample."""
+    is_sentence: bool = False
+    """Whether the dataset says that it is a sentence, not a name."""
+
+
+def phrases_of(meta: Mapping[str, Any]) -> list[str]:
+    """Return the texts of a sample's JSON that refer to its objects: its expressions, or else the objects' texts."""
+    if meta.get("expressions"):
+        return [item["text"] for item in _expressions(meta) if item.get("objects") and is_usable(item.get("text"))]
+    return [text for item in meta.get("objects", ()) for text in usable_texts(item)]
+
+
+def is_usable(text: Any) -> bool:
+    """Whether `text` is a text with a letter or a digit."""
+    return isinstance(text, str) and any(map(str.isalnum, text))
+
+
+def candidates(visit: Visit) -> list[list[Phrase]]:
+    """Return the phrases that can be asked for, in groups of which each is as likely to be drawn.
+
+    Each expression is a group, or else the texts of each object are one. Expressions that cannot be used are counted.
+    """
+    meta = visit.sample.meta
+    if not meta.get("expressions"):
+        return [
+            [Phrase(text, (number,), item.get("is_sentence") is True) for text in usable_texts(item)]
+            for number, item in enumerate(meta["objects"])
+            if usable_texts(item)
+        ]
+    found = []
+    for item in _expressions(meta):
+        ids = item.get("objects")
+        objects = visit.sample.numbers(ids) if isinstance(ids, list) else None
+        if not is_usable(item.get("text")):
+            visit.notes[WITHOUT_TEXT] += 1
+        elif objects is None:
+            visit.notes[UNKNOWN] += 1
+        elif not objects and visit.options.no_target == "left_out":
+            visit.notes[NO_TARGET_LEFT_OUT] += 1
+        else:
+            found.append([Phrase(item["text"], objects, item.get("is_sentence") is True)])
+    return found
+
+
+def _expressions(meta: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [item if isinstance(item, dict) else {} for item in meta["expressions"]]
+
+
+def draw_other(visit: Visit) -> Phrase | None:
+    """Draw a phrase of another sample that does not fit this one; None where none of a few does."""
+    here: list[str] | None = None
+    for _ in range(_TRIES):
+        text = visit.other_phrase(visit.draws)
+        if text is None:
+            return None
+        if here is None:
+            here = [words_of(one) for one in texts_of(visit.sample.meta)]
+        if not fits(text, here):
+            return Phrase(text, ())
+    return None
+
+
+def fits(phrase: str, here: Sequence[str]) -> bool:
+    """Whether a phrase may fit a sample with the texts `here`, each as `words_of` returns it.
+
+    It may if its words stand in one of the texts, or one of the texts stands in it: "the red car on the left" where
+    there is a "red car". Upper case, articles, a final "s" and punctuation do not count.
+    """
+    words = words_of(phrase)
+    return not words.strip() or any(words in text or text in words for text in here)
+
+
+def words_of(text: str) -> str:
+    """Return the words of a text in lower case without articles and a final "s", a space around each."""
+    words = [word.removesuffix("s") for word in re.findall(r"\w+", text.lower()) if word not in _ARTICLES]
+    return f" {' '.join(words)} " if words else " "
+
+
+def texts_of(meta: Mapping[str, Any]) -> Iterator[str]:
+    """Yield all texts of a sample that may name what it shows: those with a word besides articles."""
+    for item in meta.get("objects", ()):
+        yield from _named(usable_texts(item))
+        yield from _named([item.get("category")])
+    for name in ("expressions", "captions"):
+        for item in meta.get(name) or ():
+            if isinstance(item, dict):
+                yield from _named([item.get("text")])
+
+
+def _named(texts: Sequence[Any]) -> Iterator[str]:
+    return (text for text in texts if isinstance(text, str) and words_of(text).strip())

@@ -1,0 +1,34 @@
+"""The texts of a sample, and which frames show its objects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class SampleTexts:
+    """A sample of F frames and N objects without its pictures and masks."""
+
+    key: str
+    source: str
+    """Name of the source, as in the sample's JSON."""
+    meta: Mapping[str, Any]
+    """The sample's JSON."""
+    cells: NDArray[np.integer[Any]]
+    """(F, N): number of prompt cells of each object in each frame. N is 0 without objects, F without pictures."""
+
+    @property
+    def frames(self) -> int:
+        return len(self.cells)
+
+    def numbers(self, ids: Sequence[Any]) -> tuple[int, ...] | None:
+        """Return the numbers of the objects with these ids, from 0; None where one is not among the objects."""
+        known = {item["id"]: number for number, item in enumerate(self.meta["objects"])}
+        if not all(isinstance(name, str | int) and name in known for name in ids):
+            return None
+        return tuple(dict.fromkeys(known[name] for name in ids))
