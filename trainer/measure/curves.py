@@ -13,6 +13,8 @@ from markupsafe import Markup
 from trainer.objectives.losses import NOT_COMPARABLE
 
 _COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf")
+_KINDS = ("referring", "grounded_caption", "regions", "chat")
+"""Kinds of conversation."""
 _MOST_POINTS = 400
 """Points of a line; where there are more records, each is the mean of several, so that the file stays small."""
 _FEW_POINTS = 40
@@ -55,7 +57,23 @@ OBJECTIVE = (
     ),
     Chart("Held-out mask loss (BCE + Dice)", {"held_out/mask_loss": "mask loss"}),
     Chart("Held-out caption loss", {"held_out/caption": "caption loss"}),
-    Chart("Held-out IoU and Dice", {"held_out/iou": "IoU", "held_out/dice": "Dice", "held_out/ciou": "cIoU"}),
+    Chart("Held-out language loss", {"held_out/lang": "language loss"}),
+    Chart("Held-out language loss by kind", {f"held_out/{kind}/lang": kind for kind in _KINDS}),
+    Chart(
+        "Held-out IoU and Dice",
+        {"held_out/iou": "IoU", "held_out/dice": "Dice", "held_out/ciou": "cIoU"}
+        | {"held_out/video_iou": "IoU over all frames"},
+    ),
+    Chart("Held-out IoU by kind", {f"held_out/{kind}/iou": kind for kind in _KINDS}),
+    Chart(
+        "Generated answers with [SEG], shares",
+        {"held_out/seg_asked": "asked for a mask", "held_out/seg_unasked": "not asked for one"},
+    ),
+    Chart(
+        "Refusals, shares",
+        {"held_out/refused_right": "of expressions of no object", "held_out/refused_wrong": "of an object"},
+    ),
+    Chart("Empty masks that are predicted empty, share", {"held_out/empty_right": "share"}),
     Chart("Held-out IoU with the own caption minus IoU with another object's", {"held_out/swap_gap": "difference"}),
     Chart("Words per caption", {"caption_tokens": "words"}),
     Chart("Entropy of words (nats)", {"entropy": "entropy"}),
@@ -105,8 +123,10 @@ def draw(charts: Sequence[Chart], records: Sequence[Mapping[str, Any]], objectiv
 
 def _key(name: str, objective: str) -> str:
     """Return the name under which records of a mix hold a value of an objective."""
-    held_out, slash, metric = name.rpartition("/")
-    return f"{held_out}{slash}{objective}/{metric}" if objective else name
+    if not objective:
+        return name
+    group = "held_out/" if name.startswith("held_out/") else ""
+    return f"{group}{objective}/{name.removeprefix(group)}"
 
 
 def _points(records: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:

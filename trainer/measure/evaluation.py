@@ -2,98 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, zip_longest
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch import Tensor
 
 from trainer.config import Config
-from trainer.data.batch import Frame, PairBatch, required
+from trainer.data.batch import Batch, ConversationBatch
 from trainer.data.loader import Loader
-from trainer.data.unpack import unpacked
-from trainer.measure.report import Panel, tinted
+from trainer.measure.panels import AnyPanel, ConversationPanel, panels
 from trainer.modes import autocast
-from trainer.objectives import load_objective
 from trainer.objectives.judging import Judged
-from trainer.objectives.losses import logits_at, regular_points, truth_at
 from trainer.objectives.step import Step
 
-_SIDE = 256
 _AREAS = ("overlap", "union")
+_Sums = dict[tuple[str, str], tuple[float, int]]
+"""Sum and number of the values of a name, by kind of conversation ("" for objects) and name."""
 
 
 def evaluate(
     accelerator: Accelerator, step: Step, loader: Loader, objective: str, config: Config
-) -> tuple[dict[str, float], list[Panel]]:
-    """Means over the objects of held-out samples, the same for any number of processes; in the main process, pictures.
+) -> tuple[dict[str, float], list[AnyPanel]]:
+    """Means over held-out samples, the same for any number of processes; in the main process, pictures.
 
     Means are those of `Judged.values`; with masks also `mask_loss`, BCE + Dice, and `ciou`, all overlaps over all
-    unions. A value that no object has is left out.
+    unions. Where there are conversations of several kinds, the means of each kind too, such as `referring/iou`. A value
+    that nothing has is left out.
 
     Args:
         loader: yields the held-out samples with the objective's `panel_fields()`.
 
     Returns:
-        The means by name, and panels of `eval.show` objects; none on other processes.
+        The means by name, and panels of `eval.show` objects or conversations, of all kinds in turn; none on other
+        processes.
     """
-    shown: list[Panel] = []
-    sums: dict[str, float] = {}
-    counts: dict[str, int] = {}
+    shown: dict[str, list[AnyPanel]] = {}
+    sums: _Sums = {}
     for batch in loader.epoch(0):  # the same samples each time
         with autocast(accelerator.device, config.mixed_precision):
             judged = step.judge(batch, objective)
-        assert isinstance(batch, PairBatch)
-        if accelerator.is_main_process and len(shown) < config.eval.show:
-            shown += _panels(batch, judged, objective)
+        if accelerator.is_main_process:
+            _show(shown, batch, judged, objective, config.eval.show)
+        if not batch.is_padding:
+            for key, value in by_kind(batch, judged):
+                known = ~value.isnan()
+                total, number = sums.get(key, (0.0, 0))
+                # Python's floats: Apple's GPUs have no float64.
+                sums[key] = (total + float(value[known].sum()), number + int(known.sum()))
+    of_all: list[_Sums] = gather_object([sums])
+    kinds = sorted({kind for one in of_all for kind, _ in one})
+    means = _means(of_all, kinds)
+    if len(kinds) > 1:
+        means |= {f"{kind}/{name}": mean for kind in kinds for name, mean in _means(of_all, [kind]).items()}
+    in_turn = chain.from_iterable(zip_longest(*shown.values()))
+    return means, [panel for panel in in_turn if panel is not None][: config.eval.show]
+
+
+def by_kind(batch: Batch, judged: Judged) -> Iterator[tuple[tuple[str, str], Tensor]]:
+    """Yield the values of each kind of conversation with its kind and their name; the kind of objects is ""."""
+    if not isinstance(batch, ConversationBatch):
+        yield from ((("", name), value) for name, value in judged.values.items())
+        return
+    kinds = [talk.kind for talk in batch.conversations]
+    for kind in dict.fromkeys(kinds):
         for name, value in judged.values.items():
-            known = ~value.isnan() & (not batch.is_padding)
-            # Python's floats: Apple's GPUs have no float64.
-            sums[name] = sums.get(name, 0.0) + float(value[known].sum())
-            counts[name] = counts.get(name, 0) + int(known.sum())
-    of_all = gather_object([(sums, counts)])
-    totals = {name: sum(one[name] for one, _ in of_all) for name in sums}
-    numbers = {name: sum(one[name] for _, one in of_all) for name in counts}
+            of_kind = torch.tensor([other == kind for other in kinds], device=value.device)
+            yield (kind, name), value[of_kind[judged.rows[name]]]
+
+
+def _means(of_all: Sequence[Mapping[tuple[str, str], tuple[float, int]]], kinds: Sequence[str]) -> dict[str, float]:
+    """Means of the values of some kinds over all processes."""
+    totals: dict[str, float] = {}
+    numbers: dict[str, int] = {}
+    for one in of_all:
+        for (kind, name), (total, number) in one.items():
+            if kind in kinds:
+                totals[name] = totals.get(name, 0.0) + total
+                numbers[name] = numbers.get(name, 0) + number
     means = {name: totals[name] / number for name, number in numbers.items() if number and name not in _AREAS}
     if "bce" in means:
         means = {"mask_loss": means["bce"] + means["dice_loss"], **means}
         means["ciou"] = totals["overlap"] / max(totals["union"], 1)
-    return means, shown[: config.eval.show]
+    return means
 
 
-def _panels(batch: PairBatch, judged: Judged, objective: str) -> Iterator[Panel]:
-    shown = load_objective(objective)
-    first = batch.frames[0]
-    target = batch.frames[(shown.target_frame or 1) - 1]
-    points = regular_points(1, _SIDE, torch.device("cpu"))
-
-    def mask_of(frame: Frame, number: int) -> Any:
-        return _square(truth_at(unpacked(required(frame.masks)[number : number + 1]), points))
-
-    for i, sample in enumerate(batch.image_of_object.tolist()):
-        prompt = None
-        if shown.shows_region:
-            prompt = tinted(_thumbnail(required(first.g_pixel_values)[sample]), mask_of(first, i))
-        prediction = None if judged.logits is None else judged.logits[i : i + 1].cpu()
-        numbers = ("iou", "swap_gap", "caption")
-        yield Panel(
-            name=batch.keys[sample],
-            prompt=prompt,
-            image=_thumbnail(required(target.g_pixel_values)[sample]),
-            truth=mask_of(target, i),
-            prediction=None if prediction is None else _square(logits_at(prediction, points) > 0),
-            caption=judged.captions[i],
-            values={name: float(judged.values[name][i]) for name in numbers if name in judged.values},
-        )
-
-
-def _thumbnail(image: torch.Tensor) -> Any:
-    """Every fourth pixel of (3, 1024, 1024): (256, 256, 3) uint8. For people to see; the model never reads it."""
-    step = image.shape[-1] // _SIDE
-    return np.ascontiguousarray(image[:, step // 2 :: step, step // 2 :: step].permute(1, 2, 0).numpy())
-
-
-def _square(values: torch.Tensor) -> Any:
-    return values.view(_SIDE, _SIDE).numpy()
+def _show(shown: dict[str, list[AnyPanel]], batch: Batch, judged: Judged, objective: str, most: int) -> None:
+    """Add panels of a batch to those of their kinds, at most `most` of each."""
+    if isinstance(batch, ConversationBatch):
+        kinds = [talk.kind for talk in batch.conversations]
+        if all(len(shown.get(kind, [])) >= most for kind in kinds):
+            return
+    elif len(shown.get("", [])) >= most:
+        return
+    for panel in panels(batch, judged, objective):
+        of_kind = shown.setdefault(panel.kind if isinstance(panel, ConversationPanel) else "", [])
+        if len(of_kind) < most:
+            of_kind.append(panel)

@@ -11,7 +11,8 @@ from trainer.config import Config
 from trainer.data.loader import Loader
 from trainer.measure.evaluation import evaluate
 from trainer.measure.journal import Journal
-from trainer.measure.report import Panel, printable, write_report
+from trainer.measure.panels import AnyPanel
+from trainer.measure.report import printable, write_report
 from trainer.measure.sheet import contact_sheet
 from trainer.objectives.step import Step
 
@@ -46,7 +47,7 @@ class HeldOut:
         self._journal = journal
         self._report = report
         self._trained = trained
-        self._sheets: dict[str, dict[int, list[Panel]]] = {name: {} for name in config.objectives()}
+        self._sheets: dict[str, dict[int, list[AnyPanel]]] = {name: {} for name in config.objectives()}
         """Panels by objective and step: those of the first and of the last evaluation."""
 
     def evaluate(self, step: int, known: bool = False) -> float | None:
@@ -95,11 +96,11 @@ class HeldOut:
         title = f"{', '.join(mix)}: {folder.name}"
         write_report(self._report, title, facts, self._journal.records, self._sheets, text)
 
-    def _track(self, name: str, panels: list[Panel], step: int) -> None:
+    def _track(self, name: str, panels: list[AnyPanel], step: int) -> None:
         tracker = self._accelerator.get_tracker("tensorboard")
         tracker.log_images({f"held_out/{name}": contact_sheet(panels)[None]}, step, dataformats="NHWC")
-        captions = "\n\n".join(f"{panel.name}: {printable(panel.caption)}" for panel in panels)
-        tracker.log({f"held_out/{name}/captions": captions}, step)
+        lines = [printable(line) for panel in panels for line in panel.said()]
+        tracker.log({f"held_out/{name}/captions": "\n\n".join(lines)}, step)
 
 
 def _named(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -9,21 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment
-from numpy.typing import NDArray
 from PIL import Image
 
 from shards.atomic import atomic_write
 from trainer.measure.curves import OBJECTIVE, RUN, SPEED, Drawn, draw
+from trainer.measure.drawing import COLOURS, Picture, ink, marked
+from trainer.measure.panels import AnyPanel, ConversationPanel, Panel, Span
 
-Picture = NDArray[np.uint8]
-Mask = NDArray[np.bool_]
-
-RED = np.array([220, 30, 30])
 _QUALITY = 70
 """JPEG quality, from 1 to 95."""
-_LABELS = {"iou": "IoU", "swap_gap": "IoU less that with another object's caption", "caption": "caption loss"}
+_LABELS = {
+    "iou": "IoU",
+    "swap_gap": "IoU less that with another object's caption",
+    "caption": "caption loss",
+    "video_iou": "IoU over all frames",
+    "empty_right": "share of the empty masks that are predicted empty",
+    "lang": "language loss",
+}
 """Names of a sample's numbers in plain words."""
 
 _PAGE = """<!doctype html>
@@ -43,6 +46,13 @@ svg { width: 100%; height: auto; display: block } nav a { margin-right: 1rem }
 .pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(105px, 1fr)); gap: .4rem }
 .pictures figcaption { font-weight: normal; font-size: 13px; color: #555 }
 .sample { overflow-wrap: anywhere; min-width: 0 } .sample p { margin: 0; font-size: 13px }
+.video { grid-column: 1 / -1 } .video .pictures { grid-template-columns: 1fr }
+.video .pictures figure { max-width: none }
+.strip { display: flex; gap: .4rem } .strip img { min-width: 0; flex: 0 1 256px }
+.strip img { width: auto; max-width: 256px } .sample p.turn { margin: .15rem 0 0; padding-left: 5em; text-indent: -5em }
+.turn b { display: inline-block; width: 5em; text-indent: 0; font-weight: normal; color: #666 }
+.turn.answer { margin-bottom: .3rem } mark { padding: 0 .2em; border-radius: 2px }
+{% for style in colours %}.mask{{ loop.index0 }} { {{ style }} } {% endfor %}
 code { background: #f2f2f2; padding: .1rem .3rem }
 pre { background: #f7f7f7; padding: .8rem; overflow-x: auto }
 </style></head><body>
@@ -62,9 +72,15 @@ pre { background: #f7f7f7; padding: .8rem; overflow-x: auto }
 {{ charts(section.drawn) }}
 {% for step, samples in section.sheets %}<h3>Held-out samples after step {{ step }}</h3>
 <div class="samples">
-{% for sample in samples %}<div class="sample"><div class="pictures">
-{% for name, source in sample.pictures %}<figure><img alt="" src="{{ source }}"><figcaption>{{ name }}</figcaption>
-</figure>{% endfor %}</div><p><code>{{ sample.caption }}</code></p>
+{% for sample in samples %}<div class="sample{{ " video" if sample.video }}">
+{% if sample.strips %}<div class="pictures">
+{% for name, sources in sample.strips %}<figure><div class="strip">{% for source in sources %}
+<img alt="" src="{{ source }}">{% endfor %}</div><figcaption>{{ name }}</figcaption></figure>
+{% endfor %}</div>{% endif %}
+{% for role, spans in sample.turns %}<p class="turn {{ role }}"><b>{{ role }}</b>{% for span in spans %}
+{%- if span.number is none %}{{ span.text }}{% else -%}
+<mark class="mask{{ span.number }}">{{ span.text }}</mark>{% endif %}{% endfor %}</p>
+{% endfor %}{% if sample.caption is not none %}<p><code>{{ sample.caption }}</code></p>{% endif %}
 {% for name, value in sample.numbers %}<p>{{ name }} {{ "%.3f" | format(value) }}</p>{% endfor %}
 <p class="note">{{ sample.name }}</p></div>
 {% endfor %}</div>{% endfor %}{% endfor %}
@@ -73,24 +89,6 @@ pre { background: #f7f7f7; padding: .8rem; overflow-x: auto }
 <h2 id="configuration">Configuration</h2><pre>{{ config }}</pre>
 </body></html>
 """
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A held-out object."""
-
-    name: str
-    prompt: Picture | None
-    """(h, w, 3): the frame that was described, its region tinted; None where there was no region."""
-    image: Picture
-    """(h, w, 3): the frame to segment."""
-    truth: Mask
-    """(h, w)."""
-    prediction: Mask | None
-    """(h, w); None where no mask was predicted."""
-    caption: str
-    values: dict[str, float]
-    """Metrics by their names; NaN is not shown."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,7 @@ def write_report(
     title: str,
     facts: dict[str, str],
     records: list[dict[str, Any]],
-    sheets: Mapping[str, Mapping[int, Sequence[Panel]]],
+    sheets: Mapping[str, Mapping[int, Sequence[AnyPanel]]],
     config: str,
 ) -> None:
     """Write the report; text is escaped.
@@ -136,30 +134,42 @@ def write_report(
     page = Environment(autoescape=True).from_string(_PAGE)
     run = draw(RUN if several else RUN[1:], records)  # the loss of a single objective is in its section
     speed = draw(SPEED, records)
-    html = page.render(title=title, facts=facts, run=run, sections=sections, speed=speed, config=config)
+    colours = [f"background: rgb{rgb}; color: {ink(number)}" for number, rgb in enumerate(COLOURS)]
+    html = page.render(
+        title=title, facts=facts, run=run, sections=sections, speed=speed, config=config, colours=colours
+    )
     atomic_write(path, html.encode("utf-8", "replace"))
 
 
-def _sample(panel: Panel) -> dict[str, Any]:
-    """Return what the page shows of a held-out object."""
-    pictures = {"picture": panel.image} if panel.prompt is None else {"region to describe": panel.prompt}
+def _sample(panel: AnyPanel) -> dict[str, Any]:
+    """Return what the page shows of a held-out object or conversation."""
+    shown = _conversation(panel) if isinstance(panel, ConversationPanel) else _object(panel)
+    strips = [(name, [*map(_data_uri, pictures)]) for name, pictures in shown.pop("strips")]
+    numbers = [(_LABELS.get(name, name), value) for name, value in panel.values.items() if value == value]
+    return {"name": panel.name, "numbers": numbers, "strips": strips, **shown}
+
+
+def _object(panel: Panel) -> dict[str, Any]:
+    strips = {"picture": panel.image} if panel.prompt is None else {"region to describe": panel.prompt}
     if panel.prediction is not None:
-        pictures["picture"] = panel.image
-        pictures["true mask"] = tinted(panel.image, panel.truth)
-        pictures["predicted mask"] = tinted(panel.image, panel.prediction)
+        strips["picture"] = panel.image
+        strips["true mask"] = marked(panel.image, [panel.truth])
+        strips["predicted mask"] = marked(panel.image, [panel.prediction])
+    return {"strips": [(name, [picture]) for name, picture in strips.items()], "caption": printable(panel.caption)}
+
+
+def _conversation(panel: ConversationPanel) -> dict[str, Any]:
+    def shown(span: Span) -> dict[str, Any]:
+        number = None if span.number is None else span.number % len(COLOURS)
+        return {"text": printable(span.text), "number": number}
+
     return {
-        "name": panel.name,
-        "caption": printable(panel.caption),
-        "numbers": [(_LABELS.get(name, name), value) for name, value in panel.values.items() if value == value],
-        "pictures": [(name, _data_uri(picture)) for name, picture in pictures.items()],
+        "name": f"{panel.name} ({panel.kind})",
+        "video": len(panel.frames) > 1,
+        "strips": panel.strips(),
+        "turns": [(role, [*map(shown, spans)]) for role, spans in panel.lines()],
+        "caption": None,
     }
-
-
-def tinted(image: Picture, mask: Mask) -> Picture:
-    """Return `image` (h, w, 3) with `mask` (h, w) over it in red."""
-    out = image.copy()
-    out[mask] = (0.45 * image[mask] + 0.55 * RED).astype(np.uint8)
-    return out
 
 
 def _data_uri(picture: Picture) -> str:

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import pytest
+import torch
 from accelerate import Accelerator
 
 from tests.batches import make_loader
+from tests.conversations import conversation_batch
 from tests.joined import Joined
 from tests.trainer.conftest import build_step
 from trainer.config import Config, EvalConfig, LoraConfig
+from trainer.data.batch import Batch, PairBatch
+from trainer.data.loader import Loader
 from trainer.measure.evaluation import evaluate
 from trainer.objectives import load_objective
+from trainer.objectives.conversation_judging import judge_conversations
 
 SAMPLES = 5
 """Two batches of two and one of one: with two processes one of them has padding."""
@@ -62,3 +71,46 @@ def test_processes_get_equally_many_batches_and_each_sample_counts_once(unequal_
     alone = [batch.keys for batch in load(unequal_set).epoch(0)]
     assert list(map(len, alone)) == [2, 2, 1]
     assert kept(range(world_size)) == sorted(alone)
+
+
+class Batches:
+    """A loader of batches that are there."""
+
+    def __init__(self, batches: Sequence[Batch]) -> None:
+        self.batches = batches
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        yield from self.batches
+
+
+def test_conversations_have_means_by_kind_and_padding_is_not_counted(batch: PairBatch, monkeypatch: pytest.MonkeyPatch):
+    """Means over all masks and rows, not means of means of batches."""
+    config = Config(eval=EvalConfig(show=4), mixed_precision="no", max_caption_tokens=2)
+    config.lora = LoraConfig(r=4, alpha=8, dropout=0.0)
+    step = build_step(config)
+    judge = torch.no_grad()(partial(judge_conversations, step.eval().passes))
+    monkeypatch.setattr(step, "judge", lambda part, objective: judge(part))
+    prompts = step.model.prompts
+    parts = [conversation_batch(batch, prompts, chosen) for chosen in ((0, 1, 3), (2, 4, 6), (0, 5))]
+    padding = replace(parts[0], is_padding=True)
+    loader = cast(Loader, Batches([*parts, padding]))
+    means, panels = evaluate(Accelerator(cpu=True), step, loader, "segment", config)
+    judged = [judge(part) for part in parts]
+
+    def mean(name: str, *kinds: str) -> float:
+        found = [
+            float(value)
+            for part, one in zip(parts, judged, strict=True)
+            for value, row in zip(one.values[name], one.rows[name], strict=True)
+            if not math.isnan(value) and (not kinds or part.conversations[row].kind in kinds)
+        ]
+        return sum(found) / len(found)
+
+    for name in ("iou", "bce", "lang", "video_iou", "seg_asked", "seg_unasked", "empty_right"):
+        assert means[name] == pytest.approx(mean(name), rel=1e-5), name
+    assert means["mask_loss"] == pytest.approx(mean("bce") + mean("dice_loss"), rel=1e-5)
+    for kind in ("referring", "grounded_caption"):
+        assert means[f"{kind}/iou"] == pytest.approx(mean("iou", kind), rel=1e-5)
+    assert means["describe/caption"] == means["caption"] and "describe/iou" not in means and "chat/iou" not in means
+    assert means["refused_right"] == mean("refused_right") and means["chat/lang"] == pytest.approx(mean("lang", "chat"))
+    assert [panel.kind for panel in panels] == ["referring", "chat", "regions", "grounded_caption"]

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from tests.trainer.measure.panels import panel
-from trainer.measure.report import tinted, write_report
+from tests.trainer.measure.panels import conversation_panel, panel
+from trainer.measure.drawing import COLOURS, marked
+from trainer.measure.report import write_report
 
 CAPTION = "<script>alert(1)</script>\x00\ud800é"
 
@@ -85,7 +86,7 @@ def test_the_report_shows_the_pictures_of_the_samples(tmp_path: Path):
     write_report(tmp_path / "r.html", "t", {}, records(), {"segment": {1: [shown]}}, "")
     sources = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', (tmp_path / "r.html").read_text("utf-8"))
     pictures = [np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(source)))) for source in sources]
-    expected = [shown.image, tinted(shown.image, shown.truth), tinted(shown.image, shown.prediction)]
+    expected = [shown.image, marked(shown.image, [shown.truth]), marked(shown.image, [shown.prediction])]
     for picture, of_sample in zip(pictures, expected, strict=True):
         assert np.abs(picture.astype(int) - of_sample).mean() < 5
 
@@ -154,11 +155,32 @@ def test_training_losses_that_do_not_compare_have_a_note_and_those_that_do_share
     assert "bce_uniform" not in (tmp_path / "r.html").read_text("utf-8")
 
 
-def test_tinting_changes_the_mask_alone():
-    shown = panel("x")
-    out = tinted(shown.image, shown.truth)
-    assert np.array_equal(out[~shown.truth], shown.image[~shown.truth])
-    assert (out[shown.truth][:, 0].astype(int) >= 0.55 * 220 - 1).all()
+def test_phrases_have_the_colours_of_their_masks(tmp_path: Path):
+    """Frames in strips, three of them; what was said in order, escaped."""
+    write_report(tmp_path / "r.html", "t", {}, records(), {"converse": {1: [conversation_panel(frames=3)]}}, "")
+    tags = Tags()
+    tags.feed((tmp_path / "r.html").read_text("utf-8"))
+    assert [name for name, _ in tags.found].count("img") == 9 and "b" in {name for name, _ in tags.found}
+    assert [attributes["class"] for name, attributes in tags.found if name == "mark"] == [
+        *("mask0", "mask0", "mask1", "mask1")
+    ]
+    said = ["Segment the <b>man</b>.", "It is [SEG] 1.", "Sure, [SEG].", "And the dog?", "[SEG] 2", "0.500", "clip_1"]
+    places = [tags.text.index(text) for text in said]
+    assert places == sorted(places) and "predicted empty" not in tags.text
+    for number, colour in enumerate(COLOURS):
+        assert f".mask{number} {{ background: rgb{colour};" in tags.text
+
+
+def test_held_out_numbers_of_kinds_are_drawn(tmp_path: Path):
+    numbers = {"referring/iou": 0.5, "grounded_caption/iou": 0.2, "seg_asked": 0.9, "seg_unasked": 0.1, "lang": 1.0}
+    for objectives in (("converse",), ("converse", "dual")):
+        prefix = "held_out/converse/" if len(objectives) > 1 else "held_out/"
+        mixed = [{"step": 2, "loss": 1.0} | {prefix + name: value for name, value in numbers.items()}]
+        write_report(tmp_path / "r.html", "t", {}, mixed, {name: {} for name in objectives}, "")
+        tags = Tags()
+        tags.feed((tmp_path / "r.html").read_text("utf-8"))
+        for shown in ("IoU by kind", "grounded_caption", "not asked for one", "Held-out language loss"):
+            assert tags.text.count(shown) == 1, shown
 
 
 def test_a_run_without_held_out_samples_has_a_report_too(tmp_path: Path):
