@@ -24,10 +24,11 @@ from shards.regular_file import read_regular
 from trainer.checksums import ListedFiles, check_checkpoint, check_files
 from trainer.config import Config, LoraConfig, ModelConfig
 from trainer.fsdp import distribute_like, local_shard
-from trainer.model.sa2va import Sa2VA, build
+from trainer.model.prompts import Prompts
+from trainer.model.sa2va import Sa2VA, build, preset_prompts
 from trainer.model.trainable import set_trainable
 from trainer.released.files import check_fit, checked, read_json
-from trainer.released.folder import cast, load_model, load_parts
+from trainer.released.folder import cast, load_model, load_parts, load_parts_prompts, load_prompts
 from trainer.released.loaded import LoadedModel, ModelInfo
 from trainer.released.training import recipe_from_json, recipe_to_json
 from trainer.trained_on import FILE, KEY, TrainedOn, ids_to_bytes, read_trained_on
@@ -85,6 +86,13 @@ def base_model(config: ModelConfig, device: torch.device | str) -> LoadedModel:
         return load_parts(config.internvl, Path(config.sam2), dtype=dtype, device=device)
     model = cast(build(config.preset), dtype).to(device)
     return LoadedModel(model, ModelInfo(trained_on=TrainedOn()), frozenset(model.state_dict()))
+
+
+def base_prompts(config: ModelConfig) -> Prompts:
+    """Load the prompts of the model that a run starts from; no weights are read."""
+    if config.path:
+        return load_prompts(config.path)
+    return load_parts_prompts(config.internvl) if config.internvl else preset_prompts(config.preset)
 
 
 def save_trained(folder: Path, tensors: Mapping[str, torch.Tensor], origin: Origin) -> None:

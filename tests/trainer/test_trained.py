@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from trainer.export import export, load_any
 from trainer.model.sa2va import Sa2VA, build
 from trainer.model.trainable import set_trainable
 from trainer.released.folder import load_model, save_model
-from trainer.trained import Origin, base_model, load_trained, save_trained, trained_tensors
+from trainer.trained import Origin, base_model, base_prompts, load_trained, save_trained, trained_tensors
 
 
 @pytest.fixture(scope="module")
@@ -188,3 +189,13 @@ def test_a_folder_that_is_no_checkpoint_is_one_line(released, tmp_path):
     (tmp_path / "trained.safetensors").write_bytes(b"\x00" * 20)
     with pytest.raises(UserError, match="not a whole safetensors file"):
         load_any(tmp_path)
+
+
+def test_prompts_need_no_weights(released, tmp_path):
+    expected = load_model(released).model.prompts
+    folder = shutil.copytree(released, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    for config in (ModelConfig(path=str(folder)), ModelConfig(preset="tiny")):
+        prompts = base_prompts(config)
+        assert prompts.segment("x", "a dog") == expected.segment("x", "a dog")
+        assert (prompts.end_tokens, prompts.seg) == (expected.end_tokens, expected.seg)
+        assert torch.equal(prompts.ordinary, expected.ordinary)

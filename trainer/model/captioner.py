@@ -38,7 +38,7 @@ def captions_of(answers: Answers, prompts: Prompts) -> list[Caption]:
             captions.append(Caption(ids[:-1] if ended else ids, ended))
         else:  # the end mark is letters, which may share a token with the last word
             ended = bool(prompts.ended(torch.tensor([ids]))[0])
-            words = prompts.encode(prompts.answer(ids)) if ended else ids
+            words = prompts.letters(prompts.answer(ids)) if ended else ids
             captions.append(Caption(words, ended) if words else Caption(ids, False))
     return captions
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,9 +10,21 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from shards.errors import UserError
+from trainer.conversations.conversation import Conversation, Mark, Text
 from trainer.conversations.wording import ANSWERS, DESCRIBE, QUESTIONS, normalise_phrase
 from trainer.model.rows import IGNORE, PackedRows, TokenRow
-from trainer.model.tokenizer import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, REGION_END, REGION_START, SEG
+from trainer.model.tokenizer import (
+    IMAGE_CONTEXT,
+    IMAGE_END,
+    IMAGE_START,
+    PHRASE_END,
+    PHRASE_START,
+    REGION_END,
+    REGION_START,
+    SEG,
+    MarkedText,
+    Part,
+)
 
 IMAGE_TOKENS = 256
 """Visual tokens per 448 x 448 picture: (448 / 14 * 0.5) squared."""
@@ -24,11 +36,12 @@ SEGMENT_ANSWERS = ANSWERS
 
 @dataclass(frozen=True)
 class Template:
-    """A chat format: the texts before and after a question, and the mark that ends an answer."""
+    """A chat format: the texts before and after a question, the mark that ends an answer, and what separates turns."""
 
     before: str
     after: str
     end: str
+    separator: str = "\n"
     also_ends: tuple[str, ...] = ()
     """Other marks that end a generated answer."""
 
@@ -65,8 +78,16 @@ class Prompts:
         _check_vocabulary(tokenizer, vocabulary)
         self.tokenizer = tokenizer
         self.template = TEMPLATES[template]
-        self.seg = self._id_of(SEG)
-        self.context = self._id_of(IMAGE_CONTEXT)
+        marks = (SEG, IMAGE_CONTEXT, IMAGE_START, IMAGE_END, PHRASE_START, PHRASE_END, REGION_START, REGION_END)
+        self._id = {mark: self._id_of(mark) for mark in marks}
+        self.seg = self._id[SEG]
+        self.context = self._id[IMAGE_CONTEXT]
+        self._text = MarkedText(tokenizer)
+        self._before = self._text.parts(self.template.before)
+        self._after = self._text.parts(self.template.after)
+        self._end = self._text.parts(self.template.end)
+        self._separator = self.letters(self.template.separator)
+        self._image = self._places(IMAGE_START, IMAGE_TOKENS, IMAGE_END)
         self.start = self._start_ids()
         """Tokens that the tokenizer puts in front of a text: a BOS for InternLM2 and Llama, none for Qwen."""
         ends = {mark: self.encode(mark) for mark in (self.template.end, *self.template.also_ends)}
@@ -97,8 +118,12 @@ class Prompts:
         return with_marks[: next(starts, 0)]
 
     def encode(self, text: str) -> list[int]:
-        """Return the tokens of a text, without a BOS."""
+        """Return the tokens of a text, without a BOS. A mark that is written in it becomes its token: see `letters`."""
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def letters(self, text: str) -> list[int]:
+        """Return the tokens of a text of a dataset, a user or a model, without a BOS: none of them is a mark."""
+        return self._text.encode([text])
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of tokens, marks included."""
@@ -141,8 +166,9 @@ class Prompts:
             raise UserError("a question has one picture", where=f"sample {name}", met=f"{text.count(IMAGE)} {IMAGE}")
         if IMAGE not in text:
             text = IMAGE + ("" if cells else "\n") + text
-        question = text.replace(IMAGE, "\n".join([_image(tiles)] * frames) + _regions(cells))
-        return _row(name, self._begin(question + self.template.after), [], [])
+        head, _, tail = text.partition(IMAGE)
+        pictures = self._pictures(frames, self._places(IMAGE_START, IMAGE_TOKENS * tiles, IMAGE_END))
+        return _row(name, self._question(head, *pictures, *self._regions(cells), tail), [], [])
 
     def describe(
         self, name: str, cells: Sequence[int], answer: Sequence[int] = (), targets: Sequence[int] | None = None
@@ -155,7 +181,7 @@ class Prompts:
             answer: input tokens of the answer.
             targets: the token to predict for each token of the answer; None: `answer`.
         """
-        question = self._begin(_image() + _regions(cells) + description_question(len(cells)) + self.template.after)
+        question = self._question(self._image, *self._regions(cells), description_question(len(cells)))
         return _row(name, question, list(answer), list(answer if targets is None else targets))
 
     def segment(self, name: str, phrase: str | Sequence[int], question: int = 0, answer: int = 0) -> TokenRow:
@@ -167,21 +193,92 @@ class Prompts:
             question: index in `SEGMENT`.
             answer: index in `SEGMENT_ANSWERS`.
         """
-        reply = self.encode(SEGMENT_ANSWERS[answer] + self.template.end)
-        after = self.template.after
+        reply = self._text.encode([*self._text.parts(SEGMENT_ANSWERS[answer]), *self._end])
         if isinstance(phrase, str):
             text = phrase.strip()
             if not text.endswith("?"):
                 text = SEGMENT[question].format(phrase=normalise_phrase(phrase))
-            return _row(name, self._begin(_image() + "\n" + text + after), reply, reply)
+            return _row(name, self._question(self._image, "\n", text), reply, reply)
         head, tail = SEGMENT[question].split("{phrase}")
-        first = self._begin(_image() + "\n" + head)
-        last = self.encode(tail + after)
+        first = self.start + self._text.encode([*self._before, self._image, "\n", head])
+        last = self._text.encode([tail, *self._after])
         return _row(name, [*first, *phrase, *last], reply, reply, replaced=range(len(first), len(first) + len(phrase)))
 
-    def _begin(self, text: str) -> list[int]:
-        """Return the tokens of the first question of a row, as far as `text` goes."""
-        return self.start + self.encode(self.template.before + text)
+    def conversation(
+        self, name: str, conversation: Conversation, cells: Sequence[int], max_tokens: int = 8192
+    ) -> TokenRow:
+        """Build the row of a conversation as Sa2VA's own training does.
+
+        Of each turn the question in its chat format, the answer with its end mark, and the separator are tokenised by
+        themselves; the answer and its end mark have labels. A BOS stands in front of the first turn alone.
+
+        Args:
+            name: the sample's key.
+            conversation: its answers, and the question with the pictures, lose the space around them.
+            cells: number of the 256 visual tokens that lie in each of the conversation's regions.
+            max_tokens: what is longer is cut at its end.
+
+        Raises:
+            UserError: so few tokens that a picture or a region is cut off.
+            ValueError: the marks do not fit the conversation's frames, targets and regions.
+        """
+        _check_marks(name, conversation, len(cells))
+        ids = list(self.start)
+        labels = [IGNORE] * len(ids)
+        regions = iter(cells)
+        for turn in conversation.turns:
+            asked = _stripped(turn.question) if Mark.PICTURES in turn.question else turn.question
+            question = self._parts(asked, len(conversation.frames), regions)
+            answer = self._parts(_stripped(turn.answer), len(conversation.frames), regions)
+            unlabelled = self._text.encode([*self._before, *question, *self._after])
+            labelled = self._text.encode([*answer, *self._end])
+            ids += [*unlabelled, *labelled, *self._separator]
+            labels += [IGNORE] * len(unlabelled) + labelled + [IGNORE] * len(self._separator)
+        if len(ids) > max_tokens:
+            places = ids.count(self.context)
+            ids, labels = ids[:max_tokens], labels[:max_tokens]
+            if ids.count(self.context) < places:
+                raise UserError(
+                    "a row ends before its pictures do",
+                    where=f"sample {name}",
+                    met=f"at most {max_tokens} tokens, with {len(conversation.frames)} frame(s)",
+                    do="allow more tokens per row, or fewer frames",
+                )
+        return TokenRow(name, ids, labels, [False] * len(ids))
+
+    def _question(self, *parts: Part) -> list[int]:
+        """Return the tokens of the first question of a row, up to where its answer begins."""
+        return self.start + self._text.encode([*self._before, *parts, *self._after])
+
+    def _parts(self, text: Text, frames: int, cells: Iterator[int]) -> Iterator[Part]:
+        """Yield letters and the ids of marks."""
+        for part in text:
+            if isinstance(part, str):
+                yield part
+            elif part is Mark.PICTURES:
+                yield from self._pictures(frames, self._image)
+            elif part is Mark.REGION:
+                yield self._places(REGION_START, next(cells), REGION_END)
+            else:
+                yield [self._id[part.value]]
+
+    def _places(self, before: str, count: int, after: str) -> list[int]:
+        """Return `count` places of visual tokens between two marks."""
+        return [self._id[before], *[self.context] * count, self._id[after]]
+
+    def _pictures(self, frames: int, picture: Sequence[int]) -> list[Part]:
+        """Return the places of a video's frames, line by line."""
+        return [picture, *(part for _ in range(frames - 1) for part in ("\n", picture))]
+
+    def _regions(self, cells: Sequence[int]) -> list[Part]:
+        """Return the sentence that shows regions."""
+        if not cells:
+            return []
+        parts: list[Part] = [f"\nThere are {len(cells)} part regions in the picture: "]
+        for i, count in enumerate(cells, 1):
+            end = ".\n" if i == len(cells) else ", "
+            parts += [f"region{i}", self._places(REGION_START, count, REGION_END), end]
+        return parts
 
     def pack(self, rows: Sequence[TokenRow], device: torch.device, left: bool = False) -> PackedRows:
         """Stack rows, padded to one length at their end, or `left` at their start for generation."""
@@ -212,15 +309,30 @@ def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> No
         )
 
 
-def _image(tiles: int = 1) -> str:
-    return IMAGE_START + IMAGE_CONTEXT * (IMAGE_TOKENS * tiles) + IMAGE_END
+def _check_marks(name: str, conversation: Conversation, regions: int) -> None:
+    """Raise `ValueError` where marks and what they stand for differ in number; cells of `regions` are known."""
+    texts = [text for turn in conversation.turns for text in (turn.question, turn.answer)]
+    found = {mark: sum(text.count(mark) for text in texts) for mark in (Mark.PICTURES, Mark.SEG, Mark.REGION)}
+    expected = {
+        Mark.PICTURES: int(bool(conversation.frames)),
+        Mark.SEG: len(conversation.targets),
+        Mark.REGION: len(conversation.regions),
+    }
+    first = texts[0].count(Mark.PICTURES)
+    if found != expected or found[Mark.PICTURES] != first or regions != len(conversation.regions):
+        raise ValueError(f"sample {name}: marks {found} for {expected} and the cells of {regions} regions")
 
 
-def _regions(cells: Sequence[int]) -> str:
-    if not cells:
-        return ""
-    regions = (f"region{i}{REGION_START}{IMAGE_CONTEXT * count}{REGION_END}" for i, count in enumerate(cells, 1))
-    return f"\nThere are {len(cells)} part regions in the picture: {', '.join(regions)}.\n"
+def _stripped(text: Text) -> Text:
+    """Return a text without the space around it."""
+    parts = list(text)
+    for end, strip in ((0, str.lstrip), (-1, str.rstrip)):
+        while parts and isinstance(letters := parts[end], str):
+            parts[end] = strip(letters)
+            if parts[end]:
+                break
+            del parts[end]
+    return tuple(parts)
 
 
 def _row(

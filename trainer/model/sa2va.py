@@ -193,11 +193,15 @@ class Sa2VA(nn.Module):
 
 def build(preset: str) -> Sa2VA:
     """Build a model with random weights, float32, on the CPU. Raises `UserError` for an unknown preset."""
-    architecture = preset_named(preset)
-    prompts = Prompts(byte_tokenizer(), architecture.template, architecture.language.vocab_size)
-    model = Sa2VA(architecture, prompts)
+    model = Sa2VA(preset_named(preset), preset_prompts(preset))
     initialise(model)
     return model
+
+
+def preset_prompts(preset: str) -> Prompts:
+    """Return the prompts of the model that `build` builds. Raises `UserError` for an unknown preset."""
+    architecture = preset_named(preset)
+    return Prompts(byte_tokenizer(), architecture.template, architecture.language.vocab_size)
 
 
 def initialise(model: Sa2VA) -> None:

@@ -184,7 +184,7 @@ class Passes:
 
     def caption_tokens(self, text: str) -> list[int]:
         """Tokens of a text: at most `max_text_tokens`, then the end unless the text was cut."""
-        words = self.model.prompts.encode(text.strip())
+        words = self.model.prompts.letters(text.strip())
         most = self.config.max_text_tokens
         return words[:most] if len(words) > most else words + self.model.prompts.end_ids
 

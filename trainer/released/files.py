@@ -27,12 +27,17 @@ _WRAPPERS = {"module", "model", "_orig_mod", "base_model"}
 """Prefixes of names that wrappers of a model add; no part of Sa2VA, InternVL or SAM 2 has such a name."""
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-_FILES = ("*.json", "*.safetensors", "tokenizer.model", "vocab.txt", "merges.txt", "trained_on.bin")
+_WEIGHTS = "*.safetensors"
+_FILES = ("*.json", _WEIGHTS, "tokenizer.model", "vocab.txt", "merges.txt", "trained_on.bin")
 """Files to read or download; no code among them."""
 
 
-def resolve(source: str | Path) -> Path:
+def resolve(source: str | Path, *, weights: bool = True) -> Path:
     """Return the folder `source`, or if there is none, the downloaded folder of that name on the hub.
+
+    Args:
+        source: a folder, or OWNER/NAME on the hub.
+        weights: whether the files of weights are needed.
 
     Raises:
         UserError: neither a folder nor a repository that can be fetched.
@@ -45,7 +50,8 @@ def resolve(source: str | Path) -> Path:
     if path.is_absolute() or len(path.parts) != 2 or path.parts[0].startswith("."):
         raise UserError("no such folder", where=str(source), wanted="a model folder, or OWNER/NAME on the hub")
     try:
-        return Path(snapshot_download(str(source), allow_patterns=list(_FILES)))
+        patterns = [pattern for pattern in _FILES if weights or pattern != _WEIGHTS]
+        return Path(snapshot_download(str(source), allow_patterns=patterns))
     except Exception as error:  # the network, the hub and its client have many ways to fail
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         siblings = [str(path.parent / name.name) for name in path.parent.iterdir()] if path.parent.is_dir() else []

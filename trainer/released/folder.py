@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from shards.errors import UserError
 from shards.regular_file import check_regular
-from trainer.model.architecture import SAM_21_ONLY, Architecture, sa2va_config, sam_of
+from trainer.model.architecture import LARGE_SAM, SAM_21_ONLY, Architecture, sa2va_config, sam_of
 from trainer.model.prompts import Prompts
 from trainer.model.sa2va import Sa2VA
 from trainer.model.tokenizer import ADDED
@@ -69,16 +70,7 @@ def load_model(
     """
     folder = resolve(source)
     file = folder / "config.json"
-    config = read_json(file)
-    if config.get("model_type") != "sa2va_chat":
-        do = "an InternVL folder goes into model.internvl, with model.sam2"
-        raise UserError(
-            "not a Sa2VA",
-            where=f"{file}, model_type",
-            met=repr(config.get("model_type")),
-            wanted="sa2va_chat",
-            do=do,
-        )
+    config = _sa2va_config(file)
     with TensorFolder(folder) as files:
         shapes = files.shapes
         check_settings(config, shapes, str(file))
@@ -116,8 +108,7 @@ def load_parts(
         sam = sam_of({name: tuple(tensor.shape) for name, tensor in sam_tensors.items()}, str(sam2))
         tables = {f"language_model.{name}.weight" for name in _TABLES} & shapes.keys()
         rows = max((shapes[name][0] for name in tables if shapes[name]), default=0)
-        tokenizer = load_tokenizer(folder)
-        tokenizer.add_tokens(ADDED, special_tokens=True)
+        tokenizer = _extended_tokenizer(folder)
         vocabulary = config["llm_config"]["vocab_size"] = max(rows, len(tokenizer))
         model = hollow_model(Architecture(config, sam, str(file)), tokenizer)
         fresh = {f"text_hidden_fcs.{name}": tensor for name, tensor in model.text_hidden_fcs.state_dict().items()}
@@ -134,6 +125,60 @@ def load_parts(
         stored_dtype = _fill(model, _Tensors(all_shapes, read, f"{folder} and {sam2}"), dtype, device)
     new = {part for stored in _plan(model) if stored.name in grown for part in stored.parts}
     return LoadedModel(model, ModelInfo(folder, stored_dtype), frozenset(fresh.keys() | new))
+
+
+def load_prompts(source: str | Path) -> Prompts:
+    """Load the prompts of the model that `load_model` loads; no weights are read.
+
+    Raises:
+        UserError: the folder is no Sa2VA of this kind.
+    """
+    folder = resolve(source, weights=False)
+    file = folder / "config.json"
+    config = _sa2va_config(file)
+    with _values_of(str(file)):
+        return _prompts(Architecture(config, LARGE_SAM, str(file)), load_tokenizer(folder))
+
+
+def load_parts_prompts(internvl: str | Path) -> Prompts:
+    """Load the prompts of the model that `load_parts` makes; no weights are read.
+
+    Raises:
+        UserError: the folder is no InternVL of this kind.
+    """
+    folder = resolve(internvl, weights=False)
+    file = folder / "config.json"
+    internvl_config = _internvl_config(file)
+    tokenizer = _extended_tokenizer(folder)
+    with _values_of(str(file)):
+        architecture = Architecture(_config_with_sam(internvl_config), LARGE_SAM, str(file))
+        rows = max(architecture.language.vocab_size, len(tokenizer))
+        return Prompts(tokenizer, architecture.template, rows)
+
+
+def _prompts(architecture: Architecture, tokenizer: PreTrainedTokenizerBase) -> Prompts:
+    return Prompts(tokenizer, architecture.template, architecture.language.vocab_size)
+
+
+def _extended_tokenizer(internvl: Path) -> PreTrainedTokenizerBase:
+    """Load an InternVL's tokenizer and add Sa2VA's tokens to it."""
+    tokenizer = load_tokenizer(internvl)
+    tokenizer.add_tokens(ADDED, special_tokens=True)
+    return tokenizer
+
+
+def _sa2va_config(file: Path) -> dict[str, Any]:
+    config = read_json(file)
+    if config.get("model_type") != "sa2va_chat":
+        do = "an InternVL folder goes into model.internvl, with model.sam2"
+        raise UserError(
+            "not a Sa2VA",
+            where=f"{file}, model_type",
+            met=repr(config.get("model_type")),
+            wanted="sa2va_chat",
+            do=do,
+        )
+    return config
 
 
 def _internvl_config(file: Path) -> dict[str, Any]:
@@ -238,16 +283,22 @@ def hollow_model(architecture: Architecture, tokenizer: PreTrainedTokenizerBase)
     Raises:
         UserError: no model can be built of the values in the files.
     """
+    with _values_of(architecture.where):
+        return Sa2VA(architecture, _prompts(architecture, tokenizer), hollow=True).requires_grad_(False).eval()
+
+
+@contextmanager
+def _values_of(where: str) -> Iterator[None]:
+    """Raise `UserError` in place of what values of the file `where` make fail."""
     try:
-        prompts = Prompts(tokenizer, architecture.template, architecture.language.vocab_size)
-        return Sa2VA(architecture, prompts, hollow=True).requires_grad_(False).eval()
+        yield
     except UserError:
         raise
     except BaseException as error:  # transformers and sam2 check few of the values that they are given
         if not is_fault(error):
             raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise UserError("values that no model can be built of", where=architecture.where, met=reason) from None
+        raise UserError("values that no model can be built of", where=where, met=reason) from None
 
 
 def _plan(model: Sa2VA) -> list[Stored]:

@@ -1,9 +1,16 @@
 """Questions and answers as Sa2VA writes them, and the byte-level tokenizer."""
 
+from __future__ import annotations
+
+from dataclasses import replace
+
 import pytest
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from shards.errors import UserError
+from tests.trainer.model.tokenizers_built import beginning_tokenizer, merging_tokenizer
+from trainer.conversations.conversation import Conversation, Mark, Target, Turn
 from trainer.model.prompts import SEGMENT, SEGMENT_ANSWERS, Prompts, description_question, normalise_phrase
 from trainer.model.rows import IGNORE
 from trainer.model.tokenizer import ADDED, byte_tokenizer
@@ -131,16 +138,9 @@ def test_a_region_question_with_the_training_text_equals_describe(prompts: Promp
 
 
 def test_every_row_starts_with_the_tokenizers_prefix():
-    from tokenizers import processors
-
-    tokenizer = byte_tokenizer()
-    tokenizer.add_special_tokens({"bos_token": "<s>"})
-    bos = tokenizer.convert_tokens_to_ids("<s>")
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", bos)]
-    )
-    prompts = Prompts(tokenizer, "internlm2_chat", 300)
+    prompts = Prompts(beginning_tokenizer(), "internlm2_chat", 300)
     bare = Prompts(byte_tokenizer(), "internlm2_chat", 300)
+    bos = beginning_tokenizer().convert_tokens_to_ids("<s>")
     assert prompts.start == [bos] and bare.start == []
     for ask in (
         lambda p: p.ask("k", "Where?"),
@@ -159,3 +159,152 @@ def test_phi3s_template():
     asked = text(prompts, prompts.ask("k", "<image>?").ids)
     assert asked.startswith("<|user|>\n<img>") and asked.endswith("</img>?<|end|>\n<|assistant|>\n")
     assert prompts.end_ids == prompts.encode("<|end|>") and len(prompts.end_ids) > 1
+
+
+PICTURE = "<img>" + "<IMG_CONTEXT>" * 256 + "</img>"
+SEG, PICTURES, REGION = Mark.SEG, Mark.PICTURES, Mark.REGION
+START, END = Mark.PHRASE_START, Mark.PHRASE_END
+CONVERSATIONS: dict[str, tuple[Conversation, list[int], list[tuple[str, str]]]] = {
+    "referring": (
+        Conversation(
+            "referring",
+            (
+                Turn((PICTURES, "\nCan you segment the dog in this image?"), ("Sure, it is ", SEG, ".")),
+                Turn(("Please segment the cup in this image.",), (SEG, ".")),
+            ),
+            frames=(0,),
+            targets=(Target((0,), "the dog"), Target((1, 2), "the cup")),
+        ),
+        [],
+        [
+            (f"{PICTURE}\nCan you segment the dog in this image?", "Sure, it is [SEG]."),
+            ("Please segment the cup in this image.", "[SEG]."),
+        ],
+    ),
+    "referring video": (
+        Conversation(
+            "referring",
+            (
+                Turn((PICTURES, "\nWho runs?"), ("It is ", SEG, ".")),
+                Turn(("Please segment the white helmet in this image.",), ("Sure, ", SEG, ".")),
+            ),
+            frames=(0, 2, 2, 5, 7),
+            targets=(Target((0,), "Who runs?"), Target((), "the white helmet")),
+        ),
+        [],
+        [
+            (f"{PICTURE}\n{PICTURE}\n{PICTURE}\n{PICTURE}\n{PICTURE}\nWho runs?", "It is [SEG]."),
+            ("Please segment the white helmet in this image.", "Sure, [SEG]."),
+        ],
+    ),
+    "grounded caption": (
+        Conversation(
+            "grounded_caption",
+            (
+                Turn(
+                    (PICTURES, "\nCould you describe it?"),
+                    ("A ", START, " red cup ", END, " ", SEG, " near ", START, " dogs ", END, " ", SEG),
+                ),
+            ),
+            frames=(0,),
+            targets=(Target((0,), "red cup"), Target((1,), "dogs")),
+        ),
+        [],
+        [(f"{PICTURE}\nCould you describe it?", "A <p> red cup </p> [SEG] near <p> dogs </p> [SEG]")],
+    ),
+    "regions": (
+        Conversation(
+            "regions",
+            (
+                Turn(
+                    (
+                        *(PICTURES, "\nThere are 2 part regions in the picture: region1", REGION, ", region2", REGION),
+                        ".\nWhat is region1?  ",
+                    ),
+                    (" A dog.\n",),
+                ),
+                Turn((" And region2?",), ("A cup.",)),
+            ),
+            frames=(3,),
+            regions=(4, 1),
+        ),
+        [3, 7],
+        [
+            (
+                f"{PICTURE}\nThere are 2 part regions in the picture: region1<vp>{'<IMG_CONTEXT>' * 3}</vp>, "
+                f"region2<vp>{'<IMG_CONTEXT>' * 7}</vp>.\nWhat is region1?",
+                "A dog.",
+            ),
+            (" And region2?", "A cup."),
+        ],
+    ),
+    "chat about a picture": (
+        Conversation(
+            "chat",
+            (Turn((" What is this? ", PICTURES), ("Caf\u00e9.",)), Turn(("\nSure?",), ("\t Yes ",))),
+            frames=(0,),
+        ),
+        [],
+        [(f"What is this? {PICTURE}", "Caf\u00e9."), ("\nSure?", "Yes")],
+    ),
+    "text alone": (
+        Conversation("chat", (Turn((" Hello ",), ("Hi.", " You?")), Turn(("Fine",), ("",)))),
+        [],
+        [(" Hello ", "Hi. You?"), ("Fine", "")],
+    ),
+}
+"""By family: a conversation, the cells of its regions, and its turns as Sa2VA's own training writes them."""
+CHATS = {
+    "qwen_chat": ("<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"),
+    "internlm2_chat": ("<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"),
+    "phi3_chat": ("<|user|>\n{}<|end|>\n<|assistant|>\n", "<|end|>"),
+}
+
+
+def expected_row(
+    tokenizer: PreTrainedTokenizerBase, template: str, turns: list[tuple[str, str]], start: list[int]
+) -> tuple[list[int], list[int]]:
+    """Ids and labels, piece by piece from the tokenizer itself."""
+    question_format, end = CHATS[template]
+    ids = list(start)
+    labels = [-100] * len(start)
+    for question, answer in turns:
+        for piece, trained in ((question_format.format(question), False), (answer + end, True), ("\n", False)):
+            tokens = tokenizer(piece, add_special_tokens=False).input_ids
+            ids += tokens
+            labels += tokens if trained else [-100] * len(tokens)
+    return ids, labels
+
+
+@pytest.mark.parametrize(
+    ("template", "tokenizer"),
+    [("qwen_chat", merging_tokenizer), ("internlm2_chat", beginning_tokenizer), ("phi3_chat", merging_tokenizer)],
+)
+@pytest.mark.parametrize("family", CONVERSATIONS)
+def test_a_conversation_is_encoded_piece_by_piece(template, tokenizer, family):
+    conversation, cells, turns = CONVERSATIONS[family]
+    prompts = Prompts(tokenizer(), template, 600)
+    row = prompts.conversation("k", conversation, cells)
+    start = [tokenizer().convert_tokens_to_ids("<s>")] if template == "internlm2_chat" else []
+    assert (row.ids, row.labels) == expected_row(tokenizer(), template, turns, start)
+    assert row.name == "k" and row.replaced == [False] * len(row.ids)
+
+
+def test_a_long_row_is_cut_at_its_end_but_not_within_a_picture(prompts: Prompts):
+    conversation, cells, _ = CONVERSATIONS["referring"]
+    whole = prompts.conversation("k", conversation, cells)
+    cut = prompts.conversation("k", conversation, cells, max_tokens=350)
+    assert (cut.ids, cut.labels) == (whole.ids[:350], whole.labels[:350]) and len(whole.ids) > 350
+    assert prompts.conversation("k", conversation, cells, max_tokens=len(whole.ids)) == whole
+    with pytest.raises(UserError, match=r"sample k: a row ends before its pictures do; met at most 200 tokens"):
+        prompts.conversation("k", conversation, cells, max_tokens=200)
+
+
+@pytest.mark.parametrize("change", [{"frames": ()}, {"targets": ()}, {"regions": (0,)}, {"cells": [4]}, {"turns": ()}])
+def test_marks_that_stand_for_nothing_are_refused(prompts: Prompts, change):
+    conversation, cells, _ = CONVERSATIONS["referring"]
+    cells = change.pop("cells", cells)
+    if "turns" in change:  # the pictures are not in the first question
+        change = {"turns": conversation.turns[::-1]}
+    with pytest.raises(ValueError, match="sample k: marks"):
+        prompts.conversation("k", replace(conversation, **change), cells)

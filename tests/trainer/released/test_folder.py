@@ -22,7 +22,7 @@ from trainer.model.prompts import Prompts
 from trainer.model.sa2va import Sa2VA, build
 from trainer.model.tokenizer import ADDED, byte_tokenizer
 from trainer.model.trainable import set_trainable
-from trainer.released.folder import load_model, load_parts, save_model
+from trainer.released.folder import load_model, load_parts, load_parts_prompts, save_model
 from trainer.released.loaded import ModelInfo
 
 KINDS = {
@@ -384,6 +384,9 @@ def test_the_first_training_starts_from_internvl_and_sam2(parts, tmp_path):
     before = tensors(folder)
     loaded = load_parts(folder, sam)
     model = loaded.model
+    prompts = load_parts_prompts(folder)
+    assert prompts.describe("x", [2]) == model.prompts.describe("x", [2])
+    assert torch.equal(prompts.ordinary, model.prompts.ordinary) and prompts.end_tokens == model.prompts.end_tokens
     assert {name for name in loaded.new if not name.startswith("text_hidden_fcs.")} == {
         "language_model.model.embed_tokens.weight",
         "language_model.lm_head.weight",
