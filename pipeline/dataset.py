@@ -64,11 +64,12 @@ class RawDataset:
     def digest_of(self, version: int) -> str:
         """Return the hash of all that a set of this version of the format is made from.
 
-        That is the recipe, the options, the inputs' sizes, what `find` attached to them, word for word, and the sizes
-        of all raw files (-1 where there is none).
+        It is the same for all versions from `VERSION` on: which of them a set gets is known when its samples are made.
+        The hash is of the recipe, the options, the inputs' sizes, what `find` attached to them, word for word, and the
+        sizes of all raw files (-1 where there is none).
         """
         job = self.job
-        head = [FORMAT, version, job.source.name, job.recipe.to_json(), _deciding(job.stated_options)]
+        head = [FORMAT, min(version, VERSION), job.source.name, job.recipe.to_json(), _deciding(job.stated_options)]
         total = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
         for item in self.inputs:
             total.update(f"{item.path}\0{item.bytes}\n".encode("utf-8", "surrogateescape"))

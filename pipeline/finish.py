@@ -12,7 +12,7 @@ from pipeline.plan import Plan
 from pipeline.task import ShardNote
 from pipeline.workspace import Workspace
 from shards.errors import UserError
-from shards.format import INDEX, LEDGER, LOSSY, MANIFEST, VERSION
+from shards.format import INDEX, LEDGER, LOSSY, MANIFEST, VERSION, VERSION_WITHOUT_OBJECTS
 from shards.lossy import Psnr
 from shards.manifest import LedgerLine, Manifest, ShardInfo, pack_index, pack_ledger, sha256
 from shards.program import command
@@ -33,6 +33,8 @@ class _Totals:
         """The first input that was left out, and why."""
         self.notes: Counter[str] = Counter()
         self.objects = 0
+        self.without_objects = 0
+        """Number of samples without objects."""
         self.psnr = array("d")
         """PSNR in dB of each picture of a lossy set."""
 
@@ -44,6 +46,7 @@ class _Totals:
         self.first = self.first or next((_ledger_text(line) for line in note.ledger), "")
         self.notes.update(note.notes)
         self.objects += note.objects
+        self.without_objects += note.without_objects
         self.psnr.extend(psnr for entry in note.entries for psnr in entry.psnr)
 
 
@@ -92,7 +95,7 @@ def _manifest(plan: Plan, totals: _Totals, index_sha256: str, ledger_sha256: str
         ledger_sha256=ledger_sha256,
         codec=plan.codec,
         psnr=Psnr.summarise(totals.psnr),
-        version=plan.version,
+        version=VERSION_WITHOUT_OBJECTS if totals.without_objects else plan.version,
     )
 
 
@@ -111,7 +114,7 @@ def finished_manifest(store: Store, dataset: RawDataset) -> Manifest | None:
     except FileNotFoundError:
         return None
     codec = dataset.job.codec
-    digest = dataset.digest if manifest.version == VERSION else dataset.digest_of(manifest.version)
+    digest = dataset.digest if manifest.version >= VERSION else dataset.digest_of(manifest.version)
     if manifest.plan != digest or manifest.codec != codec or manifest.selection:
         return None
     if manifest.psnr and codec not in LOSSY:  # recoded from a lossy one

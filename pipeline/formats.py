@@ -12,16 +12,18 @@ from pipeline import resize
 from pipeline.cropped import Bool, Mask
 from pipeline.pictures import notes_of
 from pipeline.raw import RawFrame, RawSample
-from shards.errors import DroppedInput
+from shards.errors import BadInput, DroppedInput
 from shards.format import key_for
 from shards.meta import OWN_KEYS, OWN_OBJECT_KEYS, check_counts
 from shards.recipe import Recipe
-from shards.sample import FrameTensors, Sample
+from shards.sample import FrameTensors, Sample, letters_of
 
 FILLED = "small regions given more prompt cells"
 STILL_SMALL = "regions still below the least number of prompt cells"
 DROPPED = "objects dropped for too few prompt cells"
 RENAMED = "values of the source under a key of the format, kept in source_keys"
+WITHOUT_OBJECTS = "samples without objects"
+WITHOUT_PICTURES = "samples without pictures"
 TOO_SMALL = "all regions have too few prompt cells"
 
 
@@ -33,13 +35,16 @@ def make_sample(raw: RawSample, recipe: Recipe) -> tuple[Sample, Counter[str]]:
 
     Raises:
         DroppedInput: the recipe leaves no object of it.
+        BadInput: it has neither an object nor a text.
         BadShard: it has more frames or objects than a sample may have.
     """
     check_counts(len(raw.frames), 1)
     notes = Counter(raw.notes)
     notes.update(note for frame in raw.frames for note in notes_of(frame.picture))
-    cells = np.array([[_cells(mask, recipe) for mask in frame.masks] for frame in raw.frames])  # (F, N, grid, grid)
-    visible = np.array([[mask.any() for mask in frame.masks] for frame in raw.frames])  # (F, N)
+    each = (len(raw.frames), len(raw.objects))  # (F, N), either may be 0
+    cells = np.array([_cells(mask, recipe) for frame in raw.frames for mask in frame.masks], np.bool_)
+    cells = cells.reshape(*each, recipe.grid, recipe.grid)
+    visible = np.array([mask.any() for frame in raw.frames for mask in frame.masks], np.bool_).reshape(each)
     counts = cells.sum(axis=(2, 3))
     small = visible & (counts < recipe.min_prompt_cells)
     kept = list(range(len(raw.objects)))
@@ -52,7 +57,7 @@ def make_sample(raw: RawSample, recipe: Recipe) -> tuple[Sample, Counter[str]]:
         after = cells.sum(axis=(2, 3))
         notes[FILLED] += int((after > counts).sum())
         notes[STILL_SMALL] += int((visible & (after < recipe.min_prompt_cells)).sum())
-    if not kept:
+    if raw.objects and not kept:
         raise DroppedInput(
             TOO_SMALL,
             where=raw.path,
@@ -61,7 +66,8 @@ def make_sample(raw: RawSample, recipe: Recipe) -> tuple[Sample, Counter[str]]:
         )
     check_counts(len(raw.frames), len(kept))
     added = cells.sum(axis=(2, 3)) - counts
-    frames = tuple(_tensors(frame, cells[f], kept, recipe) for f, frame in enumerate(raw.frames))
+    segmentable = raw.segmentable or bool(kept)
+    frames = tuple(_tensors(frame, cells[f], kept, segmentable, recipe) for f, frame in enumerate(raw.frames))
     meta: dict[str, Any] = {
         "source": raw.dataset_type,
         "dataset_type": raw.dataset_type,
@@ -71,6 +77,12 @@ def make_sample(raw: RawSample, recipe: Recipe) -> tuple[Sample, Counter[str]]:
         "objects": [_object_json(raw, n, added[:, n].tolist(), notes) for n in kept],
         **_rename_clashes(raw.more, OWN_KEYS, notes),
     }
+    if not kept and not letters_of(meta):
+        raise BadInput(
+            "neither an object nor a text", where=raw.path, wanted="objects, or turns, captions, expressions"
+        )
+    notes[WITHOUT_OBJECTS] += not kept
+    notes[WITHOUT_PICTURES] += not frames
     return Sample(key_for(raw.path), meta, frames), +notes
 
 
@@ -102,14 +114,14 @@ def _cells(mask: Mask, recipe: Recipe) -> Bool:
     return resize.prompt_cells(mask, recipe.prompt_pooling, recipe)
 
 
-def _tensors(frame: RawFrame, cells: Bool, kept: list[int], recipe: Recipe) -> FrameTensors:
+def _tensors(frame: RawFrame, cells: Bool, kept: list[int], segmentable: bool, recipe: Recipe) -> FrameTensors:
     # Memory pages that no object touches cost nothing.
     masks = np.zeros((len(kept), recipe.sam_size, recipe.sam_size), np.bool_)
     for out, n in zip(masks, kept, strict=True):
         resize.mask(frame.masks[n], recipe.sam_size, out)
     return FrameTensors(
         pixel_values=resize.picture(frame.picture, recipe.vision_size, recipe),
-        g_pixel_values=resize.picture(frame.picture, recipe.sam_size, recipe),
+        g_pixel_values=resize.picture(frame.picture, recipe.sam_size, recipe) if segmentable else None,
         prompt_masks=cells[kept],
         masks=masks,
     )

@@ -55,8 +55,12 @@ class RawSample:
     dataset_type: str
     """Name of the source."""
     frames: tuple[RawFrame, ...]
+    """() in a sample of text alone."""
     objects: tuple[RawObject, ...]
+    """() where there is nothing to segment."""
     more: Mapping[str, Any] = field(default_factory=dict)
-    """Other JSON values of the source for the whole sample: captions, conversations, split, ..."""
+    """Other JSON values of the source for the whole sample: captions, turns, split, ..."""
     notes: Mapping[str, int] = field(default_factory=dict)
     """Counts for the user, such as of masks that were thresholded."""
+    segmentable: bool = True
+    """False: no `g_pixel_values` are made. Without effect on a sample that has objects."""

@@ -36,6 +36,8 @@ class ShardNote:
     notes: dict[str, int] = field(default_factory=dict)
     """Counts that were made on the way."""
     objects: int = 0
+    without_objects: int = 0
+    """Number of samples without objects."""
 
     @property
     def bad(self) -> int:
@@ -56,8 +58,9 @@ class ShardNote:
                 ledger=[LedgerLine(**line) for line in body["ledger"]],
                 notes=body["notes"],
                 objects=body["objects"],
+                without_objects=body.get("without_objects", 0),  # older releases knew no such samples
             )
-            counts = [note.objects, note.shard.samples, note.shard.bytes, *note.notes.values()]
+            counts = [note.objects, note.without_objects, note.shard.samples, note.shard.bytes, *note.notes.values()]
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"not a note of a shard: {error}") from None
         if any(type(count) is not int or count < 0 for count in counts) or note.shard.samples != len(note.entries):
@@ -127,6 +130,7 @@ class _ShardContent:
     """Lines by the input's number within the shard."""
     notes: Counter[str] = field(default_factory=Counter)
     objects: int = 0
+    without_objects: int = 0
 
     def leave_out(self, number: int, path: str, error: BadInput) -> None:
         line = LedgerLine(path, error.what, error.detail, not isinstance(error, DroppedInput))
@@ -144,13 +148,15 @@ class _ShardContent:
         self.writer.put(sample, members)
         self.notes += counted
         self.objects += len(sample.meta["objects"])
+        self.without_objects += not sample.meta["objects"]
 
     def note(self, tar: str, sha256: str) -> ShardNote:
         """Return the note of the finished tar."""
         entries = self.writer.entries
         info = ShardInfo(tar, len(entries), self.writer.size if entries else 0, sha256)
         ledger = [line for _, line in sorted(self.ledger.items())]
-        return ShardNote(info, entries, ledger, dict(sorted(self.notes.items())), self.objects)
+        notes = dict(sorted(self.notes.items()))
+        return ShardNote(info, entries, ledger, notes, self.objects, self.without_objects)
 
 
 def write_shard(

@@ -18,12 +18,12 @@ from typing import Any, BinaryIO
 
 from shards import codec
 from shards.errors import BadShard
-from shards.format import KEY, LOSSY, META_EXTENSION, Codec, FieldName, frame_fields
+from shards.format import KEY, LOSSY, META_EXTENSION, Codec, FieldName
 from shards.groups import groups_of
 from shards.lossy import encode_jpeg, psnr
 from shards.meta import check_meta, pack_meta
 from shards.regular_file import open_regular
-from shards.sample import FrameTensors, Sample, usable_objects
+from shards.sample import FrameTensors, Sample, letters_of, usable_objects
 
 BLOCK = tarfile.BLOCKSIZE
 _END = bytes(2 * BLOCK)
@@ -50,6 +50,10 @@ class Entry:
     """PSNR in dB of each picture; () in a lossless set."""
     groups: Sequence[int] = (0, 0, 0)
     """`shards.groups.Groups`; 0 for unknown, as older releases recorded them."""
+    frames: int | None = None
+    """Number of frames; None for unknown, as older releases recorded it."""
+    letters: int | None = None
+    """Characters of all texts, see `shards.sample.letters_of`; None for unknown."""
 
 
 def _encode(frame: FrameTensors, name: FieldName, pictures: Codec) -> bytes:
@@ -72,21 +76,21 @@ def encode_sample(sample: Sample, pictures: Codec = "zstd") -> list[tuple[str, b
         pictures: codec of the pictures.
 
     Raises:
-        BadShard: a reader would refuse the JSON.
+        BadShard: a reader would refuse the JSON, or frames lack pictures.
     """
     check_meta(sample.meta)
     if not KEY.fullmatch(sample.key):
         raise ValueError(f"not a key: {sample.key!r}")
-    fields = frame_fields(len(sample.frames))
-    names = len(fields) // len(sample.frames)
-    blobs = [_encode(sample.frames[i // names], field.name, pictures) for i, field in enumerate(fields)]
+    fields = sample.fields
+    frames = [sample.frames[(field.frame or 1) - 1] for field in fields]
+    blobs = [_encode(frame, field.name, pictures) for frame, field in zip(frames, fields, strict=True)]
     checksums = {str(field): zlib.crc32(blob) for field, blob in zip(fields, blobs, strict=True)}
     added: dict[str, dict[str, Any]] = {"crc32": checksums}
-    if pictures in LOSSY:
-        exact = [(field, getattr(sample.frames[i // names], field.name), blobs[i]) for i, field in enumerate(fields)]
+    if pictures in LOSSY and fields:
+        exact = [getattr(frame, field.name) for frame, field in zip(frames, fields, strict=True)]
         added["psnr"] = {
             str(field): psnr(codec.decode_picture(blob, value.shape[1]), value)
-            for field, value, blob in exact
+            for field, value, blob in zip(fields, exact, blobs, strict=True)
             if field.is_picture
         }
     members = [(f"{sample.key}.{META_EXTENSION}", pack_meta({**sample.meta, **added}))]
@@ -128,16 +132,26 @@ class ShardWriter:
                 crc32 = zlib.crc32(data, crc32)
                 self._put(data)
         texts, regions = usable_objects(sample.meta["objects"], [frame.prompt_masks for frame in sample.frames])
-        ratios = json.loads(members[0][1])["psnr"] if self._pictures in LOSSY else sample.meta.get("psnr", {})
+        meta = json.loads(members[0][1]) if self._pictures in LOSSY else sample.meta
+        ratios = [*meta.get("psnr", {}).values()]
+        counts = (len(sample.frames), letters_of(sample.meta))
         groups = groups_of(sample.key, str(sample.meta.get("path", "")), len(sample.frames))
         size = self.size - offset
-        self.entries.append(Entry(sample.key, offset, size, crc32, texts, regions, [*ratios.values()], groups))
+        self.entries.append(Entry(sample.key, offset, size, crc32, texts, regions, ratios, groups, *counts))
 
     def copy(
-        self, key: str, data: memoryview, texts: int, regions: int, psnr: Sequence[float], groups: Sequence[int]
+        self, key: str, data: memoryview, meta: dict[str, Any], texts: int, regions: int, psnr: Sequence[float]
     ) -> None:
-        """Copy the bytes of a sample in another tar, from the header of its first member on."""
-        self.entries.append(Entry(key, self.size, len(data), zlib.crc32(data), texts, regions, psnr, groups))
+        """Copy the bytes of a sample in another tar, from the header of its first member on.
+
+        Args:
+            meta: its JSON.
+            texts, regions, psnr: as in its `Entry`.
+        """
+        counts = (len(meta["frames"]), letters_of(meta))
+        groups = groups_of(key, str(meta.get("path", "")), len(meta["frames"]))
+        crc32 = zlib.crc32(data)
+        self.entries.append(Entry(key, self.size, len(data), crc32, texts, regions, psnr, groups, *counts))
         self._put(data)
 
     def close(self) -> str:

@@ -1,9 +1,10 @@
-"""Names, shapes and dtypes of the shard format, version 2. `docs/FORMAT.md` is the specification."""
+"""Names, shapes and dtypes of the shard format. `docs/FORMAT.md` is the specification."""
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 from typing import Literal, NamedTuple, get_args
 
@@ -14,8 +15,10 @@ from shards.recipe import Recipe
 
 FORMAT = "sa2va-shards"
 VERSION = 2
-"""Version of the format that is written."""
-READABLE = (1, VERSION)
+"""Version of the format of sets whose samples all have objects."""
+VERSION_WITHOUT_OBJECTS = 3
+"""Version of sets that hold a sample without objects. Releases that do not know such samples refuse it."""
+READABLE = (1, VERSION, VERSION_WITHOUT_OBJECTS)
 """Versions that are read. In version 1 the extensions `.up` and `.bits` were followed by `.zst`."""
 MANIFEST = "manifest.json"
 INDEX = "index.npy"
@@ -27,14 +30,17 @@ META_EXTENSION = "json"
 FieldName = Literal["pixel_values", "g_pixel_values", "prompt_masks", "masks"]
 # In the order of a frame's members in the tar.
 FIELDS: tuple[FieldName, ...] = get_args(FieldName)
+PICTURES = FIELDS[:2]
+LAYOUTS = (FIELDS, PICTURES, FIELDS[:1])
+"""Fields that every frame of a sample may have. Without objects there are only pictures: both, or `pixel_values`."""
 Codec = Literal["zstd", "raw", "jpeg"]
 """Codec of the pictures of a set. Masks and prompts have one codec each."""
 CODECS: tuple[Codec, ...] = get_args(Codec)
 LOSSY: tuple[Codec, ...] = ("jpeg",)
 # Extensions name the codec (see `shards.codec`). Libraries that decode or unpack members by extension do not know our
 # own and leave the bytes alone.
-_PICTURES: dict[Codec, str] = {"zstd": "up", "raw": "npy", "jpeg": "jpg"}
-_MASKS = {"prompt_masks": "npy", "masks": "bits"}
+_OF_PICTURES: dict[Codec, str] = {"zstd": "up", "raw": "npy", "jpeg": "jpg"}
+_OF_MASKS = {"prompt_masks": "npy", "masks": "bits"}
 _OWN = ("up", "bits")
 _FIELD = re.compile(r"(pixel_values|g_pixel_values|prompt_masks|masks)([1-9][0-9]?)?")
 MAX_OBJECTS = 1 << 12
@@ -63,11 +69,11 @@ class Field(NamedTuple):
     @property
     def is_picture(self) -> bool:
         """Whether the field is a picture, not a mask or a prompt."""
-        return self.name not in _MASKS
+        return self.name in PICTURES
 
     def extension(self, codec: Codec, version: int = VERSION) -> str:
         """Return the extension of the member in a set of this codec and version of the format."""
-        extension = _MASKS.get(self.name) or _PICTURES[codec]
+        extension = _OF_MASKS.get(self.name) or _OF_PICTURES[codec]
         return f"{extension}.zst" if version == 1 and extension in _OWN else extension
 
     def shape(self, recipe: Recipe, objects: int) -> tuple[int, ...]:
@@ -86,10 +92,10 @@ class Field(NamedTuple):
         return np.dtype(kinds[self.name])
 
 
-def frame_fields(frames: int) -> list[Field]:
-    """Return the fields of a sample of `frames` frames, in the tar's order."""
+def frame_fields(frames: int, layout: Sequence[FieldName] = FIELDS) -> list[Field]:
+    """Return the fields of a sample of `frames` frames, in the tar's order; `layout` are those of each frame."""
     numbers: list[int | None] = [None] if frames == 1 else [*range(1, frames + 1)]
-    return [Field(name, number) for number in numbers for name in FIELDS]
+    return [Field(name, number) for number in numbers for name in layout]
 
 
 def named_codec(name: str) -> Codec:
@@ -98,6 +104,11 @@ def named_codec(name: str) -> Codec:
         if codec == name:
             return codec
     raise UserError("unknown codec", met=name, wanted=" or ".join(CODECS), do="see docs/FORMAT.md")
+
+
+def version_of(objects: Iterable[int]) -> int:
+    """Return the version of the format of a set whose samples have these numbers of objects."""
+    return VERSION if all(objects) else VERSION_WITHOUT_OBJECTS
 
 
 def key_for(path: PurePosixPath | str) -> str:

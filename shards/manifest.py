@@ -7,7 +7,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +19,18 @@ from numpy.typing import NDArray
 from shards.archive import Entry
 from shards.checksum import file_sha256
 from shards.errors import BadShard, UserError
-from shards.format import CODECS, FORMAT, INDEX, LEDGER, LOSSY, MANIFEST, READABLE, VERSION, Codec
+from shards.format import (
+    CODECS,
+    FORMAT,
+    INDEX,
+    LEDGER,
+    LOSSY,
+    MANIFEST,
+    READABLE,
+    VERSION,
+    VERSION_WITHOUT_OBJECTS,
+    Codec,
+)
 from shards.groups import Groups
 from shards.hidden import is_hidden
 from shards.lossy import Psnr
@@ -47,8 +58,12 @@ _COLUMNS: list[tuple[str, str]] = [
     *[("key", "|S64"), ("shard", "<u4"), ("offset", "<u8"), ("size", "<u8"), ("crc32", "<u4")],
     *[("texts", "<u4"), ("regions", "<u4")],
 ]
-INDEX_DTYPE = np.dtype([*_COLUMNS, *((name, "<u8") for name in Groups._fields)])
+_GROUPED = [*_COLUMNS, *((name, "<u8") for name in Groups._fields)]
+INDEX_DTYPE = np.dtype([*_GROUPED, ("frames", "|u1"), ("letters", "<u4")])
 """One row per sample, in the order of the set. `shard` is a position in the manifest's list, from 0."""
+_KNOWN: list[Any] = INDEX_DTYPE.descr
+_RELEASED = (len(_COLUMNS), len(_GROUPED), len(_KNOWN))
+"""Numbers of columns that releases have written."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +118,14 @@ class Manifest:
     """PSNR of the pictures of a lossy set, in whatever codec they are stored now; None if they are bit-exact."""
     version: int = VERSION
     """Version of the format. A set of version 1 keeps its version: the names of its members depend on it."""
+
+    def check_sample(self, frames: int, objects: bool) -> None:
+        """Raise `BadShard` where a sample with `frames` frames, with objects or without, cannot stand in this set."""
+        if not objects and self.version < VERSION_WITHOUT_OBJECTS:
+            expected = f"objects, or version {VERSION_WITHOUT_OBJECTS}"
+            raise BadShard("a sample without objects", met=f"format version {self.version}", wanted=expected)
+        if frames and self.codec in LOSSY and self.psnr is None:
+            raise _no_psnr(self.codec)
 
     @property
     def pictures(self) -> str:
@@ -174,15 +197,20 @@ class Manifest:
         if manifest.codec not in CODECS:
             codecs = " or ".join(CODECS)
             raise BadShard("codec of the pictures", where=str(path), met=repr(manifest.codec), wanted=codecs)
-        if manifest.codec in LOSSY and manifest.psnr is None and manifest.samples:
-            expected = "psnr: what was lost, measured when it was written"
-            raise BadShard("a lossy codec and no PSNR", where=str(path), met=manifest.codec, wanted=expected)
+        has_pictures = manifest.version < VERSION_WITHOUT_OBJECTS  # later ones may hold text alone
+        if manifest.codec in LOSSY and manifest.psnr is None and manifest.samples and has_pictures:
+            raise _no_psnr(manifest.codec).at(str(path))
         if digest != recipe.digest:
             raise BadShard("recipe and its hash differ", where=str(path), met=str(digest), wanted=recipe.digest)
         for name in (shard.name for shard in shards):
             if Path(name).name != name or not name.endswith(".tar"):
                 raise BadShard("name of a shard", where=str(path), met=name, wanted="a tar in the same folder")
         return manifest
+
+
+def _no_psnr(codec: Codec) -> BadShard:
+    expected = "psnr: what was lost, measured when it was written"
+    return BadShard("a lossy codec and no PSNR", met=codec, wanted=expected)
 
 
 def pack_manifest(body: dict[str, Any]) -> bytes:
@@ -217,14 +245,28 @@ def _check_types(value: _Record) -> _Record:
 
 
 def pack_index(entries: Iterable[Iterable[Entry]]) -> bytes:
-    """Return the bytes of the index of a set; `entries[i]` are the samples of shard i."""
-    rows = (
-        (e.key.encode(), i, e.offset, e.size, e.crc32, e.texts, e.regions, *e.groups)
-        for i, shard in enumerate(entries)
-        for e in shard
-    )
+    """Return the bytes of the index of a set; `entries[i]` are the samples of shard i.
+
+    It has no columns `frames` and `letters` where an entry does not know them: an older release began the set.
+    """
+    unknown = 0
+
+    def rows() -> Iterator[tuple[Any, ...]]:
+        nonlocal unknown
+        for i, shard in enumerate(entries):
+            for e in shard:
+                unknown += e.frames is None or e.letters is None
+                counts = (e.frames or 0, e.letters or 0)
+                yield (e.key.encode(), i, e.offset, e.size, e.crc32, e.texts, e.regions, *e.groups, *counts)
+
+    index = np.fromiter(rows(), INDEX_DTYPE)
+    if unknown:
+        known = np.empty(len(index), _GROUPED)
+        for name, _ in _GROUPED:
+            known[name] = index[name]
+        index = known
     buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, np.fromiter(rows, INDEX_DTYPE), version=(1, 0), allow_pickle=False)
+    np.lib.format.write_array(buffer, index, version=(1, 0), allow_pickle=False)
     return buffer.getvalue()
 
 
@@ -236,7 +278,7 @@ def most_index_bytes(samples: int) -> int:
 def read_index(folder: Path, checksum: str | None = None) -> NDArray[Any]:
     """Map the index of the set in `folder`: (N,) rows that begin with the columns of `INDEX_DTYPE`.
 
-    Sets of older releases lack the columns of the groups.
+    Sets of older releases lack `frames` and `letters`, and even older ones the columns of the groups.
 
     Args:
         checksum: expected SHA-256, compared before anything is used; None: not compared.
@@ -268,9 +310,10 @@ def _parse_header(head: bytes, where: str) -> tuple[int, np.dtype[Any], int]:
     pairs = re.findall(rb"\('(\w+)', '(\S+)'\)", match[2]) if match else []
     columns = [(name.decode(), kind.decode()) for name, kind in pairs]
     names = [name for name, _ in columns]
-    all_known: list[Any] = INDEX_DTYPE.descr
-    grouped = columns[: len(all_known)] == all_known or not {*names} & {*Groups._fields}
-    if match is None or columns[: len(_COLUMNS)] != _COLUMNS or not grouped or len({*names}) < len(names):
+    order = any(
+        columns[:count] == _KNOWN[:count] and not {*names} & {name for name, _ in _KNOWN[count:]} for count in _RELEASED
+    )
+    if match is None or not order or len({*names}) < len(names):
         found = ", ".join(names) or repr(head[:60])
         raise BadShard("not an index", where=where, met=found, wanted=", ".join(INDEX_DTYPE.names or ()), do=_AGAIN)
     try:

@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 from shards.errors import BadShard
-from shards.format import MAX_OBJECTS
+from shards.format import LAYOUTS, MAX_OBJECTS, frame_fields
 from shards.strict_json import parse_json
 
 MAX_BYTES = 16 << 20
@@ -24,7 +24,7 @@ MAX_SIDE = 1 << 20
 OWN_KEYS = frozenset(
     ("source", "dataset_type", "path", "has_paired_frame", "frames", "objects", "crc32", "psnr", "source_keys")
 )
-"""Keys of the JSON that the format defines and no source may set. A source may set `left_out`."""
+"""Keys of the JSON that the format defines and no source may set. A source may set `left_out` and `turns`."""
 OWN_OBJECT_KEYS = frozenset(("id", "texts", "filled", "mask_sizes", "source_keys"))
 _TYPES = {"source": str, "dataset_type": str, "path": str, "has_paired_frame": bool}
 
@@ -91,13 +91,19 @@ def check_meta(meta: dict[str, Any]) -> None:
 def _check_structure(meta: dict[str, Any]) -> None:
     for name in ("frames", "objects"):
         items = meta.get(name)
-        if not isinstance(items, list) or not items or not all(isinstance(item, dict) for item in items):
+        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
             raise BadShard(
                 "JSON of a sample",
                 met=f"{name}: {str(items)[:60]}",
                 wanted="an object with frames, objects and crc32",
             )
     check_counts(len(meta["frames"]), len(meta["objects"]))
+    if "turns" in meta:
+        _check_turns(meta["turns"], len(meta["frames"]))
+    if not meta["objects"]:
+        _check_without_objects(meta)
+    elif not meta["frames"]:
+        raise BadShard("objects without a frame", met=f"{len(meta['objects'])} objects", wanted="at least one frame")
     for frame in meta["frames"]:
         for side in ("height", "width"):
             if not _is_side(frame.get(side)):
@@ -105,6 +111,37 @@ def _check_structure(meta: dict[str, Any]) -> None:
     for item in meta["objects"]:
         if not isinstance(item.get("id"), str) or not isinstance(item.get("texts"), list):
             raise BadShard("object", met=str(item)[:80], wanted="id and texts")
+
+
+def _check_turns(turns: Any, frames: int) -> None:
+    """Raise `BadShard` where the turns of a sample with `frames` frames break a rule."""
+    if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
+        raise _fault("turns", turns, "a list of questions with answers")
+    for number, turn in enumerate(turns, 1):
+        for name in ("question", "answer"):
+            if not isinstance(turn.get(name), str):
+                raise _fault(f"{name} of turn {number}", turn.get(name), "a text")
+        if "picture" not in turn:
+            continue
+        place = turn["picture"]
+        if number > 1 or not frames:
+            wanted = "none: there is no picture" if number == 1 else "it in the first turn alone"
+            raise _fault(f"picture of turn {number}", place, wanted)
+        if type(place) is not int or not 0 <= place <= len(turn["question"]):
+            raise _fault("picture of turn 1", place, f"a place in its question, 0 to {len(turn['question'])}")
+
+
+def _check_without_objects(meta: dict[str, Any]) -> None:
+    frames = len(meta["frames"])
+    if not frames and "turns" not in meta:
+        raise BadShard("a sample without frames", met="no turns", wanted="turns: questions and answers")
+    if "crc32" not in meta:  # which the writer adds
+        return
+    stored = {*meta["crc32"]}
+    if stored not in [{str(field) for field in frame_fields(frames, layout)} for layout in LAYOUTS[1:]]:
+        text = ", ".join(map(str, meta["crc32"])) or "nothing"
+        wanted = "pixel_values of each frame, and g_pixel_values of all or none" if frames else "nothing: no frames"
+        raise BadShard("fields of a sample without objects", met=text[:80], wanted=wanted)
 
 
 def _check_values(meta: dict[str, Any]) -> None:

@@ -15,7 +15,19 @@ from shards import codec
 from shards.archive import MappedTar, group_members
 from shards.checksum import Check, Copies, crc32, crc32_while_copying
 from shards.errors import BadShard
-from shards.format import CODECS, FIELDS, KEY, META_EXTENSION, VERSION, Codec, Field, frame_fields
+from shards.format import (
+    CODECS,
+    FIELDS,
+    KEY,
+    LAYOUTS,
+    META_EXTENSION,
+    PICTURES,
+    VERSION,
+    Codec,
+    Field,
+    FieldName,
+    frame_fields,
+)
 from shards.manifest import Manifest, read_index
 from shards.meta import parse_meta
 from shards.program import copy_changed
@@ -56,10 +68,13 @@ def decode_field(
 
 
 @lru_cache(maxsize=256)
-def _member_names(frames: int, pictures: Codec, version: int) -> dict[bytes, Field | None]:
+def _member_names(
+    frames: int, layout: tuple[FieldName, ...], pictures: Codec, version: int
+) -> dict[bytes, Field | None]:
     """Return what follows the key in the members' names, in the tar's order, with the field; None for the JSON."""
-    fields = {f".{field}.{field.extension(pictures, version)}".encode(): field for field in frame_fields(frames)}
-    return {f".{META_EXTENSION}".encode(): None, **fields}
+    fields = frame_fields(frames, layout)
+    named = {f".{field}.{field.extension(pictures, version)}".encode(): field for field in fields}
+    return {f".{META_EXTENSION}".encode(): None, **named}
 
 
 def stored_fields(
@@ -74,9 +89,11 @@ def stored_fields(
     Raises:
         BadShard: the members are not exactly those that the JSON calls for.
     """
-    fields = frame_fields(len(meta["frames"]))
+    segmentable = any(name.startswith("g_pixel_values") for name in members)
+    layout = FIELDS if meta["objects"] else PICTURES if segmentable else PICTURES[:1]
+    fields = frame_fields(len(meta["frames"]), layout)
     version = version or (1 if any(name.endswith(".zst") for name in members) else VERSION)
-    possible = [c for c in CODECS if f"{fields[0]}.{fields[0].extension(c, version)}" in members]
+    possible = [c for c in CODECS if fields and f"{fields[0]}.{fields[0].extension(c, version)}" in members]
     codec_of_pictures = pictures or (possible or [CODECS[0]])[0]
     expected = {f"{field}.{field.extension(codec_of_pictures, version)}": field for field in fields}
     names = members.keys() - {META_EXTENSION}
@@ -145,7 +162,7 @@ class StoredSample:
 
     Args:
         where: tar and key, for messages.
-        frames: number of frames.
+        frames: number of frames; 0 for text alone.
         json: bytes of its JSON, which is parsed when `meta` is first read.
         members: encoded bytes by field.
     """
@@ -166,9 +183,14 @@ class StoredSample:
 
     @cached_property
     def objects(self) -> int:
-        """Number of objects, from its first member of masks. Raises `BadShard`."""
+        """Number of objects, from its first member of masks; 0 where it has none. Raises `BadShard`."""
+        masks = self.members.get(Field("masks", 1 if self.frames > 1 else None))
+        if masks is None:
+            return 0
         try:
-            return codec.count_masks(self.members[Field("masks", 1 if self.frames > 1 else None)])
+            if not (count := codec.count_masks(masks)):
+                raise BadShard("masks of no object", met="0 masks", wanted="at least 1, or no such member")
+            return count
         except BadShard as error:
             raise error.at(self.where) from None
 
@@ -245,7 +267,7 @@ class ShardSet:
         if (last := int(self.index["shard"].max())) >= len(self.manifest.shards):
             expected = f"0 to {len(self.manifest.shards) - 1}"
             raise BadShard("index", where=str(self.folder), met=f"shard {last}", wanted=expected)
-        self._frames = 1  # of the sample opened last: the next one probably has as many
+        self._alike = 1, FIELDS  # frames of the sample opened last, and their fields: the next one is probably alike
         self._tar = lru_cache(maxsize=_OPEN_TARS)(self._map)
 
     def _map(self, shard: int) -> MappedTar:
@@ -300,20 +322,34 @@ class ShardSet:
     def _open(self, tar: MappedTar, key: str, offset: int, size: int) -> StoredSample:
         name = key.encode("ascii", "replace")
         where = f"{tar.path}: {key}"
-        frames = self._frames
-        expected = _member_names(frames, self.manifest.codec, self.manifest.version)
+        frames, layout = self._alike
+        expected = _member_names(frames, layout, self.manifest.codec, self.manifest.version)
         found = tar.exact_members(offset, size, [name + rest for rest in expected]) if KEY.fullmatch(key) else None
         if found is None:
             members = list(tar.members(offset, size))
-            frames = max(1, (len(members) - 1) // len(FIELDS))
-            expected = _member_names(frames, self.manifest.codec, self.manifest.version)
-            if [member for _, member, _ in members] != [key + rest.decode() for rest in expected]:
+            alike = self._layout_of(key, [member for _, member, _ in members])
+            if alike is None:
                 return self._open_unusual(key, where, members)
-            self._frames = frames
+            self._alike = frames, layout = alike
+            expected = _member_names(frames, layout, self.manifest.codec, self.manifest.version)
             found = [data for _, _, data in members]
         views = {field: data for field, data in zip(expected.values(), found, strict=True) if field}
         _check_pictures(views, self.manifest.codec)
         return StoredSample(key, where, frames, found[0], views)
+
+    def _layout_of(self, key: str, members: list[str]) -> tuple[int, tuple[FieldName, ...]] | None:
+        """Return number and fields of the frames of a sample whose members have these names; None for other names.
+
+        Raises:
+            BadShard: such a sample cannot stand in this set.
+        """
+        for layout in LAYOUTS:
+            frames = (len(members) - 1) // len(layout)
+            names = _member_names(frames, layout, self.manifest.codec, self.manifest.version)
+            if members == [key + rest.decode() for rest in names]:
+                self.manifest.check_sample(frames, layout is FIELDS and frames > 0)
+                return frames, layout
+        return None
 
     def _compare(self, tar: MappedTar, position: int, copies: Copies) -> None:
         """Compare a sample's bytes with the index while copying arrays out of them; raises `BadShard`."""
@@ -333,6 +369,7 @@ class ShardSet:
             raise BadShard("the index points at another sample", met=str([g[0] for g in groups]), wanted=key)
         named = groups[0][2]
         meta = parse_meta(named[META_EXTENSION])
+        self.manifest.check_sample(len(meta["frames"]), bool(meta["objects"]))
         stored = stored_fields(meta, named, self.manifest.codec, self.manifest.version)
         return StoredSample(key, where, len(meta["frames"]), named[META_EXTENSION], stored)
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from shards import codec
 from shards.archive import ShardWriter
 from shards.errors import BadShard, UserError
-from shards.format import LOSSY, VERSION, Codec
+from shards.format import LOSSY, VERSION, Codec, Field, FieldName
 from shards.lossy import recorded_psnr
 from shards.manifest import Manifest, positions_by_shard
-from shards.reader import Array, ShardSet, decode_field
+from shards.reader import ShardSet, decode_field
 from shards.rewrite import PlannedTar, read_checked_ledger, rewrite
 from shards.sample import FrameTensors, Sample
 
@@ -19,8 +22,8 @@ from shards.sample import FrameTensors, Sample
 def recode(folder: Path, out: Path, pictures: Codec, threads: int = 1) -> Manifest:
     """Write the finished set in `folder` into `out` with its pictures in the codec `pictures`; return the manifest.
 
-    Shards keep their names and samples; the PSNR of a lossy set stays recorded. The new set has the current version of
-    the format. After an interruption the same call goes on.
+    Shards keep their names and samples; the PSNR of a lossy set stays recorded. A set of version 1 becomes one of
+    version 2. After an interruption the same call goes on.
 
     Raises:
         UserError: a sample that differs from its checksum, another set in `out`, or a full disk; finished tars stay.
@@ -41,7 +44,7 @@ def recode(folder: Path, out: Path, pictures: Codec, threads: int = 1) -> Manife
     tars = [
         PlannedTar(info.name, tar_positions) for info, tar_positions in zip(manifest.shards, positions, strict=True)
     ]
-    target = replace(manifest, codec=pictures, version=VERSION)
+    target = replace(manifest, codec=pictures, version=max(manifest.version, VERSION))
 
     def write_sample(writer: ShardWriter, position: int) -> None:
         writer.write(decoded_sample(source, position))
@@ -57,7 +60,9 @@ def decoded_sample(shards: ShardSet, position: int) -> Sample:
     """
     meta, members = shards.sample(position)
     del meta["crc32"]
-    frames: list[dict[str, Array]] = [{} for _ in meta["frames"]]
+    masks: tuple[FieldName, ...] = ("prompt_masks", "masks")
+    none: dict[str, Any] = {name: np.zeros(Field(name, None).shape(shards.recipe, 0), np.bool_) for name in masks}
+    frames: list[dict[str, Any]] = [{"g_pixel_values": None, **none} for _ in meta["frames"]]
     try:
         recorded_psnr(meta, [field for field in members if field.is_picture], bool(shards.manifest.psnr))
         for field, data in members.items():

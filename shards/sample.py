@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from shards.codec import Bool, UInt8
+from shards.errors import BadShard
+from shards.format import FIELDS, PICTURES, Field, FieldName, frame_fields
 
 
 @dataclass(frozen=True)
@@ -17,15 +19,16 @@ class FrameTensors:
 
     pixel_values: UInt8
     """(3, 448, 448) uint8 RGB, before normalisation. The reader returns (v / 255 - mean) / std as float32."""
-    g_pixel_values: UInt8
-    """(3, 1024, 1024) uint8 RGB."""
+    g_pixel_values: UInt8 | None
+    """(3, 1024, 1024) uint8 RGB. None where nothing is to be segmented: only in samples without objects."""
     prompt_masks: Bool
     """(N, 16, 16) bool: the ViT's tokens that cover the region."""
     masks: Bool
     """(N, 1024, 1024) bool."""
 
     def __post_init__(self) -> None:
-        if self.pixel_values.dtype != np.uint8 or self.g_pixel_values.dtype != np.uint8:
+        pictures = (self.pixel_values, self.g_pixel_values)
+        if any(picture is not None and picture.dtype != np.uint8 for picture in pictures):
             raise TypeError("pictures are stored as uint8")
 
 
@@ -37,6 +40,25 @@ class Sample:
     meta: dict[str, Any]
     """The sample's JSON, as `docs/FORMAT.md` lists it, without `crc32`, which the writer adds."""
     frames: tuple[FrameTensors, ...]
+    """() in a sample of text alone."""
+
+    @property
+    def layout(self) -> tuple[FieldName, ...]:
+        """Fields that are stored of each frame. Without objects there are no masks and no prompts.
+
+        Raises:
+            BadShard: only some frames have `g_pixel_values`, or it is missing beside objects.
+        """
+        missing = [frame.g_pixel_values is None for frame in self.frames]
+        if any(missing) and (self.meta["objects"] or not all(missing)):
+            met = f"{missing.count(False)} of {len(missing)} frames"
+            raise BadShard("frames with g_pixel_values", met=met, wanted="all, or none where there are no objects")
+        return FIELDS if self.meta["objects"] else PICTURES[:1] if any(missing) else PICTURES
+
+    @property
+    def fields(self) -> list[Field]:
+        """Fields that are stored, in the tar's order. Raises `BadShard` as `layout`."""
+        return frame_fields(len(self.frames), self.layout)
 
 
 def usable_texts(item: dict[str, Any]) -> list[str]:
@@ -44,7 +66,35 @@ def usable_texts(item: dict[str, Any]) -> list[str]:
     texts = item.get("texts")
     if not isinstance(texts, list):
         return []
-    return [text for text in texts if isinstance(text, str) and any(map(str.isalnum, text))]
+    return [*filter(_says_something, texts)]
+
+
+def letters_of(meta: dict[str, Any]) -> int:
+    """Count the characters of all texts of a sample's JSON that conversations can be made of.
+
+    These are the texts of objects, expressions and captions, the questions, answers and descriptions of records, and
+    those of turns. A text without a letter or a digit counts 0. So does one of another type: a source may store
+    anything under these names.
+    """
+    texts: list[Any] = [text for item in meta["objects"] for text in usable_texts(item)]
+    for name in ("expressions", "captions"):
+        texts += [item.get("text") for item in _dicts(meta.get(name))]
+    for record in _dicts(meta.get("records")):
+        texts += [turn.get("value") for turn in _dicts(record.get("conversations"))]
+        described = record.get("description", record.get("descriptions"))
+        texts += described if isinstance(described, list) else []
+    for turn in _dicts(meta.get("turns")):
+        texts += [turn.get("question"), turn.get("answer")]
+    return sum(len(text) for text in texts if _says_something(text))
+
+
+def _dicts(value: Any) -> list[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def _says_something(text: Any) -> bool:
+    """Whether `text` is a text with a letter or a digit."""
+    return isinstance(text, str) and any(map(str.isalnum, text))
 
 
 def usable_objects(objects: list[dict[str, Any]], prompts: Sequence[Bool]) -> tuple[int, int]:
@@ -54,6 +104,8 @@ def usable_objects(objects: list[dict[str, Any]], prompts: Sequence[Bool]) -> tu
         objects: the N objects of the sample's JSON.
         prompts: (N, 16, 16) bool for each frame; a cell in one frame is enough.
     """
+    if not objects:
+        return 0, 0
     visible = np.any([cells.any(axis=(1, 2)) for cells in prompts], axis=0)
     with_text = [bool(usable_texts(item)) for item in objects]
     return sum(bool(a and b) for a, b in zip(visible, with_text, strict=True)), int(visible.sum())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from shards import codec
 from shards.archive import BLOCK, MappedTar, group_members, plain_header
 from shards.errors import BadShard, UserError
-from shards.format import KEY, META_EXTENSION, Field, frame_fields
+from shards.format import KEY, META_EXTENSION, Field
 from shards.groups import groups_of
 from shards.lossy import psnr, recorded_psnr
 from shards.manifest import Manifest
@@ -21,7 +21,7 @@ from shards.reader import decode_field, stored_fields
 from shards.report import Failure, FieldRow, Report
 from shards.same_picture import picture_disagreements
 from shards.same_region import region_disagreements
-from shards.sample import Sample, usable_objects
+from shards.sample import Sample, letters_of, usable_objects
 
 Derive = Callable[[dict[str, Any], Manifest], Sample]
 """Makes a sample again from the raw files, given its JSON and the manifest. Raises `UserError` where it cannot."""
@@ -64,11 +64,12 @@ class SampleChecker:
                 self._fail(META_EXTENSION, "sample without JSON", sorted(members), f"{self.key}.{META_EXTENSION}")
                 return
             meta = parse_meta(members[META_EXTENSION])
+            self.manifest.check_sample(len(meta["frames"]), bool(meta["objects"]))
             fields = stored_fields(meta, members, self.manifest.codec, self.manifest.version)
         except BadShard as error:
             self._fail("", error.what, error.met, error.wanted)
             return
-        self._check_meta(meta)
+        self._check_meta(meta, fields)
         recorded = self._recorded_psnr(meta, fields)
         arrays: dict[Field, Array] = {}
         for field, data in fields.items():
@@ -107,7 +108,7 @@ class SampleChecker:
         row = self.report.fields.setdefault(str(field), FieldRow(str(field), text, str(field.dtype)))
         row.samples += 1
 
-    def _check_meta(self, meta: dict[str, Any]) -> None:
+    def _check_meta(self, meta: dict[str, Any], fields: Iterable[Field]) -> None:
         """The JSON follows the format, names the set's source and has a checksum per field."""
         try:
             check_meta(meta)
@@ -116,7 +117,7 @@ class SampleChecker:
         for name in ("source", "dataset_type"):
             if meta.get(name) != self.manifest.source:
                 self._fail(META_EXTENSION, name, repr(meta.get(name))[:80], repr(self.manifest.source))
-        if meta["crc32"].keys() != {str(field) for field in frame_fields(len(meta["frames"]))}:
+        if meta["crc32"].keys() != {*map(str, fields)}:
             self._fail(META_EXTENSION, "crc32", ", ".join(map(str, meta["crc32"]))[:80], "a number for each field")
 
     def _check_headers(self, tar: MappedTar, members: Sequence[tuple[int, str, memoryview]]) -> None:
@@ -173,7 +174,9 @@ class SampleChecker:
         objects = len(meta["objects"])
         frames = len(meta["frames"])
         regions = [array for field, array in arrays.items() if not field.is_picture]
-        if [len(array) for array in regions] == [objects] * (2 * frames) and self.recipe.min_prompt_cells:
+        if not objects and meta.get("has_paired_frame") is True:
+            self._fail(META_EXTENSION, "has_paired_frame", True, "False, as there are no objects")
+        elif objects and [len(array) for array in regions] == [objects] * (2 * frames) and self.recipe.min_prompt_cells:
             visible = [array.reshape(objects, -1).any(axis=1) for array in regions]
             paired = frames == 2 and bool(((visible[0] | visible[1]) & (visible[2] | visible[3])).any())
             flag = meta.get("has_paired_frame")
@@ -181,9 +184,15 @@ class SampleChecker:
                 self._fail(META_EXTENSION, "has_paired_frame", flag, f"{paired}, as the regions say")
 
     def _check_usable(self, meta: dict[str, Any], arrays: dict[Field, Array], row: Any) -> None:
-        """The index has the right counts of objects that a trainer can ask for."""
+        """The index has the right counts: of objects that a trainer can ask for, and of frames and letters.
+
+        Sets of older releases have no columns of the latter.
+        """
+        for name, count in (("frames", len(meta["frames"])), ("letters", letters_of(meta))):
+            if name in row.dtype.names and row[name] != count:
+                self._fail("", f"{name} in the index", int(row[name]), count)
         prompts = [array for field, array in arrays.items() if field.name == "prompt_masks"]
-        if [len(cells) for cells in prompts] == [len(meta["objects"])] * len(meta["frames"]):
+        if not meta["objects"] or [len(cells) for cells in prompts] == [len(meta["objects"])] * len(meta["frames"]):
             expected = usable_objects(meta["objects"], prompts)
             counts = int(row["texts"]), int(row["regions"])
             if counts != expected:
@@ -202,8 +211,12 @@ class SampleChecker:
         names = []
         for i, frame in enumerate(meta["frames"]):
             number = None if len(meta["frames"]) == 1 else i + 1
-            pictures.append((arrays[Field("pixel_values", number)], arrays[Field("g_pixel_values", number)]))
-            names.append(str(Field("g_pixel_values", number)))
+            large = Field("g_pixel_values", number)
+            if large in arrays:
+                pictures.append((arrays[Field("pixel_values", number)], arrays[large]))
+                names.append(str(large))
+            if not meta["objects"]:
+                continue
             field = Field("prompt_masks", number)
             prompts = arrays[field]
             masks = arrays[Field("masks", number)]
@@ -233,20 +246,21 @@ class SampleChecker:
         for name in again.meta.keys() | (meta.keys() - {"crc32", "psnr"}):
             if meta.get(name) != again.meta.get(name):
                 self._fail(META_EXTENSION, name, str(meta.get(name))[:200], str(again.meta.get(name))[:200])
-        if len(again.frames) != len(meta["frames"]):
+        if (found := [*map(str, arrays)]) != (expected := [*map(str, again.fields)]):
+            self._fail("", "fields", ", ".join(found), ", ".join(expected))
             return
         for field, stored in arrays.items():
-            expected = getattr(again.frames[(field.frame or 1) - 1], field.name)
+            derived = getattr(again.frames[(field.frame or 1) - 1], field.name)
             if field.name == "masks":
-                expected = np.packbits(expected, axis=2)
-            if stored.shape != expected.shape:
-                self._fail(field, "not what the raw file gives", stored.shape, expected.shape)
+                derived = np.packbits(derived, axis=2)
+            if stored.shape != derived.shape:
+                self._fail(field, "not what the raw file gives", stored.shape, derived.shape)
             elif field in recorded:
-                ratio = psnr(stored, expected)
+                ratio = psnr(stored, derived)
                 if abs(ratio - recorded[field]) > _JPEG_TOLERANCE:
                     what = "PSNR against what the raw file gives"
                     self._fail(field, what, f"{ratio:.2f} dB", f"{recorded[field]:.2f} dB")
-            elif differing := int(np.count_nonzero(stored != expected)):
+            elif differing := int(np.count_nonzero(stored != derived)):
                 self._fail(field, "not what the raw file gives", f"{differing} other values", "every bit equal")
 
 

@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from shards.archive import ShardWriter
 from shards.errors import UserError
-from shards.groups import Group, group_name, groups_of
+from shards.format import version_of
+from shards.groups import Group, group_name
 from shards.lossy import recorded_psnr
 from shards.manifest import Manifest, sha256
 from shards.reader import ShardSet
@@ -55,9 +56,7 @@ def split(folder: Path, out: Path, share: float, by: Group, shard_bytes: int) ->
     name = folder.resolve().name
     choice = f"share {share:g} by {by}"
     train, val = (
-        _copy(
-            source, out / f"{name}-{part}", positions, int(objects[positions].sum()), f"{part}, {choice}", shard_bytes
-        )
+        _copy(source, out / f"{name}-{part}", positions, objects[positions], f"{part}, {choice}", shard_bytes)
         for part, positions in parts.items()
     )
     return train, val
@@ -77,7 +76,7 @@ def sample(folder: Path, out: Path, count: int, seed: int, shard_bytes: int) -> 
         raise UserError("too few samples", where=str(folder), met=f"{len(source)} samples", wanted=f"at least {count}")
     hashes = np.fromiter((_hash(f"{seed} {key.decode()}") for key in source.index["key"]), np.float64, len(source))
     chosen = np.sort(np.argsort(hashes, kind="stable")[:count])
-    objects = sum(len(source.sample(int(position))[0]["objects"]) for position in chosen)
+    objects = np.array([len(source.sample(int(position))[0]["objects"]) for position in chosen])
     return _copy(source, out, chosen, objects, f"{count} samples, seed {seed}", shard_bytes)
 
 
@@ -87,9 +86,14 @@ def _hash(name: str) -> float:
 
 
 def _copy(
-    source: ShardSet, out: Path, positions: NDArray[np.int64], objects: int, selection: str, shard_bytes: int
+    source: ShardSet,
+    out: Path,
+    positions: NDArray[np.int64],
+    objects: NDArray[np.int64],
+    selection: str,
+    shard_bytes: int,
 ) -> Manifest:
-    """Copy the samples at `positions`, with `objects` objects in all, into the set `out`."""
+    """Copy the samples at `positions` into the set `out`; `objects` has the number of objects of each."""
     starts = []
     room = 0
     for i, size in enumerate(source.index["size"][positions]):
@@ -104,10 +108,11 @@ def _copy(
     ]
     target = replace(
         source.manifest,
+        version=1 if source.manifest.version == 1 else version_of(objects),
         selection=f"{selection}; of {len(source)} samples, manifest {sha256(source.manifest.to_bytes())[:16]}",
         inputs=len(positions),
         samples=len(positions),
-        objects=objects,
+        objects=int(objects.sum()),
         left_out={},
         notes={},
         ledger_sha256=sha256(b""),
@@ -118,7 +123,6 @@ def _copy(
         data = checked_bytes(source, position)
         row = source.index[position]
         ratios = recorded_psnr(meta, [field for field in members if field.is_picture], bool(source.manifest.psnr))
-        groups = groups_of(source.key(position), str(meta.get("path", "")), len(meta["frames"]))
-        writer.copy(source.key(position), data, int(row["texts"]), int(row["regions"]), ratios, groups)
+        writer.copy(source.key(position), data, meta, int(row["texts"]), int(row["regions"]), ratios)
 
     return rewrite(source, out, target, b"", tars, copy_sample)

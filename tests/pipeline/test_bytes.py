@@ -1,6 +1,6 @@
 """The bytes that sharding writes are those of earlier releases: digests of small sets, kept in `digests.json`.
 
-`python -m tests.pipeline.test_bytes` writes that file again: after a change of the format's version, and only then.
+`python -m tests.pipeline.test_bytes` writes that file again: after a change of the format, and only then.
 """
 
 from __future__ import annotations

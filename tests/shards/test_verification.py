@@ -160,7 +160,7 @@ def test_files_of_the_set_that_were_changed(copied):
     assert "inputs left out" in failing(left_out={"empty mask": 1}, inputs=13)
     assert "SHA-256" in failing(index_sha256="0" * 64)
     assert "recipe and its hash differ" in failing(recipe_hash="0" * 16)
-    assert "format version" in failing(version=3)
+    assert "format version" in failing(version=4)
     assert "name of a shard" in failing(shards=[{**manifest["shards"][0], "name": "../../x.tar"}])
     (copied / "._sav-000000.tar").write_bytes(b"\0\5\26\7")  # a Mac's, beside each file that it copies
     assert failing() == set() == {failure.what for failure in verify([copied / "*"]).failures}
