@@ -37,5 +37,20 @@ def test_a_sample_without_a_text_is_counted():
 
 
 def test_an_unknown_kind_is_an_error_in_one_line():
-    with pytest.raises(UserError, match="no such kind of conversation; met poem; wanted segment or referring"):
+    wanted = "segment or referring or grounded_caption or regions or describe or chat"
+    with pytest.raises(UserError, match=f"^kinds: no such kind of conversation; met poem; wanted {wanted}$"):
         make(sample(DOG), kind="poem")
+
+
+def test_the_kinds_by_what_a_sample_has():
+    turns = [{"question": "x", "answer": "y"}]
+    phrase = {"start": 0, "end": 1, "objects": ["a"]}
+    captions = [{"text": "No phrase.", "phrases": []}, {"text": "A.", "phrases": [phrase]}]
+    conversation = [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]
+    meta = {**DOG, "turns": turns, "captions": captions, "records": [{"regions": ["a"], "conversations": conversation}]}
+    kinds = []
+    for name in ("turns", "captions", "records", "objects"):
+        kinds.append(make(sample(meta))[0][0].kind)
+        meta.pop(name)
+    assert kinds == ["chat", "grounded_caption", "regions", "referring"]
+    assert make(sample({**DOG, "captions": captions[:1]}))[0][0].kind == "referring"

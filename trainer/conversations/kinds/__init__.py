@@ -8,6 +8,8 @@ from typing import Any
 from trainer.conversations.conversation import Conversation
 from trainer.conversations.kinds.chat import chat
 from trainer.conversations.kinds.describe import describe
+from trainer.conversations.kinds.grounded_caption import grounded_caption
+from trainer.conversations.kinds.regions import regions
 from trainer.conversations.kinds.segment import referring, segment
 from trainer.conversations.visit import Visit
 
@@ -16,6 +18,8 @@ Kind = Callable[[Visit], list[Conversation]]
 KINDS: Mapping[str, Kind] = {
     "segment": segment,
     "referring": referring,
+    "grounded_caption": grounded_caption,
+    "regions": regions,
     "describe": describe,
     "chat": chat,
 }
@@ -25,4 +29,8 @@ def first_kind(meta: Mapping[str, Any]) -> str:
     """Return the first kind for which a sample's JSON has texts; `referring` where it has none."""
     if meta.get("turns"):
         return "chat"
+    if any(isinstance(item, dict) and item.get("phrases") for item in meta.get("captions") or ()):
+        return "grounded_caption"
+    if meta.get("records"):
+        return "regions"
     return "referring"
