@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from trainer.conversations.conversation import Conversation, Mark, Text, Turn
 from trainer.conversations.kinds.describe import region_names
 from trainer.conversations.visit import Visit
@@ -44,6 +46,7 @@ def regions(visit: Visit) -> list[Conversation]:
     is_conversation = bool(chosen.record.get("conversations"))
     pairs = _conversation(chosen.record) if is_conversation else _descriptions(visit, chosen)
     visit.notes[TURNS] += len(pairs)
+    rows: list[tuple[Turn, ...]]
     if visit.options.one_phrase_per_row and not is_conversation:  # later turns of a conversation need those before them
         rows = [(Turn((*before, question.rstrip()), (answer,)),) for question, answer in pairs]
     else:
@@ -66,7 +69,7 @@ def _usable(visit: Visit, record: Any) -> _Record | None:
         visit.notes[LEFT_OUT] += 1
         return None
     objects = tuple(one for number in numbers for one in number or ())
-    shown = (visit.sample.cells[:, objects] > 0).all(axis=1).nonzero()[0].tolist()
+    shown = np.flatnonzero(np.all(visit.sample.cells[:, objects] > 0, axis=1)).tolist()
     if not shown:
         visit.notes[NOT_VISIBLE] += 1
         return None
