@@ -12,7 +12,13 @@ Group = Literal["sample", "file", "folder", "picture"]
 Dtype = Literal["float32", "bfloat16"]
 
 # What to shard, and how: shard, estimate.
-Source = Annotated[str, Option(help="Dataset to read: a name in docs/datasets/, or your own MODULE:CLASS.")]
+Source = Annotated[
+    str,
+    Option(
+        help="Dataset to read: a name in docs/datasets/, or your own MODULE:CLASS. sa2va-training: all datasets that "
+        "Sa2VA is trained on, in one folder."
+    ),
+]
 Root = Annotated[Path | None, Option(help="Folder of the raw data.  [default: data/SOURCE]")]
 RecipeName = Annotated[str, Option(help="How the tensors are made: default or sa2va.")]
 PromptPooling = Annotated[

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Option
 
@@ -26,6 +27,10 @@ from commands.options import (
 from shards.extras import extra
 from shards.processors import usable_processors
 from shards.program import command, this_command
+
+if TYPE_CHECKING:
+    from pipeline.request import Request
+    from pipeline.sa2va_training import Result
 
 Engine = Literal["local", "ray"]
 
@@ -71,16 +76,34 @@ def shard(
 ) -> None:
     """Decode a raw dataset once into WebDataset shards that hold all four tensors.
 
-    May be stopped at any moment: the same command goes on and ends with the same bytes.
+    May be stopped at any moment: the same command goes on and ends with the same bytes. --source sa2va-training writes
+    one set of each dataset in the folder of Sa2VA's training data.
     """
+    from pipeline import show
     from pipeline.plan import trial_plan
-    from pipeline.request import make_request
     from pipeline.run import run, run_task
-    from pipeline.show import show_plan, show_summary
     from pipeline.workspace import task_share
     from shards.size import parse_size
 
-    request = make_request(
+    share = task_share(task_index, task_count, engine, overwrite)
+
+    def make(request: Request) -> Result:
+        place = _place(out, request.source.name)
+        if dry_run:
+            with trial_plan(request) as found:
+                show.show_plan(*found, place)
+                return found
+        if share:
+            done = run_task(request, place, share, workers, max_bad, force=force, command=this_command())
+        else:
+            options = {"overwrite": overwrite, "force": force}
+            done = run(request, place, workers, max_bad, engine=engine, command=this_command(), **options)
+        show.show_summary(done)
+        return done
+
+    _make(
+        make,
+        out,
         source,
         root,
         recipe=recipe,
@@ -94,16 +117,25 @@ def shard(
         void=void,
         mask_slack=mask_slack,
     )
-    share = task_share(task_index, task_count, engine, overwrite)
-    place = f"{out.rstrip('/') or '/'}/{request.source.name}"
-    if dry_run:
-        with trial_plan(request) as (dataset, plan):
-            show_plan(dataset, plan, place)
-    elif share:
-        show_summary(run_task(request, place, share, workers, max_bad, force=force, command=this_command()))
-    else:
-        options = {"overwrite": overwrite, "force": force}
-        show_summary(run(request, place, workers, max_bad, engine=engine, command=this_command(), **options))
+
+
+def _make(make: Callable[[Request], Result], out: str, source: str, root: Path | None, **options: Any) -> None:
+    """Call `make` with the request of a source, or with one for each dataset of a folder of several."""
+    from pipeline.request import make_request
+    from pipeline.sa2va_training import NAME, failure, for_each_part
+    from pipeline.show import show_outcomes
+
+    if source != NAME:
+        make(make_request(source, root, **options))
+        return
+    outcomes = for_each_part(root or Path("data"), make, **options)
+    show_outcomes(outcomes, out)
+    if failed := failure(outcomes):
+        raise failed
+
+
+def _place(out: str, name: str) -> str:
+    return f"{out.rstrip('/') or '/'}/{name}"
 
 
 @extra("pipeline")
@@ -141,15 +173,22 @@ def estimate(
 ) -> None:
     """Estimate what sharding a dataset would take: samples, shards, bytes and hours, with their uncertainty.
 
-    Writes nothing.
+    Writes nothing. Takes --source sa2va-training, too.
     """
     from pipeline.estimate import estimate as probe
     from pipeline.estimate import free_bytes
-    from pipeline.request import make_request
     from pipeline.show import show_estimate
     from shards.size import parse_size
 
-    request = make_request(
+    def make(request: Request) -> Result:
+        found = probe(request, samples)
+        free = None if "://" in out else free_bytes(Path(out))
+        show_estimate(found, _place(out, request.source.name), free, workers or usable_processors())
+        return found
+
+    _make(
+        make,
+        out,
         source,
         root,
         recipe=recipe,
@@ -163,6 +202,3 @@ def estimate(
         void=void,
         mask_slack=mask_slack,
     )
-    found = probe(request, samples)
-    free = None if "://" in out else free_bytes(Path(out))
-    show_estimate(found, f"{out.rstrip('/')}/{request.source.name}", free, workers or usable_processors())

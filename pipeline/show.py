@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipeline.dataset import RawDataset
 from pipeline.estimate import Amount, Estimate
 from pipeline.plan import Plan
 from pipeline.run import RunSummary, TaskSummary
+from pipeline.sa2va_training import Outcome
 from pipeline.walk import NOT_READ, OTHER
 from shards.printable import printable
 from shards.program import command
@@ -87,6 +88,24 @@ def show_estimate(estimate: Estimate, place: str, free: int | None, workers: int
     _print(f"{place}: nothing written (estimate)", rows)
     if free is not None and estimate.bytes.total > free:
         print("the disk will not hold it")
+
+
+def show_outcomes(outcomes: Sequence[Outcome], out: str) -> None:
+    """Print what became of each dataset of a folder of several, one a line, then why those without a set have none."""
+    table = plain_table("")
+    for name in ("dataset", "state", "samples", "bytes"):
+        table.add_column(name, justify="right" if name in ("samples", "bytes") else "left", no_wrap=True)
+    for outcome in outcomes:
+        samples = "" if outcome.samples is None else f"{outcome.samples:,}"
+        size = "" if outcome.bytes is None else size_text(outcome.bytes)
+        add_row(table, (outcome.source, outcome.state, samples, size))
+    states = Counter(outcome.state for outcome in outcomes)
+    total = size_text(sum(outcome.bytes or 0 for outcome in outcomes))
+    print(printable(f"{out}: " + ", ".join(f"{count} {state}" for state, count in states.items()) + f"; {total}"))
+    plain_console().print(table)
+    for outcome in outcomes:
+        if outcome.detail:
+            print(printable(f"{outcome.source} {outcome.state}: {outcome.detail}"))
 
 
 def _print(title: str, rows: list[tuple[str, str]]) -> None:

@@ -115,6 +115,27 @@ def write_ref_sav(root: Path) -> None:
     test_sav_video.write_ref_sav(root)
 
 
+def write_sa2va_training(root: Path) -> None:
+    """Write small layouts of the datasets that Sa2VA is trained on, where they lie in the folder of its data."""
+    for name, split_by in (("refcoco", "unc"), ("refcoco+", "unc"), ("refcocog", "umd")):
+        test_coco.write_refer(root / "ref_seg" / name, name, split_by)
+        for part in ("instances.json", f"refs({split_by}).p"):
+            (root / "ref_seg" / name / name / part).rename(root / "ref_seg" / name / part)
+        (root / "ref_seg" / name / name).rmdir()
+        (root / "ref_seg" / name / "images/mscoco/images").rename(root / "ref_seg" / name / "coco2014")
+    videos_root = root / "video_datas"
+    test_refvos.write_revos(videos_root / "revos", "", "")
+    test_refvos.write_mevis(videos_root / "mevis")
+    test_refvos.write_youtube(videos_root / "rvos")
+    videos.write_video(videos_root / "video.mp4", test_sav_video.FRAMES)
+    test_sav_video.write_sav_video(videos_root / "sam_v_full/sav_train", videos_root / "video.mp4")
+    test_sav_video.write_ref_sav(videos_root)
+    write_gcg(root / "glamm_data")
+    write_osprey(root / "osprey-724k")
+    spoken = test_osprey.record(conversations=test_osprey.talk("What is <region1>?", "A cat."))
+    put(root / "osprey-724k/Osprey-724K/osprey_conversation.json", [spoken])
+
+
 _NOTHING = {"no annotated object": 1}
 _LVIS = "lvis_v1_train.json"
 _FEW = ("--frames", "2")  # fewer pictures to encode, to check and to draw
@@ -150,3 +171,5 @@ CASES = {
 }
 FORMS = {"annotations.json": ("folder", Case(test_annotations_json.write_annotations, 2, {"not a sample": 1}))}
 """Further forms in which a source reads its data: name -> source, and a few inputs."""
+PARTS = {"gcg": ("grandf", "openpsg", "refcocog", "flickr30k"), "osprey": ("conversation", "description")}
+"""Sources that read one file of another source: `gcg-grandf` and so on."""

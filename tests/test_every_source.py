@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 import cli
 from pipeline.sources import SOURCES
 from shards.manifest import Manifest
-from tests.layouts import CASES
+from tests.layouts import CASES, PARTS
 from tests.models import composed_once  # noqa: F401 (a fixture)
 from tests.trainer.runs import SMALL
 from trainer import build, train
@@ -49,7 +49,7 @@ def built_once() -> Iterator[None]:
 
 
 def test_every_source_has_a_case():
-    assert CASES.keys() == SOURCES.keys()
+    assert CASES.keys() | {f"{name}-{part}" for name in PARTS for part in PARTS[name]} == SOURCES.keys()
 
 
 def call(*arguments: object) -> int:

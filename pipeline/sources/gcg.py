@@ -42,8 +42,18 @@ NO_SPAN = "regions without a place in their caption"
 
 
 class Gcg(Source):
-    name = "gcg"
+    """One sample per picture, with the captions of all files that are read.
+
+    Args:
+        name: the source's name.
+        kinds: the files to read, without split and suffix.
+    """
+
     choices: Mapping[str, Any] = {"split": "train"}
+
+    def __init__(self, name: str = "gcg", kinds: Sequence[str] = tuple(_FOLDERS)) -> None:
+        self.name = name
+        self._kinds = kinds
 
     def find(self, root: Path, choices: Mapping[str, Any], records: RecordsWriter) -> dict[str, int]:
         """Add every picture that a caption names. One with an unsafe name becomes an input that `load` refuses."""
@@ -53,13 +63,13 @@ class Gcg(Source):
         folders = ("annotations", ".", "glamm_data/annotations", f"GranDf/annotations/{split}")
         files = [
             (kind, next((root / f / name for f in folders if (root / f / name).is_file()), None))
-            for kind, name in ((kind, f"{kind}_{split}.json") for kind in _FOLDERS)
+            for kind, name in ((kind, f"{kind}_{split}.json") for kind in self._kinds)
         ]
         if not any(file for _, file in files):
             raise UserError(
                 "no annotations of grounded captions",
                 where=str(root),
-                wanted=f"annotations/{files[0][0]}_{split}.json or another of the four",
+                wanted="annotations/" + " or ".join(f"{kind}_{split}.json" for kind in self._kinds),
             )
         found = Counter(dict.fromkeys(("captions without a picture", "captions of another shape"), 0))
         for kind, file in files:
@@ -209,3 +219,9 @@ def _spans(stated: Any) -> list[Span]:
     """Return [(start, end), ...] of either form in use: one pair, or a list of pairs."""
     pairs = [stated] if isinstance(stated, list) and stated and not isinstance(stated[0], list) else _as_list(stated)
     return [(p[0], p[1]) for p in pairs if isinstance(p, list) and len(p) == 2 and all(isinstance(n, int) for n in p)]
+
+
+GCG_GRANDF = Gcg("gcg-grandf", ("GranDf_HA_GCG",))
+GCG_OPENPSG = Gcg("gcg-openpsg", ("OpenPsgGCG",))
+GCG_REFCOCOG = Gcg("gcg-refcocog", ("RefCOCOg_GCG",))
+GCG_FLICKR30K = Gcg("gcg-flickr30k", (_FLICKR,))

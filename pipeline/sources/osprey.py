@@ -43,21 +43,30 @@ OTHER_SHAPE = "descriptions without <regionN>: in front"
 
 
 class Osprey(Source):
-    name = "osprey"
-    choices: Mapping[str, Any] = {}
+    """One sample per picture, with the records of all files that are read.
+
+    Args:
+        name: the source's name.
+        files: names of the files to read.
+    """
+
+    def __init__(self, name: str = "osprey", files: Sequence[str] = _FILES) -> None:
+        self.name = name
+        self._files = files
 
     def find(self, root: Path, choices: Mapping[str, Any], records: RecordsWriter) -> dict[str, int]:
         """Add every picture that a record names. One with an unsafe name becomes an input that `load` refuses."""
-        folder = next((root / name for name in _ANNOTATIONS if any((root / name / f).is_file() for f in _FILES)), None)
+        folders = (root / name for name in _ANNOTATIONS)
+        folder = next((one for one in folders if any((one / name).is_file() for name in self._files)), None)
         if folder is None:
             raise UserError(
                 "no annotations of Osprey-724K",
                 where=str(root),
-                wanted=f"{_ANNOTATIONS[0]}/{_FILES[0]} or another of the five",
+                wanted=f"{_ANNOTATIONS[0]}/" + " or ".join(self._files),
             )
         pictures = Finder(root, _FOLDERS)
         found: Counter[str] = Counter({"records without a picture": 0, "records of another shape": 0})
-        for file in _FILES:
+        for file in self._files:
             if not (folder / file).is_file():
                 continue
             for record in read_items(folder / file):
@@ -164,3 +173,7 @@ def _add_record(file: str, record: dict[str, Any], regions: Regions) -> dict[str
     ]
     rest = {name: value for name, value in record.items() if name != "annotation"}
     return {**rest, "file": file, "regions": ids}
+
+
+OSPREY_CONVERSATION = Osprey("osprey-conversation", _FILES[:1])
+OSPREY_DESCRIPTION = Osprey("osprey-description", _FILES[1:2])

@@ -159,7 +159,9 @@ def test_a_pointer_instead_of_the_lines(root):
 
 
 def test_a_folder_of_another_kind(tmp_path):
-    with pytest.raises(UserError, match=r"not a folder of this kind; wanted samples.jsonl, or annotations.json, or images/ and"):
+    with pytest.raises(
+        UserError, match=r"not a folder of this kind; wanted samples.jsonl, or annotations.json, or images/ and"
+    ):
         load_all(tmp_path)
 
 
