@@ -168,7 +168,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: ObjectiveName = "dual"
     """dual: mask -> caption -> mask, needs no text. segment: text -> mask, and describe: mask -> text, supervised.
-    reverse: text -> mask -> text."""
+    reverse: text -> mask -> text. converse: all texts, as conversations, supervised."""
     mix: dict[ObjectiveName, ObjectiveConfig] = field(default_factory=dict)
     """Several objectives in place of `objective`: each step takes batches of all, such as
     {dual: {sources: [sav]}, reverse: {sources: [refcoco], weight: 0.5}}."""
@@ -191,6 +191,10 @@ class Config:
     """Weight of the cross-entropy of the segmentation answer (lang)."""
     lambda_anchor: LossWeight = 0.5
     """Weight of the cross-entropy against the uncorrupted pseudo caption (anchor)."""
+    loss_means: Literal["objects", "sa2va"] = "objects"
+    """What the losses of conversations are means over. objects: lang over rows, of the means over their trained tokens;
+    bce and dice over masks. sa2va: as Sa2VA's own training: lang over all trained tokens; bce and dice over 5 masks of
+    each picture."""
     num_points: Annotated[int, count(1024 * 1024, "a mask has no more pixels")] = 12544
     """Points per mask at which bce and Dice compare prediction and truth."""
     oversample_ratio: Annotated[float, Bound(1, 16, "memory grows with it")] = 3.0

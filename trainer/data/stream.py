@@ -40,12 +40,12 @@ class Stream:
         self.on_batch()
         return batch
 
-    def objects(self) -> dict[str, int]:
-        """Objects in this process's batches of the next optimiser step, by objective."""
+    def counts(self) -> dict[str, Mapping[str, int]]:
+        """Units in this process's batches of the next optimiser step, by objective; see `Batch.counts`."""
         for name, batches in self._batches.items():
             if name not in self._first:
                 self._first[name] = self._take(batches)
-        return {name: batch.step_counts["objects"] for name, batch in self._first.items()}
+        return {name: batch.step_counts for name, batch in self._first.items()}
 
     def step(self) -> Iterator[tuple[str, Batch]]:
         """Yield (objective, batch) for one optimiser step. A batch counts as consumed when the next is asked for."""

@@ -121,6 +121,8 @@ def check_objective(config: Config, data: Data) -> Iterator[Finding]:
     """Yield for each set, from its index, how many samples have what its objectives need of an object."""
     for objective, entry in config.objectives().items():
         need = load_objective(objective).needs
+        if need is None:
+            continue
         sets = [s for s in data.sets if not entry.sources or s.manifest.source in entry.sources]
         usable = [int((s.index[need] > 0).sum()) for s in sets]
         what, do = _NEEDED[need]

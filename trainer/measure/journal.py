@@ -80,7 +80,8 @@ class Journal:
         mfu = f" mfu {rates['mfu']:.1%}" if "mfu" in rates else ""
         self._show(
             f"step {step:05d}/{self._steps:05d} ({step / self._steps:.1%}) | {parts} | lr {rate:.2e} | "
-            f"{rates['samples_per_second']:.2f} samples/s {rates['tokens_per_second']:.0f} tokens/s{mfu} | {waits} | "
+            f"{rates['samples_per_second']:.2f} samples/s {rates['tokens_per_second']:.0f} tokens/s{mfu} "
+            f"padding {rates['padding']:.1%} | {waits} | "
             f"{rates['memory_bytes'] / 1e9:.2f} GB | {self._left(step)} left"
         )
         # The first steps wait until batches are prefetched.

@@ -30,6 +30,8 @@ class Spent:
     samples: int
     tokens: float
     """Tokens that the student read, without padding."""
+    padding: float
+    """Padding tokens beside them."""
     flops: float
     """See `trainer.model.flops`; 0 where they are not counted."""
     waited: Sequence[float]
@@ -41,8 +43,9 @@ class Spent:
     def of(cls, seconds: float, samples: int, each: Mapping[str, Sequence[float]]) -> Spent:
         """Build it from `each`: by name, one number per process."""
         tokens = sum(each["tokens"])
+        padding = sum(each["padding"])
         flops = sum(each["flops"])
-        return cls(seconds, samples, tokens, flops, each["waited"], each["memory"])
+        return cls(seconds, samples, tokens, padding, flops, each["waited"], each["memory"])
 
     def rates(self, peak: float | None) -> dict[str, float]:
         """Return the numbers to record; `peak` is what one device could do in operations per second, if known."""
@@ -50,6 +53,7 @@ class Spent:
             "seconds": self.seconds,
             "samples_per_second": self.samples / self.seconds,
             "tokens_per_second": self.tokens / self.seconds,
+            "padding": self.padding / max(self.tokens + self.padding, 1),
             "data_wait": sum(self.waited) / len(self.waited) / self.seconds,
             "data_wait_max": max(self.waited) / self.seconds,
             "memory_bytes": max(self.memory),

@@ -24,6 +24,8 @@ class Counts:
 
     def __init__(self) -> None:
         self.amounts: dict[tuple[str, bool], int | Tensor] = {}
+        self.padding = torch.zeros(())
+        """() float32: padding tokens of the rows that the language model reads with gradients, so the student's."""
 
     def add(self, kind: str, amount: int | Tensor) -> None:
         """Add `amount`, an int or a tensor of shape ()."""
@@ -34,6 +36,8 @@ class Counts:
         """Add the last `new` tokens of rows whose attention mask is (M, past + new) int64."""
         lengths = attention.sum(1).float()
         tokens = attention[:, -new:].sum(1).float()
+        if torch.is_grad_enabled():
+            self.padding = self.padding.to(tokens.device) + (new * len(attention) - tokens.sum())
         self.add("language_model", tokens.sum())
         self.add("attention", (tokens * lengths).sum())
 

@@ -104,7 +104,7 @@ class Sa2VA(nn.Module):
     def embed_rows(
         self,
         rows: PackedRows,
-        visual_tokens: Tensor,
+        visual_tokens: Tensor | None,
         image_of_row: Tensor,
         regions: Tensor | None = None,
         phrase_embeddings: Tensor | None = None,
@@ -117,9 +117,9 @@ class Sa2VA(nn.Module):
 
         Args:
             rows: M rows.
-            visual_tokens: (B, 256, 4C), see `encode_image`.
-            image_of_row: (M,) int64; or (M, P) for rows of several pictures (tiles, frames), -1 after the last.
-            regions: (M, R, 16, 16) bool.
+            visual_tokens: (B, 256, 4C), see `encode_image`; None where no row has a picture.
+            image_of_row: (M,) int64; or (M, P) for rows of several pictures (tiles, frames) or none, -1 after the last.
+            regions: (M, R, 16, 16) bool; none in a row without a picture.
             phrase_embeddings: (G, D), for the G positions of `rows.replaced`, row by row.
             scale: (M, R, 16, 16), factors of the regions' visual tokens by cell.
 
@@ -136,13 +136,14 @@ class Sa2VA(nn.Module):
             chosen = torch.cat([chosen, regions.flatten(2)], 1)
         places = rows.ids == self.prompts.context
         _check_counts(rows.names, places.sum(1).tolist(), chosen.sum((1, 2)).tolist())
-        row, slot, cell = chosen.nonzero(as_tuple=True)
-        # `F.embedding`, because the gradient of indexing sums over the objects of a picture in the order of threads.
-        visual = F.embedding(images[row, slot] * IMAGE_TOKENS + cell, self.mlp1(visual_tokens).flatten(0, 1))
-        if scale is not None:
-            unscaled = scale.new_ones(len(images), images.shape[1] - scale.shape[1], IMAGE_TOKENS)
-            visual = visual * torch.cat([unscaled, scale.flatten(2)], 1)[row, slot, cell][:, None]
-        embeddings = embeddings.index_put((places,), visual.to(embeddings.dtype))
+        if visual_tokens is not None:
+            row, slot, cell = chosen.nonzero(as_tuple=True)
+            # `F.embedding`, because the gradient of indexing sums over a picture's objects in the order of threads.
+            visual = F.embedding(images[row, slot] * IMAGE_TOKENS + cell, self.mlp1(visual_tokens).flatten(0, 1))
+            if scale is not None:
+                unscaled = scale.new_ones(len(images), images.shape[1] - scale.shape[1], IMAGE_TOKENS)
+                visual = visual * torch.cat([unscaled, scale.flatten(2)], 1)[row, slot, cell][:, None]
+            embeddings = embeddings.index_put((places,), visual.to(embeddings.dtype))
         if phrase_embeddings is not None:
             embeddings = embeddings.index_put((rows.replaced,), phrase_embeddings.to(embeddings.dtype))
         return embeddings
@@ -185,10 +186,27 @@ class Sa2VA(nn.Module):
         """Encode pictures (B, 3, 1024, 1024) uint8 to features for `decode_masks`."""
         return self.grounding_encoder.encode(g_pixel_values)
 
-    def decode_masks(self, states: Tensor, rows: PackedRows, sam_features: SamFeatures, image_of_row: Tensor) -> Tensor:
-        """Decode mask logits (M, 256, 256) float32 from the states (M, L, D) of rows, at the one `[SEG]` of each."""
+    def decode_masks(
+        self,
+        states: Tensor,
+        rows: PackedRows,
+        sam_features: SamFeatures,
+        image_of_mask: Tensor,
+        seg_of_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Decode N masks in one call of the mask decoder: logits (N, 256, 256) float32.
+
+        Args:
+            states: (M, L, D), of the rows.
+            rows: M rows, with S `[SEG]` in all.
+            sam_features: of G pictures.
+            image_of_mask: (N,) int64 in 0..G - 1.
+            seg_of_mask: (N,) int64 in 0..S - 1, the `[SEG]` of each mask, row by row; None: each in turn.
+        """
         embeddings = self.text_hidden_fcs(states[rows.ids == self.prompts.seg])
-        return self.grounding_encoder.decode(sam_features, image_of_row, embeddings)
+        if seg_of_mask is not None:  # `index_select`, for the same gradient whatever the threads
+            embeddings = embeddings.index_select(0, seg_of_mask)
+        return self.grounding_encoder.decode(sam_features, image_of_mask, embeddings)
 
 
 def build(preset: str) -> Sa2VA:

@@ -19,6 +19,7 @@ OBJECTIVES = {
     "segment": "trainer.objectives.segment:Segment",
     "describe": "trainer.objectives.describe:Describe",
     "reverse": "trainer.objectives.reverse:Reverse",
+    "converse": "trainer.objectives.converse:Converse",
 }
 """Module and class of each objective, by its name in the configuration."""
 

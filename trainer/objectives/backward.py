@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -21,8 +21,9 @@ Losses = dict[str, Tensor]
 class Backward:
     """Runs the batches of an optimiser step forward and backward.
 
-    The gradient is that of the sum over objectives of weight times mean loss. The mean is over all objects that the
-    step takes for the objective, in whatever batches and on whatever processes they are.
+    The gradient is that of the sum over objectives of weight times mean loss. The mean is over all units (objects,
+    rows, tokens, masks: `Objective.unit_of`) that the step takes for the objective, in whatever batches and on whatever
+    processes they are.
 
     Args:
         accelerator: made with `accumulation_steps`.
@@ -38,6 +39,7 @@ class Backward:
         self._module = module
         self._parameters = parameters
         self._precision = config.mixed_precision
+        self._config = config
         self._mix = config.objectives()
         self._project = config.project
 
@@ -45,12 +47,13 @@ class Backward:
         """Run the batches of one optimiser step.
 
         Returns:
-            Losses and statistics, each (); their mean over the processes is the mean over the step's objects. In a mix
-            their names begin with the objective's, as in dual/bce, and `loss` is the weighted sum.
+            Losses and statistics, each (); their mean over the processes is the mean over the step's units. One without
+            a unit on any process is left out. In a mix their names begin with the objective's, as in dual/bce, and
+            `loss` is the weighted sum.
             Amounts of what is `COUNTED`, each ().
             Keys of the samples, by objective.
         """
-        object_weights = self._object_weights(stream.objects())
+        weights = self._unit_weights(stream.counts())
         losses: Losses = {}
         counts: Losses = {}
         keys: dict[str, list[str]] = {name: [] for name in self._mix}
@@ -60,17 +63,18 @@ class Backward:
                 others = self._take()
             keys[objective] += batch.keys
             weight = self._mix[objective].weight
-            share = object_weights[objective] * batch.counts["objects"]
+            shares = {unit: weight * batch.counts[unit] for unit, weight in weights[objective].items()}
             with self._accelerator.no_sync(self._module) if self._project else self._accumulated():
                 with autocast(self._accelerator.device, self._precision):
-                    result = self._module(batch, objective)
+                    result = self._module(batch, objective, shares)
                 # Accelerate divides by the number of batches that it accumulates.
-                self._accelerator.backward(result["loss"] * (share * weight * self._divided))
+                self._accelerator.backward(result["loss"] * (weight * self._divided))
             for name in COUNTED:
                 counts[name] = counts.get(name, 0) + result.pop(name)
             for name, value in result.items():
-                label = name if len(self._mix) == 1 else f"{objective}/{name}"
-                losses[label] = losses.get(label, 0) + value.detach() * share
+                if name == "loss" or weights[objective][load_objective(objective).unit_of(name, self._config)]:
+                    label = name if len(self._mix) == 1 else f"{objective}/{name}"
+                    losses[label] = losses.get(label, 0) + value.detach()
         if len(self._mix) > 1:
             parts = [entry.weight * losses[f"{name}/loss"] for name, entry in self._mix.items()]
             losses = {"loss": torch.stack(parts).sum(), **losses}
@@ -78,14 +82,18 @@ class Backward:
             losses["reverse/alignment"] = self._add_projected(others)
         return losses, counts, keys
 
-    def _object_weights(self, objects: dict[str, int]) -> dict[str, Tensor]:
-        """Weight of one object in this step by objective, () float32 each: processes over objects of all processes.
+    def _unit_weights(self, counts: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, float]]:
+        """Weight of one unit in this step by objective and unit: processes over units of all processes, 0 without any.
 
-        Averaging over the processes afterwards makes it 1 over all objects.
+        Averaging over the processes afterwards makes it 1 over all units.
         """
-        counts = torch.tensor([*objects.values()], dtype=torch.float32, device=self._accelerator.device)
-        together = self._accelerator.reduce(counts, "sum")
-        return dict(zip(objects, (self._accelerator.num_processes / together).unbind(), strict=True))
+        places = [(name, unit) for name, units in counts.items() for unit in sorted(units)]
+        here = torch.tensor([counts[name][unit] for name, unit in places], device=self._accelerator.device)
+        together = self._accelerator.reduce(here, "sum").tolist()
+        weights: dict[str, dict[str, float]] = {name: {} for name in counts}
+        for (name, unit), total in zip(places, together, strict=True):
+            weights[name][unit] = self._accelerator.num_processes / total if total else 0.0
+        return weights
 
     @property
     def _divided(self) -> int:

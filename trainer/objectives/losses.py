@@ -6,26 +6,30 @@ unit square: the logits bilinearly, the truth at the pixel that contains the poi
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from trainer.objectives.noise import uniform
 
+Beyond = Literal["border", "zeros"]
+"""What lies around a picture: the values at its border go on, or there are zeros."""
 NOT_COMPARABLE = (
     "bce and dice of training are taken mostly at uncertain points, and bce is often 2 to 3 times that of held-out "
     "samples; bce_uniform and dice_uniform are taken as the held-out ones are, and compare with them"
 )
 
 
-def logits_at(logits: Tensor, points: Tensor) -> Tensor:
+def logits_at(logits: Tensor, points: Tensor, beyond: Beyond = "border") -> Tensor:
     """Sample logits (N, h, w) bilinearly at points (N, P, 2), x and y in [0, 1]: (N, P).
 
-    Pixel centres lie at (i + 0.5) / size; beyond the outermost centres the border value is taken, as in bilinear
-    upsampling.
+    Pixel centres lie at (i + 0.5) / size. Beyond the outermost centres the border value is taken, as in bilinear
+    upsampling; or 0.
     """
     grid = 2 * points[:, :, None] - 1
-    values = F.grid_sample(logits[:, None], grid, mode="bilinear", padding_mode="border", align_corners=False)
+    values = F.grid_sample(logits[:, None], grid, mode="bilinear", padding_mode=beyond, align_corners=False)
     return values[:, 0, :, 0]
 
 
@@ -46,30 +50,36 @@ def regular_points(count: int, side: int, device: torch.device) -> Tensor:
 
 @torch.no_grad()
 def uncertain_points(
-    logits: Tensor, num_points: int, oversample: float, importance: float, generators: list[torch.Generator]
+    logits: Tensor,
+    num_points: int,
+    oversample: float,
+    importance: float,
+    generators: list[torch.Generator],
+    beyond: Beyond = "border",
 ) -> Tensor:
     """Draw points (N, num_points, 2), most of them where logits are closest to 0 (PointRend, Kirillov et al. 2020).
 
     The `importance * num_points` most uncertain of `oversample * num_points` uniform candidates are taken; the rest is
-    uniform.
+    uniform. `beyond`: see `logits_at`.
     """
     uncertain = int(num_points * importance)
     candidates = uniform(generators, int(num_points * oversample), 2).to(logits.device)
-    uncertainty = -logits_at(logits, candidates).abs()
+    uncertainty = -logits_at(logits, candidates, beyond).abs()
     best = uncertainty.topk(uncertain, dim=1).indices
     chosen = candidates.gather(1, best[..., None].expand(-1, -1, 2))
     return torch.cat([chosen, uniform(generators, num_points - uncertain, 2).to(logits.device)], 1)
 
 
-def point_losses(logits: Tensor, masks: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+def point_losses(logits: Tensor, masks: Tensor, points: Tensor, beyond: Beyond = "border") -> tuple[Tensor, Tensor]:
     """Binary cross-entropy and Dice loss (smoothing 1; Milletari et al. 2016) per mask, (N,) float32 each.
 
     Args:
         logits: (N, h, w).
         masks: (N, H, W) bool.
         points: (N, P, 2) in [0, 1].
+        beyond: see `logits_at`.
     """
-    return _losses(logits_at(logits.float(), points), truth_at(masks, points))
+    return _losses(logits_at(logits.float(), points, beyond), truth_at(masks, points))
 
 
 @torch.no_grad()

@@ -9,7 +9,8 @@ from typing import ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from trainer.data.batch import Batch
+from trainer.config import Config
+from trainer.data.batch import Batch, PairBatch
 from trainer.data.decoding import Need
 from trainer.objectives.judging import POINTS_PER_SIDE, Judged
 from trainer.objectives.noise import object_generators
@@ -31,8 +32,8 @@ class Objective(ABC, Generic[AnyBatch]):
     """Fields of a batch that the losses read, such as "pixel_values1"."""
     judging_fields: ClassVar[tuple[str, ...]]
     """Fields of a batch that judging reads."""
-    needs: ClassVar[Need]
-    """What an object must have to be trained on, or judged."""
+    needs: ClassVar[Need | None]
+    """What an object must have to be trained on, or judged; None: nothing."""
     loss_weights: ClassVar[Mapping[str, str | float]]
     """The weight of each loss by its name: a key of the configuration, or a number."""
     unreached_parts: ClassVar[tuple[str, ...]] = ()
@@ -43,6 +44,10 @@ class Objective(ABC, Generic[AnyBatch]):
     """Whether frame 1's region is the question, and belongs into a picture of it."""
     swaps_captions: ClassVar[bool] = False
     """Whether judging generates captions and swaps those of two objects, which should then be in one batch."""
+    reads_conversations: ClassVar[bool] = False
+    """Whether its batches are `ConversationBatch`; else they are `PairBatch`."""
+    conversation_kind: ClassVar[str | None] = None
+    """Kind of all its conversations; None: the one that suits each sample."""
     projected: ClassVar[bool] = False
     """Whether `project` makes its gradient orthogonal to that of the other objectives, which therefore come first."""
 
@@ -55,17 +60,23 @@ class Objective(ABC, Generic[AnyBatch]):
         """Fields that judging reads, and those that a picture of a judged object shows besides."""
         return tuple(dict.fromkeys([*cls.judging_fields, "g_pixel_values1", "masks1"]))
 
+    @classmethod
+    def unit_of(cls, name: str, config: Config) -> str:
+        """Return what a loss, or a statistic, is a mean over: a name in `Batch.counts`."""
+        return "objects"
+
     def generators(self, batch: AnyBatch) -> list[torch.Generator]:
         """The `draws` of `losses`."""
+        assert isinstance(batch, PairBatch)
         return object_generators(batch, self.passes.config.seed)
 
     @abstractmethod
     def losses(self, batch: AnyBatch, draws: list[torch.Generator]) -> dict[str, Tensor]:
-        """Losses, each (), a mean over the batch's M objects. A name without a weight is a statistic.
+        """Losses, each () and a mean over the batch's units (`unit_of`), 0 without any; statistics have no weight.
 
         Args:
             batch: on the model's device, with `training_fields`.
-            draws: one generator per object.
+            draws: what `generators` returns.
 
         Raises:
             UserError: an object without what the objective needs.

@@ -7,6 +7,7 @@ language model's, V the size of the vocabulary, K the number of trained position
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,14 +16,31 @@ from torch.nn import functional as F
 from shards.errors import UserError
 from trainer import fsdp
 from trainer.config import Config
-from trainer.data.batch import Frame, PairBatch, required
+from trainer.data.batch import ConversationBatch, Frame, PairBatch, required
 from trainer.data.choice import salt_of, shuffled
-from trainer.model.grounding import SamFeatures
+from trainer.model.architecture import VISION_SIZE
+from trainer.model.grounding import IMAGE_SIZE, SamFeatures
 from trainer.model.prompts import SEGMENT, SEGMENT_ANSWERS
-from trainer.model.rows import PackedRows, TokenRow
+from trainer.model.rows import IGNORE, PackedRows, TokenRow
 from trainer.model.sa2va import Sa2VA
-from trainer.objectives.losses import even_losses, point_losses, uncertain_points
+from trainer.objectives.losses import Beyond, even_losses, point_losses, uncertain_points
 from trainer.objectives.noise import random_index
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What the model predicts in R rows: K tokens, and masks."""
+
+    logits: Tensor
+    """(K, V), before each position with a label."""
+    labels: Tensor
+    """(K,) int64."""
+    row_of: Tensor
+    """(K,) int64 in 0..R - 1, never falling: the row of each label."""
+    masks: Tensor
+    """(N, 256, 256) float32, logits of the masks that were asked for."""
+    idle: Tensor
+    """() 0: belongs into a loss, for the gradient of layers that ran on nothing because other processes need them."""
 
 
 class Passes:
@@ -122,6 +140,65 @@ class Passes:
         states = model.run_language_model(embeddings, rows.attention, rows.positions)
         return model.answer_logits(states, rows.labels)
 
+    def predict(self, batch: ConversationBatch, chosen: Tensor | None = None) -> Predicted:
+        """Read the rows of a batch once, and decode their masks in one call.
+
+        Whatever the batch lacks (pictures, rows, masks), all processes run the same sharded layers, in the same order.
+
+        Args:
+            batch: of R rows; R may be 0.
+            chosen: (C,) int64 in 0..N - 1, numbers of the masks to decode; None: all.
+        """
+        model = self.model
+        visual_tokens = self._encode_shown(batch)
+        sam_features = self._encode_segmented(batch)
+        count = len(batch.rows)
+        if not self.any_process(count > 0):
+            nothing = torch.zeros(0, dtype=torch.int64, device=model.device)
+            logits = model.embedding.weight.new_zeros(0, len(model.prompts.ordinary))
+            return Predicted(logits, nothing, nothing, self._no_masks(), logits.new_zeros(()))
+        rows = model.prompts.pack(batch.rows or [self._empty_row()], model.device)
+        images, regions = batch.image_of_row, batch.regions
+        if not count:
+            images = torch.full((1, 1), -1, device=model.device)
+            regions = torch.zeros(1, 0, 16, 16, dtype=torch.bool, device=model.device)
+        embeddings = model.embed_rows(rows, visual_tokens, images, regions)
+        states = model.run_language_model(embeddings, rows.attention, rows.positions)
+        idle = 0.0 * states.sum() if not count else states.new_zeros(())
+        logits, labels, row_of = model.answer_logits(states, rows.labels)
+        masks = self._no_masks()
+        if sam_features is not None and batch.g_pixel_values is None:
+            idle = idle + 0.0 * sam_features.embedding.sum()
+        elif sam_features is not None and (chosen is None or len(chosen)):
+            every = slice(None) if chosen is None else chosen
+            pictures, segs = batch.picture_of_mask[every], batch.seg_of_mask[every]
+            masks = model.decode_masks(states, rows, sam_features, pictures, segs)
+        return Predicted(logits, labels, row_of, masks, idle.float())
+
+    def _encode_shown(self, batch: ConversationBatch) -> Tensor | None:
+        """Visual tokens of a batch's pictures, of one black picture where only other processes have one, or None."""
+        pictures = batch.pixel_values
+        if not self.any_process(pictures is not None):
+            return None
+        if pictures is None:
+            pictures = torch.zeros(1, 3, VISION_SIZE, VISION_SIZE, device=self.model.device)
+        return self.model.encode_image(pictures)
+
+    def _encode_segmented(self, batch: ConversationBatch) -> SamFeatures | None:
+        """SAM 2's features, of the pictures that `_encode_shown` would take."""
+        pictures = batch.g_pixel_values
+        if not self.any_process(pictures is not None):
+            return None
+        if pictures is None:
+            pictures = torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8, device=self.model.device)
+        return self.model.encode_sam(pictures)
+
+    def _empty_row(self) -> TokenRow:
+        return TokenRow("", [self.model.prompts.pad], [IGNORE], [False])
+
+    def _no_masks(self) -> Tensor:
+        return torch.zeros(0, 256, 256, device=self.model.device)
+
     def encode_second_image(self, batch: PairBatch, visual_tokens: Tensor) -> Tensor:
         """Visual tokens of frame 2, (B, 256, 4C), given those of frame 1; only frames that differ are encoded."""
         paired = batch.paired
@@ -167,18 +244,19 @@ class Passes:
         ]
         return [texts[order[turn % len(order)]] for texts, order, turn in orders]
 
-    def mask_losses(self, logits: Tensor, masks: Tensor, draws: list[torch.Generator]) -> dict[str, Tensor]:
+    def mask_losses(
+        self, logits: Tensor, masks: Tensor, draws: list[torch.Generator], beyond: Beyond = "border"
+    ) -> dict[str, Tensor]:
         """Losses of logits (M, 256, 256) against masks (M, 1024, 1024) bool, each ().
 
         `bce` and `dice` are taken at points most of which are uncertain; `bce_uniform` and `dice_uniform`, without
-        gradient, at evenly spread points as in an evaluation.
+        gradient, at evenly spread points as in an evaluation. `beyond`: see `logits_at`.
         """
         config = self.config
         with full_precision(logits):
-            points = uncertain_points(
-                logits.detach(), config.num_points, config.oversample_ratio, config.importance_sample_ratio, draws
-            )
-            bce, dice = point_losses(logits, masks, points)
+            how = (config.num_points, config.oversample_ratio, config.importance_sample_ratio)
+            points = uncertain_points(logits.detach(), *how, draws, beyond)
+            bce, dice = point_losses(logits, masks, points, beyond)
             even = dict(zip(("bce_uniform", "dice_uniform"), even_losses(logits, masks), strict=True))
         return {name: loss.mean() for name, loss in {"bce": bce, "dice": dice, **even}.items()}
 

@@ -25,8 +25,8 @@ from trainer.objectives.objective import Objective
 from trainer.objectives.passes import Passes
 from trainer.objectives.teacher import Teacher
 
-COUNTED = ("tokens", "flops")
-"""Results of a step that are amounts: tokens that the student reads, and floating point operations."""
+COUNTED = ("tokens", "padding", "flops")
+"""Results of a step that are amounts: tokens that the student reads, its padding tokens, floating point operations."""
 
 
 class Step(nn.Module):
@@ -47,16 +47,17 @@ class Step(nn.Module):
         self.costs: Costs | None = None
         """What the model's work costs, where it is to be counted."""
 
-    def forward(self, batch: Batch, objective: str) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, objective: str, shares: Mapping[str, float] | None = None) -> dict[str, Tensor]:
         """Run one step.
 
         Args:
             batch: what `trainer.data.loader.Loader` yields, with the objective's `training_fields`.
             objective: a name in `trainer.objectives.OBJECTIVES`.
+            shares: by unit (`Objective.unit_of`), a factor of the losses that are means over it; None: 1.
 
         Returns:
             `loss`, with gradient, its parts and statistics, and what is `COUNTED`, all of shape (). Each loss is a mean
-            over the batch's M objects, each of which is a row of the language model.
+            over the batch's units, times their share.
 
         Raises:
             UserError: an unknown objective, or an object without what the objective needs.
@@ -66,8 +67,11 @@ class Step(nn.Module):
         draws = trained.generators(batch)
         with counting(self.model) as counts:
             losses = trained.losses(batch, draws)
+        if shares is not None:
+            losses = {name: value * shares[trained.unit_of(name, self.config)] for name, value in losses.items()}
         flops = self.costs.of(counts) if self.costs else torch.zeros(())
-        return self._total(losses, trained.loss_weights) | {"tokens": counts.tokens, "flops": flops}
+        amounts = {"tokens": counts.tokens, "padding": counts.padding, "flops": flops}
+        return self._total(losses, trained.loss_weights) | amounts
 
     @torch.no_grad()
     def judge(self, batch: Batch, objective: str) -> Judged:

@@ -55,7 +55,7 @@ def test_recomputed_layers_do_not_count_twice(make_loop, config, batch: PairBatc
             loop.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
         result = loop(batch, "reverse")
         result["loss"].backward()
-        results.append([result[name].item() for name in ("tokens", "flops")])
+        results.append([result[name].item() for name in ("tokens", "padding", "flops")])
     assert results[0] == results[1]
 
 
@@ -76,6 +76,7 @@ def test_padding_does_not_count_and_a_cache_counts_in_attention():
     assert counts.amounts[("language_model", True)] == 4 == counts.tokens
     assert counts.amounts[("attention", True)] == 3 * 3 + 1
     assert counts.amounts[("language_model", False)] == 1 and counts.amounts[("attention", False)] == 3
+    assert counts.padding == 4
 
 
 @pytest.mark.parametrize(
@@ -98,12 +99,19 @@ def test_peak_rates_are_looked_up_by_the_whole_device_name(name: str, bf16: floa
 
 
 def test_rates_are_those_of_all_processes():
-    each = {"tokens": [100.0, 300.0], "flops": [2e12, 4e12], "waited": [0.5, 0.0], "memory": [1e9, 2e9]}
+    each = {
+        "tokens": [100.0, 300.0],
+        "padding": [0.0, 100.0],
+        "flops": [2e12, 4e12],
+        "waited": [0.5, 0.0],
+        "memory": [1e9, 2e9],
+    }
     rates = Spent.of(2.0, 8, each).rates(peak=3e12)
     assert rates == {
         "seconds": 2.0,
         "samples_per_second": 4.0,
         "tokens_per_second": 200.0,
+        "padding": 0.2,
         "data_wait": 0.125,
         "data_wait_max": 0.25,
         "memory_bytes": 2e9,

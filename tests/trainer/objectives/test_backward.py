@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,21 +14,26 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from shards.errors import UserError
 from tests.batches import make_loader, one_sample
+from tests.conversations import conversation_batch
 from tests.joined import Joined
 from tests.trainer.conftest import build_step
+from tests.trainer.runs import environment_of
 from trainer.build import drop_unreached_parts
 from trainer.config import Config, LoraConfig, ObjectiveConfig, load_config
-from trainer.data.batch import PairBatch
+from trainer.data.batch import Batch, PairBatch
 from trainer.data.loader import Loader
 from trainer.data.stream import Stream
+from trainer.fsdp import full_tensor
 from trainer.objectives import load_objective
 from trainer.objectives.backward import Backward, accumulation_steps
+from trainer.optimizer import make_optimizer
+from trainer.strategy import lay_out, make_accelerator
 
 TEXTS = [["the left eye."]]
 
 
 @pytest.fixture
-def batch(batch: PairBatch) -> PairBatch:
+def single(batch: PairBatch) -> PairBatch:
     """One sample, with a text."""
     return replace(one_sample(batch), texts=TEXTS)
 
@@ -40,18 +46,19 @@ def fresh_accelerate():
 
 
 class Served:
-    """A stream of the same batch for each objective in turn."""
+    """A stream of batches for objectives."""
 
-    def __init__(self, batch: PairBatch, names: list[str]) -> None:
-        self._batch = batch
-        self._names = names
+    def __init__(self, batches: list[tuple[str, Batch]]) -> None:
+        self._batches = batches
 
-    def objects(self) -> dict[str, int]:
-        return {name: self._names.count(name) * len(self._batch.image_of_object) for name in self._names}
+    def counts(self) -> dict[str, dict[str, int]]:
+        found: dict[str, Counter[str]] = {}
+        for name, batch in self._batches:
+            found.setdefault(name, Counter()).update(batch.counts)
+        return {name: dict(counts) for name, counts in found.items()}
 
-    def step(self) -> Iterator[tuple[str, PairBatch]]:
-        for name in self._names:
-            yield name, self._batch
+    def step(self) -> Iterator[tuple[str, Batch]]:
+        yield from self._batches
 
 
 def gradients(config: Config, make_loop, batch: PairBatch, names: list[str]) -> tuple[dict, dict, dict]:
@@ -60,7 +67,7 @@ def gradients(config: Config, make_loop, batch: PairBatch, names: list[str]) -> 
     trainable = {n: p for n, p in loop.named_parameters() if p.requires_grad}
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation_steps(config))
     backward = Backward(accelerator, accelerator.prepare(loop), [*trainable.values()], config)
-    losses, _, keys = backward(Served(batch, names))
+    losses, _, keys = backward(Served([(name, batch) for name in names]))
     return {n: p.grad.clone() for n, p in trainable.items()}, losses, keys
 
 
@@ -74,33 +81,33 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.allclose(a, b, rtol=1e-4, atol=1e-7)
 
 
-def test_a_mix_adds_weighted_gradients_of_mean_losses(make_loop, config: Config, batch: PairBatch):
+def test_a_mix_adds_weighted_gradients_of_mean_losses(make_loop, config: Config, single: PairBatch):
     config.accumulation = 2
     config.mix = {"describe": ObjectiveConfig(weight=0.5), "segment": ObjectiveConfig(weight=2.0)}
-    mixed, losses, keys = gradients(config, make_loop, batch, ["describe", "describe", "segment", "segment"])
-    first, second = (alone(config, make_loop, batch, name) for name in ("describe", "segment"))
+    mixed, losses, keys = gradients(config, make_loop, single, ["describe", "describe", "segment", "segment"])
+    first, second = (alone(config, make_loop, single, name) for name in ("describe", "segment"))
     assert all(close(mixed[n], 0.5 * first[n] + 2 * second[n]) for n in mixed)
     assert losses["loss"] == pytest.approx(0.5 * losses["describe/loss"] + 2 * losses["segment/loss"])
-    assert keys == {"describe": batch.keys * 2, "segment": batch.keys * 2}
+    assert keys == {"describe": single.keys * 2, "segment": single.keys * 2}
     assert {"describe/caption", "segment/bce", "segment/lang"} <= losses.keys()
 
 
-def test_losses_of_a_single_objective_have_no_prefix(make_loop, config: Config, batch: PairBatch):
+def test_losses_of_a_single_objective_have_no_prefix(make_loop, config: Config, single: PairBatch):
     config.accumulation = 2
     config.objective = "describe"
-    mean, losses, _ = gradients(config, make_loop, batch, ["describe", "describe"])
-    expected = alone(config, make_loop, batch, "describe")
+    mean, losses, _ = gradients(config, make_loop, single, ["describe", "describe"])
+    expected = alone(config, make_loop, single, "describe")
     assert all(close(mean[n], expected[n]) for n in mean)
     assert losses.keys() == {"loss", "caption"}
 
 
-def test_the_reverse_loops_gradient_is_made_orthogonal(make_loop, config: Config, batch: PairBatch):
+def test_the_reverse_loops_gradient_is_made_orthogonal(make_loop, config: Config, single: PairBatch):
     config.accumulation = 1
     config.project = True
     config.mix = {"reverse": ObjectiveConfig(weight=0.5), "segment": ObjectiveConfig()}
     assert [*config.objectives()] == ["segment", "reverse"]
-    projected, losses, _ = gradients(config, make_loop, batch, ["segment", "reverse"])
-    main, reverse = (alone(config, make_loop, batch, name) for name in ("segment", "reverse"))
+    projected, losses, _ = gradients(config, make_loop, single, ["segment", "reverse"])
+    main, reverse = (alone(config, make_loop, single, name) for name in ("segment", "reverse"))
     flat = [torch.cat([g[n].flatten() for n in projected]).double() for g in (main, reverse, projected)]
     others = flat[0]
     weighted = 0.5 * flat[1]
@@ -242,3 +249,82 @@ def test_parts_that_no_loss_reaches_do_not_train():
 def test_mistakes_in_a_mix_and_in_rates(argument: str, message: str):
     with pytest.raises(UserError, match=message):
         load_config([argument])
+
+
+SPLIT = (((0, 1), ()), ((2,), (3, 6)))
+"""Conversations by process and batch: two of photographs, one with masks, beside a text; none beside others."""
+TRAINED = ["lora", "mlp1", "text_hidden_fcs", "sam_mask_decoder"]
+CONVERSE: dict[str, Config] = {
+    "sa2va": Config(objective="converse", loss_means="sa2va"),
+    "mix": Config(mix={"converse": ObjectiveConfig(weight=2.0), "dual": ObjectiveConfig()}),
+    "projected": Config(mix={"converse": ObjectiveConfig(), "reverse": ObjectiveConfig(weight=0.5)}, project=True),
+    "towers": Config(objective="converse", trainable=[*TRAINED, "vision_model", "sam_image_encoder"]),
+}
+
+
+def conversation_steps(
+    accelerator: Accelerator, case: str, pair: PairBatch, chosen: Sequence[Sequence[int]], pairs: Sequence[PairBatch]
+) -> tuple[Gradients, dict[str, torch.Tensor]]:
+    """A step of batches with the conversations `chosen`, in a mix with `pairs`: gradients, and what is logged."""
+    config = replace(small(CONVERSE[case]), max_caption_tokens=3, accumulation=len(chosen))
+    accelerator.step = 0
+    accelerator.gradient_accumulation_steps = accumulation_steps(config)
+    step = build_step(config)
+    talks = [conversation_batch(pair, step.model.prompts, tuple(numbers)) for numbers in chosen]
+    batches: list[tuple[str, Batch]] = [("converse", talk) for talk in talks]
+    batches += [(name, one) for name in config.objectives() if name != "converse" for one in pairs]
+    prepared, _ = lay_out(accelerator, step, make_optimizer(step.model, config))
+    trainable = {n: p for n, p in step.named_parameters() if p.requires_grad}
+    losses, _, _ = Backward(accelerator, prepared, [*trainable.values()], config)(Served(batches))
+    means = {name: accelerator.reduce(value, "mean") for name, value in losses.items()}
+    return {n: full_tensor(p.grad) for n, p in trainable.items() if p.grad is not None}, means
+
+
+def save_conversation_steps(folder: str, cases: Sequence[str]) -> None:
+    """Save the step of each case. This runs in each of two processes that are joined."""
+    accelerator = make_accelerator(small(CONVERSE[cases[0]]))
+    rank = accelerator.process_index
+    pair = torch.load(f"{folder}/pair.pt", weights_only=False)
+    for case in cases:
+        found = conversation_steps(accelerator, case, pair, SPLIT[rank], [one_sample(pair, rank)] * 2)
+        torch.save(found, f"{folder}/{case}-{rank}.pt")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launch", "cases"),
+    [("ddp.yaml", ("sa2va", "mix", "projected")), ("fsdp2.yaml", ("sa2va", "towers"))],
+)
+def test_two_processes_average_over_the_rows_tokens_and_masks_of_both(
+    batch: PairBatch, tmp_path: Path, launch: str, cases: tuple[str, ...]
+):
+    """In each batch one process lacks masks, pictures, or rows; none waits for the other."""
+    batch = replace(batch, meta=[{}, {}])
+    torch.save(batch, tmp_path / "pair.pt")
+    said = tmp_path / "said"
+    joined = Joined(2, save_conversation_steps, str(tmp_path), cases, log=said, environment=environment_of(launch))
+    every = [number for numbers in SPLIT for chosen in numbers for number in chosen]
+    alone = Accelerator(cpu=True)
+    whole = {case: conversation_steps(alone, case, batch, [sorted(every)], [batch]) for case in cases}
+    assert joined.wait(200) == [0, 0], said.read_text()[-3000:]
+    for case, (gradients, logged) in whole.items():
+        expected = flat(gradients)
+        for rank in (0, 1):
+            found, means = torch.load(tmp_path / f"{case}-{rank}.pt")
+            assert {n for n in gradients if n not in found and gradients[n].any()} == set(), case
+            summed = torch.cat([found.get(n, torch.zeros_like(g)).flatten() for n, g in sorted(gradients.items())])
+            assert (summed.double() - expected).norm() < 1e-4 * expected.norm(), (case, rank)
+            for name in (*LOGGED, "loss", "converse/lang", "converse/bce"):
+                if name in logged:
+                    assert means[name].item() == pytest.approx(logged[name].item(), rel=1e-4), (case, name)
+
+
+def test_losses_without_a_unit_are_left_out(make_loop, config: Config, batch: PairBatch):
+    """A step of a text, of pictures without masks, and of nothing at all."""
+    for chosen, kept in (((2,), {"loss", "lang"}), ((1, 3), {"loss", "lang"}), ((), {"loss"})):
+        loop = make_loop(config)
+        talks = conversation_batch(batch, loop.model.prompts, chosen)
+        config.objective = "converse"
+        config.accumulation = 1
+        _, losses, _ = gradients(config, make_loop, talks, ["converse"])
+        assert losses.keys() == kept
