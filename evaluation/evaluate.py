@@ -214,7 +214,7 @@ def _tally(
                 values = {name: value.cpu() for name, value in values.items()}
                 for source in dict.fromkeys(sources):
                     rows = torch.tensor([other == source for other in sources])
-                    tallies[source].add({name: value[rows] for name, value in values.items()})
+                    tallies[source].add({name: value[rows] for name, value in values.items()}, int(rows.sum()))
             bar.update(len(group))
     return dict(tallies)
 

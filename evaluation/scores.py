@@ -1,7 +1,7 @@
 """Metrics of evaluated items, from sums that any number of processes can add up.
 
-cIoU is the sum of intersections divided by the sum of unions; gIoU the mean IoU of the items; Pr@0.5 the share of items
-whose IoU is above 0.5.
+cIoU is the sum of intersections divided by the sum of unions; gIoU the mean IoU of the items, or of the masks of
+conversations; Pr@0.5 the share of them whose IoU is above 0.5.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from shards.printable import printable
@@ -26,10 +27,25 @@ _MEANS = {
     "precision": "precision",
     "recall": "recall",
     "swap_gap": "swap_gap",
+    "video_iou": "video_iou",
+    "empty_right": "empty_right",
     "caption": "caption_ce",
+    "lang": "lang_ce",
+    "seg_asked": "seg_asked",
+    "seg_unasked": "seg_unasked",
+    "refused_right": "refused_right",
+    "refused_wrong": "refused_wrong",
 }
-"""Values that are averaged over items, and the names of their means in the result."""
-_TITLES = {"ciou": "cIoU", "giou": "gIoU", "pr@0.5": "Pr@0.5", "caption_ce": "caption CE", "cycle_iou": "cycle IoU"}
+"""Values that are averaged over what has them, and the names of their means in the result."""
+_TITLES = {
+    "ciou": "cIoU",
+    "giou": "gIoU",
+    "pr@0.5": "Pr@0.5",
+    "video_iou": "video IoU",
+    "caption_ce": "caption CE",
+    "lang_ce": "language CE",
+    "cycle_iou": "cycle IoU",
+}
 
 
 @dataclass
@@ -42,12 +58,14 @@ class Tally:
     """Number of objects that could not be evaluated, by reason."""
     sums: dict[str, float] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
-    """Number of items that have each value: an item may have no caption-swap gap."""
+    """How many of each value there are: an item may have no caption-swap gap."""
 
-    def add(self, values: Mapping[str, Tensor]) -> None:
-        """Count in items with the values of `trainer.objectives.judging.Judged`: (M,) each, NaN where there is none."""
-        values = {**values, "hit": values["iou"] > 0.5} if "iou" in values else values
-        self.items += len(next(iter(values.values())))
+    def add(self, values: Mapping[str, Tensor], items: int) -> None:
+        """Count in items with the values of `trainer.objectives.judging.Judged`, NaN where there is none."""
+        if "iou" in values:
+            iou = values["iou"]
+            values = {**values, "hit": (iou > 0.5).float().where(~iou.isnan(), torch.nan)}
+        self.items += items
         for name in (*_MEANS, "overlap", "union"):
             if name in values:
                 value = values[name].double()
@@ -77,6 +95,9 @@ class Tally:
         """Return the metrics, and the numbers of samples, items and objects that were left out."""
         found: dict[str, Any] = {"samples": self.samples, "items": self.items, "left_out": dict(self.left_out)}
         found |= self.metrics()
+        if load_objective(objective).reads_conversations:
+            found["masks"] = self.counts["union"]
+            found["empty_masks"] = self.counts["empty_right"]
         if load_objective(objective).swaps_captions:
             if "giou" in found:
                 found["cycle_iou"] = found["giou"]

@@ -232,18 +232,18 @@ def test_sums_of_empty_masks_and_at_thresholds():
     iou = torch.tensor([1.0, 0.5, 0.75, 0.0])
     overlap = torch.tensor([0.0, 5.0, 3.0, 0.0])
     union = torch.tensor([0.0, 10.0, 4.0, 6.0])
-    tally.add({"iou": iou, "overlap": overlap, "union": union, "swap_gap": torch.tensor([0.2, torch.nan, 0.4, 0.0])})
+    tally.add({"iou": iou, "overlap": overlap, "union": union, "swap_gap": torch.tensor([0.2, torch.nan, 0.4, 0.0])}, 4)
     found = tally.to_json("dual")
     assert found["ciou"] == 8 / 20 and found["giou"] == found["cycle_iou"] == 2.25 / 4
     assert found["pr@0.5"] == 0.5  # 0.5 itself is no hit; both empty is one
     assert found["swap_gap"] == pytest.approx(0.2) and found["swap_items"] == 3 and found["items"] == 4
     empty = Tally()
-    empty.add({"iou": iou[:1], "overlap": overlap[:1], "union": union[:1]})
+    empty.add({"iou": iou[:1], "overlap": overlap[:1], "union": union[:1]}, 1)
     assert empty.metrics()["ciou"] == 1
     assert Tally().metrics() == {}
     parts = Tally(), Tally(), Tally()
     for part, rows in zip(parts, (slice(0, 1), slice(1, 3), slice(3, 4)), strict=True):
-        part.add({"iou": iou[rows], "overlap": overlap[rows], "union": union[rows]})
+        part.add({"iou": iou[rows], "overlap": overlap[rows], "union": union[rows]}, len(iou[rows]))
     parts[0].merge(parts[1])
     parts[0].merge(parts[2])
     assert parts[0].metrics() == {name: found[name] for name in ("ciou", "giou", "pr@0.5")}

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from trainer.conversations.conversation import Conversation, Mark
-from trainer.data.batch import ConversationBatch, required
+from trainer.data.batch import ConversationBatch
+from trainer.model.architecture import GRID
 from trainer.model.compiled import uncompiled
 from trainer.model.generation import Answers, generate
 from trainer.model.prompts import IMAGE_TOKENS
 from trainer.model.rows import IGNORE, TokenRow
 from trainer.objectives.judging import POINTS_PER_SIDE, Judged, compare_masks
-from trainer.objectives.passes import Passes, cross_entropy_by_row
+from trainer.objectives.passes import Passes, Predicted, cross_entropy_by_row
 
 ASKS_FOR_MASKS = ("segment", "referring")
 """Kinds whose every question asks for a mask: an answer without `[SEG]` is a refusal."""
@@ -43,41 +44,30 @@ def judge_conversations(passes: Passes, batch: ConversationBatch, side: int = PO
     Args:
         side: points per side at which predicted and true masks are compared.
     """
-    model = passes.model
-    device = model.device
-    packed = model.prompts.pack(batch.rows, device)
-    visual_tokens = torch.zeros(0, IMAGE_TOKENS, 4 * model.architecture.vision.hidden_size, device=device)
-    if batch.pixel_values is not None:
-        visual_tokens = model.encode_image(batch.pixel_values)
-    regions = batch.regions if batch.regions.shape[1] else None
-    embeddings = model.embed_rows(packed, visual_tokens, batch.image_of_row, regions)
-    states = model.run_language_model(embeddings, packed.attention, packed.positions)
-    token_logits, labels, row_of_token = model.answer_logits(states, packed.labels)
-    at_seg = packed.ids == model.prompts.seg
-    row_of_seg = at_seg.nonzero()[:, 0]
-    logits = states.new_zeros(0, POINTS_PER_SIDE, POINTS_PER_SIDE)
-    if batch.masks is not None:
-        features = model.encode_sam(required(batch.g_pixel_values))
-        phrase_embeddings = model.text_hidden_fcs(states[at_seg])[batch.seg_of_mask]
-        logits = model.grounding_encoder.decode(features, batch.picture_of_mask, phrase_embeddings)
-
-    of_masks = _compare(logits, batch.masks, side)
+    device = passes.model.device
+    seg = passes.model.prompts.seg
+    predicted = passes.predict(batch)
+    of_masks = _compare(predicted.masks, batch.masks, side)
+    segs = [number for number, row in enumerate(batch.rows) for _ in range(row.ids.count(seg))]
+    row_of_seg = torch.tensor(segs, dtype=torch.int64, device=device)
     of_segs = {"video_iou": _video_iou(of_masks, batch, row_of_seg)}
-    losses = cross_entropy_by_row(token_logits, labels, row_of_token, len(batch.rows))
-    losses = losses.where(torch.bincount(row_of_token, minlength=len(batch.rows)) > 0, torch.nan)
-    describes = torch.tensor([talk.kind == "describe" for talk in batch.conversations], device=device)
-    of_rows = {
-        "caption": losses.where(describes, torch.nan),
-        "lang": losses.where(~describes, torch.nan),
-    }
-    answers, has_seg = _generate(passes, batch, visual_tokens)
+    of_rows = _language(predicted, batch.conversations)
+    answers, has_seg = _generate(passes, batch, predicted.visual_tokens)
     of_rows |= _shares(batch.conversations, has_seg, device)
-    row_of_mask = row_of_seg[batch.seg_of_mask]
-    every_row = torch.arange(len(batch.rows), device=device)
-    rows = {name: row_of_mask for name in of_masks}
-    rows |= {name: row_of_seg for name in of_segs}
-    rows |= {name: every_row for name in of_rows}
-    return Judged({**of_masks, **of_segs, **of_rows}, answers, logits, rows)
+    rows = dict.fromkeys(of_masks, row_of_seg[batch.seg_of_mask])
+    rows |= dict.fromkeys(of_segs, row_of_seg)
+    rows |= dict.fromkeys(of_rows, torch.arange(len(batch.rows), device=device))
+    return Judged({**of_masks, **of_segs, **of_rows}, answers, predicted.masks, rows)
+
+
+def _language(predicted: Predicted, conversations: Sequence[Conversation]) -> dict[str, Tensor]:
+    """`caption` and `lang`, (R,) each."""
+    rows = len(conversations)
+    losses = cross_entropy_by_row(predicted.logits, predicted.labels, predicted.row_of, rows)
+    losses = losses.where(torch.bincount(predicted.row_of, minlength=rows) > 0, torch.nan)
+    describes = torch.tensor([talk.kind == "describe" for talk in conversations], dtype=torch.bool)
+    describes = describes.to(losses.device)
+    return {"caption": losses.where(describes, torch.nan), "lang": losses.where(~describes, torch.nan)}
 
 
 def _compare(logits: Tensor, masks: Tensor | None, side: int) -> dict[str, Tensor]:
@@ -95,7 +85,7 @@ def _video_iou(of_masks: dict[str, Tensor], batch: ConversationBatch, row_of_seg
     none = torch.zeros(len(row_of_seg), device=row_of_seg.device)
     overlap, union = (none.index_add(0, batch.seg_of_mask, of_masks[name]) for name in ("overlap", "union"))
     visible = none.index_add(0, batch.seg_of_mask, (~of_masks["iou"].isnan()).float()) > 0
-    is_video = torch.tensor([len(talk.frames) > 1 for talk in batch.conversations], device=none.device)
+    is_video = torch.tensor([len(talk.frames) > 1 for talk in batch.conversations], dtype=torch.bool).to(none.device)
     return (overlap / union.clamp_min(1)).where(visible & is_video[row_of_seg], torch.nan)
 
 
@@ -122,39 +112,41 @@ def _shares(
     return {name: torch.tensor(values, dtype=torch.float32, device=device) for name, values in found.items()}
 
 
-def _generate(passes: Passes, batch: ConversationBatch, visual_tokens: Tensor) -> tuple[list[str], list[bool | None]]:
+def _generate(
+    passes: Passes, batch: ConversationBatch, visual_tokens: Tensor | None
+) -> tuple[list[str], list[bool | None]]:
     """Answer the first question of each row greedily: R answers as text, and whether each has a `[SEG]`.
 
     A row that was cut before its first answer is not asked: its answer is empty, and nothing is said of its `[SEG]`.
     """
     prompts = passes.model.prompts
-    questions = [first_question(row) for row in batch.rows]
-    asked = [number for number, question in enumerate(questions) if question]
-    texts = [""] * len(questions)
-    has_seg: list[bool | None] = [None] * len(questions)
-    if passes.any_process(bool(asked)):
-        chosen = [questions[number] for number in asked]
-        answers = _answers(passes, batch, visual_tokens, [q for q in chosen if q], asked)
-        for number, ids in zip(asked, answers.tokens(), strict=True):
+    questions = {number: question for number, row in enumerate(batch.rows) if (question := first_question(row))}
+    texts = [""] * len(batch.rows)
+    has_seg: list[bool | None] = [None] * len(batch.rows)
+    if passes.any_process(bool(questions)):
+        answers = _answers(passes, batch, visual_tokens, questions).tokens()
+        for number, ids in zip(questions, answers, strict=bool(questions)):
             texts[number] = prompts.readable(ids[:-1] if ids[-1] in prompts.end_tokens else ids)
             has_seg[number] = prompts.seg in ids
     return texts, has_seg
 
 
 def _answers(
-    passes: Passes, batch: ConversationBatch, visual_tokens: Tensor, questions: list[TokenRow], numbers: list[int]
+    passes: Passes, batch: ConversationBatch, visual_tokens: Tensor | None, questions: Mapping[int, TokenRow]
 ) -> Answers:
-    """Generate the answers to questions, which are the first ones of the rows `numbers`."""
+    """Generate the answers to the first questions of rows, by their numbers; to an empty row where there are none."""
     model = passes.model
-    rows = model.prompts.pack(questions, model.device, left=True)
-    images = batch.image_of_row[numbers]
-    regions = batch.regions[numbers]
-    if regions.shape[1]:
-        places = (rows.ids == model.prompts.context).sum(1)
-        spent = (images >= 0).sum(1) * IMAGE_TOKENS
-        within = spent[:, None] + regions.flatten(2).sum(2).cumsum(1) <= places[:, None]
-        regions = regions & within[:, :, None, None]  # a later question may name others
-    embeddings = model.embed_rows(rows, visual_tokens, images, regions if regions.shape[1] else None)
+    rows = model.prompts.pack([*questions.values()] or [passes.empty_row()], model.device, left=True)
+    images = batch.image_of_row[[*questions]]
+    regions = batch.regions[[*questions]]
+    if not questions:
+        images = torch.full((1, 1), -1, device=model.device)
+        regions = torch.zeros(1, 0, GRID, GRID, dtype=torch.bool, device=model.device)
+    places = (rows.ids == model.prompts.context).sum(1)
+    of_pictures = (images >= 0).sum(1) * IMAGE_TOKENS
+    within = of_pictures[:, None] + regions.flatten(2).sum(2).cumsum(1) <= places[:, None]
+    regions = regions & within[:, :, None, None]  # a later question may name others
+    embeddings = model.embed_rows(rows, visual_tokens, images, regions)
     with uncompiled(model):
         return generate(
             model,

@@ -39,6 +39,8 @@ class Predicted:
     """(K,) int64 in 0..R - 1, never falling: the row of each label."""
     masks: Tensor
     """(N, 256, 256) float32, logits of the masks that were asked for."""
+    visual_tokens: Tensor | None
+    """(P, 256, 4C), of the batch's pictures; of a black one, or None, where it has none."""
     idle: Tensor
     """() 0: belongs into a loss, for the gradient of layers that ran on nothing because other processes need them."""
 
@@ -156,8 +158,8 @@ class Passes:
         if not self.any_process(count > 0):
             nothing = torch.zeros(0, dtype=torch.int64, device=model.device)
             logits = model.embedding.weight.new_zeros(0, len(model.prompts.ordinary))
-            return Predicted(logits, nothing, nothing, self._no_masks(), logits.new_zeros(()))
-        rows = model.prompts.pack(batch.rows or [self._empty_row()], model.device)
+            return Predicted(logits, nothing, nothing, self._no_masks(), visual_tokens, logits.new_zeros(()))
+        rows = model.prompts.pack(batch.rows or [self.empty_row()], model.device)
         images, regions = batch.image_of_row, batch.regions
         if not count:
             images = torch.full((1, 1), -1, device=model.device)
@@ -173,7 +175,7 @@ class Passes:
             every = slice(None) if chosen is None else chosen
             pictures, segs = batch.picture_of_mask[every], batch.seg_of_mask[every]
             masks = model.decode_masks(states, rows, sam_features, pictures, segs)
-        return Predicted(logits, labels, row_of, masks, idle.float())
+        return Predicted(logits, labels, row_of, masks, visual_tokens, idle.float())
 
     def _encode_shown(self, batch: ConversationBatch) -> Tensor | None:
         """Visual tokens of a batch's pictures, of one black picture where only other processes have one, or None."""
@@ -193,7 +195,8 @@ class Passes:
             pictures = torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8, device=self.model.device)
         return self.model.encode_sam(pictures)
 
-    def _empty_row(self) -> TokenRow:
+    def empty_row(self) -> TokenRow:
+        """A row without a label, for a process without rows where others have some."""
         return TokenRow("", [self.model.prompts.pad], [IGNORE], [False])
 
     def _no_masks(self) -> Tensor:

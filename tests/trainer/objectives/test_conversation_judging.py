@@ -103,7 +103,7 @@ def test_shares_of_generated_answers(passes, batch, monkeypatch: pytest.MonkeyPa
     assert judged.captions == ["[SEG]" if says_seg else "x"] * len(CONVERSATIONS)
 
 
-@pytest.mark.parametrize("chosen", [(2,), (1, 2), (0,)])
+@pytest.mark.parametrize("chosen", [(), (2,), (1, 2), (0,)])
 def test_batches_without_pictures_or_masks_are_judged_too(passes, batch, chosen: tuple[int, ...]):
     whole = judge(passes, conversation_batch(batch, passes.model.prompts))
     some = judge(passes, conversation_batch(batch, passes.model.prompts, chosen))
