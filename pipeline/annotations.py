@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pipeline.text import open_text, read_text, unpacked
 from shards.errors import BadInput, UserError
 
 _MAX_BYTES = 1 << 30  # of a file that is read whole
+_MAX_LINE = 64 << 20  # bytes
 _HUGE = re.compile(rb"[eE]\+?[0-9]{3}")
 
 
@@ -27,6 +29,35 @@ def read_items(path: Path, prefix: str = "item") -> Iterator[Any]:
 def read_pairs(path: Path, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield name and value of each member of the object at `prefix`; raises `UserError` where the file is broken."""
     return _stream(path, prefix, ijson.kvitems)
+
+
+def read_records(path: Path) -> Iterator[Any]:
+    """Yield the records of a file that is one JSON list, or JSON Lines: one record per line.
+
+    A line after the first that cannot be read is yielded as the `BadInput` that says why.
+
+    Raises:
+        UserError: the list is broken, or the first line.
+    """
+    with open_text(path) as file:
+        if file.peek(1).lstrip()[:1] != b"{":
+            yield from read_items(path)
+            return
+        lines = enumerate(iter(partial(file.readline, _MAX_LINE), b""), 1)
+        texts = ((number, line.strip()) for number, line in lines if line.strip())
+        for place, (number, text) in enumerate(track_entries(path, texts)):
+            try:
+                yield parse_json(text, f"{path}, line {number}", _MAX_LINE)
+            except BadInput as error:
+                if place:
+                    yield error
+                    continue
+                raise UserError(
+                    "neither one JSON list nor JSON Lines",
+                    where=error.where,
+                    met=f"{error.what}: {error.met}",
+                    wanted="[RECORD, RECORD, ...], or one record per line",
+                ) from None
 
 
 def read_json(path: Path, most: int = _MAX_BYTES) -> Any:

@@ -15,12 +15,15 @@ from tests.pipeline.sources import (
     test_folder,
     test_gcg,
     test_grefer,
+    test_llava,
     test_openimages,
     test_osprey,
     test_reasonseg,
     test_refvos,
     test_sa1b,
     test_sav_video,
+    test_text,
+    test_videoqa,
     videos,
 )
 
@@ -35,10 +38,12 @@ class Case:
     left_out: dict[str, int] = field(default_factory=dict)
     """Number of inputs that do not become samples, by reason."""
     texts: tuple[str, ...] = ()
-    """Some texts of the objects. Without any, the dual loop is trained."""
+    """Some texts of the objects, expressions and turns. Without any, the dual loop is trained."""
     without_text: int = 0
     """Samples whose objects have no text."""
     options: tuple[str, ...] = ()
+    objective: str = ""
+    """What is trained; empty: `segment` where there are texts, else `dual`."""
 
 
 def write_coco(root: Path, name: str = "instances_train2017.json") -> None:
@@ -85,6 +90,19 @@ def write_reasonseg(root: Path) -> None:
     source.write(root, "a", source.shape(*source.LARGE), source.shape(*source.SMALL, label="ignore"))
     source.write(root, "b", source.shape(*source.LARGE), text=["cup"], is_sentence=False)
     put(root / "train/c.json", source.content(source.shape(*source.LARGE)))
+
+
+def write_revos(root: Path) -> None:
+    """Write two videos. No expression of the second one has an object."""
+    test_refvos.write_revos(root)
+    for n in range(4):
+        videos.write_frame(root / f"ReVOS/JPEGImages/MOSE/none/{n:05d}.jpg", n)
+
+
+def write_llava(root: Path) -> None:
+    """Write the records of two pictures and of a text, and one whose picture is missing."""
+    source = test_llava
+    source.write_llava(root, *source.RECORDS, source.record("<image>?", "a", image="coco/train2017/1.jpg"))
 
 
 def write_openimages(root: Path) -> None:
@@ -149,21 +167,29 @@ CASES = {
     "refcocog": Case(lambda root: test_coco.write_refer(root, "refcocog", "umd"), 1, _NOTHING, _REFER.texts),
     "grefcoco": Case(
         lambda root: test_grefer.write_grefer(root, pictures=(7, 8)),
-        1,
-        {"no expression refers to an object": 1},
-        ("both of them", "the left one", "a zebra"),
+        2,
+        {},
+        ("both of them", "the left one", "a zebra", "nobody"),
+        without_text=1,
     ),
     "reasonseg": Case(write_reasonseg, 2, {"a json without its image": 1}, ("What may it drink from?", "cup")),
     "osprey": Case(write_osprey, 2, {}, ("Thing 1.", "Thing 2."), without_text=1),
     "dam": Case(write_dam, 2, {}, ("A cat's head.",), without_text=1),
     "gcg": Case(write_gcg, 4, {}, ("A cat",)),
+    "llava": Case(
+        write_llava, 3, {"no such file": 1}, ("What are the colors of the bus?", "Twice."), objective="converse"
+    ),
+    "videoqa": Case(
+        test_videoqa.write_videoqa, 2, {}, ("What is he doing?", "A woman."), objective="converse", options=_FEW
+    ),
+    "text": Case(test_text.write_text, 3, {"not whole JSON": 1, "not a record": 1}, ("Why?",), objective="converse"),
     "folder": Case(write_folder, 2, {"not a sample": 1}, ("The cup.",), without_text=1),
     "sa1b": Case(write_sa1b, 2),
     "openimages": Case(write_openimages, 2, _NOTHING, ("Dog", "Pizza, hot")),
     "ref-youtube-vos": Case(test_refvos.write_youtube, 2, {}, ("a1 says 0", "b0 says 9"), options=_FEW),
     "mevis": Case(test_refvos.write_mevis, 1, {}, ("the left one",)),
     "revos": Case(
-        test_refvos.write_revos, 1, {"no expression refers to an object": 1}, ("which one may fly?",), options=_FEW
+        write_revos, 2, {}, ("which one may fly?", "the giraffe", "the elephant"), without_text=1, options=_FEW
     ),
     "ref-davis": Case(test_refvos.write_davis, 1, {}, ("annot1 café 2", "annot2_full_video café 4"), options=_FEW),
     "sav-video": Case(write_video, 2, {"visible in too few frames": 2}, options=("--split", "manual")),

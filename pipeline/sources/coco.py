@@ -142,6 +142,7 @@ def image_sample(
     more: Mapping[str, Any],
     slack: int,
     further: Sequence[Candidate] = (),
+    no_target: bool = False,
 ) -> RawSample:
     """Return the sample of an image with the objects that `find` attached to it.
 
@@ -149,6 +150,7 @@ def image_sample(
         read_texts: returns the texts of an object.
         slack: pixels by which each side of the picture may differ from what the image's record states.
         further: objects beside those of `parts`.
+        no_target: see `sample_of`.
     """
     raise_refused(parts)
     image, *rest = parts
@@ -167,7 +169,7 @@ def image_sample(
     picture = read_picture(below(root, path), size, slack=slack)
     candidates = [_candidate(annotation, size, read_texts(annotation)) for annotation in annotations]
     pictures = [(PurePosixPath(path).name, picture)]
-    raw = sample_of(path, kind, pictures, [*candidates, *further], {"image": image, **more})
+    raw = sample_of(path, kind, pictures, [*candidates, *further], {"image": image, **more}, no_target)
     return note_size_differences(raw)
 
 

@@ -39,6 +39,11 @@ def choose_frames(
     return [n for n in chosen if n is not None]
 
 
+def spread_frames(count: int, k: int) -> list[int]:
+    """Return at most `k` of `count` frames, at least one, in order: those in the middle of k equal stretches."""
+    return choose_frames(count, k, lambda n: frozenset(), frozenset())
+
+
 def _spread(frames: Sequence[int], k: int, shown: ShownObjects, objects: Set[str]) -> list[int | None]:
     k = min(k, len(frames))
     chosen: list[int | None] = []

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from pipeline.spelling import look_alike
 from pipeline.walk import list_names
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 class FrameFiles:
@@ -35,7 +35,7 @@ class FrameFiles:
         alike: dict[str, str | None] = {}
         for name in names:
             pure = PurePosixPath(name)
-            if pure.suffix.lower() in _SUFFIXES:
+            if pure.suffix.lower() in SUFFIXES:
                 for key in {look_alike(name), look_alike(pure.stem)}:
                     alike[key] = None if key in alike else name
         return alike

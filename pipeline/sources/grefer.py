@@ -27,7 +27,7 @@ _PART = {"expressions"}  # the keys of what `find` attaches to a picture beside 
 
 
 class Grefer(Source):
-    """One sample per image, with the objects that its expressions name."""
+    """One sample per image, with the objects that its expressions name; none where all expressions are of no object."""
 
     name = "grefcoco"
     choices: Mapping[str, Any] = {"split": "train", "split_by": "unc", "mask_slack": 0}
@@ -80,8 +80,8 @@ class Grefer(Source):
         expressions = [one for part in parts if part.keys() == _PART for one in part["expressions"]]
         others = [part for part in parts if part.keys() != _PART]
         named = dict.fromkeys(number for one in expressions for number in one["objects"])
-        if not named:
-            raise DroppedInput("no expression refers to an object", met=f"{len(expressions)} without one")
+        if not expressions:
+            raise DroppedInput("no expression", met="0 sentences", wanted="at least one")
         texts = {number: tuple(one["text"] for one in expressions if one["objects"] == [number]) for number in named}
         annotated = {id_of(part) for part in others[1:]}
         missing = [_missing(number, texts[number]) for number in named if number not in annotated]
@@ -90,7 +90,8 @@ class Grefer(Source):
         def read_texts(annotation: dict[str, Any]) -> tuple[str, ...]:
             return texts[id_of(annotation) or ""]
 
-        return image_sample(root, path, self.name, others, read_texts, more, options.get("mask_slack", 0), missing)
+        slack = options.get("mask_slack", 0)
+        return image_sample(root, path, self.name, others, read_texts, more, slack, missing, no_target=not named)
 
 
 def _expressions(ref: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -34,6 +34,7 @@ def sample_of(
     pictures: Sequence[tuple[str, Image.Image]],
     candidates: Iterable[Candidate],
     more: dict[str, object] | None = None,
+    no_target: bool = False,
 ) -> RawSample:
     """Return a sample of all candidates whose masks can be read and are not empty in every frame.
 
@@ -46,9 +47,11 @@ def sample_of(
         pictures: name and picture of each frame.
         candidates: in the order of the annotations.
         more: other entries of the sample's JSON.
+        no_target: whether all texts of the sample are known to have no object. Its pictures are then a sample without
+            objects.
 
     Raises:
-        DroppedInput: there is no candidate.
+        DroppedInput: there is no candidate, and not `no_target`.
         BadInput: none of the objects can be used.
     """
     kept: list[RawObject] = []
@@ -73,7 +76,7 @@ def sample_of(
         kept.append(described)
         for frame, mask in zip(masks, read, strict=True):
             frame.append(mask)
-    if not kept:
+    if not kept and (faults or not no_target):
         if not faults:
             raise DroppedInput(NO_OBJECT, met="a picture alone", wanted="at least one object")
         raise unusable("object", faults)

@@ -39,7 +39,7 @@ OLD_ENCODING = "jsons in Windows-1252 instead of UTF-8"
 
 
 class ReasonSeg(Source):
-    """One sample per picture, with one object: the union of its targets."""
+    """One sample per picture, with one object: the union of its targets. Without a shape it has no object."""
 
     name = "reasonseg"
     choices: Mapping[str, Any] = {"split": "train"}
@@ -92,7 +92,11 @@ class ReasonSeg(Source):
         candidates = [Candidate(target, (lambda: np.asarray(values == _TARGET),))] if has_target else []
         ignore: Bool = np.asarray(values == _IGNORE)
         extra = {"split": options["split"], **({"ignore": _run_lengths(ignore)} if ignore.any() else {})}
-        raw = sample_of(path, self.name, [(PurePosixPath(path).name, picture)], candidates, extra)
+        no_target = bool(content["text"]) and not content["shapes"]
+        if no_target:
+            texts = enumerate(content["text"])
+            extra |= more | {"expressions": [{"id": str(n), "text": text, "objects": []} for n, text in texts]}
+        raw = sample_of(path, self.name, [(PurePosixPath(path).name, picture)], candidates, extra, no_target)
         return replace(raw, notes=Counter(raw.notes) + notes)
 
 

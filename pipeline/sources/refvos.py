@@ -25,8 +25,10 @@ from pipeline.sources.frame_files import FrameFiles
 from pipeline.sources.objects import Candidate, sample_of
 from pipeline.sources.refvos_masks import MaskLists, PickledMasks, PngMasks
 from pipeline.walk import list_names
-from shards.errors import BadInput, DroppedInput, UserError
+from shards.errors import BadInput, UserError
 from shards.hidden import is_hidden
+
+_NO_SUCH_OBJECT = "2"  # of ReVOS' `type_id`
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Layout:
 
 
 class RefVos(Source):
-    """One sample per video.
+    """One sample per video. It has no object where all expressions of the video are of no object.
 
     Args:
         name: the source's name.
@@ -132,10 +134,8 @@ class RefVos(Source):
         objects = _objects(video)
         for name in video["frames"]:
             below(root, name)
-        if not objects and not any(item.keys() & {"obj_id", "anno_id", "type_id"} for item in video["expressions"]):
+        if not objects and not (video["expressions"] and all(map(_says_its_objects, video["expressions"]))):
             raise BadInput("expressions without objects", met="texts alone", wanted="a split with masks")
-        if not objects:
-            raise DroppedInput("no expression refers to an object", met=f"{len(video['expressions'])} without one")
         read: PngMasks | MaskLists
         if video["annotations"]:
             read = PngMasks(below(root, video["annotations"]), video["frames"])
@@ -156,7 +156,7 @@ class RefVos(Source):
 
         shown: ShownObjects = lambda i: read.shown(usable[i]) & {*objects}  # noqa: E731
         chosen = [usable[i] for i in choose_frames(len(usable), options["frames"], shown, {*objects}, faults)]
-        sizes = [read.size(n) for n in chosen]
+        sizes = [read.size(n) if objects or video["annotations"] else None for n in chosen]
         names = [video["frames"][n] for n in chosen]
         slack = options.get("mask_slack", 0)
         pictures = [
@@ -166,12 +166,13 @@ class RefVos(Source):
         candidates = [
             Candidate(
                 _object(number, video),
-                [partial(read.mask, n, number, *size) for n, size in zip(chosen, sizes, strict=True)],
+                [partial(read.mask, n, number, *size) for n, size in zip(chosen, sizes, strict=True) if size],
             )
             for number in objects
         ]
         more = {"split": options["split"], "video": video["video"], "expressions": video["expressions"]}
-        raw = note_size_differences(sample_of(path, self.name, pictures, candidates, more))
+        sample = sample_of(path, self.name, pictures, candidates, more, no_target=not objects)
+        raw = note_size_differences(sample)
         notes = {**raw.notes, "frames without a picture or mask": len(video["frames"]) - len(usable)}
         return RawSample(path, self.name, raw.frames, raw.objects, raw.more, notes)
 
@@ -195,6 +196,12 @@ def _described(name: str, body: Any, layout: Layout, ids: str) -> dict[str, Any]
         "categories": layout.categories.get(name, {}),
         "video": {"id": name, **{key: body[key] for key in body if key not in ("expressions", "frames")}},
     }
+
+
+def _says_its_objects(expression: Mapping[str, Any]) -> bool:
+    """Whether an expression is known to mean the objects that it names, or none."""
+    stated = any(expression.get(key) is not None for key in ("obj_id", "anno_id"))
+    return stated or as_id(expression.get("type_id")) == _NO_SUCH_OBJECT
 
 
 def _object_id(value: Any) -> str:

@@ -21,7 +21,7 @@ from shards.errors import BadInput
 # No playlists: FFmpeg would open the files that they name, whatever the video's own suffix.
 _FORMATS = "mov,mp4,matroska,webm,avi,mpeg,mpegts,flv,asf,ogg,m4v,ivf,h264,hevc,mpegvideo,mxf"
 _ONLY = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
-_KEPT = 6  # pictures per video: its masklets follow each other, and often use the same frames
+_KEPT = 6  # pictures per video, and all of the last call: its samples follow each other, and often use the same frames
 
 
 class VideoFile:
@@ -29,7 +29,7 @@ class VideoFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._decoded: dict[tuple[int, tuple[int, int]], Image.Image] = {}
+        self._decoded: dict[tuple[int, tuple[int, int] | None], Image.Image] = {}
         with open_input(path) as file:
             refuse_pointer(file.read(64), str(path))
         with self._opened() as (container, stream):
@@ -39,12 +39,12 @@ class VideoFile:
         self.count = len(times)
         """Number of frames that the container lists; nothing is decoded."""
 
-    def pictures(self, numbers: Sequence[int], size: tuple[int, int], slack: int = 0) -> list[Image.Image]:
+    def pictures(self, numbers: Sequence[int], size: tuple[int, int] | None, slack: int = 0) -> list[Image.Image]:
         """Return the frames of these numbers (ascending, from 0), each (H, W, 3) uint8 RGB, read-only.
 
         Args:
-            size: (H, W) that annotations were made for. Frames are turned upright by the rotation that the file
-                states, unless only the stored frame has this size.
+            size: (H, W) that annotations were made for; None for any. Frames are turned upright by the rotation that
+                the file states, unless only the stored frame has this size.
             slack: pixels by which each side may differ from it.
         """
         missing = [number for number in numbers if (number, size) not in self._decoded]
@@ -57,7 +57,7 @@ class VideoFile:
             for number, frame in zip(missing, found, strict=True):
                 self._decoded[number, size] = self._picture(frame, size, slack)
         pictures = [self._decoded[number, size] for number in numbers]
-        for key in [*self._decoded][:-_KEPT]:
+        for key in [*self._decoded][: -max(_KEPT, len(numbers))]:
             del self._decoded[key]
         return pictures
 
@@ -83,7 +83,7 @@ class VideoFile:
             return None
         return found
 
-    def _picture(self, frame: Any, size: tuple[int, int], slack: int) -> Image.Image:
+    def _picture(self, frame: Any, size: tuple[int, int] | None, slack: int) -> Image.Image:
         if frame.width * frame.height > MAX_PIXELS:
             raise BadInput(
                 "too large a picture",
@@ -93,6 +93,8 @@ class VideoFile:
             )
         stored: UInt8 = frame.to_ndarray(format="rgb24")
         upright = np.rot90(stored, round(frame.rotation / 90))
+        if size is None:
+            return Image.fromarray(np.ascontiguousarray(upright))
         off_upright = size_difference(size, upright.shape[:2])
         off_stored = size_difference(size, stored.shape[:2])
         picture, off = (stored, off_stored) if off_stored < off_upright else (upright, off_upright)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.annotations import parse_json, read_items, read_json, read_pairs
+from pipeline.annotations import parse_json, read_items, read_json, read_pairs, read_records
 from pipeline.json_faults import MAX_DEPTH, Nesting
 from shards.errors import BadInput, UserError
 
@@ -132,3 +132,26 @@ def test_one_sample_is_a_bad_input_and_a_whole_file_ends_the_run(tmp_path):
     with pytest.raises(UserError) as caught:
         [*read_items(path)]
     assert not isinstance(caught.value, BadInput)
+
+
+def test_records_of_a_list_and_of_lines(tmp_path):
+    lines = b"\n".join(json.dumps(item).encode() for item in VALUE)
+    for data in (TEXT, lines, b" \n" + lines + b"\n\n", gzip.compress(b"\xef\xbb\xbf" + lines)):
+        assert [*read_records(put(tmp_path, data))] == VALUE
+    *sound, broken, last = read_records(put(tmp_path, lines + b'\n{"a": nul}\n{"a": 1}'))
+    assert sound == VALUE and isinstance(broken, BadInput) and last == {"a": 1}
+    assert broken.where == f"{tmp_path / 'a.json'}, line {len(VALUE) + 1}"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b'{\n "data": []}', "neither one JSON list nor JSON Lines; met not whole JSON"),
+        (b"", "not whole JSON; met an empty file"),
+        (b"[1]\n[2]", "a second JSON value"),
+        (b"{" * 9999, "neither one JSON list nor JSON Lines; met JSON nested too deep"),
+    ],
+)
+def test_files_that_hold_no_records(tmp_path, data, message):
+    with pytest.raises(UserError, match=rf"a\.json.*: .*{message}"):
+        [*read_records(put(tmp_path, data))]

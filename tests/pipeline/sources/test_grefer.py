@@ -1,6 +1,5 @@
 """gRefCOCO: expressions of one, several and no objects."""
 
-import json
 import pickle
 
 import numpy as np
@@ -75,9 +74,16 @@ def test_expressions_name_their_objects(tmp_path, form):
     }
 
 
-def test_a_picture_of_which_no_expression_has_an_object_is_no_sample(tmp_path):
-    with pytest.raises(DroppedInput, match="no expression refers to an object; met 1 without one"):
-        load(write_grefer(tmp_path), 8)
+def test_a_picture_of_which_no_expression_has_an_object_is_a_sample_without_objects(tmp_path):
+    sample, _ = load(write_grefer(tmp_path), 8)
+    assert sample.objects == () and sample.frames[0].masks == () and sample.segmentable
+    assert [(one["text"], one["objects"]) for one in sample.more["expressions"]] == [("nobody", [])]
+    assert sample.frames[0].picture.size == (WIDTH, HEIGHT) and sample.more["image"]["id"] == 8
+
+
+def test_a_picture_without_a_sentence_is_no_sample(tmp_path):
+    with pytest.raises(DroppedInput, match="no expression; met 0 sentences"):
+        load(write_grefer(tmp_path, [ref(1, [-1], image=8)]), 8)
 
 
 def test_splits(tmp_path):
@@ -172,8 +178,7 @@ def test_missing_pictures_are_bad(tmp_path):
 
 def test_through_shards_verify_and_preview(tmp_path):
     summary, samples = through("grefcoco", write_grefer(tmp_path / "raw"), tmp_path / "work")
-    assert summary.manifest.left_out == {"no expression refers to an object": 1}
-    (meta,) = samples.values()
+    assert summary.manifest.left_out == {} and summary.manifest.version == 3
+    meta, without = samples.values()
     assert [one["objects"] for one in meta["expressions"]] == [["1", "2"], ["1"], [], []]
-    (line,) = (tmp_path / "work/grefcoco/ledger.jsonl").read_text().splitlines()
-    assert json.loads(line)["bad"] is False
+    assert without["objects"] == [] and {*without["crc32"]} == {"pixel_values", "g_pixel_values"}

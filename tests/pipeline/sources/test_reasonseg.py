@@ -138,8 +138,17 @@ def test_files_that_are_no_such_json(tmp_path, text, why):
         load(tmp_path)
 
 
-def test_pictures_without_a_target(tmp_path):
-    write(tmp_path, "a", shape(*SMALL, label="ignore"))
+def test_a_picture_without_shapes_is_a_sample_without_objects(tmp_path):
+    write(tmp_path, "a")
+    sample = load(tmp_path)
+    assert sample.objects == () and sample.frames[0].masks == () and sample.segmentable
+    expressions = [{"id": str(n), "text": text, "objects": []} for n, text in enumerate(TEXTS)]
+    assert sample.more == {"split": "train", "is_sentence": True, "expressions": expressions}
+
+
+@pytest.mark.parametrize("given", [{"label": "ignore"}, {"label": "flag"}, {"points": [[1, 1], [5, 5]]}])
+def test_pictures_with_other_shapes_than_a_target_are_no_samples(tmp_path, given):
+    write(tmp_path, "a", {**shape(*SMALL), **given})
     with pytest.raises(DroppedInput, match="no annotated object"):
         load(tmp_path)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.sources.frame_choice import choose_frames
-from shards.errors import BadInput, DroppedInput, UserError
+from shards.errors import BadInput, UserError
 from shards.reader import ShardSet
 from tests.pipeline.sources import videos as v
 
@@ -351,8 +351,25 @@ def test_revos_in_both_layouts(tmp_path, records, base, pictures):
     assert len(sample.frames) == 4 and sample.objects[0].texts == ("which one may fly?",)
     assert [item["type_id"] for item in sample.more["expressions"]] == [1, 2, 2]
     assert sample.more["expressions"][2]["objects"] == []
-    with pytest.raises(DroppedInput, match="no expression refers to an object"):
-        v.load("revos", root, records, which=1)
+
+
+@pytest.mark.parametrize("more", [{"anno_id": []}, {"type_id": 2}])
+def test_a_video_of_which_no_expression_has_an_object_is_a_sample_without_objects(tmp_path, records, more):
+    root = write_revos(tmp_path / "data")
+    file = root / "ReVOS/meta_expressions_train_.json"
+    frames = [f"{n:05d}" for n in range(9)]
+    videos = {"MOSE/none": {"expressions": {"0": expression("the elephant", **more)}, "frames": frames}}
+    write_json(file, {"videos": videos})
+    for n in range(9):
+        v.write_frame(root / f"ReVOS/JPEGImages/MOSE/none/{n:05d}.jpg", n)
+    sample = v.load("revos", root, records, frames=3)
+    assert [frame.name for frame in sample.frames] == ["00001", "00004", "00007"]
+    assert sample.objects == () and sample.segmentable and all(frame.masks == () for frame in sample.frames)
+    assert [(one["text"], one["objects"]) for one in sample.more["expressions"]] == [("the elephant", [])]
+    videos["MOSE/none"]["expressions"]["1"] = expression("which?", type_id=1)  # as in a split without annotations
+    write_json(file, {"videos": videos})
+    with pytest.raises(BadInput, match="expressions without objects; met texts alone"):
+        v.load("revos", root, records)
 
 
 # --- Ref-DAVIS17

@@ -90,7 +90,9 @@ def test_seeking_and_counting_give_the_same_frames(video):
     other = VideoFile(video)
     other._times = None
     assert all(map(np.array_equal, other.pictures([3, 44, 95], (120, 160)), sought))
-    assert len(other._decoded) == 3 and len(file.pictures(range(20), (120, 160))) == 20 and len(file._decoded) <= 6
+    assert len(other._decoded) == 3
+    assert len(file.pictures(range(20), (120, 160))) == len(file._decoded) == 20  # the next masklet may use the same
+    assert len(file.pictures([40], (120, 160))) == 1 and len(file._decoded) == 6
 
 
 def test_a_pair_of_each_masklet(root, records):
