@@ -205,7 +205,12 @@ class Prompts:
         return _row(name, [*first, *phrase, *last], reply, reply, replaced=range(len(first), len(first) + len(phrase)))
 
     def conversation(
-        self, name: str, conversation: Conversation, cells: Sequence[int], max_tokens: int = 8192
+        self,
+        name: str,
+        conversation: Conversation,
+        cells: Sequence[int],
+        max_tokens: int = 8192,
+        max_answer_tokens: int | None = None,
     ) -> TokenRow:
         """Build the row of a conversation as Sa2VA's own training does.
 
@@ -217,6 +222,7 @@ class Prompts:
             conversation: its answers, and the question with the pictures, lose the space around them.
             cells: number of the 256 visual tokens that lie in each of the conversation's regions.
             max_tokens: what is longer is cut at its end.
+            max_answer_tokens: longer answers are cut too, and have no end mark. None: they are not.
 
         Raises:
             UserError: so few tokens that a picture or a region is cut off.
@@ -229,9 +235,11 @@ class Prompts:
         for turn in conversation.turns:
             asked = _stripped(turn.question) if Mark.PICTURES in turn.question else turn.question
             question = self._parts(asked, len(conversation.frames), regions)
-            answer = self._parts(_stripped(turn.answer), len(conversation.frames), regions)
             unlabelled = self._text.encode([*self._before, *question, *self._after])
+            answer = [*self._parts(_stripped(turn.answer), len(conversation.frames), regions)]
             labelled = self._text.encode([*answer, *self._end])
+            if max_answer_tokens is not None and len(words := self._text.encode(answer)) > max_answer_tokens:
+                labelled = words[:max_answer_tokens]
             ids += [*unlabelled, *labelled, *self._separator]
             labels += [IGNORE] * len(unlabelled) + labelled + [IGNORE] * len(self._separator)
         if len(ids) > max_tokens:

@@ -32,6 +32,18 @@ def merging_tokenizer() -> PreTrainedTokenizerBase:
 
 
 @cache
+def writing_tokenizer() -> PreTrainedTokenizerBase:
+    """Build a byte-level BPE whose merges make `[SEG]` and `<p>` of letters too. Not to be changed."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("[", "S"), ("E", "G"), ("[S", "EG"), ("[SEG", "]"), ("<", "p"), ("<p", ">")]
+    words = [*alphabet, *("".join(pair) for pair in merges)]
+    tokenizer = Tokenizer(models.BPE({word: number for number, word in enumerate(words)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return with_added_tokens(tokenizer)
+
+
+@cache
 def beginning_tokenizer() -> PreTrainedTokenizerBase:
     """Build a byte-level tokenizer that puts `<s>` in front of a text. Not to be changed."""
     tokenizer = byte_tokenizer()
