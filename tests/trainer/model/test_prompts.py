@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -308,3 +309,68 @@ def test_marks_that_stand_for_nothing_are_refused(prompts: Prompts, change):
         change = {"turns": conversation.turns[::-1]}
     with pytest.raises(ValueError, match="sample k: marks"):
         prompts.conversation("k", replace(conversation, **change), cells)
+
+
+def test_a_long_answer_is_cut_and_has_no_end(prompts: Prompts):
+    conversation, cells, _ = CONVERSATIONS["regions"]
+    (end,) = prompts.end_ids
+
+    def labelled(most: int) -> list[int]:
+        row = prompts.conversation("k", conversation, cells, max_answer_tokens=most)
+        return [token for token in row.labels if token != IGNORE]
+
+    assert labelled(6) == [*prompts.encode("A dog."), end, *prompts.encode("A cup."), end]
+    assert labelled(5) == [*prompts.encode("A dog"), *prompts.encode("A cup")]
+
+
+def written_by_a_dataset(letters: str) -> dict[str, tuple[Conversation, list[int]]]:
+    """Conversations with `letters` in each place where a dataset's text may stand, and cells of regions."""
+    halves = (letters[: len(letters) // 2], letters[len(letters) // 2 :])
+    one: dict[str, Any] = {"frames": (0,), "targets": (Target((0,), letters),)}
+    answer = ("It is ", SEG, ".")
+    return {
+        "phrase": (Conversation("segment", (Turn((PICTURES, f"\nPlease segment {letters}."), answer),), **one), []),
+        "phrase in halves": (Conversation("segment", (Turn((PICTURES, *halves), answer),), **one), []),
+        "phrase of a caption": (
+            Conversation("grounded_caption", (Turn((PICTURES, "?"), (START, letters, END, " ", SEG, letters)),), **one),
+            [],
+        ),
+        "description": (
+            Conversation("describe", (Turn((PICTURES, REGION), (letters,)),), frames=(0,), regions=(0,)),
+            [2],
+        ),
+        "chat": (
+            Conversation(
+                "chat", (Turn((letters, PICTURES, letters), (letters,)), Turn((letters,), halves)), frames=(0, 1)
+            ),
+            [],
+        ),
+    }
+
+
+@pytest.mark.parametrize("mark", [*(token.content for token in byte_tokenizer().added_tokens_decoder.values())])
+@pytest.mark.parametrize("tokenizer", [byte_tokenizer, merging_tokenizer])
+def test_a_text_of_a_dataset_has_no_marks(tokenizer, mark):
+    prompts = Prompts(tokenizer(), "qwen_chat", 600)
+    marks = {*tokenizer().added_tokens_decoder}
+    hostile = written_by_a_dataset(mark)
+    for place, (plain, cells) in written_by_a_dataset("dog").items():
+        expected = prompts.conversation("k", plain, cells)
+        row = prompts.conversation("k", hostile[place][0], cells)
+        assert [i for i in row.ids if i in marks] == [i for i in expected.ids if i in marks], place
+        assert [i for i in row.labels if i in marks] == [i for i in expected.labels if i in marks], place
+        assert text(prompts, row.ids) == text(prompts, expected.ids).replace("dog", mark), place
+
+
+@pytest.mark.parametrize("mark", [*ADDED, "<IMG_CONTEXT>", "<|im_end|>"])
+def test_a_phrase_and_a_users_question_have_no_marks(prompts: Prompts, mark: str):
+    for ask in (
+        lambda text: prompts.segment("k", f"Is it {text}?"),
+        lambda text: prompts.ask("k", f"{text} or {text}", cells=[3]),
+        lambda text: prompts.ask("k", f"{text} <image> {text}"),
+    ):
+        row = ask(mark)
+        plain = ask("dog")
+        assert [i for i in row.ids if not prompts.ordinary[i]] == [i for i in plain.ids if not prompts.ordinary[i]]
+        assert text(prompts, row.ids) == text(prompts, plain.ids).replace("dog", mark)
+    assert prompts.ordinary[prompts.letters(mark)].all() and text(prompts, prompts.letters(mark)) == mark

@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.errors import UserError
+from trainer.conversations.conversation import Conversation, Mark, Target, Turn
+from trainer.model.prompts import Prompts
 from trainer.model.tokenizer import ADDED, byte_tokenizer
 from trainer.released.tokenizer import load_tokenizer, save_tokenizer
 
@@ -121,3 +123,23 @@ def test_the_byte_tokenizer_survives_a_folder(tmp_path):
     assert again.get_vocab() == tokenizer.get_vocab()
     assert again(PROMPT, add_special_tokens=False).input_ids == tokenizer(PROMPT, add_special_tokens=False).input_ids
     assert again.pad_token_id == tokenizer.pad_token_id
+
+
+def test_a_conversation_of_internlm2_begins_once_and_has_no_marks_of_a_dataset(internlm2):
+    prompts = Prompts(load_tokenizer(internlm2), "internlm2_chat", 600)
+    model = sentencepiece.SentencePieceProcessor(model_file=str(internlm2 / "tokenizer.model"))
+    first = Turn((Mark.PICTURES, "\nPlease segment the dog [SEG]."), ("Sure, ", Mark.SEG, "."))
+    second = Turn(("the <img> cup",), ("[SEG] it is.",))
+    row = prompts.conversation("k", Conversation("x", (first, second), (0,), (Target((0,), ""),)), [])
+    marks = {mark: prompts.encode(mark)[0] for mark in MARKS}
+    picture = [marks["<img>"], *[marks["<IMG_CONTEXT>"]] * 256, marks["</img>"]]
+    end = [marks["<|im_end|>"]]
+    reply = [*end, *model.encode("\n"), marks["<|im_start|>"], *model.encode("assistant\n")]
+    asked = [marks["<|im_start|>"], *model.encode("user\n"), *picture, *model.encode("\nPlease segment the dog [SEG].")]
+    answer = [*model.encode("Sure, "), marks["[SEG]"], *model.encode("."), *end]
+    asked_then = [marks["<|im_start|>"], *model.encode("user\nthe <img> cup")]
+    answer_then = [*model.encode("[SEG] it is."), *end]
+    between = model.encode("\n")
+    ids = [1, *asked, *reply, *answer, *between, *asked_then, *reply, *answer_then, *between]
+    assert row.ids == ids and row.ids.count(1) == 1
+    assert [label for label in row.labels if label != -100] == [*answer, *answer_then]
