@@ -51,6 +51,8 @@ PARTS = (
     Part("gcg-flickr30k", "glamm_data", "annotations/flickr_mergedGT_GCG_train.json"),
     Part("osprey-conversation", "osprey-724k", "Osprey-724K/osprey_conversation.json"),
     Part("osprey-description", "osprey-724k", "Osprey-724K/osprey_detail_description.json"),
+    Part("llava", "llava_data", "LLaVA-Instruct-150K/llava_v1_5_mix665k.json"),
+    Part("videoqa", "video_datas/chat_univi", "video_chat.json"),
 )
 
 Result = RunSummary | TaskSummary | tuple[RawDataset, Plan] | Estimate

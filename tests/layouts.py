@@ -148,6 +148,8 @@ def write_sa2va_training(root: Path) -> None:
     videos.write_video(videos_root / "video.mp4", test_sav_video.FRAMES)
     test_sav_video.write_sav_video(videos_root / "sam_v_full/sav_train", videos_root / "video.mp4")
     test_sav_video.write_ref_sav(videos_root)
+    test_videoqa.write_videoqa(videos_root, frames=4)
+    test_llava.write_llava(root / "llava_data")
     write_gcg(root / "glamm_data")
     write_osprey(root / "osprey-724k")
     spoken = test_osprey.record(conversations=test_osprey.talk("What is <region1>?", "A cat."))
