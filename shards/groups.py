@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import UserError
+from shards.format import key_for
 
 Group = Literal["sample", "file", "folder", "picture"]
 """Kind of group that stays together when samples are divided.
@@ -25,6 +26,7 @@ GROUPS: tuple[Group, ...] = get_args(Group)
 _HASH = 17  # characters of a key after its readable stem: "-" and 16 hexadecimal digits
 _COCO = re.compile(r"coco_(?:train|val|test|unlabeled)\d{4}_(\d+)")
 _EXPORTED = re.compile(r"_(?:jpe?g|png|bmp|webp)$")
+_NUMBER = re.compile(r"#\d+$")
 _FRAMES = {".npz", ".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
 """Suffixes of files that hold one or two frames of a video, not all of it."""
 
@@ -43,7 +45,8 @@ class Groups(NamedTuple):
     file: int
     folder: int
     picture: int
-    """The same as `folder` where several frames of a video make a sample and the video is a folder."""
+    """The same as `folder` where several frames of a video make a sample and the video is a folder. Every text alone has
+    one of its own."""
 
 
 def groups_of(key: str, path: str, frames: int) -> Groups:
@@ -56,7 +59,9 @@ def groups_of(key: str, path: str, frames: int) -> Groups:
     file = _file(path)
     folder = str(PurePosixPath(file).parent)
     is_video = frames > 1 and folder != "." and PurePosixPath(file).suffix.lower() in _FRAMES
-    return Groups(_hashed(file), _hashed(folder), _hashed(folder if is_video else picture_name(key)))
+    # Of a name without a dot the key's readable part has the number that tells the samples of a folder of frames apart.
+    picture = folder if is_video else picture_name(key_for(_NUMBER.sub("", path))) if frames else key
+    return Groups(_hashed(file), _hashed(folder), _hashed(picture))
 
 
 def group_name(key: str, path: str, frames: int, by: Group) -> str:

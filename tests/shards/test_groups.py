@@ -52,6 +52,14 @@ def test_pairs_of_frames_belong_to_their_video():
     assert groups("masklet_data_00000.npz", 2).picture != groups("masklet_data_00001.npz", 2).picture
 
 
+def test_records_of_a_picture_and_texts_of_a_file():
+    """Records of one picture or folder of frames belong together; texts alone do not, though one file holds them."""
+    assert groups("coco/train2017/000000000036.jpg#7", 1).picture == groups("000000000036.jpg").picture
+    assert groups("videos/v_1#7", 5).picture == groups("videos/v_1#12", 5).picture == groups("v_1.mp4#3", 5).picture
+    assert groups("a.json#7", 0).picture != groups("a.json#8", 0).picture
+    assert groups("a.json#7", 0).file == groups("a.json#8", 0).file
+
+
 def test_names_of_groups():
     path = "sav_000/sav_1.mp4#manual-0"
     assert [group_name("key", path, 2, by) for by in GROUPS[:3]] == ["key", "sav_000/sav_1.mp4", "sav_000"]
