@@ -14,6 +14,8 @@ from trainer.doctor.findings import Finding, fail, ok, size, warn
 from trainer.doctor.footprint import Footprint
 from trainer.doctor.output import existing_parent
 from trainer.objectives import load_objective
+from trainer.released.files import resolve
+from trainer.released.training import read_training
 
 _LITTLE_LEFT = 0.8
 """Share of the memory above which weights and their states leave little for activations."""
@@ -34,6 +36,10 @@ def check_model(config: Config, footprint: Footprint) -> Iterator[Finding]:
     if lost := [part for part in config.trainable if all(part in parts for parts in unreached)]:
         text = f"no loss of {', '.join(names)} reaches {', '.join(lost)}: weight decay alone would move them"
         yield warn("trainable", f"{text}; leave them out of trainable")
+    if model.path and read_training(resolve(model.path, weights=False))[0] is None:
+        text = "Sa2VA's own training cut pictures into up to 12 tiles of 448 x 448 and a thumbnail; shards hold the one"
+        do = "ask the tuned model with one view, too (predict --tiles 1)"
+        yield warn("model", f"{text} view of the whole at 448 x 448, in which small objects are coarser; {do}")
     if model.internvl and not {"token_embeddings", "language_model"} & {*config.trainable}:
         yield warn("trainable", "[SEG] is new to this model; add token_embeddings to trainable, or it is hardly said")
 
