@@ -1,49 +1,184 @@
-"""Samples into batches: the objects and frames that a visit takes, decoded into reused buffers."""
+"""Samples into batches: what a visit takes is planned, then decoded into reused buffers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from math import prod
-from typing import Any, Literal
+from random import Random
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
 
 from shards import codec
-from shards.errors import BadShard
-from shards.format import Field
-from shards.program import check_set
+from shards.errors import BadShard, UserError
+from shards.format import Field, FieldName
 from shards.reader import Array, StoredSample, decode_field
 from shards.recipe import Recipe
-from shards.sample import usable_texts
-from trainer.data.batch import Frame, PairBatch
-from trainer.data.choice import Choice, choose, shuffled, take_in_turn
+from trainer.data.batch import Batch
 
 Need = Literal["texts", "regions"]
 """What a chosen object must have: a prompt cell in a frame, and for "texts" a text too. Both are index columns."""
 NEEDED = {"texts": "an object with a text", "regions": "an object with a prompt cell"}
 Normalise = Literal["host", "device"]
 """Where `pixel_values` become float32 and `masks` a byte per pixel: in the loader, or in `Batch.to` on the device."""
+Copies = list[tuple[Array, Array]]
+"""(target, source) pairs of arrays."""
+Later = list[Callable[[], object]]
+"""Calls that complete what was planned to be copied or decoded."""
+Layout = tuple[tuple[int, ...], np.dtype[Any]]
+"""Shape and dtype."""
 
 
 @dataclass(frozen=True, slots=True)
-class Visit:
-    """A sample that an epoch visits, and what the visit takes of it."""
+class SampleVisit:
+    """A visit of an epoch to a stored sample."""
 
     sample: StoredSample
-    choice: Choice
+    source: str
+    """The sample's source."""
+    epoch: int
+    number: int
+    """How often the sample was visited before, in this epoch and those before it."""
     copy: int
     """How often the sample came before in this epoch."""
+    other_phrase: Callable[[Random], str | None]
+    """Draws a phrase of another sample of the source; None where there is none."""
 
 
-_field = lru_cache(Field)
+class Plan(Protocol):
+    """What a visit takes of its sample."""
+
+    @property
+    def sample(self) -> StoredSample:
+        """The sample."""
+
+    def detached(self) -> Any:
+        """Return the plan with its sample detached: a batch, which may live long, keeps no tar mapped."""
+
+
+AnyPlan = TypeVar("AnyPlan", bound=Plan)
+Place = tuple[int, ...]
+"""Where in a batch's tensors a sample's parts begin."""
+stored_field = lru_cache(Field)
+
+
+class Decoder(ABC, Generic[AnyPlan]):
+    """Plans what a batch takes of its samples, and decodes it into the batch's buffers.
+
+    A batch is planned as a whole before any of it is decoded, because only its plans tell how much memory it takes and
+    where in it each sample lies. Any number of threads may plan, and fill buffers, at a time.
+
+    Args:
+        recipe: of the shards.
+        normalise: "device" leaves `pixel_values` and `masks` as they are stored, for `Batch.to`.
+        pin: use page-locked memory.
+        buffers: number of batches that have memory at a time.
+    """
+
+    def __init__(self, recipe: Recipe, normalise: Normalise, pin: bool, buffers: int) -> None:
+        self._recipe = recipe
+        self._as_stored = normalise == "device"
+        self._pin = pin
+        self._buffers = buffers
+
+    @abstractmethod
+    def plan(self, visit: SampleVisit) -> AnyPlan:
+        """Choose what a visit takes; raises `BadShard` where the sample cannot be decoded."""
+
+    @abstractmethod
+    def counts(self, plans: Sequence[AnyPlan]) -> Mapping[str, int]:
+        """Return `Batch.counts` of the batch of these plans."""
+
+    @abstractmethod
+    def new_buffers(self) -> Buffers:
+        """Return memory for one batch."""
+
+    @abstractmethod
+    def places(self, buffers: Buffers, plans: Sequence[AnyPlan]) -> list[Place]:
+        """Return the place of each plan's sample in a batch; make room for the batch in `buffers`."""
+
+    def fill(self, buffers: Buffers, place: Place, plan: AnyPlan, later: Later) -> AnyPlan:
+        """Decode what a plan takes to its place; the pictures are complete when `later` has run.
+
+        Between two copies of megabytes Python finds nothing of its own in the processor's cache, and takes three times
+        as long: so the Python for several samples comes first, then their copies.
+
+        Returns:
+            The plan, detached.
+
+        Raises:
+            BadShard: the sample cannot be decoded. So may `later`, which compares its bytes where that is to be done.
+        """
+        copies: Copies = []
+        first = len(later)
+        self._fill(buffers, place, plan, copies, later)
+        if compare := plan.sample.compare:
+            later.insert(first, partial(compare, copies))
+        else:
+            later += [partial(np.copyto, *pair) for pair in copies]
+        detached: AnyPlan = plan.detached()
+        return detached
+
+    @abstractmethod
+    def _fill(self, buffers: Buffers, place: Place, plan: AnyPlan, copies: Copies, later: Later) -> None:
+        """Decode masks, and put what completes the pictures into `copies` or `later`."""
+
+    @abstractmethod
+    def batch(self, buffers: Buffers, plans: Sequence[AnyPlan], **known: Any) -> Batch:
+        """Return the batch that the plans were decoded into; `known` holds other fields of it."""
+
+    def _row(self, name: FieldName, objects: int | None = None) -> Layout:
+        """Return the layout of one row of a field's tensor: a picture, the masks of `objects` objects, or one mask."""
+        field = stored_field(name, None)
+        shape = field.shape(self._recipe, objects or 1)
+        if objects is None and not field.is_picture:
+            shape = shape[1:]
+        if self._as_stored and name == "pixel_values":
+            return shape, np.dtype(np.uint8)
+        if self._as_stored and name == "masks":
+            return (*shape[:-1], shape[-1] // 8), np.dtype(np.uint8)
+        return shape, field.dtype
+
+    def _decode(
+        self, sample: StoredSample, field: Field, objects: Sequence[int] | None = None, out: Array | None = None
+    ) -> Array:
+        """Decode a field of a sample, masks of `objects` alone; `field` has the frame's number."""
+        try:
+            return decode_field(field, _member(sample, field), self._recipe, objects, out, self._as_stored)
+        except BadShard as error:
+            raise error.at(f"{sample.where}.{_stored(sample, field)}") from None
+
+    def _decode_picture(
+        self, sample: StoredSample, field: Field, outs: Sequence[Array], copies: Copies, later: Later
+    ) -> None:
+        """Put what decodes a picture into each of `outs` into `copies` or `later`."""
+        data = _member(sample, field)
+        if (self._as_stored or field.name != "pixel_values") and codec.is_raw(data):
+            try:
+                picture = codec.read_picture(data, outs[0].shape[1])
+            except BadShard as error:
+                raise error.at(f"{sample.where}.{_stored(sample, field)}") from None
+            copies += [(out, picture) for out in outs]
+        else:
+            later.append(partial(self._decode, sample, field, None, outs[0]))
+            later += [partial(np.copyto, out, outs[0]) for out in outs[1:]]
 
 
 def _stored(sample: StoredSample, field: Field) -> Field:
     """Return `field` as a sample stores it: without the frame's number if there is only one frame."""
-    return _field(field.name, None) if sample.frames == 1 else field
+    return stored_field(field.name, None) if sample.frames == 1 else field
+
+
+def _member(sample: StoredSample, field: Field) -> memoryview:
+    stored = _stored(sample, field)
+    if stored not in sample.members:
+        raise BadShard("a sample without this field", where=f"{sample.where}.{stored}", wanted=str(stored))
+    return sample.members[stored]
 
 
 class Lazy(Sequence[Any]):
@@ -71,160 +206,57 @@ class Lazy(Sequence[Any]):
         return repr(self._list())
 
 
-class BatchDecoder:
-    """Chooses objects of samples and decodes them into the rows of a batch.
+class Buffers:
+    """Memory of one batch, which grows when a batch needs more.
 
     Args:
-        fields: of frames 1 and 2.
-        recipe: of the shards.
-        objects: most objects per sample.
-        need: what an object must have to be chosen.
-        normalise: "device" leaves `pixel_values` and `masks` as they are stored, for `Batch.to`.
+        rows: layout of one row of each tensor, by name.
+        pin: use page-locked memory.
+        together: number of batches that have memory at a time.
     """
 
-    def __init__(
-        self, fields: Sequence[Field], recipe: Recipe, objects: int, need: Need | None, normalise: Normalise
-    ) -> None:
-        self._fields = [*fields]
-        self._recipe = recipe
-        self._objects = objects
-        self._need = need
-        self._as_stored = normalise == "device"
-        self._first = Field("pixel_values", 1) in self._fields
+    def __init__(self, rows: Mapping[str, Layout], pin: bool, together: int) -> None:
+        self._rows = rows
+        self._pin = pin
+        self._together = together
+        self.tensors: dict[str, torch.Tensor] = {}
+        """By name, each with as many rows as there is room for."""
+        self.arrays: dict[str, Array] = {}
+        """The same memory as arrays."""
 
-    def buffers(self, batch_size: int, pin: bool) -> Buffers:
-        """Allocate one batch's tensors; those of objects are (B, objects, ...)."""
-        tensors = {}
-        for field in self._fields:
-            shape, dtype = self._layout(field, batch_size)
+    def make_room(self, counts: Mapping[str, int]) -> None:
+        """Make room for so many rows of each tensor. What a tensor that has to grow held is lost to it.
+
+        Raises:
+            UserError: all buffers together would not fit this machine's memory.
+        """
+        held = {name: len(array) for name, array in self.arrays.items()}
+        grown = {name: max(count, held.get(name, 0) * 5 // 4) for name, count in counts.items()}
+        grown = {name: count for name, count in grown.items() if counts[name] > held.get(name, -1)}
+        if not grown:
+            return
+        check_memory(self._together * nbytes(self._rows, held | grown))
+        for name, count in grown.items():
+            shape, dtype = self._rows[name]
             # numpy allocates huge pages, to which writing is a tenth faster.
-            empty = torch.from_numpy(np.empty(shape, dtype))
-            tensors[str(field)] = torch.empty_like(empty, pin_memory=True) if pin else empty
-        return Buffers(tensors)
-
-    def nbytes(self, batch_size: int) -> int:
-        """Bytes of one batch's tensors."""
-        layouts = (self._layout(field, batch_size) for field in self._fields)
-        return sum(prod(shape) * dtype.itemsize for shape, dtype in layouts)
-
-    def _layout(self, field: Field, batch_size: int) -> tuple[tuple[int, ...], np.dtype[Any]]:
-        shape = (batch_size, *field.shape(self._recipe, self._objects))
-        dtype = field.dtype
-        if self._as_stored and field.name == "pixel_values":
-            return shape, np.dtype(np.uint8)
-        if self._as_stored and field.name == "masks":
-            return (*shape[:-1], shape[-1] // 8), np.dtype(np.uint8)
-        return shape, dtype
-
-    def choose(self, sample: StoredSample, salt: int, visit: int) -> Choice:
-        """Choose what visit number `visit` to a sample takes of it; `salt` is the sample's.
-
-        Raises:
-            BadShard: the sample cannot be decoded, or has no object that has what is needed.
-        """
-        if not self._need:
-            taken = take_in_turn(shuffled(range(sample.objects), salt), self._objects, visit)
-            return Choice([n for n, _ in taken], [turn for _, turn in taken], (0, min(1, sample.frames - 1)))
-        cells = [self._decoded(sample, _field("prompt_masks", f + 1)) for f in range(sample.frames)]
-        visible = np.stack([mask.any(axis=(1, 2)) for mask in cells])
-        able: list[int] = np.flatnonzero(visible.any(axis=0)).tolist()
-        if self._need == "texts":
-            able = [n for n in able if usable_texts(sample.meta["objects"][n])]
-        if not able:
-            raise BadShard("index and sample differ", where=sample.where, wanted=NEEDED[self._need], do=check_set())
-        return choose(visible, able, self._objects, salt, visit)
-
-    def fill(self, buffers: Buffers, row: int, visit: Visit, later: list[Callable[[], object]]) -> Visit:
-        """Decode what a visit takes into row `row`; the pictures are complete when `later` has run.
-
-        Between two copies of megabytes Python finds nothing of its own in the processor's cache, and takes three times
-        as long: so the Python for several rows comes first, then their copies.
-
-        Returns:
-            The visit with its sample detached: a batch, which may live long, keeps no tar mapped.
-
-        Raises:
-            BadShard: the sample cannot be decoded. So may `later`, which compares its bytes where that is to be done.
-        """
-        sample = visit.sample
-        choice = visit.choice
-        copies: list[tuple[Array, Array]] = []
-        first = len(later)
-
-        def decode_picture(field: Field, out: Array) -> None:
-            stored = _stored(sample, field)
-            if (self._as_stored or field.name != "pixel_values") and codec.is_raw(sample.members[stored]):
-                try:
-                    copies.append((out, codec.read_picture(sample.members[stored], out.shape[1])))
-                except BadShard as error:
-                    raise error.at(f"{sample.where}.{stored}") from None
-            else:
-                later.append(partial(self._decoded, sample, field, None, out))
-
-        objects = choice.objects
-        chosen = choice.frames
-        for field, array in zip(self._fields, buffers.arrays, strict=True):
-            target = array[row]
-            frame = chosen[(field.frame or 1) - 1]
-            stored = _field(field.name, frame + 1)
-            if field.name in ("masks", "prompt_masks"):
-                self._decoded(sample, stored, objects, target[: len(objects)])
-            elif field.name != "pixel_values" or field.frame == 1 or chosen[0] != chosen[1] or not self._first:
-                decode_picture(stored, target)
-        if sample.compare:
-            later.insert(first, partial(sample.compare, copies))
-        else:
-            later += [partial(np.copyto, *pair) for pair in copies]
-        return Visit(sample.detached(), choice, visit.copy)
-
-    def _decoded(
-        self, sample: StoredSample, field: Field, objects: Sequence[int] | None = None, out: Array | None = None
-    ) -> Array:
-        stored = _stored(sample, field)
-        try:
-            return decode_field(stored, sample.members[stored], self._recipe, objects, out, self._as_stored)
-        except BadShard as error:
-            raise error.at(f"{sample.where}.{stored}") from None
-
-    def batch(self, buffers: Buffers, visits: Sequence[Visit], **known: Any) -> PairBatch:
-        """The batch whose first rows `visits` were decoded into; `known` holds other fields of it."""
-        counts = [len(visit.choice.objects) for visit in visits]
-        full = all(count == self._objects for count in counts)
-        frames: tuple[dict[str, torch.Tensor], ...] = ({}, {})
-        for field in self._fields:
-            tensor = buffers.tensors[str(field)][: len(visits)]
-            if field.name in ("masks", "prompt_masks"):
-                taken = [[k < count for k in range(self._objects)] for count in counts]
-                tensor = tensor.flatten(0, 1) if full else tensor[torch.tensor(taken)]
-            frames[(field.frame or 1) - 1][field.name] = tensor
-        chosen = [visit.choice.frames for visit in visits]
-        return PairBatch(
-            frames=(Frame(**frames[0]), Frame(**frames[1])),
-            image_of_object=torch.tensor([i for i, count in enumerate(counts) for _ in range(count)]),
-            paired=torch.tensor([first != second for first, second in chosen]),
-            keys=[visit.sample.key for visit in visits],
-            texts=Lazy(lambda: [texts for visit in visits for texts in _texts_of_chosen(visit)]),
-            objects=[number for visit in visits for number in visit.choice.objects],
-            recipe=self._recipe,
-            meta=Lazy(lambda: [visit.sample.meta for visit in visits]),
-            frame_numbers=[(first + 1, second + 1) for first, second in chosen],
-            turns=[turn for visit in visits for turn in visit.choice.turns],
-            copies=[visit.copy for visit in visits],
-            **known,
-        )
+            empty = torch.from_numpy(np.empty((count, *shape), dtype))
+            self.tensors[name] = torch.empty_like(empty, pin_memory=True) if self._pin else empty
+            self.arrays[name] = self.tensors[name].numpy()
 
 
-def _texts_of_chosen(visit: Visit) -> list[list[str]]:
-    """The texts of each chosen object that say something."""
-    return [usable_texts(visit.sample.meta["objects"][number]) for number in visit.choice.objects]
+def nbytes(rows: Mapping[str, Layout], counts: Mapping[str, int]) -> int:
+    """Return the bytes of tensors with so many rows."""
+    return sum(counts.get(name, 0) * prod(shape) * dtype.itemsize for name, (shape, dtype) in rows.items())
 
 
-class Buffers:
-    """Memory of one batch: `tensors` by field, and in the same order `arrays` that share their memory."""
-
-    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
-        self.tensors = tensors
-        self.arrays = [tensor.numpy() for tensor in tensors.values()]
+def check_memory(needed: int) -> None:
+    """Raise `UserError` where batches of `needed` bytes in all do not fit this machine's memory."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > memory:
+        required = f"{needed / 1e9:,.1f} GB"
+        expected = f"less than this machine's {memory / 1e9:,.1f} GB"
+        do = "lower data.prefetch, batch_size, data.objects_per_sample or data.frames"
+        raise UserError("batches take more memory than there is", where="data", met=required, wanted=expected, do=do)
 
 
 class Ring:
@@ -235,5 +267,6 @@ class Ring:
         self.turn = 0
 
     def next(self) -> Buffers:
+        """Return the buffers that were returned longest ago."""
         self.turn += 1
         return self._buffers[(self.turn - 1) % len(self._buffers)]

@@ -7,12 +7,12 @@ an optimiser step takes depends on how many it takes, not on how many processes 
 from __future__ import annotations
 
 import logging
-import os
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,12 +27,16 @@ from shards.recipe import Recipe
 from shards.remote import RemoteShardSet
 from shards.sets import open_sets
 from shards.storage.cache import Cache
+from trainer.conversations.options import ConversationOptions
 from trainer.data.batch import Batch
-from trainer.data.choice import salt_of
-from trainer.data.decoding import NEEDED, BatchDecoder, Buffers, Need, Normalise, Ring, Visit
+from trainer.data.conversation_decoder import ConversationDecoder
+from trainer.data.decoding import NEEDED, Buffers, Decoder, Later, Need, Normalise, Place, Ring, SampleVisit
 from trainer.data.fetching import ShardFetcher, check_cache_size
 from trainer.data.holdout import held_out_parts
 from trainer.data.order import SHUFFLE_WINDOW, Entry, Part, SampleOrder
+from trainer.data.other_phrases import OtherPhrases
+from trainer.data.pair_decoder import PairDecoder
+from trainer.model.prompts import Prompts
 from trainer.trained_on import picture_ids, sample_ids
 
 log = logging.getLogger(__name__)
@@ -70,7 +74,8 @@ class LoaderOptions:
     """What a loader reads of shard sets, and how."""
 
     fields: tuple[str, ...]
-    """Tensors, with the frame's number: ("pixel_values1", "prompt_masks1", "masks2", ...)."""
+    """Tensors, with the frame's number: ("pixel_values1", "prompt_masks1", "masks2", ...). Without effect with
+    `conversations`, which need what they need."""
     batch_size: int
     """Samples per batch on this process."""
     seed: int
@@ -97,6 +102,12 @@ class LoaderOptions:
     """Most objects that are taken of a sample, in turn."""
     need: Need | None = None
     """Choose among the objects that have this, and leave out samples where none has; any object where None."""
+    conversations: ConversationOptions | None = None
+    """Read batches of conversations; None: of pairs."""
+    kind: str | None = None
+    """The only kind of conversation; None: the one that fits the source or the sample."""
+    prompts: Prompts | None = None
+    """Turns conversations into tokens."""
     threads: int = 2
     """Decoders; with 0 a batch is decoded when it is asked for, by the thread that asks."""
     prefetch: int = 2
@@ -136,14 +147,7 @@ class Loader:
         """What is read, one line per set."""
         self.lossy = [f"{shards.folder}: {shards.manifest.pictures}" for shards in read if shards.manifest.psnr]
         """The sets whose pictures are not bit-equal to what the recipe makes, one line per set."""
-        self._decoder = BatchDecoder(
-            [_frame_field(name) for name in options.fields],
-            self.recipe,
-            options.objects_per_sample,
-            options.need,
-            options.normalise,
-        )
-        _check_memory((options.prefetch + 2) * self._decoder.nbytes(options.batch_size))
+        self._decoder = _decoder_for(options, self.recipe)
         if options.part == "train":
             check_cache_size(options.cache, self._sets, SHUFFLE_WINDOW)
         self._order = SampleOrder(self._entries, options.part, options.need, options.seed, options.limit)
@@ -160,6 +164,7 @@ class Loader:
         self.wait_seconds = 0.0
         """Time that the consumer spent waiting for data so far."""
         self._idle: list[Ring] = []
+        self._other_phrases = OtherPhrases()
         self._report_samples(per_step if options.part == "train" else 1)
 
     def _report_samples(self, least: int) -> None:
@@ -219,32 +224,37 @@ class Loader:
         together = self._batch_samples
         first = consumed // together
         ring = self._idle.pop() if self._idle else self._new_ring()
-        pending: deque[tuple[Buffers, list[Future[list[Visit]]]]] = deque()
+        pending: deque[tuple[Buffers, list[Future[list[Any]]]]] = deque()
         pool = ThreadPoolExecutor(options.threads, "shards") if options.threads else _ImmediateExecutor()
         depth = options.prefetch if options.threads else 0
+        plans = BatchPlans(
+            lambda number: self._submit_plans(pool, self._own(order, number), epoch),
+            range(first, self._batches),
+            ahead=max(depth, options.accumulation - 1) + bool(options.threads),
+        )
         upcoming = iter(range(first, self._batches))
         ahead = self._ahead(order[first * together : self._samples_per_epoch], epoch)
-        counts = self._step_objects(pool, order, epoch, first // options.accumulation)
-        step_objects = 0
+        counts: Counter[str] = Counter()
         used = ring.turn
         try:
             for done in range(first, self._batches):
                 started = time.perf_counter()
+                plans.begin(done)
                 if done == first or done % options.accumulation == 0:
-                    step_objects = next(counts)
+                    counts = self._counts_of_step(plans, done)
                 while len(pending) <= depth and (number := next(upcoming, None)) is not None:
-                    pending.append(self._submit(pool, ring.next(), self._own(order, number), epoch))
+                    pending.append(self._submit(pool, ring.next(), plans.of(number)))
                 buffers, parts = pending.popleft()
-                visits = [visit for part in parts for visit in part.result()]
+                decoded = [plan for part in parts for plan in part.result()]
                 self.wait_seconds += time.perf_counter() - started
                 used += 1
                 if ahead:
                     ahead.consumed((done + 1 - first) * together)
                 yield self._decoder.batch(
                     buffers,
-                    visits,
+                    decoded,
                     position={"epoch": epoch, "samples": (done + 1) * together},
-                    step_counts={"objects": step_objects or sum(len(visit.choice.objects) for visit in visits)},
+                    step_counts=counts,
                     is_padding=self._group(done) * options.batch_size >= len(order),
                 )
         finally:
@@ -269,35 +279,16 @@ class Loader:
         positions: list[int] = order[begin : begin + size].tolist()
         return positions
 
-    def _step_objects(self, pool: Executor, order: NDArray[np.int64], epoch: int, first: int) -> Iterator[int]:
-        """How many objects this process has in each optimiser step of an epoch from step `first` on.
+    def _counts_of_step(self, plans: BatchPlans, done: int) -> Counter[str]:
+        """Sum the counts of this process's batches in the optimiser step of batch `done`, from that batch on.
 
-        Counted a step ahead: losses are divided by it before the step's last batches are decoded. 0 where a step is one
-        batch, which knows it itself.
+        Losses are divided by them before the step's last batches are decoded.
         """
         accumulation = self._options.accumulation
-
-        def count(step: int) -> int:
-            numbers = range(step * accumulation, (step + 1) * accumulation)
-            return sum(self._count(self._own(order, number), epoch) for number in numbers)
-
-        if accumulation == 1:
-            yield from (0 for _ in range(first, self._batches))
-            return
-        waiting: Future[int] | None = None
-        for step in range(first, self.steps_per_epoch):
-            upcoming = pool.submit(count, step)
-            if waiting:
-                yield waiting.result()
-            waiting = upcoming
-        if waiting:
-            yield waiting.result()
-
-    def _count(self, positions: list[int], epoch: int) -> int:
-        """How many objects the samples at `positions` have in an epoch."""
-        if self._options.objects_per_sample == 1:
-            return len(positions)
-        return sum(len(self._visit(position, epoch).choice.objects) for position in positions)
+        counts: Counter[str] = Counter()
+        for number in range(done, min(self._batches, (done // accumulation + 1) * accumulation)):
+            counts.update(self._decoder.counts(plans.of(number)))
+        return counts
 
     def _ahead(self, order: NDArray[np.int64], epoch: int) -> ShardFetcher | None:
         """Fetch the shards of remote sets in the background, as the samples in `order` need them."""
@@ -320,37 +311,51 @@ class Loader:
         )
 
     def _new_ring(self) -> Ring:
-        options = self._options
-        return Ring([self._decoder.buffers(options.batch_size, options.pin) for _ in range(options.prefetch + 2)])
+        return Ring([self._decoder.new_buffers() for _ in range(self._options.prefetch + 2)])
 
-    def _submit(
-        self, pool: Executor, buffers: Buffers, positions: list[int], epoch: int
-    ) -> tuple[Buffers, list[Future[list[Visit]]]]:
-        """Let each thread fill a run of rows: a task per row costs as much Python as reading it."""
-        size = -(-len(positions) // max(1, self._options.threads))
-        starts = range(0, len(positions), size)
-        return buffers, [pool.submit(self._fill, buffers, n, positions[n : n + size], epoch) for n in starts]
+    def _submit_plans(self, pool: Executor, positions: list[int], epoch: int) -> list[Future[list[Any]]]:
+        """Let each thread plan a run of samples: a task per sample costs as much Python as the sample."""
+        return [pool.submit(self._plan, positions[part], epoch) for part in self._parts(len(positions))]
 
-    def _fill(self, buffers: Buffers, first: int, positions: list[int], epoch: int) -> list[Visit]:
-        visits: list[Visit] = []
-        later: list[Callable[[], object]] = []
-        for row, position in enumerate(positions, first):
-            visit = self._visit(position, epoch)
+    def _submit(self, pool: Executor, buffers: Buffers, plans: list[Any]) -> tuple[Buffers, list[Future[list[Any]]]]:
+        """Let each thread decode a run of samples."""
+        places = self._decoder.places(buffers, plans)
+        parts = self._parts(len(plans))
+        return buffers, [pool.submit(self._fill, buffers, places[part], plans[part]) for part in parts]
+
+    def _parts(self, count: int) -> list[slice]:
+        """Divide `count` samples into a run for each thread."""
+        size = -(-count // max(1, self._options.threads))
+        return [slice(begin, begin + size) for begin in range(0, count, size)]
+
+    def _plan(self, positions: list[int], epoch: int) -> list[Any]:
+        """Plan what an epoch takes of the samples at these positions."""
+        plans = []
+        for position in positions:
+            entry, number = self._order.locate(position)
+            visit = SampleVisit(
+                sample=entry.shards.open(number, compare_later=True),
+                source=entry.shards.manifest.source,
+                epoch=epoch,
+                # The copies of a sample visit it one after another, so that they share out its objects.
+                number=epoch * entry.copies + entry.copy,
+                copy=entry.copy,
+                other_phrase=partial(self._other_phrases.draw, entry, number),
+            )
             with visit.sample.changed_bytes_first():
-                visits.append(self._decoder.fill(buffers, row, visit, later))
+                plans.append(self._decoder.plan(visit))
+        return plans
+
+    def _fill(self, buffers: Buffers, places: list[Place], plans: list[Any]) -> list[Any]:
+        """Decode samples to their places; returns their plans, detached."""
+        detached = []
+        later: Later = []
+        for place, plan in zip(places, plans, strict=True):
+            with plan.sample.changed_bytes_first():
+                detached.append(self._decoder.fill(buffers, place, plan, later))
         for do in later:
             do()
-        return visits
-
-    def _visit(self, position: int, epoch: int) -> Visit:
-        """What an epoch takes of the sample at a position."""
-        entry, number = self._order.locate(position)
-        sample = entry.shards.open(number, compare_later=True)
-        # The copies of a sample visit it one after another, so that they share out its objects.
-        visit = epoch * entry.copies + entry.copy
-        with sample.changed_bytes_first():
-            choice = self._decoder.choose(sample, salt_of(self._options.seed, sample.key), visit)
-        return Visit(sample, choice, entry.copy)
+        return detached
 
 
 def _open_entries(paths: Sequence[str], options: LoaderOptions) -> list[Entry]:
@@ -381,14 +386,52 @@ def _open_entries(paths: Sequence[str], options: LoaderOptions) -> list[Entry]:
     return entries
 
 
-def _check_memory(needed: int) -> None:
-    """Raise `UserError` where batches of `needed` bytes in all do not fit this machine's memory."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > memory:
-        required = f"{needed / 1e9:,.1f} GB"
-        expected = f"less than this machine's {memory / 1e9:,.1f} GB"
-        do = "lower data.prefetch, batch_size or data.objects_per_sample"
-        raise UserError("batches take more memory than there is", where="data", met=required, wanted=expected, do=do)
+def _decoder_for(options: LoaderOptions, recipe: Recipe) -> Decoder[Any]:
+    """Return the decoder of what the options ask for."""
+    buffers = options.prefetch + 2
+    if options.conversations and options.prompts:
+        return ConversationDecoder(
+            recipe, options.conversations, options.kind, options.prompts, options.normalise, options.pin, buffers
+        )
+    return PairDecoder(
+        [_frame_field(name) for name in options.fields],
+        recipe,
+        options.batch_size,
+        options.objects_per_sample,
+        options.need,
+        options.seed,
+        options.normalise,
+        options.pin,
+        buffers,
+    )
+
+
+class BatchPlans:
+    """Plans of an epoch's batches, made ahead.
+
+    Args:
+        submit: begins to make the plans of a batch, in parts.
+        numbers: of the batches.
+        ahead: so many batches are planned, or begun to be, beyond the one in use.
+    """
+
+    def __init__(self, submit: Callable[[int], list[Future[list[Any]]]], numbers: range, ahead: int) -> None:
+        self._submit = submit
+        self._upcoming = iter(numbers)
+        self._last = numbers.start - 1
+        self._ahead = ahead
+        self._parts: dict[int, list[Future[list[Any]]]] = {}
+
+    def begin(self, number: int) -> None:
+        """Forget the plans of the batches before `number`, and begin to make others ahead."""
+        self._parts.pop(number - 1, None)
+        while self._last < number + self._ahead and (upcoming := next(self._upcoming, None)) is not None:
+            self._parts[upcoming] = self._submit(upcoming)
+            self._last = upcoming
+
+    def of(self, number: int) -> list[Any]:
+        """Return the plans of batch `number`, one per sample; wait until they are made."""
+        return [plan for part in self._parts[number] for plan in part.result()]
 
 
 class _ImmediateExecutor(Executor):

@@ -5,7 +5,7 @@ import torch
 
 from tests.batches import make_loader, tensors_of
 from trainer.data.loader import Loader
-from trainer.measure.evaluation import _panels
+from trainer.measure.panels import panels
 from trainer.objectives.dual import Dual
 from trainer.objectives.judging import Judged
 
@@ -35,6 +35,6 @@ def test_panels_are_equal_whether_host_or_device_normalises(sav_set):
     shown = []
     for where in ("host", "device"):
         batch = next(loader(sav_set, fields=Dual.panel_fields(), normalise=where).epoch(0))
-        panels = _panels(batch, Judged({}, ["a", "b"], None), "dual")
-        shown.append(np.array([[panel.prompt, panel.image, np.stack([panel.truth] * 3, -1)] for panel in panels]))
+        found = panels(batch, Judged({}, ["a", "b"], None), "dual")
+        shown.append(np.array([[panel.prompt, panel.image, np.stack([panel.truth] * 3, -1)] for panel in found]))
     assert np.array_equal(*shown) and shown[0][:, 2].any((1, 2, 3)).all()

@@ -1,0 +1,164 @@
+"""Samples into batches of pairs: objects in turn, in two frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from shards.errors import BadShard
+from shards.format import Field
+from shards.program import check_set
+from shards.reader import StoredSample
+from shards.recipe import Recipe
+from shards.sample import usable_texts
+from trainer.data.batch import Frame, PairBatch
+from trainer.data.choice import Choice, choose, salt_of, shuffled, take_in_turn
+from trainer.data.decoding import (
+    NEEDED,
+    Buffers,
+    Copies,
+    Decoder,
+    Later,
+    Lazy,
+    Need,
+    Normalise,
+    Place,
+    SampleVisit,
+    check_memory,
+    nbytes,
+    stored_field,
+)
+
+_OF_OBJECTS = ("masks", "prompt_masks")
+
+
+@dataclass(frozen=True, slots=True)
+class PairPlan:
+    """Objects and frames that a visit takes of a sample."""
+
+    sample: StoredSample
+    choice: Choice
+    copy: int
+    """How often the sample came before in this epoch."""
+
+    def detached(self) -> PairPlan:
+        return replace(self, sample=self.sample.detached())
+
+
+class PairDecoder(Decoder[PairPlan]):
+    """Chooses objects of samples, and decodes them in two frames.
+
+    Args:
+        fields: of frames 1 and 2.
+        recipe: of the shards.
+        batch_size: most samples of a batch.
+        objects: most objects per sample.
+        need: what an object must have to be chosen.
+        seed: of the order of a sample's objects.
+        normalise, pin, buffers: see `Decoder`.
+
+    Raises:
+        UserError: the batches would not fit this machine's memory.
+    """
+
+    def __init__(
+        self,
+        fields: Sequence[Field],
+        recipe: Recipe,
+        batch_size: int,
+        objects: int,
+        need: Need | None,
+        seed: int,
+        normalise: Normalise,
+        pin: bool,
+        buffers: int,
+    ) -> None:
+        super().__init__(recipe, normalise, pin, buffers)
+        self._fields = {str(field): field for field in fields}
+        self._batch_size = batch_size
+        self._objects = objects
+        self._need = need
+        self._seed = seed
+        self._rows = {name: self._row(field.name, objects) for name, field in self._fields.items()}
+        check_memory(buffers * nbytes(self._rows, dict.fromkeys(self._rows, batch_size)))
+
+    def new_buffers(self) -> Buffers:
+        buffers = Buffers(self._rows, self._pin, self._buffers)
+        buffers.make_room(dict.fromkeys(self._rows, self._batch_size))
+        return buffers
+
+    def plan(self, visit: SampleVisit) -> PairPlan:
+        """Choose objects and frames.
+
+        Raises:
+            BadShard: the sample cannot be decoded, or has no object that has what is needed.
+        """
+        sample = visit.sample
+        salt = salt_of(self._seed, sample.key)
+        if not self._need:
+            taken = take_in_turn(shuffled(range(sample.objects), salt), self._objects, visit.number)
+            choice = Choice([n for n, _ in taken], [turn for _, turn in taken], (0, min(1, sample.frames - 1)))
+            return PairPlan(sample, choice, visit.copy)
+        cells = [self._decode(sample, stored_field("prompt_masks", f + 1)) for f in range(sample.frames)]
+        visible = np.stack([mask.any(axis=(1, 2)) for mask in cells])
+        able: list[int] = np.flatnonzero(visible.any(axis=0)).tolist()
+        if self._need == "texts":
+            able = [n for n in able if usable_texts(sample.meta["objects"][n])]
+        if not able:
+            raise BadShard("index and sample differ", where=sample.where, wanted=NEEDED[self._need], do=check_set())
+        return PairPlan(sample, choose(visible, able, self._objects, salt, visit.number), visit.copy)
+
+    def counts(self, plans: Sequence[PairPlan]) -> dict[str, int]:
+        return {"objects": sum(len(plan.choice.objects) for plan in plans)}
+
+    def places(self, buffers: Buffers, plans: Sequence[PairPlan]) -> list[Place]:
+        return [(row,) for row in range(len(plans))]
+
+    def _fill(self, buffers: Buffers, place: Place, plan: PairPlan, copies: Copies, later: Later) -> None:
+        (row,) = place
+        sample = plan.sample
+        objects = plan.choice.objects
+        chosen = plan.choice.frames
+        is_paired = chosen[0] != chosen[1]
+        for name, field in self._fields.items():
+            out = buffers.arrays[name][row]
+            stored = stored_field(field.name, chosen[(field.frame or 1) - 1] + 1)
+            if field.name in _OF_OBJECTS:
+                self._decode(sample, stored, objects, out[: len(objects)])
+            elif is_paired or name != "pixel_values2" or "pixel_values1" not in self._fields:
+                self._decode_picture(sample, stored, [out], copies, later)
+
+    def batch(self, buffers: Buffers, plans: Sequence[PairPlan], **known: Any) -> PairBatch:
+        counts = [len(plan.choice.objects) for plan in plans]
+        full = all(count == self._objects for count in counts)
+        frames: tuple[dict[str, torch.Tensor], ...] = ({}, {})
+        for name, field in self._fields.items():
+            tensor = buffers.tensors[name][: len(plans)]
+            if field.name in _OF_OBJECTS:
+                taken = [[k < count for k in range(self._objects)] for count in counts]
+                tensor = tensor.flatten(0, 1) if full else tensor[torch.tensor(taken)]
+            frames[(field.frame or 1) - 1][field.name] = tensor
+        chosen = [plan.choice.frames for plan in plans]
+        return PairBatch(
+            frames=(Frame(**frames[0]), Frame(**frames[1])),
+            image_of_object=torch.tensor([i for i, count in enumerate(counts) for _ in range(count)]),
+            paired=torch.tensor([first != second for first, second in chosen]),
+            keys=[plan.sample.key for plan in plans],
+            texts=Lazy(lambda: [texts for plan in plans for texts in _texts_of_chosen(plan)]),
+            objects=[number for plan in plans for number in plan.choice.objects],
+            recipe=self._recipe,
+            meta=Lazy(lambda: [plan.sample.meta for plan in plans]),
+            frame_numbers=[(first + 1, second + 1) for first, second in chosen],
+            turns=[turn for plan in plans for turn in plan.choice.turns],
+            copies=[plan.copy for plan in plans],
+            **known,
+        )
+
+
+def _texts_of_chosen(plan: PairPlan) -> list[list[str]]:
+    """The texts of each chosen object that say something."""
+    return [usable_texts(plan.sample.meta["objects"][number]) for number in plan.choice.objects]
