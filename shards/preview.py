@@ -1,13 +1,13 @@
 """Contact sheets of a shard set, and one page with them, for a person to check that frames and masks fit.
 
-One row per frame: the frame, its masks, the masks over the frame, the 16 x 16 prompt cells over the 448 picture. All is
-drawn from what the reader returns. Tiles are means of blocks (pictures) or every fourth pixel (masks, which stay black
-and white): nothing is interpolated.
+One row per frame: the frame, its masks, the masks over the frame, the prompt cells over the 448 picture; its pictures
+alone without objects. Texts and turns stand below. All is drawn from what the reader returns. Tiles are means of blocks
+(pictures) or every fourth pixel (masks, which stay black and white): nothing is interpolated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,16 @@ from PIL import Image
 from shards import codec
 from shards.codec import Bool, UInt8
 from shards.errors import BadShard, UserError
-from shards.format import Field
 from shards.output_folder import make_output_folder
-from shards.reader import ShardSet, decode_field
+from shards.reader import ShardSet
 from shards.recipe import Recipe
 from shards.sets import find_sets
 
 _TILE = 256  # pixels
 _GAP = 4
+_FRAME, _MASK, _OVER, _CELLS = "frame (1024)", "mask", "mask over frame", "prompt cells over 448"
+_VIEW = "frame (448)"
+_HEADS = (_FRAME, _MASK, _OVER, _CELLS, _VIEW)
 _COLOURS = np.array(
     [(230, 25, 25), (40, 120, 255), (30, 190, 60), (255, 190, 0), (190, 60, 220), (0, 200, 200)], np.float32
 )
@@ -40,19 +42,25 @@ _PAGE = Environment(autoescape=True).from_string("""<!doctype html>
  h2 { font-size: 1rem; margin: 2rem 0 0; overflow-wrap: anywhere }
  p, li { margin: .1rem 0; color: #555 }
  .heads { display: grid; grid-template-columns: repeat(4, 1fr); max-width: 1036px; color: #555; font-size: .85rem }
+ dl { margin: .4rem 0 } dt { font-weight: 600 } dd { margin: 0 0 .4rem 1rem }
+ dt, dd { white-space: pre-wrap; overflow-wrap: anywhere }
+ mark { border-radius: .3rem; padding: 0 .3rem; background: #dde7f7 }
 </style>
 <h1>{{ name }}</h1>
 <p>{{ shown|length }} of {{ total }} samples, source {{ source }}, recipe {{ recipe }}. One row per frame. In each row
 the coloured region must lie on one object, masks must be black and white, and the cells must cover the region; both
-rows of a pair must show one scene and one object.</p>
+rows of a pair must show one scene and one object. Questions are bold, and a mark is where the pictures stand.</p>
 {% for sample in shown %}
 <h2>{{ sample.key }}</h2>
 <p>{{ sample.path }}</p>
 {% for frame in sample.frames %}<p>{{ frame }}</p>{% endfor %}
-<div class="heads">
- <span>frame (1024)</span><span>mask</span><span>mask over frame</span><span>prompt cells over 448</span>
-</div>
+{% if sample.sheet %}<div class="heads">{% for head in sample.heads %}<span>{{ head }}</span>{% endfor %}</div>
 <img src="{{ sample.sheet }}" alt="contact sheet of {{ sample.key }}">
+{% else %}<p>text alone</p>
+{% endif %}
+{% if sample.turns %}<dl>{% for turn in sample.turns %}
+<dt>{{ turn.before }}{% if "after" in turn %}<mark>pictures</mark>{{ turn.after }}{% endif %}</dt>
+<dd>{{ turn.answer }}</dd>{% endfor %}</dl>{% endif %}
 {% if sample.texts %}<ul>{% for colour, text in sample.texts %}
 <li>{% if colour %}<b style="color: {{ colour }}">&#9632;</b> {% endif %}{{ text }}</li>
 {% endfor %}</ul>{% endif %}
@@ -114,44 +122,92 @@ def preview(path: Path | str, out: Path, samples: int = 8) -> Path:
 
 
 def _draw(shards: ShardSet, position: int, out: Path) -> dict[str, Any]:
-    """Write the contact sheet of one sample; return the values that the page shows of it."""
+    """Write the contact sheet of one sample, if it has pictures; return the values that the page shows of it."""
     meta, members = shards.sample(position)
     key = shards.key(position)
-    recipe = shards.recipe
+    sheet = f"{key}.png" if meta["frames"] else ""
     rows = []
     captions = []
     for i, frame in enumerate(meta["frames"]):
         number = None if len(meta["frames"]) == 1 else i + 1
+        stored: dict[str, memoryview] = {field.name: data for field, data in members.items() if field.frame == number}
+        caption = f"{frame.get('name', i + 1)}, {frame['width']} x {frame['height']}"
+        try:
+            tiles = _pictures(stored, shards.recipe)
+            if meta["objects"]:
+                regions, more = _regions(stored, meta, tiles, shards.recipe)
+                caption += f"; {regions}"
+                tiles |= more
+                del tiles[_VIEW]  # it is below the cells
+        except BadShard as error:
+            raise error.at(f"{shards.folder}: {key}") from None
+        captions.append(caption)
+        rows.append(_row([tiles[head] for head in _HEADS if head in tiles]))
+        heads = [head for head in _HEADS if head in tiles]
+    if rows:
+        Image.fromarray(np.concatenate(rows)).save(out / sheet, optimize=True)
+    return {
+        "key": key,
+        "path": meta.get("path", ""),
+        "frames": captions,
+        "sheet": sheet,
+        "heads": heads if rows else [],
+        "texts": _texts(meta),
+        "turns": [_turn(turn) for turn in meta.get("turns", [])],
+    }
 
-        def stored(name: Any, number: int | None = number) -> memoryview:
-            return members[Field(name, number)]
 
-        small = codec.decode_picture(stored("pixel_values"), recipe.vision_size)
-        large = codec.decode_picture(stored("g_pixel_values"), recipe.sam_size)
-        prompts = decode_field(Field("prompt_masks", number), stored("prompt_masks"), recipe)
-        masks = stored("masks")
-        step = recipe.sam_size // _TILE
-        small_masks = np.empty((len(meta["objects"]), _TILE, _TILE), np.bool_)
-        shares = []
-        for n in range(len(small_masks)):  # one at a time: all of them may take gigabytes
-            mask = codec.decode_masks(masks, recipe.sam_size, [n])[0]
-            small_masks[n] = mask[::step, ::step]
-            shares.append(100 * mask.mean())
-        if len(prompts) != len(small_masks):
-            raise BadShard(
-                "number of prompts",
-                where=f"{shards.folder}: {key}",
-                met=str(len(prompts)),
-                wanted=f"{len(small_masks)}, as in the JSON",
-            )
-        rows.append(_row(small, large, prompts, small_masks, recipe))
-        regions = ", ".join(
-            f"object {item['id']}: {share:.2f} % of the picture, {int(cells.sum())} cells"
-            for item, share, cells in zip(meta["objects"], shares, prompts, strict=True)
-        )
-        captions.append(f"{frame.get('name', i + 1)}, {frame['width']} x {frame['height']}; {regions}")
-    sheet = f"{key}.png"
-    Image.fromarray(np.concatenate(rows)).save(out / sheet, optimize=True)
+def _pictures(stored: Mapping[str, memoryview], recipe: Recipe) -> dict[str, UInt8]:
+    """Return the tiles (h, w, 3) uint8 of a frame's pictures by their heads; `stored` are its members by field."""
+    tiles = {_VIEW: _block_means(codec.decode_picture(stored["pixel_values"], recipe.vision_size), 2)}
+    if "g_pixel_values" in stored:
+        large = codec.decode_picture(stored["g_pixel_values"], recipe.sam_size)
+        tiles[_FRAME] = _block_means(large, recipe.sam_size // _TILE)
+    return tiles
+
+
+def _regions(
+    stored: Mapping[str, memoryview], meta: dict[str, Any], pictures: Mapping[str, UInt8], recipe: Recipe
+) -> tuple[str, dict[str, UInt8]]:
+    """Return (text about each object, tiles by their heads) of a frame with objects.
+
+    Args:
+        stored: the frame's members by field.
+        meta: the sample's JSON.
+        pictures: the tiles of the frame's pictures.
+
+    Raises:
+        BadShard: other numbers of prompts or masks than objects.
+    """
+    prompts = codec.decode_prompts(stored["prompt_masks"], recipe.grid)
+    step = recipe.sam_size // _TILE
+    small_masks = np.empty((len(meta["objects"]), _TILE, _TILE), np.bool_)
+    shares = []
+    for n in range(len(small_masks)):  # one at a time: all of them may take gigabytes
+        mask = codec.decode_masks(stored["masks"], recipe.sam_size, [n])[0]
+        small_masks[n] = mask[::step, ::step]
+        shares.append(100 * mask.mean())
+    if len(prompts) != len(small_masks):
+        raise BadShard("number of prompts", met=str(len(prompts)), wanted=f"{len(small_masks)}, as in the JSON")
+    regions = ", ".join(
+        f"object {item['id']}: {share:.2f} % of the picture, {int(cells.sum())} cells"
+        for item, share, cells in zip(meta["objects"], shares, prompts, strict=True)
+    )
+    union = np.any(small_masks, axis=0)
+    view = pictures[_VIEW]
+    cell = len(view) // recipe.grid
+    over = tint(view, prompts.repeat(cell, axis=1).repeat(cell, axis=2), 0.55)
+    over[::cell] = over[::cell] // 2 + 60
+    over[:, ::cell] = over[:, ::cell] // 2 + 60
+    return regions, {
+        _MASK: np.repeat(union[:, :, None], 3, axis=2) * np.uint8(255),
+        _OVER: tint(pictures[_FRAME], small_masks, 0.55),
+        _CELLS: over,
+    }
+
+
+def _texts(meta: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (colour for CSS, or "", text) of objects, expressions and captions."""
     texts = [
         (_css(n), f"object {item['id']}: {text}") for n, item in enumerate(meta["objects"]) for text in item["texts"]
     ]
@@ -161,7 +217,20 @@ def _draw(shards: ShardSet, position: int, out: Path) -> dict[str, Any]:
         if isinstance(objects, list) and len(objects) != 1:
             named = "objects " + ", ".join(map(str, objects)) if objects else "no object"
             texts.append(("", f"{named}: {item.get('text')}"))
-    return {"key": key, "path": meta.get("path", ""), "frames": captions, "sheet": sheet, "texts": texts}
+    captions = meta.get("captions")
+    for item in captions if isinstance(captions, list) else ():
+        if isinstance(item, dict) and "text" in item:
+            texts.append(("", f"caption: {item['text']}"))
+    return texts
+
+
+def _turn(turn: dict[str, Any]) -> dict[str, str]:
+    """Return a turn with its question cut in two where the pictures stand; `after` is absent where they do not."""
+    question = turn["question"]
+    if "picture" not in turn:
+        return {"before": question, "answer": turn["answer"]}
+    place = turn["picture"]
+    return {"before": question[:place], "after": question[place:], "answer": turn["answer"]}
 
 
 def _css(n: int) -> str:
@@ -170,26 +239,8 @@ def _css(n: int) -> str:
     return f"rgb({red}, {green}, {blue})"
 
 
-def _row(small: UInt8, large: UInt8, prompts: Bool, small_masks: Bool, recipe: Recipe) -> UInt8:
-    """Return the four tiles of one frame side by side, (H, W, 3) uint8.
-
-    Args:
-        small: (3, 448, 448) uint8.
-        large: (3, 1024, 1024) uint8.
-        prompts: (N, 16, 16) bool.
-        small_masks: (N, 256, 256) bool, every fourth pixel of the masks.
-    """
-    picture = _block_means(large, recipe.sam_size // _TILE)
-    union = np.any(small_masks, axis=0)
-    black_and_white = np.repeat(union[:, :, None], 3, axis=2) * np.uint8(255)
-    tiles = [picture, black_and_white, tint(picture, small_masks, 0.55)]
-    view = _block_means(small, 2)
-    cell = len(view) // recipe.grid
-    cells = prompts.repeat(cell, axis=1).repeat(cell, axis=2)
-    over = tint(view, cells, 0.55)
-    over[::cell] = over[::cell] // 2 + 60
-    over[:, ::cell] = over[:, ::cell] // 2 + 60
-    tiles.append(over)
+def _row(tiles: Sequence[UInt8]) -> UInt8:
+    """Return tiles (h, w, 3) uint8 side by side, (H, W, 3) uint8."""
     row = np.full((_TILE + _GAP, len(tiles) * (_TILE + _GAP), 3), 255, np.uint8)
     for i, tile in enumerate(tiles):
         row[: tile.shape[0], i * (_TILE + _GAP) : i * (_TILE + _GAP) + tile.shape[1]] = tile

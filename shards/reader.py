@@ -20,6 +20,7 @@ from shards.format import (
     FIELDS,
     KEY,
     LAYOUTS,
+    LOSSY,
     META_EXTENSION,
     PICTURES,
     VERSION,
@@ -267,7 +268,9 @@ class ShardSet:
         if (last := int(self.index["shard"].max())) >= len(self.manifest.shards):
             expected = f"0 to {len(self.manifest.shards) - 1}"
             raise BadShard("index", where=str(self.folder), met=f"shard {last}", wanted=expected)
-        self._alike = 1, FIELDS  # frames of the sample opened last, and their fields: the next one is probably alike
+        # Frames of the sample opened last, and their fields: the next one is probably alike. 0 where it has none.
+        pictures = self.manifest.codec not in LOSSY or self.manifest.psnr is not None
+        self._alike = int(pictures), FIELDS
         self._tar = lru_cache(maxsize=_OPEN_TARS)(self._map)
 
     def _map(self, shard: int) -> MappedTar:

@@ -65,9 +65,11 @@ AREA = "area of a region, % of the picture"
 CELLS = "prompt cells per region"
 TEXTS = "texts per object"
 WORDS = "words per text"
+TURNS = "turns per conversation"
+TURN_WORDS = "words per turn"
 SIDE = "side of the original, pixels"
 BYTES = "MB per sample"
-QUANTITIES = (FRAMES, OBJECTS, AREA, CELLS, TEXTS, WORDS, SIDE, BYTES)
+QUANTITIES = (FRAMES, OBJECTS, AREA, CELLS, TEXTS, WORDS, TURNS, TURN_WORDS, SIDE, BYTES)
 _BINS: dict[str, list[float]] = {
     AREA: [0, 0.1, 0.2, 0.4, 1, 3, 10, 30, 100],  # small objects are where prompts fail
     CELLS: [0, 1, 4, 8, 16, 32, 64, 128, 257],  # fewer than 4 are what a recipe fills up or drops
@@ -96,6 +98,8 @@ class SetStats:
         values: dict[str, list[float]] = {name: [] for name in QUANTITIES}
         self.regions = {"empty": 0, "filled up": 0, "fewer than 4 cells": 0}
         """Number of regions (objects in a frame): not visible; with cells added by the recipe; with few cells."""
+        self.without = {"without objects": 0, "without pictures": 0}
+        """Number of samples."""
         for position in chosen:
             try:
                 self._measure(shards, int(position), values)
@@ -117,9 +121,16 @@ class SetStats:
             texts = usable_texts(item)
             values[TEXTS].append(len(texts))
             values[WORDS] += [len(text.split()) for text in texts]
+        if turns := meta.get("turns"):
+            values[TURNS].append(len(turns))
+            values[TURN_WORDS] += [len(turn["question"].split()) + len(turn["answer"].split()) for turn in turns]
+        self.without["without objects"] += not objects
+        self.without["without pictures"] += not frames
         for i, frame in enumerate(frames):
             number = None if len(frames) == 1 else i + 1
             values[SIDE] += [frame[side] for side in ("height", "width") if isinstance(frame.get(side), int)]
+            if not objects:
+                continue
             cells = codec.decode_prompts(members[Field("prompt_masks", number)], shards.recipe.grid).sum(axis=(1, 2))
             if len(cells) != len(objects):
                 raise BadShard("number of prompts", met=str(len(cells)), wanted=f"{len(objects)}, as in the JSON")
@@ -146,7 +157,8 @@ class SetStats:
         ]
         visible = len(self.values[AREA])
         parts = ", ".join(f"{count:,} {name}" for name, count in self.regions.items())
-        lines.append(f"measured {self.measured:,} samples: {visible:,} visible regions; {parts}")
+        samples = ", ".join([f"{self.measured:,} samples", *(f"{n:,} {name}" for name, n in self.without.items() if n)])
+        lines.append(f"measured {samples}: {visible:,} visible regions; {parts}")
         return lines
 
     def rows(self) -> list[tuple[str, ...]]:
@@ -179,6 +191,7 @@ class SetStats:
             "bytes": self.bytes,
             "measured": self.measured,
             "regions": self.regions,
+            "samples_without": self.without,
             "quantities": quantiles,
         }
 

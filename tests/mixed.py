@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,3 +113,14 @@ def expected_field(root: Path, number: int, field: str) -> np.ndarray:
     mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
     scaled: np.ndarray = (planes / np.float32(255) - mean[:, None, None]) / std[:, None, None]
     return scaled
+
+
+class Killed(Mixed):
+    """The same source, in a process that is killed when it reads the record whose number `kill-at` holds."""
+
+    def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any]) -> RawSample:
+        mark = root / "kill-at"
+        if mark.exists() and path == f"{FILE}#{mark.read_text()}":
+            mark.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().load(root, path, options, parts)

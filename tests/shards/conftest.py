@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.request import make_request
+from pipeline.run import run
 from shards.archive import ShardWriter
 from shards.format import INDEX, LEDGER, MANIFEST
 from shards.manifest import Manifest, ShardInfo, pack_index, sha256
 from shards.reader import ShardSet
 from shards.recode import decoded_sample
 from shards.sample import Sample
+from tests import mixed
 
 Change = Callable[[list[Sample]], list[Sample]]
 
@@ -56,6 +59,20 @@ def six(sav_set: Path) -> list[Sample]:
     """The first samples of `sav_set`. Not to be changed."""
     shards = ShardSet(sav_set)
     return [decoded_sample(shards, i) for i in range(6)]
+
+
+@pytest.fixture(scope="session")
+def mixed_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Raw data of `mixed.RECORDS`. Not to be changed."""
+    return mixed.write_raw(tmp_path_factory.mktemp("raw"))
+
+
+@pytest.fixture(scope="session")
+def mixed_set(mixed_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A set of samples with objects, with pictures alone and with text alone, in several tars. Not to be changed."""
+    folder = tmp_path_factory.mktemp("shards") / "mixed"
+    run(make_request(mixed.SOURCE, mixed_root, shard_bytes=600_000), folder, 1, 0)
+    return folder
 
 
 @pytest.fixture

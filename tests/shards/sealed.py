@@ -15,9 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from hypothesis import strategies as st
 
 Members = dict[str, bytes]
 """Bytes of a sample's members in the tar's order, by the part of the member's name that follows the key."""
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(1 << 70), 1 << 70) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+"""Any value that Python writes as JSON, sound or not."""
 
 
 def members_of(tar: Path) -> tuple[str, Members]:

@@ -26,7 +26,7 @@ from shards.select import sample, split
 from shards.stats import measure_sets
 from shards.verification import verify
 from tests.batches import make_loader
-from tests.shards.sealed import change_meta, change_sample, reseal
+from tests.shards.sealed import JSON, change_meta, change_sample, reseal
 
 OLD = Path(__file__).parent / "version_1" / "folder"
 
@@ -289,16 +289,11 @@ def test_padding_that_is_not_zeros_is_reported(tiny):
     assert whats(tiny) == {"padding of a member"}
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(1 << 70), 1 << 70) | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=5,
-)
 PLACES = [
     *[("source",), ("path",), ("has_paired_frame",), ("frames",), ("objects",), ("crc32",), ("left_out",), ("psnr",)],
     *[("frames", 0), ("frames", 0, "height"), ("frames", 1, "name"), ("objects", 0), ("objects", 0, "id")],
     *[("objects", 0, "texts"), ("objects", 0, "filled"), ("objects", 0, "mask_sizes"), ("crc32", "masks1")],
-    *[("expressions",), ("captions",), ("source_keys",)],
+    *[("expressions",), ("captions",), ("records",), ("turns",), ("source_keys",)],
 ]
 
 
