@@ -66,7 +66,7 @@ def usable_texts(item: dict[str, Any]) -> list[str]:
     texts = item.get("texts")
     if not isinstance(texts, list):
         return []
-    return [*filter(_says_something, texts)]
+    return [*filter(says_something, texts)]
 
 
 def letters_of(meta: dict[str, Any]) -> int:
@@ -78,21 +78,22 @@ def letters_of(meta: dict[str, Any]) -> int:
     """
     texts: list[Any] = [text for item in meta["objects"] for text in usable_texts(item)]
     for name in ("expressions", "captions"):
-        texts += [item.get("text") for item in _dicts(meta.get(name))]
-    for record in _dicts(meta.get("records")):
-        texts += [turn.get("value") for turn in _dicts(record.get("conversations"))]
+        texts += [item.get("text") for item in dicts(meta.get(name))]
+    for record in dicts(meta.get("records")):
+        texts += [turn.get("value") for turn in dicts(record.get("conversations"))]
         described = record.get("description", record.get("descriptions"))
         texts += described if isinstance(described, list) else []
-    for turn in _dicts(meta.get("turns")):
+    for turn in dicts(meta.get("turns")):
         texts += [turn.get("question"), turn.get("answer")]
-    return sum(len(text) for text in texts if _says_something(text))
+    return sum(len(text) for text in texts if says_something(text))
 
 
-def _dicts(value: Any) -> list[dict[str, Any]]:
+def dicts(value: Any) -> list[dict[str, Any]]:
+    """Return the JSON objects in a list; none where `value` is no list."""
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
-def _says_something(text: Any) -> bool:
+def says_something(text: Any) -> bool:
     """Whether `text` is a text with a letter or a digit."""
     return isinstance(text, str) and any(map(str.isalnum, text))
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from shards.errors import UserError
+
 NoTarget = Literal["refusal", "empty_mask", "left_out"]
 """What an expression of no object trains: an answer in words without `[SEG]`; `[SEG]` with an empty mask in all frames,
 as Sa2VA's video sets do; nothing."""
@@ -37,3 +39,12 @@ class ConversationOptions:
     """Tokens of a region's description, at most, where the objective is `describe`."""
     max_row_tokens: int = 8192
     """Tokens of a row, at most; longer ones are cut at their end."""
+
+    def __post_init__(self) -> None:
+        if self.negatives and self.no_target == "left_out":
+            raise UserError(
+                "negatives have no answer",
+                where="conversation",
+                met=f"negatives {self.negatives}, no_target left_out",
+                wanted="no_target refusal or empty_mask",
+            )

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shards.sample import usable_texts
+from shards.sample import dicts, says_something, usable_texts
 from trainer.conversations.visit import Visit
 
 UNKNOWN = "expressions of unknown objects"
@@ -31,14 +31,14 @@ class Phrase:
 
 def phrases_of(meta: Mapping[str, Any]) -> list[str]:
     """Return the texts of a sample's JSON that refer to its objects: its expressions, or else the objects' texts."""
-    if meta.get("expressions"):
-        return [item["text"] for item in _expressions(meta) if item.get("objects") and is_usable(item.get("text"))]
+    if has_expressions(meta):
+        return [item["text"] for item in _expressions(meta) if item.get("objects") and says_something(item.get("text"))]
     return [text for item in meta.get("objects", ()) for text in usable_texts(item)]
 
 
-def is_usable(text: Any) -> bool:
-    """Whether `text` is a text with a letter or a digit."""
-    return isinstance(text, str) and any(map(str.isalnum, text))
+def has_expressions(meta: Mapping[str, Any]) -> bool:
+    """Whether a sample states expressions; then only they are asked for."""
+    return isinstance(meta.get("expressions"), list) and bool(meta["expressions"])
 
 
 def candidates(visit: Visit) -> list[list[Phrase]]:
@@ -47,7 +47,7 @@ def candidates(visit: Visit) -> list[list[Phrase]]:
     Each expression is a group, or else the texts of each object are one. Expressions that cannot be used are counted.
     """
     meta = visit.sample.meta
-    if not meta.get("expressions"):
+    if not has_expressions(meta):
         return [
             [Phrase(text, (number,), item.get("is_sentence") is True) for text in usable_texts(item)]
             for number, item in enumerate(meta["objects"])
@@ -55,9 +55,8 @@ def candidates(visit: Visit) -> list[list[Phrase]]:
         ]
     found = []
     for item in _expressions(meta):
-        ids = item.get("objects")
-        objects = visit.sample.numbers(ids) if isinstance(ids, list) else None
-        if not is_usable(item.get("text")):
+        objects = visit.sample.numbers(item.get("objects"))
+        if not says_something(item.get("text")):
             visit.notes[WITHOUT_TEXT] += 1
         elif objects is None:
             visit.notes[UNKNOWN] += 1
@@ -108,9 +107,8 @@ def texts_of(meta: Mapping[str, Any]) -> Iterator[str]:
         yield from _named(usable_texts(item))
         yield from _named([item.get("category")])
     for name in ("expressions", "captions"):
-        for item in meta.get(name) or ():
-            if isinstance(item, dict):
-                yield from _named([item.get("text")])
+        for item in dicts(meta.get(name)):
+            yield from _named([item.get("text")])
 
 
 def _named(texts: Sequence[Any]) -> Iterator[str]:

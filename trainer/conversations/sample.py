@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +26,12 @@ class SampleTexts:
     def frames(self) -> int:
         return len(self.cells)
 
-    def numbers(self, ids: Sequence[Any]) -> tuple[int, ...] | None:
-        """Return the numbers of the objects with these ids, from 0; None where one is not among the objects."""
+    def numbers(self, ids: Any) -> tuple[int, ...] | None:
+        """Return the numbers of the objects with these ids, from 0; None where one is not among the objects.
+
+        None too where `ids` is no list of texts: a source may store anything.
+        """
         known = {item["id"]: number for number, item in enumerate(self.meta["objects"])}
-        if not all(isinstance(name, str | int) and name in known for name in ids):
+        if not isinstance(ids, list) or not all(isinstance(name, str) and name in known for name in ids):
             return None
         return tuple(dict.fromkeys(known[name] for name in ids))

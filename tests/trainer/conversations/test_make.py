@@ -1,9 +1,11 @@
 """Conversations depend on seed, epoch, sample and copy alone."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from shards.errors import UserError
-from tests.trainer.conversations.samples import make, objects, sample
+from tests.trainer.conversations.samples import check, make, objects, sample
 
 DOG = {"objects": objects(*"abcdefgh")}
 
@@ -54,3 +56,39 @@ def test_the_kinds_by_what_a_sample_has():
         meta.pop(name)
     assert kinds == ["chat", "grounded_caption", "regions", "referring"]
     assert make(sample({**DOG, "captions": captions[:1]}))[0][0].kind == "referring"
+
+
+TEXTS = st.sampled_from(["a", "gone", "x y", "<region1>", "<region2>: x", "human", "gpt", "", "?", "\u00b2"])
+NAMES = (
+    *("text", "objects", "phrases", "start", "end", "file", "record", "regions"),
+    *("conversations", "from", "value", "description"),
+)
+LEAVES = TEXTS | st.integers(-2, 3) | st.none() | st.booleans() | st.floats(0, 1) | st.just("flickr")
+ANYTHING = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=4)
+)
+PHRASE = st.fixed_dictionaries({"start": LEAVES, "end": LEAVES, "objects": st.just(["a"])})
+RECORD = st.fixed_dictionaries(
+    {},
+    optional={
+        **dict.fromkeys(NAMES, ANYTHING),
+        "text": TEXTS,
+        "objects": st.lists(TEXTS, max_size=2),
+        "regions": st.lists(TEXTS, max_size=2),
+        "phrases": st.lists(PHRASE, max_size=3),
+    },
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from(["expressions", "captions", "records"]), st.lists(RECORD, max_size=3) | ANYTHING)
+)
+def test_a_source_may_store_anything(stored):
+    """Whatever stands under the names that conversations are made of: they are sound, or there is none and a count."""
+    of = sample({**stored, "objects": objects("a dog")}, frames=2, cells=[[3], [0]])
+    for kind in ("referring", "grounded_caption", "regions", None):
+        rows, notes = make(of, kind=kind, phrases=2, negatives=0.5, other=lambda draws: "a cow")
+        assert rows or notes
+        for row in rows:
+            check(row, of)

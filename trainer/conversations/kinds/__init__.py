@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from shards.sample import dicts
 from trainer.conversations.conversation import Conversation
 from trainer.conversations.kinds.chat import chat
 from trainer.conversations.kinds.describe import describe
@@ -29,8 +30,8 @@ def first_kind(meta: Mapping[str, Any]) -> str:
     """Return the first kind for which a sample's JSON has texts; `referring` where it has none."""
     if meta.get("turns"):
         return "chat"
-    if any(isinstance(item, dict) and item.get("phrases") for item in meta.get("captions") or ()):
+    if any(dicts(item.get("phrases")) for item in dicts(meta.get("captions"))):
         return "grounded_caption"
-    if meta.get("records"):
+    if dicts(meta.get("records")):
         return "regions"
     return "referring"

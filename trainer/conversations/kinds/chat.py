@@ -19,11 +19,15 @@ def chat(visit: Visit) -> list[Conversation]:
         return []
     frames = draw_one_of_each_part(visit)
     turns = [
-        Turn(_first_question(item) if number == 0 and frames else (item["question"],), (item["answer"],))
+        Turn(_first_question(item) if number == 0 and frames else _words(item["question"]), _words(item["answer"]))
         for number, item in enumerate(stored)
     ]
     visit.notes[TURNS] += len(turns)
     return [Conversation("chat", tuple(turns), frames)]
+
+
+def _words(text: str) -> Text:
+    return (text,) if text else ()
 
 
 def _first_question(item: Mapping[str, Any]) -> Text:

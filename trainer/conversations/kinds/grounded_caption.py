@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from shards.sample import dicts, says_something
 from trainer.conversations.conversation import Conversation, Mark, Target, Text, Turn
 from trainer.conversations.frames import draw_frames
 from trainer.conversations.sample import SampleTexts
@@ -37,8 +38,11 @@ class _Phrase:
 def grounded_caption(visit: Visit) -> list[Conversation]:
     """Ask for a caption of the picture with masks; captions come in turn. Other phrases stay in it as plain words."""
     found = []
-    for caption in _dicts(visit.sample.meta.get("captions")):
-        text = caption["text"]
+    for caption in dicts(visit.sample.meta.get("captions")):
+        text = caption.get("text")
+        if not says_something(text):
+            visit.notes[BARE] += 1
+            continue
         phrases, notes = _phrases(caption, visit.sample)
         if str(caption.get("file")).startswith(_FLICKR) and len(text.split(" ")) < 3:
             visit.notes[SHORT] += 1
@@ -66,10 +70,10 @@ def _phrases(caption: Mapping[str, Any], sample: SampleTexts) -> tuple[list[_Phr
     notes: Counter[str] = Counter()
     text = caption["text"]
     usable = []
-    for item in _dicts(caption.get("phrases")):
+    for item in dicts(caption.get("phrases")):
         start = item.get("start")
         end = item.get("end")
-        objects = sample.numbers(item.get("objects") or ())
+        objects = sample.numbers(item.get("objects"))
         if not isinstance(start, int) or not isinstance(end, int):
             notes[WITHOUT_PLACE] += 1
         elif not 0 <= start < end <= len(text) or item.get("text", text[start:end]) != text[start:end]:
@@ -94,16 +98,22 @@ def _is_first_place(start: int, caption: Mapping[str, Any], objects: Iterable[in
 
     Places are counted with or without the quotes in front of the caption. A place of which nothing is stated is one.
     """
-    record = caption.get("record") or {}
+    record = caption["record"] if isinstance(caption.get("record"), dict) else {}
     lead = max(0, str(record.get("caption", "")).find(caption["text"]))
     firsts = set()
     for number in objects:
-        for annotation in _dicts(sample.meta["objects"][number].get("annotations")):
+        for annotation in dicts(sample.meta["objects"][number].get("annotations")):
             regions = annotation.get("says") if annotation.get("file") == caption.get("file") else ()
-            for region in _dicts(regions):
-                if str(region.get("image_id")) == str(record.get("id")) and region.get("tokens_positive"):
-                    firsts.add(region["tokens_positive"][0][0])
+            for region in dicts(regions):
+                if str(region.get("image_id")) == str(record.get("id")):
+                    firsts.add(_first_start(region.get("tokens_positive")))
     return not firsts or start in firsts or start + lead in firsts
+
+
+def _first_start(spans: Any) -> Any:
+    """Return s of [[s, e], ...]; None for any other value."""
+    first = spans[0] if isinstance(spans, list) and spans else None
+    return first[0] if isinstance(first, list) and first and isinstance(first[0], int) else None
 
 
 def _answer(text: str, phrases: Iterable[_Phrase]) -> Text:
@@ -118,10 +128,6 @@ def _answer(text: str, phrases: Iterable[_Phrase]) -> Text:
     if isinstance(pieces[0], str):
         pieces[0] = pieces[0].lstrip()
     return tuple(piece for piece in pieces if piece)
-
-
-def _dicts(items: Any) -> list[dict[str, Any]]:
-    return [item for item in items or () if isinstance(item, dict)]
 
 
 def _lower(text: str) -> str:

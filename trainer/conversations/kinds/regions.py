@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from shards.sample import dicts
 from trainer.conversations.conversation import Conversation, Mark, Text, Turn
 from trainer.conversations.kinds.describe import region_names
 from trainer.conversations.visit import Visit
@@ -36,7 +37,9 @@ class _Record:
 
 def regions(visit: Visit) -> list[Conversation]:
     """Show the regions of a record and repeat its turns; records come in turn."""
-    found = [usable for item in visit.sample.meta.get("records") or () if (usable := _usable(visit, item))]
+    records = visit.sample.meta.get("records")
+    stated = records if isinstance(records, list) else []
+    found = [usable for item in stated if (usable := _usable(visit, item))]
     if not found:
         return []
     order = shuffled(range(len(found)), salt_of(visit.options.seed, visit.sample.key))
@@ -48,12 +51,15 @@ def regions(visit: Visit) -> list[Conversation]:
     visit.notes[TURNS] += len(pairs)
     rows: list[tuple[Turn, ...]]
     if visit.options.one_phrase_per_row and not is_conversation:  # later turns of a conversation need those before them
-        rows = [(Turn((*before, question.rstrip()), (answer,)),) for question, answer in pairs]
+        rows = [(_turn(before, question.rstrip(), answer),) for question, answer in pairs]
     else:
         (first, answer), *later = pairs
-        turns = [Turn((question,), (reply,)) for question, reply in later]
-        rows = [(Turn((*before, first.rstrip()), (answer,)), *turns)]
+        rows = [(_turn(before, first.rstrip(), answer), *(_turn((), *pair) for pair in later))]
     return [Conversation("regions", row, frames, regions=chosen.regions) for row in rows]
+
+
+def _turn(before: Text, question: str, answer: str) -> Turn:
+    return Turn(tuple(filter(None, (*before, question))), tuple(filter(None, (answer,))))
 
 
 def _usable(visit: Visit, record: Any) -> _Record | None:
@@ -63,9 +69,9 @@ def _usable(visit: Visit, record: Any) -> _Record | None:
         visit.notes[OTHER_SHAPE] += 1
         return None
     numbers = [visit.sample.numbers([one]) for one in ids]
-    texts = [turn["value"] for turn in record.get("conversations") or ()]
-    named = [int(number) for text in texts for number in _NAMED.findall(text)]
-    if None in numbers or not all(1 <= number <= len(ids) for number in named):
+    texts = [turn["value"] for turn in dicts(record.get("conversations"))]
+    named = {number for text in texts for number in _NAMED.findall(text)}
+    if None in numbers or not named <= {str(number) for number in range(1, len(ids) + 1)}:
         visit.notes[LEFT_OUT] += 1
         return None
     objects = tuple(one for number in numbers for one in number or ())
@@ -78,23 +84,22 @@ def _usable(visit: Visit, record: Any) -> _Record | None:
 
 def _has_turns(record: Mapping[str, Any], regions: int) -> bool:
     """Whether a record has questions and answers in turn, or a description of each of its regions."""
-    turns = record.get("conversations")
-    if turns:
-        speakers = [turn.get("from") for turn in turns]
-        texts = [turn.get("value") for turn in turns]
-        in_turn = speakers == ["human", "gpt"] * (len(turns) // 2)
-        return in_turn and all(isinstance(text, str) for text in texts)
+    if record.get("conversations"):
+        turns = dicts(record["conversations"])
+        in_turn = [turn.get("from") for turn in turns] == ["human", "gpt"] * (len(turns) // 2)
+        return bool(turns) and in_turn and all(isinstance(turn.get("value"), str) for turn in turns)
     described = _described(record)
     return len(described) == regions and all(isinstance(text, str) for text in described)
 
 
-def _described(record: Mapping[str, Any]) -> Sequence[Any]:
-    return record.get("description") or record.get("descriptions") or ()
+def _described(record: Mapping[str, Any]) -> list[Any]:
+    described = record.get("description") or record.get("descriptions")
+    return described if isinstance(described, list) else []
 
 
 def _conversation(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return questions and answers with `<region1>` as `region1`, as Sa2VA's training writes it."""
-    texts = [_without_marks(turn["value"]) for turn in record["conversations"]]
+    texts = [_without_marks(turn["value"]) for turn in dicts(record["conversations"])]
     limit = _limit(record)
     return [(q + limit, a.strip()) for q, a in zip(texts[::2], texts[1::2], strict=True)]
 
@@ -102,9 +107,9 @@ def _conversation(record: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _descriptions(visit: Visit, chosen: _Record) -> list[tuple[str, str]]:
     """Return a question for each description, about the region that it names or, if not all do, the next one."""
     texts = _described(chosen.record)
-    named = [int(match[1]) for text in texts if (match := _DESCRIBED.match(text))]
-    places = range(1, len(texts) + 1)
-    numbers = named if sorted(named) == [*places] else places
+    named = [match[1] for text in texts if (match := _DESCRIBED.match(text))]
+    places = [str(number) for number in range(1, len(texts) + 1)]
+    numbers = named if sorted(named) == sorted(places) else places
     limit = _limit(chosen.record)
     return [
         (visit.wording(REGION_QUESTIONS).format(region=f"region{number}") + limit, _without_marks(text).strip())

@@ -118,9 +118,10 @@ def test_captions_come_in_turn_and_the_questions_are_drawn():
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.text("aé [SEG]<p>", min_size=1, max_size=30), st.data())
+@given(st.text("aé [SEG]<p>", max_size=30), st.data())
 def test_without_its_marks_the_answer_is_the_caption(text, data):
     """For any caption and phrases: the letters stay, also those that spell marks, and no two phrases overlap."""
+    text += "a"
     place = st.integers(0, len(text))
     spans = data.draw(st.lists(st.tuples(place, place), max_size=6))
     one = caption(*[(span, "a") for span in spans], text=text)

@@ -21,7 +21,7 @@ def described(*texts: str, regions: str = "ba", key: str = "description", **more
 def made(*records: dict, epoch: int = 0, cells=None, **options):
     frames = 1 if cells is None else len(cells)
     of = sample({"objects": objects("x", "y"), "records": [*records]}, frames, "osprey", cells=cells)
-    rows, notes = make(of, epoch, **options)
+    rows, notes = make(of, epoch, kind="regions", **options)
     for row in rows:
         check(row, of)
     return rows, notes
