@@ -40,7 +40,7 @@ def grounded_caption(visit: Visit) -> list[Conversation]:
     found = []
     for caption in dicts(visit.sample.meta.get("captions")):
         text = caption.get("text")
-        if not says_something(text):
+        if not isinstance(text, str) or not says_something(text):
             visit.notes[BARE] += 1
             continue
         phrases, notes = _phrases(caption, visit.sample)
