@@ -115,11 +115,13 @@ def resharded(module: nn.Module) -> nn.Module:
 
 
 def any_process_of(module: nn.Module) -> Callable[[bool], bool]:
-    """Return a function that says whether its argument is true on any process; `bool` unless `module` is sharded.
+    """Return a function that says whether its argument is true on any process; `bool` where they need not agree.
 
-    All processes must run sharded layers equally often, so what one process needs the others do too.
+    All processes must run sharded layers equally often, so what one process needs the others do too. DeepSpeed adds up
+    gradients in the order in which a backward pass has them ready, so all must run the same layers there as well.
     """
-    if not any(is_sharded(layer) for layer in module.modules()):
+    in_step = PartialState._shared_state.get("distributed_type") == DistributedType.DEEPSPEED
+    if not in_step and not any(is_sharded(layer) for layer in module.modules()):
         return bool
     device = next(module.parameters()).device
 

@@ -54,7 +54,7 @@ class Passes:
 
     @property
     def any_process(self) -> Callable[[bool], bool]:
-        """Whether its argument is true on any process, where all must run the same layers (FSDP); else `bool`."""
+        """Whether its argument is true on any process, where all must run the same layers: `fsdp.any_process_of`."""
         return fsdp.any_process_of(self.model)
 
     def encode_image(self, frame: Frame) -> Tensor:
@@ -145,7 +145,8 @@ class Passes:
     def predict(self, batch: ConversationBatch, chosen: Tensor | None = None) -> Predicted:
         """Read the rows of a batch once, and decode their masks in one call.
 
-        Whatever the batch lacks (pictures, rows, masks), all processes run the same sharded layers, in the same order.
+        Whatever the batch lacks (pictures, rows, masks), all processes run the same layers in the same order where they
+        must (`any_process`): on a black picture, an empty row, the state of its token.
 
         Args:
             batch: of R rows; R may be 0.
@@ -170,7 +171,9 @@ class Passes:
         logits, labels, row_of = model.answer_logits(states, rows.labels)
         masks = self._no_masks()
         if sam_features is not None and batch.g_pixel_values is None:
-            idle = idle + 0.0 * sam_features.embedding.sum()
+            nothing = torch.zeros(1, dtype=torch.int64, device=model.device)
+            unasked = model.text_hidden_fcs(states[:1, 0])
+            idle = idle + 0.0 * model.grounding_encoder.decode(sam_features, nothing, unasked).sum()
         elif sam_features is not None and (chosen is None or len(chosen)):
             every = slice(None) if chosen is None else chosen
             pictures, segs = batch.picture_of_mask[every], batch.seg_of_mask[every]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.conversations import conversation_batch
+from trainer import fsdp
 from trainer.config import Config
 from trainer.data.batch import ConversationBatch, PairBatch
 from trainer.model.rows import IGNORE
@@ -142,3 +143,39 @@ def taken_by_hand(batch: ConversationBatch, objective: Converse) -> list[int]:
     assert batch.picture_of_mask.tolist() == [0, 0, 1, 1, 2, 2, 2, 2, 2, 2]
     drawn = torch.randperm(6, generator=objective.generators(batch)[4])[:5]
     return [0, 1, 0, 1, 0, 2, 3, 2, 3, 2, *(4 + drawn).tolist()]
+
+
+@pytest.mark.parametrize("trained", [(), ("vision_model", "sam_image_encoder", "token_embeddings")])
+def test_gradients_are_ready_in_one_order_whatever_a_batch_lacks(
+    make_loop, config: Config, batch: PairBatch, trained: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+):
+    """As a process sees it of which another has pictures, rows and masks. DeepSpeed adds up gradients in this order."""
+    monkeypatch.setattr(fsdp, "any_process_of", lambda module: lambda here: True)
+    config.trainable = [*config.trainable, *trained]
+    orders = []
+    for chosen in ((0, 4), (1, 3), (2,), ()):
+        loop = make_loop(config)
+        order: list[str] = []
+        for name, parameter in loop.named_parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(lambda _, name=name, order=order: order.append(name))
+        result = loop(conversation_batch(batch, loop.model.prompts, chosen), "converse")
+        result["loss"].backward()
+        orders.append(order)
+        assert result["loss"].isfinite() and len(order) == sum(p.requires_grad for p in loop.parameters())
+        assert chosen or result["loss"] == 0
+    assert all(order == orders[0] for order in orders[1:])
+
+
+def test_what_is_drawn_for_a_mask_depends_on_its_sample_alone(make_loop, batch: PairBatch):
+    objective = Converse(make_loop().passes)
+    prompts = objective.passes.model.prompts
+
+    def drawn(talks: ConversationBatch) -> list[float]:
+        return [float(torch.rand((), generator=g)) for g in objective.generators(talks)]
+
+    every = drawn(conversation_batch(batch, prompts))
+    first, second = (conversation_batch(batch, prompts, chosen) for chosen in ((2, 0), (6,)))
+    assert len({*every}) == 5 and every == drawn(first) + drawn(second)
+    assert not {*every} & {*drawn(replace(first, copies=[1, 1]))}
+    assert not {*every} & {*drawn(replace(first, position={"epoch": 1, "samples": 0}))}
