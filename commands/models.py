@@ -166,7 +166,11 @@ def evaluate(
         list[str], Option(metavar="PATH", help="Folder or URL of a shard set; give it several times for several sets.")
     ],
     objective: Annotated[
-        Objective | None, Option(help="What is asked.  [default: segment if objects have texts, else dual]")
+        Objective | None,
+        Option(
+            help="What is asked.  [default: converse if samples have texts and no region, else segment if objects have "
+            "texts, else dual]"
+        ),
     ] = None,
     split: Annotated[str | None, Option(help="Only the sets that were made with this --split.")] = None,
     holdout: Annotated[
@@ -181,7 +185,14 @@ def evaluate(
     holdout_by: Annotated[Group, Option(help="data.holdout_by of that training, for --holdout.")] = "picture",
     limit: Annotated[int | None, Option(min=1, help="Only the first N samples of each set.")] = None,
     batch_size: BatchSize = 8,
-    max_caption_tokens: Annotated[int, Option(min=1, max=8192, help="Most tokens of a caption (dual).")] = 64,
+    max_caption_tokens: Annotated[
+        int, Option(min=1, max=8192, help="Most tokens of a caption (dual), or of an answer that is generated.")
+    ] = 64,
+    frames: Annotated[int, Option(min=1, max=255, help="Frames of a video that a row shows (converse).")] = 5,
+    no_target: Annotated[
+        Literal["refusal", "empty_mask", "left_out"],
+        Option(help="True answer to an expression of no object (converse): words, or [SEG] with an empty mask."),
+    ] = "refusal",
     dtype: ModelDtype = None,
     device: Device = None,
     json_file: Annotated[Path | None, Option("--json", metavar="FILE", help="Write the numbers here.")] = None,
@@ -190,7 +201,7 @@ def evaluate(
     ] = Path("~/.cache/sa2va-shards"),
     cache_limit: Annotated[str, Option(metavar="SIZE", help="Largest size of the cache.")] = "200GB",
 ) -> None:
-    """Measure a Sa2VA on shards: cIoU, gIoU, Pr@0.5, Dice, precision, recall, cycle IoU, caption-swap gap.
+    """Measure a Sa2VA on shards: cIoU, gIoU, Pr@0.5, Dice, cycle IoU, cross-entropy, answers with [SEG], refusals.
 
     Counts every sample once, on any number of processes: accelerate launch --num_processes N -m cli evaluate,
     with the same options.
@@ -209,6 +220,8 @@ def evaluate(
         limit=limit,
         batch_size=batch_size,
         max_caption_tokens=max_caption_tokens,
+        frames=frames,
+        no_target=no_target,
         device=device,
         dtype=dtype,
         json_file=json_file,

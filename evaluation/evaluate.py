@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,8 @@ from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from evaluation.items import SampleRef, group_samples, make_batches, read_groups
+from evaluation.conversations import AskedSample, ConversationReader
+from evaluation.items import DecodedSample, SampleRef, group_samples, make_batches, read_groups
 from evaluation.new_samples import count_trained, explain_samples, new_parts, trained_on
 from evaluation.scores import ALL, Tally, table
 from inference.loading import load
@@ -33,12 +36,15 @@ from shards.reader import ShardSet
 from shards.sets import open_sets
 from shards.storage.cache import Cache
 from trainer.config import Config, with_values
+from trainer.conversations.options import NoTarget
+from trainer.data.batch import Batch, ConversationBatch
 from trainer.data.holdout import held_out_parts
 from trainer.data.loader import check_recipe
 from trainer.model.architecture import GRID, VISION_SIZE
 from trainer.model.grounding import IMAGE_SIZE, MEAN, STD
 from trainer.model.sa2va import Sa2VA
 from trainer.objectives import OBJECTIVES, load_objective
+from trainer.objectives.judging import Judged
 from trainer.objectives.passes import Passes
 from trainer.processes import missing_processes, start
 from trainer.released.loaded import LoadedModel
@@ -59,6 +65,8 @@ def evaluate(
     limit: int | None = None,
     batch_size: int = 8,
     max_caption_tokens: int = 64,
+    frames: int = 5,
+    no_target: NoTarget = "refusal",
     device: str | None = None,
     dtype: str | None = None,
     json_file: Path | None = None,
@@ -76,7 +84,9 @@ def evaluate(
         holdout_by: `data.holdout_by` of that training.
         limit: take only the first `limit` samples of each set.
         batch_size: items per batch, and samples per group (see `evaluation.items`).
-        max_caption_tokens: most tokens of a caption that the model writes (dual).
+        max_caption_tokens: most tokens of a caption (dual) or an answer (conversations) that the model writes.
+        frames: frames of a video in a row (converse).
+        no_target: the true answer to an expression of no object (converse); see `trainer.conversations.options`.
         device: as in `inference.loading.load`; each of several processes has its own.
         dtype: as in `inference.loading.load`.
         json_file: file for the numbers.
@@ -92,7 +102,6 @@ def evaluate(
     _check_json_file(json_file)
     sets = _open(shards, split, cache)
     chosen = objective or _default_objective(sets)
-    swaps_captions = load_objective(chosen).swaps_captions
     if processes := missing_processes():
         start(processes)
         return None
@@ -110,12 +119,15 @@ def evaluate(
         print(*map(printable, notes), sep="\n", file=sys.stderr)
     loaded.model.eval().grounding_encoder.float()  # as in prediction: autocast alone makes SAM 2 bfloat16
 
-    tallies = _tally(loaded.model, groups, chosen, batch_size, max_caption_tokens, state)
-    gathered = gather_object([tallies])
+    how = _How(batch_size, max_caption_tokens, frames, no_target)
+    gathered: list[_Tallies] = gather_object([_tally(loaded.model, groups, chosen, how, state)])
     state.wait_for_everyone()
     text = None
     if state.is_main_process:
-        by_source = _merge(gathered, len(samples), chosen)
+        merged, *others = gathered
+        for other in others:
+            merged.merge(other)
+        by_source, by_kind = merged.results(len(samples), chosen)
         trained = count_trained(samples, record)
         for source, values in by_source.items():
             values["trained_on"] = None if trained is None else trained.total() if source == ALL else trained[source]
@@ -125,12 +137,11 @@ def evaluate(
                 "holdout_by": holdout_by if holdout else None,
                 "limit": limit,
                 "split": split,
-                "batch_size": batch_size,
-                "max_caption_tokens": max_caption_tokens if swaps_captions else None,
+                **_settings(chosen, how),
             }
-            write_json(json_file, _result(model, loaded, chosen, settings, sets, notes, by_source))
+            write_json(json_file, _result(model, loaded, chosen, settings, sets, notes, by_source, by_kind))
         title = f"{chosen}: {model}" + (f", split {split}" if split else "")
-        text = "\n".join([table(title, by_source), *notes])
+        text = "\n".join([table(title, by_source, by_kind), *notes])
     state.destroy_process_group()
     return text
 
@@ -143,8 +154,9 @@ def _result(
     sets: Sequence[ShardSet],
     notes: Sequence[str],
     by_source: Mapping[str, Any],
+    by_kind: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return the content of the JSON file: what was evaluated, how, and the metrics by source."""
+    """Return the content of the JSON file: what was evaluated, how, and the metrics by source and by kind."""
     recipe = loaded.info.recipe
     return {
         "model": model,
@@ -156,8 +168,18 @@ def _result(
         "notes": notes,
         "shards": [{"folder": str(s.folder), "source": s.manifest.source, "plan": s.manifest.plan} for s in sets],
         "sources": {name: values for name, values in by_source.items() if name != ALL},
+        **({"kinds": by_kind} if by_kind else {}),
         ALL: by_source[ALL],
     }
+
+
+def _settings(objective: str, how: _How) -> dict[str, Any]:
+    """Return the options of `how` by name; None for those that the objective does not read."""
+    chosen = load_objective(objective)
+    generates = chosen.swaps_captions or chosen.reads_conversations
+    of_any_kind = chosen.reads_conversations and not chosen.conversation_kind
+    read = {"max_caption_tokens": generates, "frames": of_any_kind, "no_target": of_any_kind}
+    return {name: value if read.get(name, True) else None for name, value in vars(how).items()}
 
 
 def _check_json_file(file: Path | None) -> None:
@@ -183,19 +205,83 @@ def _process_state(device: str | None) -> PartialState:
     return state
 
 
+@dataclass(frozen=True)
+class _How:
+    """Options of `evaluate` that say how is asked."""
+
+    batch_size: int
+    max_caption_tokens: int
+    frames: int
+    no_target: NoTarget
+
+
+@dataclass
+class _Tallies:
+    """Sums by source, and by kind of conversation."""
+
+    sources: dict[str, Tally] = field(default_factory=partial(defaultdict, Tally))
+    kinds: dict[str, Tally] = field(default_factory=partial(defaultdict, Tally))
+
+    def count(self, group: Sequence[DecodedSample | AskedSample]) -> None:
+        """Count samples and what was left out of them."""
+        for sample in group:
+            tally = self.sources[sample.shards.manifest.source]
+            tally.samples += 1
+            tally.left_out += sample.left_out
+
+    def add(self, batch: Batch, sources: Sequence[str], judged: Judged) -> None:
+        """Count in the items of a batch, which are of these sources."""
+        values = {name: value.cpu() for name, value in judged.values.items()}
+        every = torch.arange(len(sources))
+        item_of = {name: judged.rows[name].cpu() if judged.rows else every for name in values}
+        groups = [(self.sources, sources)]
+        if isinstance(batch, ConversationBatch):
+            groups.append((self.kinds, [talk.kind for talk in batch.conversations]))
+        for tallies, names in groups:
+            for name in dict.fromkeys(names):
+                own = torch.tensor([other == name for other in names])
+                tallies[name].add({k: value[own[item_of[k]]] for k, value in values.items()}, int(own.sum()))
+
+    def merge(self, other: _Tallies) -> None:
+        """Add the sums of another process."""
+        for own, others in ((self.sources, other.sources), (self.kinds, other.kinds)):
+            for name, tally in others.items():
+                own[name].merge(tally)
+
+    def results(self, samples: int, objective: str) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+        """Return the metrics by source, and of all; and by kind.
+
+        Raises:
+            UserError: there are no items.
+        """
+        total = Tally()
+        for tally in self.sources.values():
+            total.merge(tally)
+        assert total.samples == samples, (total.samples, samples)  # each sample once, on whichever process
+        if not total.items:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in total.left_out.items()) or "no object"
+            raise UserError("nothing to evaluate", met=reasons, do="choose another --objective: dual needs no text")
+        by_source, by_kind = (
+            {name: found[name].to_json(objective) for name in sorted(found)} for found in (self.sources, self.kinds)
+        )
+        for values in by_kind.values():
+            del values["samples"], values["left_out"]
+        return by_source | {ALL: total.to_json(objective)}, by_kind
+
+
 @torch.no_grad()
 def _tally(
     model: Sa2VA,
     groups: Sequence[Sequence[SampleRef]],
     objective: str,
-    size: int,
-    max_caption_tokens: int,
+    how: _How,
     state: PartialState,
-) -> dict[str, Tally]:
-    """Evaluate this process's share of the groups; return the sums by source."""
-    judged = load_objective(objective)(Passes(model, with_values(Config(), {"max_caption_tokens": max_caption_tokens})))
+) -> _Tallies:
+    """Evaluate this process's share of the groups; return the sums."""
+    config = with_values(Config(), {"max_caption_tokens": how.max_caption_tokens})
+    judged = load_objective(objective)(Passes(model, config))
     autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=model.embedding.weight.dtype == torch.bfloat16)
-    tallies: dict[str, Tally] = defaultdict(Tally)
+    tallies = _Tallies()
     own_groups = groups[state.process_index :: state.num_processes]
     several = state.num_processes > 1
     desc = f"evaluate (process 1 of {state.num_processes})" if several else "evaluate"
@@ -204,34 +290,26 @@ def _tally(
         tqdm(total=total, desc=desc, unit="sample", mininterval=0.5, disable=not state.is_main_process) as bar,
         autocast,
     ):
-        for group in read_groups(own_groups, objective):
-            for sample in group:
-                tally = tallies[sample.shards.manifest.source]
-                tally.samples += 1
-                tally.left_out += sample.left_out
-            for batch, sources in make_batches(group, objective, size):
-                values = judged.judge(batch.to(model.device), side=IMAGE_SIZE).values
-                values = {name: value.cpu() for name, value in values.items()}
-                for source in dict.fromkeys(sources):
-                    rows = torch.tensor([other == source for other in sources])
-                    tallies[source].add({name: value[rows] for name, value in values.items()}, int(rows.sum()))
+        for group, batches in _batches(model, own_groups, objective, how):
+            tallies.count(group)
+            for batch, sources in batches:
+                tallies.add(batch, sources, judged.judge(batch.to(model.device), side=IMAGE_SIZE))
             bar.update(len(group))
-    return dict(tallies)
+    return tallies
 
 
-def _merge(gathered: Sequence[dict[str, Tally]], samples: int, objective: str) -> dict[str, dict[str, Any]]:
-    """Return the metrics by source and of all sources; raises `UserError` if there are no items."""
-    by_source = defaultdict[str, Tally](Tally)
-    total = Tally()
-    for tallies in gathered:
-        for source, tally in tallies.items():
-            by_source[source].merge(tally)
-            total.merge(tally)
-    assert total.samples == samples, (total.samples, samples)  # each sample once, on whichever process
-    if not total.items:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in total.left_out.items()) or "no object"
-        raise UserError("nothing to evaluate", met=reasons, do="choose another --objective: dual needs no text")
-    return {name: by_source[name].to_json(objective) for name in sorted(by_source)} | {ALL: total.to_json(objective)}
+def _batches(
+    model: Sa2VA, groups: Sequence[Sequence[SampleRef]], objective: str, how: _How
+) -> Iterator[tuple[Sequence[DecodedSample | AskedSample], Iterator[tuple[Batch, list[str]]]]]:
+    """Yield the samples of each group, and their batches with the source of each item."""
+    chosen = load_objective(objective)
+    if not chosen.reads_conversations:
+        yield from ((group, make_batches(group, objective, how.batch_size)) for group in read_groups(groups, objective))
+    elif groups:
+        (shards, _), *_ = groups[0]
+        kind = chosen.conversation_kind
+        reader = ConversationReader(shards, kind, model.prompts, how.batch_size, how.frames, how.no_target)
+        yield from reader.read(groups)
 
 
 def _open(paths: Sequence[str], split: str | None, cache: Cache | None) -> list[ShardSet]:
@@ -264,7 +342,15 @@ def _sample_refs(shards: ShardSet, kept: NDArray[np.bool_], limit: int | None) -
 
 
 def _default_objective(sets: Sequence[ShardSet]) -> str:
-    """Return segment if all sets have texts, dual if none has; raises `UserError` otherwise."""
+    """Return converse if a sample has texts and no region; else segment if all sets have texts, and dual if none has.
+
+    Raises:
+        UserError: some sets have texts and some have none.
+    """
+    for shards in sets:
+        index = shards.index
+        if "letters" in (index.dtype.names or ()) and ((index["letters"] > 0) & (index["regions"] == 0)).any():
+            return "converse"
     with_texts = [bool((shards.index["texts"] > 0).any()) for shards in sets]
     if all(with_texts):
         return "segment"

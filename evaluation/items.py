@@ -1,4 +1,4 @@
-"""Read shard sets for evaluation: every object of every sample once.
+"""Read shard sets for evaluation as pairs of frames: every object of every sample once.
 
 `trainer.data.loader.Loader` chooses objects, drops what does not fill a batch, and gives every process as many batches.
 Here nothing is chosen or dropped. Of several frames, the first two that show an object are its frames 1 and 2.
@@ -27,6 +27,7 @@ from shards.sample import usable_texts
 from trainer.data.batch import Frame, PairBatch
 from trainer.objectives import load_objective
 
+NO_OBJECT = "samples without an object"
 NO_TEXT = "objects without a text"
 NO_REGION = "objects without a prompt cell"
 _GROUPS_AHEAD = 2
@@ -146,6 +147,9 @@ def _decode_sample(shards: ShardSet, position: int, objective: str) -> DecodedSa
     """Decode a sample's pictures and prompt cells, and list its items."""
     chosen = load_objective(objective)
     sample = DecodedSample(shards, shards.key(position), *shards.sample(position))
+    if not sample.meta["objects"]:
+        sample.left_out[NO_OBJECT] += 1
+        return sample
     frames = range(len(sample.meta["frames"]))
     visible = np.stack([sample.decode("prompt_masks", frame).any(axis=(1, 2)) for frame in frames])
     for number, described in enumerate(sample.meta["objects"]):

@@ -37,6 +37,8 @@ _MEANS = {
     "refused_wrong": "refused_wrong",
 }
 """Values that are averaged over what has them, and the names of their means in the result."""
+_OF_ANSWERS = ("caption_ce", "lang_ce", "seg_asked", "seg_unasked", "refused_right", "refused_wrong")
+"""Means of conversations that are shown in a table of their own, which is wide enough already."""
 _TITLES = {
     "ciou": "cIoU",
     "giou": "gIoU",
@@ -105,19 +107,35 @@ class Tally:
         return found
 
 
-def table(title: str, by_source: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the results of each source, from `Tally.to_json`, as text; below them what was left out."""
+def table(
+    title: str, by_source: Mapping[str, Mapping[str, Any]], by_kind: Mapping[str, Mapping[str, Any]] | None = None
+) -> str:
+    """Return the results of each source and each kind of conversation, from `Tally.to_json`, as text.
+
+    Below them stands what was left out. Of conversations of one kind there is no line for it.
+    """
+    kinds = by_kind if by_kind and len(by_kind) > 1 else {}
+    lines = [*by_source.items(), *((f"kind {kind}", values) for kind, values in kinds.items())]
     names = list(dict.fromkeys(name for values in by_source.values() for name in values if name != "left_out"))
     if "cycle_iou" in names:
         names[names.index("giou")] = "cycle_iou"  # the same number, under its usual name
         names = list(dict.fromkeys(names))
+    of_answers = [name for name in names if name in _OF_ANSWERS] if "lang_ce" in names else []
+    tables = [_grid(title, lines, [name for name in names if name not in of_answers])]
+    if of_answers:
+        tables.append(_grid("answers", lines, of_answers))
+    return "\n".join([*tables, *map(printable, _left_out(by_source))])
+
+
+def _grid(title: str, lines: Sequence[tuple[str, Mapping[str, Any]]], names: Sequence[str]) -> str:
+    """Return some of the results as a table."""
     grid = plain_table(title)
     grid.add_column("source")
     for name in names:
         grid.add_column(_TITLES.get(name, name.replace("_", " ")), justify="right")
-    for source, values in by_source.items():
-        add_row(grid, (source, *(_cell(values.get(name)) for name in names)))
-    return "\n".join([table_text(grid, 140), *map(printable, _left_out(by_source))])
+    for label, values in lines:
+        add_row(grid, (label, *(_cell(values.get(name)) for name in names)))
+    return table_text(grid, 140)
 
 
 def _cell(value: Any) -> str:

@@ -45,8 +45,8 @@ class Groups(NamedTuple):
     file: int
     folder: int
     picture: int
-    """The same as `folder` where several frames of a video make a sample and the video is a folder. Each text alone is a
-    picture of its own."""
+    """The same as `folder` where several frames of a video make a sample and the video is a folder. Each text alone is
+    a picture of its own."""
 
 
 def groups_of(key: str, path: str, frames: int) -> Groups:

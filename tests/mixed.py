@@ -105,14 +105,19 @@ def expected_field(root: Path, number: int, field: str) -> np.ndarray:
         return np.asarray(Image.fromarray(box_mask(record["box"])).resize((1024, 1024), Image.Resampling.NEAREST))[None]
     if name == "prompt_masks":
         return np.asarray(Image.fromarray(box_mask(record["box"])).resize((16, 16), Image.Resampling.NEAREST))[None]
-    picture = Image.open(root / f"{record['pictures'][int(field[len(name) :] or 1) - 1]}.png").convert("RGB")
     side = 1024 if name == "g_pixel_values" else 448
-    planes = np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    planes = expected_picture(root, record["pictures"][int(field[len(name) :] or 1) - 1], side)
     if name == "g_pixel_values":
         return planes
     mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
     scaled: np.ndarray = (planes / np.float32(255) - mean[:, None, None]) / std[:, None, None]
     return scaled
+
+
+def expected_picture(root: Path, name: str, side: int) -> np.ndarray:
+    """Return a picture of `write_raw` as (3, side, side)."""
+    picture = Image.open(root / f"{name}.png").convert("RGB")
+    return np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
 
 
 class Killed(Mixed):

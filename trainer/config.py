@@ -208,7 +208,7 @@ class Config:
     """Draw the wording of segmentation questions and answers for each object, as in Sa2VA's recipe; false: word them
     as an evaluation does."""
     max_caption_tokens: Annotated[int, count(8192, "pseudo captions are written one token after the other")] = 64
-    """Tokens of a pseudo caption, at most."""
+    """Tokens of a pseudo caption, at most, and of an answer that the model writes in an evaluation."""
     caption_temperature: Annotated[float, Bound(1e-3, 100, "captions are random words far below that", zero=True)] = 0.0
     """Temperature of the teacher's pseudo captions; 0 is greedy."""
     max_text_tokens: Annotated[int, count(32768, "no language model of Sa2VA reads more")] = 512

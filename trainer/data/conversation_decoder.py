@@ -71,6 +71,16 @@ class ConversationPlan:
     notes: Counter[str]
     """See `ConversationBatch.notes`."""
 
+    @classmethod
+    def of(
+        cls, sample: StoredSample, rows: Sequence[PlannedRow], copy: int = 0, notes: Counter[str] | None = None
+    ) -> ConversationPlan:
+        """Return the plan of rows about a sample."""
+        shown = dict.fromkeys(frame for row in rows for frame in row.conversation.frames)
+        targets = [len(row.conversation.targets) for row in rows for _ in row.predicted]
+        sizes = {"pixel_values": len(shown), "g_pixel_values": len(targets), "masks": sum(targets)}
+        return cls(sample, sample.meta, tuple(rows), tuple(shown), sizes, copy, +(notes or Counter()))
+
     def detached(self) -> ConversationPlan:
         return replace(self, sample=self.sample.detached())
 
@@ -121,7 +131,7 @@ class ConversationDecoder(Decoder[ConversationPlan]):
             BadShard: the sample cannot be decoded.
         """
         sample = visit.sample
-        prompts = self._prompt_masks(sample)
+        prompts = self.prompt_masks(sample)
         cells = prompts.sum(axis=(2, 3), dtype=np.int64)
         conversations, notes = make_conversations(
             SampleTexts(sample.key, visit.source, sample.meta, cells),
@@ -132,14 +142,22 @@ class ConversationDecoder(Decoder[ConversationPlan]):
             other_phrase=visit.other_phrase,
             kind=self._kind,
         )
-        made = (self._row_of(sample.key, conversation, prompts, cells, notes) for conversation in conversations)
-        rows = tuple(row for row in made if row)
-        shown = dict.fromkeys(frame for row in rows for frame in row.conversation.frames)
-        targets = [len(row.conversation.targets) for row in rows for _ in row.predicted]
-        sizes = {"pixel_values": len(shown), "g_pixel_values": len(targets), "masks": sum(targets)}
-        return ConversationPlan(sample, sample.meta, rows, tuple(shown), sizes, visit.copy, +notes)
+        return ConversationPlan.of(sample, self.rows_of(sample.key, conversations, prompts, notes), visit.copy, notes)
 
-    def _prompt_masks(self, sample: StoredSample) -> Bool:
+    def rows_of(
+        self, key: str, conversations: Sequence[Conversation], prompts: Bool, notes: Counter[str]
+    ) -> list[PlannedRow]:
+        """Return the rows of conversations, without those of which nothing is trained, which `notes` counts.
+
+        Args:
+            key: of the sample.
+            prompts: (F, N, 16, 16), of the sample.
+        """
+        cells = prompts.sum(axis=(2, 3), dtype=np.int64)
+        made = (self._row_of(key, conversation, prompts, cells, notes) for conversation in conversations)
+        return [row for row in made if row]
+
+    def prompt_masks(self, sample: StoredSample) -> Bool:
         """Return (F, N, 16, 16) bool: the cells of all objects in all frames."""
         if not sample.objects:
             return np.zeros((sample.frames, 0, self._recipe.grid, self._recipe.grid), np.bool_)

@@ -25,13 +25,15 @@ def describe(visit: Visit) -> list[Conversation]:
     if not able:
         return []
     choice = choose(visible, able, options.phrases, salt_of(options.seed, sample.key), visit.number)
-    conversations = []
-    for number, turn in zip(choice.objects, choice.turns, strict=True):
-        answer = text_in_turn(visit, number, turn).strip()
-        row = (Turn((Mark.PICTURES, *region_names(1), DESCRIBE), (answer,)),)
-        conversations.append(Conversation("describe", row, choice.frames[:1], regions=(number,)))
-    visit.notes[DESCRIPTIONS] += len(conversations)
-    return conversations
+    visit.notes[DESCRIPTIONS] += len(choice.objects)
+    chosen = zip(choice.objects, choice.turns, strict=True)
+    return [description(number, text_in_turn(visit, number, turn), choice.frames[0]) for number, turn in chosen]
+
+
+def description(number: int, text: str, frame: int) -> Conversation:
+    """Ask for a text of object `number`, whose region is shown in a frame."""
+    row = (Turn((Mark.PICTURES, *region_names(1), DESCRIBE), (text.strip(),)),)
+    return Conversation("describe", row, (frame,), regions=(number,))
 
 
 def region_names(count: int) -> tuple[str | Mark, ...]:

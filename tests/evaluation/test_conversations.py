@@ -1,0 +1,195 @@
+"""Evaluation of conversations: all that the texts ask for once, and the numbers of an independent computation."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate.state import PartialState
+
+from evaluation.conversations import ConversationReader
+from evaluation.evaluate import evaluate
+from evaluation.items import group_samples
+from pipeline.request import make_request
+from pipeline.run import run
+from shards.reader import ShardSet
+from tests import mixed
+from tests.joined import Joined, command_line
+from trainer.model.sa2va import build
+from trainer.objectives.conversation import ConversationObjective
+from trainer.released.folder import save_model
+
+BOX = mixed.BOX
+
+
+def phrase(text: str, caption: str) -> dict[str, Any]:
+    start = caption.index(text)
+    return {"text": text, "start": start, "end": start + len(text), "objects": ["0"]}
+
+
+CAPTION = "A cat beside the cat."
+RECORDS = [
+    {
+        "pictures": ["a"],
+        "box": BOX,
+        "texts": ["unused"],
+        "expressions": [{"text": text, "objects": ids} for text, ids in (("The cat.", ["0"]), ("the zebra", []))],
+    },
+    {
+        "pictures": ["b"],
+        "box": BOX,
+        "texts": ["x"],
+        "captions": [
+            {"text": CAPTION, "phrases": [phrase("A cat", CAPTION), phrase("the cat", CAPTION)]},
+            {"text": "The cat sits.", "phrases": [phrase("The cat", "The cat sits.")]},
+        ],
+    },
+    {"pictures": ["c"], "segmentable": False, "turns": [mixed.turn("What?", "A rocket.", picture=0)]},
+    {"turns": [mixed.turn("Name a prime.", "7"), mixed.turn("Another?", "11")]},
+    {"pictures": ["a", "b", "c"], "box": BOX, "texts": ["the thing", "it", "?!"]},
+    {"pictures": ["b"], "box": BOX, "texts": ["?!"]},
+]
+ASKED = {
+    (0, "referring", ("The cat.",), 1),
+    (0, "referring", (), 1),
+    (1, "grounded_caption", ("A cat", "the cat"), 1),
+    (1, "grounded_caption", ("The cat",), 1),
+    (2, "chat", (), 1),
+    (3, "chat", (), 0),
+    (4, "referring", ("the thing",), 2),
+    (4, "referring", ("it",), 2),
+}
+"""Number of the record, kind, phrases with a mask, and frames of each row, where a video shows 2 frames at most."""
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    yield
+    PartialState._reset_state()
+
+
+@pytest.fixture(scope="module")
+def mixed_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("mixed")
+    mixed.write_raw(root, RECORDS)
+    run(make_request(mixed.SOURCE, root, shard_bytes=10**7), root / "shards" / "mixed", 1, 0.0)
+    return root / "shards" / "mixed"
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model") / "sa2va"
+    save_model(build("tiny"), folder)
+    return folder
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_all_that_the_texts_ask_for_is_a_row_once(mixed_set: Path, size: int):
+    shards = ShardSet(mixed_set)
+    reader = ConversationReader(shards, None, build("tiny").prompts, size, frames=2, no_target="refusal")
+    rows = []
+    left_out = Counter[str]()
+    for samples, batches in reader.read(group_samples([(shards, n) for n in range(len(shards))], size)):
+        left_out += sum((sample.left_out for sample in samples), Counter())
+        for batch, sources in batches:
+            assert sources == ["mixed"] * len(batch.rows) and 0 < len(batch.rows) <= max(size, 1)
+            pictures = 0 if batch.g_pixel_values is None else len(batch.g_pixel_values)
+            assert pictures <= max(size, 2)
+            segs = 0
+            for talk, row, sample in zip(batch.conversations, batch.rows, batch.sample_of_row, strict=True):
+                number = int(batch.meta[sample]["path"].rpartition("#")[2])
+                rows.append((number, talk.kind, tuple(target.phrase for target in talk.targets), len({*talk.frames})))
+                assert row.ids.count(reader._decoder._prompts.seg) == len(talk.targets)
+                for target in range(segs, segs + len(talk.targets)):
+                    own = batch.seg_of_mask == target
+                    assert own.sum() == len(talk.frames)
+                    for frame, picture in zip(talk.frames, batch.picture_of_mask[own], strict=True):
+                        name = RECORDS[number]["pictures"][frame]
+                        stored = np.asarray(mixed.expected_picture(mixed_set.parents[1], name, 1024))
+                        assert np.abs(batch.g_pixel_values[picture].numpy().astype(int) - stored).max() <= 1
+                segs += len(talk.targets)
+    assert Counter(rows) == Counter(ASKED)
+    assert left_out == {"samples without a conversation of kind referring": 1}
+
+
+def test_metrics_equal_an_independent_computation(
+    released: Path, mixed_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Masks enlarged densely and areas counted by numpy; expressions of no object ask for an empty mask."""
+    areas: list[np.ndarray] = []
+    clips: list[np.ndarray] = []
+    languages: dict[str, list[float]] = {}
+    original = ConversationObjective.judge
+
+    def spying(self, batch, side):
+        judged = original(self, batch, side)
+        kinds = [talk.kind for talk in batch.conversations]
+        for kind, loss in zip(kinds, judged.values["lang"].tolist(), strict=True):
+            languages.setdefault(kind, []).append(loss)
+        if batch.masks is None:
+            return judged
+        dense = F.interpolate(judged.logits[:, None], (1024, 1024), mode="bilinear", align_corners=False)[:, 0] > 0
+        of_seg: dict[int, np.ndarray] = {}
+        for found, mask, seg in zip(dense.numpy(), batch.masks.numpy(), batch.seg_of_mask.tolist(), strict=True):
+            area = np.array([(found & mask).sum(), (found | mask).sum(), mask.sum()])
+            areas.append(area)
+            of_seg[seg] = of_seg.get(seg, 0) + area
+        rows = [row for row, talk in enumerate(batch.conversations) for _ in talk.targets]
+        clips.extend(area[:2] for seg, area in of_seg.items() if len(batch.conversations[rows[seg]].frames) > 1)
+        return judged
+
+    monkeypatch.setattr(ConversationObjective, "judge", spying)
+    out = tmp_path / "numbers.json"
+    options = {"no_target": "empty_mask", "frames": 3, "max_caption_tokens": 2, "batch_size": 4, "json_file": out}
+    shown = evaluate(str(released), [str(mixed_set)], device="cpu", **options)
+    numbers = json.loads(out.read_text())
+    found = numbers["all"]
+    assert numbers["objective"] == "converse"  # some samples have texts and no region
+    assert (found["samples"], found["items"], found["masks"], found["empty_masks"]) == (6, 8, 11, 1)
+    full = np.array([area for area in areas if area[2]])
+    every = np.array(areas)
+    ious = full[:, 0] / full[:, 1]
+    expected = {
+        "giou": ious.mean(),
+        "ciou": every[:, 0].sum() / every[:, 1].sum(),
+        "pr@0.5": (ious > 0.5).mean(),
+        "video_iou": np.mean([both / either for both, either in clips]),
+        "empty_right": np.mean([area[1] == 0 for area in areas if not area[2]]),
+        "lang_ce": np.mean([*chain(*languages.values())]),
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=2e-6)
+    assert numbers["kinds"]["chat"]["lang_ce"] == pytest.approx(np.mean(languages["chat"]), abs=1e-6)
+    assert {kind: values["items"] for kind, values in numbers["kinds"].items()} == {
+        "chat": 2,
+        "grounded_caption": 2,
+        "referring": 4,
+    }
+    assert {"seg_asked", "seg_unasked", "refused_wrong"} <= found.keys() and "refused_right" not in found
+    assert "kind grounded_caption" in shown and "1 samples without a conversation" in shown
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_numbers_of_one(released: Path, mixed_set: Path, tmp_path: Path):
+    """One of them has text alone in a batch, the other masks."""
+    options = ["--objective", "converse", "--batch-size", 2, "--max-caption-tokens", 2, "--frames", 2]
+    command = ["evaluate", "--model", released, "--shards", mixed_set, *options, "--json", tmp_path / "two.json"]
+    two = Joined(2, command_line, command, log=tmp_path / "said")
+    assert two.wait() == [0, 0], (tmp_path / "said").read_text()[-3000:]
+    how = {"objective": "converse", "batch_size": 2, "max_caption_tokens": 2, "frames": 2, "device": "cpu"}
+    evaluate(str(released), [str(mixed_set)], **how, json_file=tmp_path / "one.json")
+    one, other = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
+    for part in ("sources", "kinds"):
+        assert one[part].keys() == other[part].keys()
+        for name, values in one[part].items():
+            found = other[part][name]
+            assert found.keys() == values.keys()
+            for key, value in values.items():
+                assert found[key] == (pytest.approx(value, rel=1e-5) if isinstance(value, float) else value), key
