@@ -25,7 +25,7 @@ VERBS: tuple[Callable[..., None], ...] = (
     *(sharding.shard, sharding.merge, sharding.estimate),
     *(sets.verify_shard, sets.recode, sets.split, sets.sample, sets.preview, sets.stats),
     *(models.export, models.predict, models.evaluate),
-    training.doctor,
+    *(training.doctor, training.rows),
 )
 
 app = typer.Typer(

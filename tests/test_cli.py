@@ -133,6 +133,7 @@ def test_version(here):
         (["predict", "--model", "x"], "torch", "train"),
         (["evaluate", "--model", "x", "--shards", "y"], "torch", "train"),
         (["doctor"], "torch", "train"),
+        (["rows"], "torch", "train"),
     ],
 )
 def test_a_verb_whose_packages_are_missing_says_what_to_install(verb, module, extra, tmp_path):

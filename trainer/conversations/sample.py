@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -32,11 +31,7 @@ class SampleTexts:
 
         None too where `ids` is no list of texts: a source may store anything.
         """
-        known = self._number_of
+        known = {item["id"]: number for number, item in enumerate(self.meta["objects"])}
         if not isinstance(ids, list) or not all(isinstance(name, str) and name in known for name in ids):
             return None
         return tuple(dict.fromkeys(known[name] for name in ids))
-
-    @cached_property
-    def _number_of(self) -> dict[str, int]:
-        return {item["id"]: number for number, item in enumerate(self.meta["objects"])}

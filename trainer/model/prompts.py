@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -133,6 +134,21 @@ class Prompts:
         """Return the text, or the names of the tokens where their bytes are no UTF-8, as random weights write."""
         text = self.decode(ids)
         return "".join(self.tokenizer.convert_ids_to_tokens(list(ids))) if "\N{REPLACEMENT CHARACTER}" in text else text
+
+    def shown(self, ids: Sequence[int]) -> str:
+        """Return the text of tokens for people to check.
+
+        Letters that spell a mark have a backslash in front; repeated marks are one, with their count.
+        """
+        shown = ""
+        for is_mark, run in groupby(ids, self._text.is_mark):
+            if not is_mark:
+                shown += self._text.escaped(self.readable([*run]))
+                continue
+            for mark, same in groupby(run):
+                count = len([*same])
+                shown += self.decode([mark]) + (f" x {count} " if count > 1 else "")
+        return shown
 
     def ended(self, ids: Tensor) -> Tensor:
         """Whether each of the answers (M, t), t at least 1, ends with its last token: (M,) bool."""

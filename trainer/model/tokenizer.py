@@ -61,7 +61,7 @@ class MarkedText:
         self._gap = self._letters.token_to_id(_GAP)
         if (taken := whole.model.id_to_token(self._gap)) is not None:
             raise UserError("a vocabulary with holes", met=f"token {self._gap:,} is {taken!r}")
-        self._marks = frozenset(self._added.values()) - {self._gap}
+        self._marks = frozenset(self._added.values())
         self._ids = lru_cache(_REMEMBERED)(self._encode_letters)
 
     def parts(self, text: str) -> list[Part]:
@@ -72,6 +72,14 @@ class MarkedText:
             parts += [text[end : match.start()], [self._added[match[0]]]]
             end = match.end()
         return [*parts, text[end:]]
+
+    def is_mark(self, token: int) -> bool:
+        """Return whether a token is a mark."""
+        return token in self._marks
+
+    def escaped(self, letters: str) -> str:
+        """Return `letters` with a backslash in front of each mark that they spell."""
+        return self._written.sub(lambda match: "\\" + match[0], letters)
 
     def encode(self, parts: Iterable[Part]) -> list[int]:
         """Return the tokens of parts in order. Letters on both sides of no mark are tokenised as one text."""
@@ -94,13 +102,14 @@ class MarkedText:
 
     def _encode_letters(self, text: str) -> tuple[int, ...]:
         encoded = self._letters.encode(text, add_special_tokens=False)
-        if self._marks.isdisjoint(encoded.ids):
+        wrong = self._marks.intersection(encoded.ids) - {self._gap}
+        if not wrong:
             return tuple(encoded.ids)
         # The vocabulary of letters holds a mark too: its characters are tokenised one by one.
         ids: list[int] = []
         for token, (start, end) in zip(encoded.ids, encoded.offsets, strict=True):
             single = [self._letters.encode(letter, add_special_tokens=False).ids for letter in text[start:end]]
-            ids += chain(*single) if token in self._marks else [token]
+            ids += chain(*single) if token in wrong else [token]
         return tuple(ids)
 
 

@@ -374,3 +374,12 @@ def test_a_phrase_and_a_users_question_have_no_marks(prompts: Prompts, mark: str
         assert [i for i in row.ids if not prompts.ordinary[i]] == [i for i in plain.ids if not prompts.ordinary[i]]
         assert text(prompts, row.ids) == text(prompts, plain.ids).replace("dog", mark)
     assert prompts.ordinary[prompts.letters(mark)].all() and text(prompts, prompts.letters(mark)) == mark
+
+
+def test_rows_are_shown_with_marks_apart_from_letters(prompts: Prompts):
+    first = Turn((PICTURES, "\nWho wrote [SEG]?"), ("She: ", START, " caf\u00e9 ", END, " ", SEG, "."))
+    row = prompts.conversation("k", Conversation("x", (first,), (0,), (Target((0,), ""),)), [])
+    assert prompts.shown(row.ids) == (
+        "<|im_start|>user\n<img><IMG_CONTEXT> x 256 </img>\nWho wrote \\[SEG]?<|im_end|>\n<|im_start|>assistant\n"
+        "She: <p> caf\u00e9 </p> [SEG].<|im_end|>\n"
+    )
