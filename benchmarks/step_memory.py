@@ -31,7 +31,7 @@ from trainer.model.tokenizer import byte_tokenizer
 from trainer.model.trainable import set_trainable
 from trainer.objectives.step import Step
 
-_SHAPE = {"hidden_size": 896, "num_attention_heads": 14, "num_key_value_heads": 2, "intermediate_size": 4864}
+SHAPE = {"hidden_size": 896, "num_attention_heads": 14, "num_key_value_heads": 2, "intermediate_size": 4864}
 _VOCABULARY = 32_000
 
 
@@ -57,7 +57,7 @@ class SecondModel:
 
 def build(layers: int) -> Sa2VA:
     tiny = PRESETS["tiny"]
-    shape = {**_SHAPE, "num_hidden_layers": layers, "vocab_size": _VOCABULARY}
+    shape = {**SHAPE, "num_hidden_layers": layers, "vocab_size": _VOCABULARY}
     config = {**tiny.config, "llm_config": {**tiny.config["llm_config"], **shape}}
     architecture = Architecture(config, tiny.sam)
     return Sa2VA(architecture, Prompts(byte_tokenizer(), architecture.template, _VOCABULARY))
