@@ -28,7 +28,7 @@ from trainer.released.loaded import LoadedModel
 PROMPTED_FRAMES = 5
 """First frames of a video, which the language model sees and which prompt SAM 2, as in the official inference."""
 _AT_ONCE = 16
-"""PairBatch size of the vision tower (pictures) and of the mask decoder (objects)."""
+"""Batch size of the vision tower (pictures) and of the mask decoder (objects)."""
 
 
 @dataclass(frozen=True)
