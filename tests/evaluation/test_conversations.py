@@ -16,7 +16,7 @@ from accelerate.state import PartialState
 
 from evaluation.conversations import ConversationReader
 from evaluation.evaluate import evaluate
-from evaluation.items import group_samples
+from evaluation.items import NO_OBJECT, NO_TEXT, group_samples
 from pipeline.request import make_request
 from pipeline.run import run
 from shards.reader import ShardSet
@@ -118,6 +118,25 @@ def test_all_that_the_texts_ask_for_is_a_row_once(mixed_set: Path, size: int):
                 segs += len(talk.targets)
     assert Counter(rows) == Counter(ASKED)
     assert left_out == {"samples without a conversation of kind referring": 1}
+
+
+@pytest.mark.parametrize("kind", ["segment", "describe"])
+def test_each_text_of_each_object_is_a_row_once(mixed_set: Path, kind: str):
+    """In the first frame that shows the object."""
+    shards = ShardSet(mixed_set)
+    prompts = build("tiny").prompts
+    reader = ConversationReader(shards, kind, prompts, 8, frames=5, no_target="refusal")
+    asked = []
+    left_out = Counter[str]()
+    for samples, batches in reader.read([[(shards, n) for n in range(len(shards))]]):
+        left_out += sum((sample.left_out for sample in samples), Counter())
+        for batch, _ in batches:
+            for talk, row, sample in zip(batch.conversations, batch.rows, batch.sample_of_row, strict=True):
+                text = talk.targets[0].phrase if kind == "segment" else talk.turns[0].answer[0]
+                assert talk.frames == (0,) and len(talk.turns) == 1 and text in prompts.decode(row.ids)
+                asked.append((int(batch.meta[sample]["path"].rpartition("#")[2]), text))
+    assert sorted(asked) == [(0, "unused"), (1, "x"), (4, "it"), (4, "the thing")]
+    assert left_out == {NO_OBJECT: 2, NO_TEXT: 1}
 
 
 def test_metrics_equal_an_independent_computation(

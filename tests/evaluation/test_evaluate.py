@@ -117,9 +117,9 @@ def test_each_text_of_each_object_is_an_item_once(refer_set: Path, size: int, wo
         for item, mask in zip(sample["meta"]["objects"], sample["masks"], strict=True):
             expected.update((sample["__key__"], text, int(mask.sum())) for text in item["texts"] if text.strip())
     assert expected.total() == 14 and max(expected.values()) == 2  # a sentence that occurs twice counts twice
-    of_rank = [asked(refer_set, "segment", size, rank, world_size) for rank in range(world_size)]
+    of_rank = [asked(refer_set, "reverse", size, rank, world_size) for rank in range(world_size)]
     assert Counter(item for batched in of_rank for batch in batched for item in batch) == expected
-    alone = asked(refer_set, "segment", size, 0, 1)
+    alone = asked(refer_set, "reverse", size, 0, 1)
     assert sorted(batch for batched in of_rank for batch in batched) == sorted(alone)
     assert max(map(len, alone)) <= size
 
@@ -127,7 +127,7 @@ def test_each_text_of_each_object_is_an_item_once(refer_set: Path, size: int, wo
 def test_objects_without_text_are_counted_and_frames_show_the_object(
     refer_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    (group,) = read_groups(groups(refer_set), "segment")
+    (group,) = read_groups(groups(refer_set), "reverse")
     assert sum((sample.left_out for sample in group), Counter()) == {NO_TEXT: 1}
     root = tmp_path / "clip"
     root.mkdir()
@@ -186,12 +186,13 @@ def test_metrics_equal_an_independent_computation(
     original = judged_objective.judge
 
     def spying(self, batch, side):
+        truth = batch.masks if judged_objective.reads_conversations else batch.frames[0].masks
         if not actual:
-            batch.frames[0].masks[0] = False
+            truth[0] = False
         judged = original(self, batch, side)
         dense = F.interpolate(judged.logits[:, None], (1024, 1024), mode="bilinear", align_corners=False)[:, 0] > 0
-        actual.extend((p.numpy().ravel(), t.numpy().ravel()) for p, t in zip(dense, batch.frames[0].masks, strict=True))
-        caption_losses.extend(judged.values["caption"].tolist() if "caption" in judged.values else [])
+        actual.extend((p.numpy().ravel(), t.numpy().ravel()) for p, t in zip(dense, truth, strict=True))
+        caption_losses.extend(judged.values["caption"].tolist() if objective == "reverse" else [])
         return judged
 
     monkeypatch.setattr(judged_objective, "judge", spying)
@@ -206,20 +207,24 @@ def test_metrics_equal_an_independent_computation(
     )
     unions = found + there - both
 
+    # Of conversations, an empty truth is measured apart.
+    counted = there > 0 if judged_objective.reads_conversations else there >= 0
+
     def mean(part: np.ndarray, whole: np.ndarray) -> float:
         either = np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
-        return float(np.where(unions == 0, 1.0, either).mean())
+        return float(np.where(unions == 0, 1.0, either)[counted].mean())
 
     expected = {
         "ciou": both.sum() / unions.sum(),
         "giou": mean(both, unions),
-        "pr@0.5": np.mean(2 * both > unions),
+        "pr@0.5": np.mean((2 * both > unions)[counted]),
         "dice": mean(2 * both, found + there),
         "precision": mean(both, found),
         "recall": mean(both, there),
     }
     assert {name: numbers[name] for name in expected} == pytest.approx(expected, abs=2e-6)
     assert 0 < expected["ciou"] != expected["giou"]
+    assert numbers.get("empty_masks", 1) == 1
     assert ("caption_ce" in numbers) == (objective == "reverse")
     if caption_losses:
         assert numbers["caption_ce"] == pytest.approx(np.mean(caption_losses), abs=1e-6)

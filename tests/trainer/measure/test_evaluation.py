@@ -18,12 +18,15 @@ from tests.batches import make_loader
 from tests.conversations import conversation_batch
 from tests.joined import Joined
 from tests.trainer.conftest import build_step
+from tests.trainer.runs import environment_of
 from trainer.config import Config, EvalConfig, LoraConfig
 from trainer.data.batch import Batch, PairBatch
 from trainer.data.loader import Loader
 from trainer.measure.evaluation import evaluate
 from trainer.objectives import load_objective
 from trainer.objectives.conversation_judging import judge_conversations
+from trainer.optimizer import make_optimizer
+from trainer.strategy import lay_out, make_accelerator
 
 SAMPLES = 5
 """Two batches of two and one of one: with two processes one of them has padding."""
@@ -114,3 +117,38 @@ def test_conversations_have_means_by_kind_and_padding_is_not_counted(batch: Pair
     assert means["describe/caption"] == means["caption"] and "describe/iou" not in means and "chat/iou" not in means
     assert means["refused_right"] == mean("refused_right") and means["chat/lang"] == pytest.approx(mean("lang", "chat"))
     assert [panel.kind for panel in panels] == ["referring", "chat", "regions", "grounded_caption"]
+
+
+SPLIT = (((0, 1, 3), ()), ((2,), (4, 6)))
+"""Conversations by process and batch. In each batch one process lacks pictures, masks or rows."""
+
+
+def measure_conversations(accelerator: Accelerator, pair: PairBatch, chosen: Sequence[Sequence[int]]):
+    config = Config(objective="converse", eval=EvalConfig(show=1), mixed_precision="no", max_caption_tokens=3)
+    config.lora = LoraConfig(r=4, alpha=8, dropout=0.0)
+    step = build_step(config)
+    batches = [conversation_batch(pair, step.model.prompts, tuple(numbers)) for numbers in chosen]
+    lay_out(accelerator, step, make_optimizer(step.model, config))
+    return evaluate(accelerator, step, cast(Loader, Batches(batches)), "converse", config)[0]
+
+
+def save_conversation_means(folder: str) -> None:
+    accelerator = make_accelerator(Config(mixed_precision="no"))
+    pair = torch.load(f"{folder}/pair.pt", weights_only=False)
+    means = measure_conversations(accelerator, pair, SPLIT[accelerator.process_index])
+    Path(folder, f"{accelerator.process_index}.json").write_text(json.dumps(means))
+
+
+@pytest.mark.slow
+def test_two_processes_measure_conversations_as_one_does(batch: PairBatch, tmp_path: Path):
+    """Their layers are sharded: none waits for the other."""
+    pair = replace(batch, meta=[{}, {}])
+    torch.save(pair, tmp_path / "pair.pt")
+    said = tmp_path / "said"
+    joined = Joined(2, save_conversation_means, str(tmp_path), log=said, environment=environment_of("fsdp2.yaml"))
+    every = [numbers for of_process in SPLIT for numbers in of_process]
+    alone = measure_conversations(Accelerator(cpu=True), pair, every)
+    assert joined.wait(200) == [0, 0], said.read_text()[-3000:]
+    for rank in (0, 1):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == pytest.approx(alone, rel=1e-4)
+    assert {"referring/iou", "chat/seg_unasked", "refused_right", "video_iou"} <= alone.keys()
