@@ -108,7 +108,8 @@ class Source(ABC):
     def load(self, root: Path, path: str, options: Mapping[str, Any], parts: Sequence[Any]) -> RawSample:
         """Read one input: F frames (H, W, 3) uint8, and N objects with a mask (H, W) bool per frame each.
 
-        F and N are at least 1, and all sizes are the original ones: nothing is resized here.
+        All sizes are the original ones: nothing is resized here. N is 0 where there is nothing to segment, F too where
+        there is no picture; such a sample needs a text (`turns`, `captions`, `expressions`).
 
         Args:
             root: the dataset's folder.

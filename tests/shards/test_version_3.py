@@ -40,8 +40,10 @@ from shards.select import sample, split
 from shards.stats import FRAMES, OBJECTS, TURN_WORDS, TURNS, measure_sets
 from shards.verification import verify
 from tests import mixed
+from tests.batches import make_loader
 from tests.conftest import files_of
 from tests.shards.sealed import JSON, Members, change_meta, change_sample, reseal
+from trainer.objectives.dual import Dual
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -427,3 +429,10 @@ def test_neither_an_object_nor_a_text_is_a_bad_input(tmp_path):
 def test_an_estimate(mixed_root):
     found = estimate(make_request(mixed.SOURCE, mixed_root))
     assert (found.inputs, found.samples.total, found.samples.error) == (8, 8, 0)
+
+
+def test_objectives_of_objects_take_the_samples_with_objects(mixed_set):
+    """The index says which they are: no other sample is opened."""
+    loader = make_loader([mixed_set], need="regions", batch_size=1, seed=0, fields=Dual.training_fields)
+    batches = [*loader.epoch(0)]
+    assert sorted(text for batch in batches for texts in batch.texts for text in texts) == ["the cat", "the rocket"]
