@@ -188,6 +188,12 @@ def evaluate(
     max_caption_tokens: Annotated[
         int, Option(min=1, max=8192, help="Most tokens of a caption (dual), or of an answer that is generated.")
     ] = 64,
+    kind: Annotated[
+        str | None,
+        Option(
+            help="Only this kind of conversation (converse), such as grounded_caption.  [default: that of each sample]"
+        ),
+    ] = None,
     frames: Annotated[int, Option(min=1, max=255, help="Frames of a video that a row shows (converse).")] = 5,
     no_target: Annotated[
         Literal["refusal", "empty_mask", "left_out"],
@@ -220,6 +226,7 @@ def evaluate(
         limit=limit,
         batch_size=batch_size,
         max_caption_tokens=max_caption_tokens,
+        kind=kind,
         frames=frames,
         no_target=no_target,
         device=device,

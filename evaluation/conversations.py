@@ -57,7 +57,7 @@ class ConversationReader:
 
     Args:
         shards: one of the sets; all have its recipe.
-        kind: the objective's `conversation_kind`; None: the one that fits each sample.
+        kind: a key of `KINDS`; None: the one that fits each sample.
         prompts: of the model.
         size: most rows per batch, and most pictures in which masks are predicted, unless one row has more.
         frames: frames of a video in a row, evenly spread.
@@ -145,7 +145,7 @@ class ConversationReader:
         cells = self._decoder.prompt_masks(stored)
         texts = SampleTexts(stored.key, shards.manifest.source, stored.meta, cells.sum(axis=(2, 3), dtype=np.int64))
         left_out = Counter[str]()
-        ask = self._about_objects if self._kind else self._all_kinds
+        ask = self._about_objects if self._kind in ("segment", "describe") else self._all_kinds
         rows = self._decoder.rows_of(stored.key, [*ask(texts, left_out)], cells, left_out)
         return AskedSample(shards, ConversationPlan.of(stored, rows), +left_out)
 
@@ -154,7 +154,7 @@ class ConversationReader:
         seen: set[Conversation] = set()
         for visit in range(_EVERY):
             conversations, notes = make_conversations(
-                texts, self._options, epoch=0, visit=visit, copy=0, other_phrase=_no_other
+                texts, self._options, epoch=0, visit=visit, copy=0, other_phrase=_no_other, kind=self._kind
             )
             left_out |= Counter({name: count for name, count in notes.items() if name not in _ASKED})
             spread = (self._spread(talk, texts.frames) for talk in conversations)

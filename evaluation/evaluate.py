@@ -36,6 +36,7 @@ from shards.reader import ShardSet
 from shards.sets import open_sets
 from shards.storage.cache import Cache
 from trainer.config import Config, with_values
+from trainer.conversations.kinds import KINDS
 from trainer.conversations.options import NoTarget
 from trainer.data.batch import Batch, ConversationBatch
 from trainer.data.holdout import held_out_parts
@@ -65,6 +66,7 @@ def evaluate(
     limit: int | None = None,
     batch_size: int = 8,
     max_caption_tokens: int = 64,
+    kind: str | None = None,
     frames: int = 5,
     no_target: NoTarget = "refusal",
     device: str | None = None,
@@ -85,6 +87,7 @@ def evaluate(
         limit: take only the first `limit` samples of each set.
         batch_size: items per batch, and samples per group (see `evaluation.items`).
         max_caption_tokens: most tokens of a caption (dual) or an answer (conversations) that the model writes.
+        kind: a key of `KINDS` (converse); None: the kind that fits each sample.
         frames: frames of a video in a row (converse).
         no_target: the true answer to an expression of no object (converse); see `trainer.conversations.options`.
         device: as in `inference.loading.load`; each of several processes has its own.
@@ -102,6 +105,7 @@ def evaluate(
     _check_json_file(json_file)
     sets = _open(shards, split, cache)
     chosen = objective or _default_objective(sets)
+    _check_kind(kind, chosen)
     if processes := missing_processes():
         start(processes)
         return None
@@ -119,7 +123,7 @@ def evaluate(
         print(*map(printable, notes), sep="\n", file=sys.stderr)
     loaded.model.eval().grounding_encoder.float()  # as in prediction: autocast alone makes SAM 2 bfloat16
 
-    how = _How(batch_size, max_caption_tokens, frames, no_target)
+    how = _How(batch_size, max_caption_tokens, kind, frames, no_target)
     gathered: list[_Tallies] = gather_object([_tally(loaded.model, groups, chosen, how, state)])
     state.wait_for_everyone()
     text = None
@@ -178,7 +182,7 @@ def _settings(objective: str, how: _How) -> dict[str, Any]:
     chosen = load_objective(objective)
     generates = chosen.swaps_captions or chosen.reads_conversations
     of_any_kind = chosen.reads_conversations and not chosen.conversation_kind
-    read = {"max_caption_tokens": generates, "frames": of_any_kind, "no_target": of_any_kind}
+    read = {"max_caption_tokens": generates, "kind": of_any_kind, "frames": of_any_kind, "no_target": of_any_kind}
     return {name: value if read.get(name, True) else None for name, value in vars(how).items()}
 
 
@@ -190,6 +194,18 @@ def _check_json_file(file: Path | None) -> None:
         raise UserError("no such folder", where=str(file), do="make it, or give another --json")
     if file.is_dir():
         raise UserError("a folder, not a file", where=str(file), do="give the name of a file in it as --json")
+
+
+def _check_kind(kind: str | None, objective: str) -> None:
+    """Check that there is such a kind, and that the objective reads conversations of it."""
+    chosen = load_objective(objective)
+    if kind is None:
+        return
+    if kind not in KINDS:
+        raise UserError("no such kind of conversation", where="--kind", met=kind, wanted=" or ".join(KINDS))
+    if not chosen.reads_conversations or chosen.conversation_kind:
+        do = "give --objective converse"
+        raise UserError("an objective without a choice of kinds", where="--kind", met=objective, do=do)
 
 
 def _process_state(device: str | None) -> PartialState:
@@ -211,6 +227,7 @@ class _How:
 
     batch_size: int
     max_caption_tokens: int
+    kind: str | None
     frames: int
     no_target: NoTarget
 
@@ -307,7 +324,7 @@ def _batches(
         yield from ((group, make_batches(group, objective, how.batch_size)) for group in read_groups(groups, objective))
     elif groups:
         (shards, _), *_ = groups[0]
-        kind = chosen.conversation_kind
+        kind = chosen.conversation_kind or how.kind
         reader = ConversationReader(shards, kind, model.prompts, how.batch_size, how.frames, how.no_target)
         yield from reader.read(groups)
 

@@ -345,6 +345,15 @@ def test_the_held_out_part_is_evaluated(released: Path, sav_set: Path, tmp_path:
         ({"json_file": Path("/nowhere/numbers.json")}, r"/nowhere/numbers.json: no such folder"),
         ({"of": "sav", "objective": "segment"}, r"nothing to evaluate; met 2 objects without a text; choose another"),
         ({"holdout": 1e-9}, r"nothing to evaluate; met no sample in this part"),
+        (
+            {"objective": "converse", "kind": "chat"},
+            r"nothing to evaluate; met 2 samples without a conversation of kind",
+        ),
+        (
+            {"objective": "converse", "kind": "talk"},
+            r"--kind: no such kind of conversation; met talk; wanted segment or",
+        ),
+        ({"objective": "dual", "kind": "chat"}, r"--kind: an objective without a choice of kinds; met dual"),
         ({"model": "/nowhere"}, r"/nowhere: no such folder"),
     ],
 )
