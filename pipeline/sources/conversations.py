@@ -37,11 +37,6 @@ class Exchange:
     answer: str
     """Without blanks at its ends; never empty."""
 
-    @property
-    def question(self) -> str:
-        """All messages as one text."""
-        return "".join(self.messages)
-
 
 def read_exchanges(record: Mapping[str, Any], notes: Counter[str]) -> list[Exchange]:
     """Return the exchanges of a record's `conversations`, at least one.
@@ -102,10 +97,9 @@ def text_turns(record: Mapping[str, Any], notes: Counter[str]) -> list[dict[str,
     """Return the turns of a record without a picture; `<image>` is taken out of its questions, as Sa2VA's code does."""
     turns = []
     for exchange in read_exchanges(record, notes):
-        marked = sum(IMAGE in message for message in exchange.messages)
-        notes[TAKEN_OUT] += marked
-        texts = (one.replace(IMAGE, "").strip() if IMAGE in one else one for one in exchange.messages)
-        turns.append(turn("".join(texts), exchange.answer))
+        notes[TAKEN_OUT] += sum(message.count(IMAGE) for message in exchange.messages)
+        question = "".join(message.replace(IMAGE, "") for message in exchange.messages)
+        turns.append(turn(question, exchange.answer))
     return turns
 
 

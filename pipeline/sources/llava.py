@@ -126,7 +126,10 @@ def picture_turns(record: Mapping[str, Any], notes: Counter[str]) -> list[dict[s
     marked = first.strip() if count else f"{IMAGE}\n{first}"
     place = marked.index(IMAGE)
     question = "".join([marked.replace(IMAGE, ""), *more])
-    return [turn(question, exchanges[0].answer, place), *(turn(one.question, one.answer) for one in exchanges[1:])]
+    return [
+        turn(question, exchanges[0].answer, place),
+        *(turn("".join(one.messages), one.answer) for one in exchanges[1:]),
+    ]
 
 
 def _locate(finder: Finder, name: str) -> str | None:

@@ -117,8 +117,7 @@ def through(
     raw = Deriver(root, work / "against")
     report = verify([str(work / name)], derive=raw.derive, same_inputs=raw.same_inputs, workers=1)
     assert report.ok, report.table()
-    if manifest.version == 2:
-        page = preview(work / name, work / "page").read_text("utf-8")
-        assert page.count("<img") + page.count("text alone") == min(8, manifest.samples)
+    page = preview(work / name, work / "page").read_text("utf-8")
+    assert page.count("<img") + page.count("text alone") == min(8, manifest.samples)
     shards = ShardSet(work / name)
     return summary, {meta["path"]: meta for meta, _ in map(shards.sample, range(len(shards)))}

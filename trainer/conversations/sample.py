@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,11 @@ class SampleTexts:
 
         None too where `ids` is no list of texts: a source may store anything.
         """
-        known = {item["id"]: number for number, item in enumerate(self.meta["objects"])}
+        known = self._number_of
         if not isinstance(ids, list) or not all(isinstance(name, str) and name in known for name in ids):
             return None
         return tuple(dict.fromkeys(known[name] for name in ids))
+
+    @cached_property
+    def _number_of(self) -> dict[str, int]:
+        return {item["id"]: number for number, item in enumerate(self.meta["objects"])}

@@ -68,7 +68,7 @@ def test_the_665k_of_llava_as_it_is_unpacked(tmp_path):
     ]
     assert bus.more["record"] == {"id": "000000033471", "image": COCO} and bus.more["file"] == Path(FILE).name
     assert spelled(book.more["turns"]) == [("Who wrote this book?\n{}", "Wendy C. Myers")]
-    assert spelled(text.more["turns"]) == [("Write a <b>line</b>.", "Once."), ("More", "Twice.")]
+    assert spelled(text.more["turns"]) == [("Write a <b>line</b>.", "Once."), ("More  ", "Twice.")]
     assert text.frames == () and text.notes == {TAKEN_OUT: 1}
     (frame,) = bus.frames
     with Image.open(found.root / "llava_images" / COCO) as image:

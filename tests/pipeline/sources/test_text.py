@@ -36,7 +36,7 @@ def test_every_record_of_every_file_is_a_sample(tmp_path):
     for path in ("a.json#1", "b.jsonl#0"):
         assert found.load(path).more["turns"] == [
             {"question": "Why?", "answer": "So."},
-            {"question": "And", "answer": "Then."},
+            {"question": "And \n", "answer": "Then."},
         ]
     with pytest.raises(BadInput, match="not whole JSON"):
         found.load("b.jsonl#1")
@@ -62,4 +62,4 @@ def test_through_shards_verify_and_preview(tmp_path):
     put(tmp_path / "raw/a.json", RECORDS)
     summary, samples = through("text", tmp_path / "raw", tmp_path)
     assert (summary.manifest.version, summary.manifest.samples, summary.manifest.objects) == (3, 2, 0)
-    assert samples["a.json#1"]["turns"][1] == {"question": "And", "answer": "Then."}
+    assert samples["a.json#1"]["turns"][1] == {"question": "And \n", "answer": "Then."}
