@@ -19,7 +19,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from shards.errors import UserError
-from shards.groups import named_group
 from shards.printable import PrintableFormatter, printable_lines
 from shards.recipe import Recipe
 from shards.sets import open_sets
@@ -30,8 +29,9 @@ from trainer.checkpoints.rng import set_random_state
 from trainer.checkpoints.run_folder import RunFolder
 from trainer.config import Config, flat, save_config
 from trainer.data.holdout import holdout_notes
-from trainer.data.loader import Loader, LoaderOptions, check_recipe
+from trainer.data.loader import Loader, check_recipe
 from trainer.data.stream import Stream
+from trainer.loader_options import judging_options, prompts_of, training_options
 from trainer.measure.held_out import HeldOut
 from trainer.measure.journal import Journal
 from trainer.model.architecture import GRID, VISION_SIZE
@@ -192,55 +192,28 @@ def open_data(config: Config, accelerator: Accelerator, show: Show) -> RunData:
     """Open the shards for each objective of the run, to train on and to evaluate on; show what is worth knowing."""
     on_gpu = accelerator.device.type == "cuda"
     where = config.data.normalise
-    holdout_by = named_group(config.data.holdout_by)
+    prompts = prompts_of(config)
     cache = config.data.open_cache()
-    objectives = config.objectives()
-
-    # Loaders are not prepared: Accelerate would let one process read for all, or split their batches once more.
-    def load(objective: str, fields: tuple[str, ...], **more: Any) -> Loader:
-        options = LoaderOptions(
-            fields=fields,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-            holdout=config.data.holdout,
-            holdout_by=holdout_by,
-            purpose=config.key_of(objective),
-            sources=objectives[objective].sources,
-            repeats=config.data.sources,
-            need=load_objective(objective).needs,
-            threads=config.data.threads,
-            prefetch=config.data.prefetch,
-            pin=on_gpu,
-            normalise="device" if where == "device" or (where == "auto" and on_gpu) else "host",
-            cache=cache,
-            check=config.data.check,
-            **more,
-        )
-        return Loader(config.data.shards, options)
-
-    chosen = config.data.objects_per_sample
-    train = {
-        name: load(
-            name,
-            load_objective(name).training_fields,
-            accumulation=config.accumulation,
-            objects_per_sample=chosen,
-        )
-        for name in objectives
+    here: dict[str, Any] = {
+        "cache": cache,
+        "rank": accelerator.process_index,
+        "world_size": accelerator.num_processes,
+        "pin": on_gpu,
+        "normalise": "device" if where == "device" or (where == "auto" and on_gpu) else "host",
     }
-    # Two objects per picture, so that captions can be swapped.
-    two: dict[str, Any] = {"part": "holdout", "limit": config.eval.samples, "objects_per_sample": max(2, chosen)}
-    judged = objectives if config.data.holdout else ()
-    held_out = {name: load(name, load_objective(name).panel_fields(), **two) for name in judged}
+    # Loaders are not prepared: Accelerate would let one process read for all, or split their batches once more.
+    shards = config.data.shards
+    names = config.objectives()
+    train = {name: Loader(shards, training_options(config, name, prompts, **here)) for name in names}
+    judged = names if config.data.holdout else ()
+    held_out = {name: Loader(shards, judging_options(config, name, prompts, **here)) for name in judged}
     for loader in train.values():
         check_recipe(loader.recipe, vision_size=VISION_SIZE, grid=GRID, sam_size=IMAGE_SIZE, mean=MEAN, std=STD)
     for line in dict.fromkeys(line for loader in train.values() for line in loader.lossy):
         show(f"pictures are not bit-equal to the recipe: {line}")
     if accelerator.is_main_process:
-        sets = open_sets(config.data.shards, cache)
-        for note in holdout_notes(sets, config.data.holdout, holdout_by, config.sources()):
+        sets = open_sets(shards, cache)
+        for note in holdout_notes(sets, config.data.holdout, config.data.holdout_by, config.sources()):
             show(note)
     return RunData(train, held_out, config.batch_size * accelerator.num_processes * config.accumulation)
 

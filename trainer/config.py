@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, field, is_dataclass
+from dataclasses import asdict, field, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -24,11 +24,15 @@ from shards.size import parse_size
 from shards.storage.cache import DEFAULT_FOLDER, DEFAULT_LIMIT, Cache
 from trainer.config_errors import user_error
 from trainer.config_values import Given, leaves, merged, nested, parse
+from trainer.conversations.kinds import KINDS
+from trainer.conversations.options import ConversationOptions, NoTarget
 from trainer.limits import Bound, OneOf, Text, count, refuse
 from trainer.objectives import OBJECTIVES, load_objective
 
 _RULES = ConfigDict(extra="forbid", use_attribute_docstrings=True, coerce_numbers_to_str=True)
 _MAX_FLOAT32 = 3e38
+FRAME_TOKENS = 259
+"""Tokens of a frame in a row: 256 visual ones, their two marks, and a line break."""
 _MANY = 10**9
 """Far more than any run does or any disk holds."""
 
@@ -45,11 +49,12 @@ Name = Annotated[str, Text()]
 FilePath = Annotated[str, Text(is_path=True)]
 Size = Annotated[str, Text(), AfterValidator(_as_size)]
 ObjectiveName = Annotated[str, Text(), OneOf("no such objective", lambda: OBJECTIVES)]
+KindName = Annotated[str, Text(), OneOf("no such kind of conversation", lambda: tuple(KINDS))]
 Fraction = Annotated[float, Bound(0, 1)]
 Rate = Annotated[float, Bound(0, _MAX_FLOAT32, "it is infinite in float32", above=True)]
 Beta = Annotated[float, Bound(0, 1, "a moment that forgets nothing never ends its sum", below=True)]
 LossWeight = Annotated[float, Bound(0, 1e6, "weights are relative to 1")]
-Repeats = Annotated[int, count(10_000, "each copy takes memory for all positions of its samples")]
+Repeats = Annotated[float, Bound(1e-4, 10_000, "each copy takes memory for all positions of its samples")]
 Steps = Annotated[int, count(_MANY, "no run has more steps")]
 Seconds = Annotated[float, Bound(1, 10**7, "that is four months")]
 
@@ -105,14 +110,21 @@ class DataConfig:
     attempts: Annotated[int, count(1000, "with pauses of up to 30 s that is a working day")] = 8
     """Attempts at a file of a URL before it is an error."""
     sources: dict[Name, Repeats] = field(default_factory=dict)
-    """Repeats of a source's samples per epoch, such as {sav: 2, refcoco: 4}; 1 for a source that is not named."""
+    """How often a source's samples come per epoch, such as {sav: 2, sa1b: 0.1}; 1 for a source that is not named. Of a
+    fraction each epoch takes other samples: with 0.1 each sample comes exactly once in ten epochs."""
     holdout: Fraction = 0.05
     """Share of the samples that is never trained on, chosen by a hash of names; 0: none, and no evaluation."""
     holdout_by: Group = "picture"
     """Kind of group that stays together on one side: sample, file (of the raw data), folder, or picture (or video, in
     all sets)."""
     objects_per_sample: Annotated[int, count(4096, "a sample has no more")] = 1
-    """Objects of a sample that a step takes, at most. Each comes up before one comes twice."""
+    """Objects, or phrases of a conversation, that a step takes of a sample, at most. Each comes up before one comes
+    twice."""
+    frames: Annotated[int, count(99, "a sample has no more")] = 1
+    """Frames of a video that a conversation shows, other ones each time. Sa2VA's own training shows 5. Each takes 256
+    tokens, and a pass through SAM 2 where masks are asked for."""
+    group_by_length: bool = False
+    """Give an optimiser step conversations of like length, so that less of a batch is padding."""
     threads: Annotated[int, count(1024, "no machine has more cores")] = 2
     """Threads per process that decode samples."""
     prefetch: Annotated[int, count(1024, "each batch takes memory", low=0)] = 2
@@ -127,6 +139,24 @@ class DataConfig:
     def open_cache(self) -> Cache:
         """Return the cache through which shards from URLs are read; nothing is written before one is."""
         return Cache(self.cache, parse_size(self.cache_limit, "data.cache_limit"), self.fetches, self.attempts)
+
+
+@dataclass(config=_RULES)
+class ConversationConfig:
+    """What conversations the objectives converse, segment and describe make of samples."""
+
+    kinds: dict[Name, KindName] = field(default_factory=dict)
+    """Kind of conversation by source, such as {refcocog: grounded_caption}; of a source that is not named, the first
+    kind for which a sample has a text: chat, grounded_caption, regions, referring."""
+    with_replacement: bool = False
+    """Draw exactly `data.objects_per_sample` phrases with replacement, as Sa2VA's own training does."""
+    no_target: NoTarget = "refusal"
+    """What an expression of no object trains. refusal: an answer in words without [SEG]; empty_mask: [SEG] with an
+    empty mask in each frame, as Sa2VA's own training on videos; left_out: nothing."""
+    negatives: Fraction = 0.0
+    """Share of the phrases that are replaced by one of another picture of the source, as an expression of no object."""
+    max_row_tokens: Annotated[int, count(32768, "no language model of Sa2VA reads more")] = 8192
+    """Tokens of a row, at most. Longer ones are cut at their end, and lose the masks that are asked for there."""
 
 
 @dataclass(config=_RULES)
@@ -260,6 +290,7 @@ class Config:
     """Seconds of waiting after which the log says which process waits for which."""
 
     data: DataConfig = field(default_factory=DataConfig)
+    conversation: ConversationConfig = field(default_factory=ConversationConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     resume: FilePath = "auto"
@@ -282,10 +313,41 @@ class Config:
         chosen = [entry.sources for entry in self.mix.values()] or [[]]
         return {name for names in chosen for name in names} if all(chosen) else None
 
+    def conversation_options(self) -> ConversationOptions:
+        """Return what conversations are made of samples."""
+        return ConversationOptions(
+            seed=self.seed,
+            kinds=self.conversation.kinds,
+            phrases=self.data.objects_per_sample,
+            with_replacement=self.conversation.with_replacement,
+            frames=self.data.frames,
+            no_target=self.conversation.no_target,
+            negatives=self.conversation.negatives,
+            vary_wording=self.vary_wording,
+            max_text_tokens=self.max_text_tokens,
+            max_row_tokens=self.conversation.max_row_tokens,
+        )
+
+    def judging_options(self, phrases: int) -> ConversationOptions:
+        """Return what conversations held-out samples are judged by: at most `phrases` phrases, a row for each."""
+        return replace(
+            self.conversation_options(),
+            phrases=phrases,
+            with_replacement=False,
+            one_phrase_per_row=True,
+            vary_wording=False,
+        )
+
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         if self.warmup_steps >= self.steps and self.warmup_steps:
             raise refuse("out of range", key="warmup_steps", met=str(self.warmup_steps), wanted=f"< {self.steps}")
+        pictures = self.data.frames * FRAME_TOKENS
+        if self.conversation.max_row_tokens <= pictures:
+            what = "rows end before their pictures do"
+            expected = f"> {pictures:,}: data.frames={self.data.frames}, {FRAME_TOKENS} tokens each"
+            met = str(self.conversation.max_row_tokens)
+            raise refuse(what, key="conversation.max_row_tokens", met=met, wanted=expected)
         if self.model.dtype == "bfloat16" and self.mixed_precision == "no":
             what = "float32 adapters on bfloat16 weights need autocast"
             do = "set mixed_precision=bf16"

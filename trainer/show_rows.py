@@ -14,10 +14,10 @@ from rich.text import Text
 
 from shards.printable import printable, printable_lines
 from trainer.config import Config, load_config
-from trainer.conversations.options import ConversationOptions
 from trainer.data.batch import ConversationBatch, required
-from trainer.data.loader import Loader, LoaderOptions
+from trainer.data.loader import Loader
 from trainer.doctor.machine import count_processes
+from trainer.loader_options import training_options
 from trainer.model.prompts import Prompts
 from trainer.model.rows import IGNORE, TokenRow
 from trainer.objectives import load_objective
@@ -128,25 +128,7 @@ def show_rows(arguments: Sequence[str], number: int, as_json: bool) -> None:
 
 def _rows(config: Config, objective: str, prompts: Prompts) -> Iterator[ShownRow]:
     """Yield the rows of an objective in the order in which a run reads them, epoch after epoch."""
-    options = LoaderOptions(
-        fields=(),
-        batch_size=config.batch_size,
-        seed=config.seed,
-        accumulation=config.accumulation * count_processes(),
-        holdout=config.data.holdout,
-        holdout_by=config.data.holdout_by,
-        purpose=config.key_of(objective),
-        sources=config.objectives()[objective].sources,
-        repeats=config.data.sources,
-        need=load_objective(objective).needs,
-        threads=config.data.threads,
-        prefetch=config.data.prefetch,
-        cache=config.data.open_cache(),
-        check=config.data.check,
-        conversations=ConversationOptions(seed=config.seed, phrases=config.data.objects_per_sample),
-        kind=load_objective(objective).conversation_kind,
-        prompts=prompts,
-    )
+    options = training_options(config, objective, prompts, accumulation=config.accumulation * count_processes())
     loader = Loader(config.data.shards, options)
     for epoch in count():
         empty = True

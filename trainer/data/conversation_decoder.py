@@ -97,7 +97,7 @@ class ConversationDecoder(Decoder[ConversationPlan]):
         recipe: of the shards.
         options: what conversations are made.
         kind: the only kind of conversation; None: the one that fits the source or the sample.
-        prompts: turns conversations into tokens.
+        prompts: turns conversations into tokens; None where nothing will be decoded.
         normalise, pin, buffers: see `Decoder`.
     """
 
@@ -106,7 +106,7 @@ class ConversationDecoder(Decoder[ConversationPlan]):
         recipe: Recipe,
         options: ConversationOptions,
         kind: str | None,
-        prompts: Prompts,
+        prompts: Prompts | None,
         normalise: Normalise,
         pin: bool,
         buffers: int,
@@ -167,6 +167,7 @@ class ConversationDecoder(Decoder[ConversationPlan]):
         self, key: str, conversation: Conversation, prompts: Bool, cells: Array, notes: Counter[str]
     ) -> PlannedRow | None:
         """Return a conversation's row, without the targets that were cut off; None where nothing of it is trained."""
+        assert self._prompts
         frames = conversation.frames
         regions = [*conversation.regions]
         counts = cells[frames[-1], regions].tolist() if regions else []

@@ -21,9 +21,14 @@ from shards.reader import Array, StoredSample, decode_field
 from shards.recipe import Recipe
 from trainer.data.batch import Batch
 
-Need = Literal["texts", "regions"]
-"""What a chosen object must have: a prompt cell in a frame, and for "texts" a text too. Both are index columns."""
-NEEDED = {"texts": "an object with a text", "regions": "an object with a prompt cell"}
+Need = Literal["texts", "regions", "letters"]
+"""What a sample must have, each a column of the index. "regions": an object with a prompt cell in a frame; "texts": one
+that has a text too; "letters": a text of any kind."""
+NEEDED: dict[Need, str] = {
+    "texts": "an object with a text",
+    "regions": "an object with a prompt cell",
+    "letters": "a text",
+}
 Normalise = Literal["host", "device"]
 """Where `pixel_values` become float32 and `masks` a byte per pixel: in the loader, or in `Batch.to` on the device."""
 Copies = list[tuple[Array, Array]]

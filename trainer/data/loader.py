@@ -33,7 +33,8 @@ from trainer.data.conversation_decoder import ConversationDecoder
 from trainer.data.decoding import NEEDED, Buffers, Decoder, Later, Need, Normalise, Place, Ring, SampleVisit
 from trainer.data.fetching import ShardFetcher, check_cache_size
 from trainer.data.holdout import held_out_parts
-from trainer.data.order import SHUFFLE_WINDOW, Entry, Part, SampleOrder
+from trainer.data.lengths import expected_tokens
+from trainer.data.order import SHUFFLE_WINDOW, Entry, Part, SampleOrder, entries_of
 from trainer.data.other_phrases import OtherPhrases
 from trainer.data.pair_decoder import PairDecoder
 from trainer.model.prompts import Prompts
@@ -96,18 +97,21 @@ class LoaderOptions:
     """Take the first so many samples of the part alone."""
     sources: Sequence[str] = ()
     """Read these alone; all where none is named."""
-    repeats: Mapping[str, int] = field(default_factory=dict)
-    """How often the training samples of a source come in an epoch, by its name; once where it is not named."""
+    repeats: Mapping[str, float] = field(default_factory=dict)
+    """How often the training samples of a source come in an epoch, by its name; once where it is not named. Of a
+    fraction each epoch takes other samples: with 0.1 each comes once in ten epochs."""
     objects_per_sample: int = 1
     """Most objects that are taken of a sample, in turn."""
     need: Need | None = None
-    """Choose among the objects that have this, and leave out samples where none has; any object where None."""
+    """Choose among the objects that have this, and leave out samples without it; any object where None."""
     conversations: ConversationOptions | None = None
     """Read batches of conversations; None: of pairs."""
     kind: str | None = None
     """The only kind of conversation; None: the one that fits the source or the sample."""
     prompts: Prompts | None = None
-    """Turns conversations into tokens."""
+    """Turns conversations into tokens; None where only the order of samples is asked for."""
+    group_by_length: bool = False
+    """Let the training samples of an optimiser step be alike in the length of their conversations."""
     threads: int = 2
     """Decoders; with 0 a batch is decoded when it is asked for, by the thread that asks."""
     prefetch: int = 2
@@ -150,22 +154,34 @@ class Loader:
         self._decoder = _decoder_for(options, self.recipe)
         if options.part == "train":
             check_cache_size(options.cache, self._sets, SHUFFLE_WINDOW)
-        self._order = SampleOrder(self._entries, options.part, options.need, options.seed, options.limit)
         self._batch_samples = options.batch_size * options.world_size
-        per_step = self._batch_samples * options.accumulation
-        self.steps_per_epoch = len(self._order) // per_step
-        """Optimiser steps of an epoch."""
-        self._batches = self.steps_per_epoch * options.accumulation
-        if options.part == "holdout":
-            self._batches = -(-len(self._order) // self._batch_samples)
-        self._samples_per_epoch = min(len(self._order), self._batches * self._batch_samples)
-        self.unused = len(self._order) - self._samples_per_epoch
-        """Samples of an epoch that no batch holds: always fewer than one optimiser step takes."""
+        per_step = self._batch_samples * options.accumulation if options.part == "train" else 1
+        lengths = None
+        if options.conversations and options.group_by_length:
+            lengths = [expected_tokens(shards, options.conversations) for shards in self._sets]
+        self._order = SampleOrder(
+            self._entries, options.part, options.need, options.seed, options.limit, lengths, per_step
+        )
+        self.steps_per_epoch = self._batches_of(len(self._order)) // options.accumulation
+        """Optimiser steps of the shortest epoch."""
+        self.unused = len(self._order) - self._samples_of(len(self._order))
+        """Samples of the shortest epoch that no batch holds: always fewer than one optimiser step takes."""
         self.wait_seconds = 0.0
         """Time that the consumer spent waiting for data so far."""
         self._idle: list[Ring] = []
         self._other_phrases = OtherPhrases()
-        self._report_samples(per_step if options.part == "train" else 1)
+        self._report_samples(per_step)
+
+    def _batches_of(self, samples: int) -> int:
+        """Batches that each process gets in an epoch of so many samples: whole steps of the training part."""
+        if self._options.part == "holdout":
+            return -(-samples // self._batch_samples)
+        accumulation = self._options.accumulation
+        return samples // (self._batch_samples * accumulation) * accumulation
+
+    def _samples_of(self, samples: int) -> int:
+        """Samples that the batches of an epoch of so many samples hold."""
+        return min(samples, self._batches_of(samples) * self._batch_samples)
 
     def _report_samples(self, least: int) -> None:
         """Log how many samples there are; raise `UserError` where they are fewer than `least`."""
@@ -186,12 +202,12 @@ class Loader:
             log.warning("%s part: samples left out, %s", options.part, without)
         log.info(
             "%s part: %d samples, %d batches per epoch and process, %d samples of each epoch unused",
-            *(options.part, count, self._batches, self.unused),
+            *(options.part, count, self._batches_of(count), self.unused),
         )
 
     @property
     def left_out(self) -> int:
-        """Samples of this part without an object that has what is needed."""
+        """Samples of this part without what is needed."""
         return self._order.left_out
 
     @property
@@ -222,6 +238,7 @@ class Loader:
         options = self._options
         order = self.order(epoch)
         together = self._batch_samples
+        batches = self._batches_of(len(order))
         first = consumed // together
         ring = self._idle.pop() if self._idle else self._new_ring()
         pending: deque[tuple[Buffers, list[Future[list[Any]]]]] = deque()
@@ -229,15 +246,15 @@ class Loader:
         depth = options.prefetch if options.threads else 0
         plans = BatchPlans(
             lambda number: self._submit_plans(pool, self._own(order, number), epoch),
-            range(first, self._batches),
+            range(first, batches),
             ahead=max(depth, options.accumulation - 1) + bool(options.threads),
         )
-        upcoming = iter(range(first, self._batches))
-        ahead = self._ahead(order[first * together : self._samples_per_epoch], epoch)
+        upcoming = iter(range(first, batches))
+        ahead = self._ahead(order[first * together : self._samples_of(len(order))], epoch)
         counts: Counter[str] = Counter()
         used = ring.turn
         try:
-            for done in range(first, self._batches):
+            for done in range(first, batches):
                 started = time.perf_counter()
                 plans.begin(done)
                 if done == first or done % options.accumulation == 0:
@@ -286,7 +303,7 @@ class Loader:
         """
         accumulation = self._options.accumulation
         counts: Counter[str] = Counter()
-        for number in range(done, min(self._batches, (done // accumulation + 1) * accumulation)):
+        for number in range(done, (done // accumulation + 1) * accumulation):
             counts.update(self._decoder.counts(plans.of(number)))
         return counts
 
@@ -301,13 +318,18 @@ class Loader:
         fetches = cache.fetches
         if self._options.part == "holdout":
             return ShardFetcher(self._sets, starts, order, depth=fetches + 1, fetches=fetches)
+
+        def following() -> NDArray[np.int64]:
+            upcoming = self.order(epoch + 1)
+            return upcoming[: self._samples_of(len(upcoming))]
+
         return ShardFetcher(
             self._sets,
             starts,
             order,
             depth=2 * SHUFFLE_WINDOW,
             fetches=fetches,
-            following=lambda: self.order(epoch + 1)[: self._samples_per_epoch],
+            following=following,
         )
 
     def _new_ring(self) -> Ring:
@@ -337,8 +359,7 @@ class Loader:
                 sample=entry.shards.open(number, compare_later=True),
                 source=entry.shards.manifest.source,
                 epoch=epoch,
-                # The copies of a sample visit it one after another, so that they share out its objects.
-                number=epoch * entry.copies + entry.copy,
+                number=self._order.visits(position, epoch),
                 copy=entry.copy,
                 other_phrase=partial(self._other_phrases.draw, entry, number),
             )
@@ -364,7 +385,8 @@ def _open_entries(paths: Sequence[str], options: LoaderOptions) -> list[Entry]:
         raise UserError("no shard folder given", where="data.shards", do="for example data.shards=[shards/sav]")
     sets = open_sets(paths, options.cache, options.check)
     names = {shards.manifest.source for shards in sets}
-    for where, asked in (("data.sources", options.repeats), ("mix", options.sources)):
+    kinds = options.conversations.kinds if options.conversations else {}
+    for where, asked in (("data.sources", options.repeats), ("mix", options.sources), ("conversation.kinds", kinds)):
         if unknown := sorted({*asked} - names):
             known = ", ".join(sorted(names))
             raise UserError("no shards of this source", where=where, met=", ".join(unknown), wanted=known)
@@ -381,15 +403,15 @@ def _open_entries(paths: Sequence[str], options: LoaderOptions) -> list[Entry]:
             raise UserError("shards of different recipes", where=where, met=str(shards.recipe), wanted=str(recipe))
     entries = []
     for shards, part in read:
-        copies = options.repeats.get(shards.manifest.source, 1) if options.part == "train" else 1
-        entries += [Entry(shards, part, copy, copies) for copy in range(copies)]
+        repeats = options.repeats.get(shards.manifest.source, 1) if options.part == "train" else 1
+        entries += entries_of(shards, part, repeats)
     return entries
 
 
 def _decoder_for(options: LoaderOptions, recipe: Recipe) -> Decoder[Any]:
     """Return the decoder of what the options ask for."""
     buffers = options.prefetch + 2
-    if options.conversations and options.prompts:
+    if options.conversations:
         return ConversationDecoder(
             recipe, options.conversations, options.kind, options.prompts, options.normalise, options.pin, buffers
         )

@@ -16,8 +16,10 @@ from shards.sets import find_sets
 from trainer.config import Config
 from trainer.data.decoding import Need
 from trainer.data.holdout import holdout_notes
-from trainer.data.loader import Loader, LoaderOptions, check_recipe
+from trainer.data.loader import Loader, check_recipe
+from trainer.data.order import usable_samples
 from trainer.doctor.findings import Finding, fail, ok, size, warn
+from trainer.loader_options import training_options
 from trainer.model.architecture import GRID, VISION_SIZE
 from trainer.model.grounding import IMAGE_SIZE, MEAN, STD
 from trainer.objectives import load_objective
@@ -27,6 +29,7 @@ PROBED = 16
 _NEEDED: dict[Need, tuple[str, str]] = {
     "texts": ("an object with a text", "train this set with the objective dual, which needs none"),
     "regions": ("an object with a prompt cell", "shard it with the recipe default, which fills small regions"),
+    "letters": ("a text", "train this set with the objective dual, which needs none"),
 }
 
 
@@ -62,28 +65,16 @@ class Data:
                 data.faults.append(str(error))
         if not data.faults:
             try:
-                for name, entry in config.objectives().items():
-                    data._load(config, processes, name, entry.sources)
+                for name in config.objectives():
+                    data._load(config, processes, name)
             except UserError as error:
                 data.faults.append(str(error))
         return data
 
-    def _load(self, config: Config, processes: int, objective: str, sources: list[str]) -> None:
+    def _load(self, config: Config, processes: int, objective: str) -> None:
         """Make the loaders that the run would make."""
-        options = LoaderOptions(
-            fields=load_objective(objective).training_fields,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            world_size=processes,
-            holdout=config.data.holdout,
-            holdout_by=config.data.holdout_by,
-            purpose=config.key_of(objective),
-            sources=sources,
-            repeats=config.data.sources,
-            need=load_objective(objective).needs,
-            cache=config.data.open_cache(),
-        )
-        train = Loader(config.data.shards, replace(options, accumulation=config.accumulation))
+        options = training_options(config, objective, None, world_size=processes)
+        train = Loader(config.data.shards, options)
         self.train[objective] = len(train.order(0))
         held_out = Loader(config.data.shards, replace(options, part="holdout")) if config.data.holdout else None
         self.held_out[objective] = len(held_out.order(0)) if held_out else 0
@@ -124,7 +115,7 @@ def check_objective(config: Config, data: Data) -> Iterator[Finding]:
         if need is None:
             continue
         sets = [s for s in data.sets if not entry.sources or s.manifest.source in entry.sources]
-        usable = [int((s.index[need] > 0).sum()) for s in sets]
+        usable = [int(usable_samples(s.index, need).sum()) for s in sets]
         what, do = _NEEDED[need]
         for shards, count in zip(sets, usable, strict=True):
             text = f"{objective}, {shards.folder}: {count:,} of {len(shards):,} samples have {what}"

@@ -10,5 +10,5 @@ from trainer.objectives.conversation import ConversationObjective
 class Converse(ConversationObjective):
     """The answers of all kinds of conversations, and the masks that they ask for."""
 
-    needs = None
+    needs = "letters"
     loss_weights: ClassVar = {"bce": "lambda_mask", "dice": "lambda_dice", "lang": "lambda_lang"}
