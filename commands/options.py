@@ -24,7 +24,10 @@ RecipeName = Annotated[str, Option(help="How the tensors are made: default or sa
 PromptPooling = Annotated[
     str | None, Option(help="Pool prompt cells in another way than the recipe: center, corner or area.")
 ]
-SourceSplit = Annotated[str | None, Option(help="Split of the dataset to read, where it has several.")]
+SourceSplit = Annotated[
+    str | None,
+    Option(help="Split of the dataset to read, where it has several; of llava, videoqa and text: the file."),
+]
 SplitBy = Annotated[str | None, Option(help="Whose split it is: unc, google or umd (refcoco).")]
 Frames = Annotated[int | None, Option(min=1, help="Frames per sample, where the source is a video.")]
 Void = Annotated[
