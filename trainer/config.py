@@ -54,7 +54,7 @@ Fraction = Annotated[float, Bound(0, 1)]
 Rate = Annotated[float, Bound(0, _MAX_FLOAT32, "it is infinite in float32", above=True)]
 Beta = Annotated[float, Bound(0, 1, "a moment that forgets nothing never ends its sum", below=True)]
 LossWeight = Annotated[float, Bound(0, 1e6, "weights are relative to 1")]
-Repeats = Annotated[float, Bound(1e-4, 10_000, "each copy takes memory for all positions of its samples")]
+Repeats = Annotated[float, Bound(1e-4, 10_000, "each copy takes memory for all positions of its samples", zero=True)]
 Steps = Annotated[int, count(_MANY, "no run has more steps")]
 Seconds = Annotated[float, Bound(1, 10**7, "that is four months")]
 
@@ -111,7 +111,8 @@ class DataConfig:
     """Attempts at a file of a URL before it is an error."""
     sources: dict[Name, Repeats] = field(default_factory=dict)
     """How often a source's samples come per epoch, such as {sav: 2, sa1b: 0.1}; 1 for a source that is not named. Of a
-    fraction each epoch takes other samples: with 0.1 each sample comes exactly once in ten epochs."""
+    fraction each epoch takes other samples: with 0.1 each sample comes exactly once in ten epochs. 0 leaves a source
+    out, which then needs no shards."""
     holdout: Fraction = 0.05
     """Share of the samples that is never trained on, chosen by a hash of names; 0: none, and no evaluation."""
     holdout_by: Group = "picture"
@@ -242,7 +243,7 @@ class Config:
     caption_temperature: Annotated[float, Bound(1e-3, 100, "captions are random words far below that", zero=True)] = 0.0
     """Temperature of the teacher's pseudo captions; 0 is greedy."""
     max_text_tokens: Annotated[int, count(32768, "no language model of Sa2VA reads more")] = 512
-    """Tokens of a text that `describe` or `reverse` learns, at most. Longer ones are cut and have no end token."""
+    """Tokens of a text that is learnt, at most. Longer ones are cut and have no end token."""
     corrupt_ratio: Fraction = 0.25
     """Probability with which a word of the pseudo caption is replaced by a random one."""
     gumbel_tau: Annotated[float, Bound(1e-3, 1000, "the mixture is even far below that")] = 0.7

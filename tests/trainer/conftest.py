@@ -12,6 +12,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from pipeline.request import make_request
 from pipeline.run import run
+from pipeline.sa2va_training import for_each_part
 from tests.batches import make_loader
 from tests.models import composed_once  # noqa: F401 (a fixture)
 from tests.pipeline.sources.test_folder import write as write_lines
@@ -97,3 +98,20 @@ def model() -> Sa2VA:
     """A tiny model in evaluation mode, without adapters. Not to be changed."""
     torch.manual_seed(0)
     return build("tiny").eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def mix_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small sets of all datasets of the published mix, each in its folder; videos of 3 frames. Not to be changed."""
+    from tests.layouts import write_sa2va_training  # imports every source's tests
+
+    root = tmp_path_factory.mktemp("mix")
+    write_sa2va_training(root / "data")
+    outcomes = for_each_part(
+        root / "data",
+        lambda request: run(request, root / "shards" / request.source.name, 1, 0.5),
+        frames=3,
+        codec="raw",
+    )
+    assert {outcome.state for outcome in outcomes} == {"written"}
+    return root / "shards"

@@ -386,16 +386,23 @@ def _open_entries(paths: Sequence[str], options: LoaderOptions) -> list[Entry]:
     sets = open_sets(paths, options.cache, options.check)
     names = {shards.manifest.source for shards in sets}
     kinds = options.conversations.kinds if options.conversations else {}
-    for where, asked in (("data.sources", options.repeats), ("mix", options.sources), ("conversation.kinds", kinds)):
+    repeated = [name for name, repeats in options.repeats.items() if repeats]
+    for where, asked in (("data.sources", repeated), ("mix", options.sources), ("conversation.kinds", kinds)):
         if unknown := sorted({*asked} - names):
             known = ", ".join(sorted(names))
-            raise UserError("no shards of this source", where=where, met=", ".join(unknown), wanted=known)
+            do = f"leave it out, such as data.sources.{unknown[0]}=0" if where == "data.sources" else ""
+            raise UserError("no shards of this source", where=where, met=", ".join(unknown), wanted=known, do=do)
     parts = held_out_parts(sets, options.holdout, options.holdout_by)
     read = [
         (shards, part)
         for shards, part in zip(sets, parts, strict=True)
-        if not options.sources or shards.manifest.source in options.sources
+        if (not options.sources or shards.manifest.source in options.sources)
+        and options.repeats.get(shards.manifest.source, 1)
     ]
+    if not read:
+        raise UserError(
+            "every source is left out", where="data.sources", wanted="a source that comes more than 0 times"
+        )
     recipe = read[0][0].recipe
     for shards, _ in read[1:]:
         if shards.recipe.digest != recipe.digest:
