@@ -31,7 +31,7 @@ def rows(
 ) -> None:
     """Show the rows that a training will read, from its first step on, with what of them is trained.
 
-    Trained text is green on a terminal and in [[double brackets]] elsewhere. No weights are read, and no GPU is used.
+    Trained text is green on a terminal and in {{double braces}} elsewhere. No weights are read, and no GPU is used.
     """
     from trainer.show_rows import show_rows
 

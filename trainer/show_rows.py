@@ -72,7 +72,7 @@ class ShownRow:
         }
 
     def lines(self, prompts: Prompts, coloured: bool) -> Iterator[Text]:
-        """Yield the row for people to read; trained tokens are green, or in double brackets."""
+        """Yield the row for people to read; trained tokens are green, or in double braces."""
         frames = f", frames {_listed(self.frames)}" if self.frames else ", no picture"
         head = f"{self.objective}: {self.key} of {self.source}, kind {self.kind}{frames}"
         yield Text(f"{printable(head)}; {len(self.row.ids):,} tokens, {_trained(self.row):,} of them trained", "bold")
@@ -84,7 +84,7 @@ class ShownRow:
             elif coloured:
                 text.append(shown, _TRAINED)
             else:
-                text.append(f"[[{shown}]]")
+                text.append(f"{{{{{shown}}}}}")
         text.rstrip()
         yield from text.split("\n")
         for number, (name, cells) in enumerate(self.regions, 1):
@@ -92,7 +92,7 @@ class ShownRow:
         for number, target in enumerate(self.targets, 1):
             objects = f"objects {_listed(target.objects)}" if target.objects else "no object"
             areas = ", ".join(
-                f"{pixels / _PIXELS:.2%} of frame {frame}"
+                f"{pixels / _PIXELS:.2%} of frame {frame}" if pixels else f"not in frame {frame}"
                 for frame, pixels in zip(self.frames, target.pixels, strict=True)
             )
             yield Text(f"[SEG] {number}: {printable(target.phrase)!r}, {printable(objects)}; {areas}")

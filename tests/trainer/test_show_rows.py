@@ -118,7 +118,7 @@ def test_what_is_trained_is_marked_for_people(arguments, monkeypatch, capsys):
     for block, row in zip(blocks, rows, strict=True):
         assert block.startswith(f"converse: {row['sample']} of folder, kind referring, frames {row['frames'][0]}; ")
         assert f"; {row['tokens']:,} tokens, {row['trained_tokens']} of them trained\n" in block
-        assert re.findall(r"\[\[(.*?<\|im_end\|>)\]\]", block) == [p["text"] for p in row["text"] if p["trained"]]
+        assert re.findall(r"\{\{(.*?<\|im_end\|>)\}\}", block) == [p["text"] for p in row["text"] if p["trained"]]
         assert block.count("<img><IMG_CONTEXT> x 256 </img>") == 1
         for number, seg in enumerate(row["segs"], 1):
             share = f"{seg['pixels'][0] / 1024**2:.2%} of frame {row['frames'][0]}"
@@ -127,7 +127,7 @@ def test_what_is_trained_is_marked_for_people(arguments, monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
     coloured = shown(monkeypatch, capsys, [*arguments[:-1], "1"])
-    assert "\x1b[1;32m" in coloured and "[[" not in coloured
+    assert "\x1b[1;32m" in coloured and "{{" not in coloured
 
 
 def test_no_weights_are_read(arguments, tmp_path, monkeypatch, capsys):
