@@ -243,7 +243,7 @@ class Config:
     caption_temperature: Annotated[float, Bound(1e-3, 100, "captions are random words far below that", zero=True)] = 0.0
     """Temperature of the teacher's pseudo captions; 0 is greedy."""
     max_text_tokens: Annotated[int, count(32768, "no language model of Sa2VA reads more")] = 512
-    """Tokens of a text that is learnt, at most. Longer ones are cut and have no end token."""
+    """Tokens of a text that `describe` or `reverse` learns, at most. Longer ones are cut and have no end token."""
     corrupt_ratio: Fraction = 0.25
     """Probability with which a word of the pseudo caption is replaced by a random one."""
     gumbel_tau: Annotated[float, Bound(1e-3, 1000, "the mixture is even far below that")] = 0.7

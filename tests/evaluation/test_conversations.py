@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate.state import PartialState
+from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from evaluation.conversations import ConversationReader
 from evaluation.evaluate import evaluate
@@ -22,9 +23,11 @@ from pipeline.run import run
 from shards.reader import ShardSet
 from tests import mixed
 from tests.joined import Joined, command_line
+from tests.trainer.runs import SMALL
 from trainer.model.sa2va import build
 from trainer.objectives.conversation import ConversationObjective
 from trainer.released.folder import save_model
+from trainer.train import main
 
 BOX = mixed.BOX
 
@@ -72,13 +75,17 @@ ASKED = {
 @pytest.fixture(autouse=True)
 def fresh_accelerate():
     yield
-    PartialState._reset_state()
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
 
 
 @pytest.fixture(scope="module")
 def mixed_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("mixed")
-    mixed.write_raw(root, RECORDS)
+    return shard(RECORDS, tmp_path_factory.mktemp("mixed"))
+
+
+def shard(records: Sequence[dict[str, Any]], root: Path) -> Path:
+    mixed.write_raw(root, records)
     run(make_request(mixed.SOURCE, root, shard_bytes=10**7), root / "shards" / "mixed", 1, 0.0)
     return root / "shards" / "mixed"
 
@@ -212,3 +219,28 @@ def test_two_processes_give_the_numbers_of_one(released: Path, mixed_set: Path, 
             assert found.keys() == values.keys()
             for key, value in values.items():
                 assert found[key] == (pytest.approx(value, rel=1e-5) if isinstance(value, float) else value), key
+
+
+def test_an_evaluation_in_training_and_one_of_its_checkpoint_agree(tmp_path: Path):
+    """Of held-out samples with one caption each, since training takes one. Areas are counted at other points."""
+    captioned = {**RECORDS[1], "captions": RECORDS[1]["captions"][:1]}
+    mixed_set = shard([RECORDS[0], captioned, *RECORDS[2:]] * 2, tmp_path)
+    folder = tmp_path / "run"
+    held_out = {"data.holdout": 0.6, "data.holdout_by": "sample"}
+    options = {"data.shards": f"[{mixed_set}]", "objective": "converse", "steps": 1, "output_dir": folder, **held_out}
+    small = {"batch_size": 2, "accumulation": 1, "data.objects_per_sample": 2, "eval.show": 2}
+    main([*SMALL, *(f"{key}={value}" for key, value in {**options, **small}.items())])
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    training = {name.removeprefix("held_out/"): value for name, value in json.loads(lines[-1]).items()}
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+    how = {"objective": "converse", "holdout": 0.6, "holdout_by": "sample", "frames": 1, "max_caption_tokens": 3}
+    evaluate(str(folder), [str(mixed_set)], **how, batch_size=3, device="cpu", json_file=tmp_path / "numbers.json")
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert training["step"] == 1 and {"lang", "seg_unasked", "referring/lang"} <= training.keys()
+    for name in ("seg_asked", "seg_unasked", "refused_right", "refused_wrong"):
+        assert training.get(name) == numbers["all"].get(name)
+    assert numbers["all"]["lang_ce"] == pytest.approx(training["lang"], rel=1e-4)
+    assert numbers["all"]["giou"] == pytest.approx(training["iou"], abs=0.01)
+    assert numbers["kinds"]["referring"]["lang_ce"] == pytest.approx(training["referring/lang"], rel=1e-4)
+    assert "data:image/jpeg" in (folder / "report.html").read_text()

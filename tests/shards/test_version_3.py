@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -27,7 +28,7 @@ from pipeline.request import make_request
 from pipeline.run import merge, run, run_task
 from pipeline.sources import chosen_source
 from pipeline.workspace import TaskShare
-from shards.archive import Entry, encode_sample
+from shards.archive import Entry, ShardWriter, encode_sample
 from shards.codec import encode_masks
 from shards.collation import collate
 from shards.decoding import decode_sample
@@ -35,7 +36,9 @@ from shards.errors import BadShard, UserError
 from shards.manifest import Manifest, pack_index, pack_manifest
 from shards.preview import preview
 from shards.reader import ShardSet, read_samples
+from shards.recipe import Recipe
 from shards.recode import decoded_sample, recode
+from shards.sample import Sample
 from shards.select import sample, split
 from shards.stats import FRAMES, OBJECTS, TURN_WORDS, TURNS, measure_sets
 from shards.verification import verify
@@ -120,15 +123,17 @@ def test_samples_with_and_without_objects_in_one_batch(mixed_set):
 
 
 def test_other_libraries_read_it(mixed_set):
-    """webdataset, and Hugging Face's datasets with the columns that FORMAT.md gives."""
+    """The reader that FORMAT.md prints, webdataset, and Hugging Face's datasets with the columns given there."""
     expected = {sample["__key__"]: sample for sample in ShardSet(mixed_set)}
     tars = sorted(str(tar) for tar in mixed_set.glob("*.tar"))
     names: dict[str, Any] = {}
     document = (Path(__file__).parents[2] / "docs" / "FORMAT.md").read_text("utf-8")
-    (snippet,) = [code for code in re.findall(r"```python\n(.*?)```", document, re.S) if "def open_set" in code]
-    exec(compile(snippet, "docs/FORMAT.md", "exec"), names)
+    for snippet in re.findall(r"```python\n(.*?)```", document, re.S)[:2]:  # the reader to copy, then of datasets
+        exec(compile(snippet, "docs/FORMAT.md", "exec"), names)
     table = names["open_set"](str(mixed_set), frames=3)
-    for found in (webdataset.WebDataset(tars, shardshuffle=False).map(decode_sample), table.map(decode_sample)):
+    copied = (sample for tar in tars for sample in names["read_samples"](tar))
+    plain = webdataset.WebDataset(tars, shardshuffle=False)
+    for found in (copied, plain.map(decode_sample), table.map(decode_sample)):
         read = {sample["__key__"]: sample for sample in found}
         assert read.keys() == expected.keys()
         for key, one in expected.items():
@@ -424,6 +429,39 @@ def test_neither_an_object_nor_a_text_is_a_bad_input(tmp_path):
     root = mixed.write_raw(tmp_path / "raw", records)
     manifest = run(make_request(mixed.SOURCE, root), tmp_path / "mixed", 1, 1).manifest
     assert manifest.left_out == {"neither an object nor a text": 3} and manifest.samples == 1
+
+
+TEXT = st.text(max_size=20) | st.sampled_from(["\ud800", "<image>", "[SEG]", "a\u2028b", "\0"])
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=4))
+def test_any_turns_are_read_as_they_were_written(tmp_path, texts):
+    turns = [mixed.turn(question, answer) for question, answer in texts]
+    meta = {"source": "a", "dataset_type": "a", "path": "a", "has_paired_frame": False, "frames": [], "objects": []}
+    with open(tmp_path / "a.tar", "wb") as file:
+        writer = ShardWriter(file)
+        for key in ("a", "b"):
+            writer.write(Sample(key, {**meta, "turns": turns}, ()))
+        writer.close()
+    read = [*read_samples(tmp_path / "a.tar", Recipe())]
+    assert [(one["__key__"], one["meta"]["turns"]) for one in read] == [("a", turns), ("b", turns)]
+    said = [len(text) for pair in texts for text in pair if re.search(r"[^\W_]", text)]
+    assert (writer.entries[0].letters, writer.entries[0].frames) == (sum(said), 0)
+
+
+def test_raw_files_that_are_newer_are_compared(mixed_root, mixed_set, tmp_path):
+    root = Path(shutil.copytree(mixed_root, tmp_path / "raw"))
+    folder = Path(shutil.copytree(mixed_set, tmp_path / "mixed"))
+    later = (folder / "manifest.json").stat().st_mtime + 9
+    for file in root.iterdir():
+        os.utime(file, (later, later))
+    request = make_request(mixed.SOURCE, root, shard_bytes=600_000)
+    assert run(request, folder, 1, 0).written_now == 0
+    (root / "b.png").write_bytes((root / "b.png").read_bytes()[::-1])
+    os.utime(root / "b.png", (later, later))
+    with pytest.raises(UserError, match=r"a raw file has changed since this set was finished; met records.json#1: "):
+        run(request, folder, 1, 0)
 
 
 def test_an_estimate(mixed_root):

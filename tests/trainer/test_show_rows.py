@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate import Accelerator
 
 import cli
 from pipeline.request import make_request
@@ -17,7 +18,10 @@ from pipeline.run import run
 from shards.reader import ShardSet
 from tests.pipeline.sources.test_folder import write as write_lines
 from tests.pipeline.sources.test_folder import write_pictures
+from trainer.build import open_data
+from trainer.config import load_config
 from trainer.conversations.wording import ANSWERS, QUESTIONS
+from trainer.data.batch import ConversationBatch
 from trainer.model.sa2va import build
 from trainer.model.tokenizer import byte_tokenizer
 from trainer.released.folder import save_model
@@ -130,6 +134,17 @@ def test_what_is_trained_is_marked_for_people(arguments, monkeypatch, capsys):
     assert "\x1b[1;32m" in coloured and "{{" not in coloured
 
 
+def test_regions_are_shown_with_their_cells(folder_set, arguments, monkeypatch, capsys):
+    talks = "conversation.kinds={folder: describe}"
+    (row,) = json.loads(shown(monkeypatch, capsys, ["objective=converse", talks, *arguments, "--n", "1", "--json"]))
+    sample = stored(folder_set, row["sample"])
+    (region,) = row["regions"]
+    number = [item["id"] for item in sample["meta"]["objects"]].index(region["object"])
+    assert region["cells"] == int(sample[f"prompt_masks{row['frames'][0]}"][number].sum())
+    assert row["ids"].count(byte_tokenizer().convert_tokens_to_ids("<IMG_CONTEXT>")) == 256 + region["cells"]
+    assert not row["segs"]
+
+
 def test_no_weights_are_read(arguments, tmp_path, monkeypatch, capsys):
     save_model(build("tiny"), tmp_path / "model")
     bare = shutil.copytree(tmp_path / "model", tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
@@ -152,3 +167,15 @@ def test_a_mistake_in_the_configuration_is_one_line(arguments, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["cli.py", "rows", *arguments, "step=3"])
     with pytest.raises(SystemExit, match="unknown key; met step; did you mean steps"):
         cli.main()
+
+
+def test_rows_are_those_of_the_first_steps_of_a_training(arguments, monkeypatch, capsys):
+    more = ["objective=converse", "data.group_by_length=true", "conversation.with_replacement=true", "seed=3"]
+    rows = json.loads(shown(monkeypatch, capsys, [*more, *arguments, "--n", "12", "--json"]))
+    config = load_config([*more, *arguments])
+    loader = open_data(config, Accelerator(cpu=True), print).train["converse"]
+    batches = [batch for epoch in (0, 1) for batch in loader.epoch(epoch)]
+    read = [row for batch in batches if isinstance(batch, ConversationBatch) for row in batch.rows]
+    assert [(row["sample"], row["ids"], row["labels"]) for row in rows] == [
+        (r.name, r.ids, r.labels) for r in read[:12]
+    ]

@@ -172,7 +172,8 @@ class ConversationDecoder(Decoder[ConversationPlan]):
         regions = [*conversation.regions]
         counts = cells[frames[-1], regions].tolist() if regions else []
         try:
-            tokens = self._prompts.conversation(key, conversation, counts, self._options.max_row_tokens)
+            most = self._options.max_text_tokens if self._kind == "describe" else None
+            tokens = self._prompts.conversation(key, conversation, counts, self._options.max_row_tokens, most)
         except UserError:  # its pictures and regions alone are longer
             notes[TOO_SHORT] += 1
             return None

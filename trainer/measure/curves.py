@@ -30,6 +30,8 @@ class Chart:
     """Name in the records, without the objective's name, -> name in the legend."""
     note: str = ""
     """What to know about the values."""
+    is_share: bool = False
+    """Whether the values lie between 0 and 1, which both are shown."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,14 @@ OBJECTIVE = (
     Chart(
         "Generated answers with [SEG], shares",
         {"held_out/seg_asked": "asked for a mask", "held_out/seg_unasked": "not asked for one"},
+        is_share=True,
     ),
     Chart(
         "Refusals, shares",
         {"held_out/refused_right": "of expressions of no object", "held_out/refused_wrong": "of an object"},
+        is_share=True,
     ),
-    Chart("Empty masks that are predicted empty, share", {"held_out/empty_right": "share"}),
+    Chart("Empty masks that are predicted empty, share", {"held_out/empty_right": "share"}, is_share=True),
     Chart("Held-out IoU with the own caption minus IoU with another object's", {"held_out/swap_gap": "difference"}),
     Chart("Words per caption", {"caption_tokens": "words"}),
     Chart("Entropy of words (nats)", {"entropy": "entropy"}),
@@ -116,7 +120,7 @@ def draw(charts: Sequence[Chart], records: Sequence[Mapping[str, Any]], objectiv
                 lines[label] = points
         if lines:
             note = chart.note if any(label in lines for label in ("BCE", "Dice")) else ""
-            svg = _svg(f"{objective} {chart.title}", [*lines.values()], last)
+            svg = _svg(f"{objective} {chart.title}", [*lines.values()], last, chart.is_share)
             legend = [*zip(_COLOURS, lines, strict=False)] if len(lines) > 1 else []
             drawn.append(Drawn(chart.title, svg, legend, note))
     return drawn
@@ -138,7 +142,7 @@ def _points(records: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float,
     return [(float(step), float(value)) for step, value in found]
 
 
-def _svg(name: str, lines: Sequence[Sequence[tuple[float, float]]], last: int) -> Markup:
+def _svg(name: str, lines: Sequence[Sequence[tuple[float, float]]], last: int, is_share: bool) -> Markup:
     """Draw lines of (step, value) from step 0 to the `last`."""
     from matplotlib import rc_context  # takes a second, which only the process that draws should spend
     from matplotlib.figure import Figure
@@ -152,6 +156,8 @@ def _svg(name: str, lines: Sequence[Sequence[tuple[float, float]]], last: int) -
             steps, values = zip(*points, strict=True)
             axes.plot(steps, values, color=colour, marker="." if len(points) <= _FEW_POINTS else "", clip_on=False)
         axes.set_xlim(0, max(1, last))
+        if is_share:
+            axes.set_ylim(-0.02, 1.02)
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
         axes.set_xlabel("optimiser step")
         axes.ticklabel_format(axis="y", scilimits=(-2, 4))

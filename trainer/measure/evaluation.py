@@ -19,6 +19,8 @@ from trainer.objectives.judging import Judged
 from trainer.objectives.step import Step
 
 _AREAS = ("overlap", "union")
+_NOT_BY_KIND = ("mask_loss", "bce", "dice_loss", "dice", "precision", "recall")
+"""Means that would make the line of an evaluation long."""
 _Sums = dict[tuple[str, str], tuple[float, int]]
 """Sum and number of the values of a name, by kind of conversation ("" for objects) and name."""
 
@@ -29,8 +31,8 @@ def evaluate(
     """Means over held-out samples, the same for any number of processes; in the main process, pictures.
 
     Means are those of `Judged.values`; with masks also `mask_loss`, BCE + Dice, and `ciou`, all overlaps over all
-    unions. Where there are conversations of several kinds, the means of each kind too, such as `referring/iou`. A value
-    that nothing has is left out.
+    unions. Where there are conversations of several kinds, most means of each kind too, such as `referring/iou`. A
+    value that nothing has is left out.
 
     Args:
         loader: yields the held-out samples with the objective's `panel_fields()`.
@@ -56,7 +58,8 @@ def evaluate(
     kinds = sorted({kind for one in of_all for kind, _ in one})
     means = _means(of_all, kinds)
     if len(kinds) > 1:
-        means |= {f"{kind}/{name}": mean for kind in kinds for name, mean in _means(of_all, [kind]).items()}
+        of_kinds = [(kind, name, mean) for kind in kinds for name, mean in _means(of_all, [kind]).items()]
+        means |= {f"{kind}/{name}": mean for kind, name, mean in of_kinds if name not in _NOT_BY_KIND}
     in_turn = chain.from_iterable(zip_longest(*shown.values()))
     return means, [panel for panel in in_turn if panel is not None][: config.eval.show]
 

@@ -134,6 +134,13 @@ def test_a_batch_of_one_kind(talks_set, kind):
     assert len(batches) == 3
 
 
+def test_a_long_description_is_cut_where_it_alone_is_trained(talks_set):
+    for batch in loader([talks_set], replace(SEVERAL, max_text_tokens=9), kind="describe", need="texts").epoch(0):
+        for row in batch.rows:
+            assert PROMPTS.decode([label for label in row.labels if label >= 0]).startswith("thing ")
+            assert sum(label >= 0 for label in row.labels) == 9 and PROMPTS.end_ids[0] not in row.labels
+
+
 def flattened(batches: Iterator[ConversationBatch]) -> list[tuple[Any, ...]]:
     """What does not depend on how samples are divided into batches: by sample its rows, pictures and masks."""
     found = []

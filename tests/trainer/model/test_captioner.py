@@ -138,3 +138,5 @@ def test_captions_exclude_their_end_token():
     assert first == Caption(cat, True) and first.end(phi3) == phi3.encode("<|end|>")
     assert second == Caption(written[1], False) and second.end(phi3) == []
     assert third.words and not third.ended  # a caption has words
+    (spelled,) = captions_of(answers([[*phi3.letters("a [SEG]"), *phi3.end_ids]]), phi3)
+    assert spelled.words == phi3.letters("a [SEG]") and phi3.seg not in spelled.words

@@ -30,6 +30,13 @@ def test_a_long_text_is_cut_and_has_no_end(make_loop, config):
     assert passes.caption_tokens("fives") == passes.model.prompts.encode("five")
 
 
+def test_a_text_of_a_dataset_has_no_marks(make_loop):
+    passes = make_loop().passes
+    prompts = passes.model.prompts
+    tokens = passes.caption_tokens("a [SEG]")
+    assert prompts.seg not in tokens and prompts.decode(tokens) == "a [SEG]<|im_end|>"
+
+
 def test_rows_weigh_equally_in_the_mean():
     logits = torch.randn(4, 5)
     targets = torch.tensor([0, 1, 2, 3])
