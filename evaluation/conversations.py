@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from random import Random
 
 import numpy as np
-import torch
 
 from evaluation.items import NO_OBJECT, NO_REGION, NO_TEXT, SampleRef
 from shards.reader import ShardSet
@@ -29,7 +28,7 @@ from trainer.conversations.options import ConversationOptions, NoTarget
 from trainer.conversations.phrases import Phrase
 from trainer.conversations.sample import SampleTexts
 from trainer.conversations.visit import Visit
-from trainer.data.batch import ConversationBatch, required
+from trainer.data.batch import ConversationBatch
 from trainer.data.conversation_decoder import ConversationDecoder, ConversationPlan, PlannedRow
 from trainer.data.decoding import Buffers, Later, Ring
 from trainer.model.prompts import Prompts
@@ -137,7 +136,7 @@ class ConversationReader:
             do()
         batch = self._decoder.batch(buffers, plans)
         sources = [sample.shards.manifest.source for sample in samples for _ in sample.plan.rows]
-        return _without_copies(batch, plans), sources
+        return batch, sources
 
     def _ask(self, shards: ShardSet, position: int) -> AskedSample:
         """Plan the rows that ask about a sample."""
@@ -197,17 +196,3 @@ def _no_other(draws: Random) -> None:
 
 def _with_rows(sample: AskedSample, rows: Sequence[PlannedRow]) -> AskedSample:
     return replace(sample, plan=ConversationPlan.of(sample.plan.sample, rows))
-
-
-def _without_copies(batch: ConversationBatch, plans: Sequence[ConversationPlan]) -> ConversationBatch:
-    """Let rows that show the same frame share its picture: SAM 2 encodes it once."""
-    if batch.g_pixel_values is None:
-        return batch
-    frames = [(number, frame) for number, plan in enumerate(plans) for frame, _ in plan.predictions]
-    first = {frame: place for place, frame in reversed([*enumerate(frames)])}
-    kept = sorted(first.values())
-    if len(kept) == len(frames):
-        return batch
-    place_of = torch.tensor([kept.index(first[frame]) for frame in frames])
-    pictures = required(batch.g_pixel_values)[kept]
-    return replace(batch, g_pixel_values=pictures, picture_of_mask=place_of[batch.picture_of_mask])

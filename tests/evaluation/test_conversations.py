@@ -108,8 +108,8 @@ def test_all_that_the_texts_ask_for_is_a_row_once(mixed_set: Path, size: int):
         left_out += sum((sample.left_out for sample in samples), Counter())
         for batch, sources in batches:
             assert sources == ["mixed"] * len(batch.rows) and 0 < len(batch.rows) <= max(size, 1)
-            pictures = 0 if batch.g_pixel_values is None else len(batch.g_pixel_values)
-            assert pictures <= max(size, 2)
+            pairs = zip(batch.conversations, batch.sample_of_row, strict=True)
+            assert len({(n, frame) for talk, n in pairs if talk.targets for frame in talk.frames}) <= max(size, 2)
             segs = 0
             for talk, row, sample in zip(batch.conversations, batch.rows, batch.sample_of_row, strict=True):
                 number = int(batch.meta[sample]["path"].rpartition("#")[2])

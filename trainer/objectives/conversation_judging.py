@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ def judge_conversations(passes: Passes, batch: ConversationBatch, side: int = PO
     """
     device = passes.model.device
     seg = passes.model.prompts.seg
-    predicted = passes.predict(batch)
+    predicted = passes.predict(_without_copies(batch))
     of_masks = _compare(predicted.masks, batch.masks, side)
     segs = [number for number, row in enumerate(batch.rows) for _ in range(row.ids.count(seg))]
     row_of_seg = torch.tensor(segs, dtype=torch.int64, device=device)
@@ -58,6 +59,19 @@ def judge_conversations(passes: Passes, batch: ConversationBatch, side: int = PO
     rows |= dict.fromkeys(of_segs, row_of_seg)
     rows |= dict.fromkeys(of_rows, torch.arange(len(batch.rows), device=device))
     return Judged({**of_masks, **of_segs, **of_rows}, answers, predicted.masks, rows)
+
+
+def _without_copies(batch: ConversationBatch) -> ConversationBatch:
+    """Let rows that show the same picture share its `g_pixel_values`: SAM 2 encodes it once."""
+    if batch.g_pixel_values is None:
+        return batch
+    rows = zip(batch.conversations, batch.image_of_row.tolist(), strict=True)
+    images = [image for talk, of_row in rows if talk.targets for image in of_row if image >= 0]  # of G pictures
+    places = {image: place for place, image in reversed([*enumerate(images)])}
+    kept = sorted(places.values())
+    number_of = torch.tensor([kept.index(places[image]) for image in images], device=batch.picture_of_mask.device)
+    pictures = batch.g_pixel_values[kept] if len(kept) < len(images) else batch.g_pixel_values
+    return replace(batch, g_pixel_values=pictures, picture_of_mask=number_of[batch.picture_of_mask])
 
 
 def _language(predicted: Predicted, conversations: Sequence[Conversation]) -> dict[str, Tensor]:

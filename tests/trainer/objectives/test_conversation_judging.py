@@ -110,3 +110,16 @@ def test_batches_without_pictures_or_masks_are_judged_too(passes, batch, chosen:
     assert some.values.keys() == whole.values.keys()
     assert torch.allclose(some.values["lang"], whole.values["lang"][[*chosen]], rtol=1e-4)
     assert some.captions == [whole.captions[number] for number in chosen]
+
+
+def test_a_picture_of_several_rows_is_encoded_once(passes, batch, monkeypatch: pytest.MonkeyPatch):
+    prompts = passes.model.prompts
+    encoded = []
+    encode = passes.model.encode_sam
+    monkeypatch.setattr(passes.model, "encode_sam", lambda pictures: encoded.append(len(pictures)) or encode(pictures))
+    chosen = (6, 0, 1, 6, 0)
+    judged = judge(passes, conversation_batch(batch, prompts, chosen))
+    assert encoded == [3]
+    for row, number in enumerate(chosen):
+        alone = judge(passes, conversation_batch(batch, prompts, (number,)))
+        assert torch.allclose(judged.logits[judged.rows["iou"] == row], alone.logits, rtol=0, atol=1e-4)
