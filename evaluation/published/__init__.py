@@ -1,0 +1,1 @@
+"""The published benchmarks: raw datasets asked as the papers ask, and measured as they measure."""

@@ -1,0 +1,328 @@
+"""The measures of published benchmarks, from masks and counts of pixels. Each names the source of its formula."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+Bool = NDArray[np.bool_]
+Float = NDArray[np.float64]
+Int = NDArray[np.int64]
+
+PRECISIONS = (0.5, 0.6, 0.7, 0.8, 0.9)
+"""Thresholds of IoU for P@0.5 to P@0.9."""
+_OF_DIAGONAL = 0.008
+"""Tolerance of a boundary, as a share of the picture's diagonal (DAVIS)."""
+_MATCH = 0.5
+"""Least IoU and least similarity of texts of a recalled phrase (GLaMM)."""
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A measure that is a sum over items divided by a sum over items."""
+
+    numerator: Float
+    """(N,), one value for each item."""
+    denominator: Float
+    """(N,); ones for a mean over all items."""
+
+
+Measure = tuple[Ratio, ...]
+"""A measure is the mean of its ratios; most have one."""
+
+
+def value_of(measure: Measure) -> float:
+    """Return the value of a measure; NaN where a denominator is 0."""
+    return float(values_of(measure, np.ones((1, len(measure[0].numerator))))[0])
+
+
+def values_of(measure: Measure, counts: Float) -> Float:
+    """Return the value of a measure for each of D samples with replacement: (D,).
+
+    Args:
+        counts: (D, N), how often each item is in each sample.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratios = [(counts @ ratio.numerator) / (counts @ ratio.denominator) for ratio in measure]
+    return np.asarray(np.mean(ratios, axis=0))
+
+
+def mean_of(values: Float, among: Bool | None = None) -> Measure:
+    """Return the measure that is the mean of values (N,), or of those `among` (N,) them."""
+    kept = np.ones(len(values)) if among is None else among.astype(np.float64)
+    return (Ratio(np.where(kept > 0, values, 0.0), kept),)
+
+
+def count_pixels(answer: Bool, truth: Bool, ignored: Bool | None = None) -> tuple[int, int, int, int]:
+    """Count the pixels of the intersection, the union, the truth and the answer.
+
+    Args:
+        answer: (H, W).
+        truth: (H, W).
+        ignored: (H, W), pixels that count neither for nor against an answer; None: there are none.
+    """
+    if ignored is not None:
+        answer = answer & ~ignored
+        truth = truth & ~ignored
+    both = int(np.count_nonzero(answer & truth))
+    areas = int(np.count_nonzero(truth)), int(np.count_nonzero(answer))
+    return both, sum(areas) - both, *areas
+
+
+def ious(counts: Int) -> Float:
+    """Return intersection / (union + 1e-5) of items, 1 where the union is 0: (N,).
+
+    LISA's `validate`, which Sa2VA's `RESDataset.evaluate` repeats.
+
+    Args:
+        counts: (N, 4), from `count_pixels`.
+    """
+    return np.where(counts[:, 1] == 0, 1.0, counts[:, 0] / (counts[:, 1] + 1e-5))
+
+
+def referring_measures(counts: Int, no_target: bool = False) -> dict[str, Measure]:
+    """Return the measures of referring segmentation of pictures by name.
+
+    cIoU: sum of intersections / sum of unions; gIoU: mean of `ious` (Sa2VA's `RESDataset.evaluate`; LISA). P@0.5 to
+    P@0.9: share of items whose IoU is at least the threshold (LAVT's `test.py`), among those with a target (ReLA's
+    `refer_evaluation.py`). With `no_target` also N-acc, the share of items without a target whose answer is empty, and
+    T-acc, the share of items with a target whose answer is not empty (ReLA).
+
+    Args:
+        counts: (N, 4), from `count_pixels`.
+    """
+    both, union, truth, answer = counts.T.astype(np.float64)
+    targeted = truth > 0
+    exact = both / np.maximum(union, 1)
+    found: dict[str, Measure] = {"cIoU": (Ratio(both, union),), "gIoU": mean_of(ious(counts))}
+    for least in PRECISIONS:
+        found[f"P@{least}"] = mean_of((exact >= least).astype(np.float64), targeted)
+    if no_target:
+        found["N-acc"] = mean_of((answer == 0).astype(np.float64), ~targeted)
+        found["T-acc"] = mean_of((answer > 0).astype(np.float64), targeted)
+    return found
+
+
+def region_similarity(answers: Bool, truths: Bool) -> Float:
+    """Return J of each frame: IoU, 1 where both are empty (DAVIS' `db_eval_iou`): (F,).
+
+    Args:
+        answers: (F, H, W).
+        truths: (F, H, W).
+    """
+    union = np.count_nonzero(answers | truths, axis=(1, 2))
+    both = np.count_nonzero(answers & truths, axis=(1, 2))
+    return np.where(union == 0, 1.0, both / np.maximum(union, 1))
+
+
+def boundary(mask: Bool) -> Bool:
+    """Return the boundary of a mask (H, W): pixels that differ from their right, lower or lower right neighbour.
+
+    In the last row and column only the neighbour inside the picture counts; the last pixel is no boundary. DAVIS'
+    `_seg2bmap`, after Martin's `seg2bmap` (Berkeley, 2003).
+    """
+    edges = np.zeros_like(mask)
+    across = mask[:, 1:] ^ mask[:, :-1]
+    down = mask[1:] ^ mask[:-1]
+    edges[:, :-1] = across
+    edges[:-1] |= down
+    edges[:-1, :-1] |= mask[1:, 1:] ^ mask[:-1, :-1]
+    edges[:-1, -1] = down[:, -1]
+    edges[-1, :-1] = across[-1]
+    return edges
+
+
+def dilate(mask: Bool, radius: int) -> Bool:
+    """Return the pixels that are at most `radius` away from a pixel of the mask (H, W).
+
+    The structuring element is that of `skimage.morphology.disk`: x^2 + y^2 <= radius^2. Each of its rows is a run,
+    so a difference of running sums says whether a row of the mask has a pixel in it.
+    """
+    height, width = mask.shape
+    sums = np.zeros((height, width + 2 * radius + 1), np.int32)
+    np.cumsum(mask, axis=1, out=sums[:, radius + 1 : radius + 1 + width])
+    sums[:, radius + 1 + width :] = sums[:, radius + width, None]
+    dilated = np.zeros_like(mask)
+    for down in range(min(radius, height - 1) + 1):
+        half = math.isqrt(radius * radius - down * down)
+        ends = sums[:, radius + half + 1 : radius + half + 1 + width]
+        near = ends != sums[:, radius - half : radius - half + width]
+        dilated[down:] |= near[: height - down]
+        dilated[: height - down] |= near[down:]
+    return dilated
+
+
+def boundary_similarity(answers: Bool, truths: Bool) -> Float:
+    """Return F of each frame: the F measure of boundaries (DAVIS' `db_eval_boundary`): (F,).
+
+    Precision is the share of the answer's boundary that is within ceil(0.008 diagonals) of the truth's, recall the
+    reverse. Both empty: 1; one empty: 0.
+
+    Args:
+        answers: (F, H, W).
+        truths: (F, H, W).
+    """
+    radius = math.ceil(_OF_DIAGONAL * np.linalg.norm(answers.shape[1:]))
+    return np.array([_boundary_f(*pair, radius) for pair in zip(answers, truths, strict=True)])
+
+
+def _boundary_f(answer: Bool, truth: Bool, radius: int) -> float:
+    ours = boundary(answer)
+    others = boundary(truth)
+    lengths = np.count_nonzero(ours), np.count_nonzero(others)
+    if not all(lengths):
+        return float(not any(lengths))
+    precision = np.count_nonzero(ours & dilate(others, radius)) / lengths[0]
+    recall = np.count_nonzero(others & dilate(ours, radius)) / lengths[1]
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def video_measures(j: Float, f: Float) -> dict[str, Measure]:
+    """Return J, F and J&F, the mean of both, over expressions (DAVIS; MeViS' `eval_mevis.py`).
+
+    Args:
+        j: (N,), J of each expression: the mean over its frames.
+        f: (N,), F of each expression.
+    """
+    return {"J": mean_of(j), "F": mean_of(f), "J&F": mean_of((j + f) / 2)}
+
+
+def pixel_accuracy(answers: Bool, truths: Bool) -> Float:
+    """Return A of each frame: the share of equal pixels (R2VOS; ReVOS' `get_r2vos_accuracy`): (F,).
+
+    Args:
+        answers: (F, H, W).
+        truths: (F, H, W).
+    """
+    return np.asarray((answers == truths).mean(axis=(1, 2)))
+
+
+def robustness(answers: Bool, truths: Bool, foregrounds: Bool) -> Float:
+    """Return R of each frame: 1 - wrong pixels of the answer / (pixels of all objects + 1e-6), at least 0: (F,).
+
+    R2VOS; ReVOS' `get_r2vos_robustness`.
+
+    Args:
+        answers: (F, H, W).
+        truths: (F, H, W).
+        foregrounds: (F, H, W), all objects of each frame.
+    """
+    wrong = np.count_nonzero(answers & ~truths, axis=(1, 2))
+    return np.maximum(1 - wrong / (np.count_nonzero(foregrounds, axis=(1, 2)) + 1e-6), 0.0)
+
+
+def revos_measures(values: Mapping[str, Float], types: Int) -> dict[str, Measure]:
+    """Return J, F, J&F, A and R of ReVOS' referring and reasoning expressions, and overall, the mean of the two.
+
+    `tools/eval/eval_revos.py` of Sa2VA. It rounds each expression's percentages to two digits first; this does not.
+
+    Args:
+        values: (N,) each: "J", "F", "A" and "R" of each expression.
+        types: (N,), `type_id` of each: 0 referring, 1 reasoning.
+    """
+    both = {**values, "J&F": (values["J"] + values["F"]) / 2}
+    found: dict[str, Measure] = {}
+    for name in ("J", "F", "J&F", "A", "R"):
+        parts = [mean_of(both[name], types == kind) for kind in (0, 1)]
+        found[f"referring {name}"], found[f"reasoning {name}"] = parts
+        found[f"overall {name}"] = parts[0] + parts[1]
+    return found
+
+
+def iou_matrix(answers: Sequence[Bool], truths: Sequence[Bool]) -> Float:
+    """Return the IoU of each answer (H, W) with each truth (H, W): (A, T); 0 for two empty masks."""
+    found = np.zeros((len(answers), len(truths)))
+    for i, answer in enumerate(answers):
+        for j, truth in enumerate(truths):
+            both, union, _, _ = count_pixels(answer, truth)
+            found[i, j] = both / max(union, 1)
+    return found
+
+
+def greedy_pairs(matrix: Float) -> list[tuple[int, int]]:
+    """Pair rows and columns one to one, the largest value first; pairs of value 0 are left out.
+
+    Of equal values the first in reading order wins, as numpy's `argmax` decides (GLaMM's `compute_miou`).
+    """
+    left = matrix.copy()
+    pairs = []
+    while left.size and left.max() > 0:
+        i, j = divmod(int(left.argmax()), left.shape[1])
+        pairs.append((i, j))
+        left[i] = 0
+        left[:, j] = 0
+    return pairs
+
+
+def paired_iou(matrix: Float) -> float:
+    """Return the mean IoU of the greedy pairs of a picture, 0 without a pair (GLaMM's `compute_miou`)."""
+    pairs = greedy_pairs(matrix)
+    return float(np.mean([matrix[pair] for pair in pairs])) if pairs else 0.0
+
+
+def recalled_phrases(matrix: Float, similarity: Float) -> int:
+    """Return how many true phrases of a picture are recalled (GLaMM's `find_best_matches`).
+
+    Pairs are taken greedily by IoU until one has an IoU or a similarity of texts below 0.5; it ends the search.
+
+    Args:
+        matrix: (T, A), IoU of true and answered masks.
+        similarity: (T, A), of their phrases: cosine of text embeddings.
+    """
+    for number, (i, j) in enumerate(pairs := greedy_pairs(matrix)):
+        if matrix[i, j] < _MATCH or similarity[i, j] < _MATCH:
+            return number
+    return len(pairs)
+
+
+def average_precision_50(
+    answers: Mapping[str, Sequence[Mapping[str, Any]]], truths: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> float:
+    """Return AP50 of masks without classes and scores, by pycocotools' COCOeval; NaN without a true mask.
+
+    All answers have the score 1, so the value depends on their order: pictures in the order of their ids as texts,
+    as in GLaMM's evaluation.
+
+    Args:
+        answers: masks of each picture by its id, as COCO's compressed run lengths.
+        truths: the same, of all pictures that are measured.
+    """
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
+    for number, picture in enumerate(sorted(truths), 1):
+        place = {"image_id": number, "category_id": 1}
+        for mask in [*truths[picture], *answers.get(picture, ())][:1]:
+            images.append({"id": number, "height": mask["size"][0], "width": mask["size"][1]})
+        for mask in truths[picture]:
+            inner = {"segmentation": dict(mask), "area": float(coco.area(dict(mask))), "iscrowd": 0}
+            annotations.append({"id": len(annotations) + 1, **place, **inner})
+        results += [{**place, "segmentation": dict(mask), "score": 1.0} for mask in answers.get(picture, ())]
+    if not annotations:
+        return math.nan
+    if not results:
+        return 0.0
+    truth = COCO()
+    truth.dataset = {
+        "info": {},
+        "images": images,
+        "categories": [{"id": 1, "name": "object"}],
+        "annotations": annotations,
+    }
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+        truth.createIndex()
+        measured = COCOeval(truth, truth.loadRes(results), "segm")
+        measured.evaluate()
+        measured.accumulate()
+        measured.summarize()
+    return float(measured.stats[1])
