@@ -136,3 +136,44 @@ def conversation_batch(
         seg_of_mask=torch.tensor(seg_of_mask, dtype=torch.int64),
         picture_of_mask=torch.tensor(picture_of_mask, dtype=torch.int64),
     )
+
+
+def about_objects(pair: PairBatch, prompts: Prompts, kind: str) -> ConversationBatch:
+    """Conversations of kind segment or describe about the first text of each object, in frame 1.
+
+    Of kind segment a row has a turn for each object of a sample; of kind describe each object has a row.
+    """
+    images = pair.image_of_object.tolist()
+    frame = pair.frames[0]
+    talks = []
+    if kind == "segment":
+        for sample in range(len(pair.keys)):
+            phrases = [texts[0] for texts, image in zip(pair.texts, images, strict=True) if image == sample]
+            turns = [Turn((f"Please segment {text} in this image.",), ("It is ", Mark.SEG, ".")) for text in phrases]
+            turns[0] = Turn((Mark.PICTURES, "\n", *turns[0].question), turns[0].answer)
+            talks.append(Conversation(kind, tuple(turns), (0,), tuple(Target((0,), text) for text in phrases)))
+    else:
+        for texts in pair.texts:
+            turn = Turn((Mark.PICTURES, "\nregion1", Mark.REGION, " Describe."), (texts[0],))
+            talks.append(Conversation(kind, (turn,), (0,), regions=(0,)))
+    samples = [*range(len(pair.keys))] if kind == "segment" else images
+    asks = kind == "segment"
+    regions = torch.zeros(len(talks), 0, 16, 16, dtype=torch.bool) if asks else frame.prompt_masks[:, None]
+    cells = regions.flatten(2).sum(2).tolist()
+    nothing = torch.zeros(0, dtype=torch.int64)
+    return ConversationBatch(
+        keys=pair.keys,
+        recipe=pair.recipe,
+        meta=pair.meta,
+        copies=pair.copies,
+        conversations=talks,
+        rows=[token_row(prompts, talk, own) for talk, own in zip(talks, cells, strict=True)],
+        sample_of_row=samples,
+        pixel_values=frame.pixel_values,
+        image_of_row=torch.tensor(samples)[:, None],
+        regions=regions,
+        g_pixel_values=frame.g_pixel_values if asks else None,
+        masks=frame.masks if asks else None,
+        seg_of_mask=torch.arange(len(images)) if asks else nothing,
+        picture_of_mask=pair.image_of_object if asks else nothing,
+    )

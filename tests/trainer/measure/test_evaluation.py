@@ -33,10 +33,10 @@ SAMPLES = 5
 
 
 def load(folder: str | Path, rank: int = 0, world_size: int = 1):
-    segment = load_objective("segment")
-    options = {"batch_size": 2, "seed": 0, "threads": 0, "objects_per_sample": 2, "need": segment.needs}
+    reverse = load_objective("reverse")
+    options = {"batch_size": 2, "seed": 0, "threads": 0, "objects_per_sample": 2, "need": reverse.needs}
     held_out = {"part": "holdout", "holdout": 1.0, "limit": SAMPLES, "rank": rank, "world_size": world_size}
-    return make_loader([folder], fields=segment.panel_fields(), **options, **held_out)
+    return make_loader([folder], fields=reverse.panel_fields(), **options, **held_out)
 
 
 def measure(folder: str | Path) -> tuple[dict[str, float], int]:
@@ -44,7 +44,7 @@ def measure(folder: str | Path) -> tuple[dict[str, float], int]:
     config.lora = LoraConfig(r=4, alpha=8, dropout=0.0)
     accelerator = Accelerator(cpu=True)
     loader = load(folder, accelerator.process_index, accelerator.num_processes)
-    means, panels = evaluate(accelerator, build_step(config), loader, "segment", config)
+    means, panels = evaluate(accelerator, build_step(config), loader, "reverse", config)
     return means, len(panels)
 
 
@@ -97,7 +97,7 @@ def test_conversations_have_means_by_kind_and_padding_is_not_counted(batch: Pair
     parts = [conversation_batch(batch, prompts, chosen) for chosen in ((0, 1, 3), (2, 4, 6), (0, 5))]
     padding = replace(parts[0], is_padding=True)
     loader = cast(Loader, Batches([*parts, padding]))
-    means, panels = evaluate(Accelerator(cpu=True), step, loader, "segment", config)
+    means, panels = evaluate(Accelerator(cpu=True), step, loader, "reverse", config)
     judged = [judge(part) for part in parts]
 
     def mean(name: str, *kinds: str) -> float:

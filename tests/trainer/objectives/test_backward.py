@@ -14,18 +14,21 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from shards.errors import UserError
 from tests.batches import make_loader, one_sample
-from tests.conversations import conversation_batch
+from tests.conversations import about_objects, conversation_batch
 from tests.joined import Joined
 from tests.trainer.conftest import build_step
 from tests.trainer.runs import environment_of
 from trainer.build import drop_unreached_parts
 from trainer.config import Config, LoraConfig, ObjectiveConfig, load_config
+from trainer.conversations.options import ConversationOptions
 from trainer.data.batch import Batch, PairBatch
 from trainer.data.loader import Loader
 from trainer.data.stream import Stream
 from trainer.fsdp import full_tensor
+from trainer.model.sa2va import build
 from trainer.objectives import load_objective
 from trainer.objectives.backward import Backward, accumulation_steps
+from trainer.objectives.step import Step
 from trainer.optimizer import make_optimizer
 from trainer.strategy import lay_out, make_accelerator
 
@@ -61,19 +64,26 @@ class Served:
         yield from self._batches
 
 
+def asked(batch: Batch, loop: Step, objective: str) -> Batch:
+    """The batch, as conversations where the objective reads such."""
+    if isinstance(batch, PairBatch) and load_objective(objective).reads_conversations:
+        return about_objects(batch, loop.model.prompts, objective)
+    return batch
+
+
 def gradients(config: Config, make_loop, batch: PairBatch, names: list[str]) -> tuple[dict, dict, dict]:
     config.mixed_precision = "no"
     loop = make_loop(config)
     trainable = {n: p for n, p in loop.named_parameters() if p.requires_grad}
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation_steps(config))
     backward = Backward(accelerator, accelerator.prepare(loop), [*trainable.values()], config)
-    losses, _, keys = backward(Served([(name, batch) for name in names]))
+    losses, _, keys = backward(Served([(name, asked(batch, loop, name)) for name in names]))
     return {n: p.grad.clone() for n, p in trainable.items()}, losses, keys
 
 
 def alone(config: Config, make_loop, batch: PairBatch, objective: str) -> dict[str, torch.Tensor]:
     loop = make_loop(config)
-    loop(batch, objective)["loss"].backward()
+    loop(asked(batch, loop, objective), objective)["loss"].backward()
     return {n: p.grad for n, p in loop.named_parameters() if p.requires_grad}
 
 
@@ -131,7 +141,14 @@ def load(folder: Path, name: str, **how: int) -> Loader:
     """
     objective = load_objective(name)
     common = {"fields": objective.training_fields, "need": objective.needs, "threads": 0, "objects_per_sample": 6}
+    if objective.reads_conversations:
+        options = ConversationOptions(phrases=6, vary_wording=False)
+        common |= {"conversations": options, "kind": objective.conversation_kind, "prompts": build("tiny").prompts}
     return make_loader([folder], **common, **({"seed": 6} | how))
+
+
+def objects_of(batch: Batch) -> int:
+    return batch.counts["objects"] if isinstance(batch, PairBatch) else batch.counts["masks"]
 
 
 def split_step(
@@ -146,7 +163,7 @@ def split_step(
     how |= {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
     stream = Stream({name: load(folder, name, **how) for name in config.objectives()}, config.accumulation)
     counts: list[int] = []
-    step.register_forward_pre_hook(lambda _, inputs: counts.append(len(inputs[0].image_of_object)))
+    step.register_forward_pre_hook(lambda _, inputs: counts.append(objects_of(inputs[0])))
     losses, _, _ = Backward(accelerator, accelerator.prepare(step), [*trainable.values()], config)(stream)
     return {n: p.grad for n, p in trainable.items()}, losses, counts
 
@@ -168,7 +185,7 @@ def flat(gradients: Gradients) -> torch.Tensor:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("seed", "counted", "precision", "bound"),
-    [(6, [4, 1], "no", 1e-4), (6, [4, 1], "bf16", 0.02), (38, [5, 6], "no", 1e-4)],
+    [(6, [4, 1], "no", 1e-4), (6, [4, 1], "bf16", 0.04), (38, [5, 6], "no", 1e-4)],
 )
 def test_accumulated_batches_average_over_the_objects_of_all(
     config: Config, unequal_set: Path, seed: int, counted: list[int], precision: str, bound: float

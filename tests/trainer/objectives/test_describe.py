@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from shards.errors import UserError
+from tests.conversations import about_objects
 from trainer.data.batch import PairBatch
+from trainer.model.rows import IGNORE, TokenRow
 from trainer.objectives import load_objective
 from trainer.objectives.step import Step
 
@@ -25,7 +27,10 @@ def alone(loop: Step, batch: PairBatch, i: int, text: str) -> float:
     prompts = loop.model.prompts
     region = batch.frames[0].prompt_masks[i : i + 1, None]
     answer = [*prompts.encode(text), prompts.end_ids[0]]
-    rows = prompts.pack([prompts.describe("x", [int(region.sum())], answer)], model.device)
+    question = "<img>" + "<IMG_CONTEXT>" * 256 + "</img>\nregion1<vp>" + "<IMG_CONTEXT>" * int(region.sum()) + "</vp>"
+    asked = prompts.encode(f"<|im_start|>user\n{question} Describe.<|im_end|>\n<|im_start|>assistant\n")
+    labels = [IGNORE] * len(asked) + answer
+    rows = prompts.pack([TokenRow("x", asked + answer, labels, [False] * len(labels))], model.device)
     visual_tokens = model.encode_image(batch.frames[0].pixel_values[i : i + 1])
     states = model.run_language_model(
         model.embed_rows(rows, visual_tokens, torch.tensor([0]), region), rows.attention, rows.positions
@@ -38,7 +43,7 @@ def alone(loop: Step, batch: PairBatch, i: int, text: str) -> float:
 def test_describing_is_the_cross_entropy_of_the_text_and_its_end(make_loop, batch: PairBatch):
     loop = make_loop().eval()
     texts = [["the left eye."], ["a white helmet"]]
-    result = loop(in_words(batch, texts), "describe")
+    result = loop(about_objects(in_words(batch, texts), loop.model.prompts, "describe"), "describe")
     expected = sum(alone(loop, batch, i, choices[0]) for i, choices in enumerate(texts)) / 2
     assert result["loss"].item() == result["caption"].item() == pytest.approx(expected, rel=1e-5)
 
@@ -49,7 +54,9 @@ def test_all_trainable_tensors_have_gradients_and_unreached_parts_zero_ones(
 ):
     """DDP averages what takes part. What no loss reaches must be named in `unreached_parts`, and nothing else."""
     loop = make_loop()
-    loop(in_words(batch), objective)["loss"].backward()
+    texts = in_words(batch)
+    asked = about_objects(texts, loop.model.prompts, objective) if objective == "describe" else texts
+    loop(asked, objective)["loss"].backward()
     gradients = {name: p.grad for name, p in loop.named_parameters() if p.requires_grad}
     assert all(g is not None and g.isfinite().all() for g in gradients.values())
     moved = {part: any(g.any() for n, g in gradients.items() if part in n) for part in loop.config.trainable}
@@ -58,7 +65,5 @@ def test_all_trainable_tensors_have_gradients_and_unreached_parts_zero_ones(
 
 
 def test_objects_without_a_text_are_named(make_loop, batch: PairBatch):
-    loop = make_loop()
-    for objective in ("describe", "reverse"):
-        with pytest.raises(UserError, match=rf"sample {batch.keys[1]}: an object has no text"):
-            loop(in_words(batch, [["a"], []]), objective)
+    with pytest.raises(UserError, match=rf"sample {batch.keys[1]}: an object has no text"):
+        make_loop()(in_words(batch, [["a"], []]), "reverse")

@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from shards.errors import UserError
 from tests.batches import one_sample, with_frame
+from tests.conversations import about_objects
 from trainer.config import Config
 from trainer.data.batch import PairBatch
 from trainer.model.captioner import Caption
@@ -57,7 +58,8 @@ def test_losses_are_finite_add_up_and_reach_all_trainable_parameters(make_loop, 
     config.lambda_lang = 0.5
     config.lambda_anchor = 0.2
     loop = make_loop(config)
-    result = loop(batch, objective)
+    asked = batch if objective == "dual" else about_objects(batch, loop.model.prompts, objective)
+    result = loop(asked, objective)
     weights = {"bce": 0.7, "dice": 1.3, "lang": 0.5} | ({"anchor": 0.2} if objective == "dual" else {})
     total = sum(weight * result[name].item() for name, weight in weights.items())
     assert result["loss"].item() == pytest.approx(total, rel=1e-5)
@@ -222,9 +224,9 @@ def test_several_objects_of_one_picture(make_loop, batch: PairBatch):
     for number, frame in enumerate(batch.frames, 1):
         two = with_frame(two, number, masks=frame.masks, prompt_masks=frame.prompt_masks)
     loop = make_loop()
-    for objective in ("dual", "segment"):
+    for objective in ("dual", "reverse"):
         assert loop(two, objective)["loss"].isfinite()
-    assert loop.judge(two, "segment").captions == ["The Left eye.", "a helmet"]
+    assert loop.judge(two, "reverse").captions == ["The Left eye.", "a helmet"]
 
 
 def test_bfloat16_autocast_trains_all_parameters(make_loop, batch: PairBatch, monkeypatch: pytest.MonkeyPatch):
@@ -260,7 +262,7 @@ def test_gradient_checkpointing_changes_no_gradient(make_loop, batch: PairBatch)
 def test_objects_without_a_text_or_region_are_named(make_loop, batch: PairBatch):
     loop = make_loop()
     with pytest.raises(UserError, match=rf"sample {batch.keys[1]}: an object has no text"):
-        loop(replace(batch, texts=[["a"], []]), "segment")
+        loop(replace(batch, texts=[["a"], []]), "reverse")
     empty = batch.frames[0].prompt_masks.clone()
     empty[0] = False
     with pytest.raises(UserError, match=rf"sample {batch.keys[0]}, prompt_masks1: a region has no prompt cell"):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
 
 from tests.batches import one_sample
+from tests.conversations import about_objects
 from trainer.data.batch import Frame, PairBatch
 from trainer.model.captioner import Caption
 from trainer.objectives import OBJECTIVES, load_objective
@@ -84,17 +85,16 @@ def test_each_objective_is_judged_on_the_fields_that_it_names(make_loop, batch: 
     sample = replace(batch, texts=TEXTS, frames=(first, second))
     judged = make_loop().judge(sample, objective)
     assert judged.captions if objective == "dual" else judged.captions == ["The Left eye.", "a helmet"]
-    assert ("iou" in judged.values) == (objective != "describe")
-    assert ("caption" in judged.values) == (objective in ("describe", "reverse"))
+    assert "iou" in judged.values and ("caption" in judged.values) == (objective == "reverse")
     assert all(value.shape == (2,) and value.isfinite().all() for value in judged.values.values())
 
 
-def test_judged_caption_loss_equals_that_of_training(make_loop, batch: PairBatch):
+def test_judged_language_loss_equals_that_of_training(make_loop, batch: PairBatch):
     loop = make_loop().eval()
-    texts = replace(batch, texts=[["the left eye."], ["a helmet"]])
-    assert loop.judge(texts, "describe").values["caption"].mean().item() == pytest.approx(
-        loop(texts, "describe")["caption"].item(), rel=1e-5
-    )
+    for objective, loss in (("describe", "caption"), ("segment", "lang")):
+        texts = about_objects(batch, loop.model.prompts, objective)
+        judged = loop.judge(texts, objective).values[loss].mean().item()
+        assert judged == pytest.approx(loop(texts, objective)[loss].item(), rel=1e-5)
 
 
 def test_the_swap_gap_uses_another_objects_caption(make_loop, batch: PairBatch, monkeypatch: pytest.MonkeyPatch):

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from accelerate import Accelerator
 
-from evaluation.items import make_batches, read_groups
+from evaluation.conversations import ConversationReader
 from shards.errors import UserError
 from shards.reader import ShardSet
 from tests.batches import make_loader
 from trainer.config import Config, load_config
+from trainer.conversations.options import ConversationOptions
 from trainer.measure.evaluation import evaluate
 from trainer.objectives import OBJECTIVES, load_objective
 from trainer.objectives.objective import Objective
@@ -46,7 +47,7 @@ def test_an_objective_is_added_by_one_file_and_one_line(
 ):
     """A copy of describe under another name: accepted by the configuration, trained a step, judged, evaluated."""
     source = (FOLDER / "describe.py").read_text("utf-8")
-    assert "class Describe(Objective" in source
+    assert "class Describe(ConversationObjective" in source
     (tmp_path / "tell.py").write_text(source.replace("class Describe", "class Tell"))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(OBJECTIVES, "tell", "tell:Tell")
@@ -55,9 +56,10 @@ def test_an_objective_is_added_by_one_file_and_one_line(
     assert [*load_config(["mix={tell: {}, segment: {}}"]).objectives()] == ["tell", "segment"]
     tell = load_objective("tell")
     assert tell.__module__ == "tell"
-    options = {"batch_size": 2, "seed": 0, "threads": 0, "need": tell.needs}
-    batch = next(make_loader([unequal_set], fields=tell.training_fields, **options).epoch(0))
     loop = make_loop()
+    options = {"batch_size": 2, "seed": 0, "threads": 0, "need": tell.needs}
+    options |= {"conversations": ConversationOptions(), "kind": tell.conversation_kind, "prompts": loop.model.prompts}
+    batch = next(make_loader([unequal_set], fields=tell.training_fields, **options).epoch(0))
     result = loop(batch, "tell")
     assert result["loss"].item() == pytest.approx(loop(batch, "describe")["loss"].item(), rel=1e-4)
     result["loss"].backward()
@@ -68,8 +70,9 @@ def test_an_objective_is_added_by_one_file_and_one_line(
     options |= {"part": "holdout", "holdout": 0.5, "holdout_by": "sample", "limit": 2}
     held_out = make_loader([unequal_set], fields=tell.panel_fields(), **options)
     values, panels = evaluate(Accelerator(cpu=True), loop, held_out, "tell", config)
-    assert values.keys() == {"caption"} and len(panels) == 2 and panels[0].prompt is not None
+    assert "caption" in values and "mask_loss" not in values and len(panels) == 2 and panels[0].regions
 
     shards = ShardSet(unequal_set)
-    (group,) = read_groups([[(shards, 0), (shards, 1)]], "tell")
-    assert all(loop.judge(item, "tell").captions for item, _ in make_batches(group, "tell", 4))
+    reader = ConversationReader(shards, tell.conversation_kind, loop.model.prompts, 4, 1, "refusal")
+    for _, batches in reader.read([[(shards, 0), (shards, 1)]]):
+        assert all(len(loop.judge(asked, "tell").captions) == len(asked.rows) > 0 for asked, _ in batches)
