@@ -54,7 +54,7 @@ def flip(file: Path, *places: int) -> None:
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns + 1000))
 
 
-UNUSED = re.compile(r".*/(sav_000001_auto\.json|readme\.txt|frames_of_it/frame\d+\.jpg)")
+UNUSED = re.compile(r".*/(sav_000001_auto\.json|readme\.txt|frames_of_it/(frame\d+\.jpg|notes\.txt))")
 """Files that decide nothing: other masks, no data, frames of a video that are not among those taken."""
 
 
