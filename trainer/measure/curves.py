@@ -41,7 +41,7 @@ class Drawn:
     title: str
     svg: Markup
     legend: list[tuple[str, str]]
-    """(colour, name) of each line; empty where there is one."""
+    """(colour, name) of each line; empty where the chart has one at most."""
     note: str
 
 
@@ -121,7 +121,7 @@ def draw(charts: Sequence[Chart], records: Sequence[Mapping[str, Any]], objectiv
         if lines:
             note = chart.note if any(label in lines for label in ("BCE", "Dice")) else ""
             svg = _svg(f"{objective} {chart.title}", [*lines.values()], last, chart.is_share)
-            legend = [*zip(_COLOURS, lines, strict=False)] if len(lines) > 1 else []
+            legend = [*zip(_COLOURS, lines, strict=False)] if len(chart.lines) > 1 else []
             drawn.append(Drawn(chart.title, svg, legend, note))
     return drawn
 

@@ -202,7 +202,7 @@ def _spans(text: Text, seg: int, region: int, phrases: dict[str, int]) -> list[S
         elif in_phrase:
             spans.append(Span(piece, seg))
         else:
-            spans += _coloured(piece, phrases)
+            spans += _coloured(piece.replace("\n", " "), phrases)
     if spans and spans[0].number is None:
         spans[0] = Span(spans[0].text.lstrip(), None)
     return [span for span in spans if span.text]

@@ -133,7 +133,10 @@ class Prompts:
     def readable(self, ids: Sequence[int]) -> str:
         """Return the text, or the names of the tokens where their bytes are no UTF-8, as random weights write."""
         text = self.decode(ids)
-        return "".join(self.tokenizer.convert_ids_to_tokens(list(ids))) if "\N{REPLACEMENT CHARACTER}" in text else text
+        if "\N{REPLACEMENT CHARACTER}" not in text:
+            return text
+        # The token table may have rows that no token has.
+        return "".join(name or "\N{REPLACEMENT CHARACTER}" for name in self.tokenizer.convert_ids_to_tokens(list(ids)))
 
     def shown(self, ids: Sequence[int]) -> str:
         """Return the text of tokens for people to check.

@@ -383,3 +383,13 @@ def test_rows_are_shown_with_marks_apart_from_letters(prompts: Prompts):
         "<|im_start|>user\n<img><IMG_CONTEXT> x 256 </img>\nWho wrote \\[SEG]?<|im_end|>\n<|im_start|>assistant\n"
         "She: <p> caf\u00e9 </p> [SEG].<|im_end|>\n"
     )
+
+
+def test_tokens_that_the_tokenizer_does_not_have_are_readable():
+    """The token table of a model may have more rows, and random weights write them."""
+    tokenizer = byte_tokenizer()
+    beyond = len(tokenizer)
+    prompts = Prompts(tokenizer, "qwen_chat", beyond + 8)
+    assert prompts.readable([*prompts.encode("ab"), beyond]) == "ab"
+    half = prompts.encode("é")[0]
+    assert prompts.readable([half, beyond, *prompts.encode("b")]).endswith("\N{REPLACEMENT CHARACTER}b")
