@@ -14,7 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pipeline.request import make_request
+from pipeline.run import run as run_pipeline
 from shards.errors import UserError
+from tests import mixed
 from tests.batches import make_loader
 from tests.conftest import files_of
 from tests.joined import Joined
@@ -27,6 +30,7 @@ from tests.trainer.runs import (
     finish,
     fork_run,
     losses,
+    records,
     train,
     wait_for,
 )
@@ -183,3 +187,36 @@ def test_two_processes_with_sharded_parameters(two_processes: Path, tmp_path: Pa
         assert shared.keys() == expected.keys()
         assert max((shared[key] - expected[key]).abs().max().item() for key in expected) < gap, name
         assert max((before[key] - expected[key]).abs().max().item() for key in expected) > moved, name
+
+
+@pytest.fixture(scope="module")
+def mixed_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of pictures with masks and without, of videos and of texts alone. Not to be changed."""
+    root = tmp_path_factory.mktemp("mixed")
+    mixed.write_raw(root, mixed.RECORDS)
+    run_pipeline(make_request(mixed.SOURCE, root, shard_bytes=10**7), root / "shards", 1, 0.0)
+    return root / "shards"
+
+
+def test_two_processes_train_conversations_as_one_does(mixed_set: Path, tmp_path: Path):
+    """Of samples some of which have no picture, no mask or nothing to say. Resumed from a checkpoint they end bit-equal
+    in the same layout, and where they ended in another one: sharded parameters."""
+    command = [f"data.shards=[{mixed_set}]", "data.holdout=0", "steps=4", "accumulation=1", *SMALL, "eps=1e-3"]
+    command += ["objective=converse", "loss_means=sa2va", "data.frames=2", "data.objects_per_sample=2"]
+    command += ["checkpoint={every: 1, keep: 4}"]
+    two, again, sharded, one = (tmp_path / name for name in ("two", "again", "sharded", "one"))
+    finish([*command, "batch_size=1", f"output_dir={two}"], tmp_path / "said", processes=2)
+    command += [f"resume={two}/checkpoints/step-0000002"]
+    finish([*command, "batch_size=1", f"output_dir={again}"], tmp_path / "said again", processes=2)
+    assert_same(again, two)
+    fsdp = environment_of("fsdp2.yaml")
+    finish([*command, "batch_size=1", f"output_dir={sharded}"], tmp_path / "said shared", 2, environment=fsdp)
+    main([*command[:-1], "batch_size=2", f"output_dir={one}"])
+    expected = load_file(two / "checkpoint/trained.safetensors")
+    for run in (sharded, one):
+        trained = load_file(run / "checkpoint/trained.safetensors")
+        assert max((trained[name] - tensor).abs().max().item() for name, tensor in expected.items()) < 1e-5
+        for record, other in zip(records(run), records(two), strict=True):
+            assert {*record} == {*other} and record["lang"] == pytest.approx(other["lang"], rel=1e-4)
+            assert record["loss"] == pytest.approx(other["loss"], rel=1e-4)
+    assert any(record.get("bce", 0) > 0 for record in records(two))
