@@ -219,7 +219,7 @@ class Config:
     lambda_dice: LossWeight = 1.0
     """Weight of the Dice loss."""
     lambda_lang: LossWeight = 0.5
-    """Weight of the cross-entropy of the segmentation answer (lang)."""
+    """Weight of the cross-entropy of the segmentation answer, or of a conversation's answers (lang)."""
     lambda_anchor: LossWeight = 0.5
     """Weight of the cross-entropy against the uncorrupted pseudo caption (anchor)."""
     loss_means: Literal["objects", "sa2va"] = "objects"

@@ -7,6 +7,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.conversations import conversation_batch
 from trainer.data.batch import PairBatch
 from trainer.measure.rates import Spent
 from trainer.model.counting import Counts, counting
@@ -15,18 +16,23 @@ from trainer.model.flops import Costs, costs_of, peak_named
 KINDS = ("vision_model", "sam_image_encoder", "mlp1", "language_model", "attention", "lm_head", "sam_mask_decoder")
 
 
-def test_flops_of_a_step_equal_pytorchs_count(make_loop, config, batch: PairBatch, monkeypatch: pytest.MonkeyPatch):
-    """The dual loop, forward and backward, teacher and frozen parts included.
+@pytest.mark.parametrize("objective", ["dual", "converse"])
+def test_flops_of_a_step_equal_pytorchs_count(make_loop, config, batch: PairBatch, objective: str):
+    """Forward and backward, teacher and frozen parts included.
 
     What the two count apart is small: padding, the MLP behind [SEG], the Gumbel step's product with the token table.
     """
     config.max_caption_tokens = 3
     loop = make_loop(config)
     loop.costs = costs_of(loop.model)
+    asked = batch if objective == "dual" else conversation_batch(batch, loop.model.prompts, (0,))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        result = loop(batch, "dual")
+        result = loop(asked, objective)
         result["loss"].backward()
     assert result["flops"].item() == pytest.approx(counter.get_total_flops(), rel=0.03)
+    if objective == "converse":
+        assert result["tokens"] == len(asked.rows[0].ids) and result["padding"] == 0
+        return
     rows = [loop.model.prompts.describe("a", [int(region.sum())]) for region in batch.frames[0].prompt_masks]
     assert result["tokens"] > sum(len(row.ids) for row in rows)
 

@@ -145,6 +145,28 @@ def taken_by_hand(batch: ConversationBatch, objective: Converse) -> list[int]:
     return [0, 1, 0, 1, 0, 2, 3, 2, 3, 2, *(4 + drawn).tolist()]
 
 
+@pytest.mark.parametrize(("means", "masks"), [("objects", 10), ("sa2va", 9)])
+def test_each_part_of_the_model_runs_once_over_the_batch(
+    make_loop, config: Config, batch: PairBatch, means: str, masks: int
+):
+    """Pictures that several rows show are encoded once; no mask is decoded twice, nor one that is not compared."""
+    config.loss_means = means
+    loop = make_loop(config)
+    model = loop.model
+    sam = model.grounding_encoder.sam2_model
+    talks = many_masks(conversation_batch(batch, model.prompts))
+    called: list[tuple[str, int, bool]] = []
+    for name, part in (("vision", model.vision_model), ("sam", sam.image_encoder), ("masks", sam.sam_mask_decoder)):
+
+        def note(module, args, kwargs, name=name):
+            called.append((name, len([*args, *kwargs.values()][0]), torch.is_grad_enabled()))
+
+        part.register_forward_pre_hook(note, with_kwargs=True)
+    loop(talks, "converse")
+    assert called == [("vision", len(talks.pixel_values), False), ("sam", 3, False), ("masks", masks, True)]
+    assert len(talks.pixel_values) == 4 < sum(len(talk.frames) for talk in talks.conversations)
+
+
 @pytest.mark.parametrize("trained", [(), ("vision_model", "sam_image_encoder", "token_embeddings")])
 def test_gradients_are_ready_in_one_order_whatever_a_batch_lacks(
     make_loop, config: Config, batch: PairBatch, trained: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
