@@ -19,7 +19,7 @@ from trainer.data.loader import Loader
 from trainer.doctor.machine import count_processes
 from trainer.loader_options import training_options
 from trainer.model.prompts import Prompts
-from trainer.model.rows import IGNORE, TokenRow
+from trainer.model.rows import IGNORE, TokenRow, count_labels
 from trainer.objectives import load_objective
 from trainer.trained import base_prompts
 
@@ -63,7 +63,7 @@ class ShownRow:
             "kind": self.kind,
             "frames": self.frames,
             "tokens": len(self.row.ids),
-            "trained_tokens": _trained(self.row),
+            "trained_tokens": count_labels(self.row),
             "text": [{"text": prompts.shown(ids), "trained": trained} for trained, ids in _pieces(self.row)],
             "regions": [{"object": name, "cells": cells} for name, cells in self.regions],
             "segs": [vars(target) for target in self.targets],
@@ -75,7 +75,9 @@ class ShownRow:
         """Yield the row for people to read; trained tokens are green, or in double braces."""
         frames = f", frames {_listed(self.frames)}" if self.frames else ", no picture"
         head = f"{self.objective}: {self.key} of {self.source}, kind {self.kind}{frames}"
-        yield Text(f"{printable(head)}; {len(self.row.ids):,} tokens, {_trained(self.row):,} of them trained", "bold")
+        yield Text(
+            f"{printable(head)}; {len(self.row.ids):,} tokens, {count_labels(self.row):,} of them trained", "bold"
+        )
         text = Text()
         for trained, ids in _pieces(self.row):
             shown = printable_lines(prompts.shown(ids))
@@ -171,10 +173,6 @@ def _pieces(row: TokenRow) -> Iterator[tuple[bool, list[int]]]:
     """Yield runs of tokens that are all trained, or all not."""
     for trained, run in groupby(zip(row.ids, row.labels, strict=True), lambda pair: pair[1] != IGNORE):
         yield trained, [token for token, _ in run]
-
-
-def _trained(row: TokenRow) -> int:
-    return sum(label != IGNORE for label in row.labels[1:])
 
 
 def _listed(values: Sequence[Any]) -> str:

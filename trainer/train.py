@@ -23,6 +23,7 @@ if __name__ == "__main__":
 
 import sys
 import time
+from collections import Counter
 from contextlib import closing
 from pathlib import Path
 from signal import Signals
@@ -125,6 +126,8 @@ def save_checkpoint(run: Run, step: int, mask_loss: float | None) -> None:
     parts = run.learner.parts
     run.watch.at(f"the checkpoint of step {step}")
     random_states = gather_object([random_state(run.accelerator.device)])
+    for what, count in sum(gather_object([run.stream.notes]), Counter()).items():
+        run.show(f"since the run began, {what}: {count:,}")
     tensors = parts.tensors(keep=run.accelerator.is_main_process)
     if run.journal:
         run.journal.sync()

@@ -13,7 +13,7 @@ from shards.recipe import Recipe
 from trainer.conversations.conversation import Conversation
 from trainer.data.normalise import normalised
 from trainer.data.unpack import unpacked
-from trainer.model.rows import IGNORE, TokenRow
+from trainer.model.rows import TokenRow, count_labels
 
 Position = dict[str, int]
 """{"epoch": int, "samples": int}: so many samples of the epoch's order over all processes are consumed."""
@@ -153,7 +153,7 @@ class ConversationBatch(Batch):
         """`rows`, `tokens` that have a label, `masks` (N), and `frames` with a mask (G)."""
         return {
             "rows": len(self.rows),
-            "tokens": sum(label != IGNORE for row in self.rows for label in row.labels[1:]),
+            "tokens": sum(map(count_labels, self.rows)),
             "masks": len(self.seg_of_mask),
             "frames": 0 if self.g_pixel_values is None else len(self.g_pixel_values),
         }

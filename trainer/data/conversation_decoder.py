@@ -31,7 +31,7 @@ from trainer.data.decoding import (
     stored_field,
 )
 from trainer.model.prompts import Prompts
-from trainer.model.rows import IGNORE, TokenRow
+from trainer.model.rows import TokenRow, count_labels
 
 TOO_SHORT = "rows left out because nothing of an answer is within max_row_tokens"
 CUT_TARGETS = "masks left out because their [SEG] is beyond max_row_tokens"
@@ -115,6 +115,7 @@ class ConversationDecoder(Decoder[ConversationPlan]):
         self._options = options
         self._kind = kind
         self._prompts = prompts
+        self._no_regions = np.zeros((0, recipe.grid, recipe.grid), np.bool_)
         self._rows = {
             "pixel_values": self._row("pixel_values"),
             "g_pixel_values": self._row("g_pixel_values"),
@@ -153,8 +154,7 @@ class ConversationDecoder(Decoder[ConversationPlan]):
             key: of the sample.
             prompts: (F, N, 16, 16), of the sample.
         """
-        cells = prompts.sum(axis=(2, 3), dtype=np.int64)
-        made = (self._row_of(key, conversation, prompts, cells, notes) for conversation in conversations)
+        made = (self._row_of(key, conversation, prompts, notes) for conversation in conversations)
         return [row for row in made if row]
 
     def prompt_masks(self, sample: StoredSample) -> Bool:
@@ -163,21 +163,20 @@ class ConversationDecoder(Decoder[ConversationPlan]):
             return np.zeros((sample.frames, 0, self._recipe.grid, self._recipe.grid), np.bool_)
         return np.stack([self._decode(sample, stored_field("prompt_masks", f + 1)) for f in range(sample.frames)])
 
-    def _row_of(
-        self, key: str, conversation: Conversation, prompts: Bool, cells: Array, notes: Counter[str]
-    ) -> PlannedRow | None:
+    def _row_of(self, key: str, conversation: Conversation, prompts: Bool, notes: Counter[str]) -> PlannedRow | None:
         """Return a conversation's row, without the targets that were cut off; None where nothing of it is trained."""
         assert self._prompts
-        frames = conversation.frames
-        regions = [*conversation.regions]
-        counts = cells[frames[-1], regions].tolist() if regions else []
+        regions = self._no_regions
+        if conversation.regions:
+            regions = prompts[conversation.frames[-1], [*conversation.regions]]
+        cells = [int(np.count_nonzero(region)) for region in regions]
         try:
             most = self._options.max_text_tokens if self._kind == "describe" else None
-            tokens = self._prompts.conversation(key, conversation, counts, self._options.max_row_tokens, most)
+            tokens = self._prompts.conversation(key, conversation, cells, self._options.max_row_tokens, most)
         except UserError:  # its pictures and regions alone are longer
             notes[TOO_SHORT] += 1
             return None
-        trained = sum(label != IGNORE for label in tokens.labels[1:])
+        trained = count_labels(tokens)
         if not trained:
             notes[TOO_SHORT] += 1
             return None
@@ -185,8 +184,7 @@ class ConversationDecoder(Decoder[ConversationPlan]):
         if len(left) < len(conversation.targets):
             notes[CUT_TARGETS] += len(conversation.targets) - len(left)
             conversation = replace(conversation, targets=left)
-        chosen = prompts[frames[-1], regions] if regions else prompts[:0].reshape(0, *prompts.shape[2:])
-        return PlannedRow(conversation, tokens, trained, chosen)
+        return PlannedRow(conversation, tokens, trained, regions)
 
     def counts(self, plans: Sequence[ConversationPlan]) -> dict[str, int]:
         together = _sums(plans)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
-from trainer.data.batch import Batch, Position
+from trainer.data.batch import Batch, ConversationBatch, Position
 from trainer.data.loader import Loader
 
 
@@ -25,6 +26,8 @@ class Stream:
         """What has been consumed, by objective; batches that were only decoded ahead do not count."""
         self.on_batch: Callable[[], object] = lambda: None
         """Called when a batch has been taken from a loader."""
+        self.notes: Counter[str] = Counter()
+        """What the conversations of this process asked for and what was left out, by objective and what it is."""
         self._loaders = loaders
         self._accumulation = accumulation
         self._first: dict[str, Batch] = {}
@@ -54,6 +57,8 @@ class Stream:
                 batch = self._first.pop(name, None) or self._take(batches)
                 yield name, batch
                 self.position[name] = batch.position
+                if isinstance(batch, ConversationBatch):
+                    self.notes.update({f"{name}: {what}": count for what, count in batch.notes.items()})
 
 
 def _endless(loader: Loader, start: Position) -> Iterator[Batch]:

@@ -23,6 +23,11 @@ class TokenRow:
     """Positions whose embedding is not taken from the token table but passed to `Sa2VA.embed_rows`."""
 
 
+def count_labels(row: TokenRow) -> int:
+    """Count the tokens that are predicted and have a label: the first one is never predicted."""
+    return len(row.labels) - row.labels.count(IGNORE) - (row.labels[:1] not in ([], [IGNORE]))
+
+
 @dataclass(frozen=True)
 class PackedRows:
     """M rows as tensors, padded to one length L."""

@@ -17,14 +17,17 @@ from pipeline.run import run
 from shards.errors import UserError
 from shards.reader import ShardSet
 from shards.recode import recode
+from shards.storage.cache import Cache
 from tests import mixed
 from tests.batches import make_loader
+from tests.servers import serving
 from tests.talks import write_set
 from trainer.conversations.options import ConversationOptions
 from trainer.conversations.phrases import phrases_of
 from trainer.data.batch import ConversationBatch
 from trainer.data.conversation_decoder import CUT_TARGETS, TOO_SHORT
 from trainer.data.loader import Loader
+from trainer.data.stream import Stream
 from trainer.data.unpack import unpacked
 from trainer.model.sa2va import preset_prompts
 
@@ -256,3 +259,59 @@ def test_a_flipped_bit_ends_the_epoch(talks_set, tmp_path, codec, threads):
     tar.write_bytes(data)
     with pytest.raises(UserError, match="CRC-32 of the sample"):
         list(loader([tmp_path / "set"], threads=threads, normalise="device").epoch(0))
+
+
+def test_steps_of_like_length_have_the_same_samples_on_any_number_of_processes_interrupted_or_not(sets):
+    def steps(size: int, world: int, accumulation: int, consumed: Any = None) -> list[list[str]]:
+        options = {"batch_size": size, "accumulation": accumulation, "world_size": world, "repeats": {"talks": 1.5}}
+        loaders = [loader(sets, group_by_length=True, threads=0, rank=r, **options) for r in range(world)]
+        streams = [Stream({"converse": each}, accumulation, consumed) for each in loaders]
+        found = []
+        for _ in range(6 if consumed else 8):
+            parts = [[batch.keys for _, batch in stream.step()] for stream in streams]
+            found.append([*chain(*(chain(*together) for together in zip(*parts, strict=True)))])
+        assert all(stream.position == streams[0].position for stream in streams)
+        return found
+
+    whole = steps(4, 1, 1)
+    position = {"converse": {"epoch": 0, "samples": 8}}
+    for shape in ((1, 2, 2), (2, 2, 1), (1, 1, 4), (1, 4, 1)):
+        assert steps(*shape) == whole
+        assert steps(*shape, consumed=position) == whole[2:]
+
+
+def test_grouping_by_length_leaves_less_padding(sets):
+    def padding(grouped: bool) -> float:
+        loads = loader(sets, batch_size=4, group_by_length=grouped, threads=0, repeats={"talks": 4, "mixed": 4})
+        rows = [[len(row.ids) for row in batch.rows] for batch in loads.epoch(0)]
+        padded = sum(max(lengths) * len(lengths) for lengths in rows if lengths)
+        return 1 - sum(map(sum, rows)) / padded
+
+    assert padding(True) < 0.5 * padding(False)
+
+
+def test_batches_from_a_url_equal_those_of_the_folder_and_fetch_no_tar_twice(talks_set, tmp_path, short_pauses):
+    with serving(talks_set.parent) as server:
+        far = loader([f"{server.url}/talks"], cache=Cache(tmp_path, 10**9, 2, 3))
+        for epoch, consumed in ((0, 0), (1, 3)):
+            assert flattened(far.epoch(epoch, consumed)) == flattened(loader([talks_set]).epoch(epoch, consumed))
+        assert {n for name, n in server.gets.items() if name.endswith(".tar")} == {1}
+
+
+def test_what_was_asked_and_left_out_is_summed_over_the_steps(sets):
+    stream = Stream({"converse": loader(sets)}, 1)
+    expected: Counter[str] = Counter()
+    for _ in range(5):
+        for name, batch in stream.step():
+            expected.update({f"{name}: {what}": count for what, count in batch.notes.items()})
+    assert stream.notes == expected and stream.notes["converse: phrases"] > 5
+
+
+def test_samples_without_a_text_are_left_out(sav_set):
+    with pytest.raises(UserError, match=r"too few samples.*0 samples, and 12 without a text"):
+        loader([sav_set], need="letters")
+
+
+def test_a_kind_for_a_source_that_is_not_there_is_refused(sets):
+    with pytest.raises(UserError, match=r"conversation\.kinds: no shards of this source; met nothing; wanted mixed"):
+        loader(sets, replace(SEVERAL, kinds={"nothing": "chat"}))

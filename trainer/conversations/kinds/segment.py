@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from shards.sample import usable_texts
 from trainer.conversations.conversation import Conversation, Mark, Target, Text, Turn
 from trainer.conversations.frames import draw_frames
@@ -48,7 +50,8 @@ def segment(visit: Visit) -> list[Conversation]:
     options = visit.options
     visible = sample.cells > 0
     objects = sample.meta["objects"]
-    able = [number for number, item in enumerate(objects) if visible[:, number].any() and usable_texts(item)]
+    shown: list[bool] = np.any(visible, axis=0).tolist()
+    able = [number for number, item in enumerate(objects) if shown[number] and usable_texts(item)]
     if not able:
         return []
     choice = choose(visible, able, options.phrases, salt_of(options.seed, sample.key), visit.number)
