@@ -17,6 +17,7 @@ import torchvision.transforms.functional as functional
 import torchvision.transforms.v2 as transforms_v2
 import torchvision.transforms.v2.functional as functional_v2
 
+from tests.conversations import conversation_batch
 from tests.trainer.test_no_float64 import NoFloat64
 from trainer.data.batch import PairBatch
 
@@ -72,10 +73,11 @@ def test_guarded_functions_raise(guarded):
         PIL.Image.new("L", (4, 4)).thumbnail((2, 2))
 
 
-@pytest.mark.parametrize("objective", ["dual", "reverse"])  # which hold the passes of the others
+@pytest.mark.parametrize("objective", ["dual", "reverse", "converse"])  # which hold the passes of the others
 def test_a_step_and_its_judging_use_no_resizing_and_no_float64(guarded, make_loop, batch: PairBatch, objective: str):
     loop = make_loop()
-    batch = replace(batch, texts=[["an eye"], ["a helmet"]])
+    pairs = replace(batch, texts=[["an eye"], ["a helmet"]])
+    batch = conversation_batch(pairs, loop.model.prompts) if objective == "converse" else pairs
     optimizer = torch.optim.AdamW([p for p in loop.parameters() if p.requires_grad], lr=1e-3)
     with NoFloat64():
         loop(batch, objective)["loss"].backward()
