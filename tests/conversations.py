@@ -17,7 +17,7 @@ CONVERSATIONS = (
             Turn(("Please segment the zebra in this image.",), ("Sure, ", Mark.SEG, ".")),
         ),
         frames=(0, 1),
-        targets=(Target((0,), "the left eye"), Target((), "the zebra")),
+        targets=(Target((0,), "The left eye."), Target((), "the zebra")),
     ),
     Conversation("chat", (Turn((Mark.PICTURES, "\nWhat is this?"), ("A man.",)),), frames=(0,)),
     Conversation("chat", (Turn(("Who are you?",), ("Sa2VA.",)), Turn(("Since when?",), ("2025.",)))),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from trainer.conversations.conversation import Conversation, Mark, Text
+from trainer.conversations.wording import normalise_phrase
 from trainer.data.batch import Batch, ConversationBatch, Frame, PairBatch, required
 from trainer.data.unpack import unpacked
 from trainer.measure.drawing import Mask, Picture, marked
@@ -171,7 +172,10 @@ def turns_of(talk: Conversation) -> list[tuple[list[Span], list[Span]]]:
     turns = []
     for turn in talk.turns:
         segs = turn.answer.count(Mark.SEG)
-        phrases = {target.phrase: seg + k for k, target in enumerate(talk.targets[seg : seg + segs])}
+        phrases = {}
+        if Mark.PHRASE_START not in turn.answer:  # else the answer names them
+            targets = enumerate(talk.targets[seg : seg + segs], seg)
+            phrases = {normalise_phrase(target.phrase): number for number, target in targets}
         question = _spans(turn.question, seg, region, phrases)
         region += turn.question.count(Mark.REGION)
         turns.append((question, _spans(turn.answer, seg, region, {})))
@@ -209,9 +213,9 @@ def _spans(text: Text, seg: int, region: int, phrases: dict[str, int]) -> list[S
 
 
 def _coloured(letters: str, phrases: dict[str, int]) -> Iterator[Span]:
-    """Yield letters, and the phrases in them with their numbers; a phrase may differ in case."""
+    """Yield letters, and the phrases in them, which are normalised, with their numbers."""
     for phrase, number in phrases.items():
-        at = letters.lower().find(phrase.lower()) if phrase else -1
+        at = letters.lower().find(phrase) if phrase else -1
         if at >= 0:
             yield from _coloured(letters[:at], {})
             yield Span(letters[at : at + len(phrase)], number)
