@@ -99,27 +99,28 @@ class Predictor:
         texts: Sequence[str],
         names: Sequence[str] | None = None,
         regions: Sequence[Bool | None] | None = None,
+        batch_size: int | None = None,
     ) -> list[Answer]:
-        """Answer one question about each picture, all in one batch, with a mask for each `[SEG]` of the answer.
+        """Answer one question about each picture, with a mask for each `[SEG]` of the answer.
 
         Args:
             pictures: M pictures. An array that occurs several times is encoded once.
             texts: M questions such as "Please segment the dog." The picture goes in front, or in place of `<image>`.
             names: names of the pictures, for messages.
             regions: for each picture None or (R, H, W) bool, regions that its text calls region1, region2, ...
+            batch_size: questions that are answered at once, those of like length together; None: all.
 
         Raises:
             UserError: an invalid picture, text or region; it names the picture.
         """
         with self._precision():
             optional = [None] * len(pictures) if regions is None else regions
-            generated = self._ask(pictures, texts, optional, _names(pictures, names))
+            generated = self._ask(pictures, texts, optional, _names(pictures, names), batch_size)
             sam_features: dict[int, SamFeatures] = {}
             answers = []
-            for i, (picture, ids) in enumerate(zip(pictures, generated.tokens(), strict=True)):
+            for picture, (ids, states) in zip(pictures, generated, strict=True):
                 height, width = picture.shape[:2]
                 masks = [np.empty((0, height, width), np.bool_)]
-                states = generated.seg_states[generated.row_of_seg == i]
                 if len(states) and id(picture) not in sam_features:
                     sam_features[id(picture)] = self._encode_sam(picture)
                 for part in self.model.text_hidden_fcs(states).split(_AT_ONCE):
@@ -152,7 +153,7 @@ class Predictor:
         questions = [description_question(len(r)) for r in regions] if texts is None else texts
         with self._precision():
             answers = self._ask(pictures, questions, regions, _names(pictures, names))
-        return [self.model.prompts.answer(ids) for ids in answers.tokens()]
+        return [self.model.prompts.answer(ids) for ids, _ in answers]
 
     def track(self, frames: Sequence[UInt8], text: str, name: str = "video") -> Track:
         """Answer a question about a video and follow each `[SEG]` of the answer through all of its frames.
@@ -174,7 +175,8 @@ class Predictor:
             first = [frames[i] for i in range(min(PROMPTED_FRAMES, len(frames)))]
             views = [resize.picture(_checked(frame, name), self.recipe.vision_size, self.recipe) for frame in first]
             row = self.model.prompts.ask(name, text, frames=len(views))
-            generated = self._generate([row], np.stack(views), [list(range(len(views)))], None)
+            visual_tokens = self._encode_views(np.stack(views))
+            generated = self._generate([row], visual_tokens, [list(range(len(views)))], None)
             embeddings = self.model.text_hidden_fcs(generated.seg_states)
         answer = self.model.prompts.answer(generated.tokens()[0])
         return Track(answer, len(embeddings), self._follow(frames, embeddings, name))
@@ -209,8 +211,13 @@ class Predictor:
         texts: Sequence[str],
         regions: Sequence[Bool | None],
         names: Sequence[str],
-    ) -> Answers:
-        """Ask one question about each picture, with optional regions; an array that occurs twice is tiled once."""
+        batch_size: int | None = None,
+    ) -> list[tuple[list[int], Tensor]]:
+        """Ask one question about each picture, with optional regions; an array that occurs twice is encoded once.
+
+        Returns:
+            Tokens of each answer, and the states (n, D) at its `[SEG]`s.
+        """
         views: list[UInt8] = []
         views_of_picture: dict[int, list[int]] = {}
         rows = []
@@ -229,22 +236,40 @@ class Predictor:
         most = max(map(len, cells))
         padded = np.stack([np.pad(grids, ((0, most - len(grids)), (0, 0), (0, 0))) for grids in cells])
         views_of_row = [views_of_picture[id(picture)] for picture in pictures]
-        return self._generate(rows, np.stack(views), views_of_row, torch.from_numpy(padded))
+        visual_tokens = self._encode_views(np.stack(views))
+        order = range(len(rows)) if batch_size is None else sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+        found: dict[int, tuple[list[int], Tensor]] = {}
+        for start in range(0, len(rows), batch_size or len(rows)):
+            batch = [*order[start : start + (batch_size or len(rows))]]
+            of_batch = [views_of_row[i] for i in batch]
+            generated = self._generate(
+                [rows[i] for i in batch], visual_tokens, of_batch, torch.from_numpy(padded[batch])
+            )
+            for n, (i, ids) in enumerate(zip(batch, generated.tokens(), strict=True)):
+                found[i] = ids, generated.seg_states[generated.row_of_seg == n]
+        return [found[i] for i in range(len(rows))]
+
+    def _encode_views(self, views: UInt8) -> Tensor:
+        """Return the visual tokens (B, 256, 4C) of views (B, 3, 448, 448) uint8."""
+        parts = torch.from_numpy(views).split(_AT_ONCE)
+        return torch.cat([self.model.encode_image(self._normalise(part)) for part in parts])
 
     def _generate(
-        self, rows: Sequence[TokenRow], views: UInt8, views_of_row: Sequence[Sequence[int]], regions: Tensor | None
+        self,
+        rows: Sequence[TokenRow],
+        visual_tokens: Tensor,
+        views_of_row: Sequence[Sequence[int]],
+        regions: Tensor | None,
     ) -> Answers:
         """Generate answers, always with the likeliest token.
 
         Args:
             rows: M questions.
-            views: (B, 3, 448, 448) uint8.
-            views_of_row: indices into `views` for each row.
+            visual_tokens: (B, 256, 4C), of all views.
+            views_of_row: indices into `visual_tokens` for each row.
             regions: (M, R, 16, 16) bool.
         """
         model = self.model
-        parts = torch.from_numpy(views).split(_AT_ONCE)
-        visual_tokens = torch.cat([model.encode_image(self._normalise(part)) for part in parts])
         most = max(map(len, views_of_row))
         images = torch.tensor([[*row, *[-1] * (most - len(row))] for row in views_of_row], device=model.device)
         packed = model.prompts.pack(rows, model.device, left=True)

@@ -142,6 +142,12 @@ def _folder_of(root: Path, split: str) -> str:
     return found
 
 
+def read_texts(file: Path) -> tuple[list[str], bool]:
+    """Return the texts of a picture's JSON, and whether they are sentences; raises `BadInput`."""
+    content = _read(file, Counter())
+    return content["text"], content["is_sentence"]
+
+
 def _read(file: Path, notes: Counter[str]) -> dict[str, Any]:
     """Return a picture's JSON, its outer levels checked; raises `BadInput`."""
     data = read_text(file, _MAX_JSON)

@@ -1,0 +1,71 @@
+"""The verbs that make published measures: benchmark, compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Option
+
+from commands.options import BatchSize, Device, ModelDtype
+from commands.output import say
+from shards.extras import extra
+
+
+@extra("train")
+def benchmark(
+    on: Annotated[
+        list[str],
+        Option(
+            metavar="NAME",
+            help="Benchmark: refcoco, refcoco+, refcocog, grefcoco or reasonseg; give it several times for several. "
+            "all: those whose data is below --root.",
+        ),
+    ],
+    root: Annotated[Path, Option(help="Folder of the raw data, as shard takes it.")],
+    model: Annotated[
+        str | None,
+        Option(metavar="DIR", help="Folder of a Sa2VA, released or exported, or of a run; or OWNER/NAME on the hub."),
+    ] = None,
+    from_file: Annotated[
+        Path | None, Option("--from", metavar="FILE", help="Measure these predictions instead of a model.")
+    ] = None,
+    split: Annotated[str | None, Option(help="Split of the benchmark.  [default: val]")] = None,
+    out: Annotated[
+        Path | None,
+        Option(
+            help="Folder for predictions, results and pages.  [default: runs/benchmark; with --from, the file's folder]"
+        ),
+    ] = None,
+    tiles: Annotated[int, Option(min=1, max=12, help="Most tiles of a picture, as in predict.")] = 12,
+    limit: Annotated[int | None, Option(min=1, help="Ask only the first N items.")] = None,
+    max_new_tokens: Annotated[int, Option(min=1, help="Most tokens of an answer.")] = 2048,
+    recipe: Annotated[str | None, Option(help="As in predict: sa2va or default.  [default: the model's own]")] = None,
+    official_normalisation: Annotated[
+        bool,
+        Option("--official-normalisation", help="Round SAM 2's mean and std to bfloat16, as in official code."),
+    ] = False,
+    batch_size: BatchSize = 8,
+    dtype: ModelDtype = None,
+    device: Device = None,
+) -> None:
+    """Measure a Sa2VA, or the predictions of any program, as papers do: cIoU, gIoU, P@0.5 to P@0.9, N-acc, T-acc.
+
+    A run that was killed goes on when it is started again. Several processes share the work: accelerate launch
+    --num_processes N -m cli benchmark, or the same command several times. docs/BENCHMARKS.md has the details.
+    """
+    from evaluation.published.run import Asking, is_first_process
+    from evaluation.published.run import benchmark as run
+
+    asking = None
+    if model is not None:
+        from trainer.processes import missing_processes, start
+
+        if processes := missing_processes():
+            start(processes)
+            return
+        asking = Asking(model, tiles, max_new_tokens, recipe, official_normalisation, dtype, device, batch_size)
+    folder = out or (Path("runs/benchmark") if from_file is None else from_file.parent)
+    for text in run(on, root, folder, split=split, asking=asking, predictions=from_file, limit=limit):
+        if is_first_process():
+            say(text)

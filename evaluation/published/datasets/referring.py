@@ -1,0 +1,107 @@
+"""Referring segmentation of pictures: RefCOCO, RefCOCO+, RefCOCOg, gRefCOCO, ReasonSeg."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pycocotools import mask as coco
+
+from evaluation.published.datasets import AskedPicture, Benchmark, Item, Truth
+from pipeline.finder import below
+from pipeline.ids import id_of
+from pipeline.raw import RawSample
+from pipeline.refused import raise_refused
+from pipeline.regions import size_of
+from pipeline.sources.reasonseg import read_texts
+from shards.errors import BadInput
+
+QUESTION = "<image>\n Please segment {} in this image."
+"""Sa2VA's `RESDataset`, with the blank after the line end."""
+REASONING_QUESTION = "<image>\n {} Please output segmentation mask."
+"""LISA's evaluation, for a sentence of ReasonSeg; Sa2VA publishes none."""
+NAMING_QUESTION = "<image>\n What is {} in this image? Please output segmentation mask."
+"""LISA's evaluation, for a phrase of ReasonSeg."""
+
+
+class Refer(Benchmark):
+    """Every sentence of every ref, in the form `sent`. An item's id is REF:SENTENCE, with the ids of the file."""
+
+    questions = (QUESTION,)
+
+    def __init__(self, name: str, published: Mapping[str, int | None]) -> None:
+        super().__init__(name)
+        self.published = published
+
+    def items_of(self, root: Path, path: str, parts: Sequence[Any]) -> Iterator[Item]:
+        raise_refused(parts)
+        for annotation in parts[1:]:
+            for ref in annotation.get("refs", ()):
+                for sentence in ref["sentences"]:
+                    yield _item(ref["ref_id"], sentence["sent_id"], sentence["sent"], (id_of(annotation) or "",))
+
+    def size_of(self, parts: Sequence[Any]) -> tuple[int, int] | None:
+        return size_of(parts[0])
+
+
+class Grefer(Benchmark):
+    """Every sentence of every ref, of one object, of several or of none. Crowds are no part of a union (ReLA)."""
+
+    questions = (QUESTION,)
+    no_target = True
+    published: Mapping[str, int | None] = {"val": None, "testA": None, "testB": None}
+
+    def items_of(self, root: Path, path: str, parts: Sequence[Any]) -> Iterator[Item]:
+        raise_refused(parts)
+        for part in parts:
+            for one in part.get("expressions", ()):
+                yield _item(one["ref_id"], one["id"], one["sent"], tuple(one["objects"]))
+
+    def truth(self, sample: RawSample, asked: AskedPicture) -> Truth:
+        crowds = {one.id for one in sample.objects if one.more.get("iscrowd")}
+        items = [replace(item, objects=tuple(n for n in item.objects if n not in crowds)) for item in asked.items]
+        return super().truth(sample, replace(asked, items=tuple(items)))
+
+    def size_of(self, parts: Sequence[Any]) -> tuple[int, int] | None:
+        return next((size_of(part) for part in parts if "expressions" not in part), None)
+
+
+class ReasonSeg(Benchmark):
+    """Every text of every picture, against the union of its targets. An item's id is PATH#NUMBER.
+
+    Pixels of shapes labelled "ignore" do not count, as in LISA's evaluation.
+    """
+
+    questions = (REASONING_QUESTION, NAMING_QUESTION)
+    published: Mapping[str, int | None] = {"val": None, "test": None}
+
+    def items_of(self, root: Path, path: str, parts: Sequence[Any]) -> Iterator[Item]:
+        raise_refused(parts)
+        texts, is_sentence = read_texts(below(root, parts[0]["json"]))
+        question = REASONING_QUESTION if is_sentence else NAMING_QUESTION
+        for number, text in enumerate(texts, 1):
+            yield Item(f"{path}#{number}", text, question.format(text), ("target",))
+
+    def truth(self, sample: RawSample, asked: AskedPicture) -> Truth:
+        if not sample.objects:  # a picture without a target: nothing is right
+            asked = replace(asked, items=tuple(replace(item, objects=()) for item in asked.items))
+        found = super().truth(sample, asked)
+        ignored = sample.more.get("ignore")
+        return replace(found, ignored=coco.decode(ignored).view(bool)) if ignored else found
+
+
+def _item(ref: Any, sentence: Any, text: Any, objects: tuple[str, ...]) -> Item:
+    if not isinstance(text, str):
+        raise BadInput("a sentence that is no text", met=f"{text!r:.40}", wanted='a text as "sent"')
+    return Item(f"{ref}:{sentence}", text, QUESTION.format(text), objects)
+
+
+BENCHMARKS: Mapping[str, Benchmark] = {
+    "refcoco": Refer("refcoco", {"val": 10834, "testA": 5657, "testB": 5095}),
+    "refcoco+": Refer("refcoco+", {"val": 10758, "testA": 5726, "testB": 4889}),
+    "refcocog": Refer("refcocog", {"val": 4896, "test": 9602}),
+    "grefcoco": Grefer("grefcoco"),
+    "reasonseg": ReasonSeg("reasonseg"),
+}

@@ -1,0 +1,277 @@
+"""Predictions of a benchmark: one line of JSON per answered item. docs/BENCHMARKS.md has the format.
+
+Lines are only ever appended, each whole and under a lock, so that a killed run goes on and several processes share a
+file. A last line that was torn is cut off before the next one is written. An item counts once: the first line stands.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco
+
+from pipeline.cropped import Bool
+from pipeline.masks import from_coco
+from shards.errors import BadInput, UserError
+from shards.strict_json import parse_json
+
+FILE = "predictions.jsonl"
+RUN = "run.json"
+"""Beside predictions: what decided them, where this project's model made them."""
+_MOST_BYTES = 64 << 20  # of a line
+_LONGEST_ID = 1000  # characters
+_WANTED = '{"item": TEXT, "question": TEXT, "answer": TEXT, "masks": [{"size": [H, W], "counts": TEXT}, ...]}'
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer to one item."""
+
+    item: str
+    """Id of the item in its benchmark."""
+    question: str
+    """As it was asked, without the picture's mark."""
+    answer: str
+    masks: tuple[Mapping[str, Any], ...]
+    """COCO's compressed run lengths at the picture's own size, one for each `[SEG]`."""
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+    def decoded(self, height: int, width: int) -> Bool:
+        """Return the masks: (n, height, width).
+
+        Raises:
+            BadInput: broken run lengths, or a mask of another size.
+        """
+        masks = [from_coco(dict(mask), height, width) for mask in self.masks]
+        return np.stack(masks) if masks else np.zeros((0, height, width), np.bool_)
+
+    def to_line(self) -> bytes:
+        """Return the line of the file, with its line end."""
+        values = {"item": self.item, "question": self.question, "answer": self.answer, "masks": [*self.masks]}
+        more = {"numbers": dict(self.numbers)} if self.numbers else {}
+        return json.dumps(values | more, allow_nan=False).encode("ascii") + b"\n"  # an answer may hold anything
+
+
+def encode(mask: Bool) -> dict[str, Any]:
+    """Return a mask (H, W) as COCO's compressed run lengths, as JSON holds them."""
+    encoded = coco.encode(np.asfortranarray(mask.view(np.uint8)))
+    return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
+
+
+def parse_line(line: bytes, where: str) -> Prediction:
+    """Return the prediction of a line.
+
+    Raises:
+        UserError: it is no JSON that all parsers read alike, or breaks the format; it names the line.
+    """
+    if len(line) > _MOST_BYTES:
+        raise UserError(
+            "a line that is too long", where=where, met=f"{len(line):,} bytes", wanted=f"<= {_MOST_BYTES:,}"
+        )
+    try:
+        values = parse_json(line)
+        fault = _fault(values)
+    except ValueError as error:
+        fault = str(error)
+    if fault:
+        raise UserError("not a prediction", where=where, met=fault, wanted=_WANTED)
+    texts = (values["item"], values["question"], values["answer"])
+    return Prediction(*texts, tuple(values["masks"]), values.get("numbers", {}))
+
+
+def _fault(values: Any) -> str:
+    """Return what breaks the format; "" for nothing."""
+    if not isinstance(values, dict):
+        return f"{str(values)[:40]}, which is no object"
+    for key in ("item", "question", "answer"):
+        if not isinstance(values.get(key), str):
+            return f"{key} {values.get(key)!r:.40}" if key in values else f"no {key}"
+    if not 0 < len(values["item"]) <= _LONGEST_ID:
+        return f"an item's id of {len(values['item'])} characters"
+    masks = values.get("masks")
+    if not isinstance(masks, list):
+        return f"masks {masks!r:.40}" if "masks" in values else "no masks"
+    for number, mask in enumerate(masks, 1):
+        inner = mask if isinstance(mask, dict) else {}
+        size = inner.get("size")
+        is_size = isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
+        if not is_size or not isinstance(inner.get("counts"), str):
+            return f"mask {number}: {mask!r:.60}"
+    numbers = values.get("numbers", {})
+    finite = isinstance(numbers, dict) and all(type(n) in (int, float) and math.isfinite(n) for n in numbers.values())
+    return "" if finite else f"numbers {numbers!r:.60}"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """All predictions of a file."""
+
+    of_item: Mapping[str, Prediction]
+    repeated: int
+    """Lines of items that an earlier line has answered; they are not counted."""
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Read a file of predictions. A torn last line, as a killed process leaves it, is left out.
+
+    Raises:
+        UserError: there is no such file, or a line of it breaks the format.
+    """
+    if not path.is_file():
+        raise UserError("no predictions", where=str(path), wanted=f"a {FILE}")
+    found: dict[str, Prediction] = {}
+    lines = 0
+    with open(path, "rb") as file:
+        for prediction in _parsed(iter(lambda: file.readline(_MOST_BYTES + 1), b""), str(path)):
+            found.setdefault(prediction.item, prediction)
+            lines += 1
+    return Predictions(found, lines - len(found))
+
+
+def _parsed(lines: Iterable[bytes], path: str) -> Iterator[Prediction]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            yield parse_line(line, f"{path}, line {number}")
+        except UserError:
+            if not line.endswith(b"\n") and len(line) <= _MOST_BYTES:  # torn
+                return
+            raise
+
+
+class PredictionFile:
+    """A file of predictions that any number of processes append to."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file; it is made where there is none. A torn last line is cut off by the first append."""
+        self.path = path
+        self.answered: set[str] = set()
+        """Ids of the items that the file was known to hold at the last `refresh`."""
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._read = 0
+        self._lines = 0
+        self.refresh()
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
+
+    def refresh(self) -> None:
+        """Read the lines that were appended since the last call, by any process.
+
+        Raises:
+            UserError: a line breaks the format.
+        """
+        data = self._tail()
+        whole = data[: data.rfind(b"\n") + 1]
+        for line in whole.split(b"\n")[:-1]:
+            self._lines += 1
+            if line.strip():
+                self.answered.add(parse_line(line, f"{self.path}, line {self._lines}").item)
+        self._read += len(whole)
+
+    def append(self, predictions: Sequence[Prediction]) -> None:
+        """Append the predictions of items that no line has answered yet, and write them to disk."""
+        with self._locked():
+            self._repair()
+            self.refresh()
+            new = [one for one in predictions if one.item not in self.answered]
+            data = b"".join(one.to_line() for one in new)
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+            os.fsync(self._descriptor)
+            self.refresh()
+
+    def _repair(self) -> None:
+        """End the last line where only its line end is missing; cut it off where it is torn."""
+        data = self._tail()
+        torn = data[data.rfind(b"\n") + 1 :]
+        if not torn:
+            return
+        try:
+            parse_line(torn, str(self.path))
+        except UserError:
+            os.ftruncate(self._descriptor, self._read + len(data) - len(torn))
+        else:
+            os.write(self._descriptor, b"\n")
+
+    def _tail(self) -> bytes:
+        """Return what follows the lines that were read."""
+        size = os.fstat(self._descriptor).st_size
+        parts = []
+        place = self._read
+        while place < size:
+            parts.append(os.pread(self._descriptor, size - place, place))
+            place += len(parts[-1])
+            if not parts[-1]:
+                break
+        return b"".join(parts)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks: an append is one write, and an item counts once all the same
+            yield
+            return
+        try:
+            yield
+        finally:
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+
+
+class Claims:
+    """Which process works on which group of items: a lock on a byte of a file for each group.
+
+    A lock ends with its process, so the work of a killed one is free at once. Where a file system has no locks every
+    claim is granted: groups may be answered twice, and count once.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+    @contextmanager
+    def claim(self, group: int) -> Iterator[bool]:
+        """Claim a group for the time of the context, which gets whether it was free."""
+        try:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, group)
+        except (BlockingIOError, PermissionError):
+            yield False
+            return
+        except OSError:
+            yield True
+            return
+        try:
+            yield True
+        finally:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, group)
+
+    def close(self) -> None:
+        """Close the file, and give up all claims."""
+        os.close(self._descriptor)
+
+
+def union_of(prediction: Prediction | None, height: int, width: int, where: str) -> Bool:
+    """Return the union of all masks of an answer, (height, width); empty without an answer or a mask.
+
+    Raises:
+        UserError: a mask is broken, or of another size; it names the item.
+    """
+    if prediction is None:
+        return np.zeros((height, width), np.bool_)
+    try:
+        return np.asarray(prediction.decoded(height, width).any(axis=0))
+    except BadInput as error:
+        raise UserError(
+            error.what, where=f"{where}, item {prediction.item}", met=error.met, wanted=error.wanted
+        ) from None

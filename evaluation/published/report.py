@@ -1,0 +1,139 @@
+"""Pages of a benchmark: items to look at, each with its picture and what the answers cover of the truth.
+
+A page is one file that opens offline: the pictures are in it.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment
+from numpy.typing import NDArray
+from PIL import Image
+
+from evaluation.published.datasets import OpenBenchmark
+from evaluation.published.predictions import Prediction, union_of
+from evaluation.published.scoring import Scored, percent
+from inference.pictures import write_file
+from pipeline.cropped import Bool
+from pipeline.resize import UInt8
+from shards.preview import tint
+
+SHOWN = 8
+"""Items of each kind on a page."""
+_STRENGTH = 0.6  # of the colours
+_PAGE = Environment(autoescape=True).from_string("""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<title>{{ title }}</title>
+<style>
+ body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1100px; color: #222; padding: 0 1rem }
+ table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .2rem .7rem; text-align: right }
+ th { border-bottom: 1px solid #999 } td:first-child, th:first-child { text-align: left }
+ .items { display: grid; grid-template-columns: repeat(auto-fill, minmax({{ width }}px, 1fr)); gap: 1.2rem }
+ figure { margin: 0 } .panels { display: flex; gap: 4px; align-items: flex-start }
+ img { width: 100%; min-width: 0; display: block } .panels > * { flex: 1; min-width: 0 }
+ figcaption { overflow-wrap: anywhere; color: #555 } figcaption b { color: #222 }
+ .right { color: #1ebe3c } .missed { color: #2878ff } .wrong { color: #e61919 }
+</style>
+<h1>{{ title }}</h1>
+<table><tr><th></th>{% for name in names %}<th>{{ name }}</th>{% endfor %}</tr>
+{% for label, cells in rows %}<tr><td>{{ label }}</td>{% for cell in cells %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</table>
+{% for note in notes %}<p>{{ note }}</p>{% endfor %}
+<p>Colours: <b class="right">right</b>, <b class="missed">missed</b>, <b class="wrong">wrong</b>.</p>
+{% for heading, items in sections %}<h2>{{ heading }}</h2>
+<div class="items">{% for item in items %}<figure>
+<div class="panels">{% for label, image in item.panels %}<div><img src="{{ image }}" alt="{{ label }}">
+{{ label }}</div>{% endfor %}</div>
+<figcaption><b>{{ item.phrase }}</b><br>{% for text in item.texts %}{{ text }}<br>{% endfor %}
+{{ item.id }}, {{ item.path }}</figcaption></figure>
+{% endfor %}</div>{% endfor %}
+</html>
+""")
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with items: their places in the items that were measured."""
+
+    heading: str
+    places: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Predictions with their name on the page, and the file that they come from, for messages."""
+
+    label: str
+    of_item: Mapping[str, Prediction]
+    scored: Scored
+    where: str
+
+
+def worst_best_random(scored: Scored, number: int = SHOWN) -> list[Section]:
+    """Return the items of the lowest and the highest IoU, of equal ones the largest first, and some at random."""
+    order = np.lexsort((-scored.counts[:, 1], scored.ious))
+    best = np.lexsort((-scored.counts[:, 1], -scored.ious))
+    drawn = np.random.default_rng(0).permutation(len(order))
+    return [
+        Section("Worst", order[:number].tolist()),
+        Section("Best", best[:number].tolist()),
+        Section("At random", drawn[:number].tolist()),
+    ]
+
+
+def write_page(
+    file: Path,
+    title: str,
+    opened: OpenBenchmark,
+    answers: Sequence[Answered],
+    sections: Sequence[Section],
+    names: Sequence[str],
+    rows: Sequence[tuple[str, Sequence[str]]],
+    notes: Sequence[str],
+) -> None:
+    """Write a page of items.
+
+    Args:
+        answers: one or more sets of answers to the same items, in the same order; each gets a panel per item.
+        names: heads of the table.
+        rows: label and cells of each of its lines.
+    """
+    shown = [(one.heading, [_item(opened, answers, place) for place in one.places]) for one in sections if one.places]
+    page = _PAGE.render(
+        title=title, names=names, rows=rows, notes=notes, sections=shown, width=260 * (1 + len(answers))
+    )
+    write_file(file, page.encode("utf-8", "backslashreplace"))
+
+
+def _item(opened: OpenBenchmark, answers: Sequence[Answered], place: int) -> dict[str, Any]:
+    asked, item = answers[0].scored.items[place]
+    truth = opened.read(asked)
+    height, width = truth.picture.shape[:2]
+    panels = [("picture", _jpeg(truth.picture))]
+    texts = []
+    for one in answers:
+        prediction = one.of_item[item.id]
+        mask = union_of(prediction, height, width, one.where)
+        label = f"{one.label} IoU {percent(one.scored.ious[place])}".strip()
+        panels.append((label, _jpeg(_painted(truth.picture, mask, truth.masks[item.id], truth.ignored))))
+        texts.append(f"{one.label} {prediction.answer}".strip())
+    return {"id": item.id, "path": asked.path, "phrase": item.phrase, "panels": panels, "texts": texts}
+
+
+def _painted(picture: UInt8, answer: Bool, truth: Bool, ignored: Bool | None) -> UInt8:
+    counted = np.ones_like(truth) if ignored is None else ~ignored
+    return tint(picture, np.stack([answer & ~truth, truth & ~answer, answer & truth]) & counted, _STRENGTH)
+
+
+def _jpeg(pixels: NDArray[np.uint8]) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

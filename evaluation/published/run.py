@@ -1,0 +1,246 @@
+"""Run benchmarks: answer with a model, or take predictions as they are; measure, and write table, results and page."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evaluation.published.datasets import Benchmark, OpenBenchmark, opened
+from evaluation.published.datasets.referring import BENCHMARKS
+from evaluation.published.predictions import FILE, RUN, read_predictions
+from evaluation.published.report import Answered, worst_best_random, write_page
+from evaluation.published.scoring import Scored, counted, notes_of, percent, score, table_of
+from inference.pictures import write_json
+from shards.errors import UserError
+from shards.output_folder import make_output_folder
+from shards.printable import printable
+from shards.recipe import named_recipe
+from shards.strict_json import parse_json
+
+if TYPE_CHECKING:
+    from evaluation.published.answering import Work
+    from inference.predictor import Predictor
+
+ALL = "all"
+RESULTS = "results.json"
+REPORT = "report.html"
+_PACKAGES = ("sa2va-shards", "torch", "transformers", "numpy", "pycocotools")
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How a model is asked."""
+
+    model: str
+    tiles: int = 12
+    max_new_tokens: int = 2048
+    recipe: str | None = None
+    """None: the model's own."""
+    official_normalisation: bool = False
+    dtype: str | None = None
+    device: str | None = None
+    batch_size: int = 8
+
+
+def benchmark(
+    names: Sequence[str],
+    root: Path,
+    out: Path,
+    *,
+    split: str | None = None,
+    asking: Asking | None = None,
+    predictions: Path | None = None,
+    limit: int | None = None,
+) -> Iterator[str]:
+    """Measure a model, or predictions, on benchmarks; yield the table of each.
+
+    Args:
+        names: keys of `BENCHMARKS`; or "all" alone, for those whose data is below the root.
+        root: see `datasets.opened`.
+        out: with a model, a folder that gets a folder NAME-SPLIT for each benchmark; else the folder of the results.
+        split: None: each benchmark's first.
+        asking: the model; None: measure `predictions`.
+        limit: measure only the first items.
+
+    Raises:
+        UserError: not exactly one of a model and predictions; no such benchmark, split or data; what else is wrong.
+    """
+    if (asking is None) == (predictions is None):
+        raise UserError("a model or predictions", wanted="exactly one of --model and --from")
+    chosen = chosen_benchmarks(names, root, split)
+    if predictions is not None and len(chosen) > 1:
+        raise UserError(
+            "one benchmark", where="--from", met=", ".join(one.name for one, _ in chosen), do="give one --on"
+        )
+    if asking is not None and asking.recipe is not None:
+        named_recipe(asking.recipe)
+    shared: list[Predictor] = []
+    for one, one_split in chosen:
+        with opened(one, root, one_split) as found:
+            work = None
+            folder = out
+            if asking is not None:
+                folder = out / f"{one.name}-{one_split}"
+                work = _answer(found.first(limit), folder, asking, shared)
+            if is_first_process():
+                where = predictions or folder / FILE
+                yield _measure(found, folder, where, limit, asking, work)
+
+
+def is_first_process() -> bool:
+    """Whether this process measures and prints: the only one, or the first of those that a launcher started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def chosen_benchmarks(names: Sequence[str], root: Path, split: str | None) -> list[tuple[Benchmark, str]]:
+    """Return the benchmarks with the split of each.
+
+    Raises:
+        UserError: an unknown name; "all", and nothing is below the root.
+    """
+    unknown = [name for name in names if name not in (ALL, *BENCHMARKS)]
+    if unknown or not names:
+        raise UserError(
+            "no such benchmark", where="--on", met=", ".join(unknown), wanted=" or ".join([*BENCHMARKS, ALL])
+        )
+    if ALL not in names:
+        return [(BENCHMARKS[name], split or next(iter(BENCHMARKS[name].published))) for name in dict.fromkeys(names)]
+    found = []
+    for one in BENCHMARKS.values():
+        its_split = split or next(iter(one.published))
+        try:
+            with opened(one, root, its_split):
+                found.append((one, its_split))
+        except UserError as error:
+            print(printable(f"not measured: {one.name}: {error}"), file=sys.stderr)
+    if not found:
+        raise UserError("no data of a benchmark", where=str(root), do="see docs/BENCHMARKS.md for what to download")
+    return found
+
+
+def _answer(found: OpenBenchmark, folder: Path, asking: Asking, shared: list[Predictor]) -> Work:
+    """Answer a benchmark's items. `shared` holds the model, once it is loaded, for the next benchmark."""
+    from evaluation.published.answering import answer, check_settings
+
+    make_output_folder(folder)
+    settings = {
+        "benchmark": found.benchmark.name,
+        "split": found.split,
+        "questions": [*found.benchmark.questions],
+        "tiles": asking.tiles,
+        "max_new_tokens": asking.max_new_tokens,
+        "official_normalisation": asking.official_normalisation,
+    }
+    check_settings(folder, settings)
+    load = _loader(asking, shared)
+    return answer(found, folder, load, settings, asking.batch_size, asking.tiles, shown=is_first_process())
+
+
+def _loader(asking: Asking, shared: list[Predictor]) -> Callable[[], Predictor]:
+    def load() -> Predictor:
+        import torch
+
+        from inference.loading import load as load_model
+        from inference.predictor import Predictor
+        from inference.recipes import explain
+
+        if not shared:
+            device = asking.device
+            if device is None and torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
+                device = f"cuda:{os.environ['LOCAL_RANK']}"
+            loaded = load_model(asking.model, device, asking.dtype)
+            recipe = None if asking.recipe is None else named_recipe(asking.recipe)
+            if is_first_process():
+                print(printable(explain(loaded, recipe)), file=sys.stderr)
+            shared.append(
+                Predictor(
+                    loaded,
+                    recipe=recipe,
+                    most_tiles=asking.tiles,
+                    max_new_tokens=asking.max_new_tokens,
+                    official_normalisation=asking.official_normalisation,
+                )
+            )
+        return shared[0]
+
+    return load
+
+
+def _measure(
+    found: OpenBenchmark, folder: Path, where: Path, limit: int | None, asking: Asking | None, work: Work | None
+) -> str:
+    """Measure predictions, write results and page, and return the table."""
+    predictions = read_predictions(where)
+    limited = limit is not None and limit < found.items
+    scored = score(found.first(limit), predictions, str(where))
+    counts = counted(found, scored, predictions)
+    notes = notes_of(counts, limited)
+    if asking is not None and work is not None:
+        notes.append(_said(work))
+    title = f"{found.benchmark.name}, {found.split}: {asking.model if asking else where}"
+    make_output_folder(folder)
+    write_json(folder / RESULTS, _results(found, scored, counts, notes, where, limit, asking, work))
+    answered = Answered("", predictions.of_item, scored, str(where))
+    cells = [f"{len(scored.items):,}", *map(percent, scored.values.values())]
+    sections = worst_best_random(scored)
+    write_page(folder / REPORT, title, found, [answered], sections, ["items", *scored.measures], [("", cells)], notes)
+    return table_of(title, scored, [*notes, f"see {folder / REPORT}"])
+
+
+def _said(work: Work) -> str:
+    rate = f", {work.answered / work.seconds:.2f} items/s" if work.answered else ""
+    memory = f"peak memory {work.peak_memory / 1e9:.2f} GB"
+    return f"answered by this process: {work.answered:,} items in {work.seconds:.0f} s{rate}; {memory}"
+
+
+def _results(
+    found: OpenBenchmark,
+    scored: Scored,
+    counts: Mapping[str, Any],
+    notes: Sequence[str],
+    where: Path,
+    limit: int | None,
+    asking: Asking | None,
+    work: Work | None,
+) -> dict[str, Any]:
+    """Return the content of results.json: the measures, and all that decides them."""
+    run = _run_of(where)
+    return {
+        "benchmark": found.benchmark.name,
+        "split": found.split,
+        "root": str(found.root.absolute()),
+        "predictions": where.name,
+        "measures": {name: None if value != value else value for name, value in scored.values.items()},
+        "counts": dict(counts),
+        "limit": limit,
+        "notes": [*notes],
+        "asked": None if asking is None else asdict(asking),
+        "run": run,
+        "peak_memory": None if work is None else work.peak_memory,
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+
+
+def _run_of(predictions: Path) -> Any:
+    """Return what the file beside the predictions says of the model that made them; None where there is none."""
+    file = predictions.parent / RUN
+    try:
+        return parse_json(file.read_bytes()) if file.is_file() else None
+    except ValueError as error:
+        raise UserError("not a run's settings", where=str(file), met=str(error)) from None
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
