@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from itertools import count, groupby, islice
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 
 from shards.printable import printable, printable_lines
+from shards.tables import plain_console
 from trainer.config import Config, load_config
 from trainer.data.batch import ConversationBatch, required
 from trainer.data.loader import Loader
@@ -110,7 +110,7 @@ def show_rows(arguments: Sequence[str], number: int, as_json: bool) -> None:
     """
     config = load_config(arguments)
     prompts = base_prompts(config.model)
-    console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+    console = plain_console()
     found = []
     for name in config.objectives():
         if not load_objective(name).reads_conversations:
@@ -122,7 +122,7 @@ def show_rows(arguments: Sequence[str], number: int, as_json: bool) -> None:
             continue
         for row in rows:
             for line in row.lines(prompts, coloured=console.color_system is not None):
-                console.print(line)
+                console.print(line, soft_wrap=True)
             console.print()
     if as_json:
         print(json.dumps(found))
