@@ -58,7 +58,7 @@ def examine(arguments: Sequence[str], begin: Callable[[str], object] = lambda wh
     begin("loading PyTorch and the packages of training")
     from trainer.checkpoints.resume import keep_earlier_defaults
     from trainer.checkpoints.run_folder import RunFolder
-    from trainer.doctor import data, footprint, model, output, settings
+    from trainer.doctor import conversations, data, footprint, model, output, settings
 
     kept: list[str] = []
     with suppress(UserError):  # `check_output` reports it
@@ -73,8 +73,9 @@ def examine(arguments: Sequence[str], begin: Callable[[str], object] = lambda wh
     begin("checking manifests, indexes and the sizes of tars")
     yield from _guarded("data", lambda: data.check_sets(config, opened))
     begin(f"decoding up to {data.PROBED} samples of each set")
-    yield from _guarded("samples", lambda: data.check_samples(opened))
+    yield from _guarded("samples", lambda: data.check_samples(config, opened))
     yield from data.check_objective(config, opened)
+    yield from conversations.check_frames(config, opened)
     yield from settings.check_losses(config)
     yield from settings.check_schedule(config, opened.train, processes)
 
@@ -87,6 +88,7 @@ def examine(arguments: Sequence[str], begin: Callable[[str], object] = lambda wh
         yield from model.check_model(config, needed)
         yield from model.check_memory(config, needed, processes)
         yield from model.check_disk(config, needed)
+        yield from _guarded("rows", lambda: conversations.check_rows(config, opened, needed))
     yield from _guarded("output_dir", lambda: output.check_output(config, opened, processes))
 
 

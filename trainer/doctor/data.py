@@ -127,8 +127,8 @@ def check_objective(config: Config, data: Data) -> Iterator[Finding]:
                 yield fail("objective", f"{text}; {do}")
 
 
-def check_samples(data: Data) -> Iterator[Finding]:
-    """Decode up to `PROBED` samples of each set, and yield how many are pairs.
+def check_samples(config: Config, data: Data) -> Iterator[Finding]:
+    """Decode up to `PROBED` samples of each set, and yield how many are pairs where an objective takes pairs.
 
     Raises:
         BadShard: a sample that cannot be decoded.
@@ -146,8 +146,20 @@ def check_samples(data: Data) -> Iterator[Finding]:
                 where = error.where or f"{shards.folder}: {shards.key(position)}"
                 raise BadShard(error.what, where=where, met=error.met, wanted=error.wanted, do=copy_again()) from None
             pairs += bool(meta.get("has_paired_frame"))
-        text = f"{shards.folder}: {len(positions)} samples decoded; {pairs} are pairs"
-        yield ok("samples", text + (", for the others one frame serves twice" if pairs < len(positions) else ""))
+        text = f"{shards.folder}: {len(positions)} samples decoded"
+        if _takes_pairs(config, shards.manifest.source):
+            text += f"; {pairs} are pairs" + (
+                ", for the others one frame serves twice" if pairs < len(positions) else ""
+            )
+        yield ok("samples", text)
+
+
+def _takes_pairs(config: Config, source: str) -> bool:
+    """Whether an objective reads pairs of frames of this source."""
+    return any(
+        not load_objective(name).reads_conversations and (not entry.sources or source in entry.sources)
+        for name, entry in config.objectives().items()
+    )
 
 
 def _twin(shards: ShardSet, others: Sequence[ShardSet]) -> ShardSet | None:

@@ -16,6 +16,7 @@ from trainer.model.trainable import set_trainable
 from trainer.trained import base_model, trained_tensors
 
 _FLOAT32_BYTES = 4
+_LAYER_VALUES = 17
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,12 @@ class Footprint:
     """Bytes of the weights that train, which are float32."""
     new_bytes: int
     """Bytes that a checkpoint holds besides: frozen tensors that no file holds."""
+    layers: int
+    """Layers of the language model."""
+    width: int
+    """Width of its states."""
+    vocabulary: int
+    """Tokens that it knows."""
 
     def memory(self, processes: int, project: bool = False, optimizer: str = "adamw") -> dict[str, int]:
         """Return the bytes of a process by purpose, without activations and what libraries take for themselves.
@@ -48,6 +55,17 @@ class Footprint:
         parts |= {"trainable weights": trainable, "gradients": trainable, "AdamW": moments, "teacher": trainable}
         parts |= {"projection": 2 * trainable} if project else {}
         return parts | ({"DDP's buckets": trainable} if processes > 1 else {})
+
+    def activations(self, tokens: int, trained: int, config: Config) -> int:
+        """Return about how many bytes the language model keeps from the forward to the backward pass.
+
+        A layer keeps 17 values per token and unit of its width (Korthikanti et al. 2022, without attention scores,
+        which are never stored), with gradient checkpointing its input alone, but for the layer that is computed again.
+        Logits and their gradient are float32, of the `trained` tokens alone.
+        """
+        value = 2 if config.mixed_precision == "bf16" else _FLOAT32_BYTES
+        kept = self.layers + _LAYER_VALUES if config.gradient_checkpointing else self.layers * _LAYER_VALUES
+        return tokens * self.width * kept * value + 2 * trained * self.vocabulary * _FLOAT32_BYTES
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -75,7 +93,17 @@ def measure_footprint(config: Config) -> Footprint:
             frozen_bytes[name] = frozen_bytes.get(name, 0) + parameter.nbytes
     kept = sum(tensor.nbytes for tensor in trained_tensors(model, base.new).values())
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Footprint(parameters, trainable, frozen_bytes, trainable_bytes, max(0, kept - trainable_bytes))
+    language = model.language_model.config
+    return Footprint(
+        parameters=parameters,
+        trainable=trainable,
+        frozen_bytes=frozen_bytes,
+        trainable_bytes=trainable_bytes,
+        new_bytes=max(0, kept - trainable_bytes),
+        layers=language.num_hidden_layers,
+        width=language.hidden_size,
+        vocabulary=language.vocab_size,
+    )
 
 
 class _StayEmpty(TorchFunctionMode):
