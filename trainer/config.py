@@ -167,7 +167,8 @@ class EvalConfig:
     every: Steps = 500
     """Optimiser steps between evaluations. There is one before the first step and one after the last, too."""
     samples: Annotated[int, count(_MANY, "no set has more")] = 64
-    """Held-out samples per evaluation, at most: always the same ones, on any number of processes."""
+    """Held-out samples per evaluation, at most, of all sets in turn: always the same ones, on any number of
+    processes."""
     show: Annotated[int, count(1000, "the report holds them all in one page", low=0)] = 8
     """Held-out samples of the main process that contact sheets and report show."""
 

@@ -94,7 +94,7 @@ class LoaderOptions:
     """Samples to read: "train" is shuffled, and the rest that fills no optimiser step is dropped; "holdout" keeps the
     order of the shards and drops nothing."""
     limit: int | None = None
-    """Take the first so many samples of the part alone."""
+    """Take so many samples of the part alone, of all sets in turn."""
     sources: Sequence[str] = ()
     """Read these alone; all where none is named."""
     repeats: Mapping[str, float] = field(default_factory=dict)

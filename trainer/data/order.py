@@ -63,7 +63,7 @@ class SampleOrder:
         part: "train" is shuffled; "holdout" keeps the order of the shards.
         need: leave out samples none of whose objects has this.
         seed: of the shuffling.
-        limit: take the first so many samples alone.
+        limit: take so many samples alone: the first of each entry, then the second of each, and so on.
         lengths: expected length of each sample by entry, in tokens; samples of a step are then alike in length.
         per_step: samples of an optimiser step on all processes; where `lengths` are given.
     """
@@ -89,13 +89,21 @@ class SampleOrder:
         usable = np.concatenate([usable_samples(shards.index, need) for shards in sets])
         self.left_out = int((chosen & ~usable).sum())
         """Samples of the part without what is needed."""
-        self._positions = np.flatnonzero(chosen & usable)[:limit].astype(np.uint64)
+        self._positions = self._limited(np.flatnonzero(chosen & usable), limit).astype(np.uint64)
         first = np.cumsum([0, *(len(shards.manifest.shards) for shards in sets)])
         shard_of = np.concatenate([shards.index["shard"] + first[i] for i, shards in enumerate(sets)])
         self._shards = shard_of[self._positions.astype(np.int64)].astype(np.uint64)
         self._lengths = np.concatenate(lengths)[self._positions.astype(np.int64)] if lengths else None
         self._slots = {number: self._slots_of(number) for number, entry in enumerate(entries) if not entry.is_whole}
         """By the number of an entry that holds a share p / q: a number in 0..q - 1 for each of its samples."""
+
+    def _limited(self, positions: NDArray[np.int64], limit: int | None) -> NDArray[np.int64]:
+        """Return up to `limit` of these positions, which rise, taken from the entries in turn."""
+        if limit is None:
+            return positions
+        entry = np.searchsorted(self.starts, positions, side="right") - 1
+        turn = np.arange(len(positions)) - np.searchsorted(positions, np.array(self.starts)[entry])
+        return np.sort(positions[np.lexsort((entry, turn))[:limit]])
 
     def __len__(self) -> int:
         """Samples of the shortest epoch."""

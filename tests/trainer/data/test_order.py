@@ -71,3 +71,13 @@ def test_a_fraction_takes_whole_tars_where_there_are_many():
         positions = order.epoch(epoch)
         assert len(positions) == 1280 and len(np.unique(positions // 10)) <= 3 * 64
     assert len(np.unique(np.concatenate([order.epoch(epoch) for epoch in range(10)]))) == 12_800
+
+
+def test_a_limit_takes_held_out_samples_of_all_sets_in_turn(sav_set, small_set):
+    """8 and 12 samples of which all are held out; three of each set, then the rest of what a small one leaves."""
+    sets = [small_set, sav_set]
+    of_both = {"part": "holdout", "holdout": 1.0, "holdout_by": "sample"}
+    for limit, numbers in ((6, [[0, 1, 2], [0, 1, 2]]), (5, [[0, 1, 2], [0, 1]]), (18, [[*range(8)], [*range(10)]])):
+        loads = make_loader(sets, **OPTIONS, **of_both, limit=limit)
+        found = [loads._order.locate(position) for position in loads.order(0).tolist()]
+        assert [[number for entry, number in found if str(entry.shards.folder) == str(one)] for one in sets] == numbers
