@@ -25,7 +25,7 @@ VERBS: tuple[Callable[..., None], ...] = (
     *(sharding.shard, sharding.merge, sharding.estimate),
     *(sets.verify_shard, sets.recode, sets.split, sets.sample, sets.preview, sets.stats),
     *(models.export, models.predict, models.evaluate),
-    *(benchmarks.benchmark,),
+    *(benchmarks.benchmark, benchmarks.compare),
     *(training.doctor, training.rows),
 )
 

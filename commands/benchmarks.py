@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from typer import Option
+from typer import Argument, Option
 
 from commands.options import BatchSize, Device, ModelDtype
 from commands.output import say
@@ -69,3 +69,25 @@ def benchmark(
     for text in run(on, root, folder, split=split, asking=asking, predictions=from_file, limit=limit):
         if is_first_process():
             say(text)
+
+
+@extra("train")
+def compare(
+    first: Annotated[Path, Argument(metavar="A", help="Predictions of a model.")],
+    second: Annotated[Path, Argument(metavar="B", help="Predictions of another, for the same items.")],
+    on: Annotated[
+        str | None, Option(metavar="NAME", help="As in benchmark.  [default: as results.json beside A says]")
+    ] = None,
+    split: Annotated[str | None, Option(help="As in benchmark.  [default: as results.json beside A says]")] = None,
+    root: Annotated[Path | None, Option(help="As in benchmark.  [default: as results.json beside A says]")] = None,
+    out: Annotated[Path, Option(help="Folder for the numbers and the page.")] = Path("runs/compare"),
+    draws: Annotated[int, Option(min=1, help="Draws of the bootstrap.")] = 20_000,
+    seed: Annotated[int, Option(min=0, help="Seed of the draws.")] = 0,
+) -> None:
+    """Compare the predictions of two models: difference of each measure with its 95 % interval, and what changed most.
+
+    The interval is from a paired bootstrap over items. Where it holds 0 the difference may be chance.
+    """
+    from evaluation.published.compare import compare as run
+
+    say(run(first, second, out, name=on, split=split, root=root, draws=draws, seed=seed))
