@@ -21,6 +21,8 @@ else:
     Objective = Literal[tuple(OBJECTIVES)]
 
 Form = Literal["sa2va", "onnx", "int8"]
+VideoFrames = Literal["first", "uniform"]
+Propagate = Literal["tuned", "sam2"]
 
 
 @extra("train")
@@ -117,6 +119,24 @@ def predict(
     memory_dtype: Annotated[
         Dtype, Option(help="Dtype of SAM 2's memory of a video's frames; float32 takes twice the memory.")
     ] = "bfloat16",
+    video_frames: Annotated[
+        VideoFrames | None,
+        Option(
+            help="The 5 frames of a video that the language model sees: the first, or spread uniformly.  [default: as "
+            "video_frames in the model's config.json says; uniform if it says nothing]"
+        ),
+    ] = None,
+    propagate: Annotated[
+        Propagate | None,
+        Option(
+            help="Makes the masks of a video's other frames. tuned: the mask decoder that Sa2VA trained. sam2: SAM 2's "
+            "own.  [default: sam2 if the model has both, or with --sam2; else tuned]"
+        ),
+    ] = None,
+    sam2: Annotated[
+        Path | None,
+        Option(metavar="FILE", help="SAM 2's checkpoint (.pt), for --propagate sam2 with a model without its decoder."),
+    ] = None,
 ) -> None:
     """Segment pictures and videos, or describe regions, with a Sa2VA model.
 
@@ -124,6 +144,7 @@ def predict(
     """
     from inference.run import predict as run
     from shards.recipe import named_recipe
+    from trainer.released.folder import load_original_decoder
 
     requested = None if recipe is None else named_recipe(recipe)
 
@@ -134,14 +155,23 @@ def predict(
 
         loaded = load_model(model, device, dtype)
         say(explain(loaded, requested), file=sys.stderr)
-        return Predictor(
+        if sam2 is not None:
+            load_original_decoder(loaded.model, sam2)
+        predictor = Predictor(
             loaded,
             recipe=requested,
             most_tiles=tiles,
             max_new_tokens=max_new_tokens,
             official_normalisation=official_normalisation,
             memory_dtype=memory_dtype,
+            video_frames=video_frames,
+            propagate=propagate,
         )
+        if video is not None:
+            say(
+                f"video: {predictor.video_frames} frames are seen, propagated by {predictor.propagate}", file=sys.stderr
+            )
+        return predictor
 
     for line in run(
         load,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from inference import tiles
 from inference.loading import DTYPES
 from inference.recipes import recipe_of
 from inference.regions import region_cells
-from inference.tracking import Tracker
+from inference.tracking import PROPAGATE, VIDEO_FRAMES, Tracker, frames_seen
 from pipeline import resize
 from pipeline.resize import Bool, UInt8
 from shards import codec
@@ -25,8 +26,8 @@ from trainer.model.prompts import description_question
 from trainer.model.rows import TokenRow
 from trainer.released.loaded import LoadedModel
 
-PROMPTED_FRAMES = 5
-"""First frames of a video, which the language model sees and which prompt SAM 2, as in the official inference."""
+VIDEO_FRAMES_KEY = "video_frames"
+"""Key of a model's `config.json`: which frames of a video its language model sees."""
 _AT_ONCE = 16
 """Batch size of the vision tower (pictures) and of the mask decoder (objects)."""
 
@@ -51,6 +52,16 @@ class Track:
     """(n, H, W) for each frame, at the frame's size; computed when it is iterated."""
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """A frame of a video that the language model sees, kept to prompt SAM 2 with."""
+
+    pixels: UInt8
+    """(3, 1024, 1024)."""
+    size: tuple[int, int]
+    """The frame's height and width."""
+
+
 class Predictor:
     """Answers questions about pictures with one model, on the device and in the dtype of its weights.
 
@@ -66,6 +77,8 @@ class Predictor:
         max_new_tokens: int = 2048,
         official_normalisation: bool = False,
         memory_dtype: str = "bfloat16",
+        video_frames: str | None = None,
+        propagate: str | None = None,
     ) -> None:
         """Put the model into evaluation mode, and its SAM 2 into float32.
 
@@ -79,11 +92,33 @@ class Predictor:
             official_normalisation: round SAM 2's mean and standard deviation to bfloat16, as the official inference
                 does.
             memory_dtype: dtype of SAM 2's memory of a video: "bfloat16", as in the official inference, or "float32".
+            video_frames: frames of a video that the language model sees: "first" 5, or 5 "uniform"ly spread ones; None:
+                as `video_frames` in the model's `config.json` says, "uniform" where it says nothing.
+            propagate: how objects are followed through a video. "tuned": the mask decoder that Sa2VA trained makes the
+                masks of all frames, with SAM 2's memory. "sam2": it makes those of the frames that the language model
+                sees, each by itself; with them as prompts, SAM 2 with the decoder that it was released with makes the
+                others. None: "sam2" where the model has this second decoder, else "tuned".
         """
         if memory_dtype not in DTYPES:
             raise UserError("unknown dtype of memories", met=memory_dtype, wanted=" or ".join(DTYPES))
         if not 1 <= most_tiles <= tiles.MOST_TILES:
             raise UserError("number of tiles", met=str(most_tiles), wanted=f"1 to {tiles.MOST_TILES}")
+        self.video_frames = video_frames or loaded.model.architecture.config.get(VIDEO_FRAMES_KEY, "uniform")
+        if self.video_frames not in VIDEO_FRAMES:
+            where = VIDEO_FRAMES_KEY if video_frames is None else ""
+            met = repr(self.video_frames)
+            raise UserError("unknown frames of a video", where=where, met=met, wanted=" or ".join(VIDEO_FRAMES))
+        has_original = loaded.model.grounding_encoder.original_mask_decoder is not None
+        self.propagate = propagate or ("sam2" if has_original else "tuned")
+        if self.propagate not in PROPAGATE:
+            raise UserError("unknown propagation", met=self.propagate, wanted=" or ".join(PROPAGATE))
+        if self.propagate == "sam2" and not has_original:
+            raise UserError(
+                "the model has no mask decoder of SAM 2's own",
+                where="--propagate sam2",
+                wanted="sam_mask_decoder_modified beside sam_mask_decoder, as in the folders of Sa2VA-i",
+                do="give SAM 2's checkpoint (.pt) that the model was made of with --sam2",
+            )
         self.model = loaded.model.eval()
         self.model.grounding_encoder.float()
         self.recipe = (named_recipe(recipe) if isinstance(recipe, str) else recipe) or recipe_of(loaded)
@@ -158,8 +193,9 @@ class Predictor:
     def track(self, frames: Sequence[UInt8], text: str, name: str = "video") -> Track:
         """Answer a question about a video and follow each `[SEG]` of the answer through all of its frames.
 
-        The language model sees the first 5 frames, and its objects are prompted in each of them; SAM 2's memory
-        follows them through the others.
+        The language model sees 5 frames, and its objects are prompted in each of them; SAM 2's memory follows them
+        through the others (see `video_frames` and `propagate` of the class). One pass of SAM 2's image encoder per
+        frame serves all objects.
 
         Args:
             frames: one or more, in order. Each is read when it is needed, so they need not all be in memory.
@@ -171,31 +207,68 @@ class Predictor:
         """
         if not len(frames):
             raise UserError("no frames", where=name)
+        seen: dict[int, _Seen] = {}
+        views = []
+        for i in frames_seen(len(frames), self.video_frames):
+            frame = _checked(frames[i], name)
+            views.append(resize.picture(frame, self.recipe.vision_size, self.recipe))
+            seen[i] = _Seen(resize.picture(frame, self.recipe.sam_size, self.recipe), frame.shape[:2])
         with torch.no_grad(), self._precision():
-            first = [frames[i] for i in range(min(PROMPTED_FRAMES, len(frames)))]
-            views = [resize.picture(_checked(frame, name), self.recipe.vision_size, self.recipe) for frame in first]
             row = self.model.prompts.ask(name, text, frames=len(views))
             visual_tokens = self._encode_views(np.stack(views))
             generated = self._generate([row], visual_tokens, [list(range(len(views)))], None)
             embeddings = self.model.text_hidden_fcs(generated.seg_states)
         answer = self.model.prompts.answer(generated.tokens()[0])
-        return Track(answer, len(embeddings), self._follow(frames, embeddings, name))
+        return Track(answer, len(embeddings), self._follow(frames, seen, embeddings, name))
 
-    def _follow(self, frames: Sequence[UInt8], embeddings: Tensor, name: str) -> Iterator[Bool]:
-        tracker = Tracker(self.model.grounding_encoder, len(frames), self.memory_dtype)
+    def _follow(
+        self, frames: Sequence[UInt8], seen: Mapping[int, _Seen], embeddings: Tensor, name: str
+    ) -> Iterator[Bool]:
+        encoder = self.model.grounding_encoder
+        original = self.propagate == "sam2"
+        tracker = Tracker(encoder, len(frames), self.memory_dtype, original_decoder=original)
+        logits = (
+            {i: self._prompt(tracker, i, frame, embeddings) for i, frame in seen.items()} if len(embeddings) else {}
+        )
         for i in range(len(frames)):
-            yield self._step(tracker, i, _checked(frames[i], name), embeddings)
+            if i in logits:
+                yield resize.predicted_masks(logits.pop(i), *seen[i].size, self.recipe)
+            else:
+                yield self._step(tracker, i, _checked(frames[i], name), len(embeddings))
 
     @torch.no_grad()  # around a step: around the generator it would apply to the caller's code too
-    def _step(self, tracker: Tracker, i: int, frame: UInt8, embeddings: Tensor) -> Bool:
+    def _prompt(self, tracker: Tracker, i: int, frame: _Seen, embeddings: Tensor) -> Tensor:
+        encoder = self.model.grounding_encoder
+        with self._precision():
+            maps = self._sam_maps(frame.pixels)
+            sam_features = encoder.features_for(encoder.sam2_model.sam_mask_decoder, maps)
+            if self.propagate == "tuned":
+                return tracker.prompt(i, sam_features, embeddings)
+            first = torch.zeros(len(embeddings), dtype=torch.int64, device=embeddings.device)
+            logits = encoder.decode(sam_features, first, embeddings)
+            masks = resize.mask_prompts(logits, *frame.size, self.recipe.sam_size)
+            return tracker.prompt_with_masks(i, encoder.features_for(self._propagator, maps), masks)
+
+    @torch.no_grad()
+    def _step(self, tracker: Tracker, i: int, frame: UInt8, objects: int) -> Bool:
         height, width = frame.shape[:2]
-        if not len(embeddings):
+        if not objects:
             return np.empty((0, height, width), np.bool_)
         with self._precision():
-            sam_features = self._encode_sam(frame)
-            prompted = i < PROMPTED_FRAMES
-            logits = tracker.prompt(i, sam_features, embeddings) if prompted else tracker.follow(i, sam_features)
+            maps = self._sam_maps(resize.picture(frame, self.recipe.sam_size, self.recipe))
+            logits = tracker.follow(i, self.model.grounding_encoder.features_for(self._propagator, maps))
             return resize.predicted_masks(logits, height, width, self.recipe)
+
+    @property
+    def _propagator(self) -> Any:
+        """The mask decoder that follows objects through a video."""
+        encoder = self.model.grounding_encoder
+        return encoder.original_mask_decoder if self.propagate == "sam2" else encoder.sam2_model.sam_mask_decoder
+
+    def _sam_maps(self, pixels: UInt8) -> list[Tensor]:
+        """Run SAM 2's image encoder on one picture (3, 1024, 1024)."""
+        values = torch.from_numpy(pixels)[None].to(self.model.device)
+        return self.model.grounding_encoder.encode_maps(values, self.official_normalisation)
 
     def _precision(self) -> torch.autocast:
         enabled = self.model.embedding.weight.dtype == torch.bfloat16

@@ -28,6 +28,7 @@ from trainer.model.sa2va import Sa2VA
 from trainer.released.files import TensorFolder, check_fit, checked, read_json, resolve, write_folder
 from trainer.released.folder import hollow_model
 from trainer.released.loaded import UNKNOWN, LoadedModel, ModelInfo
+from trainer.released.names import ORIGINAL
 from trainer.released.settings import check_settings
 from trainer.released.tokenizer import load_tokenizer, save_tokenizer
 from trainer.released.training import read_training, write_training
@@ -169,6 +170,8 @@ def load_quantised(folder: Path, device: torch.device | str = "cpu") -> LoadedMo
         sam = sam_of({n.removeprefix(_SAM): s for n, s in shapes.items() if n.startswith(_SAM)}, str(folder))
         architecture = Architecture(config, sam, str(where))
         model = hollow_model(architecture, load_tokenizer(folder))
+        if any(name.startswith(ORIGINAL) for name in shapes):
+            model.grounding_encoder.add_original_decoder()
         tied = bool(config.get("tie_word_embeddings"))
         if tied:
             model.tie()

@@ -75,6 +75,24 @@ def predicted_masks(logits: Tensor, height: int, width: int, recipe: Recipe) -> 
     return masks
 
 
+def mask_prompts(logits: Tensor, height: int, width: int, size: int) -> Tensor:
+    """Turn mask logits (N, 256, 256) float32 of a picture into mask prompts (N, 1, size, size) float32, 0 and 1.
+
+    The steps are Sa2VA-i's: bilinear to the picture's size, probability above 0.5, then SAM 2's way of bringing a mask
+    prompt to its own size. One mask at a time: originals may be large.
+    """
+    from torch.nn.functional import interpolate
+
+    prompts = logits.new_empty(len(logits), 1, size, size)
+    for n in range(len(logits)):
+        full = interpolate(logits[n : n + 1, None], (height, width), mode="bilinear", align_corners=False)
+        prompt = (full.sigmoid() > 0.5).float()
+        if (height, width) != (size, size):
+            prompt = interpolate(prompt, (size, size), mode="bilinear", align_corners=False, antialias=True) >= 0.5
+        prompts[n] = prompt[0]
+    return prompts
+
+
 def mask(original: Bool | Mask, size: int, out: Bool | None = None) -> Bool:
     """Resize a mask (H, W) bool to (size, size) bool: the value at each pixel's centre (Pillow's NEAREST).
 

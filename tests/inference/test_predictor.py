@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from inference.predictor import PROMPTED_FRAMES, Predictor
+from inference.predictor import Predictor
+from inference.tracking import Tracker
 from pipeline import resize
 from shards.errors import UserError
 from shards.recipe import RECIPES
@@ -167,23 +168,88 @@ def test_regions_that_cannot_be_described(talker: Sa2VA, photos):
                 predictor.describe(photos[:1], [wrong])
 
 
+def passes(monkeypatch: pytest.MonkeyPatch, model: Sa2VA) -> list[int]:
+    """Record the batch size of every pass of SAM 2's image encoder."""
+    sizes = []
+    encoder = model.grounding_encoder.sam2_model.image_encoder
+    original = encoder.forward
+    monkeypatch.setattr(encoder, "forward", lambda pixels: (sizes.append(len(pixels)), original(pixels))[1])
+    return sizes
+
+
 @pytest.mark.slow
-def test_objects_are_tracked_after_the_prompted_frames(talker: Sa2VA, photos, monkeypatch):
-    predictor = Predictor(LoadedModel(talker), max_new_tokens=2)
-    frames = [np.roll(photos[0][:200], 5 * i, 1) for i in range(PROMPTED_FRAMES + 2)]
+@pytest.mark.parametrize("choice, shown", [("first", [0, 1, 2]), ("uniform", [0, 2, 4])])
+def test_the_frames_that_are_seen_prompt_and_the_others_follow(talker: Sa2VA, photos, monkeypatch, choice, shown):
+    predictor = Predictor(LoadedModel(talker), max_new_tokens=4, video_frames=choice)
+    frames = [np.roll(photos[0][:200], 5 * i, 1) for i in range(5)]
     frames[-1] = frames[-1][:100].copy()
+    monkeypatch.setattr("inference.tracking.FRAMES_SEEN", 3)
+    viewed = spy(monkeypatch, predictor.model, "encode_image")
     embedded = spy(monkeypatch, predictor.model, "embed_rows")
-    decoded = spy(monkeypatch, predictor.model.grounding_encoder, "decode_maps")
+    prompted = spy(monkeypatch, Tracker, "prompt")
+    followed = spy(monkeypatch, Tracker, "follow")
+    encoded = passes(monkeypatch, talker)
     track = predictor.track(frames, TEXTS[0])
     rows, visual_tokens, images, _ = embedded[0]
-    assert len(visual_tokens) == PROMPTED_FRAMES and images.tolist() == [[0, 1, 2, 3, 4]]
-    assert predictor.model.prompts.decode(rows.ids[0].tolist()).count("</img>\n<img>") == PROMPTED_FRAMES - 1
-    assert not decoded  # masks are computed when they are iterated
+    assert len(visual_tokens) == 3 and images.tolist() == [[0, 1, 2]]
+    assert predictor.model.prompts.decode(rows.ids[0].tolist()).count("</img>\n<img>") == 2
+    expected = [resize.picture(frames[i], 448, predictor.recipe) for i in shown]
+    assert torch.equal(viewed[0][0], predictor._normalise(torch.from_numpy(np.stack(expected))))
+    assert not encoded  # masks are computed when they are iterated
     masks = list(track.masks)
-    assert track.objects == track.text.count("[SEG]") > 0
+    assert track.objects == track.text.count("[SEG]") > 1
     assert [m.shape for m in masks] == [(track.objects, *frame.shape[:2]) for frame in frames]
-    assert [args[2] is not None for args in decoded] == [True] * PROMPTED_FRAMES + [False] * 2
+    assert [args[1] for args in prompted] == shown
+    assert [args[1] for args in followed] == [i for i in range(5) if i not in shown]
+    assert encoded == [1] * 5  # once per frame, whatever the number of objects
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.slow
+def test_sam_2_follows_the_masks_of_the_trained_decoder(talker: Sa2VA, photos, monkeypatch):
+    """The masks of the frames that are seen are a picture's, and the others' are SAM 2's own, prompted with them."""
+    model = copy.deepcopy(talker)
+    decoder = model.grounding_encoder.add_original_decoder()
+    decoder.pred_obj_score_head.layers[-1].bias.fill_(1e4)  # always visible, so that masks are not all empty
+    decoder.output_upscaling[3].weight.mul_(-1)  # unlike the trained decoder
+    monkeypatch.setattr("inference.tracking.FRAMES_SEEN", 2)
+    predictor = Predictor(LoadedModel(model), max_new_tokens=4)
+    assert (predictor.video_frames, predictor.propagate) == ("uniform", "sam2")
+    frames = [np.roll(photos[0][:200], 5 * i, 1) for i in range(3)]
+    states = spy(monkeypatch, model.text_hidden_fcs, "forward")
+    encoded = passes(monkeypatch, model)
+    track = predictor.track(frames, TEXTS[0])
+    first, middle, last = track.masks
+    assert track.objects > 1 and encoded == [1] * 3
+    embeddings = model.text_hidden_fcs(states[0][0])
+    encoder = model.grounding_encoder
+    pixels = [torch.from_numpy(resize.picture(frame, 1024, predictor.recipe))[None] for frame in frames]
+    tracker = Tracker(encoder, 3, original_decoder=True)
+    for i, shown in ((0, first), (2, last)):
+        one_picture = torch.zeros(len(embeddings), dtype=torch.int64)
+        logits = encoder.decode(encoder.encode(pixels[i]), one_picture, embeddings)
+        # Through SAM 2, which keeps a mask at 256 x 256, random masks lose their finest parts.
+        assert differing(shown, resize.predicted_masks(logits, 200, 451, predictor.recipe)) < 0.1
+        features = encoder.features_for(decoder, encoder.encode_maps(pixels[i]))
+        kept = tracker.prompt_with_masks(i, features, resize.mask_prompts(logits, 200, 451, 1024))
+        assert differing(shown, resize.predicted_masks(kept, 200, 451, predictor.recipe)) < 1e-3
+    logits = tracker.follow(1, encoder.features_for(decoder, encoder.encode_maps(pixels[1])))
+    assert differing(middle, resize.predicted_masks(logits, 200, 451, predictor.recipe)) < 1e-3
+    assert 0 < middle.mean() < 1 and differing(middle, first) > 0.01
+
+
+@pytest.mark.parametrize(
+    "config, asked, expected",
+    [
+        ({}, None, "uniform"),
+        ({"video_frames": "first"}, None, "first"),
+        ({"video_frames": "first"}, "uniform", "uniform"),
+    ],
+)
+def test_which_frames_of_a_video_are_seen(talker: Sa2VA, monkeypatch, config, asked, expected):
+    for key, value in config.items():
+        monkeypatch.setitem(talker.architecture.config, key, value)
+    assert Predictor(LoadedModel(talker), video_frames=asked).video_frames == expected
 
 
 def test_a_prompted_frame_is_segmented_as_a_picture_is(talker: Sa2VA, photos):
@@ -208,7 +274,7 @@ def test_bfloat16_gives_nearly_the_same(talker: Sa2VA, photos, monkeypatch):
     (actual,) = half.segment(photos[:1], TEXTS[:1])
     (expected,) = Predictor(LoadedModel(talker), max_new_tokens=1).segment(photos[:1], TEXTS[:1])
     assert len(actual.masks) and (actual.masks[0] != expected.masks[0]).mean() < 0.05
-    monkeypatch.setattr("inference.predictor.PROMPTED_FRAMES", 1)  # a frame takes a CPU five seconds
+    monkeypatch.setattr("inference.tracking.FRAMES_SEEN", 1)  # a frame takes a CPU five seconds
     track = half.track([photos[0][:200]] * 2, TEXTS[0])
     assert len(list(track.masks)) == 2
 
@@ -230,6 +296,12 @@ def test_settings_and_pictures_are_checked(talker: Sa2VA, predictor: Predictor):
         Predictor(LoadedModel(talker), memory_dtype="float64")
     with pytest.raises(UserError, match="unknown recipe"):
         Predictor(LoadedModel(talker), recipe="best")
+    with pytest.raises(UserError, match="unknown frames of a video"):
+        Predictor(LoadedModel(talker), video_frames="last")
+    with pytest.raises(UserError, match="unknown propagation"):
+        Predictor(LoadedModel(talker), propagate="sam")
+    with pytest.raises(UserError, match=r"--propagate sam2: the model has no mask decoder of SAM 2's own.*--sam2"):
+        Predictor(LoadedModel(talker), propagate="sam2")
     for wrong in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)):
         with pytest.raises(UserError, match="x: no picture"):
             predictor.segment([wrong], ["a"], ["x"])

@@ -192,6 +192,21 @@ def test_predicted_masks_are_enlarged_in_two_steps(size, seed):
     assert np.array_equal(resize.predicted_masks(logits, *size, recipe), expected.numpy())
 
 
+@pytest.mark.parametrize("size", [(300, 451), (1024, 1024), (1500, 2000)])
+def test_mask_prompts_are_masks_at_the_picture_s_size_brought_to_sam_2_s(size):
+    """Against Pillow, whose bilinear filter is SAM 2's for prompts. Values within rounding of a half may differ."""
+    coarse = torch.randn(3, 9, 9, generator=torch.Generator().manual_seed(4))
+    logits = 5 * F.interpolate(coarse[None], (256, 256), mode="bicubic")[0]
+    prompts = resize.mask_prompts(logits, *size, 1024)
+    assert prompts.shape == (3, 1, 1024, 1024) and prompts.dtype == torch.float32
+    for prompt, values in zip(prompts, logits, strict=True):
+        full = F.interpolate(values[None, None], size, mode="bilinear", align_corners=False)[0, 0] > 0
+        image = Image.fromarray(full.numpy().astype(np.float32))
+        expected = np.asarray(image.resize((1024, 1024), Image.Resampling.BILINEAR)) >= 0.5
+        assert 0.2 < expected.mean() < 0.8 and (prompt[0].numpy() != expected).mean() < 1e-4
+        assert set(prompt.unique().tolist()) == {0, 1}
+
+
 def test_enlarging_in_two_steps_differs_from_one_step():
     logits = 5 * torch.randn(1, 256, 256, generator=torch.Generator().manual_seed(0))
     direct = F.interpolate(logits[None], (333, 500), mode="bilinear", align_corners=False)[0] > 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from copy import copy, deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from sam2.build_sam import build_sam2
@@ -56,6 +58,25 @@ class GroundingEncoder(nn.Module):
         self.positions: nn.Module = neck.position_encoding
         """Position encoding of maps (N, C, 64, 64), without parameters; for tracking alone."""
         neck.position_encoding = _NoPositions()
+        self.original_mask_decoder: nn.Module | None = None
+        """SAM 2's mask decoder as it was released, where a model has it beside the one of `sam2_model`, which trains.
+
+        See `add_original_decoder`.
+        """
+
+    def add_original_decoder(self) -> nn.Module:
+        """Add a second mask decoder, `original_mask_decoder`, and return it: a frozen copy, to be filled with weights.
+
+        With it, SAM 2's memory can follow objects as if Sa2VA's training had never changed the mask decoder.
+        """
+        self.original_mask_decoder = deepcopy(self.sam2_model.sam_mask_decoder).requires_grad_(False)
+        return self.original_mask_decoder
+
+    def original_sam(self) -> Any:
+        """Return SAM 2 with `original_mask_decoder` in place of its own; all weights are shared with this module."""
+        sam = copy(self.sam2_model)
+        sam._modules = {**sam._modules, "sam_mask_decoder": self.original_mask_decoder}
+        return sam
 
     @property
     def width(self) -> int:
@@ -77,16 +98,24 @@ class GroundingEncoder(nn.Module):
         return g_pixel_values.float().div_(255).sub_(mean).div_(std)
 
     def encode(self, g_pixel_values: Tensor, rounded: bool = False) -> SamFeatures:
-        """Encode pictures (B, 3, 1024, 1024) uint8. `rounded`: see `normalise`.
+        """Encode pictures (B, 3, 1024, 1024) uint8. `rounded`: see `normalise`."""
+        return self.features_for(self.sam2_model.sam_mask_decoder, self.encode_maps(g_pixel_values, rounded))
 
-        SAM 2's `forward_image` is not used: it calls `conv_s0` and `conv_s1` without gradient where the encoder is
-        frozen, but they belong to the mask decoder and train with it.
-        """
+    def encode_maps(self, g_pixel_values: Tensor, rounded: bool = False) -> list[Tensor]:
+        """Encode pictures to the image encoder's maps, (B, C, S, S) with S = 256, 128, 64. Arguments as in `encode`."""
         encoder = self.sam2_model.image_encoder
-        decoder = self.sam2_model.sam_mask_decoder
         trains = next(encoder.parameters()).requires_grad
         with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
-            s0, s1, embedding = encoder(self.normalise(g_pixel_values, rounded))["backbone_fpn"]
+            maps: list[Tensor] = encoder(self.normalise(g_pixel_values, rounded))["backbone_fpn"]
+        return maps
+
+    def features_for(self, decoder: Any, maps: list[Tensor]) -> SamFeatures:
+        """Return the features of `encode_maps` for a mask decoder: each has layers of its own for the finer maps.
+
+        SAM 2's `forward_image` is not used: it calls these layers without gradient where the encoder is frozen, but
+        they train with the decoder.
+        """
+        s0, s1, embedding = maps
         return SamFeatures(embedding, [decoder.conv_s0(s0), decoder.conv_s1(s1)])
 
     def decode(self, features: SamFeatures, image_of_object: Tensor, embeddings: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from trainer.released.files import (
     write_folder,
 )
 from trainer.released.loaded import UNKNOWN, LoadedModel, ModelInfo
-from trainer.released.names import Stored, plan, released_name
+from trainer.released.names import MODIFIED, Stored, plan, released_name
 from trainer.released.pointers import refuse_pointers
 from trainer.released.settings import check_settings
 from trainer.released.tokenizer import is_fault, load_tokenizer, save_tokenizer
@@ -42,6 +42,8 @@ _TABLE = "language_model.model.embed_tokens.weight"
 _HEAD = "language_model.lm_head.weight"
 _TABLES = ("model.embed_tokens", "lm_head", "model.tok_embeddings", "output")
 """Token table and output head of all language models, in files."""
+_NEVER_TRAINED = ("no_mem_embed", "maskmem_tpos_enc", "no_obj_ptr")
+"""Tensors of SAM 2's memory, by which one SAM 2 is told from another."""
 _TEMPLATES = {"InternLM2ForCausalLM": "internlm2_chat"}
 
 
@@ -76,6 +78,8 @@ def load_model(
         check_settings(config, shapes, str(file))
         sam = sam_of({n.removeprefix(_SAM): s for n, s in shapes.items() if n.startswith(_SAM)}, str(folder))
         model = hollow_model(Architecture(config, sam, str(file)), load_tokenizer(folder))
+        if any(name.startswith(MODIFIED) for name in shapes):
+            model.grounding_encoder.add_original_decoder()
         stored_dtype = _fill(model, _Tensors(shapes, files.__getitem__, str(folder)), dtype, device)
     recipe, trained_on = read_training(folder)
     return LoadedModel(model, ModelInfo(folder, stored_dtype, recipe, trained_on))
@@ -224,6 +228,29 @@ def read_sam(path: Path) -> dict[str, Tensor]:
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise UserError("not a SAM 2 checkpoint", where=str(path), wanted='a dict with the tensors under "model"')
     return {name: tensors[whole] for name, whole in without_prefix(tensors).items()}
+
+
+def load_original_decoder(model: Sa2VA, sam2: Path) -> None:
+    """Give a model a second mask decoder, SAM 2's own, from a checkpoint of SAM 2 (`.pt`).
+
+    Raises:
+        UserError: no such file, no SAM 2, or another SAM 2 than the one in the model.
+    """
+    tensors = read_sam(sam2)
+    prefix = "sam_mask_decoder."
+    found = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    encoder = model.grounding_encoder
+    expected = encoder.sam2_model.sam_mask_decoder.state_dict()
+    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
+    check_fit({name: tuple(tensor.shape) for name, tensor in expected.items()}, shapes, f"{sam2}, {prefix[:-1]}")
+    for name in _NEVER_TRAINED:
+        ours = encoder.sam2_model.state_dict()[name].float().cpu()
+        # The model's may be rounded to bfloat16.
+        if name not in tensors or not torch.allclose(ours, tensors[name].float(), rtol=2**-7, atol=1e-6):
+            do = "give the checkpoint that the model was made of: of SAM 2, not 2.1, for the released ones"
+            raise UserError("another SAM 2 than the model's", where=str(sam2), met=f"another {name}", do=do)
+    decoder = encoder.add_original_decoder()
+    decoder.load_state_dict({name: checked(found[name], like, name, str(sam2)) for name, like in expected.items()})
 
 
 def save_model(

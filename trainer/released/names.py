@@ -42,6 +42,16 @@ _SAM = (
         r"sam2_model.memory_encoder.fuser.layers.\1.g_weight",
     ),
 )
+_SECOND_DECODER = (
+    # In this order: the first rule takes the name away that the second gives.
+    (r"^sam2_model\.sam_mask_decoder\.", "sam2_model.sam_mask_decoder_modified."),
+    (r"^original_mask_decoder\.", "sam2_model.sam_mask_decoder."),
+)
+"""Folders of Sa2VA-i hold the mask decoder that Sa2VA trained, and SAM 2's own."""
+MODIFIED = "grounding_encoder.sam2_model.sam_mask_decoder_modified."
+"""Names in a released folder that begin so say that it holds two mask decoders."""
+ORIGINAL = "grounding_encoder.original_mask_decoder."
+"""Names in the model of SAM 2's own mask decoder, where there are two."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +92,9 @@ class Stored:
 def plan(shapes: Mapping[str, Sequence[int]], *, internlm2: bool, kv_heads: int) -> list[Stored]:
     """Return the tensors that a released folder holds for a model whose tensors have these shapes."""
     stored: dict[str, list[str]] = {}
+    two_decoders = any(name.startswith(ORIGINAL) for name in shapes)
     for name in shapes:
-        stored.setdefault(released_name(name, internlm2=internlm2), []).append(name)
+        stored.setdefault(released_name(name, internlm2=internlm2, two_decoders=two_decoders), []).append(name)
     for parts in stored.values():
         parts.sort(key=_order)
     return [
@@ -103,10 +114,17 @@ def _order(name: str) -> int:
     return "qkv".index(match[1]) if match else 0
 
 
-def released_name(name: str, *, internlm2: bool = False) -> str:
-    """Return the name in a released folder of the tensor that holds the model's tensor `name`."""
+def released_name(name: str, *, internlm2: bool = False, two_decoders: bool = False) -> str:
+    """Return the name in a released folder of the tensor that holds the model's tensor `name`.
+
+    Args:
+        name: in the model's `state_dict`.
+        internlm2: whether its language model is an InternLM2.
+        two_decoders: whether it has SAM 2's own mask decoder beside the trained one.
+    """
     part, _, rest = name.partition(".")
-    rules = {"vision_model": _VISION, "grounding_encoder": _SAM, "language_model": _INTERNLM2 if internlm2 else ()}
+    sam = (*_SAM, *_SECOND_DECODER) if two_decoders else _SAM
+    rules = {"vision_model": _VISION, "grounding_encoder": sam, "language_model": _INTERNLM2 if internlm2 else ()}
     for pattern, new in rules.get(part, ()):
         rest = re.sub(pattern, new, rest)
     return f"{part}.{rest}"

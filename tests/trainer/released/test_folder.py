@@ -22,7 +22,7 @@ from trainer.model.prompts import Prompts
 from trainer.model.sa2va import Sa2VA, build
 from trainer.model.tokenizer import ADDED, byte_tokenizer
 from trainer.model.trainable import set_trainable
-from trainer.released.folder import load_model, load_parts, load_parts_prompts, save_model
+from trainer.released.folder import load_model, load_original_decoder, load_parts, load_parts_prompts, save_model
 from trainer.released.loaded import ModelInfo
 
 KINDS = {
@@ -112,6 +112,56 @@ def test_load_and_save_give_back_every_tensor_bit_for_bit(kind, folders, tmp_pat
     assert config == json.loads((folders[kind] / "config.json").read_text())
     if kind == "InternLM2ForCausalLM":  # the official code refuses any other key here
         assert config["llm_config"]["rope_scaling"] == {"type": "dynamic", "factor": 2.0}
+
+
+DECODER = "grounding_encoder.sam2_model.sam_mask_decoder"
+
+
+def test_two_mask_decoders_as_in_folders_of_sa2va_i(folder, tmp_path):
+    """The trained decoder is `sam_mask_decoder_modified` there, and `sam_mask_decoder` is SAM 2's own."""
+    trained = {n.removeprefix(DECODER): t for n, t in tensors(folder).items() if n.startswith(f"{DECODER}.")}
+    own = {name: torch.randn(tensor.shape) for name, tensor in trained.items()}
+    edit(folder, lambda c: c.update({DECODER + n: t for n, t in own.items()}))
+    edit(folder, lambda c: c.update({f"{DECODER}_modified{n}": t for n, t in trained.items()}))
+    model = load_model(folder).model
+    encoder = model.grounding_encoder
+    for decoder, expected in ((encoder.sam2_model.sam_mask_decoder, trained), (encoder.original_mask_decoder, own)):
+        found = decoder.state_dict()
+        assert len(found) == len(expected) > 100 and all(torch.equal(found[n[1:]], t) for n, t in expected.items())
+    set_trainable(model, ["sam_mask_decoder"], r=1, alpha=1, dropout=0)
+    assert not any(parameter.requires_grad for parameter in encoder.original_mask_decoder.parameters())
+    save_model(model, tmp_path / "again")
+    before, after = tensors(folder), tensors(tmp_path / "again")
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    edit(folder, lambda c: c.pop(f"{DECODER}_modified.iou_token.weight"))
+    with pytest.raises(UserError, match=r"1 missing: \S*sam_mask_decoder_modified\.iou_token\.weight"):
+        load_model(folder)
+
+
+def test_sam_2_s_own_decoder_from_its_checkpoint(folder, tmp_path):
+    model = load_model(folder).model
+    sam = model.grounding_encoder.sam2_model
+    file = tmp_path / "sam2.pt"
+    state = {n: t + 1 if n.startswith("sam_mask_decoder.") else t for n, t in sam.state_dict().items()}
+    torch.save({"model": state}, file)
+    load_original_decoder(model.to(torch.bfloat16), file)
+    own, trained = (d.state_dict() for d in (model.grounding_encoder.original_mask_decoder, sam.sam_mask_decoder))
+    for name, tensor in own.items():
+        assert torch.equal(tensor, state[f"sam_mask_decoder.{name}"].bfloat16()) and not torch.equal(
+            tensor, trained[name]
+        )
+    model.grounding_encoder.original_mask_decoder = None
+    for name, message in (
+        ("sam_mask_decoder.iou_token.weight", r"sam2\.pt, sam_mask_decoder: .*1 missing: iou_token\.weight"),
+        ("no_mem_embed", r"sam2\.pt: another SAM 2 than the model's; met another no_mem_embed"),
+    ):
+        torch.save({"model": {n: t for n, t in state.items() if n != name}}, file)
+        with pytest.raises(UserError, match=message):
+            load_original_decoder(model, file)
+    torch.save({"model": state | {"no_obj_ptr": state["no_obj_ptr"] * 1.1}}, file)
+    with pytest.raises(UserError, match=r"met another no_obj_ptr; .*that the model was made of"):
+        load_original_decoder(model, file)
+    assert model.grounding_encoder.original_mask_decoder is None
 
 
 @pytest.mark.parametrize("kind", KINDS)
