@@ -46,6 +46,8 @@ from tests import mixed
 from tests.batches import make_loader
 from tests.conftest import files_of
 from tests.shards.sealed import JSON, Members, change_meta, change_sample, reseal
+from trainer.config import load_config
+from trainer.doctor.data import Data, check_objective
 from trainer.objectives.dual import Dual
 
 REPOSITORY = Path(__file__).parents[2]
@@ -474,3 +476,12 @@ def test_objectives_of_objects_take_the_samples_with_objects(mixed_set):
     loader = make_loader([mixed_set], need="regions", batch_size=1, seed=0, fields=Dual.training_fields)
     batches = [*loader.epoch(0)]
     assert sorted(text for batch in batches for texts in batch.texts for text in texts) == ["the cat", "the rocket"]
+
+
+def test_doctor_sends_texts_to_the_objective_that_reads_them(sound):
+    config = load_config([f"data.shards=[{sound['text']}]", "data.holdout=0", "objective=dual", "model.preset=tiny"])
+    (finding,) = check_objective(config, Data([ShardSet(sound["text"])]))
+    assert finding.level == "fail" and finding.text == (
+        f"dual, {sound['text']}: 0 of 1 samples have an object with a prompt cell; train its texts with the objective "
+        "converse"
+    )

@@ -116,8 +116,9 @@ def check_objective(config: Config, data: Data) -> Iterator[Finding]:
             continue
         sets = [s for s in data.sets if not entry.sources or s.manifest.source in entry.sources]
         usable = [int(usable_samples(s.index, need).sum()) for s in sets]
-        what, do = _NEEDED[need]
+        what, advice = _NEEDED[need]
         for shards, count in zip(sets, usable, strict=True):
+            do = advice if shards.manifest.objects else "train its texts with the objective converse"
             text = f"{objective}, {shards.folder}: {count:,} of {len(shards):,} samples have {what}"
             if count == len(shards):
                 yield ok("objective", text)
