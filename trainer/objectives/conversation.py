@@ -62,11 +62,11 @@ class ConversationObjective(Objective[ConversationBatch]):
         decoded = sorted({*numbers})
         device = batch.seg_of_mask.device
         predicted = self.passes.predict(batch, torch.tensor(decoded, dtype=torch.int64, device=device))
-        losses = {self.language_loss: self._language(predicted, len(batch.rows)) + predicted.idle}
+        language = {self.language_loss: self._language(predicted, len(batch.rows)) + predicted.idle}
         if not self.predicts_masks:
-            return losses
+            return language
         if not numbers:
-            return losses | {name: predicted.idle for name in _MASK_LOSSES}
+            return {name: predicted.idle for name in _MASK_LOSSES} | language
         place = {number: place for place, number in enumerate(decoded)}
         logits = predicted.masks.index_select(0, torch.tensor([place[n] for n in numbers], device=device))
         masks = required(batch.masks)
@@ -76,7 +76,7 @@ class ConversationObjective(Objective[ConversationBatch]):
         of_masks = self.passes.mask_losses(logits, masks, chosen, "zeros" if as_sa2va else "border")
         if as_sa2va:
             of_masks["dice"] = of_masks["dice"] * (len(numbers) / (len(numbers) + _SA2VA_GUARD))
-        return losses | of_masks
+        return of_masks | language
 
     def _language(self, predicted: Predicted, rows: int) -> Tensor:
         """Cross-entropy of the answers, (): see the key `loss_means`."""
