@@ -151,6 +151,9 @@ class ConversationConfig:
     kind for which a sample has a text: chat, grounded_caption, regions, referring."""
     with_replacement: bool = False
     """Draw exactly `data.objects_per_sample` phrases with replacement, as Sa2VA's own training does."""
+    one_phrase_per_row: bool = False
+    """Give each phrase a row of its own, as in an evaluation, where it does not see the others. One row of 5 phrases
+    takes a third of the tokens of 5 rows."""
     no_target: NoTarget = "refusal"
     """What an expression of no object trains. refusal: an answer in words without [SEG]; empty_mask: [SEG] with an
     empty mask in each frame, as Sa2VA's own training on videos; left_out: nothing."""
@@ -322,6 +325,7 @@ class Config:
             kinds=self.conversation.kinds,
             phrases=self.data.objects_per_sample,
             with_replacement=self.conversation.with_replacement,
+            one_phrase_per_row=self.conversation.one_phrase_per_row,
             frames=self.data.frames,
             no_target=self.conversation.no_target,
             negatives=self.conversation.negatives,

@@ -1,5 +1,6 @@
 """The configuration: a file, then the command line; a mistake is one clear line."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -107,3 +108,19 @@ def test_a_file_that_is_no_mapping_is_one_line(tmp_path: Path, text: str):
     (tmp_path / "run.yaml").write_text(text)
     with pytest.raises(UserError, match=r"run\.yaml"):
         load_config([str(tmp_path / "run.yaml")])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("kinds", {"sav": "referring"}),
+        ("with_replacement", True),
+        ("one_phrase_per_row", True),
+        ("no_target", "left_out"),
+        ("negatives", 0.1),
+        ("max_row_tokens", 4096),
+    ],
+)
+def test_each_key_of_conversations_reaches_what_makes_them(key: str, value: object):
+    config = load_config([f"conversation.{key}={json.dumps(value)}"])
+    assert getattr(config.conversation_options(), key) == value != getattr(Config().conversation_options(), key)
