@@ -54,7 +54,11 @@ Fraction = Annotated[float, Bound(0, 1)]
 Rate = Annotated[float, Bound(0, _MAX_FLOAT32, "it is infinite in float32", above=True)]
 Beta = Annotated[float, Bound(0, 1, "a moment that forgets nothing never ends its sum", below=True)]
 LossWeight = Annotated[float, Bound(0, 1e6, "weights are relative to 1")]
-Repeats = Annotated[float, Bound(1e-4, 10_000, "each copy takes memory for all positions of its samples", zero=True)]
+Repeats = Annotated[
+    float,
+    Bound(1e-4, 10_000, "each copy takes memory for all positions of its samples", zero=True),
+    AfterValidator(lambda value: int(value) if value == int(value) else value),  # 2, not 2.0, in files and messages
+]
 Steps = Annotated[int, count(_MANY, "no run has more steps")]
 Seconds = Annotated[float, Bound(1, 10**7, "that is four months")]
 

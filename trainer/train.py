@@ -127,7 +127,7 @@ def save_checkpoint(run: Run, step: int, mask_loss: float | None) -> None:
     run.watch.at(f"the checkpoint of step {step}")
     random_states = gather_object([random_state(run.accelerator.device)])
     for what, count in sum(gather_object([run.stream.notes]), Counter()).items():
-        run.show(f"since the run began, {what}: {count:,}")
+        run.show(f"since this start, {what}: {count:,}")
     tensors = parts.tensors(keep=run.accelerator.is_main_process)
     if run.journal:
         run.journal.sync()
