@@ -89,7 +89,8 @@ def predict(
         ),
     ] = None,
     video: Annotated[
-        Path | None, Option(metavar="FOLDER", help="Frames of a video, in the order of their names.")
+        Path | None,
+        Option(metavar="PATH", help="A video file, or a folder with its frames in the order of their names."),
     ] = None,
     images: Annotated[Path | None, Option(metavar="FOLDER", help="Many pictures; needs --texts.")] = None,
     texts: Annotated[

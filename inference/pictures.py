@@ -65,11 +65,16 @@ def _by_number(name: str) -> list[str | int]:
     return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", name))]
 
 
-def write_masks(out: Path, name: str, picture: UInt8, masks: Bool) -> list[str]:
+def overlay(picture: UInt8, masks: Bool) -> UInt8:
+    """Return the picture (H, W, 3) with its masks (N, H, W) in colours."""
+    return tint(picture, masks, 0.55)
+
+
+def write_masks(out: Path, name: str, picture: UInt8 | None, masks: Bool) -> list[str]:
     """Write `NAME.mask1.png`, ... (0 and 255, at the picture's size) and `NAME.overlay.png`.
 
     Args:
-        picture: (H, W, 3).
+        picture: (H, W, 3); None for no overlay.
         masks: (N, H, W).
 
     Returns:
@@ -78,7 +83,8 @@ def write_masks(out: Path, name: str, picture: UInt8, masks: Bool) -> list[str]:
     names = [f"{name}.mask{n}.png" for n in range(1, len(masks) + 1)]
     for file, mask in zip(names, masks, strict=True):
         write_file(out / file, _png(mask.view(np.uint8) * np.uint8(255)))
-    write_file(out / f"{name}.overlay.png", _png(tint(picture, masks, 0.55)))
+    if picture is not None:
+        write_file(out / f"{name}.overlay.png", _png(overlay(picture, masks)))
     for stale in out.glob(f"{glob.escape(name)}.mask*.png"):  # of an earlier answer with more masks
         if stale.name not in names:
             stale.unlink()

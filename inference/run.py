@@ -1,6 +1,7 @@
 """Predict from files to files, as the verb `predict` does.
 
-Each question writes `NAME.json` with the answer and the names of the mask files, the masks, and an overlay.
+Each question writes `NAME.json` with the answer and the names of the mask files, the masks, and an overlay: a picture,
+or of a video a video.
 """
 
 from __future__ import annotations
@@ -8,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from inference.pictures import picture_files, read_picture, read_region, write_json, write_masks
+from inference.pictures import overlay, read_picture, read_region, write_json, write_masks
 from inference.predictor import Predictor
+from inference.video import Frames, write_video
 from pipeline.resize import UInt8
 from shards.errors import BadInput, UserError
 from shards.output_folder import check_output_folder
@@ -45,7 +46,7 @@ def predict(
         image: a picture, with `text` or `regions`.
         text: the question about `image` or `video`.
         regions: mask files of regions to describe, each of the picture's size.
-        video: folder of frames, with `text`.
+        video: folder of frames, or a video file, with `text`.
         images: folder of many pictures, with `texts`.
         texts: file with the questions about `images`, see `read_questions`.
         batch_size: questions per batch, for `images`.
@@ -106,31 +107,24 @@ def describe(load: Load, image: Path, text: str | None, regions: Sequence[Path],
     yield f"{image.name}: {answer}"
 
 
-class _Frames(Sequence[UInt8]):
-    """Frames of a video, each read from its file when it is indexed."""
+def track(load: Load, video: Path, text: str, out: Path) -> Iterator[str]:
+    """Answer one question about a video, with masks of every frame, and a video with the masks over it.
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = paths
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: Any) -> Any:
-        return read_picture(self.paths[index])
-
-
-def track(load: Load, folder: Path, text: str, out: Path) -> Iterator[str]:
-    """Answer one question about the frames in `folder`, with masks of every frame."""
-    frames = _Frames(picture_files(folder))
-    tracked = load().track(frames, text, str(folder))
-    yield f"{folder.name}: {tracked.text}"
+    Args:
+        video: a folder of frames, or a video file.
+    """
+    frames = Frames(video)
+    tracked = load().track(frames, text, str(video))
+    yield f"{video.name}: {tracked.text}"
+    name = video.resolve().name if video.is_dir() else video.stem
     written = []
-    for path, masks in tqdm(
-        zip(frames.paths, tracked.masks, strict=True), total=len(frames), unit="frame", leave=False
-    ):
-        written.append({"frame": path.name, "masks": write_masks(out, path.stem, read_picture(path), masks)})
-    values = {"video": str(folder), "question": text, "answer": tracked.text, "objects": tracked.objects}
-    write_json(out / f"{folder.resolve().name}.json", values | {"frames": written})
+    with write_video(out / f"{name}.overlay.mp4", frames.rate) as add:
+        pairs = zip(frames.names, tracked.masks, strict=True)
+        for i, (frame, masks) in enumerate(tqdm(pairs, total=len(frames), unit="frame", leave=False)):
+            written.append({"frame": frame, "masks": write_masks(out, Path(frame).stem, None, masks)})
+            add(overlay(frames[i], masks))
+    values = {"video": str(video), "question": text, "answer": tracked.text, "objects": tracked.objects}
+    write_json(out / f"{name}.json", values | {"frames": written})
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ class VideoFile:
             refuse_pointer(file.read(64), str(path))
         with self._opened() as (container, stream):
             times = [packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard]
+            self.rate: Fraction | None = stream.average_rate
+            """Frames per second, on average; None where the container does not say it."""
             timed = container.format.name != "avi"  # AVI has no times: libraries guess them, in decoding order
         self._times = sorted(times) if timed and None not in times and len({*times}) == len(times) else None
         self.count = len(times)
@@ -60,6 +63,20 @@ class VideoFile:
         for key in [*self._decoded][: -max(_KEPT, len(numbers))]:
             del self._decoded[key]
         return pictures
+
+    def stream(self) -> Iterator[UInt8]:
+        """Yield all frames in order, each (H, W, 3) uint8 RGB, upright; one is in memory at a time.
+
+        Raises:
+            BadInput: a broken frame, or fewer frames than the container lists.
+        """
+        with self._opened() as (container, stream):
+            number = -1
+            for number, frame in enumerate(container.decode(stream)):
+                _check_whole(frame, number)
+                yield np.asarray(self._picture(frame, None, 0))
+            if number + 1 < self.count:
+                raise _ends_early(number + 1, self.count - 1)
 
     def _seek(self, numbers: Sequence[int]) -> list[Any] | None:
         """Return the frames, each decoded from the key frame before it; None where that does not give all of them.
@@ -133,11 +150,19 @@ def _decode_from_start(container: Any, stream: Any, numbers: Sequence[int]) -> l
     for number, frame in enumerate(container.decode(stream)):
         if number in requested:
             found.append(frame)
-            if frame.is_corrupt:
-                raise BadInput("broken picture in a video", met=f"frame {number}", wanted="a whole video")
+            _check_whole(frame, number)
         if len(found) == len(requested):
             return found
-    raise BadInput("video ends early", met=f"{number + 1} frames", wanted=f"frame {max(requested)}")
+    raise _ends_early(number + 1, max(requested))
+
+
+def _check_whole(frame: Any, number: int) -> None:
+    if frame.is_corrupt:
+        raise BadInput("broken picture in a video", met=f"frame {number}", wanted="a whole video")
+
+
+def _ends_early(frames: int, wanted: int) -> BadInput:
+    return BadInput("video ends early", met=f"{frames} frames", wanted=f"frame {wanted}")
 
 
 @lru_cache(maxsize=2)

@@ -18,6 +18,7 @@ from inference.predictor import Predictor
 from inference.run import predict, read_questions
 from shards.errors import UserError
 from shards.printable import printable
+from tests.inference.videos import read_h264, write_h264
 from tests.joined import Joined, command_line
 from trainer.released.folder import save_model
 from trainer.released.loaded import LoadedModel
@@ -111,7 +112,9 @@ def test_bytes_of_the_command_line_that_are_no_text_are_one_line(tmp_path):
         ("--image a.png --text x --recipe best", "unknown recipe"),
         ("--image a.png --text x --model none", "none"),
         ("--image a.png --text x --device gpu", "no such device"),
-        ("--image a.png --text <IMG_CONTEXT>", r"sample a\.png: image places.*met 257 places; wanted 256"),
+        ("--video a.png --text x", r"a\.png: cannot be read as a video"),
+        ("--video . --text x --propagate sam2", r"--propagate sam2: the model has no mask decoder of SAM 2's own"),
+        ("--video . --text x --sam2 none.pt", r"none\.pt: no such file; wanted a SAM 2 checkpoint"),
     ],
 )
 def test_a_user_s_mistake_is_one_line(folder, files, monkeypatch, capsys, options, message):
@@ -174,21 +177,35 @@ def test_a_region_is_described(predictor, files, photos):
     assert json.loads((files / "out" / "a.json").read_text())["answer"] == caption
 
 
-def test_the_frames_of_a_video(talker, photos, tmp_path):
-    (tmp_path / "clip").mkdir()
-    frames = [np.roll(photos[0][:100], 9 * i, 1) for i in range(4)]
-    for i, frame in enumerate(frames):
-        Image.fromarray(frame).save(tmp_path / "clip" / f"{i + 8}.png")
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_masks_and_overlay_of_a_video(talker, photos, tmp_path, monkeypatch, kind):
+    frames = [np.roll(photos[0][:100, :300], 9 * i, 1) for i in range(4)]
+    video = tmp_path / ("clip" if kind == "folder" else "clip.mp4")
+    names = [f"{i + 8}.png" for i in range(4)] if kind == "folder" else [f"{i:05d}" for i in range(4)]
+    if kind == "folder":
+        video.mkdir()
+        for name, frame in zip(names, frames, strict=True):
+            Image.fromarray(frame).save(video / name)
+    else:
+        write_h264(video, frames, rate=6)
+        frames = read_h264(video)
+    monkeypatch.setattr("inference.tracking.FRAMES_SEEN", 2)
     predictor = Predictor(LoadedModel(talker), max_new_tokens=1)
-    (line,) = predict(lambda: predictor, tmp_path / "out", video=tmp_path / "clip", text="Where?")
+    (line,) = predict(lambda: predictor, tmp_path / "out", video=video, text="Where?")
     track = predictor.track(frames, "Where?")
-    assert line == f"clip: {track.text}"
+    assert line == f"{video.name}: {track.text}"
     noted = json.loads((tmp_path / "out" / "clip.json").read_text())
-    assert noted["objects"] == track.objects == 1
-    assert [f["frame"] for f in noted["frames"]] == [f"{i}.png" for i in range(8, 12)]
-    for frame, masks in zip(noted["frames"], track.masks, strict=True):
-        (file,) = frame["masks"]
+    assert noted["objects"] == track.objects == 1 and noted["video"] == str(video)
+    assert [f["frame"] for f in noted["frames"]] == names
+    shown = read_h264(tmp_path / "out" / "clip.overlay.mp4", rate=10 if kind == "folder" else 6)
+    assert len(shown) == 4 and not list((tmp_path / "out").glob(".*"))
+    for noted_frame, masks, frame, overlay in zip(noted["frames"], track.masks, frames, shown, strict=True):
+        (file,) = noted_frame["masks"]
+        assert file == f"{Path(noted_frame['frame']).stem}.mask1.png"
         assert ((read(tmp_path / "out" / file) > 0) != masks[0]).mean() < 1e-3
+        red = overlay[..., 0].astype(int) - frame[..., 0]  # the first object's colour
+        # Colours have half the resolution, so that a random mask's finest parts bleed.
+        assert 0.02 < masks.mean() < 0.98 and red[masks[0]].mean() > red[~masks[0]].mean() + 8
 
 
 def test_out_that_is_a_file(predictor, files):
