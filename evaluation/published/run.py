@@ -73,6 +73,10 @@ def benchmark(
     """
     if (asking is None) == (predictions is None):
         raise UserError("a model or predictions", wanted="exactly one of --model and --from")
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if asking is not None and several and asking.device not in (None, "cpu"):
+        do = "leave it out: each takes its own"
+        raise UserError("one device for all processes", where="--device", met=asking.device, do=do)
     chosen = chosen_benchmarks(names, root, split)
     if predictions is not None and len(chosen) > 1:
         raise UserError(

@@ -53,6 +53,29 @@ def test_a_batch_gives_the_results_of_single_pictures(talker: Sa2VA, photos, mos
         assert all(0.01 < mask.mean() < 0.99 for mask in actual.masks)
 
 
+def test_questions_in_batches_are_answered_alike_and_a_picture_is_encoded_once(talker: Sa2VA, photos, monkeypatch):
+    predictor = Predictor(LoadedModel(talker), max_new_tokens=2)
+    pictures = [photos[0], photos[1], photos[0], photos[0], photos[1]]
+    texts = [f"Where is the {'very ' * n}small cat?" for n in (3, 0, 4, 1, 2)]
+    expected = predictor.segment(pictures, texts)
+    calls: list[tuple[str, int]] = []
+    for owner, name in ((talker, "encode_image"), (talker, "run_language_model"), (talker.grounding_encoder, "encode")):
+        original = getattr(owner, name)
+
+        def counted(values, *more, name=name, original=original):
+            calls.append((name, len(values)))
+            return original(values, *more)
+
+        monkeypatch.setattr(owner, name, counted)
+    found = predictor.segment(pictures, texts, batch_size=2)
+    assert [size for name, size in calls if name == "encode_image"] == [2]
+    assert [size for name, size in calls if name == "encode"] == [1, 1]
+    assert {size for name, size in calls if name == "run_language_model"} == {1, 2}
+    for one, other in zip(found, expected, strict=True):
+        assert one.text == other.text and differing(one.masks, other.masks) < 1e-4
+    assert any(len(one.masks) for one in found)
+
+
 def test_masks_are_the_model_s_own_composed_by_hand(talker: Sa2VA, photos):
     """Compute masks of one picture with the model's own methods; only the wording is the predictor's."""
     photo = photos[1]

@@ -137,6 +137,17 @@ def expected(root, talker) -> dict[str, Prediction]:
     return answers
 
 
+def assert_same(found: dict[str, Prediction], expected: dict[str, Prediction]) -> None:
+    """Check that answers are equal, but for pixels whose logit is 0 up to rounding."""
+    assert found.keys() == expected.keys()
+    for item, one in found.items():
+        other = expected[item]
+        assert (one.question, one.answer, len(one.masks)) == (other.question, other.answer, len(other.masks))
+        height, width = truth_of(ITEMS[item]).shape
+        masks, others = one.decoded(height, width), other.decoded(height, width)
+        assert np.count_nonzero(masks != others) < 1e-4 * max(masks.size, 1)
+
+
 @pytest.mark.slow
 def test_one_process_two_and_killed_ones_give_the_same_answers(
     root, model_folder, talker, expected, tmp_path, monkeypatch, capsys
@@ -146,7 +157,8 @@ def test_one_process_two_and_killed_ones_give_the_same_answers(
         cli.main()
     folder = tmp_path / "one" / "refcoco-val"
     found = read_predictions(folder / "predictions.jsonl").of_item
-    assert found == expected and any(answer.masks for answer in found.values())
+    assert_same(found, expected)
+    assert any(answer.masks for answer in found.values())
     settings = json.loads((folder / "run.json").read_text())
     assert settings["model_digest"] == digest_of(talker) and settings["tiles"] == 2
     said = capsys.readouterr()
@@ -166,10 +178,11 @@ def test_one_process_two_and_killed_ones_give_the_same_answers(
     file.write_bytes(lines[0] + lines[0][:100])  # as a kill in the middle of a line leaves it
     run = Joined(2, command_line, arguments(root, model_folder, several), log=tmp_path / "log3")
     assert run.wait() == [0, 0]
-    assert file.read_bytes().count(b"\n") == len(ITEMS) and read_predictions(file).of_item == expected
+    assert file.read_bytes().count(b"\n") == len(ITEMS) and read_predictions(file).repeated == 0
+    assert_same(read_predictions(file).of_item, found)
     assert (tmp_path / "log3").read_text().count("cIoU") == 1
     again = json.loads((file.parent / "results.json").read_text())
-    assert again["measures"] == results["measures"]
+    assert again["measures"] == pytest.approx(results["measures"], abs=1e-3)
 
 
 @pytest.mark.slow
