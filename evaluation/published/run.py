@@ -6,12 +6,13 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.published.datasets import Benchmark, OpenBenchmark, opened
+from evaluation.published.datasets import OpenBenchmark, opened
 from evaluation.published.datasets.referring import BENCHMARKS
 from evaluation.published.predictions import FILE, RUN, read_predictions
 from evaluation.published.report import Answered, worst_best_random, write_page
@@ -77,24 +78,22 @@ def benchmark(
     if asking is not None and several and asking.device not in (None, "cpu"):
         do = "leave it out: each takes its own"
         raise UserError("one device for all processes", where="--device", met=asking.device, do=do)
-    chosen = chosen_benchmarks(names, root, split)
-    if predictions is not None and len(chosen) > 1:
-        raise UserError(
-            "one benchmark", where="--from", met=", ".join(one.name for one, _ in chosen), do="give one --on"
-        )
     if asking is not None and asking.recipe is not None:
         named_recipe(asking.recipe)
-    shared: list[Predictor] = []
-    for one, one_split in chosen:
-        with opened(one, root, one_split) as found:
-            work = None
+    with ExitStack() as stack:
+        found = open_benchmarks(names, root, split, stack)
+        if predictions is not None and len(found) > 1:
+            met = ", ".join(one.benchmark.name for one in found)
+            raise UserError("one benchmark for one file", where="--from", met=met, do="give one --on")
+        shared: list[Predictor] = []
+        for one in found:
             folder = out
+            work = None
             if asking is not None:
-                folder = out / f"{one.name}-{one_split}"
-                work = _answer(found.first(limit), folder, asking, shared)
+                folder = out / f"{one.benchmark.name}-{one.split}"
+                work = _answer(one.first(limit), folder, asking, shared)
             if is_first_process():
-                where = predictions or folder / FILE
-                yield _measure(found, folder, where, limit, asking, work)
+                yield _measure(one, folder, predictions or folder / FILE, limit, asking, work)
 
 
 def is_first_process() -> bool:
@@ -102,27 +101,30 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def chosen_benchmarks(names: Sequence[str], root: Path, split: str | None) -> list[tuple[Benchmark, str]]:
-    """Return the benchmarks with the split of each.
+def open_benchmarks(names: Sequence[str], root: Path, split: str | None, stack: ExitStack) -> list[OpenBenchmark]:
+    """Open the benchmarks; all of them, so that what is missing is said before hours of work.
+
+    Args:
+        split: None: the first of each.
+        stack: closes them.
 
     Raises:
-        UserError: an unknown name; "all", and nothing is below the root.
+        UserError: an unknown name; no such split or data; "all", and nothing is below the root.
     """
     unknown = [name for name in names if name not in (ALL, *BENCHMARKS)]
     if unknown or not names:
-        raise UserError(
-            "no such benchmark", where="--on", met=", ".join(unknown), wanted=" or ".join([*BENCHMARKS, ALL])
-        )
-    if ALL not in names:
-        return [(BENCHMARKS[name], split or next(iter(BENCHMARKS[name].published))) for name in dict.fromkeys(names)]
+        wanted = " or ".join([*BENCHMARKS, ALL])
+        raise UserError("no such benchmark", where="--on", met=", ".join(unknown), wanted=wanted)
     found = []
-    for one in BENCHMARKS.values():
-        its_split = split or next(iter(one.published))
+    for name in BENCHMARKS if ALL in names else dict.fromkeys(names):
+        one = BENCHMARKS[name]
         try:
-            with opened(one, root, its_split):
-                found.append((one, its_split))
+            found.append(stack.enter_context(opened(one, root, split or next(iter(one.published)))))
         except UserError as error:
-            print(printable(f"not measured: {one.name}: {error}"), file=sys.stderr)
+            if ALL not in names:
+                raise
+            if is_first_process():
+                print(printable(f"not measured: {name}: {error}"), file=sys.stderr)
     if not found:
         raise UserError("no data of a benchmark", where=str(root), do="see docs/BENCHMARKS.md for what to download")
     return found

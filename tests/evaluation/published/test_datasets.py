@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 from evaluation.published.datasets import opened
 from evaluation.published.datasets.referring import BENCHMARKS
 from evaluation.published.predictions import Prediction, Predictions, encode
-from evaluation.published.run import chosen_benchmarks
+from evaluation.published.run import open_benchmarks
 from evaluation.published.scoring import counted, notes_of, score
 from shards.errors import UserError
 from tests.evaluation.published.conftest import ITEMS, NAME, PHOTOS, SENTENCES, truth_of
@@ -108,10 +109,9 @@ def test_the_folder_of_sa2vas_data_is_a_root(root, tmp_path):
 
 
 def test_all_takes_what_is_there(root, tmp_path, capsys):
-    assert [(one.name, split) for one, split in chosen_benchmarks(["all"], root, None)] == [
-        ("refcoco", "val"),
-        ("grefcoco", "val"),
-    ]
+    with ExitStack() as stack:
+        found = [(one.benchmark.name, one.split) for one in open_benchmarks(["all"], root, None, stack)]
+    assert found == [("refcoco", "val"), ("grefcoco", "val")]
     assert capsys.readouterr().err.count("not measured: ") == 3
     with pytest.raises(UserError, match="no data of a benchmark"):
-        chosen_benchmarks(["all"], tmp_path, None)
+        open_benchmarks(["all"], tmp_path, None, ExitStack())
