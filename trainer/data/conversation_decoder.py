@@ -13,6 +13,7 @@ import torch
 
 from shards.codec import Bool
 from shards.errors import UserError
+from shards.format import FieldName
 from shards.reader import Array, StoredSample
 from shards.recipe import Recipe
 from trainer.conversations.conversation import Conversation, Target
@@ -25,6 +26,7 @@ from trainer.data.decoding import (
     Copies,
     Decoder,
     Later,
+    Layout,
     Normalise,
     Place,
     SampleVisit,
@@ -33,6 +35,8 @@ from trainer.data.decoding import (
 from trainer.model.prompts import Prompts
 from trainer.model.rows import TokenRow, count_labels
 
+_TENSORS: tuple[FieldName, ...] = ("pixel_values", "g_pixel_values", "masks")
+"""What the buffers of a batch hold."""
 TOO_SHORT = "rows left out because nothing of an answer is within max_row_tokens"
 CUT_TARGETS = "masks left out because their [SEG] is beyond max_row_tokens"
 
@@ -79,7 +83,7 @@ class ConversationPlan:
         shown = dict.fromkeys(frame for row in rows for frame in row.conversation.frames)
         targets = [len(row.conversation.targets) for row in rows for _ in row.predicted]
         sizes = {"pixel_values": len(shown), "g_pixel_values": len(targets), "masks": sum(targets)}
-        return cls(sample, sample.meta, tuple(rows), tuple(shown), sizes, copy, +(notes or Counter()))
+        return cls(sample, sample.meta, tuple(rows), tuple(shown), sizes, copy, notes or Counter())
 
     def detached(self) -> ConversationPlan:
         return replace(self, sample=self.sample.detached())
@@ -116,11 +120,7 @@ class ConversationDecoder(Decoder[ConversationPlan]):
         self._kind = kind
         self._prompts = prompts
         self._no_regions = np.zeros((0, recipe.grid, recipe.grid), np.bool_)
-        self._rows = {
-            "pixel_values": self._row("pixel_values"),
-            "g_pixel_values": self._row("g_pixel_values"),
-            "masks": self._row("masks"),
-        }
+        self._rows: dict[str, Layout] = {name: self._row(name) for name in _TENSORS}
 
     def new_buffers(self) -> Buffers:
         return Buffers(self._rows, self._pin, self._buffers)
@@ -197,7 +197,7 @@ class ConversationDecoder(Decoder[ConversationPlan]):
 
     def places(self, buffers: Buffers, plans: Sequence[ConversationPlan]) -> list[Place]:
         buffers.make_room(_sums(plans))
-        columns = ([plan.sizes[name] for plan in plans] for name in self._rows)
+        columns = ([plan.sizes[name] for plan in plans] for name in _TENSORS)
         return [*zip(*(accumulate(column, initial=0) for column in columns), strict=True)][:-1]
 
     def _fill(self, buffers: Buffers, place: Place, plan: ConversationPlan, copies: Copies, later: Later) -> None:
@@ -239,6 +239,9 @@ class ConversationDecoder(Decoder[ConversationPlan]):
         }
         rows = [row for plan in plans for row in plan.rows]
         seg_of_mask, picture_of_mask = _masks_of(rows)
+        notes: Counter[str] = Counter()
+        for plan in plans:
+            notes.update(plan.notes)
         return ConversationBatch(
             **tensors,
             conversations=[row.conversation for row in rows],
@@ -248,7 +251,7 @@ class ConversationDecoder(Decoder[ConversationPlan]):
             regions=self._regions_of(rows),
             seg_of_mask=torch.tensor(seg_of_mask, dtype=torch.int64),
             picture_of_mask=torch.tensor(picture_of_mask, dtype=torch.int64),
-            notes=sum((plan.notes for plan in plans), Counter()),
+            notes=notes,
             keys=[plan.sample.key for plan in plans],
             recipe=self._recipe,
             meta=[plan.meta for plan in plans],
@@ -265,12 +268,9 @@ class ConversationDecoder(Decoder[ConversationPlan]):
         return torch.from_numpy(regions)
 
 
-def _sums(plans: Sequence[ConversationPlan]) -> Counter[str]:
+def _sums(plans: Sequence[ConversationPlan]) -> dict[str, int]:
     """Return the rows of each tensor that the samples take together."""
-    total = Counter(pixel_values=0, g_pixel_values=0, masks=0)
-    for plan in plans:
-        total.update(plan.sizes)
-    return total
+    return {name: sum(plan.sizes[name] for plan in plans) for name in _TENSORS}
 
 
 def _images_of(plans: Sequence[ConversationPlan]) -> torch.Tensor:

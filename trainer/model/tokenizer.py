@@ -91,13 +91,15 @@ class MarkedText:
             else:
                 marks.append(part)
                 runs.append("")
+        tokens = self._ids(_GAP.join(run.replace(_GAP, "") for run in runs))
         ids: list[int] = []
-        following = iter(marks)
-        for token in self._ids(_GAP.join(run.replace(_GAP, "") for run in runs)):
-            if token == self._gap:
-                ids += next(following)
-            else:
-                ids.append(token)
+        begin = 0
+        for mark in marks:
+            end = tokens.index(self._gap, begin)
+            ids += tokens[begin:end]
+            ids += mark
+            begin = end + 1
+        ids += tokens[begin:]
         return ids
 
     def _encode_letters(self, text: str) -> tuple[int, ...]:
