@@ -24,10 +24,13 @@ $(READY): requirements.lock pyproject.toml Makefile pipeline/_resample.c
 demo: $(READY)
 	$(BIN)/python demo/make_sav.py data/sav --pairs 84 --scenes --seed 4
 	$(BIN)/python -m demo.make_folder data/folder --pictures 84 --seed 104
+	$(BIN)/python -m demo.make_conversations data/mevis data/gcg --videos 16 --pictures 24 --seed 2
 	$(BIN)/python -m demo.make_model data/model --seed 4
 	$(BIN)/python cli.py shard --source sav --out shards/ --shard-size 32MB --overwrite
 	$(BIN)/python cli.py shard --source folder --out shards/ --shard-size 32MB --overwrite
-	$(BIN)/python cli.py verify-shard shards/sav shards/folder
+	$(BIN)/python cli.py shard --source mevis --frames 4 --out shards/ --shard-size 32MB --overwrite
+	$(BIN)/python cli.py shard --source gcg-grandf --root data/gcg --out shards/ --shard-size 32MB --overwrite
+	$(BIN)/python cli.py verify-shard shards/sav shards/folder shards/mevis shards/gcg-grandf
 	$(BIN)/python cli.py preview shards/sav --out runs/demo/preview
 	rm -rf runs/segment runs/demo/checkpoint*  # a demo trains anew, it does not go on
 	$(BIN)/accelerate launch --quiet --num_processes 1 --num_cpu_threads_per_process 2 trainer/train.py demo/segment.yaml
@@ -49,4 +52,4 @@ test-fast: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" tests
 
 clean:
-	rm -rf $(VENV) data/sav data/folder data/model shards/sav shards/folder runs
+	rm -rf $(VENV) data/sav data/folder data/mevis data/gcg data/model shards/sav shards/folder shards/mevis shards/gcg-grandf runs

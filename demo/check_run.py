@@ -1,4 +1,6 @@
-"""Fail unless a run learnt the dual loop: its held-out masks beat every constant, its captions carry information.
+"""Fail unless a run learnt the dual loop and the conversations about pictures, videos and captions with masks.
+
+Its held-out masks beat every constant, its captions carry information, and it knows how the conversations go on.
 
 python demo/check_run.py runs/demo
 """
@@ -10,13 +12,18 @@ import re
 import sys
 from pathlib import Path
 
-from constants import constants
+from constants import constants, conversation_constants
 
 from trainer.config import load_config
 
+LEAST_LEARNT = 0.5
+"""Share of the first cross-entropy of the answers below which the last one must be."""
+KINDS = {"referring": "video_iou", "grounded_caption": "iou"}
+"""Kinds of conversations that must be among the held-out ones, and the value that is printed of each."""
+
 
 def main(folder: Path) -> None:
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").split("\n") if line]
+    records = read_records(folder)
     losses = [record["held_out/dual/mask_loss"] for record in records if "held_out/dual/mask_loss" in record]
     print(f"held-out mask loss (BCE + Dice): {losses[0]:.3f} before training, {losses[-1]:.3f} after")
     judged = [record for record in records if "held_out/dual/iou" in record][-1]
@@ -27,17 +34,43 @@ def main(folder: Path) -> None:
     tried = constants(load_config([str(folder / "config.yaml")]))
     for name, values in tried.items():
         print(f"  {name} {values['iou']:.3f}, {values['dice']:.3f}")
-    print(f"text -> mask on pictures that were held out: IoU {judged['held_out/segment/iou']:.3f}")
     # The mean mask's level is chosen on the held-out pairs themselves: no constant reaches more.
     best = max(tried, key=lambda name: tried[name]["iou"])
     if not iou > (least := tried[best]["iou"]):
         sys.exit(f"error: {folder}: no better than {best}: IoU {iou:.3f}; wanted above {least:.3f}")
     if not gap > 0:
         sys.exit(f"error: {folder}: captions carry nothing: the swap gap is {gap:.3f}; wanted above 0")
+    check_conversations(folder, records)
     page = (folder / "report.html").read_text("utf-8")
     if re.search(r"""(?:src|href)\s*=\s*["'](?!data:|#)""", page):
         sys.exit(f"error: {folder / 'report.html'}: it refers to another file or to the network")
     print(f"report: {(folder / 'report.html').resolve()}")
+
+
+def read_records(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").split("\n") if line]
+
+
+def check_conversations(folder: Path, records: list[dict[str, float]]) -> None:
+    """Print what the conversations have learnt; end the program where that is nothing."""
+    first, *_, last = [record for record in records if "held_out/converse/lang" in record]
+    before = first["held_out/converse/lang"]
+    after = last["held_out/converse/lang"]
+    print(f"conversations that were held out: cross-entropy of answers {before:.2f} before training, {after:.2f} after")
+    tried = conversation_constants(load_config([str(folder / "config.yaml")]))
+    for kind, name in KINDS.items():
+        iou = last.get(f"held_out/converse/{kind}/iou", 0.0)
+        value = last.get(f"held_out/converse/{kind}/{name}", 0.0)
+        print(f"  {kind}: IoU of masks {iou:.3f}, of the best constant {tried[kind]:.3f}; {name} {value:.3f}")
+        if not iou > tried[kind]:
+            sys.exit(f"error: {folder}: {kind}: no better than a constant mask")
+        if not value > 0:
+            sys.exit(f"error: {folder}: {kind}: no {name}: none was held out, or nothing was found")
+    if not after < LEAST_LEARNT * before:
+        wanted = f"wanted less than {LEAST_LEARNT:g} of it"
+        sys.exit(
+            f"error: {folder}: conversations are not learnt: cross-entropy {before:.2f}, then {after:.2f}; {wanted}"
+        )
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ python demo/constants.py runs/demo
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor
 
 from trainer.config import Config, load_config
-from trainer.data.batch import required
+from trainer.data.batch import ConversationBatch, required
 from trainer.data.loader import Loader, LoaderOptions
+from trainer.loader_options import judging_options, prompts_of, training_options
 from trainer.objectives import load_objective
 from trainer.objectives.losses import regular_points, truth_at
 from trainer.objectives.metrics import mask_metrics
@@ -24,13 +26,31 @@ _LEVELS = 50  # tried for the mean mask
 
 
 def constants(config: Config) -> dict[str, dict[str, float]]:
-    """`iou` and `dice` of each constant mask, means over the objects that the run's evaluation takes.
+    """`iou` and `dice` of each constant mask, means over the objects that the run's evaluation of dual takes."""
+    return best_constants(_masks(config, "train"), _masks(config, "holdout"))
+
+
+def conversation_constants(config: Config) -> dict[str, float]:
+    """IoU of the best constant mask by kind of conversation, means over the masks of the run's evaluation of converse.
+
+    A mask that is empty, because its frame does not show the object, is not counted, as in the evaluation.
+    """
+    train = _conversation_masks(config, training_options)
+    wanted = _conversation_masks(config, judging_options)
+    found = {}
+    for kind, masks in wanted.items():
+        tried = best_constants(train[kind], masks)
+        found[kind] = max(values["iou"] for values in tried.values())
+    return found
+
+
+def best_constants(trained: Tensor, wanted: Tensor) -> dict[str, dict[str, float]]:
+    """`iou` and `dice` of each constant mask for `wanted`; both (N, 1024, 1024).
 
     The mean mask is that of the training objects, above the level at which its IoU is best on the held-out objects
     themselves: no level does better, so none flatters the model.
     """
-    wanted = _masks(config, "holdout")
-    mean = _at(_masks(config, "train")).float().mean(0)
+    mean = _at(trained).float().mean(0)
     tried = {level: _scores(mean * _LEVELS - level, wanted) for level in range(_LEVELS)}
     level = max(tried, key=lambda level: tried[level]["iou"])
     return {
@@ -67,6 +87,19 @@ def _masks(config: Config, part: Literal["train", "holdout"]) -> Tensor:
     )
     batches = Loader(config.data.shards, options).epoch(0)
     return torch.cat([required(batch.frames[frame - 1].masks).clone() for batch in batches])
+
+
+def _conversation_masks(config: Config, options: Callable[..., LoaderOptions]) -> dict[str, Tensor]:
+    """The masks of the conversations of an epoch by kind, (N, 1024, 1024) each, without empty ones."""
+    chosen = options(config, "converse", prompts_of(config), batch_size=1, accumulation=1)
+    found: dict[str, list[Tensor]] = {}
+    for batch in Loader(config.data.shards, chosen).epoch(0):
+        assert isinstance(batch, ConversationBatch)
+        if batch.masks is not None:
+            masks = batch.masks.clone()
+            # A row of a sample is of the kind of the others.
+            found.setdefault(batch.conversations[0].kind, []).append(masks[masks.flatten(1).any(1)])
+    return {kind: torch.cat(masks) for kind, masks in found.items()}
 
 
 if __name__ == "__main__":

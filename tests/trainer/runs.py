@@ -25,6 +25,20 @@ SMALL = [
     *("lora.r=4", "lora.alpha=8", "lora.dropout=0", "lr=1e-3", "data.threads=1"),
 ]
 
+TALKS = ("refcoco", "ref-youtube-vos", "gcg-grandf", "osprey-description", "llava", "videoqa")
+"""Of `mix_sets`: pictures, videos, captions, regions, and texts alone."""
+
+
+def talk_arguments(mix_sets: Path) -> list[str]:
+    """Arguments of a run of 4 steps of 2 samples, more than an epoch, on conversations of all kinds."""
+    shards = ", ".join(str(mix_sets / name) for name in TALKS)
+    return [
+        *("objective=converse", f"data.shards=[{shards}]", "data.sources={llava: 0.5, gcg-grandf: 2}", "steps=4"),
+        *("data.frames=2", "data.objects_per_sample=2", "data.group_by_length=true", "data.holdout=0", *SMALL),
+        *("conversation={with_replacement: true, negatives: 0.5}", "loss_means=sa2va", "lora.dropout=0.2"),
+    ]
+
+
 STATE_OF_THE_RUN = ("trained.safetensors", "teacher.safetensors", "optimizer.safetensors", "rng.json")
 
 

@@ -31,6 +31,7 @@ from tests.trainer.runs import (
     fork_run,
     losses,
     records,
+    talk_arguments,
     train,
     wait_for,
 )
@@ -168,6 +169,24 @@ def test_two_preempted_processes_resume_as_one(two_processes: Path, tmp_path: Pa
         assert one == pytest.approx(two, rel=1e-4)
     states = [json.loads((run / "checkpoint" / "state.json").read_text()) for run in (out, two_processes)]
     assert states[0]["position"] == states[1]["position"] == {"dual": {"epoch": 1, "samples": 4}}
+
+
+def test_conversations_of_two_preempted_processes_go_on_in_one(mix_sets: Path, tmp_path: Path):
+    """Each process has one sample a step: a picture, a video or a text alone. One process alone takes the same samples
+    in the same steps, and its losses are theirs."""
+    command = [*talk_arguments(mix_sets), "lora.dropout=0", "accumulation=1"]
+    main([*command, "batch_size=2", f"output_dir={tmp_path / 'one'}"])
+    out = tmp_path / "run"
+    run = fork_run([*command, "batch_size=1", f"output_dir={out}"], tmp_path / "said", processes=2)
+    wait_for(lambda: losses(out), run)
+    run.processes[1].terminate()
+    assert run.wait() == [128 + signal.SIGTERM] * 2, (tmp_path / "said").read_text()[-3000:]
+    assert 0 < len(losses(out)) < 4
+    main([*command, "batch_size=2", f"output_dir={out}"])
+    for one, two in zip(losses(out), losses(tmp_path / "one"), strict=True):
+        assert one == pytest.approx(two, rel=1e-4)
+    states = [json.loads((run / "checkpoint" / "state.json").read_text()) for run in (out, tmp_path / "one")]
+    assert states[0]["position"] == states[1]["position"]
 
 
 def test_two_processes_with_sharded_parameters(two_processes: Path, tmp_path: Path):

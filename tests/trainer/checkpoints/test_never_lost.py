@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from shards.errors import UserError
 from tests.conftest import files_of
-from tests.trainer.runs import SMALL, assert_same, fork_run, losses, records, wait_for
+from tests.trainer.runs import SMALL, assert_same, fork_run, losses, records, talk_arguments, wait_for
 from trainer.checkpoints.preemption import SIGNALS
 from trainer.checkpoints.run_folder import RunFolder
 from trainer.data.stream import Stream
@@ -109,6 +109,27 @@ def test_a_signal_saves_a_checkpoint_and_ends_the_run(
     assert_same(tmp_path, undisturbed)
     assert recorded_steps(tmp_path) == recorded_steps(undisturbed)
     assert (tmp_path / "report.html").exists()
+
+
+def test_conversations_go_on_bit_for_bit(mix_sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Stopped by SIGTERM in step 2 of 4, within an epoch, with samples grouped by length and a fraction of a source."""
+    arguments = [*talk_arguments(mix_sets), "batch_size=1", "accumulation=2"]
+    main([*arguments, f"output_dir={tmp_path / 'undisturbed'}"])
+    original = Stream.step
+    taken = []
+
+    def step(stream: Stream):
+        taken.append(stream)
+        if len(taken) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(stream)
+
+    monkeypatch.setattr(Stream, "step", step)
+    with pytest.raises(SystemExit):
+        main([*arguments, f"output_dir={tmp_path / 'run'}"])
+    assert len(losses(tmp_path / "run")) == 2
+    main([*arguments, f"output_dir={tmp_path / 'run'}"])
+    assert_same(tmp_path / "run", tmp_path / "undisturbed")
 
 
 def test_a_finished_run_is_reported_and_left_alone(arguments: list[str], undisturbed: Path, capsys):
