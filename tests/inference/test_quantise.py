@@ -109,6 +109,8 @@ def test_sizes_are_those_of_the_files(tmp_path, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_round_trip_is_bit_equal(tmp_path, dtype):
     model = make(dtype)
+    if dtype == torch.bfloat16:  # one of two mask decoders
+        model.grounding_encoder.add_original_decoder().iou_token.weight.data += 1
     quantise_language_model(model)
     save_quantised(model, tmp_path / "int8", card="card")
     with safe_open(tmp_path / "int8" / "model.safetensors", "pt") as file:
