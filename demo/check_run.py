@@ -1,6 +1,7 @@
 """Fail unless a run learnt the dual loop and the conversations about pictures, videos and captions with masks.
 
-Its held-out masks beat every constant, its captions carry information, and it knows how the conversations go on.
+The masks of the dual loop beat every constant and its captions carry information; the answers of the conversations are
+learnt, the masks of expressions beat all foreground, and those of captions have grown.
 
 python demo/check_run.py runs/demo
 """
@@ -18,6 +19,8 @@ from trainer.config import load_config
 
 LEAST_LEARNT = 0.5
 """Share of the first cross-entropy of the answers below which the last one must be."""
+LEAST_GROWTH = 2.0
+"""Times the IoU before training above which that of captions' phrases must be."""
 KINDS = {"referring": "video_iou", "grounded_caption": "iou"}
 """Kinds of conversations that must be among the held-out ones, and the value that is printed of each."""
 
@@ -57,15 +60,19 @@ def check_conversations(folder: Path, records: list[dict[str, float]]) -> None:
     before = first["held_out/converse/lang"]
     after = last["held_out/converse/lang"]
     print(f"conversations that were held out: cross-entropy of answers {before:.2f} before training, {after:.2f} after")
-    tried = conversation_constants(load_config([str(folder / "config.yaml")]))
+    whole = conversation_constants(load_config([str(folder / "config.yaml")]))
+    iou = {kind: [record.get(f"held_out/converse/{kind}/iou", 0.0) for record in (first, last)] for kind in KINDS}
     for kind, name in KINDS.items():
-        iou = last.get(f"held_out/converse/{kind}/iou", 0.0)
         value = last.get(f"held_out/converse/{kind}/{name}", 0.0)
-        print(f"  {kind}: IoU of masks {iou:.3f}, of the best constant {tried[kind]:.3f}; {name} {value:.3f}")
-        if not iou > tried[kind]:
-            sys.exit(f"error: {folder}: {kind}: no better than a constant mask")
+        grown = f"IoU {iou[kind][0]:.3f}, then {iou[kind][1]:.3f}"
+        print(f"  {kind}: {grown}; all foreground {whole[kind]:.3f}; {name} {value:.3f}")
         if not value > 0:
             sys.exit(f"error: {folder}: {kind}: no {name}: none was held out, or nothing was found")
+    # The words are known from the first training, whose masks must not be lost; that a phrase has a mask is new.
+    if not iou["referring"][1] > whole["referring"]:
+        sys.exit(f"error: {folder}: referring: no better than all foreground")
+    if not iou["grounded_caption"][1] > LEAST_GROWTH * iou["grounded_caption"][0]:
+        sys.exit(f"error: {folder}: grounded_caption: IoU not above {LEAST_GROWTH:g} times that before training")
     if not after < LEAST_LEARNT * before:
         wanted = f"wanted less than {LEAST_LEARNT:g} of it"
         sys.exit(

@@ -6,7 +6,6 @@ python demo/constants.py runs/demo
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +15,7 @@ from torch import Tensor
 from trainer.config import Config, load_config
 from trainer.data.batch import ConversationBatch, required
 from trainer.data.loader import Loader, LoaderOptions
-from trainer.loader_options import judging_options, prompts_of, training_options
+from trainer.loader_options import judging_options, prompts_of
 from trainer.objectives import load_objective
 from trainer.objectives.losses import regular_points, truth_at
 from trainer.objectives.metrics import mask_metrics
@@ -31,17 +30,19 @@ def constants(config: Config) -> dict[str, dict[str, float]]:
 
 
 def conversation_constants(config: Config) -> dict[str, float]:
-    """IoU of the best constant mask by kind of conversation, means over the masks of the run's evaluation of converse.
+    """IoU of an all-foreground mask by kind of conversation, means over the masks of the run's evaluation of converse.
 
     A mask that is empty, because its frame does not show the object, is not counted, as in the evaluation.
     """
-    train = _conversation_masks(config, training_options)
-    wanted = _conversation_masks(config, judging_options)
-    found = {}
-    for kind, masks in wanted.items():
-        tried = best_constants(train[kind], masks)
-        found[kind] = max(values["iou"] for values in tried.values())
-    return found
+    chosen = judging_options(config, "converse", prompts_of(config), batch_size=1)
+    found: dict[str, list[Tensor]] = {}
+    for batch in Loader(config.data.shards, chosen).epoch(0):
+        assert isinstance(batch, ConversationBatch)
+        if batch.masks is not None:  # all rows of a sample are of one kind
+            masks = batch.masks[batch.masks.flatten(1).any(1)]
+            found.setdefault(batch.conversations[0].kind, []).append(masks)
+    whole = torch.ones(_SIDE * _SIDE)
+    return {kind: _scores(whole, torch.cat(masks))["iou"] for kind, masks in found.items()}
 
 
 def best_constants(trained: Tensor, wanted: Tensor) -> dict[str, dict[str, float]]:
@@ -87,19 +88,6 @@ def _masks(config: Config, part: Literal["train", "holdout"]) -> Tensor:
     )
     batches = Loader(config.data.shards, options).epoch(0)
     return torch.cat([required(batch.frames[frame - 1].masks).clone() for batch in batches])
-
-
-def _conversation_masks(config: Config, options: Callable[..., LoaderOptions]) -> dict[str, Tensor]:
-    """The masks of the conversations of an epoch by kind, (N, 1024, 1024) each, without empty ones."""
-    chosen = options(config, "converse", prompts_of(config), batch_size=1, accumulation=1)
-    found: dict[str, list[Tensor]] = {}
-    for batch in Loader(config.data.shards, chosen).epoch(0):
-        assert isinstance(batch, ConversationBatch)
-        if batch.masks is not None:
-            masks = batch.masks.clone()
-            # A row of a sample is of the kind of the others.
-            found.setdefault(batch.conversations[0].kind, []).append(masks[masks.flatten(1).any(1)])
-    return {kind: torch.cat(masks) for kind, masks in found.items()}
 
 
 if __name__ == "__main__":
