@@ -266,7 +266,8 @@ def test_eviction_never_breaks_a_reader_in_another_process(server, small_set, tm
         most = max(most, used(tmp_path))
         time.sleep(0.005)
     outputs = [process.communicate()[0].splitlines() for process in readers]  # also of many attempts
-    assert [lines[-1] for lines in outputs] == ["equal"] * 2
+    # A connection that a fault broke may be reported by aiohttp when the process ends, after the last line.
+    assert all("equal" in lines for lines in outputs) and not any(process.returncode for process in readers)
     assert limit / 2 < most <= limit
     assert sum(server.gets.values()) > 30  # it was evicted and fetched again
 
