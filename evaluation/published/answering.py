@@ -1,8 +1,8 @@
 """Answer the items of a benchmark with a model, in any number of processes; each item once, after any kill.
 
-Pictures are put into groups: of one number of tiles, with a batch of items or more. A process claims a group, answers
-all of its items, and appends the answers that the file does not hold yet. So answers do not depend on which process
-gave them, nor on what was answered before a kill.
+Pictures are put into groups: of one number of tiles, with a batch of items or more; a video is a group by itself. A
+process claims a group, answers its items, and appends the answers that the file does not hold yet. So answers do not
+depend on which process gave them, nor on what was answered before a kill.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from tqdm import tqdm
 
-from evaluation.published.datasets import AskedPicture, OpenBenchmark, Truth
-from evaluation.published.predictions import FILE, RUN, Claims, Prediction, PredictionFile, encode
+from evaluation.published.datasets import Asked, OpenBenchmark
+from evaluation.published.predictions import FILE, RUN, Claims, PredictionFile
 from inference import tiles
 from inference.pictures import write_json
 from inference.predictor import Predictor
 from shards.errors import BadInput, UserError
 from shards.strict_json import parse_json
-from trainer.model.prompts import IMAGE
 
 _CLAIMS = ".claims"
 _PAUSE = 0.5  # seconds between looks at groups that other processes answer
@@ -41,7 +40,7 @@ class Work:
     """Items that this process answered."""
     seconds: float
     unread: Mapping[str, BadInput]
-    """Path of each picture that could not be read, with the reason."""
+    """Path of each picture or video that could not be read, with the reason."""
     peak_memory: int
     """Bytes: of the GPU if the model is on one, else of the process."""
 
@@ -68,7 +67,9 @@ def answer(
     Raises:
         UserError: the folder holds answers of another model or of other settings.
     """
-    groups = make_groups(opened.pictures, batch_size, most_tiles)
+    groups: list[tuple[Asked, ...]] = [(one,) for one in opened.asked]
+    if opened.benchmark.batched:
+        groups = make_groups(opened.asked, batch_size, most_tiles)
     file = PredictionFile(folder / FILE)
     claims = Claims(folder / _CLAIMS)
     started = time.monotonic()
@@ -98,16 +99,16 @@ def answer(
     return Work(work.answered, time.monotonic() - started, work.unread, _peak_memory(work.device))
 
 
-def make_groups(pictures: Sequence[AskedPicture], batch_size: int, most_tiles: int) -> list[tuple[AskedPicture, ...]]:
+def make_groups(pictures: Sequence[Asked], batch_size: int, most_tiles: int) -> list[tuple[Asked, ...]]:
     """Return the pictures in groups of one number of tiles, each but the last of a number with a batch of items."""
-    of_count: dict[int, list[AskedPicture]] = {}
+    of_count: dict[int, list[Asked]] = {}
     for picture in pictures:
         height, width = picture.size or (1, 1)
         columns, rows = tiles.grid(width, height, most_tiles)
         of_count.setdefault(columns * rows, []).append(picture)
     groups = []
     for count in sorted(of_count):
-        group: list[AskedPicture] = []
+        group: list[Asked] = []
         for picture in of_count[count]:
             group.append(picture)
             if sum(len(one.items) for one in group) >= batch_size:
@@ -141,16 +142,16 @@ class _Worker:
         self._batch_size = batch_size
         self._predictor: Predictor | None = None
 
-    def missing(self, group: Sequence[AskedPicture]) -> list[AskedPicture]:
-        """Return the pictures of a group that can be read and have an item without an answer."""
+    def missing(self, group: Sequence[Asked]) -> list[Asked]:
+        """Return the pictures or videos of a group that can be read and have an item without an answer."""
         readable = [picture for picture in group if picture.path not in self.unread]
         return [one for one in readable if any(item.id not in self._file.answered for item in one.items)]
 
-    def answer(self, group: Sequence[AskedPicture]) -> None:
+    def answer(self, group: Sequence[Asked]) -> None:
         """Answer a group, unless all of it is answered; append what is new."""
         if not self.missing(group):
             return
-        truths: list[tuple[AskedPicture, Truth]] = []
+        truths: list[tuple[Asked, Any]] = []
         for picture in group:
             try:
                 truths.append((picture, self._opened.read(picture)))
@@ -165,19 +166,12 @@ class _Worker:
             check_settings(self._folder, known)
             if not (self._folder / RUN).exists():
                 write_json(self._folder / RUN, known)
-        asked = [(picture, truth.picture, item) for picture, truth in truths for item in picture.items]
-        answers = self._predictor.segment(
-            [pixels for _, pixels, _ in asked],
-            [item.question for _, _, item in asked],
-            [picture.path for picture, _, _ in asked],
-            batch_size=self._batch_size,
-        )
         before = len(self._file.answered)
-        made = []
-        for (_, _, item), found in zip(asked, answers, strict=True):
-            question = item.question.replace(IMAGE, "").strip()
-            made.append(Prediction(item.id, question, found.text, tuple(map(encode, found.masks))))
-        self._file.append(made)
+        try:
+            for made in self._opened.benchmark.answer(self._predictor, truths, self._batch_size, self._file.answered):
+                self._file.append(made)
+        except BadInput as error:  # a frame of a video that cannot be decoded
+            self.unread.update((asked.path, error) for asked, _ in truths)
         self.answered += len(self._file.answered) - before
 
 
@@ -232,7 +226,7 @@ def _plain(tensor: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _known(opened: OpenBenchmark, file: PredictionFile) -> int:
-    return sum(item.id in file.answered for picture in opened.pictures for item in picture.items)
+    return sum(item.id in file.answered for asked in opened.asked for item in asked.items)
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from evaluation.published.datasets import OpenBenchmark, opened
-from evaluation.published.datasets.referring import BENCHMARKS
-from evaluation.published.measures import Measure, referring_measures, value_of, values_of
+from evaluation.published.datasets.named import BENCHMARKS
+from evaluation.published.measures import Measure, value_of, values_of
 from evaluation.published.predictions import read_predictions
 from evaluation.published.report import SHOWN, Answered, Section, write_page
 from evaluation.published.run import RESULTS
-from evaluation.published.scoring import Scored, percent, score
+from evaluation.published.scoring import percent, score
 from inference.pictures import write_json
 from shards.errors import UserError
 from shards.output_folder import make_output_folder
@@ -117,7 +117,7 @@ def compare(
         raise UserError("which benchmark", where=str(first), met=name, wanted=" or ".join(BENCHMARKS), do=do)
     with opened(BENCHMARKS[name], Path(place), split) as found:
         answered = [_answered(label, file, found) for label, file in (("A", first), ("B", second))]
-        answered, notes = _common(answered, found)
+        answered, notes = _common(answered)
         measures = [one.scored.measures for one in answered]
         compared = bootstrap(measures[0], measures[1], draws, seed)
         title = f"{name}, {split}: A = {first}, B = {second}"
@@ -154,7 +154,7 @@ def _answered(label: str, file: Path, found: OpenBenchmark) -> Answered:
     return Answered(label, predictions.of_item, score(found, predictions, str(file)), str(file))
 
 
-def _common(answered: list[Answered], found: OpenBenchmark) -> tuple[list[Answered], list[str]]:
+def _common(answered: list[Answered]) -> tuple[list[Answered], list[str]]:
     """Restrict both to the items that both answer; return them with notes on what was left out."""
     ids = [[item.id for _, item in one.scored.items] for one in answered]
     both = set(ids[0]) & set(ids[1])
@@ -165,18 +165,13 @@ def _common(answered: list[Answered], found: OpenBenchmark) -> tuple[list[Answer
         for one, own in zip(answered, ids, strict=True)
         if len(own) > len(both)
     ]
-    restricted = []
-    for one, own in zip(answered, ids, strict=True):
-        kept = np.array([item in both for item in own])
-        counts = one.scored.counts[kept]
-        items = tuple(pair for pair, keep in zip(one.scored.items, kept, strict=True) if keep)
-        measures = referring_measures(counts, found.benchmark.no_target)
-        restricted.append(replace(one, scored=Scored(items, counts, one.scored.left_out, measures)))
-    return restricted, notes
+    kept = [np.array([item in both for item in own]) for own in ids]
+    pairs = zip(answered, kept, strict=True)
+    return [replace(one, scored=one.scored.among(keep)) for one, keep in pairs], notes
 
 
 def _most_changed(answered: list[Answered]) -> list[Section]:
-    change = answered[1].scored.ious - answered[0].scored.ious
+    change = answered[1].scored.quality - answered[0].scored.quality
     order = np.argsort(-change, kind="stable")
     better = [int(place) for place in order[:SHOWN] if change[place] > 0]
     worse = [int(place) for place in order[::-1][:SHOWN] if change[place] < 0]

@@ -42,7 +42,7 @@ class Prediction:
     """As it was asked, without the picture's mark."""
     answer: str
     masks: tuple[Mapping[str, Any], ...]
-    """COCO's compressed run lengths at the picture's own size, one for each `[SEG]`."""
+    """COCO's compressed run lengths at the picture's own size, one for each `[SEG]`; of a video, one for each frame."""
     numbers: Mapping[str, float] = field(default_factory=dict)
 
     def decoded(self, height: int, width: int) -> Bool:
@@ -59,6 +59,11 @@ class Prediction:
         values = {"item": self.item, "question": self.question, "answer": self.answer, "masks": [*self.masks]}
         more = {"numbers": dict(self.numbers)} if self.numbers else {}
         return json.dumps(values | more, allow_nan=False).encode("ascii") + b"\n"  # an answer may hold anything
+
+
+def question_of(text: str) -> str:
+    """Return a question without the picture's mark, as predictions hold it."""
+    return text.replace("<image>", "").strip()
 
 
 def encode(mask: Bool) -> dict[str, Any]:
@@ -272,6 +277,29 @@ def union_of(prediction: Prediction | None, height: int, width: int, where: str)
     try:
         return np.asarray(prediction.decoded(height, width).any(axis=0))
     except BadInput as error:
-        raise UserError(
-            error.what, where=f"{where}, item {prediction.item}", met=error.met, wanted=error.wanted
-        ) from None
+        raise _unfit(error, prediction, where) from None
+
+
+def frame_of(prediction: Prediction, number: int, frames: int, height: int, width: int, where: str) -> Bool:
+    """Return the mask of a frame of a video, (height, width); empty where the answer has no masks.
+
+    Args:
+        number: of the frame, from 0.
+        frames: number of frames of the video.
+
+    Raises:
+        UserError: not one mask for each frame, or a mask that is broken or of another size; it names the item.
+    """
+    if not prediction.masks:
+        return np.zeros((height, width), np.bool_)
+    if len(prediction.masks) != frames:
+        met, wanted = f"{len(prediction.masks)} masks", f"{frames}, one for each frame, or none"
+        raise UserError("masks do not fit the frames", where=f"{where}, item {prediction.item}", met=met, wanted=wanted)
+    try:
+        return from_coco(dict(prediction.masks[number]), height, width)
+    except BadInput as error:
+        raise _unfit(error, prediction, where) from None
+
+
+def _unfit(error: BadInput, prediction: Prediction, where: str) -> UserError:
+    return UserError(error.what, where=f"{where}, item {prediction.item}", met=error.met, wanted=error.wanted)

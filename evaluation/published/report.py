@@ -1,4 +1,5 @@
-"""Pages of a benchmark: items to look at, each with its picture and what the answers cover of the truth.
+"""Pages of a benchmark: items to look at, each with its picture or frames and what the answers cover of the
+truth.
 
 A page is one file that opens offline: the pictures are in it.
 """
@@ -17,12 +18,12 @@ from jinja2 import Environment
 from numpy.typing import NDArray
 from PIL import Image
 
-from evaluation.published.datasets import OpenBenchmark
-from evaluation.published.predictions import Prediction, union_of
+from evaluation.published.datasets import OpenBenchmark, View
+from evaluation.published.predictions import Prediction
 from evaluation.published.scoring import Scored, percent
 from inference.pictures import write_file
-from pipeline.cropped import Bool
 from pipeline.resize import UInt8
+from shards.errors import BadInput
 from shards.preview import tint
 
 SHOWN = 8
@@ -78,9 +79,9 @@ class Answered:
 
 
 def worst_best_random(scored: Scored, number: int = SHOWN) -> list[Section]:
-    """Return the items of the lowest and the highest IoU, of equal ones the largest first, and some at random."""
-    order = np.lexsort((-scored.counts[:, 1], scored.ious))
-    best = np.lexsort((-scored.counts[:, 1], -scored.ious))
+    """Return the items of the lowest and the highest quality, of equal ones the largest first, and some at random."""
+    order = np.lexsort((-scored.weight, scored.quality))
+    best = np.lexsort((-scored.weight, -scored.quality))
     drawn = np.random.default_rng(0).permutation(len(order))
     return [
         Section("Worst", order[:number].tolist()),
@@ -115,22 +116,26 @@ def write_page(
 
 def _item(opened: OpenBenchmark, answers: Sequence[Answered], place: int) -> dict[str, Any]:
     asked, item = answers[0].scored.items[place]
-    truth = opened.read(asked)
-    height, width = truth.picture.shape[:2]
-    panels = [("picture", _jpeg(truth.picture))]
-    texts = []
-    for one in answers:
-        prediction = one.of_item[item.id]
-        mask = union_of(prediction, height, width, one.where)
-        label = f"{one.label} IoU {percent(one.scored.ious[place])}".strip()
-        panels.append((label, _jpeg(_painted(truth.picture, mask, truth.masks[item.id], truth.ignored))))
-        texts.append(f"{one.label} {prediction.answer}".strip())
-    return {"id": item.id, "path": asked.path, "phrase": item.phrase, "panels": panels, "texts": texts}
+    named = {"id": item.id, "path": asked.path, "phrase": item.phrase}
+    texts = [f"{one.label} {one.of_item[item.id].answer}".strip() for one in answers]
+    try:
+        truth = opened.read(asked)
+        views = [opened.benchmark.views(truth, item, one.of_item[item.id], one.where) for one in answers]
+    except BadInput as error:  # a frame that measuring did not need to decode
+        return {**named, "panels": [], "texts": [*texts, str(error)]}
+    panels = []
+    for of_answers in zip(*views, strict=True):
+        panels.append((of_answers[0].label, _jpeg(of_answers[0].picture)))
+        for one, view in zip(answers, of_answers, strict=True):
+            quality = f"{opened.benchmark.quality_name} {percent(one.scored.quality[place])}"
+            panels.append((f"{one.label} {quality}".strip(), _jpeg(_painted(view))))
+    return {**named, "panels": panels, "texts": texts}
 
 
-def _painted(picture: UInt8, answer: Bool, truth: Bool, ignored: Bool | None) -> UInt8:
-    counted = np.ones_like(truth) if ignored is None else ~ignored
-    return tint(picture, np.stack([answer & ~truth, truth & ~answer, answer & truth]) & counted, _STRENGTH)
+def _painted(view: View) -> UInt8:
+    counted = np.ones_like(view.truth) if view.ignored is None else ~view.ignored
+    answer, truth = view.answer, view.truth
+    return tint(view.picture, np.stack([answer & ~truth, truth & ~answer, answer & truth]) & counted, _STRENGTH)
 
 
 def _jpeg(pixels: NDArray[np.uint8]) -> str:

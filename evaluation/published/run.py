@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluation.published.datasets import OpenBenchmark, opened
-from evaluation.published.datasets.referring import BENCHMARKS
+from evaluation.published.datasets.named import BENCHMARKS
 from evaluation.published.predictions import FILE, RUN, read_predictions
 from evaluation.published.report import Answered, worst_best_random, write_page
 from evaluation.published.scoring import Scored, counted, notes_of, percent, score, table_of
@@ -186,7 +186,7 @@ def _measure(
     limited = limit is not None and limit < found.items
     scored = score(found.first(limit), predictions, str(where))
     counts = counted(found, scored, predictions)
-    notes = notes_of(counts, limited)
+    notes = notes_of(counts, limited, found.notes)
     if asking is not None and work is not None:
         notes.append(_said(work))
     title = f"{found.benchmark.name}, {found.split}: {asking.model if asking else where}"

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from evaluation.published.datasets import AskedPicture, Item, OpenBenchmark
-from evaluation.published.measures import Measure, count_pixels, ious, referring_measures, value_of
-from evaluation.published.predictions import Predictions, union_of
+from evaluation.published.datasets import Asked, Benchmark, Item, OpenBenchmark
+from evaluation.published.measures import Bool, Float, Measure, value_of
+from evaluation.published.predictions import Predictions
 from shards.errors import BadInput, UserError
 from shards.printable import printable
 from shards.tables import add_row, plain_table, table_text
@@ -22,23 +21,38 @@ from shards.tables import add_row, plain_table, table_text
 class Scored:
     """The items of a benchmark that were measured, with their numbers."""
 
-    items: tuple[tuple[AskedPicture, Item], ...]
+    benchmark: Benchmark
+    items: tuple[tuple[Asked, Item], ...]
     """N items, in the order of the benchmark."""
-    counts: NDArray[np.int64]
-    """(N, 4), from `count_pixels`."""
+    numbers: Float
+    """(N, K), from the benchmark's `score`."""
     left_out: Counter[str]
     """Items that were not measured, by reason."""
-    measures: Mapping[str, Measure]
+
+    @property
+    def measures(self) -> dict[str, Measure]:
+        """The measures by name."""
+        return self.benchmark.measures(self.numbers, np.array([item.kind for _, item in self.items]))
 
     @property
     def values(self) -> dict[str, float]:
-        """The measures by name."""
+        """The values of the measures by name."""
         return {name: value_of(measure) for name, measure in self.measures.items()}
 
     @property
-    def ious(self) -> NDArray[np.float64]:
-        """(N,), see `measures.ious`."""
-        return ious(self.counts)
+    def quality(self) -> Float:
+        """(N,), 0 to 1, by which items are ranked."""
+        return self.benchmark.quality(self.numbers)
+
+    @property
+    def weight(self) -> Float:
+        """(N,), which ranks items of one quality, the largest first."""
+        return self.benchmark.weight(self.numbers)
+
+    def among(self, kept: Bool) -> Scored:
+        """Return the same with only the items that are `kept` (N,)."""
+        items = tuple(pair for pair, keep in zip(self.items, kept, strict=True) if keep)
+        return replace(self, items=items, numbers=self.numbers[kept])
 
 
 UNANSWERED = "without an answer"
@@ -53,53 +67,59 @@ def score(opened: OpenBenchmark, predictions: Predictions, where: str) -> Scored
     Raises:
         UserError: a mask that is broken or of another size than its picture; no item is answered.
     """
-    items = []
-    counts = []
+    items: list[tuple[Asked, Item]] = []
+    numbers = []
     left_out: Counter[str] = Counter()
-    for asked in opened.pictures:
+    benchmark = opened.benchmark
+    for asked in opened.asked:
         answered = [item for item in asked.items if item.id in predictions.of_item]
         if len(answered) < len(asked.items):
             left_out[UNANSWERED] += len(asked.items) - len(answered)
         if not answered:
             continue
         try:
-            truth = opened.read(asked)
+            found = benchmark.score(opened.read(asked), answered, predictions.of_item, where)
         except BadInput as error:
-            left_out[f"of pictures that cannot be read: {error.what}"] += len(answered)
+            left_out[f"of {benchmark.units} that cannot be read: {error.what}"] += len(answered)
             continue
-        height, width = truth.picture.shape[:2]
-        for item in answered:
-            if item.id not in truth.masks:
+        for item, of_item in zip(answered, found, strict=True):
+            if of_item is None:
                 left_out["whose object has no usable mask"] += 1
-                continue
-            found = union_of(predictions.of_item[item.id], height, width, where)
-            items.append((asked, item))
-            counts.append(count_pixels(found, truth.masks[item.id], truth.ignored))
+            else:
+                items.append((asked, item))
+                numbers.append(of_item)
     if not items:
-        met = f"{len(predictions.of_item):,} predictions, none of {opened.benchmark.name} {opened.split}"
+        met = f"{len(predictions.of_item):,} predictions, none of {benchmark.name} {opened.split}"
+        reasons = "; ".join(f"{count:,} {reason}" for reason, count in left_out.items() if reason != UNANSWERED)
+        met = f"left out: {reasons}" if reasons else met
         raise UserError("nothing to measure", where=where, met=met, do="check --on and --split")
-    numbers = np.array(counts, np.int64)
-    return Scored(tuple(items), numbers, left_out, referring_measures(numbers, opened.benchmark.no_target))
+    return Scored(benchmark, tuple(items), np.array(numbers, np.float64), left_out)
 
 
 def counted(opened: OpenBenchmark, scored: Scored, predictions: Predictions) -> dict[str, Any]:
     """Return the counts of items: found, published, measured, and what was left out, by reason."""
-    unread = Counter(f"pictures with {error.what}" for error in opened.unread.values())
-    ids = {item.id for picture in opened.pictures for item in picture.items}
+    unread = Counter(f"{opened.benchmark.units} with {error.what}" for error in opened.unread.values())
+    ids = {item.id for asked in opened.asked for item in asked.items}
     return {
         "items": opened.items,
         "published_items": opened.benchmark.published[opened.split],
         "measured": len(scored.items),
-        "pictures": len(opened.pictures),
+        opened.benchmark.units: len(opened.asked),
         "left_out": dict(scored.left_out + unread),
         "repeated_lines": predictions.repeated,
         "unknown_lines": sum(item not in ids for item in predictions.of_item),
     }
 
 
-def notes_of(counts: Mapping[str, Any], limited: bool = False) -> list[str]:
-    """Return one line for each thing that a reader of the numbers has to know."""
-    notes = []
+def notes_of(counts: Mapping[str, Any], limited: bool = False, found: Sequence[str] = ()) -> list[str]:
+    """Return one line for each thing that a reader of the numbers has to know.
+
+    Args:
+        counts: from `counted`.
+        limited: whether only the first items were asked.
+        found: notes of the data.
+    """
+    notes = [*found]
     published = counts["published_items"]
     if limited:
         notes.append("only the first items were asked: these numbers stand beside no published ones")

@@ -1,4 +1,4 @@
-"""The datasets of benchmarks: what is asked about each picture, and the truth at the picture's own size.
+"""The datasets of benchmarks: what is asked about each picture or video, and the truth at its own size.
 
 They are read with the sources of `pipeline/`, as for training.
 """
@@ -9,18 +9,22 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evaluation.published.measures import Float, Int, Measure
+from evaluation.published.predictions import Prediction
 from pipeline.cropped import Bool
-from pipeline.raw import RawSample
 from pipeline.records import Records, RecordsWriter
 from pipeline.resize import UInt8
-from pipeline.sources import choices_of, source_named
+from pipeline.sources import Source, choices_of, source_named
 from shards.errors import BadInput, UserError
+
+if TYPE_CHECKING:
+    from inference.predictor import Predictor
 
 
 @dataclass(frozen=True)
@@ -32,35 +36,41 @@ class Item:
     phrase: str
     """The text of the dataset that the question is made of."""
     question: str
-    """With `<image>`, which the picture replaces."""
+    """With `<image>`, which the picture or the frames replace."""
     objects: tuple[str, ...] = ()
     """Ids of the objects whose union is the true answer; () for an expression of no object."""
+    kind: int = 0
+    """Part of the dataset that the item belongs to, where measures differ by it."""
 
 
 @dataclass(frozen=True)
-class AskedPicture:
-    """A picture with its items."""
+class Asked:
+    """A picture or a video with its items."""
 
     path: str
     """Relative to the root."""
     items: tuple[Item, ...]
     size: tuple[int, int] | None = None
-    """(H, W), where the annotations say it."""
+    """(H, W) of a picture, where the annotations say it."""
 
 
 @dataclass(frozen=True)
-class Truth:
-    """A decoded picture (H, W, 3) uint8 with the true answers to its items."""
+class View:
+    """A picture, or a frame of a video, with what an answer covers of the truth."""
 
+    label: str
     picture: UInt8
-    masks: Mapping[str, Bool]
-    """(H, W) of each item by its id, without those that cannot be measured."""
+    """(H, W, 3)."""
+    answer: Bool
+    """(H, W)."""
+    truth: Bool
+    """(H, W)."""
     ignored: Bool | None = None
     """(H, W), pixels that count neither for nor against an answer."""
 
 
 class Benchmark(ABC):
-    """A dataset that models are measured on.
+    """A dataset that models are measured on. Each family of datasets has its own type of truth.
 
     Args:
         name: the source's name.
@@ -68,41 +78,92 @@ class Benchmark(ABC):
 
     published: Mapping[str, int | None]
     """Published number of items of each split that may be measured; None where none is known."""
-    no_target: bool = False
-    """Whether some items have no object, so that N-acc and T-acc are measured."""
     questions: Sequence[str]
     """The questions, with {} in place of the phrase."""
+    units = "pictures"
+    """What items are about."""
+    batched = True
+    """Whether the items of several pictures are answered together."""
+    quality_name = "IoU"
+    """Name of the quality by which items are ranked."""
+    folders: Sequence[str] = ()
+    """Folders in which Sa2VA's data holds the dataset, below the root."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
+    @property
+    def source(self) -> Source:
+        """The source that reads the dataset."""
+        return source_named(self.name)
+
+    def find_more(self, root: Path, records: RecordsWriter) -> list[str]:
+        """Attach to the records what the source does not read; return notes for the reader of the numbers."""
+        return []
+
     @abstractmethod
     def items_of(self, root: Path, path: str, parts: Sequence[Any]) -> Iterator[Item]:
-        """Yield the items of a picture.
+        """Yield the items of a picture or a video.
 
         Args:
             parts: what the source attached to the input.
 
         Raises:
-            BadInput: the picture's annotation is broken.
+            BadInput: its annotation is broken.
         """
-
-    def truth(self, sample: RawSample, asked: AskedPicture) -> Truth:
-        """Return the true answers. Items are left out where an object of theirs has no usable mask."""
-        frame = sample.frames[0]
-        masks = {item.id: mask for item, mask in zip(sample.objects, frame.masks, strict=True)}
-        found = {}
-        for item in asked.items:
-            if all(number in masks for number in item.objects):
-                union = np.zeros((frame.picture.height, frame.picture.width), np.bool_)
-                for number in item.objects:
-                    union |= np.asarray(masks[number])
-                found[item.id] = union
-        return Truth(np.asarray(frame.picture), found)
 
     def size_of(self, parts: Sequence[Any]) -> tuple[int, int] | None:
         """Return (H, W) of a picture where the annotations say it."""
         return None
+
+    @abstractmethod
+    def read(self, opened: OpenBenchmark, asked: Asked) -> Any:
+        """Return the truth of a picture or a video; raises `BadInput` where it cannot be read."""
+
+    @abstractmethod
+    def answer(
+        self, predictor: Predictor, asked: Sequence[tuple[Asked, Any]], batch_size: int, known: set[str]
+    ) -> Iterator[list[Prediction]]:
+        """Ask a model about pictures or a video, each with its truth; yield the answers that belong together.
+
+        Args:
+            known: ids of items that are answered. They are asked again only where a batch needs them.
+        """
+
+    @abstractmethod
+    def score(
+        self, truth: Any, items: Sequence[Item], of_item: Mapping[str, Prediction], where: str
+    ) -> list[tuple[float, ...] | None]:
+        """Return the numbers of each item, from which measures are made; None where an object has no usable mask.
+
+        Args:
+            where: the file of predictions, for messages.
+
+        Raises:
+            BadInput: the truth cannot be read.
+            UserError: an answer does not fit its picture or video.
+        """
+
+    @abstractmethod
+    def measures(self, numbers: Float, kinds: Int) -> dict[str, Measure]:
+        """Return the measures of N items.
+
+        Args:
+            numbers: (N, K), from `score`.
+            kinds: (N,), of the items.
+        """
+
+    @abstractmethod
+    def quality(self, numbers: Float) -> Float:
+        """Return the quality of each item, from 0 to 1: (N,)."""
+
+    def weight(self, numbers: Float) -> Float:
+        """Return what ranks items of one quality, the largest first: (N,)."""
+        return np.zeros(len(numbers))
+
+    @abstractmethod
+    def views(self, truth: Any, item: Item, prediction: Prediction, where: str) -> list[View]:
+        """Return what a page shows of an item: its picture, or some frames of its video."""
 
 
 @dataclass(frozen=True)
@@ -112,47 +173,45 @@ class OpenBenchmark:
     benchmark: Benchmark
     root: Path
     split: str
-    pictures: tuple[AskedPicture, ...]
-    """In the order of their paths; each has an item."""
+    asked: tuple[Asked, ...]
+    """Pictures or videos in the order of their paths; each has an item."""
     unread: Mapping[str, BadInput]
-    """Path of each picture whose annotation is broken, with the reason."""
+    """Path of each picture or video whose annotation is broken, with the reason."""
     records: Records
     options: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+    """For the reader of the numbers."""
 
     @property
     def items(self) -> int:
         """Number of items."""
-        return sum(len(picture.items) for picture in self.pictures)
+        return sum(len(asked.items) for asked in self.asked)
 
-    def read(self, asked: AskedPicture) -> Truth:
-        """Decode a picture and the true masks of its items.
+    def read(self, asked: Asked) -> Any:
+        """Return the truth of a picture or a video, as the benchmark's family has it.
 
         Raises:
-            BadInput: the picture cannot be read.
+            BadInput: it cannot be read.
         """
-        source = source_named(self.benchmark.name)
-        parts = self.records.parts(asked.path)
-        return self.benchmark.truth(source.load(self.root, asked.path, self.options, parts), asked)
+        return self.benchmark.read(self, asked)
 
     def first(self, number: int | None) -> OpenBenchmark:
         """Return the benchmark with only its first `number` items; None: all."""
         if number is None:
             return self
-        kept: list[AskedPicture] = []
+        kept: list[Asked] = []
         left = number
-        for picture in self.pictures:
-            items = picture.items[:left]
+        for asked in self.asked:
+            items = asked.items[:left]
             left -= len(items)
             if items:
-                kept.append(AskedPicture(picture.path, items, picture.size))
-        return OpenBenchmark(
-            self.benchmark, self.root, self.split, tuple(kept), self.unread, self.records, self.options
-        )
+                kept.append(replace(asked, items=items))
+        return replace(self, asked=tuple(kept))
 
 
 @contextmanager
 def opened(benchmark: Benchmark, root: Path, split: str) -> Iterator[OpenBenchmark]:
-    """Find the pictures of a split and their items.
+    """Find the pictures or videos of a split and their items.
 
     Args:
         root: the folder that `shard --root` takes; or the one that holds Sa2VA's data, with `ref_seg` in it.
@@ -163,16 +222,16 @@ def opened(benchmark: Benchmark, root: Path, split: str) -> Iterator[OpenBenchma
     if split not in benchmark.published:
         wanted = " or ".join(benchmark.published)
         raise UserError("no such split", where=benchmark.name, met=split, wanted=wanted, do="give --split")
-    nested = root / "ref_seg" / benchmark.name
-    place = nested if nested.is_dir() else root
-    source = source_named(benchmark.name)
+    place = next((root / folder for folder in benchmark.folders if (root / folder).is_dir()), root)
+    source = benchmark.source
     options = choices_of(source, {"split": split})
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         file = Path(folder) / "records.sqlite"
         with RecordsWriter(file) as writer:
             source.find(place, options, writer)
+            notes = benchmark.find_more(place, writer)
         records = Records(file)
-        pictures = []
+        asked = []
         unread = {}
         ids: set[str] = set()
         for found in records.inputs():
@@ -187,7 +246,9 @@ def opened(benchmark: Benchmark, root: Path, split: str) -> Iterator[OpenBenchma
                     raise UserError("an item listed twice", where=benchmark.name, met=f"{item.id} of {found.path}")
                 ids.add(item.id)
             if items:
-                pictures.append(AskedPicture(found.path, items, benchmark.size_of(parts)))
-        if not pictures:
-            raise UserError("nothing is asked", where=str(root), met=f"{len(unread)} pictures that cannot be read")
-        yield OpenBenchmark(benchmark, place, split, tuple(pictures), unread, records, options)
+                asked.append(Asked(found.path, items, benchmark.size_of(parts)))
+        if not asked:
+            raise UserError(
+                "nothing is asked", where=str(root), met=f"{len(unread)} {benchmark.units} that cannot be read"
+            )
+        yield OpenBenchmark(benchmark, place, split, tuple(asked), unread, records, options, tuple(notes))

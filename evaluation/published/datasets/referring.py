@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from pycocotools import mask as coco
 
-from evaluation.published.datasets import AskedPicture, Benchmark, Item, Truth
+from evaluation.published.datasets import Asked, Benchmark, Item, OpenBenchmark, View
+from evaluation.published.measures import Float, Int, Measure, count_pixels, ious, referring_measures
+from evaluation.published.predictions import Prediction, encode, question_of, union_of
+from pipeline.cropped import Bool
 from pipeline.finder import below
 from pipeline.ids import id_of
 from pipeline.raw import RawSample
 from pipeline.refused import raise_refused
 from pipeline.regions import size_of
+from pipeline.resize import UInt8
 from pipeline.sources.reasonseg import read_texts
 from shards.errors import BadInput
+
+if TYPE_CHECKING:
+    from inference.predictor import Predictor
 
 QUESTION = "<image>\n Please segment {} in this image."
 """Sa2VA's `RESDataset`, with the blank after the line end."""
@@ -26,7 +34,85 @@ NAMING_QUESTION = "<image>\n What is {} in this image? Please output segmentatio
 """LISA's evaluation, for a phrase of ReasonSeg."""
 
 
-class Refer(Benchmark):
+@dataclass(frozen=True)
+class Truth:
+    """A decoded picture (H, W, 3) uint8 with the true answers to its items."""
+
+    picture: UInt8
+    masks: Mapping[str, Bool]
+    """(H, W) of each item by its id, without those that cannot be measured."""
+    ignored: Bool | None = None
+    """(H, W), pixels that count neither for nor against an answer."""
+
+
+class Referring(Benchmark):
+    """Texts about pictures, each with one true mask. An item's numbers are those of `count_pixels`."""
+
+    no_target: bool = False
+    """Whether some items have no object, so that N-acc and T-acc are measured."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.folders = (f"ref_seg/{name}",)
+
+    def read(self, opened: OpenBenchmark, asked: Asked) -> Truth:
+        parts = opened.records.parts(asked.path)
+        return self.truth(self.source.load(opened.root, asked.path, opened.options, parts), asked)
+
+    def truth(self, sample: RawSample, asked: Asked) -> Truth:
+        """Return the true answers. Items are left out where an object of theirs has no usable mask."""
+        frame = sample.frames[0]
+        masks = {item.id: mask for item, mask in zip(sample.objects, frame.masks, strict=True)}
+        found = {}
+        for item in asked.items:
+            if all(number in masks for number in item.objects):
+                union = np.zeros((frame.picture.height, frame.picture.width), np.bool_)
+                for number in item.objects:
+                    union |= np.asarray(masks[number])
+                found[item.id] = union
+        return Truth(np.asarray(frame.picture), found)
+
+    def answer(
+        self, predictor: Predictor, asked: Sequence[tuple[Asked, Truth]], batch_size: int, known: set[str]
+    ) -> Iterator[list[Prediction]]:
+        every = [(one, truth, item) for one, truth in asked for item in one.items]
+        answers = predictor.segment(
+            [truth.picture for _, truth, _ in every],
+            [item.question for _, _, item in every],
+            [one.path for one, _, _ in every],
+            batch_size=batch_size,
+        )
+        yield [
+            Prediction(item.id, question_of(item.question), found.text, tuple(map(encode, found.masks)))
+            for (_, _, item), found in zip(every, answers, strict=True)
+        ]
+
+    def score(
+        self, truth: Truth, items: Sequence[Item], of_item: Mapping[str, Prediction], where: str
+    ) -> list[tuple[float, ...] | None]:
+        size = truth.picture.shape[:2]
+        return [
+            count_pixels(union_of(of_item[item.id], *size, where), truth.masks[item.id], truth.ignored)
+            if item.id in truth.masks
+            else None
+            for item in items
+        ]
+
+    def measures(self, numbers: Float, kinds: Int) -> dict[str, Measure]:
+        return referring_measures(numbers.astype(np.int64), self.no_target)
+
+    def quality(self, numbers: Float) -> Float:
+        return ious(numbers.astype(np.int64))
+
+    def weight(self, numbers: Float) -> Float:
+        return numbers[:, 1]
+
+    def views(self, truth: Truth, item: Item, prediction: Prediction, where: str) -> list[View]:
+        answer = union_of(prediction, *truth.picture.shape[:2], where)
+        return [View("picture", truth.picture, answer, truth.masks[item.id], truth.ignored)]
+
+
+class Refer(Referring):
     """Every sentence of every ref, in the form `sent`. An item's id is REF:SENTENCE, with the ids of the file."""
 
     questions = (QUESTION,)
@@ -46,7 +132,7 @@ class Refer(Benchmark):
         return size_of(parts[0])
 
 
-class Grefer(Benchmark):
+class Grefer(Referring):
     """Every sentence of every ref, of one object, of several or of none. Crowds are no part of a union (ReLA)."""
 
     questions = (QUESTION,)
@@ -59,7 +145,7 @@ class Grefer(Benchmark):
             for one in part.get("expressions", ()):
                 yield _item(one["ref_id"], one["id"], one["sent"], tuple(one["objects"]))
 
-    def truth(self, sample: RawSample, asked: AskedPicture) -> Truth:
+    def truth(self, sample: RawSample, asked: Asked) -> Truth:
         crowds = {one.id for one in sample.objects if one.more.get("iscrowd")}
         items = [replace(item, objects=tuple(n for n in item.objects if n not in crowds)) for item in asked.items]
         return super().truth(sample, replace(asked, items=tuple(items)))
@@ -68,7 +154,7 @@ class Grefer(Benchmark):
         return next((size_of(part) for part in parts if "expressions" not in part), None)
 
 
-class ReasonSeg(Benchmark):
+class ReasonSeg(Referring):
     """Every text of every picture, against the union of its targets. An item's id is PATH#NUMBER.
 
     Pixels of shapes labelled "ignore" do not count, as in LISA's evaluation.
@@ -84,7 +170,7 @@ class ReasonSeg(Benchmark):
         for number, text in enumerate(texts, 1):
             yield Item(f"{path}#{number}", text, question.format(text), ("target",))
 
-    def truth(self, sample: RawSample, asked: AskedPicture) -> Truth:
+    def truth(self, sample: RawSample, asked: Asked) -> Truth:
         if not sample.objects:  # a picture without a target: nothing is right
             asked = replace(asked, items=tuple(replace(item, objects=()) for item in asked.items))
         found = super().truth(sample, asked)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from evaluation.published.datasets import opened
-from evaluation.published.datasets.referring import BENCHMARKS
+from evaluation.published.datasets.named import BENCHMARKS
 from evaluation.published.predictions import Prediction, Predictions, encode
 from evaluation.published.run import open_benchmarks
 from evaluation.published.scoring import counted, notes_of, score
@@ -23,7 +23,7 @@ from tests.evaluation.published.conftest import ITEMS, NAME, PHOTOS, SENTENCES, 
 def items_of(root: Path, name: str, split: str = "val"):
     """Return (item, truth of it, ignored pixels) of all items by their ids."""
     with opened(BENCHMARKS[name], root, split) as found:
-        truths = [(picture.items, found.read(picture)) for picture in found.pictures]
+        truths = [(picture.items, found.read(picture)) for picture in found.asked]
     return {item.id: (item, truth.masks.get(item.id), truth.ignored) for items, truth in truths for item in items}
 
 

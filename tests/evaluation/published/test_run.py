@@ -15,7 +15,7 @@ from PIL import Image
 
 import cli
 from evaluation.published.answering import digest_of, make_groups
-from evaluation.published.datasets import AskedPicture, Item
+from evaluation.published.datasets import Asked, Item
 from evaluation.published.predictions import Prediction, encode, read_predictions
 from evaluation.published.run import Asking, benchmark
 from inference.predictor import Predictor
@@ -106,8 +106,8 @@ def test_a_mask_of_another_size_names_its_item(root, tmp_path):
 
 
 def test_groups_have_one_number_of_tiles_and_fill_a_batch():
-    def picture(name: str, count: int, size: tuple[int, int]) -> AskedPicture:
-        return AskedPicture(name, tuple(Item(f"{name}{n}", "", "") for n in range(count)), size)
+    def picture(name: str, count: int, size: tuple[int, int]) -> Asked:
+        return Asked(name, tuple(Item(f"{name}{n}", "", "") for n in range(count)), size)
 
     wide, tall = (300, 900), (900, 300)
     pictures = [picture("a", 2, wide), picture("b", 1, (500, 500)), picture("c", 3, tall), picture("d", 9, tall)]
