@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 from typer import Argument, Option
 
-from commands.options import BatchSize, Device, ModelDtype
+from commands.options import BatchSize, Device, ModelDtype, Propagate, Sam2, VideoFrames
 from commands.output import say
 from shards.extras import extra
 
@@ -18,8 +19,8 @@ def benchmark(
         list[str],
         Option(
             metavar="NAME",
-            help="Benchmark: refcoco, refcoco+, refcocog, grefcoco or reasonseg; give it several times for several. "
-            "all: those whose data is below --root.",
+            help="Benchmark: refcoco, refcoco+, refcocog, grefcoco, reasonseg, mevis, ref-davis, revos or ref-sav. Give "
+            "several, each with --on; or all: those whose data is below --root.",
         ),
     ],
     root: Annotated[Path, Option(help="Folder of the raw data, as shard takes it.")],
@@ -30,7 +31,7 @@ def benchmark(
     from_file: Annotated[
         Path | None, Option("--from", metavar="FILE", help="Measure these predictions instead of a model.")
     ] = None,
-    split: Annotated[str | None, Option(help="Split of the benchmark.  [default: val]")] = None,
+    split: Annotated[str | None, Option(help="Split of the benchmark.  [default: val, valid or valid_u]")] = None,
     out: Annotated[
         Path | None,
         Option(
@@ -45,11 +46,14 @@ def benchmark(
         bool,
         Option("--official-normalisation", help="Round SAM 2's mean and std to bfloat16, as in official code."),
     ] = False,
+    video_frames: VideoFrames = None,
+    propagate: Propagate = None,
+    sam2: Sam2 = None,
     batch_size: BatchSize = 8,
     dtype: ModelDtype = None,
     device: Device = None,
 ) -> None:
-    """Measure a Sa2VA, or the predictions of any program, as papers do: cIoU, gIoU, P@0.5 to P@0.9, N-acc, T-acc.
+    """Measure a Sa2VA, or the predictions of any program, as papers do.
 
     A run that was killed goes on when it is started again. Several processes share the work: accelerate launch
     --num_processes N -m cli benchmark, or the same command several times. docs/BENCHMARKS.md has the details.
@@ -65,6 +69,7 @@ def benchmark(
             start(processes)
             return
         asking = Asking(model, tiles, max_new_tokens, recipe, official_normalisation, dtype, device, batch_size)
+        asking = replace(asking, video_frames=video_frames, propagate=propagate, sam2=sam2)
     folder = out or (Path("runs/benchmark") if from_file is None else from_file.parent)
     for text in run(on, root, folder, split=split, asking=asking, predictions=from_file, limit=limit):
         if is_first_process():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Option
 
-from commands.options import BatchSize, Device, Dtype, Group, ModelDtype
+from commands.options import BatchSize, Device, Dtype, Group, ModelDtype, Propagate, Sam2, VideoFrames
 from commands.output import say
 from shards.extras import extra
 from trainer.objectives import OBJECTIVES
@@ -21,8 +21,6 @@ else:
     Objective = Literal[tuple(OBJECTIVES)]
 
 Form = Literal["sa2va", "onnx", "int8"]
-VideoFrames = Literal["first", "uniform"]
-Propagate = Literal["tuned", "sam2"]
 
 
 @extra("train")
@@ -120,24 +118,9 @@ def predict(
     memory_dtype: Annotated[
         Dtype, Option(help="Dtype of SAM 2's memory of a video's frames; float32 takes twice the memory.")
     ] = "bfloat16",
-    video_frames: Annotated[
-        VideoFrames | None,
-        Option(
-            help="The 5 frames of a video that the language model sees: the first, or spread uniformly.  [default: as "
-            "video_frames in the model's config.json says; uniform if it says nothing]"
-        ),
-    ] = None,
-    propagate: Annotated[
-        Propagate | None,
-        Option(
-            help="Makes the masks of a video's other frames. tuned: the mask decoder that Sa2VA trained. sam2: SAM 2's "
-            "own.  [default: sam2 if the model has both, or with --sam2; else tuned]"
-        ),
-    ] = None,
-    sam2: Annotated[
-        Path | None,
-        Option(metavar="FILE", help="SAM 2's checkpoint (.pt), for --propagate sam2 with a model without its decoder."),
-    ] = None,
+    video_frames: VideoFrames = None,
+    propagate: Propagate = None,
+    sam2: Sam2 = None,
 ) -> None:
     """Segment pictures and videos, or describe regions, with a Sa2VA model.
 

@@ -54,9 +54,27 @@ FinishedSet = Annotated[Path, Argument(help="Folder of a finished shard set.")]
 NewFolder = Annotated[Path, Option(help="A new folder, for the set itself.")]
 MaxBad = Annotated[float, Option(min=0, max=1, help="Largest share of bad inputs; more of them stop the run.")]
 
-# Models: predict, evaluate.
+# Models: predict, evaluate, benchmark.
 ModelDtype = Annotated[
     Dtype | None, Option(help="Dtype of the weights.  [default: bfloat16 on a GPU, float32 on a CPU]")
 ]
 Device = Annotated[str | None, Option(help="Device, such as cpu, cuda or cuda:1.  [default: a GPU if there is one]")]
 BatchSize = Annotated[int, Option(min=1, help="Questions per batch.")]
+VideoFrames = Annotated[
+    Literal["first", "uniform"] | None,
+    Option(
+        help="The 5 frames of a video that the language model sees: the first, or spread uniformly.  [default: as "
+        "video_frames in the model's config.json says; uniform if it says nothing]"
+    ),
+]
+Propagate = Annotated[
+    Literal["tuned", "sam2"] | None,
+    Option(
+        help="Makes the masks of a video's other frames. tuned: the mask decoder that Sa2VA trained. sam2: SAM 2's "
+        "own.  [default: sam2 if the model has both, or with --sam2; else tuned]"
+    ),
+]
+Sam2 = Annotated[
+    Path | None,
+    Option(metavar="FILE", help="SAM 2's checkpoint (.pt), for --propagate sam2 with a model without its decoder."),
+]

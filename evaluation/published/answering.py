@@ -162,7 +162,8 @@ class _Worker:
         if self._predictor is None:
             self._predictor = self._load()
             self.device = self._predictor.model.device
-            known = {**self._settings, **_made_by(self._predictor)}
+            of_family = self._opened.benchmark.settings(self._predictor)
+            known = {**self._settings, **_made_by(self._predictor), **of_family}
             check_settings(self._folder, known)
             if not (self._folder / RUN).exists():
                 write_json(self._folder / RUN, known)

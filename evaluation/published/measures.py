@@ -225,10 +225,11 @@ def revos_measures(values: Mapping[str, Float], types: Int) -> dict[str, Measure
     """Return J, F, J&F, A and R of ReVOS' referring and reasoning expressions, and overall, the mean of the two.
 
     `tools/eval/eval_revos.py` of Sa2VA. It rounds each expression's percentages to two digits first; this does not.
+    "all A" and "all R" are the means over all expressions, those of no object among them, which the script leaves out.
 
     Args:
         values: (N,) each: "J", "F", "A" and "R" of each expression.
-        types: (N,), `type_id` of each: 0 referring, 1 reasoning.
+        types: (N,), `type_id` of each: 0 referring, 1 reasoning, 2 of no object.
     """
     both = {**values, "J&F": (values["J"] + values["F"]) / 2}
     found: dict[str, Measure] = {}
@@ -236,7 +237,7 @@ def revos_measures(values: Mapping[str, Float], types: Int) -> dict[str, Measure
         parts = [mean_of(both[name], types == kind) for kind in (0, 1)]
         found[f"referring {name}"], found[f"reasoning {name}"] = parts
         found[f"overall {name}"] = parts[0] + parts[1]
-    return found
+    return {**found, "all A": mean_of(both["A"]), "all R": mean_of(both["R"])}
 
 
 def iou_matrix(answers: Sequence[Bool], truths: Sequence[Bool]) -> Float:

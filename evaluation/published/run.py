@@ -47,6 +47,12 @@ class Asking:
     dtype: str | None = None
     device: str | None = None
     batch_size: int = 8
+    video_frames: str | None = None
+    """None: as the model's folder says."""
+    propagate: str | None = None
+    """None: as `Predictor` decides."""
+    sam2: Path | None = None
+    """SAM 2's checkpoint, for a model without SAM 2's own mask decoder."""
 
 
 def benchmark(
@@ -155,12 +161,15 @@ def _loader(asking: Asking, shared: list[Predictor]) -> Callable[[], Predictor]:
         from inference.loading import load as load_model
         from inference.predictor import Predictor
         from inference.recipes import explain
+        from trainer.released.folder import load_original_decoder
 
         if not shared:
             device = asking.device
             if device is None and torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
                 device = f"cuda:{os.environ['LOCAL_RANK']}"
             loaded = load_model(asking.model, device, asking.dtype)
+            if asking.sam2 is not None:
+                load_original_decoder(loaded.model, asking.sam2)
             recipe = None if asking.recipe is None else named_recipe(asking.recipe)
             if is_first_process():
                 print(printable(explain(loaded, recipe)), file=sys.stderr)
@@ -171,6 +180,8 @@ def _loader(asking: Asking, shared: list[Predictor]) -> Callable[[], Predictor]:
                     most_tiles=asking.tiles,
                     max_new_tokens=asking.max_new_tokens,
                     official_normalisation=asking.official_normalisation,
+                    video_frames=asking.video_frames,
+                    propagate=asking.propagate,
                 )
             )
         return shared[0]
@@ -226,7 +237,7 @@ def _results(
         "counts": dict(counts),
         "limit": limit,
         "notes": [*notes],
-        "asked": None if asking is None else asdict(asking),
+        "asked": None if asking is None else {**asdict(asking), "sam2": str(asking.sam2 or "") or None},
         "run": run,
         "peak_memory": None if work is None else work.peak_memory,
         "versions": {"python": platform.python_version(), **_versions()},

@@ -136,11 +136,7 @@ class RefVos(Source):
             below(root, name)
         if not objects and not (video["expressions"] and all(map(_says_its_objects, video["expressions"]))):
             raise BadInput("expressions without objects", met="texts alone", wanted="a split with masks")
-        read: PngMasks | MaskLists
-        if video["annotations"]:
-            read = PngMasks(below(root, video["annotations"]), video["frames"])
-        else:
-            read = MaskLists(mask_parts, video["frames"], objects)
+        read = open_masks(root, video, mask_parts)
         files = FrameFiles(folder)
         usable = [n for n, name in enumerate(video["frames"]) if read.has(n) and files.named(name)]
         if not usable:
@@ -175,6 +171,19 @@ class RefVos(Source):
         raw = note_size_differences(sample)
         notes = {**raw.notes, "frames without a picture or mask": len(video["frames"]) - len(usable)}
         return RawSample(path, self.name, raw.frames, raw.objects, raw.more, notes)
+
+
+def open_masks(root: Path, video: Mapping[str, Any], parts: Sequence[Any]) -> PngMasks | MaskLists:
+    """Return the masks of a video.
+
+    Args:
+        root: the dataset's folder.
+        video: the first part that `find` attached.
+        parts: the others.
+    """
+    if video["annotations"]:
+        return PngMasks(below(root, video["annotations"]), video["frames"])
+    return MaskLists(parts, video["frames"], _objects(video))
 
 
 def _described(name: str, body: Any, layout: Layout, ids: str) -> dict[str, Any]:

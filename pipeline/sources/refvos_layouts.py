@@ -25,10 +25,11 @@ _MISSPELT = {"clasic-car": "classic-car", "dog-scale": "dogs-scale", "motor-bike
 
 
 def youtube_vos(root: Path, split: str) -> Layout:
-    """Masks are palette PNGs; where there are none, the pickle that Sa2VA derived from those of `train`."""
+    """Masks are palette PNGs; where there are none, the pickle that Sa2VA derived from them."""
     file = _expressions(root / "meta_expressions" / split / "meta_expressions.json")
     annotations = f"{split}/Annotations"
-    pickle = root / "mask_dict.pkl"
+    pickles = [root / split / "mask_dict.pkl", *([root / "mask_dict.pkl"] if split == "train" else [])]
+    pickle = next((file for file in pickles if file.is_file()), None)
     test = file.parents[1] / "test" / file.name
     has_pngs = (root / annotations).is_dir()
     without = frozenset[str]()
@@ -39,7 +40,7 @@ def youtube_vos(root: Path, split: str) -> Layout:
         videos=read_pairs(file, "videos"),
         pictures=f"{split}/JPEGImages",
         annotations=annotations if has_pngs else "",
-        masks=pickle if pickle.exists() and not has_pngs and split == "train" else None,
+        masks=None if has_pngs else pickle,
         categories=_categories(root / split / "meta.json"),
         without=without,
     )

@@ -120,6 +120,10 @@ class Benchmark(ABC):
     def read(self, opened: OpenBenchmark, asked: Asked) -> Any:
         """Return the truth of a picture or a video; raises `BadInput` where it cannot be read."""
 
+    def settings(self, predictor: Predictor) -> dict[str, str]:
+        """Return the model's settings that decide the answers to this family alone."""
+        return {}
+
     @abstractmethod
     def answer(
         self, predictor: Predictor, asked: Sequence[tuple[Asked, Any]], batch_size: int, known: set[str]

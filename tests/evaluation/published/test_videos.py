@@ -1,0 +1,190 @@
+"""Benchmarks of videos: items and truths as the raw files state them, measures, and a model's answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evaluation.published.datasets import opened
+from evaluation.published.datasets.named import BENCHMARKS
+from evaluation.published.predictions import Prediction, encode, read_predictions
+from evaluation.published.run import Asking, benchmark
+from inference.predictor import Predictor
+from shards.errors import UserError
+from tests.pipeline.sources import videos as v
+from trainer.released.loaded import LoadedModel
+
+FRAMES = ["00000", "00005", "00007"]
+LEFT = np.stack([v.disc(40 + 5 * n, 40, 18) for n in range(3)])
+RIGHT = np.stack([v.disc(120, 80 - 9 * n, 15) for n in range(3)])
+RIGHT[1] = False  # not in the second frame
+NOTHING = np.zeros_like(LEFT)
+
+
+def write(file: Path, body: object) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(body))
+
+
+def write_mevis(root: Path, videos: list[str], expressions: dict, file: str, pictures: str, masks: str) -> None:
+    """Write videos with two objects, 7 and 8, and the same expressions."""
+    entry = {"expressions": expressions, "frames": FRAMES, "height": v.HEIGHT, "width": v.WIDTH}
+    write(root / file, {"videos": {name: entry for name in videos}})
+    for name in videos:
+        for n, frame in enumerate(FRAMES):
+            v.write_frame(root / pictures / name / f"{frame}.jpg", n)
+    lists = {number: [v.run_lengths(m) if m.any() else None for m in of] for number, of in (("7", LEFT), ("8", RIGHT))}
+    write(root / masks, lists)
+
+
+MEVIS = {
+    "0": {"exp": "both discs", "anno_id": [7, 8], "obj_id": [0, 1]},
+    "1": {"exp": "which one moves?", "anno_id": [7], "obj_id": [0]},
+    "2": {"exp": "a third", "anno_id": [9], "obj_id": [2]},
+}
+
+
+@pytest.fixture
+def mevis(tmp_path) -> Path:
+    root = tmp_path / "raw"
+    files = ("valid_u/meta_expressions.json", "valid_u/JPEGImages", "valid_u/mask_dict.json")
+    write_mevis(root, ["video"], MEVIS, *files)
+    return root
+
+
+def measure(name: str, root: Path, folder: Path, answers: dict[str, np.ndarray | None], **more) -> tuple[dict, str]:
+    """Measure answers (F, H, W), None for no mask; return results.json and what is said."""
+    folder.mkdir(exist_ok=True)
+    file = folder / "predictions.jsonl"
+    lines = [
+        Prediction(item, "", "", () if a is None else tuple(map(encode, a))).to_line() for item, a in answers.items()
+    ]
+    file.write_bytes(b"".join(lines))
+    (said,) = benchmark([name], root, folder, predictions=file, **more)
+    return json.loads((folder / "results.json").read_text()), said
+
+
+def j_of(answer: np.ndarray, truth: np.ndarray) -> float:
+    """Mean over frames of IoU, 1 for two empty ones."""
+    pairs = [(int((a & t).sum()), int((a | t).sum())) for a, t in zip(answer, truth, strict=True)]
+    return float(np.mean([both / either if either else 1 for both, either in pairs]))
+
+
+def test_expressions_of_a_video_are_measured_frame_by_frame(mevis, tmp_path):
+    with opened(BENCHMARKS["mevis"], mevis, "valid_u") as found:
+        asked = {item.id: item.question for one in found.asked for item in one.items}
+    assert asked == {
+        "video/0": "<image>\nPlease segment both discs.",
+        "video/1": "<image>\n which one moves? Please respond with a segmentation mask.",
+        "video/2": "<image>\nPlease segment a third.",
+    }
+    right = {"video/0": LEFT | RIGHT, "video/1": LEFT, "video/2": LEFT}
+    results, said = measure("mevis", mevis, tmp_path / "right", right)
+    assert results["measures"] == {"J": 1, "F": 1, "J&F": 1}
+    assert results["counts"]["left_out"] == {"whose object has no usable mask": 1} and results["counts"]["videos"] == 1
+    assert "3 items here and 793 as published" in said
+    shifted = np.roll(LEFT, 30, axis=2)  # so far that no boundary is near, but they overlap
+    results, _ = measure("mevis", mevis, tmp_path / "wrong", {"video/0": None, "video/1": shifted})
+    assert results["measures"]["J"] == pytest.approx((j_of(NOTHING, LEFT | RIGHT) + j_of(shifted, LEFT)) / 2, abs=1e-12)
+    assert results["measures"]["J&F"] == (results["measures"]["J"] + results["measures"]["F"]) / 2
+    page = (tmp_path / "wrong" / "report.html").read_text()
+    assert page.index("both discs") < page.index("which one moves") and "frame 00005" in page and "J&amp;F 0.00" in page
+    assert page.count("<img") == 3 * 2 * 2 * 2  # sections, items, frames, panels
+
+
+@pytest.mark.parametrize(
+    "masks, fault",
+    [
+        (LEFT[:2], r"item video/1: masks do not fit the frames; met 2 masks; wanted 3, one for each frame"),
+        (LEFT[:, 1:], r"item video/1: mask and picture differ in size"),
+    ],
+)
+def test_masks_that_do_not_fit_name_their_item(mevis, tmp_path, masks, fault):
+    with pytest.raises(UserError, match=fault):
+        measure("mevis", mevis, tmp_path / "out", {"video/1": masks})
+
+
+def test_a_frame_without_a_picture_leaves_its_video_out(mevis, tmp_path):
+    (mevis / "valid_u/JPEGImages/video/00005.jpg").unlink()
+    with pytest.raises(UserError, match="left out: 1 of videos that cannot be read: a frame without a picture"):
+        measure("mevis", mevis, tmp_path / "out", {"video/1": LEFT})
+
+
+def test_ref_sav_is_read_from_the_files_of_its_measuring(tmp_path):
+    write_mevis(tmp_path / "ref_sav_eval", ["a"], MEVIS, "meta_expressions_valid.json", "videos", "mask_dict.json")
+    results, _ = measure("ref-sav", tmp_path, tmp_path / "out", {"a/0": LEFT | RIGHT, "a/1": LEFT})
+    assert results["measures"]["J&F"] == 1
+
+
+def test_davis_is_the_mean_of_four_annotators(tmp_path):
+    for n, frame in enumerate(FRAMES):
+        v.write_frame(tmp_path / f"valid/JPEGImages/v/{frame}.jpg", n)
+        v.write_ids(tmp_path / f"valid/Annotations/v/{frame}.png", {1: LEFT[n], 2: RIGHT[n]})
+    # The second object has an expression of the first annotator only.
+    expressions = {str(n): {"exp": f"text {n}", "obj_id": "1" if 0 < n < 5 else "2"} for n in (1, 2, 3, 4, 10)}
+    entry = {"v": {"expressions": expressions, "frames": FRAMES}}
+    write(tmp_path / "meta_expressions/valid/meta_expressions.json", {"videos": entry})
+    answers = {f"v/{n}": LEFT for n in (1, 2, 3)} | {"v/4": None, "v/10": None}
+    results, _ = measure("ref-davis", tmp_path, tmp_path / "out", answers)
+    first = (1 + j_of(NOTHING, RIGHT)) / 2
+    assert results["measures"]["J"] == pytest.approx((first + 1 + 1 + 0) / 4, abs=1e-12)
+    truth, _ = measure(
+        "ref-davis", tmp_path, tmp_path / "right", {f"v/{n}": LEFT for n in (1, 2, 3, 4)} | {"v/10": RIGHT}
+    )
+    assert truth["measures"]["J&F"] == 1
+
+
+REVOS = {
+    "0": {"exp": "the left disc", "anno_id": [7], "type_id": 0},
+    "1": {"exp": "what moves up?", "anno_id": [8], "type_id": 1},
+    "2": {"exp": "a dragon", "anno_id": [], "type_id": 2},
+}
+
+
+def test_revos_is_measured_by_type_with_a_and_r(tmp_path):
+    root = tmp_path / "raw"
+    write_mevis(root, ["lvvis/x"], REVOS, "meta_expressions_valid_.json", "JPEGImages", "mask_dict.json")
+    answers = {"lvvis/x/0": RIGHT, "lvvis/x/1": RIGHT, "lvvis/x/2": LEFT}
+    results, said = measure("revos", root, tmp_path / "out", answers)
+    measures = results["measures"]
+    assert measures["reasoning J&F"] == 1 and measures["referring J"] == pytest.approx(0) and measures["all R"] is None
+    assert measures["overall J"] == pytest.approx(0.5) and "there is no mask_dict_foreground.json" in said
+    accuracy = [1 - (LEFT ^ RIGHT).mean(), 1, 1 - LEFT.mean()]
+    assert measures["referring A"] == pytest.approx(accuracy[0]) and measures["all A"] == pytest.approx(
+        np.mean(accuracy)
+    )
+    both = [[v.run_lengths(LEFT[n]), v.run_lengths(RIGHT[n])] for n in range(3)]  # several objects a frame
+    write(root / "mask_dict_foreground.json", {"lvvis/x": {"masks_rle": both}})
+    results, said = measure("revos", root, tmp_path / "out", answers)
+    area = (LEFT | RIGHT).sum(axis=(1, 2))
+    assert results["measures"]["referring R"] == pytest.approx(np.mean(1 - RIGHT.sum(axis=(1, 2)) / area), abs=1e-6)
+    nothing = np.mean(1 - LEFT.sum(axis=(1, 2)) / area)
+    expected = np.mean([results["measures"]["referring R"], 1, nothing])
+    assert results["measures"]["all R"] == pytest.approx(expected, abs=1e-6) and "mask_dict_foreground" not in said
+
+
+@pytest.mark.slow
+def test_a_model_is_asked_about_each_expression(mevis, model_folder, talker, tmp_path):
+    asking = Asking(str(model_folder), max_new_tokens=3, device="cpu", video_frames="first", propagate="tuned")
+    assert len([*benchmark(["mevis"], mevis, tmp_path, asking=asking)]) == 1
+    file = tmp_path / "mevis-valid_u/predictions.jsonl"
+    settings = json.loads((file.parent / "run.json").read_text())
+    assert (settings["video_frames"], settings["propagate"]) == ("first", "tuned")
+    found = read_predictions(file).of_item
+    predictor = Predictor(LoadedModel(talker), max_new_tokens=3, video_frames="first", propagate="tuned")
+    with opened(BENCHMARKS["mevis"], mevis, "valid_u") as data:
+        frames = [data.read(data.asked[0]).frames[n] for n in range(3)]
+    assert found.keys() == {"video/0", "video/1", "video/2"}
+    track = predictor.track(frames, "<image>\nPlease segment both discs.")
+    one = found["video/0"]
+    assert (one.question, one.answer) == ("Please segment both discs.", track.text)
+    masks = [of_frame[0] for of_frame in track.masks]
+    assert track.objects and len(one.masks) == 3
+    assert np.count_nonzero(one.decoded(v.HEIGHT, v.WIDTH) != np.stack(masks)) < 1e-4 * LEFT.size
+    written = file.read_bytes()
+    file.write_bytes(b"".join(written.splitlines(keepends=True)[:1]))  # as a killed run leaves it
+    assert len([*benchmark(["mevis"], mevis, tmp_path, asking=asking)]) == 1
+    assert read_predictions(file).of_item.keys() == found.keys() and read_predictions(file).repeated == 0
