@@ -19,8 +19,8 @@ def benchmark(
         list[str],
         Option(
             metavar="NAME",
-            help="Benchmark: refcoco, refcoco+, refcocog, grefcoco, reasonseg, mevis, ref-davis, revos or ref-sav. Give "
-            "several, each with --on; or all: those whose data is below --root.",
+            help="Benchmark: refcoco, refcoco+, refcocog, grefcoco, reasonseg, mevis, ref-davis, revos, ref-sav, "
+            "ref-youtube-vos. Give several, each with --on; or all: those whose data is below --root.",
         ),
     ],
     root: Annotated[Path, Option(help="Folder of the raw data, as shard takes it.")],

@@ -17,6 +17,7 @@ from evaluation.published.datasets.named import BENCHMARKS
 from evaluation.published.predictions import FILE, RUN, read_predictions
 from evaluation.published.report import Answered, worst_best_random, write_page
 from evaluation.published.scoring import Scored, counted, notes_of, percent, score, table_of
+from evaluation.published.submission import SUBMISSION, write_submission
 from inference.pictures import write_json
 from shards.errors import UserError
 from shards.output_folder import make_output_folder
@@ -192,17 +193,23 @@ def _loader(asking: Asking, shared: list[Predictor]) -> Callable[[], Predictor]:
 def _measure(
     found: OpenBenchmark, folder: Path, where: Path, limit: int | None, asking: Asking | None, work: Work | None
 ) -> str:
-    """Measure predictions, write results and page, and return the table."""
+    """Measure predictions, or make a submission of them; write results and page, and return the table."""
     predictions = read_predictions(where)
     limited = limit is not None and limit < found.items
-    scored = score(found.first(limit), predictions, str(where))
+    make_output_folder(folder)
+    hidden = found.split in found.benchmark.hidden
+    if hidden:
+        scored = write_submission(found.first(limit), predictions, folder / SUBMISSION, str(where))
+    else:
+        scored = score(found.first(limit), predictions, str(where))
     counts = counted(found, scored, predictions)
     notes = notes_of(counts, limited, found.notes)
     if asking is not None and work is not None:
         notes.append(_said(work))
     title = f"{found.benchmark.name}, {found.split}: {asking.model if asking else where}"
-    make_output_folder(folder)
     write_json(folder / RESULTS, _results(found, scored, counts, notes, where, limit, asking, work))
+    if hidden:
+        return table_of(title, scored, [*notes, f"to hand in: {folder / SUBMISSION}"])
     answered = Answered("", predictions.of_item, scored, str(where))
     cells = [f"{len(scored.items):,}", *map(percent, scored.values.values())]
     sections = worst_best_random(scored)

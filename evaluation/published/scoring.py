@@ -25,13 +25,15 @@ class Scored:
     items: tuple[tuple[Asked, Item], ...]
     """N items, in the order of the benchmark."""
     numbers: Float
-    """(N, K), from the benchmark's `score`."""
+    """(N, K), from the benchmark's `score`; K is 0 where the truth is not public."""
     left_out: Counter[str]
     """Items that were not measured, by reason."""
 
     @property
     def measures(self) -> dict[str, Measure]:
-        """The measures by name."""
+        """The measures by name; {} where the truth is not public."""
+        if not self.numbers.shape[1]:
+            return {}
         return self.benchmark.measures(self.numbers, np.array([item.kind for _, item in self.items]))
 
     @property
@@ -65,8 +67,12 @@ def score(opened: OpenBenchmark, predictions: Predictions, where: str) -> Scored
         where: the file of predictions, for messages.
 
     Raises:
-        UserError: a mask that is broken or of another size than its picture; no item is answered.
+        UserError: a split without public truth; a mask that is broken or of another size than its picture; no item is
+            answered.
     """
+    if opened.split in opened.benchmark.hidden:
+        met = f"{opened.benchmark.name} {opened.split}"
+        raise UserError("the truth of this split is not public", where=where, met=met)
     items: list[tuple[Asked, Item]] = []
     numbers = []
     left_out: Counter[str] = Counter()

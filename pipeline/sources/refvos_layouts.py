@@ -47,8 +47,9 @@ def youtube_vos(root: Path, split: str) -> Layout:
 
 
 def mevis(root: Path, split: str) -> Layout:
-    """Splits `train` and `valid_u`; `valid` has no masks."""
-    file = _expressions(root / split / "meta_expressions.json")
+    """Splits `train` and `valid_u`; `valid` and `test` have no masks."""
+    released = root / split / "meta_expressions_release.json"  # of `test`
+    file = released if released.is_file() else _expressions(root / split / "meta_expressions.json")
     masks = root / split / "mask_dict.json"
     videos = read_pairs(file, "videos")
     return Layout(file, videos, f"{split}/JPEGImages", masks=masks if masks.exists() else None)

@@ -86,6 +86,8 @@ class Benchmark(ABC):
     """Whether the items of several pictures are answered together."""
     quality_name = "IoU"
     """Name of the quality by which items are ranked."""
+    hidden: frozenset[str] = frozenset()
+    """Splits whose truth is not public: a server measures the masks that are handed in."""
     folders: Sequence[str] = ()
     """Folders in which Sa2VA's data holds the dataset, below the root."""
 

@@ -81,7 +81,7 @@ class VideoTruth:
     frames: VideoFrames
     masks: PngMasks | MaskLists
     objects: bool
-    """Whether any expression of the video has an object."""
+    """Whether any expression of the video is known to have an object."""
     foregrounds: Sequence[Any] = ()
     """Run lengths of all objects of each frame; () where none are stated."""
 
@@ -121,6 +121,7 @@ class Videos(Benchmark):
         name: the source's name.
         published: published number of expressions of each split.
         folders: where Sa2VA's data holds the dataset.
+        hidden: splits whose truth is not public.
         source: reads the dataset; None: the registered source of this name.
     """
 
@@ -130,11 +131,17 @@ class Videos(Benchmark):
     quality_name = "J&F"
 
     def __init__(
-        self, name: str, published: Mapping[str, int | None], folders: Sequence[str], source: Source | None = None
+        self,
+        name: str,
+        published: Mapping[str, int | None],
+        folders: Sequence[str],
+        hidden: frozenset[str] = frozenset(),
+        source: Source | None = None,
     ) -> None:
         super().__init__(name)
         self.published = published
         self.folders = folders
+        self.hidden = hidden
         self._source = source
 
     @property
@@ -167,7 +174,7 @@ class Videos(Benchmark):
         if not found:
             raise BadInput("no frames", where=asked.path)
         masks = open_masks(opened.root, video, parts)
-        has_objects = any(one["objects"] for one in video["expressions"])
+        has_objects = opened.split not in self.hidden and any(one["objects"] for one in video["expressions"])
         size = (lambda n: masks.size(n)) if has_objects else lambda n: None
         foregrounds = self.foregrounds(opened, video["video"]["id"], len(found))
         return VideoTruth(VideoFrames(video["frames"], found, size), masks, has_objects, foregrounds)
@@ -311,8 +318,14 @@ def _ref_sav(root: Path, split: str) -> Layout:
 
 
 BENCHMARKS: Mapping[str, Videos] = {
-    "mevis": Videos("mevis", {"valid_u": 793}, ("video_datas/mevis",)),
+    "mevis": Videos(
+        "mevis",
+        {"valid_u": 793, "valid": None, "test": None},
+        ("video_datas/mevis",),
+        hidden=frozenset(("valid", "test")),
+    ),
     "ref-davis": Davis("ref-davis", {"valid": None}, ("video_datas/davis17",)),
     "revos": Revos("revos", {"valid": None}, ("video_datas/revos",)),
-    "ref-sav": Videos("ref-sav", {"valid": None}, ("ref_sav_eval",), RefVos("ref-sav", _ref_sav, "anno_id")),
+    "ref-sav": Videos("ref-sav", {"valid": None}, ("ref_sav_eval",), source=RefVos("ref-sav", _ref_sav, "anno_id")),
+    "ref-youtube-vos": Videos("ref-youtube-vos", {"valid": None}, ("video_datas/rvos",), hidden=frozenset(("valid",))),
 }

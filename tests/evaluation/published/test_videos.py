@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from evaluation.published.compare import compare
 from evaluation.published.datasets import opened
 from evaluation.published.datasets.named import BENCHMARKS
 from evaluation.published.predictions import Prediction, encode, read_predictions
@@ -164,6 +168,39 @@ def test_revos_is_measured_by_type_with_a_and_r(tmp_path):
     nothing = np.mean(1 - LEFT.sum(axis=(1, 2)) / area)
     expected = np.mean([results["measures"]["referring R"], 1, nothing])
     assert results["measures"]["all R"] == pytest.approx(expected, abs=1e-6) and "mask_dict_foreground" not in said
+
+
+@pytest.mark.parametrize("split, file", [("valid", "meta_expressions.json"), ("test", "meta_expressions_release.json")])
+def test_a_split_without_public_truth_is_handed_in(tmp_path, split, file):
+    root = tmp_path / "raw"
+    expressions = {name: {"exp": one["exp"]} for name, one in MEVIS.items()}
+    write_mevis(root, ["w", "x"], expressions, f"{split}/{file}", f"{split}/JPEGImages", "unused.json")
+    answers = {"w/0": LEFT, "w/1": None, "x/2": RIGHT}
+    results, said = measure("mevis", root, tmp_path / "out", answers, split=split)
+    assert results["measures"] == {} and results["counts"]["measured"] == 3
+    assert "left out: 3 without an answer" in said and "submission.zip" in said
+    with zipfile.ZipFile(tmp_path / "out" / "submission.zip") as archive:
+        found = {name: np.asarray(Image.open(io.BytesIO(archive.read(name)))) for name in archive.namelist()}
+    assert found.keys() == {f"{item}/{frame}.png" for item in answers for frame in FRAMES}
+    for item, masks in answers.items():
+        for n, frame in enumerate(FRAMES):
+            expected = np.zeros((v.HEIGHT, v.WIDTH)) if masks is None else 255 * masks[n].astype(int)
+            assert found[f"{item}/{frame}.png"].dtype == np.uint8
+            np.testing.assert_array_equal(found[f"{item}/{frame}.png"], expected)
+    where = tmp_path / "out/predictions.jsonl"
+    with pytest.raises(UserError, match="the truth of this split is not public"):
+        compare(where, where, tmp_path / "compared", name="mevis", split=split, root=root)
+
+
+def test_ref_youtube_vos_is_handed_in_without_the_videos_of_its_test_split(tmp_path):
+    root = tmp_path / "raw"
+    for n, frame in enumerate(FRAMES):
+        v.write_frame(root / f"valid/JPEGImages/v/{frame}.jpg", n)
+    entry = {"expressions": {"0": {"exp": "a disc"}}, "frames": FRAMES}
+    write(root / "meta_expressions/valid/meta_expressions.json", {"videos": {"v": entry, "tested": entry}})
+    write(root / "meta_expressions/test/meta_expressions.json", {"videos": {"tested": entry}})
+    results, _ = measure("ref-youtube-vos", root, tmp_path / "out", {"v/0": LEFT})
+    assert results["counts"]["items"] == 1 and (tmp_path / "out" / "submission.zip").stat().st_size
 
 
 @pytest.mark.slow
