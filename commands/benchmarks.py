@@ -20,7 +20,7 @@ def benchmark(
         Option(
             metavar="NAME",
             help="Benchmark: refcoco, refcoco+, refcocog, grefcoco, reasonseg, mevis, ref-davis, revos, ref-sav, "
-            "ref-youtube-vos. Give several, each with --on; or all: those whose data is below --root.",
+            "ref-youtube-vos, gcg. Give several, each with --on; or all: those whose data is below --root.",
         ),
     ],
     root: Annotated[Path, Option(help="Folder of the raw data, as shard takes it.")],
@@ -46,6 +46,10 @@ def benchmark(
         bool,
         Option("--official-normalisation", help="Round SAM 2's mean and std to bfloat16, as in official code."),
     ] = False,
+    text_model: Annotated[
+        Path | None,
+        Option(metavar="DIR", help="Folder of a text model, such as bert-base-uncased, for the recall of gcg."),
+    ] = None,
     video_frames: VideoFrames = None,
     propagate: Propagate = None,
     sam2: Sam2 = None,
@@ -71,7 +75,8 @@ def benchmark(
         asking = Asking(model, tiles, max_new_tokens, recipe, official_normalisation, dtype, device, batch_size)
         asking = replace(asking, video_frames=video_frames, propagate=propagate, sam2=sam2)
     folder = out or (Path("runs/benchmark") if from_file is None else from_file.parent)
-    for text in run(on, root, folder, split=split, asking=asking, predictions=from_file, limit=limit):
+    found = run(on, root, folder, split=split, asking=asking, predictions=from_file, limit=limit, text_model=text_model)
+    for text in found:
         if is_first_process():
             say(text)
 

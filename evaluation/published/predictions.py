@@ -274,8 +274,17 @@ def union_of(prediction: Prediction | None, height: int, width: int, where: str)
     """
     if prediction is None:
         return np.zeros((height, width), np.bool_)
+    return np.asarray(masks_of(prediction, height, width, where).any(axis=0))
+
+
+def masks_of(prediction: Prediction, height: int, width: int, where: str) -> Bool:
+    """Return the masks of an answer: (n, height, width).
+
+    Raises:
+        UserError: a mask is broken, or of another size; it names the item.
+    """
     try:
-        return np.asarray(prediction.decoded(height, width).any(axis=0))
+        return prediction.decoded(height, width)
     except BadInput as error:
         raise _unfit(error, prediction, where) from None
 

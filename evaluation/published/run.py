@@ -65,6 +65,7 @@ def benchmark(
     asking: Asking | None = None,
     predictions: Path | None = None,
     limit: int | None = None,
+    text_model: Path | None = None,
 ) -> Iterator[str]:
     """Measure a model, or predictions, on benchmarks; yield the table of each.
 
@@ -75,6 +76,7 @@ def benchmark(
         split: None: each benchmark's first.
         asking: the model; None: measure `predictions`.
         limit: measure only the first items.
+        text_model: folder of a model of texts, for the recall of grounded captions.
 
     Raises:
         UserError: not exactly one of a model and predictions; no such benchmark, split or data; what else is wrong.
@@ -88,7 +90,7 @@ def benchmark(
     if asking is not None and asking.recipe is not None:
         named_recipe(asking.recipe)
     with ExitStack() as stack:
-        found = open_benchmarks(names, root, split, stack)
+        found = open_benchmarks(names, root, split, stack, text_model)
         if predictions is not None and len(found) > 1:
             met = ", ".join(one.benchmark.name for one in found)
             raise UserError("one benchmark for one file", where="--from", met=met, do="give one --on")
@@ -108,12 +110,15 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def open_benchmarks(names: Sequence[str], root: Path, split: str | None, stack: ExitStack) -> list[OpenBenchmark]:
+def open_benchmarks(
+    names: Sequence[str], root: Path, split: str | None, stack: ExitStack, text_model: Path | None = None
+) -> list[OpenBenchmark]:
     """Open the benchmarks; all of them, so that what is missing is said before hours of work.
 
     Args:
         split: None: the first of each.
         stack: closes them.
+        text_model: see `benchmark`.
 
     Raises:
         UserError: an unknown name; no such split or data; "all", and nothing is below the root.
@@ -124,7 +129,7 @@ def open_benchmarks(names: Sequence[str], root: Path, split: str | None, stack: 
         raise UserError("no such benchmark", where="--on", met=", ".join(unknown), wanted=wanted)
     found = []
     for name in BENCHMARKS if ALL in names else dict.fromkeys(names):
-        one = BENCHMARKS[name]
+        one = BENCHMARKS[name] if text_model is None else BENCHMARKS[name].with_text_model(text_model)
         try:
             found.append(stack.enter_context(opened(one, root, split or next(iter(one.published)))))
         except UserError as error:
@@ -213,7 +218,7 @@ def _measure(
     answered = Answered("", predictions.of_item, scored, str(where))
     cells = [f"{len(scored.items):,}", *map(percent, scored.values.values())]
     sections = worst_best_random(scored)
-    write_page(folder / REPORT, title, found, [answered], sections, ["items", *scored.measures], [("", cells)], notes)
+    write_page(folder / REPORT, title, found, [answered], sections, ["items", *scored.values], [("", cells)], notes)
     return table_of(title, scored, [*notes, f"see {folder / REPORT}"])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,8 @@ class Scored:
     """(N, K), from the benchmark's `score`; K is 0 where the truth is not public."""
     left_out: Counter[str]
     """Items that were not measured, by reason."""
+    whole: Mapping[str, float] = field(default_factory=dict)
+    """Values that no sums over items give."""
 
     @property
     def measures(self) -> dict[str, Measure]:
@@ -38,8 +40,8 @@ class Scored:
 
     @property
     def values(self) -> dict[str, float]:
-        """The values of the measures by name."""
-        return {name: value_of(measure) for name, measure in self.measures.items()}
+        """The values of the measures by name, and those of the whole."""
+        return {**{name: value_of(measure) for name, measure in self.measures.items()}, **self.whole}
 
     @property
     def quality(self) -> Float:
@@ -54,7 +56,7 @@ class Scored:
     def among(self, kept: Bool) -> Scored:
         """Return the same with only the items that are `kept` (N,)."""
         items = tuple(pair for pair, keep in zip(self.items, kept, strict=True) if keep)
-        return replace(self, items=items, numbers=self.numbers[kept])
+        return replace(self, items=items, numbers=self.numbers[kept], whole={})
 
 
 UNANSWERED = "without an answer"
@@ -99,7 +101,9 @@ def score(opened: OpenBenchmark, predictions: Predictions, where: str) -> Scored
         reasons = "; ".join(f"{count:,} {reason}" for reason, count in left_out.items() if reason != UNANSWERED)
         met = f"left out: {reasons}" if reasons else met
         raise UserError("nothing to measure", where=where, met=met, do="check --on and --split")
-    return Scored(benchmark, tuple(items), np.array(numbers, np.float64), left_out)
+    asked = [*{one.path: one for one, _ in items}.values()]
+    whole = benchmark.whole(opened, asked, predictions.of_item)
+    return Scored(benchmark, tuple(items), np.array(numbers, np.float64), left_out, whole)
 
 
 def counted(opened: OpenBenchmark, scored: Scored, predictions: Predictions) -> dict[str, Any]:
@@ -143,7 +147,7 @@ def table_of(title: str, scored: Scored, notes: list[str]) -> str:
     """Return the measures as a table, with the notes below."""
     grid = plain_table(title)
     grid.add_column("items", justify="right")
-    for name in scored.measures:
+    for name in scored.values:
         grid.add_column(name, justify="right")
     add_row(grid, (f"{len(scored.items):,}", *map(percent, scored.values.values())))
     return "\n".join([table_text(grid, 140), *map(printable, notes)])

@@ -99,8 +99,13 @@ class Benchmark(ABC):
         """The source that reads the dataset."""
         return source_named(self.name)
 
-    def find_more(self, root: Path, records: RecordsWriter) -> list[str]:
-        """Attach to the records what the source does not read; return notes for the reader of the numbers."""
+    def with_text_model(self, folder: Path) -> Benchmark:
+        """Return the benchmark with a model of texts in a folder, for measures that need one."""
+        return self
+
+    def find(self, root: Path, split: str, records: RecordsWriter) -> list[str]:
+        """Find the pictures or videos of a split; return notes for the reader of the numbers."""
+        self.source.find(root, choices_of(self.source, {"split": split}), records)
         return []
 
     @abstractmethod
@@ -159,6 +164,12 @@ class Benchmark(ABC):
             kinds: (N,), of the items.
         """
 
+    def whole(
+        self, opened: OpenBenchmark, asked: Sequence[Asked], of_item: Mapping[str, Prediction]
+    ) -> dict[str, float]:
+        """Return values that no sums over items give, of what was measured."""
+        return {}
+
     @abstractmethod
     def quality(self, numbers: Float) -> Float:
         """Return the quality of each item, from 0 to 1: (N,)."""
@@ -184,7 +195,6 @@ class OpenBenchmark:
     unread: Mapping[str, BadInput]
     """Path of each picture or video whose annotation is broken, with the reason."""
     records: Records
-    options: Mapping[str, Any]
     notes: tuple[str, ...] = ()
     """For the reader of the numbers."""
 
@@ -229,13 +239,10 @@ def opened(benchmark: Benchmark, root: Path, split: str) -> Iterator[OpenBenchma
         wanted = " or ".join(benchmark.published)
         raise UserError("no such split", where=benchmark.name, met=split, wanted=wanted, do="give --split")
     place = next((root / folder for folder in benchmark.folders if (root / folder).is_dir()), root)
-    source = benchmark.source
-    options = choices_of(source, {"split": split})
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         file = Path(folder) / "records.sqlite"
         with RecordsWriter(file) as writer:
-            source.find(place, options, writer)
-            notes = benchmark.find_more(place, writer)
+            notes = benchmark.find(place, split, writer)
         records = Records(file)
         asked = []
         unread = {}
@@ -257,4 +264,4 @@ def opened(benchmark: Benchmark, root: Path, split: str) -> Iterator[OpenBenchma
             raise UserError(
                 "nothing is asked", where=str(root), met=f"{len(unread)} {benchmark.units} that cannot be read"
             )
-        yield OpenBenchmark(benchmark, place, split, tuple(asked), unread, records, options, tuple(notes))
+        yield OpenBenchmark(benchmark, place, split, tuple(asked), unread, records, tuple(notes))

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from evaluation.published.datasets import Benchmark, referring, videos
+from evaluation.published.datasets import Benchmark, gcg, referring, videos
 
-BENCHMARKS: Mapping[str, Benchmark] = {**referring.BENCHMARKS, **videos.BENCHMARKS}
+BENCHMARKS: Mapping[str, Benchmark] = {**referring.BENCHMARKS, **videos.BENCHMARKS, **gcg.BENCHMARKS}

@@ -20,6 +20,7 @@ from pipeline.raw import RawSample
 from pipeline.refused import raise_refused
 from pipeline.regions import size_of
 from pipeline.resize import UInt8
+from pipeline.sources import choices_of
 from pipeline.sources.reasonseg import read_texts
 from shards.errors import BadInput
 
@@ -57,7 +58,8 @@ class Referring(Benchmark):
 
     def read(self, opened: OpenBenchmark, asked: Asked) -> Truth:
         parts = opened.records.parts(asked.path)
-        return self.truth(self.source.load(opened.root, asked.path, opened.options, parts), asked)
+        options = choices_of(self.source, {"split": opened.split})
+        return self.truth(self.source.load(opened.root, asked.path, options, parts), asked)
 
     def truth(self, sample: RawSample, asked: Asked) -> Truth:
         """Return the true answers. Items are left out where an object of theirs has no usable mask."""
@@ -75,17 +77,7 @@ class Referring(Benchmark):
     def answer(
         self, predictor: Predictor, asked: Sequence[tuple[Asked, Truth]], batch_size: int, known: set[str]
     ) -> Iterator[list[Prediction]]:
-        every = [(one, truth, item) for one, truth in asked for item in one.items]
-        answers = predictor.segment(
-            [truth.picture for _, truth, _ in every],
-            [item.question for _, _, item in every],
-            [one.path for one, _, _ in every],
-            batch_size=batch_size,
-        )
-        yield [
-            Prediction(item.id, question_of(item.question), found.text, tuple(map(encode, found.masks)))
-            for (_, _, item), found in zip(every, answers, strict=True)
-        ]
+        yield segmented(predictor, [(one, truth.picture) for one, truth in asked], batch_size)
 
     def score(
         self, truth: Truth, items: Sequence[Item], of_item: Mapping[str, Prediction], where: str
@@ -176,6 +168,21 @@ class ReasonSeg(Referring):
         found = super().truth(sample, asked)
         ignored = sample.more.get("ignore")
         return replace(found, ignored=coco.decode(ignored).view(bool)) if ignored else found
+
+
+def segmented(predictor: Predictor, asked: Sequence[tuple[Asked, UInt8]], batch_size: int) -> list[Prediction]:
+    """Return the answers to all items of pictures, given with their pixels."""
+    every = [(one, pixels, item) for one, pixels in asked for item in one.items]
+    answers = predictor.segment(
+        [pixels for _, pixels, _ in every],
+        [item.question for _, _, item in every],
+        [one.path for one, _, _ in every],
+        batch_size=batch_size,
+    )
+    return [
+        Prediction(item.id, question_of(item.question), found.text, tuple(map(encode, found.masks)))
+        for (_, _, item), found in zip(every, answers, strict=True)
+    ]
 
 
 def _item(ref: Any, sentence: Any, text: Any, objects: tuple[str, ...]) -> Item:

@@ -264,7 +264,8 @@ class Revos(Videos):
             )
         return int(kind)
 
-    def find_more(self, root: Path, records: RecordsWriter) -> list[str]:
+    def find(self, root: Path, split: str, records: RecordsWriter) -> list[str]:
+        super().find(root, split, records)
         files = (root / base / FOREGROUNDS for base in ("", "ReVOS", "revos"))
         file = next((file for file in files if file.is_file()), None)
         if file is None:

@@ -1,0 +1,140 @@
+"""Grounded captions: measures of predictions, text similarity by a model in a folder, and a model's own answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import BertConfig, BertModel, BertTokenizerFast
+
+from evaluation.published.captions import caption_scores, missing
+from evaluation.published.datasets.gcg import QUESTION, caption_of, phrases_of
+from evaluation.published.predictions import Prediction, encode, read_predictions
+from evaluation.published.run import Asking, benchmark
+from evaluation.published.texts import TextModel
+from shards.errors import UserError
+from tests.evaluation.published.conftest import PHOTOS
+from tests.pipeline.sources.videos import run_lengths
+
+NAMES = {"sa_1": 1, "sa_2": 2}
+WORDS = ("a", "cat", "its", "eye", "cup", "spoon", "the", "table")
+PHRASES = {"sa_1": ["a cat", "its eye"], "sa_2": ["the cup", "a spoon", "table"]}
+
+
+def boxes(name: str) -> list[np.ndarray]:
+    """Return one mask for each phrase of a picture; they do not overlap."""
+    masks = np.zeros((len(PHRASES[name]), *PHOTOS[NAMES[name]].shape[:2]), bool)
+    for n, mask in enumerate(masks):
+        mask[20:100, 60 * n : 60 * n + 50] = True
+    return list(masks)
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("gcg")
+    pictures, files = root / "glamm_data/images/grandf/val_test", root / "glamm_data/annotations/gcg_val_test"
+    pictures.mkdir(parents=True)
+    files.mkdir(parents=True)
+    captions, masks = [], []
+    for name, number in NAMES.items():
+        Image.fromarray(PHOTOS[number]).save(pictures / f"{name}.jpg")
+        captions.append({"id": number, "image_id": name, "caption": f"This is {name}.", "labels": PHRASES[name]})
+        for mask in boxes(name):
+            masks.append({"id": len(masks), "image_id": name, "category_id": 1, "segmentation": run_lengths(mask)})
+    images = [{"id": name} for name in NAMES]
+    (files / "val_gcg_coco_caption_gt.json").write_text(json.dumps({"images": images, "annotations": captions}))
+    (files / "val_gcg_coco_mask_gt.json").write_text(json.dumps({"images": images, "annotations": masks}))
+    return root
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("bert")
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    BertModel(BertConfig(vocab_size=13, initializer_range=1.0, **sizes)).save_pretrained(folder)
+    return folder
+
+
+def measure(
+    root: Path, folder: Path, answers: dict[str, tuple[list[str], list[np.ndarray]]], **more
+) -> tuple[dict, str]:
+    lines = []
+    for name, (phrases, masks) in answers.items():
+        text = "There: " + " and ".join(f"<p> {phrase} </p> [SEG]" for phrase in phrases)
+        lines.append(Prediction(name, "", text, tuple(map(encode, masks))).to_line())
+    (folder / "predictions.jsonl").write_bytes(b"".join(lines))
+    (said,) = benchmark(["gcg"], root, folder, predictions=folder / "predictions.jsonl", **more)
+    return json.loads((folder / "results.json").read_text())["measures"], said
+
+
+def test_grounded_captions_are_measured(raw, bert, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)  # captions need Java
+    right = {name: (PHRASES[name], boxes(name)) for name in NAMES}
+    found, said = measure(raw, tmp_path, right, text_model=bert)
+    assert found == pytest.approx({"mIoU": 1, "recall": 1, "AP50": 1}) and "METEOR and CIDEr are not measured: " in said
+    half = boxes("sa_1")[1].copy()
+    half[:60] = False
+    shifted = np.roll(boxes("sa_2")[0], 30, axis=1)  # 20 of 80 columns in common with the first, 20 + 10 others
+    answers = {"sa_1": (PHRASES["sa_1"], [boxes("sa_1")[0], half]), "sa_2": (["the cup"], [shifted])}
+    found, said = measure(raw, tmp_path, answers)
+    best = max(float((shifted & box).sum() / (shifted | box).sum()) for box in boxes("sa_2"))
+    assert found["mIoU"] == pytest.approx(((1 + 0.5) / 2 + best) / 2)
+    assert found["recall"] is None and "recall is not measured: give --text-model" in said
+    found, _ = measure(raw, tmp_path, answers, text_model=bert)
+    assert found["recall"] == 2 / 5  # both of the first picture, none of the second's three
+    assert "This is sa_1." in (tmp_path / "report.html").read_text()
+
+
+def test_captions_are_measured_where_the_package_is(raw, tmp_path):
+    if missing():
+        pytest.skip(missing())
+    answers = {name: (PHRASES[name], boxes(name)) for name in NAMES}
+    found, said = measure(raw, tmp_path, answers)
+    assert 0 <= found["METEOR"] < 0.5 and found["CIDEr"] >= 0 and "METEOR" in said
+    same = {"x": "a cat sleeps on the table", "y": "its eye is near a red cup"}
+    found = caption_scores(same, same)
+    assert found["METEOR"] == pytest.approx(1, abs=1e-3) and found["CIDEr"] == pytest.approx(10, abs=1e-6)
+
+
+def test_a_mask_without_a_phrase_counts_nothing_of_its_picture(raw, bert, tmp_path):
+    answers = {"sa_1": (["a cat"], boxes("sa_1")), "sa_2": (PHRASES["sa_2"], boxes("sa_2"))}
+    assert measure(raw, tmp_path, answers, text_model=bert)[0]["recall"] == 3 / 5
+
+
+def test_similarity_is_the_cosine_of_mean_states(bert):
+    texts, others = ["a cat", "its eye cup"], ["a cat", "the table", "spoon"]
+    found = TextModel(bert).similarity(texts, others)
+    model, tokenizer = BertModel.from_pretrained(bert).eval(), BertTokenizerFast.from_pretrained(bert)
+    with torch.no_grad():
+        states = [model(**tokenizer(text, return_tensors="pt")).last_hidden_state.mean(1) for text in texts + others]
+    for i in range(2):
+        for j in range(3):
+            cosine = torch.nn.functional.cosine_similarity(states[i], states[2 + j]).item()
+            assert found[i, j] == pytest.approx(cosine, abs=1e-5)
+    assert found[0, 0] == pytest.approx(1) and abs(found[1, 1]) < 0.99
+
+
+def test_a_folder_without_a_text_model_is_one_line(raw, tmp_path):
+    with pytest.raises(UserError, match="no text model"):
+        measure(raw, tmp_path, {}, text_model=tmp_path)
+
+
+def test_an_answer_is_taken_apart():
+    answer = "<p> A cat </p> [SEG] looks\nat <p>me</p> [SEG]."
+    assert phrases_of(answer) == ["A cat", "me"] and caption_of(answer) == "A cat looks at me ."
+
+
+@pytest.mark.slow
+def test_a_model_describes_each_picture(raw, model_folder, tmp_path):
+    asking = Asking(str(model_folder), max_new_tokens=3, device="cpu", tiles=1)
+    assert len([*benchmark(["gcg"], raw, tmp_path, asking=asking)]) == 1
+    found = read_predictions(tmp_path / "gcg-val/predictions.jsonl").of_item
+    assert found.keys() == NAMES.keys()
+    assert {one.question for one in found.values()} == {QUESTION.removeprefix("<image>\n")}
