@@ -50,6 +50,9 @@ def benchmark(
         Path | None,
         Option(metavar="DIR", help="Folder of a text model, such as bert-base-uncased, for the recall of gcg."),
     ] = None,
+    gcg_blanks: Annotated[
+        bool, Option("--gcg-blanks", help="Ask gcg with the run of blanks that Sa2VA's script has in its question.")
+    ] = False,
     video_frames: VideoFrames = None,
     propagate: Propagate = None,
     sam2: Sam2 = None,
@@ -62,6 +65,7 @@ def benchmark(
     A run that was killed goes on when it is started again. Several processes share the work: accelerate launch
     --num_processes N -m cli benchmark, or the same command several times. docs/BENCHMARKS.md has the details.
     """
+    from evaluation.published.datasets import Options
     from evaluation.published.run import Asking, is_first_process
     from evaluation.published.run import benchmark as run
 
@@ -75,8 +79,8 @@ def benchmark(
         asking = Asking(model, tiles, max_new_tokens, recipe, official_normalisation, dtype, device, batch_size)
         asking = replace(asking, video_frames=video_frames, propagate=propagate, sam2=sam2)
     folder = out or (Path("runs/benchmark") if from_file is None else from_file.parent)
-    found = run(on, root, folder, split=split, asking=asking, predictions=from_file, limit=limit, text_model=text_model)
-    for text in found:
+    options = Options(text_model, gcg_blanks)
+    for text in run(on, root, folder, split=split, asking=asking, predictions=from_file, limit=limit, options=options):
         if is_first_process():
             say(text)
 

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.published.datasets import OpenBenchmark, opened
+from evaluation.published.datasets import OpenBenchmark, Options, opened
 from evaluation.published.datasets.named import BENCHMARKS
 from evaluation.published.predictions import FILE, RUN, read_predictions
 from evaluation.published.report import Answered, worst_best_random, write_page
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 ALL = "all"
 RESULTS = "results.json"
 REPORT = "report.html"
+_PLAIN = Options()
 _PACKAGES = ("sa2va-shards", "torch", "transformers", "numpy", "pycocotools")
 
 
@@ -65,7 +66,7 @@ def benchmark(
     asking: Asking | None = None,
     predictions: Path | None = None,
     limit: int | None = None,
-    text_model: Path | None = None,
+    options: Options = _PLAIN,
 ) -> Iterator[str]:
     """Measure a model, or predictions, on benchmarks; yield the table of each.
 
@@ -76,7 +77,7 @@ def benchmark(
         split: None: each benchmark's first.
         asking: the model; None: measure `predictions`.
         limit: measure only the first items.
-        text_model: folder of a model of texts, for the recall of grounded captions.
+        options: of single benchmarks.
 
     Raises:
         UserError: not exactly one of a model and predictions; no such benchmark, split or data; what else is wrong.
@@ -90,7 +91,7 @@ def benchmark(
     if asking is not None and asking.recipe is not None:
         named_recipe(asking.recipe)
     with ExitStack() as stack:
-        found = open_benchmarks(names, root, split, stack, text_model)
+        found = open_benchmarks(names, root, split, stack, options)
         if predictions is not None and len(found) > 1:
             met = ", ".join(one.benchmark.name for one in found)
             raise UserError("one benchmark for one file", where="--from", met=met, do="give one --on")
@@ -111,14 +112,14 @@ def is_first_process() -> bool:
 
 
 def open_benchmarks(
-    names: Sequence[str], root: Path, split: str | None, stack: ExitStack, text_model: Path | None = None
+    names: Sequence[str], root: Path, split: str | None, stack: ExitStack, options: Options = _PLAIN
 ) -> list[OpenBenchmark]:
     """Open the benchmarks; all of them, so that what is missing is said before hours of work.
 
     Args:
         split: None: the first of each.
         stack: closes them.
-        text_model: see `benchmark`.
+        options: of single benchmarks.
 
     Raises:
         UserError: an unknown name; no such split or data; "all", and nothing is below the root.
@@ -129,7 +130,7 @@ def open_benchmarks(
         raise UserError("no such benchmark", where="--on", met=", ".join(unknown), wanted=wanted)
     found = []
     for name in BENCHMARKS if ALL in names else dict.fromkeys(names):
-        one = BENCHMARKS[name] if text_model is None else BENCHMARKS[name].with_text_model(text_model)
+        one = BENCHMARKS[name].with_options(options)
         try:
             found.append(stack.enter_context(opened(one, root, split or next(iter(one.published)))))
         except UserError as error:

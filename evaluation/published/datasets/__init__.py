@@ -69,6 +69,16 @@ class View:
     """(H, W), pixels that count neither for nor against an answer."""
 
 
+@dataclass(frozen=True)
+class Options:
+    """How grounded captions are asked for and measured."""
+
+    text_model: Path | None = None
+    """Folder of a model of texts, for the recall; None: recall is not measured."""
+    blanks: bool = False
+    """Ask with the run of blanks in the question that Sa2VA's script has."""
+
+
 class Benchmark(ABC):
     """A dataset that models are measured on. Each family of datasets has its own type of truth.
 
@@ -99,8 +109,8 @@ class Benchmark(ABC):
         """The source that reads the dataset."""
         return source_named(self.name)
 
-    def with_text_model(self, folder: Path) -> Benchmark:
-        """Return the benchmark with a model of texts in a folder, for measures that need one."""
+    def with_options(self, options: Options) -> Benchmark:
+        """Return the benchmark with those options that concern it."""
         return self
 
     def find(self, root: Path, split: str, records: RecordsWriter) -> list[str]:

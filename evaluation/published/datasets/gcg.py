@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evaluation.published.captions import caption_scores, missing
-from evaluation.published.datasets import Asked, Benchmark, Item, OpenBenchmark, View
+from evaluation.published.datasets import Asked, Benchmark, Item, OpenBenchmark, Options, View
 from evaluation.published.datasets.referring import segmented
 from evaluation.published.measures import (
     Float,
@@ -46,7 +46,9 @@ QUESTION = (
     "<image>\nCould you please give me a brief description of the image? Please respond with interleaved segmentation "
     "masks for the corresponding parts of the answer."
 )
-"""GLaMM's and Sa2VA's, without the run of blanks that Sa2VA's script has before "segmentation"."""
+"""GLaMM's and Sa2VA's."""
+QUESTION_WITH_BLANKS = QUESTION.replace("interleaved ", "interleaved" + 5 * " ")
+"""With the run of blanks that Sa2VA's script has, where a line of it goes on."""
 _PICTURES = "images/grandf/val_test"
 _FILES = "annotations/gcg_val_test"
 _PHRASE = re.compile(r"<p>(.*?)</p>", re.DOTALL)
@@ -73,20 +75,24 @@ class Gcg(Benchmark):
 
     Args:
         similarity: of texts, for the recall; None: recall is not measured.
+        question: with `<image>`.
     """
 
-    questions = (QUESTION,)
     folders = ("glamm_data",)
     published: Mapping[str, int | None] = {"val": None, "test": None}
 
-    def __init__(self, similarity: Similarity | None = None) -> None:
+    def __init__(self, similarity: Similarity | None = None, question: str = QUESTION) -> None:
         super().__init__("gcg")
         self._similarity = similarity
+        self.questions = (question,)
 
-    def with_text_model(self, folder: Path) -> Gcg:
-        from evaluation.published.texts import TextModel
+    def with_options(self, options: Options) -> Gcg:
+        similarity = None
+        if options.text_model is not None:
+            from evaluation.published.texts import TextModel
 
-        return Gcg(TextModel(folder).similarity)
+            similarity = TextModel(options.text_model).similarity
+        return Gcg(similarity, QUESTION_WITH_BLANKS if options.blanks else QUESTION)
 
     def find(self, root: Path, split: str, records: RecordsWriter) -> list[str]:
         files = {kind: root / _FILES / f"{split}_gcg_coco_{kind}_gt.json" for kind in ("caption", "mask")}
@@ -115,7 +121,7 @@ class Gcg(Benchmark):
         labels = captions[0].get("labels") if captions else None
         if not isinstance(text, str) or not isinstance(labels, list) or not all(isinstance(x, str) for x in labels):
             raise BadInput("no grounded caption", where=path, wanted="caption, a text, and labels, a list of texts")
-        yield Item(parts[0]["id"], text, QUESTION)
+        yield Item(parts[0]["id"], text, *self.questions)
 
     def size_of(self, parts: Sequence[Any]) -> tuple[int, int] | None:
         return size_of(parts[0]["image"])

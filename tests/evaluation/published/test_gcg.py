@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from evaluation.published.captions import caption_scores, missing
+from evaluation.published.datasets import Options
 from evaluation.published.datasets.gcg import QUESTION, caption_of, phrases_of
 from evaluation.published.predictions import Prediction, encode, read_predictions
 from evaluation.published.run import Asking, benchmark
@@ -77,7 +78,7 @@ def measure(
 def test_grounded_captions_are_measured(raw, bert, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)  # captions need Java
     right = {name: (PHRASES[name], boxes(name)) for name in NAMES}
-    found, said = measure(raw, tmp_path, right, text_model=bert)
+    found, said = measure(raw, tmp_path, right, options=Options(bert))
     assert found == pytest.approx({"mIoU": 1, "recall": 1, "AP50": 1}) and "METEOR and CIDEr are not measured: " in said
     half = boxes("sa_1")[1].copy()
     half[:60] = False
@@ -87,7 +88,7 @@ def test_grounded_captions_are_measured(raw, bert, tmp_path, monkeypatch):
     best = max(float((shifted & box).sum() / (shifted | box).sum()) for box in boxes("sa_2"))
     assert found["mIoU"] == pytest.approx(((1 + 0.5) / 2 + best) / 2)
     assert found["recall"] is None and "recall is not measured: give --text-model" in said
-    found, _ = measure(raw, tmp_path, answers, text_model=bert)
+    found, _ = measure(raw, tmp_path, answers, options=Options(bert))
     assert found["recall"] == 2 / 5  # both of the first picture, none of the second's three
     assert "This is sa_1." in (tmp_path / "report.html").read_text()
 
@@ -105,7 +106,7 @@ def test_captions_are_measured_where_the_package_is(raw, tmp_path):
 
 def test_a_mask_without_a_phrase_counts_nothing_of_its_picture(raw, bert, tmp_path):
     answers = {"sa_1": (["a cat"], boxes("sa_1")), "sa_2": (PHRASES["sa_2"], boxes("sa_2"))}
-    assert measure(raw, tmp_path, answers, text_model=bert)[0]["recall"] == 3 / 5
+    assert measure(raw, tmp_path, answers, options=Options(bert))[0]["recall"] == 3 / 5
 
 
 def test_similarity_is_the_cosine_of_mean_states(bert):
@@ -123,7 +124,7 @@ def test_similarity_is_the_cosine_of_mean_states(bert):
 
 def test_a_folder_without_a_text_model_is_one_line(raw, tmp_path):
     with pytest.raises(UserError, match="no text model"):
-        measure(raw, tmp_path, {}, text_model=tmp_path)
+        measure(raw, tmp_path, {}, options=Options(tmp_path))
 
 
 def test_an_answer_is_taken_apart():
@@ -137,4 +138,10 @@ def test_a_model_describes_each_picture(raw, model_folder, tmp_path):
     assert len([*benchmark(["gcg"], raw, tmp_path, asking=asking)]) == 1
     found = read_predictions(tmp_path / "gcg-val/predictions.jsonl").of_item
     assert found.keys() == NAMES.keys()
-    assert {one.question for one in found.values()} == {QUESTION.removeprefix("<image>\n")}
+    question = QUESTION.removeprefix("<image>\n")
+    assert {one.question for one in found.values()} == {question}
+    with pytest.raises(UserError, match="answers of another run; met questions"):
+        list(benchmark(["gcg"], raw, tmp_path, asking=asking, options=Options(blanks=True)))
+    assert len([*benchmark(["gcg"], raw, tmp_path / "b", asking=asking, options=Options(blanks=True), limit=1)]) == 1
+    (one,) = read_predictions(tmp_path / "b/gcg-val/predictions.jsonl").of_item.values()
+    assert one.question != question and " ".join(one.question.split()) == question

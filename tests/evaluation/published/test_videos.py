@@ -97,6 +97,11 @@ def test_expressions_of_a_video_are_measured_frame_by_frame(mevis, tmp_path):
     page = (tmp_path / "wrong" / "report.html").read_text()
     assert page.index("both discs") < page.index("which one moves") and "frame 00005" in page and "J&amp;F 0.00" in page
     assert page.count("<img") == 3 * 2 * 2 * 2  # sections, items, frames, panels
+    files = [tmp_path / name / "predictions.jsonl" for name in ("wrong", "right")]
+    assert "J&F" in compare(*files, tmp_path / "compared", draws=100)
+    compared = json.loads((tmp_path / "compared/compare.json").read_text())
+    assert compared["items"] == 2
+    assert compared["measures"]["J"]["difference"] == pytest.approx(1 - results["measures"]["J"], abs=1e-12)
 
 
 @pytest.mark.parametrize(
