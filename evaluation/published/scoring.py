@@ -101,8 +101,8 @@ def score(opened: OpenBenchmark, predictions: Predictions, where: str) -> Scored
         reasons = "; ".join(f"{count:,} {reason}" for reason, count in left_out.items() if reason != UNANSWERED)
         met = f"left out: {reasons}" if reasons else met
         raise UserError("nothing to measure", where=where, met=met, do="check --on and --split")
-    asked = [*{one.path: one for one, _ in items}.values()]
-    whole = benchmark.whole(opened, asked, predictions.of_item)
+    measured = [*{one.path: one for one, _ in items}.values()]
+    whole = benchmark.whole(opened, measured, predictions.of_item)
     return Scored(benchmark, tuple(items), np.array(numbers, np.float64), left_out, whole)
 
 

@@ -51,9 +51,10 @@ def write_submission(opened: OpenBenchmark, predictions: Predictions, file: Path
                 try:
                     truth = opened.read(asked)
                     for n, name in enumerate(truth.frames.names):
-                        size = truth.size(n)
+                        height, width = truth.size(n)
                         for item in answered:
-                            mask = frame_of(predictions.of_item[item.id], n, len(truth.frames), *size, where)
+                            prediction = predictions.of_item[item.id]
+                            mask = frame_of(prediction, n, len(truth.frames), height, width, where)
                             archive.writestr(zipfile.ZipInfo(f"{item.id}/{name}.png", _DATE), _png(mask))
                 except BadInput as error:
                     left_out[f"of {opened.benchmark.units} that cannot be read: {error.what}"] += len(answered)

@@ -27,7 +27,7 @@ from evaluation.published.measures import (
     paired_iou,
     recalled_phrases,
 )
-from evaluation.published.predictions import Prediction, encode, masks_of
+from evaluation.published.predictions import Prediction, encode, masks_of, union_of
 from pipeline import masks
 from pipeline.annotations import read_items
 from pipeline.cropped import Bool
@@ -121,7 +121,7 @@ class Gcg(Benchmark):
         labels = captions[0].get("labels") if captions else None
         if not isinstance(text, str) or not isinstance(labels, list) or not all(isinstance(x, str) for x in labels):
             raise BadInput("no grounded caption", where=path, wanted="caption, a text, and labels, a list of texts")
-        yield Item(parts[0]["id"], text, *self.questions)
+        yield Item(parts[0]["id"], text, self.questions[0])
 
     def size_of(self, parts: Sequence[Any]) -> tuple[int, int] | None:
         return size_of(parts[0]["image"])
@@ -146,7 +146,8 @@ class Gcg(Benchmark):
         return [self._numbers(truth, of_item[item.id], where) for item in items]
 
     def _numbers(self, truth: GroundedTruth, prediction: Prediction, where: str) -> tuple[float, ...]:
-        answers = [*masks_of(prediction, *truth.picture.shape[:2], where)]
+        height, width = truth.picture.shape[:2]
+        answers = [*masks_of(prediction, height, width, where)]
         recalled = np.nan
         phrases = phrases_of(prediction.answer)
         if self._similarity is not None:
@@ -177,11 +178,11 @@ class Gcg(Benchmark):
 
     def views(self, truth: GroundedTruth, item: Item, prediction: Prediction, where: str) -> list[View]:
         """Return the picture with the union of all masks."""
-        size = truth.picture.shape[:2]
-        union = np.zeros(size, np.bool_)
+        height, width = truth.picture.shape[:2]
+        union = np.zeros((height, width), np.bool_)
         for mask in truth.masks:
             union |= mask
-        return [View("picture", truth.picture, masks_of(prediction, *size, where).any(axis=0), union)]
+        return [View("picture", truth.picture, union_of(prediction, height, width, where), union)]
 
 
 def phrases_of(answer: str) -> list[str]:

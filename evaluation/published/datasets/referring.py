@@ -82,9 +82,9 @@ class Referring(Benchmark):
     def score(
         self, truth: Truth, items: Sequence[Item], of_item: Mapping[str, Prediction], where: str
     ) -> list[tuple[float, ...] | None]:
-        size = truth.picture.shape[:2]
+        height, width = truth.picture.shape[:2]
         return [
-            count_pixels(union_of(of_item[item.id], *size, where), truth.masks[item.id], truth.ignored)
+            count_pixels(union_of(of_item[item.id], height, width, where), truth.masks[item.id], truth.ignored)
             if item.id in truth.masks
             else None
             for item in items
@@ -100,7 +100,8 @@ class Referring(Benchmark):
         return numbers[:, 1]
 
     def views(self, truth: Truth, item: Item, prediction: Prediction, where: str) -> list[View]:
-        answer = union_of(prediction, *truth.picture.shape[:2], where)
+        height, width = truth.picture.shape[:2]
+        answer = union_of(prediction, height, width, where)
         return [View("picture", truth.picture, answer, truth.masks[item.id], truth.ignored)]
 
 
