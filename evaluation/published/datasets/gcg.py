@@ -51,8 +51,8 @@ QUESTION_WITH_BLANKS = QUESTION.replace("interleaved ", "interleaved" + 5 * " ")
 """With the run of blanks that Sa2VA's script has, where a line of it goes on."""
 _PICTURES = "images/grandf/val_test"
 _FILES = "annotations/gcg_val_test"
-_PHRASE = re.compile(r"<p>(.*?)</p>", re.DOTALL)
-_MARK = re.compile(r"<.*?>|\[SEG\]", re.DOTALL)
+_PHRASE = re.compile(r"<p>(.*?)</p>")
+_MARK = re.compile(r"<.*?>|\[SEG\]")
 _NO_TEXTS = "recall is not measured: give --text-model"
 _NO_CAPTIONS = "METEOR and CIDEr are not measured: "
 
@@ -187,12 +187,17 @@ class Gcg(Benchmark):
 
 def phrases_of(answer: str) -> list[str]:
     """Return the phrases of an answer: what stands between `<p>` and `</p>` (Sa2VA's `process_and_save_output`)."""
-    return [phrase.strip() for phrase in _PHRASE.findall(answer)]
+    return [phrase.strip() for phrase in _PHRASE.findall(_one_line(answer))]
 
 
 def caption_of(answer: str) -> str:
-    """Return an answer without its marks."""
-    return " ".join(_MARK.sub("", answer).split()).strip("'").strip()
+    """Return an answer without its marks, and without the quotes around it (`process_and_save_output`)."""
+    return " ".join(_MARK.sub("", _one_line(answer)).split()).strip("'").strip()
+
+
+def _one_line(answer: str) -> str:
+    """Return an answer as Sa2VA's script takes it: it joins lines without a blank."""
+    return answer.replace("<s>", "").replace("\n", "").replace("  ", " ")
 
 
 def _id(record: Any, key: str, file: Path) -> str:

@@ -128,7 +128,7 @@ def test_a_folder_without_a_text_model_is_one_line(raw, tmp_path):
 
 
 def test_an_answer_is_taken_apart():
-    answer = "<p> A cat </p> [SEG] looks\nat <p>me</p> [SEG]."
+    answer = "'<p> A cat </p> [SEG] looks at\n <p>m\ne</p> [SEG].'"
     assert phrases_of(answer) == ["A cat", "me"] and caption_of(answer) == "A cat looks at me ."
 
 

@@ -127,8 +127,10 @@ def to_pickle(root: Path, order=("b0", "a1"), key=str) -> None:
     (root / "mask_dict.pkl").write_bytes(pickle.dumps(lists, 2))
 
 
-def test_youtube_vos_from_the_pickle(youtube, records):
+@pytest.mark.parametrize("folder", ["", "train"])
+def test_youtube_vos_from_the_pickle(youtube, records, folder):
     to_pickle(youtube)
+    (youtube / "mask_dict.pkl").rename(youtube / folder / "mask_dict.pkl")
     sample = v.load("ref-youtube-vos", youtube, records)
     assert [frame.name for frame in sample.frames] == ["00015", "00030", "00040", "00050", "00060"]
     for frame in sample.frames:
