@@ -231,13 +231,28 @@ def revos_measures(values: Mapping[str, Float], types: Int) -> dict[str, Measure
         values: (N,) each: "J", "F", "A" and "R" of each expression.
         types: (N,), `type_id` of each: 0 referring, 1 reasoning, 2 of no object.
     """
-    both = {**values, "J&F": (values["J"] + values["F"]) / 2}
+    found = typed_measures(values, types, ("referring", "reasoning"))
+    return {**found, "all A": mean_of(values["A"]), "all R": mean_of(values["R"])}
+
+
+def typed_measures(values: Mapping[str, Float], types: Int, names: tuple[str, str]) -> dict[str, Measure]:
+    """Return measures of the expressions of types 0 and 1, and overall, the mean of the two.
+
+    `tools/eval/eval_revos.py` and `eval_ref_sav.py` of Sa2VA, without rounding.
+
+    Args:
+        values: (N,) each: "J", "F" and others of each expression; J&F is added.
+        types: (N,), `type_id` of each.
+        names: of the two types.
+    """
+    every = {"J": values["J"], "F": values["F"], "J&F": (values["J"] + values["F"]) / 2, **values}
     found: dict[str, Measure] = {}
-    for name in ("J", "F", "J&F", "A", "R"):
-        parts = [mean_of(both[name], types == kind) for kind in (0, 1)]
-        found[f"referring {name}"], found[f"reasoning {name}"] = parts
-        found[f"overall {name}"] = parts[0] + parts[1]
-    return {**found, "all A": mean_of(both["A"]), "all R": mean_of(both["R"])}
+    for measure, of_items in every.items():
+        parts = [mean_of(of_items, types == kind) for kind in (0, 1)]
+        for name, part in zip(names, parts, strict=True):
+            found[f"{name} {measure}"] = part
+        found[f"overall {measure}"] = parts[0] + parts[1]
+    return found
 
 
 def iou_matrix(answers: Sequence[Bool], truths: Sequence[Bool]) -> Float:

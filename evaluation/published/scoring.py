@@ -60,6 +60,7 @@ class Scored:
 
 
 UNANSWERED = "without an answer"
+_MOST_COLUMNS = 11  # more measures are shown one in a line
 
 
 def score(opened: OpenBenchmark, predictions: Predictions, where: str) -> Scored:
@@ -144,13 +145,21 @@ def notes_of(counts: Mapping[str, Any], limited: bool = False, found: Sequence[s
 
 
 def table_of(title: str, scored: Scored, notes: list[str]) -> str:
-    """Return the measures as a table, with the notes below."""
-    grid = plain_table(title)
-    grid.add_column("items", justify="right")
-    for name in scored.values:
-        grid.add_column(name, justify="right")
-    add_row(grid, (f"{len(scored.items):,}", *map(percent, scored.values.values())))
-    return "\n".join([table_text(grid, 140), *map(printable, notes)])
+    """Return the measures as a table, with the notes below; one in a line where they are many."""
+    cells = {"items": f"{len(scored.items):,}"} | {name: percent(value) for name, value in scored.values.items()}
+    long = len(cells) > _MOST_COLUMNS
+    grid = plain_table("" if long else title)  # a long table is too narrow for its title
+    if long:
+        grid.add_column("measure")
+        grid.add_column("", justify="right")
+        for row in cells.items():
+            add_row(grid, row)
+    else:
+        for name in cells:
+            grid.add_column(name, justify="right")
+        add_row(grid, (*cells.values(),))
+    heading = [printable(title)] if long else []
+    return "\n".join([*heading, table_text(grid, 140), *map(printable, notes)])
 
 
 def percent(value: float) -> str:

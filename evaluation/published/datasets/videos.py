@@ -25,6 +25,7 @@ from evaluation.published.measures import (
     region_similarity,
     revos_measures,
     robustness,
+    typed_measures,
     video_measures,
 )
 from evaluation.published.predictions import Prediction, encode, frame_of, question_of
@@ -253,16 +254,33 @@ class Davis(Videos):
         return by_annotator(video_measures(numbers[:, 0], numbers[:, 1]), kinds)
 
 
-class Revos(Videos):
-    """ReVOS: referring and reasoning expressions, and such of no object. Numbers: J, F, A, and R (NaN without file)."""
+class Typed(Videos):
+    """Videos whose expressions are of several types, `type_id`. Numbers: J, F and A."""
+
+    types: Sequence[str] = ("0", "1")
 
     def kind(self, expression: Mapping[str, Any], expressions: Sequence[Mapping[str, Any]]) -> int:
         kind = as_id(expression.get("type_id"))
-        if kind not in ("0", "1", "2"):
-            raise BadInput(
-                "type of an expression", met=f"type_id {expression.get('type_id')!r:.40}", wanted="0, 1 or 2"
-            )
+        if kind is None or kind not in self.types:
+            met = f"type_id {expression.get('type_id')!r:.40}"
+            raise BadInput("type of an expression", met=met, wanted=" or ".join(self.types))
         return int(kind)
+
+    def numbers_of(self, answer: Bool, union: Bool, truth: VideoTruth, n: int) -> tuple[float, ...]:
+        return *super().numbers_of(answer, union, truth, n), float(pixel_accuracy(answer[None], union[None])[0])
+
+
+class RefSav(Typed):
+    """Ref-SAV: long and short expressions."""
+
+    def measures(self, numbers: Float, kinds: Int) -> dict[str, Measure]:
+        return typed_measures(dict(zip("JFA", numbers.T, strict=True)), kinds, ("long", "short"))
+
+
+class Revos(Typed):
+    """ReVOS: referring and reasoning expressions, and such of no object. Numbers: also R (NaN without its file)."""
+
+    types = ("0", "1", "2")
 
     def find(self, root: Path, split: str, records: RecordsWriter) -> list[str]:
         super().find(root, split, records)
@@ -285,11 +303,11 @@ class Revos(Videos):
         return found
 
     def numbers_of(self, answer: Bool, union: Bool, truth: VideoTruth, n: int) -> tuple[float, ...]:
-        one, other = answer[None], union[None]
         r = np.nan
         if truth.foregrounds:
-            r = float(robustness(one, other, truth.foreground(n, (answer.shape[0], answer.shape[1]))[None])[0])
-        return *super().numbers_of(answer, union, truth, n), float(pixel_accuracy(one, other)[0]), r
+            foreground = truth.foreground(n, (answer.shape[0], answer.shape[1]))
+            r = float(robustness(answer[None], union[None], foreground[None])[0])
+        return *super().numbers_of(answer, union, truth, n), r
 
     def measures(self, numbers: Float, kinds: Int) -> dict[str, Measure]:
         return revos_measures(dict(zip("JFAR", numbers.T, strict=True)), kinds)
@@ -327,6 +345,6 @@ BENCHMARKS: Mapping[str, Videos] = {
     ),
     "ref-davis": Davis("ref-davis", {"valid": None}, ("video_datas/davis17",)),
     "revos": Revos("revos", {"valid": None}, ("video_datas/revos",)),
-    "ref-sav": Videos("ref-sav", {"valid": None}, ("ref_sav_eval",), source=RefVos("ref-sav", _ref_sav, "anno_id")),
+    "ref-sav": RefSav("ref-sav", {"valid": None}, ("ref_sav_eval",), source=RefVos("ref-sav", _ref_sav, "anno_id")),
     "ref-youtube-vos": Videos("ref-youtube-vos", {"valid": None}, ("video_datas/rvos",), hidden=frozenset(("valid",))),
 }

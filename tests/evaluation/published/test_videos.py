@@ -123,9 +123,12 @@ def test_a_frame_without_a_picture_leaves_its_video_out(mevis, tmp_path):
 
 
 def test_ref_sav_is_read_from_the_files_of_its_measuring(tmp_path):
-    write_mevis(tmp_path / "ref_sav_eval", ["a"], MEVIS, "meta_expressions_valid.json", "videos", "mask_dict.json")
-    results, _ = measure("ref-sav", tmp_path, tmp_path / "out", {"a/0": LEFT | RIGHT, "a/1": LEFT})
-    assert results["measures"]["J&F"] == 1
+    typed = {name: {**one, "type_id": n % 2} for n, (name, one) in enumerate(MEVIS.items())}
+    write_mevis(tmp_path / "ref_sav_eval", ["a"], typed, "meta_expressions_valid.json", "videos", "mask_dict.json")
+    results, _ = measure("ref-sav", tmp_path, tmp_path / "out", {"a/0": LEFT | RIGHT, "a/1": None})
+    measures = results["measures"]
+    assert (measures["long J&F"], measures["short J"], measures["overall F"]) == (1, 0, 0.5)
+    assert measures["short A"] == pytest.approx(1 - LEFT.mean()) and measures.keys().isdisjoint({"J", "short R"})
 
 
 def test_davis_is_the_mean_of_four_annotators(tmp_path):
@@ -160,6 +163,7 @@ def test_revos_is_measured_by_type_with_a_and_r(tmp_path):
     results, said = measure("revos", root, tmp_path / "out", answers)
     measures = results["measures"]
     assert measures["reasoning J&F"] == 1 and measures["referring J"] == pytest.approx(0) and measures["all R"] is None
+    assert "│ reasoning J&F" in said and "100.00" in said
     assert measures["overall J"] == pytest.approx(0.5) and "there is no mask_dict_foreground.json" in said
     accuracy = [1 - (LEFT ^ RIGHT).mean(), 1, 1 - LEFT.mean()]
     assert measures["referring A"] == pytest.approx(accuracy[0]) and measures["all A"] == pytest.approx(
