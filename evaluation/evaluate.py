@@ -295,7 +295,9 @@ def _tally(
     state: PartialState,
 ) -> _Tallies:
     """Evaluate this process's share of the groups; return the sums."""
-    config = with_values(Config(), {"max_caption_tokens": how.max_caption_tokens})
+    config = with_values(
+        Config(), {"max_caption_tokens": how.max_caption_tokens, "eval.answer_tokens": how.max_caption_tokens}
+    )
     judged = load_objective(objective)(Passes(model, config))
     autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=model.embedding.weight.dtype == torch.bfloat16)
     tallies = _Tallies()

@@ -178,6 +178,8 @@ class EvalConfig:
     processes."""
     show: Annotated[int, count(1000, "the report holds them all in one page", low=0)] = 8
     """Held-out samples of the main process that contact sheets and report show."""
+    answer_tokens: Annotated[int, count(8192, "answers are written one token after the other")] = 64
+    """Tokens of the answer that the model itself writes to a conversation's first question, at most."""
 
 
 @dataclass(config=_RULES)
@@ -247,7 +249,7 @@ class Config:
     """Draw the wording of segmentation questions and answers for each object, as in Sa2VA's recipe; false: word them
     as an evaluation does."""
     max_caption_tokens: Annotated[int, count(8192, "pseudo captions are written one token after the other")] = 64
-    """Tokens of a pseudo caption, at most, and of an answer that the model writes in an evaluation."""
+    """Tokens of a pseudo caption, at most."""
     caption_temperature: Annotated[float, Bound(1e-3, 100, "captions are random words far below that", zero=True)] = 0.0
     """Temperature of the teacher's pseudo captions; 0 is greedy."""
     max_text_tokens: Annotated[int, count(32768, "no language model of Sa2VA reads more")] = 512

@@ -228,7 +228,7 @@ def test_an_evaluation_in_training_and_one_of_its_checkpoint_agree(tmp_path: Pat
     folder = tmp_path / "run"
     held_out = {"data.holdout": 0.6, "data.holdout_by": "sample"}
     options = {"data.shards": f"[{mixed_set}]", "objective": "converse", "steps": 1, "output_dir": folder, **held_out}
-    small = {"batch_size": 2, "accumulation": 1, "data.objects_per_sample": 2, "eval.show": 2}
+    small = {"batch_size": 2, "accumulation": 1, "data.objects_per_sample": 2, "eval.show": 2, "eval.answer_tokens": 3}
     main([*SMALL, *(f"{key}={value}" for key, value in {**options, **small}.items())])
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     training = {name.removeprefix("held_out/"): value for name, value in json.loads(lines[-1]).items()}

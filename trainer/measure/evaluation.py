@@ -11,9 +11,9 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from trainer.config import Config
-from trainer.data.batch import Batch, ConversationBatch
+from trainer.data.batch import Batch, ConversationBatch, PairBatch
 from trainer.data.loader import Loader
-from trainer.measure.panels import AnyPanel, ConversationPanel, panels
+from trainer.measure.panels import AnyPanel, panels
 from trainer.modes import autocast
 from trainer.objectives.judging import Judged
 from trainer.objectives.step import Step
@@ -23,6 +23,8 @@ _NOT_BY_KIND = ("mask_loss", "bce", "dice_loss", "dice", "precision", "recall")
 """Means that would make the line of an evaluation long."""
 _Sums = dict[tuple[str, str], tuple[float, int]]
 """Sum and number of the values of a name, by kind of conversation ("" for objects) and name."""
+_Shown = dict[tuple[str, bool], list[AnyPanel]]
+"""Panels by kind of conversation ("" for objects), and by whether they show a video."""
 
 
 def evaluate(
@@ -38,10 +40,10 @@ def evaluate(
         loader: yields the held-out samples with the objective's `panel_fields()`.
 
     Returns:
-        The means by name, and panels of `eval.show` objects or conversations, of all kinds in turn; none on other
-        processes.
+        The means by name, and panels of `eval.show` objects or conversations, of all kinds in turn, and of pictures and
+        videos in turn; none on other processes.
     """
-    shown: dict[str, list[AnyPanel]] = {}
+    shown: _Shown = {}
     sums: _Sums = {}
     for batch in loader.epoch(0):  # the same samples each time
         with autocast(accelerator.device, config.mixed_precision):
@@ -92,15 +94,16 @@ def _means(of_all: Sequence[Mapping[tuple[str, str], tuple[float, int]]], kinds:
     return means
 
 
-def _show(shown: dict[str, list[AnyPanel]], batch: Batch, judged: Judged, objective: str, most: int) -> None:
-    """Add panels of a batch to those of their kinds, at most `most` of each."""
+def _show(shown: _Shown, batch: Batch, judged: Judged, objective: str, most: int) -> None:
+    """Add panels of a batch to those of their groups, at most `most` of each."""
     if isinstance(batch, ConversationBatch):
-        kinds = [talk.kind for talk in batch.conversations]
-        if all(len(shown.get(kind, [])) >= most for kind in kinds):
-            return
-    elif len(shown.get("", [])) >= most:
+        groups = [(talk.kind, len(talk.frames) > 1) for talk in batch.conversations]
+    else:
+        assert isinstance(batch, PairBatch)
+        groups = [("", False)] * len(batch.objects)
+    if all(len(shown.get(group, [])) >= most for group in groups):
         return
-    for panel in panels(batch, judged, objective):
-        of_kind = shown.setdefault(panel.kind if isinstance(panel, ConversationPanel) else "", [])
-        if len(of_kind) < most:
-            of_kind.append(panel)
+    for group, panel in zip(groups, panels(batch, judged, objective), strict=True):
+        of_group = shown.setdefault(group, [])
+        if len(of_group) < most:
+            of_group.append(panel)

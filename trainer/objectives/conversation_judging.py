@@ -36,7 +36,7 @@ def judge_conversations(passes: Passes, batch: ConversationBatch, side: int = PO
       frames; NaN where the object is in none.
     - (R,): the cross-entropy of the answers, a mean over a row's tokens: `caption` for rows of kind describe, `lang`
       for others. The other values are 1 or 0 and tell of the answer that the model generates, greedily, to the row's
-      first question, with at most `max_caption_tokens` tokens. `seg_asked`: it has a `[SEG]`, where the true answer
+      first question, with at most `eval.answer_tokens` tokens. `seg_asked`: it has a `[SEG]`, where the true answer
       has one; `seg_unasked`: it has one where the question asks for none; `refused_wrong`: it has none, though an
       expression of an object was asked for; `refused_right`: it has none, and the true answer is a refusal.
 
@@ -166,7 +166,7 @@ def _answers(
             model,
             rows,
             embeddings,
-            passes.config.max_caption_tokens,
+            passes.config.eval.answer_tokens,
             lambda logits, step: logits.argmax(-1),
             model.prompts.ended,
             any_process=passes.any_process,

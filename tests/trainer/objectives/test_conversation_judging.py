@@ -80,7 +80,7 @@ def test_shares_of_generated_answers(passes, batch, monkeypatch: pytest.MonkeyPa
     said = [prompts.seg if says_seg else prompts.encode("x")[0], *prompts.end_ids]
 
     def generated(model, rows, embeddings, max_tokens, pick, ended, any_process):
-        assert max_tokens == passes.config.max_caption_tokens and embeddings.shape[:2] == rows.ids.shape
+        assert max_tokens == passes.config.eval.answer_tokens and embeddings.shape[:2] == rows.ids.shape
         for number, (ids, attention) in enumerate(zip(rows.ids, rows.attention, strict=True)):
             talk = CONVERSATIONS[number]
             text = prompts.decode(ids[attention.bool()].tolist())
