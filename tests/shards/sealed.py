@@ -8,14 +8,22 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 import tarfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
+
+from shards.errors import UserError
+from shards.preview import preview
+from shards.reader import ShardSet
+from shards.select import sample
+from shards.stats import measure_sets
+from shards.verification import verify
 
 Members = dict[str, bytes]
 """Bytes of a sample's members in the tar's order, by the part of the member's name that follows the key."""
@@ -85,3 +93,29 @@ def reseal(folder: Path, **changes: Any) -> None:
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":")).encode("ascii")
     body["manifest_sha256"] = hashlib.sha256(canonical).hexdigest()
     (folder / "manifest.json").write_text(json.dumps(body))
+
+
+def check_any_value(source: Path, tmp_path: Path, place: Sequence[str | int], value: Any) -> None:
+    """Put `value` at a place of a sample's JSON in a copy of a set: no reader ends in anything but one line."""
+    folder = tmp_path / "set"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(source, folder)
+
+    def change(meta: Any) -> None:
+        for step in place[:-1]:
+            meta = meta[step]
+        meta[place[-1]] = value
+
+    change_sample(folder, lambda members: change_meta(members, change))
+    verify([folder])
+    shards = ShardSet(folder)
+    for read in (
+        lambda: shards[0],
+        lambda: preview(folder, tmp_path / "page"),
+        lambda: measure_sets([folder], 9),
+        lambda: sample(folder, folder / "one", 1, 0, 1000),
+    ):
+        try:
+            read()
+        except UserError as error:
+            assert "\n" not in str(error)

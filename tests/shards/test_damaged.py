@@ -22,11 +22,11 @@ from shards.manifest import INDEX_DTYPE, Manifest, read_index, read_ledger
 from shards.preview import preview
 from shards.reader import ShardSet, read_samples
 from shards.recode import recode
-from shards.select import sample, split
+from shards.select import split
 from shards.stats import measure_sets
 from shards.verification import verify
 from tests.batches import make_loader
-from tests.shards.sealed import JSON, change_meta, change_sample, reseal
+from tests.shards.sealed import JSON, change_meta, change_sample, check_any_value, reseal
 
 OLD = Path(__file__).parent / "version_1" / "folder"
 
@@ -301,28 +301,7 @@ PLACES = [
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(PLACES), JSON)
 def test_any_value_at_any_place_of_a_sample_is_one_line_or_sound(tiny_set, tmp_path, place, value):
-    folder = tmp_path / "set"
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(tiny_set, folder)
-
-    def change(meta: Any) -> None:
-        for step in place[:-1]:
-            meta = meta[step]
-        meta[place[-1]] = value
-
-    change_sample(folder, lambda members: change_meta(members, change))
-    verify([folder])
-    shards = ShardSet(folder)
-    for read in (
-        lambda: shards[0],
-        lambda: preview(folder, tmp_path / "page"),
-        lambda: measure_sets([folder], 9),
-        lambda: sample(folder, folder / "one", 1, 0, 1000),
-    ):
-        try:
-            read()
-        except UserError as error:
-            assert "\n" not in str(error)
+    check_any_value(tiny_set, tmp_path, place, value)
 
 
 def test_many_masks_are_never_all_in_memory(tiny):

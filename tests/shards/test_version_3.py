@@ -45,7 +45,7 @@ from shards.verification import verify
 from tests import mixed
 from tests.batches import make_loader
 from tests.conftest import files_of
-from tests.shards.sealed import JSON, Members, change_meta, change_sample, reseal
+from tests.shards.sealed import JSON, Members, change_meta, change_sample, check_any_value, reseal
 from trainer.config import load_config
 from trainer.doctor.data import Data, check_objective
 from trainer.objectives.dual import Dual
@@ -391,28 +391,7 @@ def test_faults_of_the_set(sound, tmp_path):
     st.sampled_from([("frames",), ("objects",), ("crc32",), ("turns",), ("turns", 0), ("turns", 0, "picture")]), JSON
 )
 def test_any_value_is_one_line_or_sound(sound, tmp_path, name, place, value):
-    folder = tmp_path / "set"
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(sound[name], folder)
-
-    def change(meta: Any) -> None:
-        for step in place[:-1]:
-            meta = meta[step]
-        meta[place[-1]] = value
-
-    change_sample(folder, lambda members: change_meta(members, change))
-    verify([folder])
-    shards = ShardSet(folder)
-    for read in (
-        lambda: shards[0],
-        lambda: preview(folder, tmp_path / "page"),
-        lambda: measure_sets([folder], 9),
-        lambda: sample(folder, folder / "one", 1, 0, 1000),
-    ):
-        try:
-            read()
-        except UserError as error:
-            assert "\n" not in str(error)
+    check_any_value(sound[name], tmp_path, place, value)
 
 
 def test_the_writer_refuses_what_readers_would(mixed_set):
