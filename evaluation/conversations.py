@@ -6,15 +6,16 @@ are those of `evaluation.items`; a batch holds rows of one group alone.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
 
 import numpy as np
 
-from evaluation.items import NO_OBJECT, NO_REGION, NO_TEXT, SampleRef
+from evaluation.items import GROUPS_AHEAD, NO_OBJECT, NO_REGION, NO_TEXT, THREADS, SampleRef, run_ahead
 from shards.reader import ShardSet
 from shards.sample import usable_texts
 from trainer.conversations.conversation import Conversation
@@ -33,8 +34,6 @@ from trainer.data.conversation_decoder import ConversationDecoder, ConversationP
 from trainer.data.decoding import Buffers, Later, Ring
 from trainer.model.prompts import Prompts
 
-_THREADS = 2
-_AHEAD = 2
 """Groups that are planned, and batches that are decoded, while one is in use."""
 _EVERY = 10**6
 _ASKED = {PHRASES, SEVERAL, NO_TARGET, DESCRIPTIONS, PHRASES_OF_CAPTIONS, TURNS, TURNS_OF_REGIONS}
@@ -72,9 +71,9 @@ class ConversationReader:
             phrases=_EVERY, one_phrase_per_row=True, frames=frames, no_target=no_target, vary_wording=False
         )
         self._decoder = ConversationDecoder(
-            shards.recipe, self._options, kind, prompts, normalise="host", pin=False, buffers=_AHEAD + 2
+            shards.recipe, self._options, kind, prompts, normalise="host", pin=False, buffers=GROUPS_AHEAD + 2
         )
-        self._ring = Ring([self._decoder.new_buffers() for _ in range(_AHEAD + 2)])
+        self._ring = Ring([self._decoder.new_buffers() for _ in range(GROUPS_AHEAD + 2)])
 
     def read(
         self, groups: Sequence[Sequence[SampleRef]]
@@ -84,32 +83,16 @@ class ConversationReader:
         Raises:
             BadShard: a sample cannot be read.
         """
-        pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="shards")
+        pool = ThreadPoolExecutor(THREADS, thread_name_prefix="shards")
         try:
-            ahead: deque[list[Future[AskedSample]]] = deque()
-            for group in groups:
-                ahead.append([pool.submit(self._ask, *sample) for sample in group])
-                if len(ahead) > _AHEAD:
-                    yield self._group(pool, ahead.popleft())
-            while ahead:
-                yield self._group(pool, ahead.popleft())
+            for samples in run_ahead(pool, ([partial(self._ask, *sample) for sample in group] for group in groups)):
+                yield samples, self._batches(pool, samples)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _group(
-        self, pool: Executor, planned: Sequence[Future[AskedSample]]
-    ) -> tuple[list[AskedSample], Iterator[tuple[ConversationBatch, list[str]]]]:
-        samples = [sample.result() for sample in planned]
-        return samples, self._batches(pool, samples)
-
     def _batches(self, pool: Executor, samples: Sequence[AskedSample]) -> Iterator[tuple[ConversationBatch, list[str]]]:
-        ahead: deque[Future[tuple[ConversationBatch, list[str]]]] = deque()
-        for part in self._parts(samples):
-            ahead.append(pool.submit(self._batch, self._ring.next(), part))
-            if len(ahead) > _AHEAD:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+        parts = ([partial(self._batch, self._ring.next(), part)] for part in self._parts(samples))
+        return (batch for [batch] in run_ahead(pool, parts))
 
     def _parts(self, samples: Sequence[AskedSample]) -> Iterator[list[AskedSample]]:
         """Divide the rows of samples into batches: samples, each with its rows in the batch."""

@@ -10,11 +10,12 @@ group alone, so batches do not depend on the number of processes.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,11 +29,13 @@ from trainer.data.batch import Frame, PairBatch
 from trainer.objectives import load_objective
 
 NO_OBJECT = "samples without an object"
+Result = TypeVar("Result")
+
 NO_TEXT = "objects without a text"
 NO_REGION = "objects without a prompt cell"
-_GROUPS_AHEAD = 2
+GROUPS_AHEAD = 2
 """Groups that are decoded while one is in use."""
-_THREADS = 2
+THREADS = 2
 
 SampleRef = tuple[ShardSet, int]
 """A set, and the position of a sample in it."""
@@ -101,17 +104,24 @@ def read_groups(groups: Sequence[Sequence[SampleRef]], objective: str) -> Iterat
     Raises:
         BadShard: a sample cannot be read.
     """
-    pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="shards")
+    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="shards")
     try:
-        ahead: deque[list[Future[DecodedSample]]] = deque()
-        for group in groups:
-            ahead.append([pool.submit(_decode_sample, *sample, objective) for sample in group])
-            if len(ahead) > _GROUPS_AHEAD:
-                yield [sample.result() for sample in ahead.popleft()]
-        while ahead:
-            yield [sample.result() for sample in ahead.popleft()]
+        yield from run_ahead(
+            pool, ([partial(_decode_sample, *sample, objective) for sample in group] for group in groups)
+        )
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def run_ahead(pool: Executor, groups: Iterable[Sequence[Callable[[], Result]]]) -> Iterator[list[Result]]:
+    """Yield the results of one group of calls after the other, while `GROUPS_AHEAD` more groups are in the pool."""
+    ahead: deque[list[Future[Result]]] = deque()
+    for group in groups:
+        ahead.append([pool.submit(call) for call in group])
+        if len(ahead) > GROUPS_AHEAD:
+            yield [future.result() for future in ahead.popleft()]
+    while ahead:
+        yield [future.result() for future in ahead.popleft()]
 
 
 def make_batches(group: Sequence[DecodedSample], objective: str, most: int) -> Iterator[tuple[PairBatch, list[str]]]:

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 
 import cli
 from pipeline.sources import SOURCES
 from shards.manifest import Manifest
+from tests.fresh_accelerate import reset_accelerate
 from tests.layouts import CASES, PARTS
 from tests.models import composed_once  # noqa: F401 (a fixture)
 from tests.trainer.runs import SMALL
@@ -30,8 +30,7 @@ def fresh_accelerate():
     torch.set_num_threads(1)  # a batch of one is too little to share
     yield
     torch.set_num_threads(threads)
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+    reset_accelerate()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from evaluation.conversations import ConversationReader
 from evaluation.evaluate import evaluate
@@ -22,6 +21,7 @@ from pipeline.request import make_request
 from pipeline.run import run
 from shards.reader import ShardSet
 from tests import mixed
+from tests.fresh_accelerate import reset_accelerate
 from tests.joined import Joined, command_line
 from tests.trainer.runs import SMALL
 from trainer.model.sa2va import build
@@ -75,8 +75,7 @@ ASKED = {
 @pytest.fixture(autouse=True)
 def fresh_accelerate():
     yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+    reset_accelerate()
 
 
 @pytest.fixture(scope="module")
@@ -232,8 +231,7 @@ def test_an_evaluation_in_training_and_one_of_its_checkpoint_agree(tmp_path: Pat
     main([*SMALL, *(f"{key}={value}" for key, value in {**options, **small}.items())])
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     training = {name.removeprefix("held_out/"): value for name, value in json.loads(lines[-1]).items()}
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+    reset_accelerate()
     how = {"objective": "converse", "holdout": 0.6, "holdout_by": "sample", "frames": 1, "max_caption_tokens": 3}
     evaluate(str(folder), [str(mixed_set)], **how, batch_size=3, device="cpu", json_file=tmp_path / "numbers.json")
     numbers = json.loads((tmp_path / "numbers.json").read_text())

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.state import PartialState
 
 from evaluation.evaluate import evaluate
 from evaluation.new_samples import explain_samples, new_parts, trained_on
 from shards.errors import UserError
 from shards.reader import ShardSet
 from tests.batches import make_loader
+from tests.fresh_accelerate import reset_accelerate
 from tests.trainer.runs import SMALL
 from trainer.export import export
 from trainer.released.folder import save_model
@@ -28,8 +29,7 @@ HOLDOUT = 0.4
 @pytest.fixture(scope="module", autouse=True)
 def fresh_accelerate():
     yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+    reset_accelerate()
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +38,7 @@ def run(sav_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run") / "run"
     options = [f"data.shards=[{sav_set}]", f"output_dir={out}", "steps=1", "batch_size=1", "accumulation=1"]
     main([*SMALL, *options, f"data.holdout={HOLDOUT}", "eval.samples=1", "eval.show=0"])
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+    reset_accelerate()
     return out
 
 

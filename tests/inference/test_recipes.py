@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 from skimage import data as photographs
 
@@ -27,6 +26,7 @@ from pipeline.sources import source_named
 from shards.errors import UserError
 from shards.reader import ShardSet
 from shards.recipe import RECIPES, Recipe, named_recipe
+from tests.fresh_accelerate import reset_accelerate
 from tests.trainer.runs import SMALL
 from trainer.model.sa2va import Sa2VA
 from trainer.released.folder import load_model, save_model
@@ -41,8 +41,7 @@ CORNER = named_recipe("default", "corner")
 @pytest.fixture(autouse=True)
 def fresh_accelerate():
     yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+    reset_accelerate()
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from pipeline.request import make_request
 from pipeline.run import run
 from pipeline.sa2va_training import for_each_part
 from tests.batches import make_loader
+from tests.fresh_accelerate import reset_accelerate
 from tests.models import composed_once  # noqa: F401 (a fixture)
 from tests.pipeline.sources.test_folder import write as write_lines
 from tests.pipeline.sources.test_folder import write_pictures
@@ -37,8 +37,7 @@ def seeded() -> None:
 def fresh_accelerate() -> Iterator[None]:
     """Reset Accelerate's state, which runs of one test process would share."""
     yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+    reset_accelerate()
 
 
 @pytest.fixture(scope="session")

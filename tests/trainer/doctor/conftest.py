@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from accelerate.state import AcceleratorState, GradientState, PartialState
 
+from tests.fresh_accelerate import reset_accelerate
 from tests.trainer.doctor.found import GOOD
 from trainer.config import Config
 from trainer.doctor.footprint import Footprint, measure_footprint
@@ -17,8 +17,7 @@ _FOOTPRINTS: dict[str, Footprint] = {}
 @pytest.fixture(autouse=True)
 def fresh_accelerate():
     yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+    reset_accelerate()
 
 
 @pytest.fixture(autouse=True)

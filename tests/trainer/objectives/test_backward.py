@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from shards.errors import UserError
 from tests.batches import make_loader, one_sample
 from tests.conversations import about_objects, conversation_batch
+from tests.fresh_accelerate import reset_accelerate
 from tests.joined import Joined
 from tests.trainer.conftest import build_step
 from tests.trainer.runs import environment_of
@@ -44,8 +44,7 @@ def single(batch: PairBatch) -> PairBatch:
 @pytest.fixture(autouse=True)
 def fresh_accelerate():
     yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+    reset_accelerate()
 
 
 class Served:
