@@ -106,10 +106,10 @@ def compare_rows(phrases: int, rounds: int) -> None:
 
 def seconds(model: Sa2VA, rows: Sequence[TokenRow]) -> float:
     """Return the time of the language model, forward and backward, for rows in one batch."""
-    packed = model.prompts.pack(rows, model.device)
-    embeddings = model.embedding(packed.ids).detach().requires_grad_()
+    padded = model.prompts.padded(rows, model.device)
+    embeddings = model.embedding(padded.ids).detach().requires_grad_()
     started = time.perf_counter()
-    model.run_language_model(embeddings, packed.attention, packed.positions).sum().backward()
+    model.run_language_model(embeddings, padded.attention, padded.positions).sum().backward()
     return time.perf_counter() - started
 
 

@@ -94,7 +94,7 @@ def _spread_prompts(model: Sa2VA, phrases: Sequence[str]) -> None:
     Else what all phrases share would hide their differences. (Data-dependent initialisation, Krähenbühl et al. 2016.)
     """
     prompts = model.prompts
-    rows = prompts.pack([prompts.segment("any", phrase) for phrase in phrases], model.device)
+    rows = prompts.padded([prompts.segment("any", phrase) for phrase in phrases], model.device)
     visual_tokens = torch.randn(1, IMAGE_TOKENS, model.mlp1[0].normalized_shape[0])
     embeddings = model.embed_rows(rows, visual_tokens, torch.zeros(len(phrases), dtype=torch.int64))
     states = model.run_language_model(embeddings, rows.attention, rows.positions)

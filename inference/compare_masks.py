@@ -49,7 +49,7 @@ def masks_of(loaded: LoadedModel, examples: Sequence[Example]) -> Bool:
     for example in examples:
         normalised = normalise(resize.picture(example.picture, recipe.vision_size, recipe), recipe.mean, recipe.std)
         pixels = torch.from_numpy(normalised)[None].to(next(model.vision_model.parameters()))
-        rows = prompts.pack([prompts.segment(example.name, example.text)], device)
+        rows = prompts.padded([prompts.segment(example.name, example.text)], device)
         embeddings = model.embed_rows(rows, model.encode_image(pixels), first)
         states = model.run_language_model(embeddings, rows.attention, rows.positions)
         phrase_embeddings = model.text_hidden_fcs(states[rows.ids == prompts.seg]).float()

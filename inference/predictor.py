@@ -345,12 +345,12 @@ class Predictor:
         model = self.model
         most = max(map(len, views_of_row))
         images = torch.tensor([[*row, *[-1] * (most - len(row))] for row in views_of_row], device=model.device)
-        packed = model.prompts.pack(rows, model.device, left=True)
+        padded = model.prompts.padded(rows, model.device, left=True)
         embeddings = model.embed_rows(
-            packed, visual_tokens, images, None if regions is None else regions.to(model.device)
+            padded, visual_tokens, images, None if regions is None else regions.to(model.device)
         )
         likeliest = lambda logits, step: logits.argmax(-1)  # noqa: E731
-        return generate(model, packed, embeddings, self.max_new_tokens, likeliest, model.prompts.ended, keep_seg=True)
+        return generate(model, padded, embeddings, self.max_new_tokens, likeliest, model.prompts.ended, keep_seg=True)
 
     def _normalise(self, pictures: Tensor) -> Tensor:
         values = [codec.normalise(picture.numpy(), self.recipe.mean, self.recipe.std) for picture in pictures]

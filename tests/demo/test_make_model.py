@@ -15,7 +15,7 @@ def test_a_name_is_one_token_alone_and_in_a_question(model):
 def test_the_name_changes_the_prompt_token_more_than_the_picture(model):
     """Two noise images stand for pictures. The embeddings of all names are linearly independent."""
     prompts = model.prompts
-    rows = prompts.pack([prompts.segment("any", name) for name in NAMES], model.device)
+    rows = prompts.padded([prompts.segment("any", name) for name in NAMES], model.device)
     visual_tokens = torch.randn(2, 256, 256, generator=torch.Generator().manual_seed(0))
     tokens = []
     with torch.no_grad():

@@ -20,7 +20,7 @@ def talker() -> Sa2VA:
     model = build("tiny").eval().requires_grad_(False)
     head = model.language_model.lm_head.weight
     prompts = model.prompts
-    rows = prompts.pack([prompts.ask("x", "Please segment it.")], model.device)
+    rows = prompts.padded([prompts.ask("x", "Please segment it.")], model.device)
     visual_tokens = torch.randn(1, 256, model.mlp1[0].normalized_shape[0])
     states = model.run_language_model(
         model.embed_rows(rows, visual_tokens, torch.tensor([0])), rows.attention, rows.positions

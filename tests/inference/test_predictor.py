@@ -88,7 +88,7 @@ def test_masks_are_the_model_s_own_composed_by_hand(talker: Sa2VA, photos):
     prompt = prompts.ask("x", TEXTS[0]).ids
     states = None
     for _ in range(7):
-        row = prompts.pack([prompts.ask("x", TEXTS[0])], talker.device)
+        row = prompts.padded([prompts.ask("x", TEXTS[0])], talker.device)
         question = talker.embed_rows(row, visual_tokens, torch.tensor([0]))
         answer_embeddings = talker.embedding(torch.tensor([ids], dtype=torch.int64))
         length = len(prompt) + len(ids)

@@ -134,7 +134,7 @@ def test_captions_and_hidden_states_stay_close_in_both_dtypes(dtype):
     original = make(dtype)
     quantise_language_model(model)
     prompts = model.prompts
-    rows = prompts.pack([prompts.describe("a", [3])], model.device, left=True)
+    rows = prompts.padded([prompts.describe("a", [3])], model.device, left=True)
     visual_tokens = model.encode_image(torch.zeros(1, 3, 448, 448, dtype=dtype))
     regions = torch.zeros(1, 1, 16, 16, dtype=torch.bool)
     regions[0, 0, 0, :3] = True

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from trainer.model.rows import PackedRows
+from trainer.model.rows import PaddedRows
 from trainer.model.sa2va import Sa2VA
 
 
@@ -34,7 +34,7 @@ class Answers:
 @torch.no_grad()
 def generate(
     model: Sa2VA,
-    rows: PackedRows,
+    rows: PaddedRows,
     embeddings: Tensor,
     max_tokens: int,
     pick: Callable[[Tensor, int], Tensor],

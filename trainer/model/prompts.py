@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from shards.errors import UserError
 from trainer.conversations.conversation import Conversation, Mark, Text
 from trainer.conversations.wording import ANSWERS, DESCRIBE, QUESTIONS, normalise_phrase
-from trainer.model.rows import IGNORE, PackedRows, TokenRow
+from trainer.model.rows import IGNORE, PaddedRows, TokenRow
 from trainer.model.tokenizer import (
     IMAGE_CONTEXT,
     IMAGE_END,
@@ -307,15 +307,15 @@ class Prompts:
             parts += [f"region{i}", self._places(REGION_START, count, REGION_END), end]
         return parts
 
-    def pack(self, rows: Sequence[TokenRow], device: torch.device, left: bool = False) -> PackedRows:
-        """Stack rows, padded to one length at their end, or `left` at their start for generation."""
+    def padded(self, rows: Sequence[TokenRow], device: torch.device, left: bool = False) -> PaddedRows:
+        """Return rows padded to one length at their end, or `left` at their start for generation."""
 
         def padded(values: list[list[int]], fill: int) -> Tensor:
             length = max(map(len, values))
             full = [[fill] * (length - len(v)) + v if left else v + [fill] * (length - len(v)) for v in values]
             return torch.tensor(full, device=device)
 
-        return PackedRows(
+        return PaddedRows(
             names=[row.name for row in rows],
             ids=padded([row.ids for row in rows], self.pad),
             labels=padded([row.labels for row in rows], IGNORE),

@@ -29,7 +29,7 @@ def count_labels(row: TokenRow) -> int:
 
 
 @dataclass(frozen=True)
-class PackedRows:
+class PaddedRows:
     """M rows as tensors, padded to one length L."""
 
     names: list[str]

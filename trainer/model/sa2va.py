@@ -20,7 +20,7 @@ from shards.errors import UserError
 from trainer.model.architecture import Architecture, preset_named
 from trainer.model.grounding import GroundingEncoder, SamFeatures
 from trainer.model.prompts import IMAGE_TOKENS, Prompts
-from trainer.model.rows import IGNORE, PackedRows
+from trainer.model.rows import IGNORE, PaddedRows
 from trainer.model.tokenizer import byte_tokenizer
 
 
@@ -103,7 +103,7 @@ class Sa2VA(nn.Module):
 
     def embed_rows(
         self,
-        rows: PackedRows,
+        rows: PaddedRows,
         visual_tokens: Tensor | None,
         image_of_row: Tensor,
         regions: Tensor | None = None,
@@ -189,7 +189,7 @@ class Sa2VA(nn.Module):
     def decode_masks(
         self,
         states: Tensor,
-        rows: PackedRows,
+        rows: PaddedRows,
         sam_features: SamFeatures,
         image_of_mask: Tensor,
         seg_of_mask: Tensor | None = None,

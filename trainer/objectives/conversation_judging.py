@@ -150,7 +150,7 @@ def _answers(
 ) -> Answers:
     """Generate the answers to the first questions of rows, by their numbers; to an empty row where there are none."""
     model = passes.model
-    rows = model.prompts.pack([*questions.values()] or [passes.empty_row()], model.device, left=True)
+    rows = model.prompts.padded([*questions.values()] or [passes.empty_row()], model.device, left=True)
     images = batch.image_of_row[[*questions]]
     regions = batch.regions[[*questions]]
     if not questions:

@@ -21,7 +21,7 @@ from trainer.data.choice import salt_of, shuffled
 from trainer.model.architecture import VISION_SIZE
 from trainer.model.grounding import IMAGE_SIZE, SamFeatures
 from trainer.model.prompts import SEGMENT, SEGMENT_ANSWERS
-from trainer.model.rows import IGNORE, PackedRows, TokenRow
+from trainer.model.rows import IGNORE, PaddedRows, TokenRow
 from trainer.model.sa2va import Sa2VA
 from trainer.objectives.losses import Beyond, even_losses, point_losses, uncertain_points
 from trainer.objectives.noise import random_index
@@ -85,12 +85,12 @@ class Passes:
             (M, 256, 256) mask logits, and the cross-entropy of the answers' tokens, ().
         """
         model = self.model
-        packed = model.prompts.pack(rows, model.device)
-        embeddings = model.embed_rows(packed, visual_tokens, batch.image_of_object, phrase_embeddings=phrase_embeddings)
-        states = model.run_language_model(embeddings, packed.attention, packed.positions)
-        logits, labels, row_of = model.answer_logits(states, packed.labels)
+        padded = model.prompts.padded(rows, model.device)
+        embeddings = model.embed_rows(padded, visual_tokens, batch.image_of_object, phrase_embeddings=phrase_embeddings)
+        states = model.run_language_model(embeddings, padded.attention, padded.positions)
+        logits, labels, row_of = model.answer_logits(states, padded.labels)
         lang = cross_entropy(logits, labels, row_of, len(rows))
-        return model.decode_masks(states, packed, sam_features, batch.image_of_object), lang
+        return model.decode_masks(states, padded, sam_features, batch.image_of_object), lang
 
     def segment_texts(
         self, batch: PairBatch, texts: Sequence[str], draws: Sequence[torch.Generator] | None
@@ -136,7 +136,7 @@ class Passes:
         prompts = self.model.prompts
         stacked = regions[:, None]
         inputs = zip(sample_keys(batch), count_cells(batch, stacked), answers, targets, strict=True)
-        rows = prompts.pack([prompts.describe(*row) for row in inputs], model.device)
+        rows = prompts.padded([prompts.describe(*row) for row in inputs], model.device)
         scales = None if scale is None else scale[:, None]
         embeddings = model.embed_rows(rows, visual_tokens, batch.image_of_object, stacked, scale=scales)
         states = model.run_language_model(embeddings, rows.attention, rows.positions)
@@ -160,7 +160,7 @@ class Passes:
             nothing = torch.zeros(0, dtype=torch.int64, device=model.device)
             logits = model.embedding.weight.new_zeros(0, len(model.prompts.ordinary))
             return Predicted(logits, nothing, nothing, self._no_masks(), visual_tokens, logits.new_zeros(()))
-        rows = model.prompts.pack(batch.rows or [self.empty_row()], model.device)
+        rows = model.prompts.padded(batch.rows or [self.empty_row()], model.device)
         images, regions = batch.image_of_row, batch.regions
         if not count:
             images = torch.full((1, 1), -1, device=model.device)
@@ -215,14 +215,14 @@ class Passes:
         second = self.model.encode_image(required(batch.frames[1].pixel_values)[paired])
         return second if paired.all() else visual_tokens.index_put((paired,), second)
 
-    def captioner_inputs(self, batch: PairBatch, visual_tokens: Tensor) -> tuple[PackedRows, Tensor, Tensor, Tensor]:
+    def captioner_inputs(self, batch: PairBatch, visual_tokens: Tensor) -> tuple[PaddedRows, Tensor, Tensor, Tensor]:
         """The first arguments of `Captioner.forward`, which ask for descriptions of frame 1's regions."""
         prompts = self.model.prompts
         regions = required(batch.frames[0].prompt_masks)[:, None]
         rows = [
             prompts.describe(n, cells) for n, cells in zip(sample_keys(batch), count_cells(batch, regions), strict=True)
         ]
-        return prompts.pack(rows, self.model.device, left=True), visual_tokens, batch.image_of_object, regions
+        return prompts.padded(rows, self.model.device, left=True), visual_tokens, batch.image_of_object, regions
 
     def segmentation_rows(
         self, batch: PairBatch, phrases: Sequence[str | Sequence[int]], draws: Sequence[torch.Generator] | None

@@ -20,7 +20,7 @@ def question(model: Sa2VA):
     regions[0, 0, 2:12, 2:12] = regions[1, 0, 5, 5] = True
     visual_tokens = torch.randn(2, 256, model.mlp1[0].normalized_shape[0])
     names = [model.prompts.describe("a", [100]), model.prompts.describe("b", [1])]
-    return model.prompts.pack(names, model.device, left=True), visual_tokens, torch.tensor([0, 1]), regions
+    return model.prompts.padded(names, model.device, left=True), visual_tokens, torch.tensor([0, 1]), regions
 
 
 def by_hand(model: Sa2VA, visual_tokens: torch.Tensor, regions: torch.Tensor, i: int, steps: int) -> list[int]:
@@ -28,7 +28,7 @@ def by_hand(model: Sa2VA, visual_tokens: torch.Tensor, regions: torch.Tensor, i:
     prompts = model.prompts
     tokens = []
     for _ in range(steps):
-        rows = prompts.pack([prompts.describe("x", [int(regions[i].sum())], tokens)], model.device)
+        rows = prompts.padded([prompts.describe("x", [int(regions[i].sum())], tokens)], model.device)
         states = model.run_language_model(
             model.embed_rows(rows, visual_tokens, torch.tensor([i]), regions[i : i + 1]), rows.attention, rows.positions
         )

@@ -19,7 +19,7 @@ def answer(
 ) -> Answers:
     """Generate; row i writes `tokens[i]`, whatever its logits are."""
     prompts = model.prompts
-    rows = prompts.pack([prompts.ask("x", text) for text in names], model.device, left=True)
+    rows = prompts.padded([prompts.ask("x", text) for text in names], model.device, left=True)
     embeddings = model.embed_rows(rows, visual_tokens, torch.zeros(len(names), dtype=torch.int64))
     script = torch.tensor(tokens)
     return generate(model, rows, embeddings, count, lambda logits, t: script[:, t], prompts.ended, **kwargs)
@@ -34,7 +34,7 @@ def whole(model: Sa2VA, visual_tokens: Tensor, text: str, tokens: list[int]) -> 
     """States of the answer (T, D), from one pass over question and answer without cache or padding."""
     prompts = model.prompts
     asked = prompts.ask("x", text).ids
-    row = prompts.pack([prompts.ask("x", text)], model.device)
+    row = prompts.padded([prompts.ask("x", text)], model.device)
     question = model.embed_rows(row, visual_tokens, torch.tensor([0]))
     embeddings = torch.cat([question, model.embedding(torch.tensor([tokens]))], 1)
     length = embeddings.shape[1]

@@ -97,8 +97,8 @@ def test_one_full_stop_is_removed_from_a_phrase():
 def test_padding_has_no_attention_and_no_position(prompts: Prompts):
     rows = [prompts.segment("k", "a"), prompts.segment("l", "a long phrase")]
     length = len(rows[1].ids)
-    right = prompts.pack(rows, CPU)
-    left = prompts.pack(rows, CPU, left=True)
+    right = prompts.padded(rows, CPU)
+    left = prompts.padded(rows, CPU, left=True)
     assert right.ids.shape == left.ids.shape == (2, length)
     short = len(rows[0].ids)
     assert right.attention[0].tolist() == [1] * short + [0] * (length - short)

@@ -50,7 +50,7 @@ def test_region_tokens_are_the_cells_of_the_region_row_by_row(model: Sa2VA):
     regions[0, 0, 3:5, 7:9] = True
     regions[1, 0, 0, 15] = regions[1, 0, 15, 0] = regions[1, 0, 2, 2] = True
     prompts = model.prompts
-    rows = prompts.pack([prompts.describe("a", [4]), prompts.describe("b", [3])], model.device)
+    rows = prompts.padded([prompts.describe("a", [4]), prompts.describe("b", [3])], model.device)
     image_of_row = torch.tensor([1, 0])
     embeddings = model.embed_rows(rows, visual_tokens, image_of_row, regions)
     visual = model.mlp1(visual_tokens)
@@ -70,7 +70,7 @@ def test_several_regions_follow_one_another(model: Sa2VA):
     visual_tokens = torch.randn(1, 256, model.mlp1[0].normalized_shape[0])
     regions = torch.zeros(1, 2, 16, 16, dtype=torch.bool)
     regions[0, 0, 9, 9] = regions[0, 1, 1, 1] = True
-    rows = model.prompts.pack([model.prompts.describe("a", [1, 1])], model.device)
+    rows = model.prompts.padded([model.prompts.describe("a", [1, 1])], model.device)
     embeddings = model.embed_rows(rows, visual_tokens, ONE, regions)
     last = places(model, rows.ids[0].tolist(), model.prompts.context)[-2:]
     visual = model.mlp1(visual_tokens)[0]
@@ -89,7 +89,7 @@ def test_rows_get_several_pictures_in_order_and_regions_of_the_last(model: Sa2VA
         prompts.ask("b", "a longer question", cells=[1]),
         prompts.ask("c", "?", frames=2),
     ]
-    rows = prompts.pack(asked, model.device, left=True)
+    rows = prompts.padded(asked, model.device, left=True)
     embeddings = model.embed_rows(rows, visual_tokens, torch.tensor([[2, 0, 1], [3, -1, -1], [1, 3, -1]]), regions)
     expected = [
         torch.cat([visual[2], visual[0], visual[1], visual[1, [35, 0, 1]]]),
@@ -107,7 +107,7 @@ def test_a_wrong_number_of_image_tokens_names_the_sample(model: Sa2VA, cells: in
     visual_tokens = torch.zeros(1, 256, model.mlp1[0].normalized_shape[0])
     regions = torch.zeros(1, 1, 16, 16, dtype=torch.bool)
     regions[0, 0, 0, :4] = True
-    rows = model.prompts.pack([model.prompts.describe("pair_17", [cells])], model.device)
+    rows = model.prompts.padded([model.prompts.describe("pair_17", [cells])], model.device)
     with pytest.raises(UserError, match=rf"sample pair_17.*met {256 + cells} places.*wanted 260"):
         model.embed_rows(rows, visual_tokens, ONE, regions)
 
@@ -128,7 +128,7 @@ def test_the_seg_state_is_taken_after_the_final_norm_at_its_position(model: Sa2V
     prompts = model.prompts
     # Rows of unequal length: a shift by padding or by one token would show.
     written = [prompts.segment("a", "cat", answer=0), prompts.segment("b", "the long thing", answer=3)]
-    rows = prompts.pack(written, model.device)
+    rows = prompts.padded(written, model.device)
     embeddings = model.embed_rows(rows, model.encode_image(batch.frames[0].pixel_values), torch.tensor([0, 1]))
     normed = []
     taken = []
@@ -159,7 +159,7 @@ def test_logits_are_computed_only_where_a_label_follows(model: Sa2VA):
 
 def test_phrase_embeddings_replace_those_of_the_table(model: Sa2VA):
     prompts = model.prompts
-    rows = prompts.pack([prompts.segment("a", [1, 2]), prompts.segment("b", [3])], model.device)
+    rows = prompts.padded([prompts.segment("a", [1, 2]), prompts.segment("b", [3])], model.device)
     phrases = torch.randn(3, model.embedding.embedding_dim)
     visual_tokens = torch.zeros(1, 256, model.mlp1[0].normalized_shape[0])
     embeddings = model.embed_rows(rows, visual_tokens, torch.tensor([0, 0]), phrase_embeddings=phrases)

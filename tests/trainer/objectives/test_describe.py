@@ -30,7 +30,7 @@ def alone(loop: Step, batch: PairBatch, i: int, text: str) -> float:
     question = "<img>" + "<IMG_CONTEXT>" * 256 + "</img>\nregion1<vp>" + "<IMG_CONTEXT>" * int(region.sum()) + "</vp>"
     asked = prompts.encode(f"<|im_start|>user\n{question} Describe.<|im_end|>\n<|im_start|>assistant\n")
     labels = [IGNORE] * len(asked) + answer
-    rows = prompts.pack([TokenRow("x", asked + answer, labels, [False] * len(labels))], model.device)
+    rows = prompts.padded([TokenRow("x", asked + answer, labels, [False] * len(labels))], model.device)
     visual_tokens = model.encode_image(batch.frames[0].pixel_values[i : i + 1])
     states = model.run_language_model(
         model.embed_rows(rows, visual_tokens, torch.tensor([0]), region), rows.attention, rows.positions
