@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from inference import tiles
+from inference import following, tiles
 from inference.loading import DTYPES
 from inference.recipes import recipe_of
 from inference.regions import region_cells
-from inference.tracking import PROPAGATE, VIDEO_FRAMES, Tracker, frames_seen
+from inference.tracking import PROPAGATE, VIDEO_FRAMES
 from pipeline import resize
 from pipeline.resize import Bool, UInt8
 from shards import codec
@@ -53,13 +52,17 @@ class Track:
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """A frame of a video that the language model sees, kept to prompt SAM 2 with."""
+class Tracks:
+    """Answers to questions about a video whose objects are followed together."""
 
-    pixels: UInt8
-    """(3, 1024, 1024)."""
-    size: tuple[int, int]
-    """The frame's height and width."""
+    questions: range
+    """Numbers of the questions, from 0."""
+    texts: tuple[str, ...]
+    """The answer to each."""
+    objects: tuple[int, ...]
+    """Number of objects of each that are followed."""
+    masks: Iterator[list[Bool]]
+    """For each frame a list: of each question (n, H, W) at the frame's size. Computed when it is iterated, once."""
 
 
 class Predictor:
@@ -148,7 +151,7 @@ class Predictor:
         Raises:
             UserError: an invalid picture, text or region; it names the picture.
         """
-        with self._precision():
+        with self.precision():
             optional = [None] * len(pictures) if regions is None else regions
             generated = self._ask(pictures, texts, optional, _names(pictures, names), batch_size)
             sam_features: dict[int, SamFeatures] = {}
@@ -186,7 +189,7 @@ class Predictor:
             UserError: a region of another size than its picture, or too small for a single cell of the 16 x 16 grid.
         """
         questions = [description_question(len(r)) for r in regions] if texts is None else texts
-        with self._precision():
+        with self.precision():
             answers = self._ask(pictures, questions, regions, _names(pictures, names))
         return [self.model.prompts.answer(ids) for ids, _ in answers]
 
@@ -205,72 +208,65 @@ class Predictor:
         Raises:
             UserError: no frames, or a frame that is no picture.
         """
-        if not len(frames):
-            raise UserError("no frames", where=name)
-        seen: dict[int, _Seen] = {}
-        views = []
-        for i in frames_seen(len(frames), self.video_frames):
-            frame = _checked(frames[i], name)
-            views.append(resize.picture(frame, self.recipe.vision_size, self.recipe))
-            seen[i] = _Seen(resize.picture(frame, self.recipe.sam_size, self.recipe), frame.shape[:2])
-        with torch.no_grad(), self._precision():
-            row = self.model.prompts.ask(name, text, frames=len(views))
-            visual_tokens = self._encode_views(np.stack(views))
-            generated = self._generate([row], visual_tokens, [list(range(len(views)))], None)
-            embeddings = self.model.text_hidden_fcs(generated.seg_states)
-        answer = self.model.prompts.answer(generated.tokens()[0])
-        return Track(answer, len(embeddings), self._follow(frames, seen, embeddings, name))
-
-    def _follow(
-        self, frames: Sequence[UInt8], seen: Mapping[int, _Seen], embeddings: Tensor, name: str
-    ) -> Iterator[Bool]:
-        encoder = self.model.grounding_encoder
-        original = self.propagate == "sam2"
-        tracker = Tracker(encoder, len(frames), self.memory_dtype, original_decoder=original)
-        logits = (
-            {i: self._prompt(tracker, i, frame, embeddings) for i, frame in seen.items()} if len(embeddings) else {}
-        )
-        for i in range(len(frames)):
-            if i in logits:
-                yield resize.predicted_masks(logits.pop(i), *seen[i].size, self.recipe)
-            else:
-                yield self._step(tracker, i, _checked(frames[i], name), len(embeddings))
-
-    @torch.no_grad()  # around a step: around the generator it would apply to the caller's code too
-    def _prompt(self, tracker: Tracker, i: int, frame: _Seen, embeddings: Tensor) -> Tensor:
-        encoder = self.model.grounding_encoder
-        with self._precision():
-            maps = self._sam_maps(frame.pixels)
-            sam_features = encoder.features_for(encoder.sam2_model.sam_mask_decoder, maps)
-            if self.propagate == "tuned":
-                return tracker.prompt(i, sam_features, embeddings)
-            first = torch.zeros(len(embeddings), dtype=torch.int64, device=embeddings.device)
-            logits = encoder.decode(sam_features, first, embeddings)
-            masks = resize.mask_prompts(logits, *frame.size, self.recipe.sam_size)
-            return tracker.prompt_with_masks(i, encoder.features_for(self._propagator, maps), masks)
+        (tracks,) = self.track_many(frames, [text], name)
+        return Track(tracks.texts[0], tracks.objects[0], (masks[0] for masks in tracks.masks))
 
     @torch.no_grad()
-    def _step(self, tracker: Tracker, i: int, frame: UInt8, objects: int) -> Bool:
-        height, width = frame.shape[:2]
-        if not objects:
-            return np.empty((0, height, width), np.bool_)
-        with self._precision():
-            maps = self._sam_maps(resize.picture(frame, self.recipe.sam_size, self.recipe))
-            logits = tracker.follow(i, self.model.grounding_encoder.features_for(self._propagator, maps))
-            return resize.predicted_masks(logits, height, width, self.recipe)
+    def track_many(
+        self,
+        frames: Sequence[UInt8],
+        texts: Sequence[str],
+        name: str = "video",
+        batch_size: int | None = None,
+        first_only: bool = False,
+    ) -> list[Tracks]:
+        """Answer several questions about a video, and follow the `[SEG]`s of all answers together.
 
-    @property
-    def _propagator(self) -> Any:
-        """The mask decoder that follows objects through a video."""
-        encoder = self.model.grounding_encoder
-        return encoder.original_mask_decoder if self.propagate == "sam2" else encoder.sam2_model.sam_mask_decoder
+        The results are those of `track` for each question. The vision tower sees a frame once for all questions, and
+        SAM 2's image encoder once for all that are followed together: as many questions, in their order, as have 64
+        objects or fewer. So memory grows neither with the number of questions nor with that of frames.
 
-    def _sam_maps(self, pixels: UInt8) -> list[Tensor]:
+        Args:
+            frames: as in `track`.
+            texts: one question or more, as in `track`.
+            name: name of the video, for messages.
+            batch_size: questions that are answered at once, those of like length together; None: all.
+            first_only: follow only the first `[SEG]` of each answer.
+
+        Returns:
+            Groups of questions. Iterating the masks of one reads the video.
+        """
+        if not len(frames):
+            raise UserError("no frames", where=name)
+
+        def read(i: int) -> UInt8:
+            return _checked(frames[i], name)
+
+        with self.precision():
+            views, seen = following.read_seen(self, read, len(frames))
+            rows = [self.model.prompts.ask(name, text, frames=len(views)) for text in texts]
+            views_of_row = [list(range(len(views)))] * len(rows)
+            generated = self._answer_rows(rows, self._encode_views(views), views_of_row, None, batch_size)
+            kept = [states[:1] if first_only else states for _, states in generated]
+            embeddings = [self.model.text_hidden_fcs(states) for states in kept]
+        answers = [self.model.prompts.answer(ids) for ids, _ in generated]
+        groups = []
+        for questions in following.groups_of([*map(len, embeddings)], following.MOST_OBJECTS):
+            of_group = [embeddings[n] for n in questions]
+            ends = np.cumsum([*map(len, of_group)])[:-1]
+            masks = following.follow(self, read, len(frames), seen, torch.cat(of_group))
+            split = (np.split(of_frame, ends) for of_frame in masks)
+            texts_of_group = tuple(answers[n] for n in questions)
+            groups.append(Tracks(questions, texts_of_group, tuple(map(len, of_group)), split))
+        return groups
+
+    def sam_maps(self, pixels: UInt8) -> list[Tensor]:
         """Run SAM 2's image encoder on one picture (3, 1024, 1024)."""
         values = torch.from_numpy(pixels)[None].to(self.model.device)
         return self.model.grounding_encoder.encode_maps(values, self.official_normalisation)
 
-    def _precision(self) -> torch.autocast:
+    def precision(self) -> torch.autocast:
+        """Return the context in which the model computes: autocast where its weights are bfloat16."""
         enabled = self.model.embedding.weight.dtype == torch.bfloat16
         return torch.autocast(self.model.device.type, torch.bfloat16, enabled=enabled)
 
@@ -310,14 +306,28 @@ class Predictor:
         padded = np.stack([np.pad(grids, ((0, most - len(grids)), (0, 0), (0, 0))) for grids in cells])
         views_of_row = [views_of_picture[id(picture)] for picture in pictures]
         visual_tokens = self._encode_views(np.stack(views))
+        return self._answer_rows(rows, visual_tokens, views_of_row, torch.from_numpy(padded), batch_size)
+
+    def _answer_rows(
+        self,
+        rows: Sequence[TokenRow],
+        visual_tokens: Tensor,
+        views_of_row: Sequence[Sequence[int]],
+        regions: Tensor | None,
+        batch_size: int | None,
+    ) -> list[tuple[list[int], Tensor]]:
+        """Answer rows in batches of like length; arguments as in `_generate`.
+
+        Returns:
+            Tokens of each answer, and the states (n, D) at its `[SEG]`s.
+        """
         order = range(len(rows)) if batch_size is None else sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
         found: dict[int, tuple[list[int], Tensor]] = {}
         for start in range(0, len(rows), batch_size or len(rows)):
             batch = [*order[start : start + (batch_size or len(rows))]]
-            of_batch = [views_of_row[i] for i in batch]
-            generated = self._generate(
-                [rows[i] for i in batch], visual_tokens, of_batch, torch.from_numpy(padded[batch])
-            )
+            of_rows = [views_of_row[i] for i in batch]
+            of_batch = None if regions is None else regions[batch]
+            generated = self._generate([rows[i] for i in batch], visual_tokens, of_rows, of_batch)
             for n, (i, ids) in enumerate(zip(batch, generated.tokens(), strict=True)):
                 found[i] = ids, generated.seg_states[generated.row_of_seg == n]
         return [found[i] for i in range(len(rows))]

@@ -150,11 +150,18 @@ class Tracker:
             "maskmem_pos_enc": self._position_maps,
             "obj_ptr": pointer,
         }
-        if kind == "non_cond_frame_outputs":  # older memories are not read
-            oldest = frame - max(sam.max_obj_ptrs_in_encoder, sam.num_maskmem)
-            for old in [number for number in memory if number <= oldest]:
-                del memory[old]
+        if kind == "non_cond_frame_outputs":
+            self._forget(memory, frame)
         return logits
+
+    def _forget(self, memory: dict[int, dict[str, Any]], frame: int) -> None:
+        """Drop what SAM 2 does not read after `frame`: maps older than the last 7, and older pointers of objects."""
+        maps = frame - self._sam.num_maskmem
+        pointers = frame - max(self._sam.max_obj_ptrs_in_encoder, self._sam.num_maskmem)
+        for old in [number for number in memory if number <= maps]:
+            memory[old] = {"obj_ptr": memory[old]["obj_ptr"]}
+            if old <= pointers:
+                del memory[old]
 
 
 def _repeat(maps: list[Tensor], count: int) -> list[Tensor]:

@@ -13,6 +13,7 @@ from inference.tracking import Tracker
 from pipeline import resize
 from shards.errors import UserError
 from shards.recipe import RECIPES
+from trainer.model.generation import generate
 from trainer.model.sa2va import Sa2VA
 from trainer.released.loaded import LoadedModel
 
@@ -259,6 +260,63 @@ def test_sam_2_follows_the_masks_of_the_trained_decoder(talker: Sa2VA, photos, m
     logits = tracker.follow(1, encoder.features_for(decoder, encoder.encode_maps(pixels[1])))
     assert differing(middle, resize.predicted_masks(logits, 200, 451, predictor.recipe)) < 1e-3
     assert 0 < middle.mean() < 1 and differing(middle, first) > 0.01
+
+
+def answer_with_counted_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a model generate as many `[SEG]` as its question says in words, and else the likeliest token that is none."""
+    numbers = {"none": 0, "one": 1, "two": 2}
+
+    def counted(model, rows, embeddings, max_tokens, pick, ended, **more):
+        texts = [model.prompts.decode(ids) for ids in rows.ids]
+        asked = [next(numbers[word] for word in numbers if f"{word} of" in text) for text in texts]
+
+        def pick_counted(logits, step):
+            logits[:, model.prompts.seg] = -torch.inf
+            marked = torch.tensor([step < number for number in asked])
+            return torch.where(marked, model.prompts.seg, pick(logits, step))
+
+        return generate(model, rows, embeddings, max_tokens, pick_counted, ended, **more)
+
+    monkeypatch.setattr("inference.predictor.generate", counted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("propagate", ["tuned", "sam2"])
+def test_questions_about_a_video_are_answered_as_one_after_the_other(talker: Sa2VA, photos, monkeypatch, propagate):
+    """In one pass over the frames, or in several where few objects may go through the video together."""
+    model = copy.deepcopy(talker)
+    if propagate == "sam2":
+        decoder = model.grounding_encoder.add_original_decoder()
+        decoder.pred_obj_score_head.layers[-1].bias.fill_(1e4)
+    monkeypatch.setattr("inference.tracking.FRAMES_SEEN", 1)
+    answer_with_counted_marks(monkeypatch)
+    predictor = Predictor(LoadedModel(model), max_new_tokens=3, propagate=propagate)
+    frames = [np.roll(photos[0][:200], 30 * i, 1) for i in range(3)]
+    texts = ["none of them, please", "two of the cats", "one of all that there are in this video"]
+    states = spy(monkeypatch, model.text_hidden_fcs, "forward")
+    predictor.track(frames, texts[1])
+    layer = model.text_hidden_fcs[0]
+    layer.weight.mul_(50)  # so that questions differ
+    layer.bias.copy_(-layer.weight @ states[0][0].mean(0))
+    alone = [predictor.track(frames, text) for text in texts]
+    expected = [list(track.masks) for track in alone]
+    viewed = spy(monkeypatch, model, "encode_image")
+    encoded = passes(monkeypatch, model)
+    (tracks,) = predictor.track_many(frames, texts, batch_size=2)
+    together = list(tracks.masks)
+    assert encoded == [1] * 3 and [len(args[0]) for args in viewed] == [1]
+    assert (tracks.questions, tracks.objects) == (range(3), (0, 2, 1))
+    assert tracks.texts == tuple(track.text for track in alone)
+    for i in range(3):
+        assert [mask.shape[0] for mask in together[i]] == [0, 2, 1]
+        for found, wanted in zip(together[i], expected, strict=True):
+            assert differing(found, wanted[i]) < 1e-4
+        assert differing(together[i][1][:1], together[i][2]) > 1e-3  # questions differ
+    monkeypatch.setattr("inference.following.MOST_OBJECTS", 2)
+    first, second = predictor.track_many(frames, texts, batch_size=2)
+    assert (first.questions, second.questions) == (range(2), range(2, 3))
+    assert all(differing(masks[0], of_all[2]) < 1e-4 for masks, of_all in zip(second.masks, together, strict=True))
+    assert [track.objects for track in predictor.track_many(frames, texts, first_only=True)] == [(0, 1, 1)]
 
 
 @pytest.mark.parametrize(

@@ -232,3 +232,8 @@ def test_memory_is_bfloat16_and_bounded(encoder, monkeypatch):
     kept = tracker._memory["non_cond_frame_outputs"]
     assert list(kept) == [3, 4, 5, 6, 7, 9]
     assert all(step["maskmem_features"].dtype == torch.bfloat16 for step in kept.values())
+    monkeypatch.setattr(encoder.sam2_model, "max_obj_ptrs_in_encoder", 16)
+    for i in range(10, 40):
+        tracker.follow(i, sam_features)
+    assert [*kept] == [*range(24, 40)]  # of the older ones only the pointers
+    assert [i for i, step in kept.items() if "maskmem_features" in step] == [*range(33, 40)]

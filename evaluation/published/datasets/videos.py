@@ -44,7 +44,7 @@ from pipeline.sources.refvos_masks import MaskLists, PngMasks
 from shards.errors import BadInput, UserError
 
 if TYPE_CHECKING:
-    from inference.predictor import Predictor
+    from inference.predictor import Predictor, Tracks
 
 QUESTION = "<image>\nPlease segment {}."
 """Sa2VA's `RefVOSDataset`."""
@@ -190,14 +190,22 @@ class Videos(Benchmark):
     def answer(
         self, predictor: Predictor, asked: Sequence[tuple[Asked, VideoTruth]], batch_size: int, known: set[str]
     ) -> Iterator[list[Prediction]]:
-        """Ask each expression by itself. The masks of the first `[SEG]` count."""
+        """Ask each expression by itself; those of a video share the passes over its frames.
+
+        The masks of the first `[SEG]` count. All expressions of a video are asked again where one has no answer, so
+        that batches, and with them the last bits of answers, are the same after a kill.
+        """
         for one, truth in asked:
-            for item in one.items:
-                if item.id in known:
+            if all(item.id in known for item in one.items):
+                continue
+            questions = [item.question for item in one.items]
+            for tracks in predictor.track_many(truth.frames, questions, one.path, batch_size, first_only=True):
+                items = [one.items[n] for n in tracks.questions]
+                if all(item.id in known for item in items):
                     continue
-                track = predictor.track(truth.frames, item.question, one.path)
-                masks = tuple(encode(found[0]) for found in track.masks) if track.objects else ()
-                yield [Prediction(item.id, question_of(item.question), track.text, masks)]
+                masks = encoded_tracks(tracks)
+                answers = zip(items, tracks.texts, masks, strict=True)
+                yield [Prediction(item.id, question_of(item.question), text, found) for item, text, found in answers]
 
     def score(
         self, truth: VideoTruth, items: Sequence[Item], of_item: Mapping[str, Prediction], where: str
@@ -320,6 +328,16 @@ def by_annotator(measures: Mapping[str, Measure], kinds: Int) -> dict[str, Measu
         among = [(kinds == kind).astype(np.float64) for kind in np.unique(kinds)]
         found[name] = tuple(type(whole)(whole.numerator * kept, whole.denominator * kept) for kept in among)
     return found
+
+
+def encoded_tracks(tracks: Tracks) -> list[tuple[dict[str, Any], ...]]:
+    """Return the masks of each question's first object as run lengths, one for each frame; () for no object."""
+    masks: list[list[dict[str, Any]]] = [[] for _ in tracks.objects]
+    if any(tracks.objects):
+        for of_frame in tracks.masks:
+            for found, kept in zip(of_frame, masks, strict=True):
+                kept += map(encode, found[:1])
+    return [*map(tuple, masks)]
 
 
 def _foreground_key(video: str) -> str:
