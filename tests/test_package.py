@@ -107,7 +107,7 @@ def at_import(node: ast.stmt) -> list[ast.AST]:
     [
         ("pipeline", ["pipeline", "ray", "remote"]),
         ("commands", ["pipeline", "train"]),
-        ("trainer", ["train", "deploy"]),
+        ("trainer", ["train", "deploy", "trackers"]),
         ("inference", ["train", "deploy"]),
         ("evaluation", ["train"]),
         ("shards", ["pipeline", "remote"]),

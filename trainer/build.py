@@ -27,13 +27,14 @@ from trainer.checkpoints.checkpoint import Parts
 from trainer.checkpoints.resume import Beginning, begin, keep_earlier_defaults
 from trainer.checkpoints.rng import set_random_state
 from trainer.checkpoints.run_folder import RunFolder
-from trainer.config import Config, flat, save_config
+from trainer.config import Config, save_config
 from trainer.data.holdout import holdout_notes
 from trainer.data.loader import Loader, check_recipe
 from trainer.data.stream import Stream
 from trainer.loader_options import judging_options, prompts_of, training_options
 from trainer.measure.held_out import HeldOut
-from trainer.measure.journal import Journal
+from trainer.measure.journal import METRICS, Journal, read_records
+from trainer.measure.trackers import Trackers
 from trainer.model.architecture import GRID, VISION_SIZE
 from trainer.model.compiled import compile_layers
 from trainer.model.flops import costs_of, peak_of
@@ -260,17 +261,25 @@ def restore(config: Config, accelerator: Accelerator, learner: Learner, beginnin
 def open_journal(
     config: Config, accelerator: Accelerator, folder: RunFolder, beginning: Beginning, show: Show
 ) -> Journal | None:
-    """Open the trackers on every process, and the journal on the main one."""
-    going_on = beginning.checkpoint is not None
-    hyperparameters = None if going_on else {name: str(value) for name, value in flat(config).items()}
-    purge = {"purge_step": beginning.step + 1 if going_on else 0}  # what a killed run recorded of later steps
-    accelerator.init_trackers("tensorboard", hyperparameters, {"tensorboard": purge})
-    if not accelerator.is_main_process:
-        return None
-    peak = peak_of(accelerator.device, config.mixed_precision)
-    track = accelerator.log
-    threads = config.data.threads
-    return Journal(folder.folder, config.steps, track, show, beginning.records, peak=peak, threads=threads)
+    """Open the journal and the trackers in the main process; elsewhere return None.
+
+    Raises:
+        UserError: on every process, where a tracker cannot be started.
+    """
+    opened: list[Journal] = []
+
+    def open_here() -> None:
+        step = beginning.step if beginning.checkpoint else None
+        before = read_records(folder.folder / METRICS, config.steps)
+        trackers = Trackers(config, folder.folder, step, before)
+        accelerator.trackers = trackers.opened  # `end_training` finishes them
+        peak = peak_of(accelerator.device, config.mixed_precision)
+        threads = config.data.threads
+        records = beginning.records
+        opened.append(Journal(folder.folder, config.steps, trackers, show, records, peak=peak, threads=threads))
+
+    decided_by_main(accelerator, open_here)
+    return opened[0] if opened else None
 
 
 def log_to_terminal() -> None:

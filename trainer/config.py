@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
@@ -45,7 +45,12 @@ def _as_size(text: str) -> str:
     return text
 
 
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
 Name = Annotated[str, Text()]
+Tracker = Literal["tensorboard", "wandb", "trackio", "none"]
 FilePath = Annotated[str, Text(is_path=True)]
 Size = Annotated[str, Text(), AfterValidator(_as_size)]
 ObjectiveName = Annotated[str, Text(), OneOf("no such objective", lambda: OBJECTIVES)]
@@ -304,6 +309,9 @@ class Config:
     conversation: ConversationConfig = field(default_factory=ConversationConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    tracker: Annotated[list[Tracker], BeforeValidator(_as_list)] = field(default_factory=lambda: ["tensorboard"])
+    """Where scalars and contact sheets go beside metrics.jsonl, one or a list. tensorboard: `output_dir`/tensorboard;
+    wandb and trackio: a run of theirs, which goes on with this one; none."""
     resume: FilePath = "auto"
     """auto: go on where the run in `output_dir` stopped, if there is one. never: refuse to. Else the folder of a
     checkpoint or of a run to go on from."""
@@ -323,6 +331,10 @@ class Config:
         """Return the sources whose shards an objective reads; None: all."""
         chosen = [entry.sources for entry in self.mix.values()] or [[]]
         return {name for names in chosen for name in names} if all(chosen) else None
+
+    def trackers(self) -> list[str]:
+        """Return the names of the trackers, each once."""
+        return [name for name in dict.fromkeys(self.tracker) if name != "none"]
 
     def conversation_options(self) -> ConversationOptions:
         """Return what conversations are made of samples."""
@@ -364,6 +376,8 @@ class Config:
             what = "float32 adapters on bfloat16 weights need autocast"
             do = "set mixed_precision=bf16"
             raise refuse(what, key="model.dtype", met="bfloat16", do=do)
+        if "none" in self.tracker and self.trackers():
+            raise refuse("none, and others", key="tracker", met=", ".join(self.tracker), wanted="one of the two")
         for part in self.rates:
             if part not in self.trainable and not self._is_unreached(part):
                 expected = " or ".join(self.trainable)

@@ -27,8 +27,6 @@ def make_accelerator(config: Config) -> Accelerator:
         cpu=not torch.accelerator.is_available(),
         mixed_precision="no" if zero.is_requested() else config.mixed_precision,
         gradient_accumulation_steps=accumulation_steps(config),
-        log_with="tensorboard",
-        project_dir=config.output_dir,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.collective_timeout))],
     )
     accelerator.gradient_accumulation_steps = accumulation_steps(config)  # the launcher may have set another

@@ -9,8 +9,8 @@ On a machine with GPUs this takes all of them; on a CPU, name the processes and 
 
 The configuration is the defaults of trainer/config.py, then the YAML file, then the command line; an unknown key is an
 error. docs/TRAINING.md explains the keys. The run leaves in `output_dir`: config.yaml (as it was in effect),
-metrics.jsonl, tensorboard/, checkpoints/, checkpoint (the latest; `cli.py export` makes a released folder of it),
-report.html. Stopped at any moment, by kill -9 too, the same command goes on.
+metrics.jsonl, what `tracker` asks for (tensorboard/), checkpoints/, checkpoint (the latest; `cli.py export` makes a
+released folder of it), report.html. Stopped at any moment, by kill -9 too, the same command goes on.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from trainer.config import Config, flat, load_config
 from trainer.fsdp import full_tensor
 from trainer.launcher import typed_command
 from trainer.measure.rates import Spent, memory
+from trainer.measure.trackers import check_installed
 from trainer.stall import StallWatch
 from trainer.strategy import make_accelerator
 from trainer.trained import Origin
@@ -56,6 +57,7 @@ def main(arguments: list[str]) -> None:
         SystemExit: SIGTERM or SIGINT arrived and a checkpoint was saved; the status is 128 + its number.
     """
     config = drop_unreached_parts(load_config(arguments))
+    check_installed(config.trackers())
     accelerator = make_accelerator(config)
     command = typed_command(arguments, accelerator.num_processes)  # while the launcher is alive
     with (

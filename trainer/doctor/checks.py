@@ -67,6 +67,7 @@ def examine(arguments: Sequence[str], begin: Callable[[str], object] = lambda wh
     yield ok("configuration", f"{', '.join(config.objectives())}; as for {processes} process(es), one per GPU")
     yield from (ok("configuration", line) for line in kept)
     yield from check_device(config)
+    yield from settings.check_trackers(config)
 
     begin(f"opening {len(config.data.shards)} shard set(s), and dividing their samples")
     opened = data.Data.open(config, processes)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from shards.errors import UserError
 from trainer.config import Config
 from trainer.doctor.findings import Finding, fail, ok, warn
+from trainer.measure.trackers import check_installed
 from trainer.objectives import load_objective
 from trainer.objectives.losses import NOT_COMPARABLE
 
@@ -28,6 +30,14 @@ def check_losses(config: Config) -> Iterator[Finding]:
             yield ok("losses", f"{text}; {NOT_COMPARABLE}")
         else:
             yield ok("losses", text)
+
+
+def check_trackers(config: Config) -> Iterator[Finding]:
+    """Yield a finding where the package of a tracker is missing."""
+    try:
+        check_installed(config.trackers())
+    except UserError as error:
+        yield fail("tracker", str(error))
 
 
 def check_schedule(config: Config, samples: Mapping[str, int], processes: int) -> Iterator[Finding]:

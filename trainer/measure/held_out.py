@@ -65,8 +65,9 @@ class HeldOut:
             sheets = self._sheets[name]
             first = min(sheets, default=step)
             self._sheets[name] = {at: sheets[at] for at in sheets if at == first} | {step: panels}
-            if panels:
-                self._track(name, panels, step)
+            if panels and self._journal and not known:
+                text = [printable(line) for panel in panels for line in panel.said()]
+                self._journal.picture(name, contact_sheet(panels), text, step)
         if self._journal and found:
             if not known:
                 self._journal.held_out(step, _named(found))
@@ -95,12 +96,6 @@ class HeldOut:
         text = (folder / "config.yaml").read_text(encoding="utf-8")
         title = f"{', '.join(mix)}: {folder.name}"
         write_report(self._report, title, facts, self._journal.records, self._sheets, text)
-
-    def _track(self, name: str, panels: list[AnyPanel], step: int) -> None:
-        tracker = self._accelerator.get_tracker("tensorboard")
-        tracker.log_images({f"held_out/{name}": contact_sheet(panels)[None]}, step, dataformats="NHWC")
-        lines = [printable(line) for panel in panels for line in panel.said()]
-        tracker.log({f"held_out/{name}/captions": "\n\n".join(lines)}, step)
 
 
 def _named(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

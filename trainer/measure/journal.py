@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from shards.atomic import atomic_write
+from trainer.measure.drawing import Picture
 from trainer.measure.rates import Bottleneck, Spent
 
 METRICS = "metrics.jsonl"
@@ -33,13 +34,21 @@ def read_records(path: Path, step: int) -> list[dict[str, Any]]:
     return records
 
 
+class Tracking(Protocol):
+    """Receives what a journal records: `trainer.measure.trackers.Trackers`."""
+
+    def log(self, values: Mapping[str, float], step: int) -> None: ...
+
+    def picture(self, name: str, picture: Picture, text: Sequence[str], step: int) -> None: ...
+
+
 class Journal:
     """Keeps the records of one run, in one process.
 
     Args:
         folder: where `metrics.jsonl` is written; it begins with `records`.
         steps: optimiser steps of the whole run.
-        track: receives (values, step), for example `Accelerator.log`.
+        trackers: receive all records, and pictures.
         show: prints a line.
         records: of the part of the run before an interruption.
         peak: operations per second that one device could do; None where that is unknown.
@@ -50,7 +59,7 @@ class Journal:
         self,
         folder: Path,
         steps: int,
-        track: Callable[[dict[str, float], int], None],
+        trackers: Tracking,
         show: Callable[[str], None],
         records: Sequence[dict[str, Any]] = (),
         *,
@@ -59,7 +68,7 @@ class Journal:
     ) -> None:
         self.records = [*records]
         self._steps = steps
-        self._track = track
+        self._trackers = trackers
         self._show = show
         path = folder / METRICS
         atomic_write(path, "".join(json.dumps(record) + "\n" for record in records).encode())
@@ -95,6 +104,10 @@ class Journal:
         parts = " ".join(f"{name} {value:.4f}" for name, value in values.items())
         self._show(f"step {step:05d}/{self._steps:05d} held out | {parts}")
 
+    def picture(self, name: str, picture: Picture, text: Sequence[str], step: int) -> None:
+        """Give the trackers a picture (h, w, 3) of the evaluation after `step` steps, with lines of text."""
+        self._trackers.picture(f"held_out/{name}", picture, text, step)
+
     def time(self) -> str:
         """Return the time in steps, with those before an interruption, and the share of it spent waiting for data."""
         steps = [record for record in self.records if "seconds" in record]
@@ -115,7 +128,7 @@ class Journal:
         self.records.append(record)
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
-        self._track(tracked, step)
+        self._trackers.log(tracked, step)
 
     def _left(self, step: int) -> str:
         now = time.perf_counter()

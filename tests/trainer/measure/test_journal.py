@@ -10,10 +10,20 @@ from trainer.measure.journal import Journal
 from trainer.measure.rates import Spent
 
 
+class Tracked(list):
+    """What trackers were given."""
+
+    def log(self, values, step):
+        self.append((values, step))
+
+    def picture(self, *given):
+        self.append(given)
+
+
 def test_the_journal_writes_one_line_and_one_record_per_step(tmp_path: Path):
     lines: list[str] = []
-    tracked: list[tuple[dict[str, float], int]] = []
-    journal = Journal(tmp_path, 200, lambda values, step: tracked.append((values, step)), lines.append, peak=2e12)
+    tracked = Tracked()
+    journal = Journal(tmp_path, 200, tracked, lines.append, peak=2e12)
     for step in range(1, 6):
         journal.step(step, {"loss": 2.0, "bce": 0.5}, 1e-3, Spent(2.0, 8, 300.0, 100.0, 4e12, (0.5, 0.1), (1e9, 3e9)))
     journal.held_out(5, {"mask_loss": 1.25, "iou": 0.5})
