@@ -18,6 +18,8 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
+from shards import compiled
+from shards.compiled import Job
 from shards.errors import BadShard
 from shards.format import MAX_OBJECTS, Codec
 from shards.lossy import decode_jpeg, is_jpeg
@@ -104,6 +106,8 @@ def decode_picture(data: Buffer, size: int, out: UInt8 | None = None) -> UInt8:
     """
     if out is None:
         out = np.empty((3, size, size), np.uint8)
+    if compiled.run([picture_job(data, size, out)]):
+        return out
     if is_raw(data):
         out[...] = read_picture(data, size)
         return out
@@ -128,6 +132,40 @@ def read_picture(data: Buffer, size: int) -> UInt8:
     """Decode as `decode_picture`, but return a raw picture as a read-only view of `data`."""
     shape = 3, size, size
     return _npy_values(data, "|u1", shape).reshape(shape) if is_raw(data) else decode_picture(data, size)
+
+
+def decode_normalised(
+    data: Buffer, size: int, mean: Sequence[float], std: Sequence[float], out: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    """Decode a picture of any codec and normalise it: (3, size, size) float32, into `out` (contiguous) if given.
+
+    Raises:
+        BadShard: the bytes are not a picture of this size.
+    """
+    if out is None:
+        out = np.empty((3, size, size), np.float32)
+    if compiled.run([normalised_job(data, size, mean, std, out)]):
+        return out
+    return normalise(read_picture(data, size), mean, std, out)
+
+
+def picture_job(data: Buffer, size: int, out: UInt8) -> Job:
+    """Return the job of `decode_picture`."""
+    return compiled.PICTURE, data, out, size, _npy_header("|u1", 3, size, size), None
+
+
+def normalised_job(
+    data: Buffer, size: int, mean: Sequence[float], std: Sequence[float], out: NDArray[np.float32]
+) -> Job:
+    """Return the job of `decode_normalised`."""
+    return compiled.PICTURE, data, out, size, _npy_header("|u1", 3, size, size), _table(tuple(mean), tuple(std))
+
+
+@lru_cache
+def _table(mean: tuple[float, ...], std: tuple[float, ...]) -> bytes:
+    """The normalised values of 0..255 in each of three channels: (3, 256) float32."""
+    values = np.arange(256, dtype=np.uint8)
+    return normalise(np.stack([values] * 3)[:, None], mean, std).tobytes()
 
 
 def normalise(
@@ -182,6 +220,8 @@ def decode_masks(
     if out is None:
         shape = len(objects), size, size // 8 if packed else size
         out = np.empty(shape, np.uint8 if packed else np.bool_)
+    if compiled.run([mask_job(data, position, out[row], packed) for row, position in enumerate(objects)]):
+        return out
     for row, position in enumerate(objects):
         if not 0 <= position < count:
             raise BadShard("no such object", met=str(position), wanted=f"0 to {count - 1}")
@@ -195,6 +235,20 @@ def decode_masks(
         else:
             _unpack(bits, out[row])
     return out
+
+
+def mask_job(data: Buffer, position: int, out: NDArray[Any], packed: bool, united: bool = False) -> Job:
+    """Return the job that decodes the mask of one object.
+
+    Args:
+        out: (size, size) bool, or, with `packed`, (size, size // 8) uint8.
+        united: put the union with what is in `out` there.
+    """
+    kinds = (
+        (compiled.MASK, compiled.MASK_UNION),
+        (compiled.PACKED, compiled.PACKED_UNION),
+    )
+    return kinds[packed][united], data, out, position, None, None
 
 
 def _end(data: Buffer, position: int) -> int:
@@ -244,16 +298,26 @@ def encode_prompts(prompts: Bool) -> bytes:
     return _npy_header("|b1", *prompts.shape) + prompts.tobytes()
 
 
+def cells_job(data: Buffer, grid: int, position: int, out: Bool) -> Job:
+    """Return the job that decodes the cells of one object to `out`, (grid, grid) bool."""
+    return compiled.CELLS, data, out, position, _npy_header("|b1", _count_prompts(data, grid), grid, grid), None
+
+
+def _count_prompts(data: Buffer, grid: int) -> int:
+    """Return the number of objects that encoded prompts of this length have, whatever their bytes are."""
+    # Headers are padded to 64 bytes, and a count's digits do not reach the next 64: all are equally long.
+    count = (len(data) - len(_npy_header("|b1", 1, grid, grid))) // (grid * grid)
+    return min(max(count, 0), MAX_OBJECTS)
+
+
 def decode_prompts(data: Buffer, grid: int, objects: Sequence[int] | None = None, out: Bool | None = None) -> Bool:
     """Decode the cells of `objects` (positions; all by default) to (len(objects), grid, grid) bool.
 
     Raises:
         BadShard: the bytes are not prompts, or an object does not exist.
     """
-    # Headers are padded to 64 bytes, and a count's digits do not reach the next 64: all are equally long.
-    count = (len(data) - len(_npy_header("|b1", 1, grid, grid))) // (grid * grid)
-    shape = min(max(count, 0), MAX_OBJECTS), grid, grid
-    begin = _npy_begin(data, "|b1", shape)
+    count = _count_prompts(data, grid)
+    begin = _npy_begin(data, "|b1", (count, grid, grid))
     area = grid * grid
     if objects and not 0 <= min(objects) <= max(objects) < count:
         raise BadShard("no such object", met=str(list(objects)), wanted=f"0 to {count - 1}")

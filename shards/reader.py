@@ -65,7 +65,7 @@ def decode_field(
         return codec.decode_picture(data, recipe.sam_size, out)
     if as_stored:
         return codec.decode_picture(data, recipe.vision_size, out)
-    return codec.normalise(codec.read_picture(data, recipe.vision_size), recipe.mean, recipe.std, out)
+    return codec.decode_normalised(data, recipe.vision_size, recipe.mean, recipe.std, out)
 
 
 @lru_cache(maxsize=256)

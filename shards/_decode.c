@@ -1,0 +1,454 @@
+/* The loops of reading: many members decoded in one call, without the interpreter's lock.
+
+   A job that these loops are not sure about, such as a JPEG or a damaged member, is left undone. Its caller then does
+   it in Python (`shards/codec.py`), which gives the same bits and says what is wrong. So there are no error messages
+   here. Nothing is read or written before the lengths of both buffers were checked.
+
+   zstd is the shared library of the system, which needs no header files to compile. Where it is missing, jobs that need
+   it are left undone. There are no floating-point operations: normalised values are looked up in a table. */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <dlfcn.h>
+#include <stdint.h>
+#include <string.h>
+
+#define BLOCK 512
+#define MAX_OBJECTS 4096
+#define LINE 64 /* bytes of packed bits that are unpacked at a time */
+
+static uint64_t pixels_of[256]; /* the eight bits of each byte value as eight bytes, the highest bit first */
+
+/* ---- zstd ---- */
+
+static void *(*create_context)(void);
+static size_t (*decompress)(void *, void *, size_t, const void *, size_t);
+static unsigned long long (*content_size)(const void *, size_t);
+static size_t (*frame_size)(const void *, size_t);
+static int has_zstd;
+
+static void load_zstd(void)
+{
+    static const char *const names[] = {"libzstd.so.1", "libzstd.1.dylib"};
+    void *library = NULL;
+    for (size_t i = 0; i < sizeof names / sizeof *names && !library; i++)
+        library = dlopen(names[i], RTLD_NOW | RTLD_LOCAL);
+    if (!library)
+        return;
+    unsigned (*version)(void);
+    *(void **)&version = dlsym(library, "ZSTD_versionNumber");
+    *(void **)&create_context = dlsym(library, "ZSTD_createDCtx");
+    *(void **)&decompress = dlsym(library, "ZSTD_decompressDCtx");
+    *(void **)&content_size = dlsym(library, "ZSTD_getFrameContentSize");
+    *(void **)&frame_size = dlsym(library, "ZSTD_findFrameCompressedSize");
+    has_zstd = version && version() >= 10400 && create_context && decompress && content_size && frame_size;
+}
+
+/* What one call works with. Contexts are kept for the next call; the list is changed with the interpreter's lock. */
+typedef struct Worker {
+    struct Worker *next;
+    void *context;
+    uint8_t *scratch;
+    size_t size;
+} Worker;
+
+static Worker *idle;
+
+static Worker *take_worker(void)
+{
+    Worker *worker = idle;
+    if (worker) {
+        idle = worker->next;
+        return worker;
+    }
+    if (!(worker = PyMem_RawCalloc(1, sizeof *worker)))
+        return NULL;
+    if (has_zstd && !(worker->context = create_context())) {
+        PyMem_RawFree(worker);
+        return NULL;
+    }
+    return worker;
+}
+
+static void return_worker(Worker *worker)
+{
+    worker->next = idle;
+    idle = worker;
+}
+
+/* Memory of `size` bytes that a worker keeps; NULL where there is none. */
+static uint8_t *scratch_of(Worker *worker, size_t size)
+{
+    if (worker->size < size) {
+        PyMem_RawFree(worker->scratch);
+        worker->scratch = PyMem_RawMalloc(size);
+        worker->size = worker->scratch ? size : 0;
+    }
+    return worker->scratch;
+}
+
+/* Whether `data` is one zstd frame that says it holds `size` bytes, and does. Never writes more than these. */
+static int unzip(Worker *worker, const uint8_t *data, size_t length, uint8_t *out, size_t size)
+{
+    static const uint8_t magic[4] = {0x28, 0xb5, 0x2f, 0xfd};
+    return has_zstd && length > 4 && !memcmp(data, magic, 4) && content_size(data, length) == size &&
+           frame_size(data, length) == length && decompress(worker->context, out, size, data, length) == size;
+}
+
+/* ---- pictures ---- */
+
+/* A row of each plane, with the row above in each plane. */
+static void undo_row(uint8_t *restrict r, uint8_t *restrict g, uint8_t *restrict b, const uint8_t *restrict above_r,
+                     const uint8_t *restrict above_g, const uint8_t *restrict above_b, size_t side)
+{
+    for (size_t x = 0; x < side; x++) {
+        uint8_t green = g[x];
+        r[x] += green + above_r[x];
+        b[x] += green + above_b[x];
+        g[x] = green + above_g[x];
+    }
+}
+
+/* Planes (R - G, G, B - G), each row minus the row above -> (R, G, B), in place. The sums are linear modulo 256. */
+static void undo_filter(uint8_t *planes, size_t side)
+{
+    uint8_t *r = planes, *g = r + side * side, *b = g + side * side;
+    for (size_t x = 0; x < side; x++) {
+        r[x] += g[x];
+        b[x] += g[x];
+    }
+    for (size_t y = 1; y < side; y++, r += side, g += side, b += side)
+        undo_row(r + side, g + side, b + side, r, g, b, side);
+}
+
+/* Each byte -> its value in the plane's table of 256. */
+static void look_up(const uint8_t *restrict planes, size_t area, const float *restrict table, float *restrict out)
+{
+    for (int plane = 0; plane < 3; plane++, table += 256) {
+        size_t i = 0;
+        for (; i + 8 <= area; i += 8) {
+            uint64_t eight;
+            memcpy(&eight, planes + i, 8);
+            for (int k = 0; k < 8; k++) { /* in the order of memory, on any machine */
+                uint8_t value;
+                memcpy(&value, (const uint8_t *)&eight + k, 1);
+                out[i + k] = table[value];
+            }
+        }
+        for (; i < area; i++)
+            out[i] = table[planes[i]];
+        planes += area;
+        out += area;
+    }
+}
+
+/* ---- jobs ---- */
+
+enum Kind { PICTURE, PACKED, MASK, PACKED_UNION, MASK_UNION, CELLS, COPY, KINDS };
+
+typedef struct {
+    enum Kind kind;
+    Py_buffer data, out;
+    Py_ssize_t number; /* side of a picture, or position of an object */
+    const uint8_t *header;
+    Py_ssize_t header_length;
+    const float *table; /* (3, 256) */
+} Job;
+
+static int begins_with_header(const Job *job, size_t content)
+{
+    return job->header && (size_t)job->data.len == job->header_length + content &&
+           !memcmp(job->data.buf, job->header, job->header_length);
+}
+
+static int do_picture(const Job *job, Worker *worker)
+{
+    size_t side = job->number, size = 3 * side * side;
+    const uint8_t *planes = job->data.buf;
+    uint8_t *decoded = job->out.buf;
+    if (side < 1 || side > 1 << 14 || (size_t)job->out.len != (job->table ? 4 : 1) * size)
+        return 0;
+    if (begins_with_header(job, size))
+        planes += job->header_length;
+    else {
+        if (job->table && !(decoded = scratch_of(worker, size)))
+            return 0;
+        if (!unzip(worker, planes, job->data.len, decoded, size))
+            return 0;
+        undo_filter(decoded, side);
+        planes = decoded;
+    }
+    if (job->table)
+        look_up(planes, side * side, job->table, job->out.buf);
+    else if (planes != decoded)
+        memcpy(decoded, planes, size);
+    return 1;
+}
+
+static size_t number_at(const uint8_t *data)
+{
+    return data[0] | (size_t)data[1] << 8 | (size_t)data[2] << 16 | (size_t)data[3] << 24;
+}
+
+/* Packed bits -> a byte a pixel. Most of them are zeros in most masks. */
+static void unpack(const uint8_t *bits, size_t size, uint8_t *out)
+{
+    static const uint8_t zeros[LINE];
+    size_t written = 0;
+    for (size_t begin = 0; begin < size; begin += LINE) {
+        size_t length = size - begin < LINE ? size - begin : LINE;
+        if (!memcmp(bits + begin, zeros, length))
+            continue;
+        memset(out + 8 * written, 0, 8 * (begin - written));
+        for (size_t i = begin; i < begin + length; i++)
+            memcpy(out + 8 * i, &pixels_of[bits[i]], 8);
+        written = begin + length;
+    }
+    memset(out + 8 * written, 0, 8 * (size - written));
+}
+
+static int do_mask(const Job *job, Worker *worker)
+{
+    const uint8_t *data = job->data.buf;
+    int packed = job->kind == PACKED || job->kind == PACKED_UNION;
+    int united = job->kind == PACKED_UNION || job->kind == MASK_UNION;
+    size_t length = job->data.len, size = packed ? job->out.len : job->out.len / 8;
+    if (length < 4 || job->number < 0 || (!packed && job->out.len % 8) || !size)
+        return 0;
+    size_t count = number_at(data), position = job->number;
+    if (count > MAX_OBJECTS || count > length / 4 - 1 || position >= count)
+        return 0;
+    const uint8_t *ends = data + 4, *frames = ends + 4 * count;
+    length -= 4 + 4 * count;
+    size_t start = position ? number_at(ends + 4 * (position - 1)) : 0, end = number_at(ends + 4 * position);
+    if (number_at(ends + 4 * (count - 1)) != length || start > end || end > length)
+        return 0;
+    uint8_t *bits = job->kind == PACKED ? job->out.buf : scratch_of(worker, job->out.len + size);
+    if (!bits || !unzip(worker, frames + start, end - start, bits, size))
+        return 0;
+    uint8_t *decoded = job->kind == MASK ? job->out.buf : bits;
+    if (!packed)
+        unpack(bits, size, decoded = united ? bits + size : job->out.buf);
+    if (united) {
+        uint8_t *restrict out = job->out.buf;
+        for (Py_ssize_t i = 0; i < job->out.len; i++)
+            out[i] |= decoded[i];
+    }
+    return 1;
+}
+
+static int do_cells(const Job *job)
+{
+    size_t area = job->out.len;
+    if (job->header_length > job->data.len || job->number < 0 || !area)
+        return 0;
+    size_t content = job->data.len - job->header_length;
+    if (!begins_with_header(job, content) || content % area || (size_t)job->number >= content / area)
+        return 0;
+    const uint8_t *cells = (const uint8_t *)job->data.buf + job->header_length + job->number * area;
+    for (size_t i = 0; i < area; i++)
+        if (cells[i] > 1)
+            return 0;
+    memcpy(job->out.buf, cells, area);
+    return 1;
+}
+
+static int do_job(const Job *job, Worker *worker)
+{
+    switch (job->kind) {
+    case PICTURE:
+        return do_picture(job, worker);
+    case CELLS:
+        return do_cells(job);
+    case COPY:
+        if (job->data.len != job->out.len)
+            return 0;
+        memmove(job->out.buf, job->data.buf, job->out.len);
+        return 1;
+    default:
+        return do_mask(job, worker);
+    }
+}
+
+/* Read a job's tuple: 1, or 0 where it cannot be a job of this module, or -1 with an exception. */
+static int read_job(PyObject *given, Job *job)
+{
+    memset(job, 0, sizeof *job);
+    if (!PyTuple_Check(given) || PyTuple_GET_SIZE(given) < 6) {
+        PyErr_SetString(PyExc_TypeError, "a job is a tuple (kind, data, out, number, header, table, ...)");
+        return -1;
+    }
+    Py_ssize_t kind = PyLong_AsSsize_t(PyTuple_GET_ITEM(given, 0));
+    job->number = PyLong_AsSsize_t(PyTuple_GET_ITEM(given, 3));
+    if (PyErr_Occurred())
+        return -1;
+    PyObject *header = PyTuple_GET_ITEM(given, 4), *table = PyTuple_GET_ITEM(given, 5);
+    if (kind < 0 || kind >= KINDS || (header != Py_None && !PyBytes_Check(header)) ||
+        (table != Py_None && (!PyBytes_Check(table) || PyBytes_GET_SIZE(table) != 3 * 256 * sizeof(float)))) {
+        PyErr_SetString(PyExc_ValueError, "kind, header or table of a job");
+        return -1;
+    }
+    job->kind = (enum Kind)kind;
+    if (header != Py_None) {
+        job->header = (const uint8_t *)PyBytes_AS_STRING(header);
+        job->header_length = PyBytes_GET_SIZE(header);
+    }
+    if (table != Py_None)
+        job->table = (const float *)PyBytes_AS_STRING(table);
+    if (PyObject_GetBuffer(PyTuple_GET_ITEM(given, 1), &job->data, PyBUF_SIMPLE) ||
+        PyObject_GetBuffer(PyTuple_GET_ITEM(given, 2), &job->out, PyBUF_WRITABLE)) {
+        PyBuffer_Release(&job->data);
+        if (!PyErr_ExceptionMatches(PyExc_BufferError) && !PyErr_ExceptionMatches(PyExc_ValueError))
+            return -1;
+        PyErr_Clear(); /* not contiguous, or read-only: Python knows what to do, or to say */
+        return 0;
+    }
+    return 1;
+}
+
+PyDoc_STRVAR(about_run,
+             "run(jobs) -> list of the positions of those left undone\n\n"
+             "A job is a tuple (kind, data, out, number, header, table, ...), with data and out contiguous buffers.");
+
+static PyObject *run(PyObject *Py_UNUSED(module), PyObject *given)
+{
+    PyObject *tuple = PySequence_Tuple(given), *left = PyList_New(0); /* a tuple of its own: nobody changes it */
+    Py_ssize_t count = tuple ? PyTuple_GET_SIZE(tuple) : 0, read = 0;
+    Job *jobs = PyMem_RawMalloc((count + 1) * sizeof *jobs);
+    int8_t *done = PyMem_RawCalloc(count + 1, 1);
+    Worker *worker = take_worker();
+    if (tuple && left && !(jobs && done && worker))
+        PyErr_NoMemory();
+    for (; !PyErr_Occurred() && read < count; read++)
+        if ((done[read] = (int8_t)read_job(PyTuple_GET_ITEM(tuple, read), &jobs[read])) < 0)
+            break; /* its buffers are not held */
+    if (!PyErr_Occurred()) {
+        Py_BEGIN_ALLOW_THREADS;
+        for (Py_ssize_t i = 0; i < count; i++)
+            done[i] = done[i] && do_job(&jobs[i], worker);
+        Py_END_ALLOW_THREADS;
+    }
+    for (Py_ssize_t i = 0; i < read; i++) {
+        PyBuffer_Release(&jobs[i].data);
+        PyBuffer_Release(&jobs[i].out);
+    }
+    for (Py_ssize_t i = 0; i < count && !PyErr_Occurred(); i++) {
+        if (done[i])
+            continue;
+        PyObject *position = PyLong_FromSsize_t(i);
+        if (position)
+            PyList_Append(left, position);
+        Py_XDECREF(position);
+    }
+    if (worker)
+        return_worker(worker);
+    PyMem_RawFree(jobs);
+    PyMem_RawFree(done);
+    Py_XDECREF(tuple);
+    if (PyErr_Occurred())
+        Py_CLEAR(left);
+    return left;
+}
+
+/* ---- headers of a tar ---- */
+
+/* Whether the header is the blank one with this name (in two parts) and a size, which is returned, or -1. */
+static Py_ssize_t size_of_member(const uint8_t *header, const uint8_t *blank, const char *const *name,
+                                 const Py_ssize_t *lengths)
+{
+    Py_ssize_t named = lengths[0] + lengths[1], size = 0;
+    unsigned sum = 8 * ' ';
+    if (named > 100 || memcmp(header, name[0], lengths[0]) || memcmp(header + lengths[0], name[1], lengths[1]) ||
+        memcmp(header + named, blank, 100 - named) || memcmp(header + 100, blank + 100, 24) ||
+        memcmp(header + 135, blank + 135, 13) || memcmp(header + 156, blank + 156, BLOCK - 156))
+        return -1;
+    for (int i = 124; i < 135; i++) {
+        if (header[i] < '0' || header[i] > '7')
+            return -1;
+        size = 8 * size + header[i] - '0';
+    }
+    for (int i = 0; i < BLOCK; i++)
+        sum += i < 148 || i >= 156 ? header[i] : 0;
+    for (int i = 153; i >= 148; i--, sum /= 8)
+        if (header[i] != '0' + sum % 8)
+            return -1;
+    return header[154] || header[155] != ' ' ? -1 : size;
+}
+
+PyDoc_STRVAR(about_members,
+             "exact_members(view, offset, size, key, rests, blank) -> the members' bytes, or None\n\n"
+             "As shards.archive.MappedTar.exact_members; the names are key + rest, and blank is a header without name.");
+
+static PyObject *exact_members(PyObject *Py_UNUSED(module), PyObject *arguments)
+{
+    PyObject *view, *rests, *found = NULL;
+    Py_ssize_t offset, size, lengths[2], blank_length;
+    const char *names[2], *blank;
+    Py_buffer tar;
+    if (!PyArg_ParseTuple(arguments, "Onny#O!y#", &view, &offset, &size, &names[0], &lengths[0], &PyTuple_Type, &rests,
+                          &blank, &blank_length) ||
+        PyObject_GetBuffer(view, &tar, PyBUF_SIMPLE))
+        return NULL;
+    int fits = blank_length == BLOCK && offset >= 0 && size >= 0 && offset <= tar.len && size <= tar.len - offset;
+    Py_ssize_t end = fits ? offset + size : 0, count = PyTuple_GET_SIZE(rests);
+    if (fits)
+        found = PyList_New(0);
+    for (Py_ssize_t i = 0; i < count && found; i++) {
+        PyObject *rest = PyTuple_GET_ITEM(rests, i);
+        char *text;
+        if (PyBytes_AsStringAndSize(rest, &text, &lengths[1])) {
+            Py_CLEAR(found);
+            break;
+        }
+        names[1] = text;
+        Py_ssize_t start = offset + BLOCK, length = -1;
+        if (start <= end)
+            length = size_of_member((const uint8_t *)tar.buf + offset, (const uint8_t *)blank, names, lengths);
+        if (length < 0 || length > end - start) {
+            Py_CLEAR(found);
+            break;
+        }
+        PyObject *from = PyLong_FromSsize_t(start), *to = PyLong_FromSsize_t(start + length);
+        PyObject *slice = from && to ? PySlice_New(from, to, NULL) : NULL;
+        PyObject *member = slice ? PyObject_GetItem(view, slice) : NULL;
+        if (!member || PyList_Append(found, member))
+            Py_CLEAR(found);
+        Py_XDECREF(from);
+        Py_XDECREF(to);
+        Py_XDECREF(slice);
+        Py_XDECREF(member);
+        offset = start + length + (BLOCK - length % BLOCK) % BLOCK;
+    }
+    PyBuffer_Release(&tar);
+    if (PyErr_Occurred())
+        return NULL;
+    if (found && offset == end)
+        return found;
+    Py_XDECREF(found);
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef methods[] = {{"run", run, METH_O, about_run},
+                                {"exact_members", exact_members, METH_VARARGS, about_members},
+                                {NULL, NULL, 0, NULL}};
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_decode", NULL, -1, methods, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__decode(void)
+{
+    static const char *const names[KINDS] = {"PICTURE", "PACKED", "MASK", "PACKED_UNION", "MASK_UNION", "CELLS", "COPY"};
+    for (int byte = 0; byte < 256; byte++) {
+        uint8_t eight[8];
+        for (int bit = 0; bit < 8; bit++)
+            eight[bit] = byte >> (7 - bit) & 1;
+        memcpy(&pixels_of[byte], eight, 8);
+    }
+    load_zstd();
+    PyObject *module = PyModule_Create(&definition);
+    for (int kind = 0; module && kind < KINDS; kind++)
+        if (PyModule_AddIntConstant(module, names[kind], kind))
+            Py_CLEAR(module);
+    if (module && (PyModule_AddIntConstant(module, "MAX_OBJECTS", MAX_OBJECTS) ||
+                   PyModule_AddIntConstant(module, "has_zstd", has_zstd)))
+        Py_CLEAR(module);
+    return module;
+}

@@ -1,0 +1,21 @@
+from collections.abc import Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+PICTURE: int
+PACKED: int
+MASK: int
+PACKED_UNION: int
+MASK_UNION: int
+CELLS: int
+COPY: int
+MAX_OBJECTS: int
+has_zstd: int
+
+def run(
+    jobs: Sequence[tuple[int, bytes | memoryview | NDArray[Any], NDArray[Any], int, bytes | None, bytes | None]],
+) -> list[int]: ...
+def exact_members(
+    view: memoryview, offset: int, size: int, key: bytes, rests: tuple[bytes, ...], blank: bytes
+) -> list[memoryview] | None: ...

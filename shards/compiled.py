@@ -1,0 +1,64 @@
+"""The compiled part of reading, `shards/_decode.c`: bit-equal to the Python way in `shards/codec.py`.
+
+Where it is not compiled, or is switched off, the Python way is used. Both give the same errors: what the compiled part
+leaves undone is done in Python, which says what is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+try:
+    from shards import _decode as _compiled
+except ImportError:  # no compiler
+    _compiled = None  # type: ignore[assignment]
+
+PICTURE = 0
+PACKED = 1
+MASK = 2
+PACKED_UNION = 3
+MASK_UNION = 4
+CELLS = 5
+COPY = 6
+
+Job: TypeAlias = tuple[int, Any, Any, int, bytes | None, bytes | None]
+"""Kind, the bytes of a member, a contiguous array for the result, side of a picture or position of an object, header of
+an npy, and table of normalised values. `shards.codec` makes them."""
+_loops: Any = _compiled
+
+
+def is_compiled() -> bool:
+    """Return whether the compiled part is there and not switched off."""
+    return _loops is not None
+
+
+def left_undone(jobs: Sequence[Job]) -> Sequence[int]:
+    """Do jobs in one call without the interpreter's lock; return the positions of those that Python has to do."""
+    return range(len(jobs)) if _loops is None else _loops.run(jobs)
+
+
+def run(jobs: Sequence[Job]) -> bool:
+    """Do jobs in one call without the interpreter's lock; return whether none is left."""
+    return _loops is not None and not _loops.run(jobs)
+
+
+def exact_members(
+    view: memoryview, offset: int, size: int, key: bytes, rests: tuple[bytes, ...], blank: bytes
+) -> list[memoryview] | None:
+    """See `shards.archive.MappedTar.exact_members`."""
+    found: list[memoryview] | None = _loops.exact_members(view, offset, size, key, rests, blank)
+    return found
+
+
+@contextmanager
+def python_alone() -> Iterator[None]:
+    """Read in Python alone inside the block, in all threads: to compare both ways."""
+    global _loops
+    before = _loops
+    _loops = None
+    try:
+        yield
+    finally:
+        _loops = before

@@ -1,0 +1,202 @@
+"""The compiled part of reading gives the bits and the errors of the Python way, and stays within its buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shards import codec, compiled
+from shards.errors import BadShard
+from shards.format import MAX_OBJECTS
+from shards.lossy import encode_jpeg
+
+pytestmark = pytest.mark.skipif(not compiled.is_compiled(), reason="not compiled here")
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+ENCODERS = {"raw": codec.encode_raw_picture, "zstd": codec.encode_picture, "jpeg": encode_jpeg}
+
+
+def picture(side: int) -> np.ndarray:
+    """Smooth, noisy and constant parts: (3, side, side) uint8."""
+    rng = np.random.default_rng(side)
+    made = np.cumsum(rng.integers(-2, 3, (3, side, side)), axis=2).astype(np.uint8)
+    made[:, : side // 4] = rng.integers(0, 256, (3, side // 4, side))
+    made[:, -side // 4 :] = 255
+    return made
+
+
+def masks() -> np.ndarray:
+    """No pixel, all, one at each end, a box, and noise: (6, 1024, 1024) bool."""
+    made = np.zeros((6, 1024, 1024), bool)
+    made[1] = True
+    made[2, 0, 0] = made[2, -1, -1] = True
+    made[3, 200:431, 77:1001] = True
+    made[4, 512] = np.random.default_rng(0).random(1024) < 0.5
+    made[5] = np.random.default_rng(1).random((1024, 1024)) < 0.5
+    return made
+
+
+def outcome(decode: Callable[[], np.ndarray]) -> Any:
+    """The array's shape, dtype and bytes, or the words of the error."""
+    try:
+        array = decode()
+    except BadShard as error:
+        return str(error)
+    return array.shape, array.dtype.str, array.tobytes()
+
+
+def both(decode: Callable[[], np.ndarray]) -> list[Any]:
+    """The outcome of the compiled way and of Python alone."""
+    compiled_way = outcome(decode)
+    with compiled.python_alone():
+        return [compiled_way, outcome(decode)]
+
+
+def test_kinds_and_limits_are_those_of_the_c_code():
+    names = ("PICTURE", "PACKED", "MASK", "PACKED_UNION", "MASK_UNION", "CELLS", "COPY")
+    loops = compiled._compiled
+    assert [getattr(loops, name) for name in names] == [getattr(compiled, name) for name in names] == [*range(7)]
+    assert loops.MAX_OBJECTS == MAX_OBJECTS
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("side", [448, 1024])
+def test_pictures_are_equal_bit_for_bit(name, side):
+    encoded = ENCODERS[name](picture(side))
+    ours, python = both(lambda: codec.decode_picture(memoryview(encoded), side))
+    assert ours == python
+    assert name == "jpeg" or ours[2] == picture(side).tobytes()
+    ours, python = both(lambda: codec.decode_normalised(encoded, side, MEAN, STD))
+    assert ours == python and ours[1] == "<f4"
+    if name != "jpeg":  # independent of the codec's own arithmetic
+        divided = picture(side).astype(np.float32) / np.float32(255)
+        expected = (divided - np.float32(MEAN)[:, None, None]) / np.float32(STD)[:, None, None]
+        assert ours[2] == expected.tobytes()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_masks_are_equal_bit_for_bit(packed):
+    encoded = codec.encode_masks(masks())
+    expected = np.packbits(masks(), axis=2) if packed else masks()
+    for objects in (None, [3], [5, 0, 0, 2], []):
+        ours, python = both(lambda o=objects: codec.decode_masks(encoded, 1024, o, packed=packed))
+        chosen = expected if objects is None else expected[objects]
+        assert ours == python == (chosen.shape, chosen.dtype.str, chosen.tobytes())
+
+
+def test_all_jobs_of_a_batch_in_one_call():
+    cells = np.random.default_rng(3).random((4, 16, 16)) < 0.5
+    encoded = codec.encode_masks(masks())
+    outs = [
+        np.ones((3, 448, 448), np.uint8),
+        np.ones((1024, 1024), bool),
+        np.ones((1024, 128), np.uint8),
+        np.zeros((16, 16), bool),
+        np.zeros((2, 5), np.uint8),
+    ]
+    jobs = [
+        codec.picture_job(codec.encode_picture(picture(448)), 448, outs[0]),
+        codec.mask_job(encoded, 3, outs[1], packed=False),
+        codec.mask_job(encoded, 4, outs[1], packed=False, united=True),
+        codec.mask_job(encoded, 2, outs[2], packed=True),
+        codec.mask_job(encoded, 3, outs[2], packed=True, united=True),
+        codec.cells_job(codec.encode_prompts(cells), 16, 3, outs[3]),
+        (compiled.COPY, np.arange(10, dtype=np.uint8), outs[4], 0, None, None),
+        codec.mask_job(encoded, 6, outs[1], packed=False),  # no such object
+    ]
+    assert compiled.left_undone(jobs) == [7] and not compiled.run(jobs) and compiled.run(jobs[:7])
+    united = masks()[[3, 4, 2]]
+    assert np.array_equal(outs[0], picture(448)) and np.array_equal(outs[1], united[0] | united[1])
+    assert np.array_equal(outs[2], np.packbits(united[2] | united[0], axis=1))
+    assert np.array_equal(outs[3], cells[3]) and outs[4].ravel().tolist() == [*range(10)]
+    with compiled.python_alone():
+        assert [*compiled.left_undone(jobs)] == [*range(8)] and not compiled.run(jobs)
+
+
+GOOD = {
+    "raw": (codec.encode_raw_picture(picture(448)), lambda data: codec.decode_picture(data, 448)),
+    "zstd": (codec.encode_picture(picture(448)), lambda data: codec.decode_picture(data, 448)),
+    "float32": (codec.encode_picture(picture(448)), lambda data: codec.decode_normalised(data, 448, MEAN, STD)),
+    "masks": (codec.encode_masks(masks()[:4]), lambda data: codec.decode_masks(data, 1024, [0, 3])),
+    "packed": (codec.encode_masks(masks()[:4]), lambda data: codec.decode_masks(data, 1024, packed=True)),
+}
+
+
+@pytest.mark.parametrize("kind", GOOD)
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_damaged_members_give_the_errors_of_the_python_way(kind, data):
+    good, decode = GOOD[kind]
+    bad = bytearray(good)
+    damage = data.draw(st.sampled_from(["cut", "garbage", "flip", "head", "longer", "twice"]))
+    if damage == "cut":
+        bad = bad[: data.draw(st.integers(0, len(good) - 1))]
+    elif damage == "garbage":
+        bad = bytearray(data.draw(st.binary(max_size=40)))
+    elif damage == "longer":
+        bad += data.draw(st.binary(min_size=1, max_size=9))
+    elif damage == "twice":
+        bad += good
+    else:
+        bit = data.draw(st.integers(0, 8 * (len(good) if damage == "flip" else 24) - 1))
+        bad[bit // 8] ^= 1 << bit % 8
+    ours, python = both(lambda: decode(bytes(bad)))
+    assert ours == python
+
+
+FRAME = zstandard.ZstdCompressor(level=1).compress(bytes(range(256)) * 512)
+LIES: dict[str, bytes] = {
+    "holds less than it says": b"\x28\xb5\x2f\xfd\xa0" + (1 << 17).to_bytes(4, "little") + b"\x02\x00\x00\x07",
+    "holds more than it says": b"\x28\xb5\x2f\xfd\xa0" + (1 << 17).to_bytes(4, "little") + b"\x02\x00\x10\x07" * 2,
+    "does not say": zstandard.ZstdCompressor(write_content_size=False).compress(bytes(1 << 17)),
+    "two frames": zstandard.ZstdCompressor().compress(bytes(1 << 17)) + zstandard.ZstdCompressor().compress(b""),
+    "a frame to be skipped before it": b"\x50\x2a\x4d\x18\x01\x00\x00\x00x" + FRAME,
+    "a frame to be skipped after it": FRAME + b"\x50\x2a\x4d\x18\x01\x00\x00\x00x",
+    "a terabyte": b"\x28\xb5\x2f\xfd\xe0" + (1 << 40).to_bytes(8, "little") + FRAME[9:],
+    "a dictionary": b"\x28\xb5\x2f\xfd\xa1\x07" + (1 << 17).to_bytes(4, "little") + b"\x02\x00\x10\x07",
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_frames_that_lie_are_refused_and_write_nothing_beyond_their_place(lie):
+    frame = LIES[lie]
+    member = np.array([1, len(frame)], "<u4").tobytes() + frame
+    around = np.full((1 << 17) + 128, 7, np.uint8)
+    out = around[64:-64].reshape(1, 1024, 128)
+    ours, python = both(lambda: codec.decode_masks(member, 1024, [0], out, packed=True))
+    assert isinstance(ours, str) and ours == python
+    assert (around[:64] == 7).all() and (around[-64:] == 7).all()
+
+
+@pytest.mark.parametrize("fault", ["out", "read-only", "strided", "side", "kind", "header", "table", "short", "number"])
+def test_jobs_that_do_not_fit_their_buffers_are_left_or_refused(fault):
+    good = [
+        *codec.normalised_job(codec.encode_raw_picture(picture(448)), 448, MEAN, STD, np.empty((3, 448, 448), "f4"))
+    ]
+    assert compiled.run([tuple(good)])
+    if fault == "out":
+        good[2] = good[2][:, :-1].copy()
+    elif fault == "read-only":
+        good[2].flags.writeable = False
+    elif fault == "strided":
+        good[2] = np.empty((3, 448, 896), np.float32)[:, :, ::2]
+    elif fault == "side":
+        good[3] = 449
+    elif fault == "header":
+        good[4] = good[4][:-1]
+    if fault in ("out", "read-only", "strided", "side", "header"):
+        assert compiled.left_undone([tuple(good)]) == [0]
+        return
+    bad = {"kind": (0, 7), "table": (5, good[5][:-1]), "number": (3, 1 << 70), "short": (5, None)}
+    position, value = bad[fault]
+    good[position] = value
+    with pytest.raises((TypeError, ValueError, OverflowError)):
+        compiled.left_undone([tuple(good if fault != "short" else good[:5])])
