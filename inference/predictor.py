@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ from trainer.model.grounding import SamFeatures
 from trainer.model.prompts import description_question
 from trainer.model.rows import TokenRow
 from trainer.released.loaded import LoadedModel
+
+if TYPE_CHECKING:
+    from inference.chat import Chat
 
 VIDEO_FRAMES_KEY = "video_frames"
 """Key of a model's `config.json`: which frames of a video its language model sees."""
@@ -158,16 +162,37 @@ class Predictor:
             answers = []
             for picture, (ids, states) in zip(pictures, generated, strict=True):
                 height, width = picture.shape[:2]
-                masks = [np.empty((0, height, width), np.bool_)]
-                if len(states) and id(picture) not in sam_features:
-                    sam_features[id(picture)] = self._encode_sam(picture)
-                for part in self.model.text_hidden_fcs(states).split(_AT_ONCE):
-                    first = torch.zeros(len(part), dtype=torch.int64, device=part.device)
-                    if len(part):
-                        logits = self.model.grounding_encoder.decode(sam_features[id(picture)], first, part)
-                        masks.append(resize.predicted_masks(logits, height, width, self.recipe))
-                answers.append(Answer(self.model.prompts.answer(ids), np.concatenate(masks)))
+                masks = np.empty((0, height, width), np.bool_)
+                if len(states):
+                    if id(picture) not in sam_features:
+                        sam_features[id(picture)] = self._encode_sam(picture)
+                    masks = self.decode_masks(sam_features[id(picture)], states, height, width)
+                answers.append(Answer(self.model.prompts.answer(ids), masks))
         return answers
+
+    def decode_masks(self, sam_features: SamFeatures, states: Tensor, height: int, width: int) -> Bool:
+        """Decode the masks of a picture: (n, height, width).
+
+        Args:
+            sam_features: of the picture, B = 1.
+            states: (n, D), the language model's at `[SEG]`s, one or more.
+        """
+        masks = []
+        for part in self.model.text_hidden_fcs(states).split(_AT_ONCE):
+            first = torch.zeros(len(part), dtype=torch.int64, device=part.device)
+            logits = self.model.grounding_encoder.decode(sam_features, first, part)
+            masks.append(resize.predicted_masks(logits, height, width, self.recipe))
+        return np.concatenate(masks)
+
+    def chat(self, picture: UInt8 | Sequence[UInt8], name: str = "picture") -> Chat:
+        """Begin a conversation about a picture (H, W, 3), or about the frames of a video.
+
+        Raises:
+            UserError: no picture, or no frames.
+        """
+        from inference.chat import Chat  # which needs this module
+
+        return Chat(self, picture, name)
 
     @torch.no_grad()
     def describe(
@@ -240,13 +265,13 @@ class Predictor:
             raise UserError("no frames", where=name)
 
         def read(i: int) -> UInt8:
-            return _checked(frames[i], name)
+            return checked_picture(frames[i], name)
 
         with self.precision():
             views, seen = following.read_seen(self, read, len(frames))
             rows = [self.model.prompts.ask(name, text, frames=len(views)) for text in texts]
             views_of_row = [list(range(len(views)))] * len(rows)
-            generated = self._answer_rows(rows, self._encode_views(views), views_of_row, None, batch_size)
+            generated = self._answer_rows(rows, self.encode_views(views), views_of_row, None, batch_size)
             kept = [states[:1] if first_only else states for _, states in generated]
             embeddings = [self.model.text_hidden_fcs(states) for states in kept]
         answers = [self.model.prompts.answer(ids) for ids, _ in generated]
@@ -293,7 +318,7 @@ class Predictor:
         cells = []
         for picture, text, masks, name in zip(pictures, texts, regions, names, strict=True):
             if id(picture) not in views_of_picture:
-                tiled = tiles.views(_checked(picture, name), self.most_tiles, self.recipe)
+                tiled = tiles.views(checked_picture(picture, name), self.most_tiles, self.recipe)
                 views_of_picture[id(picture)] = list(range(len(views), len(views) + len(tiled)))
                 views += [*tiled]
             grids = np.zeros((0, 16, 16), np.bool_)
@@ -305,7 +330,7 @@ class Predictor:
         most = max(map(len, cells))
         padded = np.stack([np.pad(grids, ((0, most - len(grids)), (0, 0), (0, 0))) for grids in cells])
         views_of_row = [views_of_picture[id(picture)] for picture in pictures]
-        visual_tokens = self._encode_views(np.stack(views))
+        visual_tokens = self.encode_views(np.stack(views))
         return self._answer_rows(rows, visual_tokens, views_of_row, torch.from_numpy(padded), batch_size)
 
     def _answer_rows(
@@ -332,7 +357,7 @@ class Predictor:
                 found[i] = ids, generated.seg_states[generated.row_of_seg == n]
         return [found[i] for i in range(len(rows))]
 
-    def _encode_views(self, views: UInt8) -> Tensor:
+    def encode_views(self, views: UInt8) -> Tensor:
         """Return the visual tokens (B, 256, 4C) of views (B, 3, 448, 448) uint8."""
         parts = torch.from_numpy(views).split(_AT_ONCE)
         return torch.cat([self.model.encode_image(self._normalise(part)) for part in parts])
@@ -371,7 +396,8 @@ def _names(pictures: Sequence[UInt8], names: Sequence[str] | None) -> Sequence[s
     return [f"picture {i}" for i in range(1, len(pictures) + 1)] if names is None else names
 
 
-def _checked(picture: UInt8, name: str) -> UInt8:
+def checked_picture(picture: UInt8, name: str) -> UInt8:
+    """Return the picture, if it is (H, W, 3) uint8; else raise `BadInput`, which names it."""
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
         raise BadInput("no picture", where=name, met=f"{picture.dtype} {picture.shape}", wanted="uint8 (H, W, 3)")
     return picture

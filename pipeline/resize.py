@@ -75,6 +75,18 @@ def predicted_masks(logits: Tensor, height: int, width: int, recipe: Recipe) -> 
     return masks
 
 
+def clicked_mask(logits: Tensor, height: int, width: int) -> Bool:
+    """Enlarge mask logits (256, 256) float32 to a mask (height, width) bool: one bilinear step, above 0.
+
+    As SAM 2's image predictor does it; Sa2VA's own masks take two steps, see `predicted_masks`.
+    """
+    from torch.nn.functional import interpolate
+
+    full = interpolate(logits[None, None], (height, width), mode="bilinear", align_corners=False)[0, 0]
+    mask: Bool = (full > 0).cpu().numpy()
+    return mask
+
+
 def mask_prompts(logits: Tensor, height: int, width: int, size: int) -> Tensor:
     """Turn mask logits (N, 256, 256) float32 of a picture into mask prompts (N, 1, size, size) float32, 0 and 1.
 

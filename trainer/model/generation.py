@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import wraps
+from typing import ParamSpec
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import Cache
 
 from trainer.model.rows import PaddedRows
 from trainer.model.sa2va import Sa2VA
+
+_Arguments = ParamSpec("_Arguments")
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class Answers:
 
 
 @torch.no_grad()
-def generate(
+def generate_steps(
     model: Sa2VA,
     rows: PaddedRows,
     embeddings: Tensor,
@@ -41,8 +46,9 @@ def generate(
     ended: Callable[[Tensor], Tensor],
     keep_seg: bool = False,
     any_process: Callable[[bool], bool] = bool,
-) -> Answers:
-    """Answer rows that end with a question.
+    cache: Cache | None = None,
+) -> Generator[Tensor, None, Answers]:
+    """Answer rows that end with a question, and yield the tokens (M,) of each step; closing the generator stops it.
 
     Args:
         model: its language model generates.
@@ -54,10 +60,11 @@ def generate(
         keep_seg: whether to return the states at `[SEG]`.
         any_process: whether the value is true on any process. Where layers are sharded (FSDP), all processes must run
             them equally often.
+        cache: keys and values of P tokens in front of the rows, which then have no padding; extended in place.
     """
-    cache = DynamicCache(config=model.language_model.config)
-    attention = rows.attention
-    positions = rows.positions
+    cache = DynamicCache(config=model.language_model.config) if cache is None else cache
+    attention = torch.cat([rows.attention.new_ones(len(rows.names), int(cache.get_seq_length())), rows.attention], 1)
+    positions = rows.positions + int(cache.get_seq_length())
     running = torch.ones(len(rows.names), dtype=torch.bool, device=embeddings.device)
     ids: list[Tensor] = []
     valid: list[Tensor] = []
@@ -77,6 +84,7 @@ def generate(
         valid.append(running)
         unread = running & (token == model.prompts.seg)
         running = running & ~ended(torch.stack(ids, 1))
+        yield ids[-1]
         more = len(ids) < max_tokens and any_process(bool(running.any()))
         # A [SEG] that is the last of max_tokens takes one more step. (The official code drops it.)
         if not more and not (keep_seg and any_process(bool(unread.any()))):
@@ -84,7 +92,27 @@ def generate(
         embeddings = model.embedding(ids[-1])[:, None]
         attention = torch.cat([attention, attention.new_ones(len(attention), 1)], 1)
         positions = positions[:, -1:] + 1
-    seg_states = torch.cat([state[:0], *states])
     row_of_seg = torch.cat([rows.ids.new_zeros(0), *row_of])
     order = row_of_seg.argsort(stable=True)
-    return Answers(torch.stack(ids, 1), torch.stack(valid, 1), seg_states[order], row_of_seg[order])
+    seg_states = torch.cat([state[:0], *states])[order]
+    return Answers(torch.stack(ids, 1), torch.stack(valid, 1), seg_states, row_of_seg[order])
+
+
+def _at_once(steps: Callable[_Arguments, Generator[Tensor, None, Answers]]) -> Callable[_Arguments, Answers]:
+    """Return a function that runs all steps of a generator and returns its result."""
+
+    @wraps(steps)
+    def run(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> Answers:
+        running = steps(*args, **kwargs)
+        while True:
+            try:
+                next(running)
+            except StopIteration as end:
+                answers: Answers = end.value
+                return answers
+
+    return run
+
+
+generate = _at_once(generate_steps)
+"""Answer rows that end with a question: `generate_steps` without stops, with the same arguments."""

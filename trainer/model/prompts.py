@@ -168,26 +168,54 @@ class Prompts:
             text = text.removesuffix(mark).strip()
         return text
 
-    def ask(self, name: str, text: str, *, tiles: int = 1, frames: int = 1, cells: Sequence[int] = ()) -> TokenRow:
-        """Build the row of a user's question.
+    def ask(
+        self,
+        name: str,
+        text: str,
+        *,
+        tiles: int = 1,
+        frames: int = 1,
+        cells: Sequence[int] = (),
+        earlier: Sequence[tuple[str, str]] = (),
+    ) -> TokenRow:
+        """Build the row of a user's question, after the earlier turns of its conversation.
+
+        The row is one text to the tokenizer, as in the official inference: earlier turns are tokenised again.
 
         Args:
             name: of the picture, for messages.
-            text: the question. The picture and its regions replace `<image>`, or are put in front of the text.
+            text: the question. In the first one the picture and its regions replace `<image>`, or are put in front.
             tiles: number of 448 x 448 pictures that the picture was cut into.
             frames: number of frames of a video; each gets an image string.
             cells: number of the 256 visual tokens that lie in each region.
+            earlier: question and answer of each earlier turn. An answer keeps `[SEG]`, `<p>` and `</p>` as marks, and
+                gets the template's end mark and separator.
 
         Raises:
-            UserError: `<image>` is in the text more than once.
+            UserError: `<image>` is in the first question more than once, or in a later one.
         """
-        if text.count(IMAGE) > 1:
-            raise UserError("a question has one picture", where=f"sample {name}", met=f"{text.count(IMAGE)} {IMAGE}")
-        if IMAGE not in text:
-            text = IMAGE + ("" if cells else "\n") + text
-        head, _, tail = text.partition(IMAGE)
+        questions = [*(question for question, _ in earlier), text]
+        first = questions[0]
+        if first.count(IMAGE) > 1:
+            raise UserError("a question has one picture", where=f"sample {name}", met=f"{first.count(IMAGE)} {IMAGE}")
+        if any(IMAGE in question for question in questions[1:]):
+            what = "a conversation has one picture, in its first question"
+            raise UserError(what, where=f"sample {name}", met=f"{IMAGE} in a later one")
+        if IMAGE not in first:
+            first = IMAGE + ("" if cells else "\n") + first
+        head, _, tail = first.partition(IMAGE)
         pictures = self._pictures(frames, self._places(IMAGE_START, IMAGE_TOKENS * tiles, IMAGE_END))
-        return _row(name, self._question(head, *pictures, *self._regions(cells), tail), [], [])
+        parts = [*self._before, head, *pictures, *self._regions(cells), tail, *self._after]
+        for question, (_, answer) in zip(questions[1:], earlier, strict=True):
+            parts += [*self._answer_parts(answer), *self._end, self.template.separator]
+            parts += [*self._before, question, *self._after]
+        return _row(name, self.start + self._text.encode(parts), [], [])
+
+    def _answer_parts(self, text: str) -> Iterator[Part]:
+        """Yield letters and the ids of the marks of an answer; what looks like another mark is letters."""
+        marks = [[self._id[mark]] for mark in (SEG, PHRASE_START, PHRASE_END)]
+        for part in self._text.parts(text):
+            yield part if isinstance(part, str) or part in marks else self.decode(part)
 
     def describe(
         self, name: str, cells: Sequence[int], answer: Sequence[int] = (), targets: Sequence[int] | None = None
