@@ -33,6 +33,7 @@ _RULES = ConfigDict(extra="forbid", use_attribute_docstrings=True, coerce_number
 _MAX_FLOAT32 = 3e38
 FRAME_TOKENS = 259
 """Tokens of a frame in a row: 256 visual ones, their two marks, and a line break."""
+_MOST_PROFILED = 50
 _MANY = 10**9
 """Far more than any run does or any disk holds."""
 
@@ -65,6 +66,7 @@ Repeats = Annotated[
     AfterValidator(lambda value: int(value) if value == int(value) else value),  # 2, not 2.0, in files and messages
 ]
 Steps = Annotated[int, count(_MANY, "no run has more steps")]
+ProfiledSteps = Annotated[int, count(_MANY, "no run has more steps")]
 Seconds = Annotated[float, Bound(1, 10**7, "that is four months")]
 
 
@@ -312,6 +314,9 @@ class Config:
     tracker: Annotated[list[Tracker], BeforeValidator(_as_list)] = field(default_factory=lambda: ["tensorboard"])
     """Where scalars and contact sheets go beside metrics.jsonl, one or a list. tensorboard: `output_dir`/tensorboard;
     wandb and trackio: a run of theirs, which goes on with this one; none."""
+    profile: dict[Literal["from", "steps"], ProfiledSteps] = field(default_factory=dict)
+    """Optimiser steps of which Chrome traces are written to `output_dir`/profile, such as {from: 10, steps: 3}; at most
+    50. Where one of the two is given, these are the defaults of the other."""
     resume: FilePath = "auto"
     """auto: go on where the run in `output_dir` stopped, if there is one. never: refuse to. Else the folder of a
     checkpoint or of a run to go on from."""
@@ -335,6 +340,11 @@ class Config:
     def trackers(self) -> list[str]:
         """Return the names of the trackers, each once."""
         return [name for name in dict.fromkeys(self.tracker) if name != "none"]
+
+    def profiled(self) -> range:
+        """Return the optimiser steps that are profiled, counted from 1."""
+        first = self.profile.get("from", 10)
+        return range(first, first + self.profile.get("steps", 3) if self.profile else first)
 
     def conversation_options(self) -> ConversationOptions:
         """Return what conversations are made of samples."""
@@ -378,6 +388,9 @@ class Config:
             raise refuse(what, key="model.dtype", met="bfloat16", do=do)
         if "none" in self.tracker and self.trackers():
             raise refuse("none, and others", key="tracker", met=", ".join(self.tracker), wanted="one of the two")
+        if len(self.profiled()) > _MOST_PROFILED:
+            expected = f"at most {_MOST_PROFILED}: a trace of many takes gigabytes of memory"
+            raise refuse("too many", key="profile.steps", met=str(self.profile["steps"]), wanted=expected)
         for part in self.rates:
             if part not in self.trainable and not self._is_unreached(part):
                 expected = " or ".join(self.trainable)

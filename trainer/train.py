@@ -31,6 +31,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch.profiler import record_function
 
 from shards.printable import printable
 from trainer.agreement import over_processes, stop_unless_finite
@@ -42,6 +43,7 @@ from trainer.checkpoints.run_folder import RunFolder
 from trainer.config import Config, flat, load_config
 from trainer.fsdp import full_tensor
 from trainer.launcher import typed_command
+from trainer.measure.profiler import Profiler
 from trainer.measure.rates import Spent, memory
 from trainer.measure.trackers import check_installed
 from trainer.stall import StallWatch
@@ -80,9 +82,11 @@ def train(run: Run) -> int:
     if held_out.is_due(first) and (not run.beginning.evaluated or first == config.steps):
         held_out.evaluate(first, known=run.beginning.evaluated)
     learner.wrapped.train()
+    profiler = Profiler(config.profiled(), run.folder.folder, run.accelerator.process_index, run.show)
     with Preemption() as preemption:
         for step in range(first + 1, config.steps + 1):
             run.watch.at(f"step {step}")
+            profiler.begin(step)
             started = time.perf_counter()
             waited = run.stream.wait_seconds
             losses, counts, keys = learner.backward(run.stream)
@@ -91,14 +95,16 @@ def train(run: Run) -> int:
             amounts: dict[str, Any] = {**counts, "waited": waited, "memory": memory(run.accelerator.device)}
             means, each, signal = over_processes(run.accelerator, losses, amounts, preemption.signal)
             stop_unless_finite(means, losses, step, keys)
-            learner.optimizer.step()
-            learner.optimizer.zero_grad()
-            learner.parts.module.teacher.update()
+            with record_function("optimiser"):
+                learner.optimizer.step()
+                learner.optimizer.zero_grad()
+                learner.parts.module.teacher.update()
             learner.parts.scheduler.step()
             if run.journal:
                 samples = run.data.samples_per_step * len(run.data.train)
                 spent = Spent.of(time.perf_counter() - started, samples, each)
                 run.journal.step(step, means, config.lr * learner.factor(step - 1), spent)
+            profiler.end(step, stopping=bool(signal) or step == config.steps)
             run.watch.at(f"what follows step {step}")
             # A preempted run has little time left: it is not evaluated.
             mask_loss = held_out.evaluate(step) if held_out.is_due(step) and not signal else None

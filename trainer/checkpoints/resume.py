@@ -20,7 +20,7 @@ _CHANGEABLE = (
     *("data.threads", "data.prefetch", "data.normalise", "data.check"),
     *("batch_size", "accumulation"),  # what counts is their product with the number of processes
     "data.shards",  # what counts is what they hold
-    *("collective_timeout", "stall_notice", "tracker"),
+    *("collective_timeout", "stall_notice", "tracker", "profile"),
     *("data.cache", "data.cache_limit", "data.fetches", "data.attempts"),
 )
 """Keys that may change when a run is resumed."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
+from torch.profiler import record_function
+
 from trainer.data.batch import Batch, ConversationBatch, Position
 from trainer.data.loader import Loader
 
@@ -39,7 +41,8 @@ class Stream:
         return sum(loader.wait_seconds for loader in self._loaders.values())
 
     def _take(self, batches: Iterator[Batch]) -> Batch:
-        batch = next(batches)
+        with record_function("data_wait"):
+            batch = next(batches)
         self.on_batch()
         return batch
 

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from trainer.config import Config
 from trainer.data.stream import Stream
@@ -65,10 +66,11 @@ class Backward:
             weight = self._mix[objective].weight
             shares = {unit: weight * batch.counts[unit] for unit, weight in weights[objective].items()}
             with self._accelerator.no_sync(self._module) if self._project else self._accumulated():
-                with autocast(self._accelerator.device, self._precision):
+                with record_function("forward"), autocast(self._accelerator.device, self._precision):
                     result = self._module(batch, objective, shares)
                 # Accelerate divides by the number of batches that it accumulates.
-                self._accelerator.backward(result["loss"] * (weight * self._divided))
+                with record_function("backward"):
+                    self._accelerator.backward(result["loss"] * (weight * self._divided))
             for name in COUNTED:
                 counts[name] = counts.get(name, 0) + result.pop(name)
             for name, value in result.items():

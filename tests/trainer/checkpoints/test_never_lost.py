@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -85,7 +86,11 @@ def test_kill_9_at_any_moment(arguments: list[str], undisturbed: Path, tmp_path:
 def test_a_signal_saves_a_checkpoint_and_ends_the_run(
     arguments: list[str], undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
-    """SIGTERM in step 3, before an evaluation, which follows when the run resumes. SIGINT in the last step."""
+    """SIGTERM in step 3, before an evaluation, which follows when the run resumes. SIGINT in the last step.
+
+    The run writes profiles of what it does of steps 2 to 5, which change no bit.
+    """
+    profiled = [*arguments, "profile={from: 2, steps: 4}"]
     original = Stream.step
 
     def step(stream: Stream):
@@ -98,7 +103,7 @@ def test_a_signal_saves_a_checkpoint_and_ends_the_run(
     monkeypatch.setattr(Stream, "step", step)
     for stopped_at, left, number in ((3, 3, signal.SIGTERM), (4, 1, signal.SIGINT)):  # noqa: B007 (`step` counts down)
         with pytest.raises(SystemExit) as ended:
-            main([*arguments, f"output_dir={tmp_path}"])
+            main([*profiled, f"output_dir={tmp_path}"])
         assert ended.value.code == 128 + number
         text = capsys.readouterr().out
         assert f"stopped by {number.name} after step {stopped_at}" in text
@@ -109,6 +114,19 @@ def test_a_signal_saves_a_checkpoint_and_ends_the_run(
     assert_same(tmp_path, undisturbed)
     assert recorded_steps(tmp_path) == recorded_steps(undisturbed)
     assert (tmp_path / "report.html").exists()
+    traces = {path.name: parts_of(path) for path in (tmp_path / "profile").iterdir()}
+    assert traces == {"steps-2-3-process-0.json": 2, "steps-4-4-process-0.json": 1}
+
+
+def parts_of(path: Path) -> int:
+    """Check the Chrome trace at `path`, and return how many steps it holds."""
+    events = [event for event in json.loads(path.read_text())["traceEvents"] if event.get("cat") == "user_annotation"]
+    parts = [event for event in events if event["name"] in ("data_wait", "forward", "backward", "optimiser")]
+    parts.sort(key=lambda event: event["ts"])
+    steps = sum(event["name"] == "optimiser" for event in parts)
+    assert [event["name"] for event in parts] == ["data_wait", "forward", "backward", "optimiser"] * steps
+    assert all(one["ts"] + one["dur"] <= other["ts"] for one, other in itertools.pairwise(parts))
+    return steps
 
 
 def test_conversations_go_on_bit_for_bit(mix_sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

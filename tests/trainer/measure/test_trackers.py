@@ -201,6 +201,6 @@ def test_wandb_without_an_account_is_one_line(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr("wandb.init", refuse)
     with pytest.raises(
-        UserError, match="wandb does not start; met No API key configured. Use .wandb login.*WANDB_MODE=offline"
+        UserError, match=r"wandb does not start; met No API key configured. Use .wandb login.*WANDB_MODE=offline"
     ):
         Trackers(load_config(["tracker=wandb"]), tmp_path, None)
