@@ -152,9 +152,8 @@ def predict(
             propagate=propagate,
         )
         if video is not None:
-            say(
-                f"video: {predictor.video_frames} frames are seen, propagated by {predictor.propagate}", file=sys.stderr
-            )
+            seen = f"{predictor.frames_seen or 5} {predictor.video_frames} frames are seen"
+            say(f"video: {seen}, propagated by {predictor.propagate}", file=sys.stderr)
         return predictor
 
     for line in run(

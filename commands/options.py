@@ -63,7 +63,7 @@ BatchSize = Annotated[int, Option(min=1, help="Questions per batch.")]
 VideoFrames = Annotated[
     Literal["first", "uniform"] | None,
     Option(
-        help="The 5 frames of a video that the language model sees: the first, or spread uniformly.  [default: as "
+        help="The frames of a video that the language model sees: the first, or spread uniformly.  [default: as "
         "video_frames in the model's config.json says; uniform if it says nothing]"
     ),
 ]

@@ -50,7 +50,7 @@ def read_seen(predictor: Predictor, read: Read, count: int) -> tuple[UInt8, dict
     recipe = predictor.recipe
     seen = {}
     views = []
-    for i in frames_seen(count, predictor.video_frames):
+    for i in frames_seen(count, predictor.video_frames, predictor.frames_seen):
         frame = read(i)
         views.append(resize.picture(frame, recipe.vision_size, recipe))
         seen[i] = SeenFrame(resize.picture(frame, recipe.sam_size, recipe), (frame.shape[0], frame.shape[1]))

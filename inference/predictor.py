@@ -25,12 +25,13 @@ from trainer.model.grounding import SamFeatures
 from trainer.model.prompts import description_question
 from trainer.model.rows import TokenRow
 from trainer.released.loaded import LoadedModel
+from trainer.released.training import VIDEO_FRAMES_KEY, VIDEO_FRAMES_NUMBER_KEY
 
 if TYPE_CHECKING:
     from inference.chat import Chat
 
-VIDEO_FRAMES_KEY = "video_frames"
-"""Key of a model's `config.json`: which frames of a video its language model sees."""
+MOST_FRAMES = 99
+"""Most frames of a video that a language model can be said to see."""
 _AT_ONCE = 16
 """Batch size of the vision tower (pictures) and of the mask decoder (objects)."""
 
@@ -99,8 +100,9 @@ class Predictor:
             official_normalisation: round SAM 2's mean and standard deviation to bfloat16, as the official inference
                 does.
             memory_dtype: dtype of SAM 2's memory of a video: "bfloat16", as in the official inference, or "float32".
-            video_frames: frames of a video that the language model sees: "first" 5, or 5 "uniform"ly spread ones; None:
-                as `video_frames` in the model's `config.json` says, "uniform" where it says nothing.
+            video_frames: frames of a video that the language model sees: the "first", or "uniform"ly spread ones; None:
+                as `video_frames` in the model's `config.json` says, "uniform" where it says nothing. How many,
+                `video_frames_number` there says; else 5.
             propagate: how objects are followed through a video. "tuned": the mask decoder that Sa2VA trained makes the
                 masks of all frames, with SAM 2's memory. "sam2": it makes those of the frames that the language model
                 sees, each by itself; with them as prompts, SAM 2 with the decoder that it was released with makes the
@@ -110,11 +112,19 @@ class Predictor:
             raise UserError("unknown dtype of memories", met=memory_dtype, wanted=" or ".join(DTYPES))
         if not 1 <= most_tiles <= tiles.MOST_TILES:
             raise UserError("number of tiles", met=str(most_tiles), wanted=f"1 to {tiles.MOST_TILES}")
-        self.video_frames = video_frames or loaded.model.architecture.config.get(VIDEO_FRAMES_KEY, "uniform")
+        config = loaded.model.architecture.config
+        self.video_frames = video_frames or config.get(VIDEO_FRAMES_KEY, "uniform")
         if self.video_frames not in VIDEO_FRAMES:
             where = VIDEO_FRAMES_KEY if video_frames is None else ""
             met = repr(self.video_frames)
             raise UserError("unknown frames of a video", where=where, met=met, wanted=" or ".join(VIDEO_FRAMES))
+        self.frames_seen = config.get(VIDEO_FRAMES_NUMBER_KEY)
+        """Number of frames of a video that the language model sees; None: 5."""
+        if self.frames_seen is not None and not (
+            type(self.frames_seen) is int and 1 <= self.frames_seen <= MOST_FRAMES
+        ):
+            met = repr(self.frames_seen)
+            raise UserError("frames of a video", where=VIDEO_FRAMES_NUMBER_KEY, met=met, wanted=f"1 to {MOST_FRAMES}")
         has_original = loaded.model.grounding_encoder.original_mask_decoder is not None
         self.propagate = propagate or ("sam2" if has_original else "tuned")
         if self.propagate not in PROPAGATE:
@@ -221,8 +231,8 @@ class Predictor:
     def track(self, frames: Sequence[UInt8], text: str, name: str = "video") -> Track:
         """Answer a question about a video and follow each `[SEG]` of the answer through all of its frames.
 
-        The language model sees 5 frames, and its objects are prompted in each of them; SAM 2's memory follows them
-        through the others (see `video_frames` and `propagate` of the class). One pass of SAM 2's image encoder per
+        The language model sees some frames (see `video_frames` of the class), and its objects are prompted in each of
+        them; SAM 2's memory follows them through the others (see `propagate`). One pass of SAM 2's image encoder per
         frame serves all objects.
 
         Args:

@@ -18,27 +18,29 @@ from shards.errors import UserError
 from trainer.model.grounding import IMAGE_SIZE, GroundingEncoder, SamFeatures
 
 FRAMES_SEEN = 5
-"""Frames of a video that the language model sees and that prompt SAM 2, as in Sa2VA's training."""
+"""Frames of a video that the language model sees and that prompt SAM 2, as in Sa2VA's own training."""
 VIDEO_FRAMES = ("first", "uniform")
 PROPAGATE = ("tuned", "sam2")
 
 
-def frames_seen(count: int, choice: str) -> list[int]:
+def frames_seen(count: int, choice: str, number: int | None = None) -> list[int]:
     """Return the numbers of the frames that the language model sees, of a video of `count` frames, ascending.
 
     Args:
         count: 1 or more.
-        choice: "first": the first 5, as in Sa2VA. "uniform": 5 spread over the video, as in Sa2VA-i; a video of
+        choice: "first": the first ones, as in Sa2VA. "uniform": spread over the video, as in Sa2VA-i; a video of
             fewer frames is seen whole.
+        number: how many; None: 5.
 
     >>> frames_seen(100, "uniform")
     [0, 24, 49, 74, 99]
     """
+    number = FRAMES_SEEN if number is None else number
     if choice == "first":
-        return list(range(min(FRAMES_SEEN, count)))
+        return list(range(min(number, count)))
     if choice != "uniform":
         raise UserError("unknown choice of a video's frames", met=choice, wanted=" or ".join(VIDEO_FRAMES))
-    return sorted({*np.linspace(0, count - 1, FRAMES_SEEN, dtype=int).tolist()})
+    return sorted({*np.linspace(0, count - 1, number, dtype=int).tolist()})
 
 
 class Tracker:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from trainer.model.adapters import merge_adapters
 from trainer.model.sa2va import Sa2VA
 from trainer.released.folder import cast, load_model, save_model
 from trainer.released.loaded import LoadedModel
+from trainer.released.training import VIDEO_FRAMES_KEY, VIDEO_FRAMES_NUMBER_KEY
 from trainer.trained import ORIGIN, Origin, load_trained
 
 RELEASED = "config.json"
@@ -34,6 +35,11 @@ def load_any(path: Path, dtype: torch.dtype | None = None) -> tuple[LoadedModel,
             loaded, origin = load_trained(folder)
             merge_adapters(loaded.model)
             cast(loaded.model, dtype or loaded.info.dtype)
+            if origin.frames is not None and origin.frames > 1:
+                # Trainings draw frames anew in each epoch, over the whole video: spread ones are most like them.
+                shown = {VIDEO_FRAMES_KEY: "uniform", VIDEO_FRAMES_NUMBER_KEY: origin.frames}
+                architecture = loaded.model.architecture
+                loaded.model.architecture = replace(architecture, config={**architecture.config, **shown})
             return loaded, origin
     if not (path / RELEASED).exists():
         expected = f"a run's folder (it holds {CHECKPOINT}/{ORIGIN}) or a released folder ({RELEASED})"

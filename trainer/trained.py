@@ -27,6 +27,7 @@ from trainer.fsdp import distribute_like, local_shard
 from trainer.model.prompts import Prompts
 from trainer.model.sa2va import Sa2VA, build, preset_prompts
 from trainer.model.trainable import set_trainable
+from trainer.objectives import load_objective
 from trainer.released.files import check_fit, checked, read_json
 from trainer.released.folder import cast, load_model, load_parts, load_parts_prompts, load_prompts
 from trainer.released.loaded import LoadedModel, ModelInfo
@@ -56,6 +57,8 @@ class Origin:
     """One line per shard set."""
     trained_on: TrainedOn | None = None
     """None in a checkpoint of an earlier release."""
+    frames: int | None = None
+    """Most frames of a video that the language model was shown at once; None in a checkpoint of an earlier release."""
 
     @classmethod
     def of(
@@ -67,7 +70,9 @@ class Origin:
         batch = config.batch_size * config.accumulation
         model = replace(config.model, **places)
         objective = ", ".join(config.objectives())
-        return cls(model, config.trainable, config.lora, objective, step, batch, recipe, data, trained_on)
+        talks = any(load_objective(name).reads_conversations for name in config.objectives())
+        frames = config.data.frames if talks else 1
+        return cls(model, config.trainable, config.lora, objective, step, batch, recipe, data, trained_on, frames)
 
     def to_bytes(self) -> bytes:
         """Return the bytes of `origin.json`."""

@@ -324,13 +324,17 @@ def test_questions_about_a_video_are_answered_as_one_after_the_other(talker: Sa2
     [
         ({}, None, "uniform"),
         ({"video_frames": "first"}, None, "first"),
-        ({"video_frames": "first"}, "uniform", "uniform"),
+        ({"video_frames": "first", "video_frames_number": 3}, "uniform", "uniform"),
     ],
 )
-def test_which_frames_of_a_video_are_seen(talker: Sa2VA, monkeypatch, config, asked, expected):
+def test_which_frames_of_a_video_are_seen(talker: Sa2VA, photos, monkeypatch, config, asked, expected):
     for key, value in config.items():
         monkeypatch.setitem(talker.architecture.config, key, value)
-    assert Predictor(LoadedModel(talker), video_frames=asked).video_frames == expected
+    predictor = Predictor(LoadedModel(talker), video_frames=asked, max_new_tokens=1)
+    assert predictor.video_frames == expected
+    viewed = spy(monkeypatch, talker, "encode_image")
+    predictor.track([photos[0][:60]] * 7, "Where?")
+    assert [len(args[0]) for args in viewed] == [config.get("video_frames_number", 5)]
 
 
 def test_a_prompted_frame_is_segmented_as_a_picture_is(talker: Sa2VA, photos):
@@ -365,6 +369,13 @@ def test_the_official_normalisation_is_passed_to_the_encoder(talker: Sa2VA, phot
         calls = spy(monkeypatch, talker.grounding_encoder, "encode")
         Predictor(LoadedModel(talker), max_new_tokens=2, official_normalisation=official).segment(photos[:1], TEXTS[:1])
         assert [args[1] for args in calls] == [official]
+
+
+@pytest.mark.parametrize("number", [0, 100, True, "5"])
+def test_a_number_of_frames_that_no_model_sees(talker: Sa2VA, monkeypatch, number):
+    monkeypatch.setitem(talker.architecture.config, "video_frames_number", number)
+    with pytest.raises(UserError, match=f"video_frames_number: frames of a video; met {number!r}; wanted 1 to 99"):
+        Predictor(LoadedModel(talker))
 
 
 def test_settings_and_pictures_are_checked(talker: Sa2VA, predictor: Predictor):

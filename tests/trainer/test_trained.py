@@ -140,6 +140,20 @@ def test_an_export_gives_the_output_of_the_run(released, tmp_path):
     assert not torch.equal(table, before.language_model.model.embed_tokens.weight)
 
 
+@pytest.mark.parametrize(
+    "objective, expected", [("converse", {"video_frames": "uniform", "video_frames_number": 3}), ("dual", {})]
+)
+def test_an_export_says_which_frames_of_a_video_were_shown(released, tmp_path, objective, expected):
+    """The dual loop shows single frames: then the folder says what that of its base does."""
+    config = replace(config_of(released, ["lora"]), objective=objective)
+    config.data.frames = 3
+    train_a_little(config, tmp_path / "run" / "checkpoint", 3)
+    export(tmp_path / "run", tmp_path / "out", None)
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    before = json.loads((released / "config.json").read_text())
+    assert written == before | expected and before.keys().isdisjoint(expected)
+
+
 def test_a_released_folder_can_be_exported_in_another_dtype(released, tmp_path):
     export(released, tmp_path / "out", torch.float32)
     assert {t.dtype for t in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.float32}

@@ -16,6 +16,10 @@ from trainer.released.loaded import ModelInfo
 from trainer.trained_on import FILE, KEY, TrainedOn, ids_to_bytes, read_trained_on
 
 TRAINING = "training.json"
+VIDEO_FRAMES_KEY = "video_frames"
+"""Key of a model's `config.json`: which frames of a video its language model sees, "first" or "uniform"."""
+VIDEO_FRAMES_NUMBER_KEY = "video_frames_number"
+"""Key of a model's `config.json`: how many of them."""
 _VERSION = 1
 
 

@@ -185,7 +185,8 @@ class Videos(Benchmark):
         return ()
 
     def settings(self, predictor: Predictor) -> dict[str, str]:
-        return {"video_frames": predictor.video_frames, "propagate": predictor.propagate}
+        number = "" if predictor.frames_seen is None else f", {predictor.frames_seen} of them"
+        return {"video_frames": f"{predictor.video_frames}{number}", "propagate": predictor.propagate}
 
     def answer(
         self, predictor: Predictor, asked: Sequence[tuple[Asked, VideoTruth]], batch_size: int, known: set[str]

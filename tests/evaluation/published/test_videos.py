@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
+import os
+import signal
+import time
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from evaluation.published.compare import compare
@@ -18,7 +23,9 @@ from evaluation.published.predictions import Prediction, encode, read_prediction
 from evaluation.published.run import Asking, benchmark
 from inference.predictor import Predictor
 from shards.errors import UserError
+from tests.joined import Joined, command_line
 from tests.pipeline.sources import videos as v
+from trainer.released.folder import load_original_decoder, save_model
 from trainer.released.loaded import LoadedModel
 
 FRAMES = ["00000", "00005", "00007"]
@@ -234,3 +241,64 @@ def test_a_model_is_asked_about_each_expression(mevis, model_folder, talker, tmp
     file.write_bytes(b"".join(written.splitlines(keepends=True)[:1]))  # as a killed run leaves it
     assert len([*benchmark(["mevis"], mevis, tmp_path, asking=asking)]) == 1
     assert read_predictions(file).of_item.keys() == found.keys() and read_predictions(file).repeated == 0
+
+
+@pytest.fixture(scope="module")
+def two_decoders(talker, tmp_path_factory) -> tuple[Path, Path]:
+    """The tiny model, which sees 2 frames of a video, and a checkpoint of SAM 2 with another mask decoder."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    save_model(talker, folder)
+    config = json.loads((folder / "config.json").read_text())
+    write(folder / "config.json", config | {"video_frames_number": 2})
+    state = talker.grounding_encoder.sam2_model.state_dict()
+    visible = "sam_mask_decoder.pred_obj_score_head.layers.2.bias"
+    changed = {"sam_mask_decoder.output_upscaling.3.weight": lambda t: -t, visible: lambda t: torch.full_like(t, 1e4)}
+    assert changed.keys() <= state.keys()
+    torch.save({"model": {name: changed.get(name, torch.clone)(t) for name, t in state.items()}}, folder / "sam2.pt")
+    return folder, folder / "sam2.pt"
+
+
+@pytest.mark.slow
+def test_two_processes_of_which_one_is_killed_answer_videos_as_one_does(talker, two_decoders, tmp_path):
+    """The frames between the two that are seen are followed by SAM 2's own decoder, from the checkpoint."""
+    root = tmp_path / "raw"
+    videos = ["a", "b", "c"]
+    files = ("valid_u/meta_expressions.json", "valid_u/JPEGImages", "valid_u/mask_dict.json")
+    write_mevis(root, videos, {name: MEVIS[name] for name in "01"}, *files)
+    model, sam2 = two_decoders
+    options = [*("benchmark", "--on", "mevis", "--root", root, "--model", model, "--sam2", sam2, "--device", "cpu")]
+    options += ["--video-frames", "uniform", "--propagate", "sam2", "--max-new-tokens", 2, "--out"]
+    asking = Asking(str(model), sam2=sam2, device="cpu", video_frames="uniform", propagate="sam2", max_new_tokens=2)
+    assert len([*benchmark(["mevis"], root, tmp_path / "one", asking=asking)]) == 1
+    alone = tmp_path / "one/mevis-valid_u"
+    settings = json.loads((alone / "run.json").read_text())
+    assert (settings["video_frames"], settings["propagate"]) == ("uniform, 2 of them", "sam2")
+
+    run = Joined(2, command_line, [*options, tmp_path / "two"], log=tmp_path / "log")
+    file = tmp_path / "two/mevis-valid_u/predictions.jsonl"
+    while not (file.exists() and file.stat().st_size):
+        assert all(process.is_alive() for process in run.processes)
+        time.sleep(0.01)
+    os.kill(run.processes[1].pid, signal.SIGKILL)
+    assert run.wait() == [0, -signal.SIGKILL]  # the other answers all that is left
+    found = read_predictions(file)
+    expected = read_predictions(alone / "predictions.jsonl").of_item
+    assert found.of_item == expected and found.repeated == 0
+    assert expected.keys() == {f"{name}/{n}" for name in videos for n in "01"}
+    results = [json.loads((folder / "results.json").read_text()) for folder in (alone, file.parent)]
+    assert results[0]["measures"] == results[1]["measures"]
+
+    loaded = LoadedModel(copy.deepcopy(talker))
+    load_original_decoder(loaded.model, sam2)
+    predictor = Predictor(loaded, max_new_tokens=2, propagate="sam2")
+    predictor.frames_seen = 2
+    with opened(BENCHMARKS["mevis"], root, "valid_u") as data:
+        frames = [data.read(data.asked[2]).frames[n] for n in range(3)]
+    track = predictor.track(frames, "<image>\n which one moves? Please respond with a segmentation mask.")
+    masks = np.stack([of_frame[0] for of_frame in track.masks])
+    answered = expected["c/1"].decoded(v.HEIGHT, v.WIDTH)
+    assert np.count_nonzero(answered != masks) < 1e-4 * masks.size and masks[1].any()
+
+    file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:3]))  # one video, and a part of another
+    assert len([*benchmark(["mevis"], root, tmp_path / "two", asking=asking)]) == 1
+    assert read_predictions(file).of_item == expected and read_predictions(file).repeated == 0
