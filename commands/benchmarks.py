@@ -20,7 +20,8 @@ def benchmark(
         Option(
             metavar="NAME",
             help="Benchmark: refcoco, refcoco+, refcocog, grefcoco, reasonseg, mevis, ref-davis, revos, ref-sav, "
-            "ref-youtube-vos, gcg. Give several, each with --on; or all: those whose data is below --root.",
+            "ref-youtube-vos, gcg, region-caption. Give several, each with --on; or all: those whose data is below "
+            "--root.",
         ),
     ],
     root: Annotated[Path, Option(help="Folder of the raw data, as shard takes it.")],

@@ -109,7 +109,7 @@ def at_import(node: ast.stmt) -> list[ast.AST]:
         ("commands", ["pipeline", "train"]),
         ("trainer", ["train", "deploy", "trackers"]),
         ("inference", ["train", "deploy"]),
-        ("evaluation", ["train"]),
+        ("evaluation", ["train", "benchmark"]),
         ("shards", ["pipeline", "remote"]),
     ],
 )
@@ -129,7 +129,11 @@ def test_the_lock_pins_each_requirement_within_its_range():
     )
     lines = [
         *PROJECT["dependencies"],
-        *(line for e in ("pipeline", "train", "deploy", "ray") for line in PROJECT["optional-dependencies"][e]),
+        *(
+            line
+            for e in ("pipeline", "train", "deploy", "ray", "benchmark")
+            for line in PROJECT["optional-dependencies"][e]
+        ),
     ]
     for line in lines:
         requirement = Requirement(line)

@@ -12,10 +12,10 @@ import numpy as np
 from evaluation.published.datasets import OpenBenchmark, opened
 from evaluation.published.datasets.named import BENCHMARKS
 from evaluation.published.measures import Measure, value_of, values_of
-from evaluation.published.predictions import read_predictions
+from evaluation.published.predictions import Predictions, read_predictions
 from evaluation.published.report import SHOWN, Answered, Section, write_page
 from evaluation.published.run import RESULTS
-from evaluation.published.scoring import percent, score
+from evaluation.published.scoring import percent, score, with_whole
 from inference.pictures import write_json
 from shards.errors import UserError
 from shards.output_folder import make_output_folder
@@ -65,7 +65,7 @@ def bootstrap(
         first: measures of the same N items.
         second: the same for the other model.
     """
-    number = len(next(iter(first.values()))[0].numerator)
+    number = next(iter(first.values()))[0].items
     rng = np.random.default_rng(seed)
     found: dict[str, list[Any]] = {name: [] for name in first}
     step = max(1, _AT_ONCE // number)
@@ -117,7 +117,7 @@ def compare(
         raise UserError("which benchmark", where=str(first), met=name, wanted=" or ".join(BENCHMARKS), do=do)
     with opened(BENCHMARKS[name], Path(place), split) as found:
         answered = [_answered(label, file, found) for label, file in (("A", first), ("B", second))]
-        answered, notes = _common(answered)
+        answered, notes = _common(answered, found)
         measures = [one.scored.measures for one in answered]
         compared = bootstrap(measures[0], measures[1], draws, seed)
         title = f"{name}, {split}: A = {first}, B = {second}"
@@ -154,7 +154,7 @@ def _answered(label: str, file: Path, found: OpenBenchmark) -> Answered:
     return Answered(label, predictions.of_item, score(found, predictions, str(file)), str(file))
 
 
-def _common(answered: list[Answered]) -> tuple[list[Answered], list[str]]:
+def _common(answered: list[Answered], found: OpenBenchmark) -> tuple[list[Answered], list[str]]:
     """Restrict both to the items that both answer; return them with notes on what was left out."""
     ids = [[item.id for _, item in one.scored.items] for one in answered]
     both = set(ids[0]) & set(ids[1])
@@ -166,8 +166,11 @@ def _common(answered: list[Answered]) -> tuple[list[Answered], list[str]]:
         if len(own) > len(both)
     ]
     kept = [np.array([item in both for item in own]) for own in ids]
-    pairs = zip(answered, kept, strict=True)
-    return [replace(one, scored=one.scored.among(keep)) for one, keep in pairs], notes
+    both_answer = []
+    for one, keep in zip(answered, kept, strict=True):
+        scored = with_whole(one.scored.among(keep), found, Predictions(one.of_item, 0))
+        both_answer.append(replace(one, scored=scored))
+    return both_answer, notes
 
 
 def _most_changed(answered: list[Answered]) -> list[Section]:

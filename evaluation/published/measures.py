@@ -7,7 +7,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,23 +27,46 @@ _MATCH = 0.5
 """Least IoU and least similarity of texts of a recalled phrase (GLaMM)."""
 
 
+class Part(Protocol):
+    """A number that follows from N items, and from how often each of them counts."""
+
+    @property
+    def items(self) -> int:
+        """N."""
+
+    def values(self, counts: Float) -> Float:
+        """Return the number for each of D samples with replacement: (D,); NaN where nothing is counted.
+
+        Args:
+            counts: (D, N), how often each item is in each sample.
+        """
+
+
 @dataclass(frozen=True)
 class Ratio:
-    """A measure that is a sum over items divided by a sum over items."""
+    """A sum over items divided by a sum over items."""
 
     numerator: Float
     """(N,), one value for each item."""
     denominator: Float
     """(N,); ones for a mean over all items."""
 
+    @property
+    def items(self) -> int:
+        return len(self.numerator)
 
-Measure = tuple[Ratio, ...]
-"""A measure is the mean of its ratios; most have one."""
+    def values(self, counts: Float) -> Float:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray((counts @ self.numerator) / (counts @ self.denominator))
+
+
+Measure = Sequence[Part]
+"""A measure is the mean of its parts; most have one."""
 
 
 def value_of(measure: Measure) -> float:
-    """Return the value of a measure; NaN where a denominator is 0."""
-    return float(values_of(measure, np.ones((1, len(measure[0].numerator))))[0])
+    """Return the value of a measure; NaN where it counts nothing."""
+    return float(values_of(measure, np.ones((1, measure[0].items)))[0])
 
 
 def values_of(measure: Measure, counts: Float) -> Float:
@@ -52,12 +75,10 @@ def values_of(measure: Measure, counts: Float) -> Float:
     Args:
         counts: (D, N), how often each item is in each sample.
     """
-    with np.errstate(invalid="ignore", divide="ignore"):
-        ratios = [(counts @ ratio.numerator) / (counts @ ratio.denominator) for ratio in measure]
-    return np.asarray(np.mean(ratios, axis=0))
+    return np.asarray(np.mean([part.values(counts) for part in measure], axis=0))
 
 
-def mean_of(values: Float, among: Bool | None = None) -> Measure:
+def mean_of(values: Float, among: Bool | None = None) -> tuple[Ratio]:
     """Return the measure that is the mean of values (N,), or of those `among` (N,) them."""
     kept = np.ones(len(values)) if among is None else among.astype(np.float64)
     return (Ratio(np.where(kept > 0, values, 0.0), kept),)
@@ -187,7 +208,7 @@ def _boundary_f(answer: Bool, truth: Bool, radius: int) -> float:
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
-def video_measures(j: Float, f: Float) -> dict[str, Measure]:
+def video_measures(j: Float, f: Float) -> dict[str, tuple[Ratio]]:
     """Return J, F and J&F, the mean of both, over expressions (DAVIS; MeViS' `eval_mevis.py`).
 
     Args:
@@ -251,7 +272,7 @@ def typed_measures(values: Mapping[str, Float], types: Int, names: tuple[str, st
         parts = [mean_of(of_items, types == kind) for kind in (0, 1)]
         for name, part in zip(names, parts, strict=True):
             found[f"{name} {measure}"] = part
-        found[f"overall {measure}"] = parts[0] + parts[1]
+        found[f"overall {measure}"] = [*parts[0], *parts[1]]
     return found
 
 
@@ -301,22 +322,68 @@ def recalled_phrases(matrix: Float, similarity: Float) -> int:
     return len(pairs)
 
 
+_RECALLS = np.linspace(0, 1, 101)
+"""Levels of recall at which COCOeval reads the precision."""
+
+
+@dataclass(frozen=True)
+class AveragePrecision:
+    """AP of masks without classes and scores, from the matches of each picture (COCOeval's `accumulate`).
+
+    All answers have the score 1, so the value depends on their order: pictures in the order of their ids as texts, as
+    in GLaMM's evaluation; of a picture that a sample holds twice, all answers once and then once more.
+    """
+
+    ids: Sequence[str]
+    """N ids of pictures."""
+    matched: Sequence[Bool]
+    """For each picture (A,): whether each of its answers is paired with a true mask."""
+    truths: Int
+    """(N,), number of true masks of each picture."""
+
+    @property
+    def items(self) -> int:
+        return len(self.ids)
+
+    def values(self, counts: Float) -> Float:
+        order = np.array(sorted(range(len(self.ids)), key=self.ids.__getitem__), np.int64)
+        lengths = np.array([len(self.matched[n]) for n in order], np.int64)
+        starts = np.cumsum(lengths) - lengths
+        flags = np.concatenate([np.zeros(0, np.bool_), *(self.matched[n] for n in order)])
+        true = self.truths[order]
+        found = [self._value(flags, starts, lengths, true, row) for row in counts[:, order].astype(np.int64)]
+        return np.array(found, np.float64)
+
+    @staticmethod
+    def _value(flags: Bool, starts: Int, lengths: Int, truths: Int, counts: Int) -> float:
+        total = int(counts @ truths)
+        if not total:
+            return math.nan
+        pictures = np.repeat(np.arange(len(counts)), counts)
+        sizes = lengths[pictures]
+        before = np.cumsum(sizes) - sizes
+        places = np.repeat(starts[pictures] - before, sizes) + np.arange(int(sizes.sum()))
+        ranks = np.flatnonzero(flags[places]) + 1  # of the right answers, among all
+        right = np.arange(1, len(ranks) + 1)
+        precision = right / (ranks + np.spacing(1))
+        precision = np.maximum.accumulate(precision[::-1])[::-1]
+        reached = np.searchsorted(right / total, _RECALLS)
+        return float(precision[reached[reached < len(ranks)]].sum() / len(_RECALLS))
+
+
 def average_precision_50(
     answers: Mapping[str, Sequence[Mapping[str, Any]]], truths: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> float:
-    """Return AP50 of masks without classes and scores, by pycocotools' COCOeval; NaN without a true mask.
-
-    All answers have the score 1, so the value depends on their order: pictures in the order of their ids as texts,
-    as in GLaMM's evaluation.
+) -> AveragePrecision:
+    """Return AP50 of masks without classes and scores, paired by pycocotools' COCOeval; NaN without a true mask.
 
     Args:
         answers: masks of each picture by its id, as COCO's compressed run lengths.
-        truths: the same, of all pictures that are measured.
+        truths: the same, of all pictures that are measured. The items are in its order.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
-    for number, picture in enumerate(sorted(truths), 1):
+    for number, picture in enumerate(truths, 1):
         place = {"image_id": number, "category_id": 1}
         for mask in [*truths[picture], *answers.get(picture, ())][:1]:
             images.append({"id": number, "height": mask["size"][0], "width": mask["size"][1]})
@@ -324,10 +391,18 @@ def average_precision_50(
             inner = {"segmentation": dict(mask), "area": float(coco.area(dict(mask))), "iscrowd": 0}
             annotations.append({"id": len(annotations) + 1, **place, **inner})
         results += [{**place, "segmentation": dict(mask), "score": 1.0} for mask in answers.get(picture, ())]
-    if not annotations:
-        return math.nan
-    if not results:
-        return 0.0
+    matched = {number: np.zeros(0, np.bool_) for number in range(1, len(truths) + 1)}
+    if results and annotations:
+        matched |= _matched_at_50(images, annotations, results)
+    elif results:
+        matched |= {number: np.zeros(len(answers.get(key, ())), np.bool_) for number, key in enumerate(truths, 1)}
+    return AveragePrecision([*truths], [*matched.values()], np.array([len(masks) for masks in truths.values()]))
+
+
+def _matched_at_50(
+    images: list[dict[str, Any]], annotations: list[dict[str, Any]], results: list[dict[str, Any]]
+) -> dict[int, Bool]:
+    """Return by the number of a picture whether COCOeval pairs each of its answers at an IoU of 0.5."""
     truth = COCO()
     truth.dataset = {
         "info": {},
@@ -338,7 +413,8 @@ def average_precision_50(
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
         truth.createIndex()
         measured = COCOeval(truth, truth.loadRes(results), "segm")
+        measured.params.iouThrs = np.array([_MATCH])
+        measured.params.areaRng = measured.params.areaRng[:1]
+        measured.params.areaRngLbl = measured.params.areaRngLbl[:1]
         measured.evaluate()
-        measured.accumulate()
-        measured.summarize()
-    return float(measured.stats[1])
+    return {one["image_id"]: one["dtMatches"][0] > 0 for one in measured.evalImgs if one is not None}

@@ -16,7 +16,7 @@ from evaluation.published.datasets import OpenBenchmark, Options, opened
 from evaluation.published.datasets.named import BENCHMARKS
 from evaluation.published.predictions import FILE, RUN, read_predictions
 from evaluation.published.report import Answered, worst_best_random, write_page
-from evaluation.published.scoring import Scored, counted, notes_of, percent, score, table_of
+from evaluation.published.scoring import Scored, counted, notes_of, percent, score, table_of, with_whole
 from evaluation.published.submission import SUBMISSION, write_submission
 from inference.pictures import write_json
 from shards.errors import UserError
@@ -207,7 +207,8 @@ def _measure(
     if hidden:
         scored = write_submission(found.first(limit), predictions, folder / SUBMISSION, str(where))
     else:
-        scored = score(found.first(limit), predictions, str(where))
+        shown = found.first(limit)
+        scored = with_whole(score(shown, predictions, str(where)), shown, predictions)
     counts = counted(found, scored, predictions)
     notes = notes_of(counts, limited, found.notes)
     if asking is not None and work is not None:

@@ -28,20 +28,21 @@ class Scored:
     """(N, K), from the benchmark's `score`; K is 0 where the truth is not public."""
     left_out: Counter[str]
     """Items that were not measured, by reason."""
-    whole: Mapping[str, float] = field(default_factory=dict)
-    """Values that no sums over items give."""
+    whole: Mapping[str, Measure] = field(default_factory=dict)
+    """Measures that need all items at once."""
 
     @property
     def measures(self) -> dict[str, Measure]:
         """The measures by name; {} where the truth is not public."""
         if not self.numbers.shape[1]:
             return {}
-        return self.benchmark.measures(self.numbers, np.array([item.kind for _, item in self.items]))
+        kinds = np.array([item.kind for _, item in self.items])
+        return {**self.benchmark.measures(self.numbers, kinds), **self.whole}
 
     @property
     def values(self) -> dict[str, float]:
-        """The values of the measures by name, and those of the whole."""
-        return {**{name: value_of(measure) for name, measure in self.measures.items()}, **self.whole}
+        """The values of the measures by name."""
+        return {name: value_of(measure) for name, measure in self.measures.items()}
 
     @property
     def quality(self) -> Float:
@@ -54,7 +55,7 @@ class Scored:
         return self.benchmark.weight(self.numbers)
 
     def among(self, kept: Bool) -> Scored:
-        """Return the same with only the items that are `kept` (N,)."""
+        """Return the same with only the items that are `kept` (N,), without measures that need all items at once."""
         items = tuple(pair for pair, keep in zip(self.items, kept, strict=True) if keep)
         return replace(self, items=items, numbers=self.numbers[kept], whole={})
 
@@ -64,7 +65,7 @@ _MOST_COLUMNS = 11  # more measures are shown one in a line
 
 
 def score(opened: OpenBenchmark, predictions: Predictions, where: str) -> Scored:
-    """Measure all items that have an answer.
+    """Measure all items that have an answer; what needs all items at once is added by `with_whole`.
 
     Args:
         where: the file of predictions, for messages.
@@ -102,9 +103,12 @@ def score(opened: OpenBenchmark, predictions: Predictions, where: str) -> Scored
         reasons = "; ".join(f"{count:,} {reason}" for reason, count in left_out.items() if reason != UNANSWERED)
         met = f"left out: {reasons}" if reasons else met
         raise UserError("nothing to measure", where=where, met=met, do="check --on and --split")
-    measured = [*{one.path: one for one, _ in items}.values()]
-    whole = benchmark.whole(opened, measured, predictions.of_item)
-    return Scored(benchmark, tuple(items), np.array(numbers, np.float64), left_out, whole)
+    return Scored(benchmark, tuple(items), np.array(numbers, np.float64), left_out)
+
+
+def with_whole(scored: Scored, opened: OpenBenchmark, predictions: Predictions) -> Scored:
+    """Return the same with the measures that need all items at once."""
+    return replace(scored, whole=scored.benchmark.whole(opened, scored.items, predictions.of_item))
 
 
 def counted(opened: OpenBenchmark, scored: Scored, predictions: Predictions) -> dict[str, Any]:

@@ -166,7 +166,7 @@ class Benchmark(ABC):
         """
 
     @abstractmethod
-    def measures(self, numbers: Float, kinds: Int) -> dict[str, Measure]:
+    def measures(self, numbers: Float, kinds: Int) -> Mapping[str, Measure]:
         """Return the measures of N items.
 
         Args:
@@ -175,9 +175,9 @@ class Benchmark(ABC):
         """
 
     def whole(
-        self, opened: OpenBenchmark, asked: Sequence[Asked], of_item: Mapping[str, Prediction]
-    ) -> dict[str, float]:
-        """Return values that no sums over items give, of what was measured."""
+        self, opened: OpenBenchmark, items: Sequence[tuple[Asked, Item]], of_item: Mapping[str, Prediction]
+    ) -> Mapping[str, Measure]:
+        """Return the measures of N items that need all of them at once: {} for none."""
         return {}
 
     @abstractmethod

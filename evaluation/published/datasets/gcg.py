@@ -9,13 +9,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from evaluation.published.captions import caption_scores, missing
+from evaluation.published.captions import NOT_MEASURED, caption_measures, missing
 from evaluation.published.datasets import Asked, Benchmark, Item, OpenBenchmark, Options, View
-from evaluation.published.datasets.referring import segmented
+from evaluation.published.datasets.pictures import Pictures, PictureTruth
 from evaluation.published.measures import (
     Float,
     Int,
@@ -35,12 +35,8 @@ from pipeline.finder import below
 from pipeline.pictures import read_picture
 from pipeline.records import RecordsWriter
 from pipeline.regions import size_of
-from pipeline.resize import UInt8
 from pipeline.sources.frame_files import FrameFiles
 from shards.errors import BadInput, UserError
-
-if TYPE_CHECKING:
-    from inference.predictor import Predictor
 
 QUESTION = (
     "<image>\nCould you please give me a brief description of the image? Please respond with interleaved segmentation "
@@ -54,23 +50,21 @@ _FILES = "annotations/gcg_val_test"
 _PHRASE = re.compile(r"<p>(.*?)</p>")
 _MARK = re.compile(r"<.*?>|\[SEG\]")
 _NO_TEXTS = "recall is not measured: give --text-model"
-_NO_CAPTIONS = "METEOR and CIDEr are not measured: "
 
 Similarity = Callable[[Sequence[str], Sequence[str]], Float]
 """Similarity of each of T texts with each of A: (T, A)."""
 
 
 @dataclass(frozen=True)
-class GroundedTruth:
-    """A decoded picture (H, W, 3) uint8 with its true phrases and their masks."""
+class GroundedTruth(PictureTruth):
+    """A decoded picture with its true phrases and their masks."""
 
-    picture: UInt8
     masks: tuple[Bool, ...]
     """(H, W) each."""
     phrases: tuple[str, ...]
 
 
-class Gcg(Benchmark):
+class Gcg(Pictures):
     """Grounded captions. An item's numbers: IoU of the paired masks, recalled phrases (NaN if unknown), true phrases.
 
     Args:
@@ -113,7 +107,7 @@ class Gcg(Benchmark):
                 if number in names:
                     records.attach(names[number], {kind: annotation})
         notes = [] if self._similarity else [_NO_TEXTS]
-        return notes + ([_NO_CAPTIONS + missing()] if missing() else [])
+        return notes + ([NOT_MEASURED + missing()] if missing() else [])
 
     def items_of(self, root: Path, path: str, parts: Sequence[Any]) -> Iterator[Item]:
         captions = [part["caption"] for part in parts if "caption" in part]
@@ -135,11 +129,6 @@ class Gcg(Benchmark):
         found = tuple(masks.from_coco(one, height, width) for one in stated)
         return GroundedTruth(picture, found, tuple(phrases))
 
-    def answer(
-        self, predictor: Predictor, asked: Sequence[tuple[Asked, GroundedTruth]], batch_size: int, known: set[str]
-    ) -> Iterator[list[Prediction]]:
-        yield segmented(predictor, [(one, truth.picture) for one, truth in asked], batch_size)
-
     def score(
         self, truth: GroundedTruth, items: Sequence[Item], of_item: Mapping[str, Prediction], where: str
     ) -> list[tuple[float, ...] | None]:
@@ -158,20 +147,20 @@ class Gcg(Benchmark):
                 recalled = 0
         return paired_iou(iou_matrix(answers, truth.masks)), recalled, len(truth.phrases)
 
-    def measures(self, numbers: Float, kinds: Int) -> dict[str, Measure]:
+    def measures(self, numbers: Float, kinds: Int) -> Mapping[str, Measure]:
         return {"mIoU": mean_of(numbers[:, 0]), "recall": (Ratio(numbers[:, 1], numbers[:, 2]),)}
 
     def whole(
-        self, opened: OpenBenchmark, asked: Sequence[Asked], of_item: Mapping[str, Prediction]
-    ) -> dict[str, float]:
+        self, opened: OpenBenchmark, items: Sequence[tuple[Asked, Item]], of_item: Mapping[str, Prediction]
+    ) -> dict[str, Measure]:
         """Return AP50, and METEOR and CIDEr where captions can be measured."""
-        truths = {one.items[0].id: [encode(mask) for mask in self.read(opened, one).masks] for one in asked}
+        truths = {item.id: [encode(mask) for mask in self.read(opened, one).masks] for one, item in items}
         answers = {key: of_item[key].masks for key in truths}
-        found = {"AP50": average_precision_50(answers, truths)}
+        found: dict[str, Measure] = {"AP50": [average_precision_50(answers, truths)]}
         if missing():
             return found
-        captions = {one.items[0].id: one.items[0].phrase for one in asked}
-        return found | caption_scores({key: caption_of(of_item[key].answer) for key in captions}, captions)
+        captions = [caption_of(of_item[item.id].answer) for _, item in items]
+        return found | caption_measures(captions, [[item.phrase] for _, item in items])
 
     def quality(self, numbers: Float) -> Float:
         return numbers[:, 0]

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from evaluation.published.datasets import Benchmark, gcg, referring, videos
+from evaluation.published.datasets import Benchmark, gcg, referring, region_caption, videos
 
-BENCHMARKS: Mapping[str, Benchmark] = {**referring.BENCHMARKS, **videos.BENCHMARKS, **gcg.BENCHMARKS}
+BENCHMARKS: Mapping[str, Benchmark] = {
+    **referring.BENCHMARKS,
+    **videos.BENCHMARKS,
+    **gcg.BENCHMARKS,
+    **region_caption.BENCHMARKS,
+}

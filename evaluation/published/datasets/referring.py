@@ -5,27 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco
 
 from evaluation.published.datasets import Asked, Benchmark, Item, OpenBenchmark, View
+from evaluation.published.datasets.pictures import Pictures, PictureTruth
 from evaluation.published.measures import Float, Int, Measure, count_pixels, ious, referring_measures
-from evaluation.published.predictions import Prediction, encode, question_of, union_of
+from evaluation.published.predictions import Prediction, union_of
 from pipeline.cropped import Bool
 from pipeline.finder import below
 from pipeline.ids import id_of
 from pipeline.raw import RawSample
 from pipeline.refused import raise_refused
 from pipeline.regions import size_of
-from pipeline.resize import UInt8
 from pipeline.sources import choices_of
 from pipeline.sources.reasonseg import read_texts
 from shards.errors import BadInput
-
-if TYPE_CHECKING:
-    from inference.predictor import Predictor
 
 QUESTION = "<image>\n Please segment {} in this image."
 """Sa2VA's `RESDataset`, with the blank after the line end."""
@@ -36,17 +33,16 @@ NAMING_QUESTION = "<image>\n What is {} in this image? Please output segmentatio
 
 
 @dataclass(frozen=True)
-class Truth:
-    """A decoded picture (H, W, 3) uint8 with the true answers to its items."""
+class Truth(PictureTruth):
+    """A decoded picture with the true answers to its items."""
 
-    picture: UInt8
     masks: Mapping[str, Bool]
     """(H, W) of each item by its id, without those that cannot be measured."""
     ignored: Bool | None = None
     """(H, W), pixels that count neither for nor against an answer."""
 
 
-class Referring(Benchmark):
+class Referring(Pictures):
     """Texts about pictures, each with one true mask. An item's numbers are those of `count_pixels`."""
 
     no_target: bool = False
@@ -74,11 +70,6 @@ class Referring(Benchmark):
                 found[item.id] = union
         return Truth(np.asarray(frame.picture), found)
 
-    def answer(
-        self, predictor: Predictor, asked: Sequence[tuple[Asked, Truth]], batch_size: int, known: set[str]
-    ) -> Iterator[list[Prediction]]:
-        yield segmented(predictor, [(one, truth.picture) for one, truth in asked], batch_size)
-
     def score(
         self, truth: Truth, items: Sequence[Item], of_item: Mapping[str, Prediction], where: str
     ) -> list[tuple[float, ...] | None]:
@@ -90,7 +81,7 @@ class Referring(Benchmark):
             for item in items
         ]
 
-    def measures(self, numbers: Float, kinds: Int) -> dict[str, Measure]:
+    def measures(self, numbers: Float, kinds: Int) -> Mapping[str, Measure]:
         return referring_measures(numbers.astype(np.int64), self.no_target)
 
     def quality(self, numbers: Float) -> Float:
@@ -169,21 +160,6 @@ class ReasonSeg(Referring):
         found = super().truth(sample, asked)
         ignored = sample.more.get("ignore")
         return replace(found, ignored=coco.decode(ignored).view(bool)) if ignored else found
-
-
-def segmented(predictor: Predictor, asked: Sequence[tuple[Asked, UInt8]], batch_size: int) -> list[Prediction]:
-    """Return the answers to all items of pictures, given with their pixels."""
-    every = [(one, pixels, item) for one, pixels in asked for item in one.items]
-    answers = predictor.segment(
-        [pixels for _, pixels, _ in every],
-        [item.question for _, _, item in every],
-        [one.path for one, _, _ in every],
-        batch_size=batch_size,
-    )
-    return [
-        Prediction(item.id, question_of(item.question), found.text, tuple(map(encode, found.masks)))
-        for (_, _, item), found in zip(every, answers, strict=True)
-    ]
 
 
 def _item(ref: Any, sentence: Any, text: Any, objects: tuple[str, ...]) -> Item:

@@ -20,6 +20,7 @@ from evaluation.published.measures import (
     Float,
     Int,
     Measure,
+    Ratio,
     boundary_similarity,
     pixel_accuracy,
     region_similarity,
@@ -233,7 +234,7 @@ class Videos(Benchmark):
         one, other = answer[None], union[None]
         return float(region_similarity(one, other)[0]), float(boundary_similarity(one, other)[0])
 
-    def measures(self, numbers: Float, kinds: Int) -> dict[str, Measure]:
+    def measures(self, numbers: Float, kinds: Int) -> Mapping[str, Measure]:
         return video_measures(numbers[:, 0], numbers[:, 1])
 
     def quality(self, numbers: Float) -> Float:
@@ -259,7 +260,7 @@ class Davis(Videos):
         own = [one["id"] for one in expressions if one["objects"] == expression["objects"]]
         return sorted(own, key=lambda name: (len(name), name)).index(expression["id"]) % _ANNOTATORS
 
-    def measures(self, numbers: Float, kinds: Int) -> dict[str, Measure]:
+    def measures(self, numbers: Float, kinds: Int) -> Mapping[str, Measure]:
         return by_annotator(video_measures(numbers[:, 0], numbers[:, 1]), kinds)
 
 
@@ -282,7 +283,7 @@ class Typed(Videos):
 class RefSav(Typed):
     """Ref-SAV: long and short expressions."""
 
-    def measures(self, numbers: Float, kinds: Int) -> dict[str, Measure]:
+    def measures(self, numbers: Float, kinds: Int) -> Mapping[str, Measure]:
         return typed_measures(dict(zip("JFA", numbers.T, strict=True)), kinds, ("long", "short"))
 
 
@@ -318,16 +319,16 @@ class Revos(Typed):
             r = float(robustness(answer[None], union[None], foreground[None])[0])
         return *super().numbers_of(answer, union, truth, n), r
 
-    def measures(self, numbers: Float, kinds: Int) -> dict[str, Measure]:
+    def measures(self, numbers: Float, kinds: Int) -> Mapping[str, Measure]:
         return revos_measures(dict(zip("JFAR", numbers.T, strict=True)), kinds)
 
 
-def by_annotator(measures: Mapping[str, Measure], kinds: Int) -> dict[str, Measure]:
+def by_annotator(measures: Mapping[str, tuple[Ratio]], kinds: Int) -> dict[str, Measure]:
     """Return each measure as the mean of its values for each annotator that has an item."""
-    found = {}
+    found: dict[str, Measure] = {}
     for name, (whole,) in measures.items():
         among = [(kinds == kind).astype(np.float64) for kind in np.unique(kinds)]
-        found[name] = tuple(type(whole)(whole.numerator * kept, whole.denominator * kept) for kept in among)
+        found[name] = [Ratio(whole.numerator * kept, whole.denominator * kept) for kept in among]
     return found
 
 

@@ -60,7 +60,17 @@ def _sentences(number: int) -> list[dict]:
     return [{"raw": text, "sent": text.lower().strip(".!"), "sent_id": 10 * number + n} for n, text in texts]
 
 
-def _write(root: Path, name: str, refs: list[dict], file: str) -> None:
+def refs_of(split: str) -> list[dict]:
+    """Return one ref for each object, with all its sentences."""
+    common = {"category_id": 1, "split": split}
+    return [
+        {**common, "ref_id": n + 500, "ann_id": n, "image_id": OBJECTS[n][0], "sentences": _sentences(n)}
+        for n in OBJECTS
+    ]
+
+
+def write_refer(root: Path, name: str, refs: list[dict], file: str) -> None:
+    """Write the folder of a dataset: refs, and the annotations of all objects."""
     folder = root / name
     folder.mkdir(parents=True)
     images = [
@@ -84,11 +94,7 @@ def root(tmp_path_factory) -> Path:
     for number, photo in PHOTOS.items():
         Image.fromarray(photo).save(pictures / NAME.format(number), quality=90)
     common = {"category_id": 1, "split": "val"}
-    refs = [
-        {**common, "ref_id": n + 500, "ann_id": n, "image_id": OBJECTS[n][0], "sentences": _sentences(n)}
-        for n in OBJECTS
-    ]
-    _write(root, "refcoco", refs, "refs(unc).p")
+    write_refer(root, "refcoco", refs_of("val"), "refs(unc).p")
     both = {**common, "ref_id": 1, "ann_id": [11, 12], "image_id": 1, "no_target": False}
     none = {**common, "ref_id": 2, "ann_id": [-1], "image_id": 2, "no_target": True}
     one = {**common, "ref_id": 3, "ann_id": [31], "image_id": 3, "no_target": False}
@@ -96,7 +102,7 @@ def root(tmp_path_factory) -> Path:
         {**ref, "sentences": [{"raw": text, "sent": text, "sent_id": ref["ref_id"]}]}
         for ref, text in ((both, "cat and its eye"), (none, "a dog"), (one, "woman"))
     ]
-    _write(root, "grefcoco", grefs, "grefs(unc).json")
+    write_refer(root, "grefcoco", grefs, "grefs(unc).json")
     return root
 
 

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from evaluation.published.captions import caption_scores, missing
-from evaluation.published.datasets import Options
+from evaluation.published.datasets import Options, gcg
 from evaluation.published.datasets.gcg import QUESTION, caption_of, phrases_of
+from evaluation.published.measures import Ratio
 from evaluation.published.predictions import Prediction, encode, read_predictions
 from evaluation.published.run import Asking, benchmark
 from evaluation.published.texts import TextModel
@@ -93,18 +93,23 @@ def test_grounded_captions_are_measured(raw, bert, tmp_path, monkeypatch):
     assert "This is sa_1." in (tmp_path / "report.html").read_text()
 
 
-def test_captions_are_measured_where_the_package_is(raw, tmp_path):
-    if missing():
-        pytest.skip(missing())
-    answers = {name: (PHRASES[name], boxes(name)) for name in NAMES}
-    found, said = measure(raw, tmp_path, answers)
-    assert 0 <= found["METEOR"] < 0.5 and found["CIDEr"] >= 0 and "METEOR" in said
-    same = {"x": "a cat sleeps on the table", "y": "its eye is near a red cup"}
-    found = caption_scores(same, same)
-    assert found["METEOR"] == pytest.approx(1, abs=1e-3) and found["CIDEr"] == pytest.approx(10, abs=1e-6)
+def test_captions_are_measured_where_the_package_is(raw, tmp_path, monkeypatch):
+    given = []
+
+    def measures(answers: list[str], truths: list[list[str]]) -> dict:
+        given.append((answers, truths))
+        return {"METEOR": [Ratio(np.array([0.25, 0.75]), np.ones(2))]}
+
+    monkeypatch.setattr(gcg, "missing", lambda: "")
+    monkeypatch.setattr(gcg, "caption_measures", measures)
+    found, said = measure(raw, tmp_path, {name: (PHRASES[name], boxes(name)) for name in NAMES})
+    assert found["METEOR"] == 0.5 and "50.00" in said
+    captions = ["There: a cat and its eye", "There: the cup and a spoon and table"]
+    assert given == [(captions, [["This is sa_1."], ["This is sa_2."]])]
 
 
-def test_a_mask_without_a_phrase_counts_nothing_of_its_picture(raw, bert, tmp_path):
+def test_a_mask_without_a_phrase_counts_nothing_of_its_picture(raw, bert, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)  # captions need Java
     answers = {"sa_1": (["a cat"], boxes("sa_1")), "sa_2": (PHRASES["sa_2"], boxes("sa_2"))}
     assert measure(raw, tmp_path, answers, options=Options(bert))[0]["recall"] == 3 / 5
 

@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pytest
 from pycocotools import mask as coco
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from skimage.morphology import disk
 
 from evaluation.published.measures import (
@@ -157,8 +159,52 @@ def test_average_precision_by_hand():
         return [{**one, "counts": one["counts"].decode()} for one in masks]
 
     truths = {"a": encoded("####....", "....####"), "b": encoded("##......"), "c": []}
-    assert average_precision_50(truths, truths) == 1
-    assert average_precision_50({}, truths) == 0 and math.isnan(average_precision_50(truths, {"c": []}))
+
+    def value(answers: dict, truths: dict) -> float:
+        return value_of([average_precision_50(answers, truths)])
+
+    assert value(truths, truths) == 1
+    assert value({}, truths) == 0 and math.isnan(value(truths, {"c": []}))
     # One of three is found, by the second of three answers: precision 1/2 up to recall 1/3, then 0.
     answers = {"a": encoded("#.......", "...#####"), "c": encoded("##......")}
-    assert average_precision_50(answers, truths) == pytest.approx(34 / 101 / 2)
+    assert value(answers, truths) == pytest.approx(34 / 101 / 2)
+
+
+def test_average_precision_of_samples_is_that_of_cocoeval(capsys):
+    rng = np.random.default_rng(5)
+
+    def encoded(count: int) -> list[dict]:
+        masks = np.zeros((count, 8, 30), bool)
+        for one in masks:
+            left, width = rng.integers(0, 22), rng.integers(3, 8)
+            one[:, left : left + width] = True
+        return [coco.encode(np.asfortranarray(one.view(np.uint8))) for one in masks]
+
+    names = [f"{n}" for n in range(30)]  # "10" is before "2"
+    truths = {name: encoded(rng.integers(0, 4)) for name in names}
+    answers = {name: [*encoded(rng.integers(0, 3)), *truths[name][:2]] for name in names}
+    measured = [average_precision_50(answers, truths)]
+    for draw in range(6):
+        counts = rng.multinomial(30, np.full(30, 1 / 30)) if draw else np.ones(30, int)
+        copies = sorted(name for name, count in zip(names, counts, strict=True) for _ in range(count))
+        expected = _coco_ap50([answers[name] for name in copies], [truths[name] for name in copies])
+        assert values_of(measured, counts[None].astype(float))[0] == pytest.approx(expected, abs=1e-12)
+
+
+def _coco_ap50(answers: list[list[dict]], truths: list[list[dict]]) -> float:
+    """Return AP50 as COCOeval says it, of pictures in this order."""
+    results, annotations = [], []
+    for image, (given, true) in enumerate(zip(answers, truths, strict=True), 1):
+        results += [{"image_id": image, "category_id": 1, "segmentation": one, "score": 1.0} for one in given]
+        annotations += [{"image_id": image, "category_id": 1, "segmentation": one, "iscrowd": 0} for one in true]
+    for number, one in enumerate(annotations, 1):
+        one |= {"id": number, "area": float(coco.area(one["segmentation"]))}
+    images = [{"id": n, "height": 8, "width": 30} for n in range(1, len(answers) + 1)]
+    truth = COCO()
+    truth.dataset = {"info": {}, "images": images, "categories": [{"id": 1}], "annotations": annotations}
+    truth.createIndex()
+    evaluation = COCOeval(truth, truth.loadRes(results), "segm")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return float(evaluation.stats[1])

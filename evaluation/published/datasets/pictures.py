@@ -1,0 +1,114 @@
+"""Benchmarks whose items are asked about pictures, or about regions of them: how a model answers them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from evaluation.published.datasets import Asked, Benchmark, Item, View
+from evaluation.published.predictions import Prediction, encode, question_of
+from pipeline.cropped import Bool
+from pipeline.resize import UInt8
+from shards.errors import UserError
+
+if TYPE_CHECKING:
+    from inference.predictor import Answer, Predictor
+
+Question = tuple[Asked, Any, Item]
+"""A picture, its truth with the pixels, and one of its items."""
+
+
+@dataclass(frozen=True)
+class PictureTruth:
+    """A decoded picture."""
+
+    picture: UInt8
+    """(H, W, 3)."""
+
+
+class Pictures(Benchmark):
+    """Items about pictures. Those of several pictures are answered together."""
+
+    def answer(
+        self, predictor: Predictor, asked: Sequence[tuple[Asked, Any]], batch_size: int, known: set[str]
+    ) -> Iterator[list[Prediction]]:
+        questions = [(one, truth, item) for one, truth in asked for item in one.items]
+        answers = answers_to(predictor, questions, None, batch_size)
+        yield [
+            Prediction(item.id, question_of(item.question), found.text, tuple(map(encode, found.masks)))
+            for (_, _, item), found in zip(questions, answers, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class RegionTruth(PictureTruth):
+    """A decoded picture with the regions that are described."""
+
+    regions: Mapping[str, Bool]
+    """(H, W) of each item by its id, without those that have no usable mask."""
+
+
+class Regions(Pictures):
+    """Descriptions of regions of pictures; masks in an answer do not count, and are not kept.
+
+    Each question about a region is asked once, whatever the number of items that it answers. A region that is too small
+    for a cell of the model's grid is not asked about.
+    """
+
+    def answer(
+        self, predictor: Predictor, asked: Sequence[tuple[Asked, RegionTruth]], batch_size: int, known: set[str]
+    ) -> Iterator[list[Prediction]]:
+        questions: dict[tuple[str, ...], Question] = {}
+        for one, truth in asked:
+            for item in one.items:
+                if item.id in truth.regions and _has_cell(predictor, truth, item):
+                    questions.setdefault(_key(one, item), (one, truth, item))
+        if not questions:
+            return
+        shown = [*questions.values()]
+        regions = [truth.regions[item.id][None] for _, truth, item in shown]
+        answers = dict(zip(questions, answers_to(predictor, shown, regions, batch_size), strict=True))
+        yield [
+            Prediction(item.id, question_of(item.question), answers[_key(one, item)].text, ())
+            for one, _ in asked
+            for item in one.items
+            if _key(one, item) in answers
+        ]
+
+    def views(self, truth: RegionTruth, item: Item, prediction: Prediction, where: str) -> list[View]:
+        """Return the picture with its region, in the colour of what is right."""
+        region = truth.regions[item.id]
+        return [View("picture", truth.picture, region, region)]
+
+
+def answers_to(
+    predictor: Predictor, questions: Sequence[Question], regions: Sequence[Bool] | None, batch_size: int
+) -> list[Answer]:
+    """Return a model's answers to questions about pictures.
+
+    Args:
+        regions: (1, H, W) for each question, which calls it region1; None: they are about whole pictures.
+        batch_size: questions that are answered at once.
+    """
+    return predictor.segment(
+        [truth.picture for _, truth, _ in questions],
+        [item.question for _, _, item in questions],
+        [one.path for one, _, _ in questions],
+        regions,
+        batch_size,
+    )
+
+
+def _key(asked: Asked, item: Item) -> tuple[str, ...]:
+    return (asked.path, item.question, *item.objects)
+
+
+def _has_cell(predictor: Predictor, truth: RegionTruth, item: Item) -> bool:
+    from inference.regions import region_cells
+
+    try:
+        region_cells(truth.picture, truth.regions[item.id][None], predictor.recipe, item.id)
+    except UserError:
+        return False
+    return True
