@@ -6,12 +6,19 @@ flipped bit, at 20 GB/s; SHA-256, at 1.2 GB/s, would take as long as writing the
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
-from collections.abc import Iterable
+import os
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
 from shards.atomic import atomic_write
 from shards.checksum import crc32
@@ -22,6 +29,8 @@ log = logging.getLogger(__name__)
 
 CHECKSUMS = "checksums.json"
 _VERSION = 1
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+"""How safetensors ends its text of an error of the system."""
 _PIECE = 16 << 20  # bytes
 _DO = "it has changed since it was written: take another copy of it"
 
@@ -46,6 +55,21 @@ class ListedFiles:
         """Write and list the file `name`. Raises `OSError`."""
         self._files[name] = {"bytes": len(data), "crc32": crc32(data)}
         atomic_write(self.folder / name, data)
+
+    def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Write and list the safetensors file `name`; other threads go on meanwhile. Raises `OSError`."""
+        path = self.folder / name
+        path.touch()
+        mode = path.stat().st_mode  # safetensors replaces the file by one that others cannot read
+        try:
+            save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, path)
+        except SafetensorError as error:
+            number = int(found[1]) if (found := _OS_ERROR.search(str(error))) else errno.EIO
+            raise OSError(number, os.strerror(number) if found else str(error), str(path)) from None
+        with open(path, "rb+") as file:
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        self.add(name)
 
     def add(self, name: str) -> None:
         """List the file `name`, which exists. Raises `OSError`."""

@@ -197,6 +197,8 @@ class CheckpointConfig:
     """Optimiser steps between checkpoints. There is one after the last step and where a signal stops the run, too."""
     keep: Annotated[int, count(10**6, "no disk holds more")] = 2
     """Newest checkpoints that stay, beside the one with the lowest held-out mask loss."""
+    background: bool = True
+    """Go on with the next step while a checkpoint is written, from a copy in the memory of the main process."""
 
 
 @dataclass(config=_RULES)

@@ -80,6 +80,11 @@ def full_tensor(value: Tensor | float) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else torch.as_tensor(value)
 
 
+def host_copy(tensor: Tensor) -> Tensor:
+    """Return a copy of a tensor, contiguous, in the host's memory."""
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
 def full_tensors(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
     """Return all tensors: sharded ones gathered as copies on the CPU, others as they are.
 

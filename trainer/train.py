@@ -86,6 +86,7 @@ def train(run: Run) -> int:
     with Preemption() as preemption:
         for step in range(first + 1, config.steps + 1):
             run.watch.at(f"step {step}")
+            run.folder.writer.check()
             profiler.begin(step)
             started = time.perf_counter()
             waited = run.stream.wait_seconds
@@ -109,7 +110,7 @@ def train(run: Run) -> int:
             # A preempted run has little time left: it is not evaluated.
             mask_loss = held_out.evaluate(step) if held_out.is_due(step) and not signal else None
             if signal or step % config.checkpoint.every == 0 or step == config.steps:
-                save_checkpoint(run, step, mask_loss)
+                save_checkpoint(run, step, mask_loss, last=bool(signal) or step == config.steps)
             if signal:
                 run.show(f"stopped by {Signals(signal).name} after step {step}, saved")
                 run.accelerator.end_training()
@@ -123,10 +124,13 @@ def train(run: Run) -> int:
     return 0
 
 
-def save_checkpoint(run: Run, step: int, mask_loss: float | None) -> None:
+def save_checkpoint(run: Run, step: int, mask_loss: float | None, last: bool) -> None:
     """Save the run after `step` optimiser steps. All processes have to call this; the main one writes.
 
+    With `checkpoint.background` it is written while the run goes on, and the one before has been by then.
+
     Args:
+        last: return when it is written: no step follows.
         mask_loss: of the evaluation after this step; None where there was none, or no masks are predicted.
     """
     config = run.config
@@ -136,14 +140,22 @@ def save_checkpoint(run: Run, step: int, mask_loss: float | None) -> None:
     random_states = gather_object([random_state(run.accelerator.device)])
     for what, count in sum(gather_object([run.stream.notes]), Counter()).items():
         run.show(f"since this start, {what}: {count:,}")
-    tensors = parts.tensors(keep=run.accelerator.is_main_process)
+    background = config.checkpoint.background and not last
+    is_main = run.accelerator.is_main_process
+    run.folder.writer.wait()  # before the copy: there is never more than one
+    tensors = parts.tensors(keep=is_main, copy=is_main and background)
     if run.journal:
-        run.journal.sync()
+        journal = run.journal
         origin = Origin.of(config, step, data.recipe, data.described, run.trained_on)
         samples = data.samples_per_step
-        schedule = parts.schedule()
-        state = State(step, run.stream.position, samples, mask_loss, schedule, flat(config), data.described)
-        run.folder.save(step, nbytes(tensors), lambda target: write(target, tensors, state, origin, random_states))
+        position = {name: {**place} for name, place in run.stream.position.items()}
+        state = State(step, position, samples, mask_loss, parts.schedule(), flat(config), data.described)
+
+        def save() -> None:
+            journal.sync()
+            run.folder.save(step, nbytes(tensors), lambda target: write(target, tensors, state, origin, random_states))
+
+        run.folder.writer.start(save) if background else save()
     run.watch.at(f"the end of the checkpoint of step {step}")
     run.accelerator.wait_for_everyone()
 

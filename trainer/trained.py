@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import load as from_safetensors
-from safetensors.torch import save as to_safetensors
 
 from shards.errors import UserError
 from shards.recipe import Recipe
@@ -115,7 +114,7 @@ def save_trained(folder: Path, tensors: Mapping[str, torch.Tensor], origin: Orig
 
 def write_trained(files: ListedFiles, tensors: Mapping[str, torch.Tensor], origin: Origin) -> None:
     """Write the files of `save_trained` into a folder that holds more. Raises `OSError`."""
-    files.write(WEIGHTS, to_safetensors({n: t.cpu().contiguous() for n, t in tensors.items()}))
+    files.write_tensors(WEIGHTS, tensors)
     if origin.trained_on is not None:
         files.write(FILE, ids_to_bytes(origin.trained_on))
     files.write(ORIGIN, origin.to_bytes())

@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save as to_safetensors
 from torch.optim.lr_scheduler import LambdaLR
 
 from shards.errors import UserError
 from trainer.checksums import ListedFiles
 from trainer.data.batch import Position
-from trainer.fsdp import distribute_like, full_tensors, resharded
+from trainer.fsdp import distribute_like, full_tensors, host_copy, resharded
 from trainer.objectives.step import Step
 from trainer.optimizer import from_stored, set_rate, to_stored
 from trainer.released.files import read_json
@@ -67,14 +66,19 @@ class Parts:
     zero: Any = None
     """DeepSpeed's optimiser around `optimizer`; None without DeepSpeed."""
 
-    def tensors(self, keep: bool = True) -> dict[str, Tensors]:
+    def tensors(self, keep: bool = True, copy: bool = False) -> dict[str, Tensors]:
         """Return all tensors by file and name: those of the run itself, or gathered copies of sharded ones.
 
         All processes have to call this; one that does not `keep` the copies gets the others alone.
+
+        Args:
+            keep: whether this process keeps gathered copies.
+            copy: return copies in the host's memory of all tensors, which the run does not change.
         """
         found = {WEIGHTS: trained_tensors(self.module.model, self.new), _TEACHER: self.module.teacher.shadow}
         found[_OPTIMIZER] = self._optimizer_tensors()
-        return {file: full_tensors(tensors, keep) for file, tensors in found.items()}
+        full = {file: full_tensors(tensors, keep) for file, tensors in found.items()}
+        return {file: {n: host_copy(t) for n, t in tensors.items()} for file, tensors in full.items()} if copy else full
 
     def read(self, folder: Path) -> None:
         """Restore tensors and schedule from the checkpoint `folder`.
@@ -159,7 +163,7 @@ def write(
     with ListedFiles(folder) as files:
         write_trained(files, tensors[WEIGHTS], origin)
         for name in (_TEACHER, _OPTIMIZER):
-            files.write(name, to_safetensors({n: t.cpu().contiguous() for n, t in tensors[name].items()}))
+            files.write_tensors(name, tensors[name])
         files.write(_RNG, json.dumps(random_states).encode())
         files.write(STATE, (json.dumps({"version": _VERSION, **asdict(state)}, indent=1) + "\n").encode())
 

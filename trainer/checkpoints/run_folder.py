@@ -24,6 +24,7 @@ from pathlib import Path
 from shards.atomic import sync_folder
 from shards.errors import UserError
 from shards.lock import hold_lock
+from trainer.checkpoints.background import BackgroundWriter
 from trainer.checkpoints.checkpoint import STATE, read_state
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,8 @@ class RunFolder:
         self.folder = folder
         self.checkpoints = folder / CHECKPOINTS
         self.report = folder / "report.html"
+        self.writer = BackgroundWriter()
+        """Runs `save` beside the training."""
         self._keep = keep
         self._lock: int | None = None
 
@@ -83,7 +86,8 @@ class RunFolder:
             raise UserError("checkpoints, but none is the latest", where=str(self.checkpoints), do=do)
 
     def close(self) -> None:
-        """Unlock the folder."""
+        """Wait until nothing is written any more, and unlock the folder."""
+        self.writer.close()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

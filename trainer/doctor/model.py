@@ -47,6 +47,9 @@ def check_model(config: Config, footprint: Footprint) -> Iterator[Finding]:
 def check_memory(config: Config, footprint: Footprint, processes: int) -> Iterator[Finding]:
     """Yield whether what a process needs, activations left out, fits into what is free."""
     parts = footprint.memory(processes, config.project, config.optimizer)
+    copied = footprint.checkpoint_bytes if config.checkpoint.background else 0
+    if copied and not torch.cuda.is_available():
+        parts["the main process's copy while a checkpoint is written"] = copied // processes
     needed = sum(parts.values())
     purposes = ", ".join(f"{purpose} {size(count)}" for purpose, count in parts.items())
     text = f"{size(needed)} per process, activations not included ({purposes})"
@@ -62,6 +65,18 @@ def check_memory(config: Config, footprint: Footprint, processes: int) -> Iterat
         yield fail("memory", f"{text}; {do}")
     elif needed > _LITTLE_LEFT * free:
         yield warn("memory", f"{text}: little is left for activations; {do}")
+    else:
+        yield ok("memory", text)
+    if copied and torch.cuda.is_available():
+        yield from _check_host_memory(copied)
+
+
+def _check_host_memory(copied: int) -> Iterator[Finding]:
+    """Yield whether the copy of a checkpoint that is being written fits into the host's memory."""
+    free = psutil.virtual_memory().available
+    text = f"{size(copied)} of the host's while a checkpoint is written (checkpoint.background); {size(free)} free"
+    if copied > _LITTLE_LEFT * free:
+        yield warn("memory", f"{text}: set checkpoint.background=false")
     else:
         yield ok("memory", text)
 
