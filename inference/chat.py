@@ -234,7 +234,8 @@ class Chat:
                     yield shown
         except GeneratorExit:
             steps.close()
-            self._keep(cache, row.ids[:reused])
+            # Other regions of the same sizes would have the same tokens.
+            self._keep(cache, row.ids[: reused if len(cells) > len(self._cells) else cache.get_seq_length()])
             raise
         self._keep(cache, (row.ids + ids)[: cache.get_seq_length()])
         assert answers is not None

@@ -28,6 +28,7 @@ from evaluation.published.measures import (
     recalled_phrases,
 )
 from evaluation.published.predictions import Prediction, encode, masks_of, union_of
+from inference.phrases import phrase_spans
 from pipeline import masks
 from pipeline.annotations import read_items
 from pipeline.cropped import Bool
@@ -47,7 +48,6 @@ QUESTION_WITH_BLANKS = QUESTION.replace("interleaved ", "interleaved" + 5 * " ")
 """With the run of blanks that Sa2VA's script has, where a line of it goes on."""
 _PICTURES = "images/grandf/val_test"
 _FILES = "annotations/gcg_val_test"
-_PHRASE = re.compile(r"<p>(.*?)</p>")
 _MARK = re.compile(r"<.*?>|\[SEG\]")
 _NO_TEXTS = "recall is not measured: give --text-model"
 
@@ -176,7 +176,8 @@ class Gcg(Pictures):
 
 def phrases_of(answer: str) -> list[str]:
     """Return the phrases of an answer: what stands between `<p>` and `</p>` (Sa2VA's `process_and_save_output`)."""
-    return [phrase.strip() for phrase in _PHRASE.findall(_one_line(answer))]
+    line = _one_line(answer)
+    return [line[span.start : span.end].strip() for span in phrase_spans(line) if span.tagged]
 
 
 def caption_of(answer: str) -> str:

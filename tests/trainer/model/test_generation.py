@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
-from trainer.model.generation import Answers, generate
+from trainer.model.generation import Answers, generate, generate_steps
 from trainer.model.prompts import Prompts
+from trainer.model.rows import PaddedRows
 from trainer.model.sa2va import Sa2VA
 from trainer.model.tokenizer import byte_tokenizer
 
@@ -112,3 +114,29 @@ def test_an_end_mark_in_letters_ends_an_answer():
     assert prompts.answer(ids) == "Sure, it is [SEG]."
     both = torch.tensor([ids[-9:], prompts.encode("<|endless")])
     assert prompts.ended(both).tolist() == [True, False]
+
+
+def test_steps_go_on_from_kept_keys_and_values_and_can_be_stopped(model: Sa2VA, visual_tokens: Tensor):
+    prompts = model.prompts
+    row = prompts.padded([prompts.ask("x", QUESTIONS[0])], model.device)
+    embeddings = model.embed_rows(row, visual_tokens, torch.tensor([0]))
+    tokens = [65, prompts.seg, 66, 67]
+
+    def pick(logits: Tensor, t: int) -> Tensor:
+        found.append(logits)
+        return torch.tensor(tokens[t : t + 1])
+
+    logits = {}
+    for kept in (0, 200):
+        found: list[Tensor] = []
+        cache = DynamicCache(config=model.language_model.config)
+        if kept:
+            model.run_language_model(embeddings[:, :kept], row.attention[:, :kept], row.positions[:, :kept], cache)
+        unread = PaddedRows(row.names, *(v[:, kept:] for v in (row.ids, row.labels, row.replaced, row.attention)))
+        steps = generate_steps(model, unread, embeddings[:, kept:], 4, pick, prompts.ended, keep_seg=True, cache=cache)
+        assert [int(next(steps)) for _ in range(3)] == tokens[:3]
+        assert torch.is_grad_enabled()  # in the caller
+        steps.close()
+        assert cache.get_seq_length() == row.ids.shape[1] + 2 and len(found) == 3
+        logits[kept] = torch.cat(found)
+    assert torch.allclose(logits[0], logits[200], atol=1e-4)

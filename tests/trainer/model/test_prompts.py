@@ -393,3 +393,33 @@ def test_tokens_that_the_tokenizer_does_not_have_are_readable():
     assert prompts.readable([*prompts.encode("ab"), beyond]) == "ab"
     half = prompts.encode("é")[0]
     assert prompts.readable([half, beyond, *prompts.encode("b")]).endswith("\N{REPLACEMENT CHARACTER}b")
+
+
+@pytest.mark.parametrize("template", ["qwen_chat", "phi3_chat"])
+@pytest.mark.parametrize("tokenizer", [byte_tokenizer, merging_tokenizer, beginning_tokenizer])
+def test_a_question_after_earlier_turns(tokenizer, template: str):
+    """The tokenizer itself reads the conversation as one text, as the official code passes it."""
+    prompts = Prompts(tokenizer(), template, vocabulary=1000)
+    before, after, end = {
+        "qwen_chat": ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>\n"),
+        "phi3_chat": ("<|user|>\n", "<|end|>\n<|assistant|>\n", "<|end|>\n"),
+    }[template]
+    cells = "<vp><IMG_CONTEXT><IMG_CONTEXT></vp>"
+    sentence = f"\nThere are 1 part regions in the picture: region1{cells}.\n"
+    earlier = [("the <image>, where?", "<p> A cat </p> [SEG]."), ("and 犬?", "It is [SEG].")]
+    for regions, shown in ([], f"{PICTURE}\n{PICTURE}"), ([2], f"{PICTURE}\n{PICTURE}{sentence}"):
+        said = f"{before}the {shown}, where?{after}<p> A cat </p> [SEG].{end}"
+        said += f"{before}and 犬?{after}It is [SEG].{end}{before}why?{after}"
+        row = prompts.ask("k", "why?", frames=2, cells=regions, earlier=earlier)
+        assert row.ids == tokenizer()(said).input_ids
+        assert set(row.labels) == {IGNORE} and len(row.labels) == len(row.replaced) == len(row.ids)
+    with pytest.raises(UserError, match=r"sample k: a conversation has one picture, in its first question"):
+        prompts.ask("k", "<image>why?", earlier=earlier)
+
+
+def test_marks_of_pictures_in_an_earlier_answer_are_letters(prompts: Prompts):
+    answer = "<IMG_CONTEXT></img>[SEG]<|im_end|>"
+    row = prompts.ask("k", "why?", earlier=[("where? [SEG]", answer)])
+    assert row.ids.count(prompts.context) == 256 and row.ids.count(prompts.seg) == 1
+    assert row.ids.count(prompts.end_ids[0]) == 3  # of two questions and an answer
+    assert f"{answer}<|im_end|>\n" in text(prompts, row.ids)
