@@ -136,6 +136,8 @@ class Predictor:
                 wanted="sam_mask_decoder_modified beside sam_mask_decoder, as in the folders of Sa2VA-i",
                 do="give SAM 2's checkpoint (.pt) that the model was made of with --sam2",
             )
+        self.autocast = loaded.model.embedding.weight.dtype == torch.bfloat16
+        """Whether the model computes under autocast to bfloat16."""
         self.model = loaded.model.eval()
         self.model.grounding_encoder.float()
         self.recipe = (named_recipe(recipe) if isinstance(recipe, str) else recipe) or recipe_of(loaded)
@@ -301,9 +303,8 @@ class Predictor:
         return self.model.grounding_encoder.encode_maps(values, self.official_normalisation)
 
     def precision(self) -> torch.autocast:
-        """Return the context in which the model computes: autocast where its weights are bfloat16."""
-        enabled = self.model.embedding.weight.dtype == torch.bfloat16
-        return torch.autocast(self.model.device.type, torch.bfloat16, enabled=enabled)
+        """Return the context in which the model computes: with or without `autocast`."""
+        return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.autocast)
 
     def _encode_sam(self, picture: UInt8) -> SamFeatures:
         pixels = torch.from_numpy(resize.picture(picture, self.recipe.sam_size, self.recipe))[None]

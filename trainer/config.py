@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, field, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import yaml
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -175,8 +175,24 @@ class ConversationConfig:
 
 
 @dataclass(config=_RULES)
+class BenchmarkConfig:
+    """A published benchmark on which the model in training is measured."""
+
+    on: Name
+    """Its name, as `cli.py benchmark --on` takes it."""
+    root: FilePath
+    """Folder of its raw data, as `cli.py benchmark --root` takes it."""
+    split: Name | None = None
+    """Split; the benchmark's first where none is given."""
+    limit: Annotated[int, count(_MANY, "no benchmark has more")] = 500
+    """Items that are asked, at most: the first ones."""
+    tiles: Annotated[int, count(12, "no released model was trained with more")] = 12
+    """Tiles of a picture, at most. 1 shows it as shards do."""
+
+
+@dataclass(config=_RULES)
 class EvalConfig:
-    """Evaluation on held-out samples."""
+    """Evaluation on held-out samples, and on published benchmarks."""
 
     every: Steps = 500
     """Optimiser steps between evaluations. There is one before the first step and one after the last, too."""
@@ -186,7 +202,11 @@ class EvalConfig:
     show: Annotated[int, count(1000, "the report holds them all in one page", low=0)] = 8
     """Held-out samples of the main process that contact sheets and report show."""
     answer_tokens: Annotated[int, count(8192, "answers are written one token after the other")] = 64
-    """Tokens of the answer that the model itself writes to a conversation's first question, at most."""
+    """Tokens of the answer that the model itself writes to a conversation's first question, or to an item of a
+    benchmark, at most."""
+    benchmarks: list[BenchmarkConfig] = field(default_factory=list)
+    """Published benchmarks that are measured when held-out samples are, also where nothing is held out, such as
+    [{on: refcoco, split: val, root: data, limit: 500}]."""
 
 
 @dataclass(config=_RULES)
@@ -447,7 +467,8 @@ def fields(section: type = Config, prefix: str = "") -> Iterator[tuple[str, Fiel
             yield key, info
         for kind in inner:
             assert isinstance(kind, type)
-            yield from fields(kind, f"{key}." if kind is info.annotation else f"{key}.NAME.")
+            named = "[]." if get_origin(info.annotation) is list else ".NAME."
+            yield from fields(kind, key + ("." if kind is info.annotation else named))
 
 
 def _checked(values: dict[str, Any], file_of: Callable[[Sequence[str | int]], str] = lambda keys: "") -> Config:

@@ -68,6 +68,8 @@ def _wrong_form(details: ErrorDetails, where: str, key: str, accepts: Callable[[
     close = next((form for form in _other_forms(value) if len(form) < _SHOWN and accepts(key, form)), "")
     do = f"did you mean {key}={close}?" if close else ""
     match details["type"]:
+        case "missing":
+            return UserError("missing", where=where, met=value_text, wanted=f"a value for {key.rpartition('.')[2]}")
         case "literal_error":
             choices = re.findall(r"'([^']*)'", context["expected"])
             return UserError("no such choice", where=where, met=value_text, wanted=" or ".join(choices), do=do)

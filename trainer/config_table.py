@@ -43,6 +43,8 @@ def with_table(document: str) -> str:
 
 
 def _default(info: FieldInfo) -> str:
+    if info.is_required():
+        return "required"
     value = info.get_default(call_default_factory=True)
     if isinstance(value, list):
         return ", ".join(map(_number, value)) or "-"

@@ -43,6 +43,7 @@ from trainer.checkpoints.run_folder import RunFolder
 from trainer.config import Config, flat, load_config
 from trainer.fsdp import full_tensor
 from trainer.launcher import typed_command
+from trainer.measure.benchmarks import Benchmarks
 from trainer.measure.profiler import Profiler
 from trainer.measure.rates import Spent, memory
 from trainer.measure.trackers import check_installed
@@ -65,14 +66,15 @@ def main(arguments: list[str]) -> None:
     with (
         closing(RunFolder(Path(config.output_dir), config.checkpoint.keep)) as folder,
         closing(stall_watch(config, accelerator)) as watch,
+        closing(Benchmarks(config, accelerator)) as benchmarks,
     ):
         run = build_run(config, accelerator, folder, watch)
-        if run and (signal := train(run)):
+        if run and (signal := train(run, benchmarks)):
             accelerator.print(printable(f"to go on: {command}"))
             sys.exit(128 + signal)
 
 
-def train(run: Run) -> int:
+def train(run: Run, benchmarks: Benchmarks) -> int:
     """Train to the last step and return 0, or to the step at which a signal stopped the run and return that signal."""
     config = run.config
     learner = run.learner
@@ -81,6 +83,8 @@ def train(run: Run) -> int:
     run.watch.at(f"the evaluation after step {first}")
     if held_out.is_due(first) and (not run.beginning.evaluated or first == config.steps):
         held_out.evaluate(first, known=run.beginning.evaluated)
+    if benchmarks.is_due(first) and not run.beginning.benchmarked:
+        measure_benchmarks(run, benchmarks, first)
     learner.wrapped.train()
     profiler = Profiler(config.profiled(), run.folder.folder, run.accelerator.process_index, run.show)
     with Preemption() as preemption:
@@ -115,6 +119,8 @@ def train(run: Run) -> int:
                 run.show(f"stopped by {Signals(signal).name} after step {step}, saved")
                 run.accelerator.end_training()
                 return signal
+            if benchmarks.is_due(step):  # after the checkpoint: this may take long
+                measure_benchmarks(run, benchmarks, step)
     held_out.write_report()
     if run.journal:
         run.journal.close()
@@ -122,6 +128,13 @@ def train(run: Run) -> int:
     run.accelerator.wait_for_everyone()
     run.accelerator.end_training()
     return 0
+
+
+def measure_benchmarks(run: Run, benchmarks: Benchmarks, step: int) -> None:
+    """Measure published benchmarks after `step` optimiser steps. All processes have to call this."""
+    run.watch.at(f"the benchmarks after step {step}")
+    benchmarks.measure(step, run.learner.parts.module, run.data.recipe, run.journal)
+    run.held_out.write_report()
 
 
 def save_checkpoint(run: Run, step: int, mask_loss: float | None, last: bool) -> None:

@@ -69,8 +69,7 @@ class Origin:
         batch = config.batch_size * config.accumulation
         model = replace(config.model, **places)
         objective = ", ".join(config.objectives())
-        talks = any(load_objective(name).reads_conversations for name in config.objectives())
-        frames = config.data.frames if talks else 1
+        frames = frames_shown(config)
         return cls(model, config.trainable, config.lora, objective, step, batch, recipe, data, trained_on, frames)
 
     def to_bytes(self) -> bytes:
@@ -79,6 +78,12 @@ class Origin:
         more[KEY] = None if self.trained_on is None else self.trained_on.to_json()
         body = asdict(replace(self, trained_on=None)) | more
         return (json.dumps({"version": _VERSION, **body}, indent=1) + "\n").encode()
+
+
+def frames_shown(config: Config) -> int:
+    """Return the most frames of a video that a training shows to the language model at once."""
+    talks = any(load_objective(name).reads_conversations for name in config.objectives())
+    return config.data.frames if talks else 1
 
 
 def base_model(config: ModelConfig, device: torch.device | str) -> LoadedModel:

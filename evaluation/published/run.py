@@ -103,7 +103,7 @@ def benchmark(
                 folder = out / f"{one.benchmark.name}-{one.split}"
                 work = _answer(one.first(limit), folder, asking, shared)
             if is_first_process():
-                yield _measure(one, folder, predictions or folder / FILE, limit, asking, work)
+                yield measure(one, folder, predictions or folder / FILE, limit, asking, work)
 
 
 def is_first_process() -> bool:
@@ -148,7 +148,15 @@ def _answer(found: OpenBenchmark, folder: Path, asking: Asking, shared: list[Pre
     from evaluation.published.answering import answer, check_settings
 
     make_output_folder(folder)
-    settings = {
+    settings = settings_of(found, asking)
+    check_settings(folder, settings)
+    load = _loader(asking, shared)
+    return answer(found, folder, load, settings, asking.batch_size, asking.tiles, shown=is_first_process())
+
+
+def settings_of(found: OpenBenchmark, asking: Asking) -> dict[str, Any]:
+    """Return what decides the answers, beside the model."""
+    return {
         "benchmark": found.benchmark.name,
         "split": found.split,
         "questions": [*found.benchmark.questions],
@@ -156,9 +164,6 @@ def _answer(found: OpenBenchmark, folder: Path, asking: Asking, shared: list[Pre
         "max_new_tokens": asking.max_new_tokens,
         "official_normalisation": asking.official_normalisation,
     }
-    check_settings(folder, settings)
-    load = _loader(asking, shared)
-    return answer(found, folder, load, settings, asking.batch_size, asking.tiles, shown=is_first_process())
 
 
 def _loader(asking: Asking, shared: list[Predictor]) -> Callable[[], Predictor]:
@@ -196,8 +201,13 @@ def _loader(asking: Asking, shared: list[Predictor]) -> Callable[[], Predictor]:
     return load
 
 
-def _measure(
-    found: OpenBenchmark, folder: Path, where: Path, limit: int | None, asking: Asking | None, work: Work | None
+def measure(
+    found: OpenBenchmark,
+    folder: Path,
+    where: Path,
+    limit: int | None,
+    asking: Asking | None = None,
+    work: Work | None = None,
 ) -> str:
     """Measure predictions, or make a submission of them; write results and page, and return the table."""
     predictions = read_predictions(where)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from trainer.checkpoints.run_folder import CHECKPOINTS, LATEST, RunFolder
 from trainer.checksums import check_checkpoint
 from trainer.config import Config, flat, with_values
 from trainer.data.batch import Position
-from trainer.measure.journal import METRICS, read_records
+from trainer.measure.journal import BENCHMARK, METRICS, read_records
 
 _DO = "give it as the run had it, or another output_dir for another run"
 _CHANGEABLE = (
@@ -55,7 +56,16 @@ class Beginning:
     @property
     def evaluated(self) -> bool:
         """Whether the held-out samples were evaluated after `step`."""
-        return any(record["step"] == self.step and "loss" not in record for record in self.records)
+        return any(name.startswith("held_out/") for name in self._names())
+
+    @property
+    def benchmarked(self) -> bool:
+        """Whether benchmarks were measured after `step`."""
+        return any(name.startswith(f"{BENCHMARK}/") for name in self._names())
+
+    def _names(self) -> Iterator[str]:
+        """Yield the names of all values that are recorded of `step`."""
+        return (name for record in self.records if record["step"] == self.step for name in record)
 
 
 def begin(config: Config, run: RunFolder, data: list[str], samples: int) -> Beginning:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from trainer.measure.journal import BENCHMARK
 from trainer.objectives.losses import NOT_COMPARABLE
 
 _COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf")
@@ -101,6 +102,19 @@ SPEED = (
     ),
     Chart("Memory per process (bytes)", {"memory_bytes": "bytes"}),
 )
+
+
+def benchmark_charts(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    """Return charts of the benchmarks that records hold, each with as many measures as there are colours."""
+    names = dict.fromkeys(name for record in records for name in record if name.startswith(f"{BENCHMARK}/"))
+    of_benchmark: dict[str, list[str]] = {}
+    for name in names:
+        of_benchmark.setdefault(name.split("/")[1], []).append(name)
+    return [
+        Chart(f"Benchmark {benchmark}", {name: name.split("/", 2)[2] for name in found[start : start + len(_COLOURS)]})
+        for benchmark, found in of_benchmark.items()
+        for start in range(0, len(found), len(_COLOURS))
+    ]
 
 
 def draw(charts: Sequence[Chart], records: Sequence[Mapping[str, Any]], objective: str = "") -> list[Drawn]:

@@ -14,6 +14,8 @@ from trainer.measure.drawing import Picture
 from trainer.measure.rates import Bottleneck, Spent
 
 METRICS = "metrics.jsonl"
+BENCHMARK = "benchmark"
+"""First part of the names of what is measured on benchmarks."""
 _WARM_UP = 3  # steps left out of the timing: they allocate, compile kernels and fill caches
 
 
@@ -103,6 +105,13 @@ class Journal:
         self._put({"step": step, **named}, named, step)
         parts = " ".join(f"{name} {value:.4f}" for name, value in values.items())
         self._show(f"step {step:05d}/{self._steps:05d} held out | {parts}")
+
+    def benchmarks(self, step: int, values: Mapping[str, float]) -> None:
+        """Record the measures of benchmarks after `step` optimiser steps, by names such as refcoco-val/cIoU."""
+        named = {f"{BENCHMARK}/{name}": value for name, value in values.items()}
+        self._put({"step": step, **named}, named, step)
+        parts = " ".join(f"{name} {value:.4f}" for name, value in values.items())
+        self._show(f"step {step:05d}/{self._steps:05d} benchmarks | {parts}")
 
     def picture(self, name: str, picture: Picture, text: Sequence[str], step: int) -> None:
         """Give the trackers a picture (h, w, 3) of the evaluation after `step` steps, with lines of text."""

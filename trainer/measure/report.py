@@ -13,7 +13,7 @@ from jinja2 import Environment
 from PIL import Image
 
 from shards.atomic import atomic_write
-from trainer.measure.curves import OBJECTIVE, RUN, SPEED, Drawn, draw
+from trainer.measure.curves import OBJECTIVE, RUN, SPEED, Drawn, benchmark_charts, draw
 from trainer.measure.drawing import COLOURS, Picture, ink, marked
 from trainer.measure.panels import AnyPanel, ConversationPanel, Panel, Span
 
@@ -132,7 +132,8 @@ def write_report(
         for objective, by_step in sheets.items()
     ]
     page = Environment(autoescape=True).from_string(_PAGE)
-    run = draw(RUN if several else RUN[1:], records)  # the loss of a single objective is in its section
+    of_run = [*(RUN if several else RUN[1:]), *benchmark_charts(records)]
+    run = draw(of_run, records)  # the loss of a single objective is in its section
     speed = draw(SPEED, records)
     colours = [f"background: rgb{rgb}; color: {ink(number)}" for number, rgb in enumerate(COLOURS)]
     html = page.render(
