@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: demo test test-fast clean
 .DELETE_ON_ERROR:
 
-$(READY): requirements.lock pyproject.toml Makefile pipeline/_resample.c shards/_decode.c
+$(READY): requirements.lock pyproject.toml Makefile $(wildcard pipeline/*.c shards/*.c)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	# Not compiled beforehand: of some 16,000 modules few are ever imported, and those are compiled by the last line.

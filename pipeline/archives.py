@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from pipeline.input_files import MAX_BYTES, open_input, refuse_pointer
+from shards.checksum import crc32
 from shards.errors import BadInput
 
 Member = dict[str, int]
@@ -75,19 +76,16 @@ def read_member(path: Path, member: Mapping[str, int]) -> bytes:
         )
     try:
         with open_input(path) as file:
-            file.seek(member["at"])
             if "crc" not in member:
+                file.seek(member["at"])
                 data = file.read(member["bytes"])
             else:
-                head = file.read(_LOCAL_HEADER)
-                if len(head) != _LOCAL_HEADER or not head.startswith(b"PK\3\4"):
+                if not seek_content(file, member["at"]):
                     raise BadInput("damaged member of a zip", where=str(path), met=f"no header at {member['at']}")
-                skipped = int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
-                file.seek(skipped, os.SEEK_CUR)
                 data = _unpack(file.read(member["packed"]), member, path)
     except OSError as error:
         raise BadInput("cannot be read", where=str(path), met=str(error.strerror)) from None
-    if len(data) != member["bytes"] or zlib.crc32(data) != member.get("crc", zlib.crc32(data)):
+    if len(data) != member["bytes"] or crc32(data) != member.get("crc", crc32(data)):
         raise BadInput(
             "damaged member of an archive",
             where=str(path),
@@ -95,6 +93,15 @@ def read_member(path: Path, member: Mapping[str, int]) -> bytes:
             do="fetch the archive again",
         )
     return data
+
+
+def seek_content(file: BinaryIO, at: int) -> bool:
+    """Move to the content of the member of a zip whose own header is at `at`; return whether there is such a header."""
+    file.seek(at)
+    head = file.read(_LOCAL_HEADER)
+    skipped = int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
+    file.seek(skipped, os.SEEK_CUR)
+    return len(head) == _LOCAL_HEADER and head.startswith(b"PK\3\4")
 
 
 def member_path(name: str) -> str:

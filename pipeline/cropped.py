@@ -8,6 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+try:
+    from pipeline import _masks
+except ImportError:  # not compiled: numpy does the same in several times the time
+    _masks = None  # type: ignore[assignment]
+
 Bool = NDArray[np.bool_]
 
 
@@ -22,7 +27,8 @@ class Mask:
     left: int
     """Column of the whole mask in which `pixels` begin."""
     pixels: Bool
-    """(h, w) bool, with a set pixel in each outer row and column; (0, 0) where the mask is empty."""
+    """(h, w) bool, with a set pixel in each outer row and column; (0, 0) where the mask is empty. Stored by rows or by
+    columns."""
 
     @classmethod
     def from_array(cls, mask: Bool | Mask) -> Mask:
@@ -33,10 +39,28 @@ class Mask:
         rows = np.flatnonzero(mask.any(axis=1))
         columns = np.flatnonzero(mask.any(axis=0))
         if not len(rows):
-            return cls((height, width), 0, 0, np.zeros((0, 0), np.bool_))
+            return cls.empty(height, width)
         top = int(rows[0])
         left = int(columns[0])
         return cls((height, width), top, left, mask[top : rows[-1] + 1, left : columns[-1] + 1].copy("K"))
+
+    @classmethod
+    def empty(cls, height: int, width: int) -> Mask:
+        """Return the mask (height, width) without a pixel."""
+        return cls((height, width), 0, 0, np.zeros((0, 0), np.bool_))
+
+    @classmethod
+    def from_run_lengths(cls, counts: bytes, height: int, width: int) -> Mask | None:
+        """Return the mask (height, width) of COCO's compressed run lengths.
+
+        None where they are broken, or do not fill the picture; and where the compiled loop is missing.
+        """
+        found = _masks and _masks.crop(counts, height, width)
+        if not found:
+            return None
+        top, left, bottom, right, columns = found
+        pixels = np.frombuffer(columns, np.bool_).reshape(right - left, bottom - top).T
+        return cls((height, width), top, left, pixels)
 
     def any(self) -> bool:
         """Return whether a pixel is set."""

@@ -12,6 +12,7 @@ from pipeline import resize
 from pipeline.cropped import Bool, Mask
 from pipeline.pictures import notes_of
 from pipeline.raw import RawFrame, RawSample
+from shards.codec import PackedMasks
 from shards.errors import BadInput, DroppedInput
 from shards.format import key_for
 from shards.meta import OWN_KEYS, OWN_OBJECT_KEYS, check_counts
@@ -115,13 +116,14 @@ def _cells(mask: Mask, recipe: Recipe) -> Bool:
 
 
 def _tensors(frame: RawFrame, cells: Bool, kept: list[int], segmentable: bool, recipe: Recipe) -> FrameTensors:
-    # Memory pages that no object touches cost nothing.
-    masks = np.zeros((len(kept), recipe.sam_size, recipe.sam_size), np.bool_)
-    for out, n in zip(masks, kept, strict=True):
-        resize.mask(frame.masks[n], recipe.sam_size, out)
+    bits = np.zeros((len(kept), recipe.sam_size, recipe.sam_size // 8), np.uint8)
+    for out, n in zip(bits, kept, strict=True):
+        resize.mask_bits(frame.masks[n], recipe.sam_size, out)
+    sizes = (recipe.vision_size, recipe.sam_size) if segmentable else (recipe.vision_size,)
+    small, *large = resize.pictures(frame.picture, sizes, recipe)
     return FrameTensors(
-        pixel_values=resize.picture(frame.picture, recipe.vision_size, recipe),
-        g_pixel_values=resize.picture(frame.picture, recipe.sam_size, recipe) if segmentable else None,
+        pixel_values=small,
+        g_pixel_values=large[0] if large else None,
         prompt_masks=cells[kept],
-        masks=masks,
+        masks=PackedMasks(bits),
     )

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco
 
-from pipeline.cropped import Bool
+from pipeline.cropped import Bool, Mask
 from pipeline.mask_values import distinct, values_of, void_of
 from shards.errors import BadInput
 
@@ -21,14 +21,22 @@ _ENCODINGS = "polygons, or run lengths with their size"
 def run_length_fault(run_lengths: Any, height: int, width: int) -> BadInput | None:
     """Return why `from_coco` refuses run lengths, without decoding them; None where it takes them."""
     try:
-        _check_run_lengths(run_lengths, height, width)
+        _check_size(run_lengths, height, width)
+        _check_counts(run_lengths["counts"], height, width)
     except BadInput as error:
         return error
     return None
 
 
 def from_coco(segmentation: Any, height: int, width: int) -> Bool:
-    """Decode a mask in one of COCO's three encodings, for a picture of `height` x `width`: (height, width) bool.
+    """Decode a mask as `read_coco` does: (height, width) bool."""
+    return np.asarray(read_coco(segmentation, height, width))
+
+
+def read_coco(segmentation: Any, height: int, width: int) -> Mask:
+    """Read a mask in one of COCO's three encodings, for a picture of `height` x `width`.
+
+    The mask is decoded inside the rectangle around its pixels alone.
 
     A list of polygons is their union; polygons of fewer than three corners have no area and are left out. Run lengths
     must fill the picture exactly.
@@ -42,21 +50,29 @@ def from_coco(segmentation: Any, height: int, width: int) -> Bool:
     if isinstance(segmentation, list):
         polygons = [polygon for polygon in segmentation if len(_numbers(polygon)) >= _MIN_NUMBERS]
         if not polygons:
-            return np.zeros((height, width), np.bool_)
-        return _decode(coco.merge(coco.frPyObjects(polygons, height, width)))
-    counts = _check_run_lengths(segmentation, height, width)
-    encoded = {"size": [height, width], "counts": counts}
-    return _decode(coco.frPyObjects(encoded, height, width) if isinstance(counts, list) else encoded)
+            return Mask.empty(height, width)
+        return _decode(coco.merge(coco.frPyObjects(polygons, height, width))["counts"], height, width)
+    _check_size(segmentation, height, width)
+    counts = segmentation["counts"]
+    if isinstance(counts, str | bytes) and (mask := Mask.from_run_lengths(_bytes(counts), height, width)):
+        return mask
+    counts = _check_counts(counts, height, width)
+    if isinstance(counts, list):
+        counts = coco.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"]
+    return _decode(counts, height, width)
 
 
-def _check_run_lengths(segmentation: Any, height: int, width: int) -> Any:
-    """Return the counts of run lengths, plain or compressed; raises `BadInput` unless they fill the picture."""
+def _check_size(segmentation: Any, height: int, width: int) -> None:
+    """Raise `BadInput` unless `segmentation` has counts, and run lengths are for a picture of this size."""
     if not isinstance(segmentation, dict) or "counts" not in segmentation or "size" not in segmentation:
         raise BadInput("no mask", met=f"{type(segmentation).__name__}", wanted=_ENCODINGS)
     size = segmentation["size"]
-    counts = segmentation["counts"]
     if not isinstance(size, list | tuple) or [*size] != [height, width]:
         raise BadInput("mask and picture differ in size", met=f"size {size}", wanted=f"[{height}, {width}]")
+
+
+def _check_counts(counts: Any, height: int, width: int) -> Any:
+    """Return the counts of run lengths, plain or compressed; raises `BadInput` unless they fill the picture."""
     if isinstance(counts, list):
         if not all(isinstance(n, int) and n >= 0 for n in counts):
             raise BadInput("broken run lengths", met="counts that are no numbers", wanted="whole numbers >= 0")
@@ -153,8 +169,7 @@ def _lengths(counts: str | bytes) -> NDArray[np.int64]:
     groups follow. From the fourth on, a length is written as its difference from the one before the last (COCO's
     maskApi.c).
     """
-    text = counts.encode("latin-1", "replace") if isinstance(counts, str) else counts
-    codes = np.frombuffer(text, np.uint8).astype(np.int64) - 48
+    codes = np.frombuffer(_bytes(counts), np.uint8).astype(np.int64) - 48
     if len(codes) == 0 or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
         raise BadInput("broken run lengths", met=repr(counts[:40]), wanted="COCO's compressed run lengths")
     last = (codes & 32) == 0
@@ -172,8 +187,15 @@ def _lengths(counts: str | bytes) -> NDArray[np.int64]:
     return values
 
 
-def _decode(encoded: Any) -> Bool:
+def _bytes(counts: str | bytes) -> bytes:
+    return counts.encode("latin-1", "replace") if isinstance(counts, str) else counts
+
+
+def _decode(counts: Any, height: int, width: int) -> Mask:
+    if mask := Mask.from_run_lengths(counts, height, width):
+        return mask
     try:
-        return np.asarray(coco.decode(encoded)).view(np.bool_)
+        decoded = coco.decode({"size": [height, width], "counts": counts})
+        return Mask.from_array(np.asarray(decoded).view(np.bool_))
     except (ValueError, TypeError) as error:
         raise BadInput("broken run lengths", met=str(error), wanted="COCO's run lengths") from None

@@ -14,7 +14,7 @@ from PIL import Image
 from pipeline.cropped import Bool, Mask
 from pipeline.faults import EMPTY, Fault, left_out, unusable
 from pipeline.ids import as_id
-from pipeline.masks import from_coco
+from pipeline.masks import read_coco
 from pipeline.pictures import MAX_PIXELS, read_picture
 from pipeline.raw import RawFrame, RawObject, RawSample
 from shards.errors import BadInput
@@ -116,17 +116,17 @@ class Regions:
             self._used[name] += 1
         return name
 
-    def _mask(self, segmentations: Sequence[Any], size: Size) -> Bool:
+    def _mask(self, segmentations: Sequence[Any], size: Size) -> Bool | Mask:
         sizes = [rle_size(one) or size for one in segmentations]
         for height, width in sizes:
             if height * width > MAX_PIXELS:
                 raise BadInput("too large a mask", met=f"{height} x {width}", wanted=f"at most {MAX_PIXELS} pixels")
-        masks = [from_coco(one, *mask_size) for one, mask_size in zip(segmentations, sizes, strict=True)]
+        masks = [read_coco(one, *mask_size) for one, mask_size in zip(segmentations, sizes, strict=True)]
         if len({mask.shape for mask in masks}) > 1:
             raise BadInput("parts of one mask differ in size", met=str([mask.shape for mask in masks])[:60])
         if not masks or not any(mask.any() for mask in masks):
             raise BadInput(EMPTY, met=f"0 pixels in {len(masks)} masks", wanted="a region")
-        mask: Bool = masks[0] if len(masks) == 1 else np.any(masks, axis=0)
+        mask = masks[0] if len(masks) == 1 else np.any([*map(np.asarray, masks)], axis=0)
         if mask.shape != self._size:
             (height, width) = mask.shape
             (high, wide) = self._size

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,10 @@ from shards.recipe import PromptPooling, Recipe
 if TYPE_CHECKING:  # functions that need torch import it: processes that write shards do not need it
     from torch import Tensor
 
+try:
+    from pipeline import _masks
+except ImportError:  # not compiled: numpy does the same in several times the time
+    _masks = None  # type: ignore[assignment]
 try:
     from pipeline import _resample
 except ImportError:  # not compiled, or for another processor: Pillow does the same in three times the time
@@ -32,17 +36,33 @@ def picture(original: UInt8 | Image.Image, size: int, recipe: Recipe) -> UInt8:
 
     Uses Pillow's antialiased filter of the recipe. The aspect ratio is not kept.
     """
+    return pictures(original, (size,), recipe)[0]
+
+
+def pictures(original: UInt8 | Image.Image, sizes: Sequence[int], recipe: Recipe) -> list[UInt8]:
+    """Resize as `picture` does to each of several sizes, always from the original."""
     image = original if isinstance(original, Image.Image) else Image.fromarray(original)
-    # Pillow 13 resizes the columns first where the height shrinks more than the width; `_resample` begins with rows.
-    by_rows = image.height <= max(image.width, size)
-    if _resample is None or not by_rows or image.width * image.height > _MOST_COPIED:
-        resized = image.resize((size, size), _FILTERS[recipe.image_filter])
-        planes = [np.frombuffer(resized.tobytes("raw", band), np.uint8) for band in "RGB"]
-        return np.stack(planes).reshape(3, size, size)
-    out = np.empty((3, size, size), np.uint8)
-    columns, rows = (weights(side, size, recipe.image_filter) for side in image.size)
-    _resample.resample(image.tobytes("raw", "RGBX"), image.height, image.width, size, columns, rows, out)
-    return out
+    pixels = b""
+    resized = []
+    for size in sizes:
+        # Pillow 13 resizes the columns first where the height shrinks more than the width; `_resample` begins with
+        # rows.
+        by_rows = image.height <= max(image.width, size)
+        if _resample is None or not by_rows or image.width * image.height > _MOST_COPIED:
+            resized.append(_with_pillow(image, size, recipe))
+            continue
+        pixels = pixels or image.tobytes("raw", "RGBX")
+        out = np.empty((3, size, size), np.uint8)
+        columns, rows = (weights(side, size, recipe.image_filter) for side in image.size)
+        _resample.resample(pixels, image.height, image.width, size, columns, rows, out)
+        resized.append(out)
+    return resized
+
+
+def _with_pillow(image: Image.Image, size: int, recipe: Recipe) -> UInt8:
+    resized = image.resize((size, size), _FILTERS[recipe.image_filter])
+    planes = [np.frombuffer(resized.tobytes("raw", band), np.uint8) for band in "RGB"]
+    return np.stack(planes).reshape(3, size, size)
 
 
 def tiles(original: UInt8, columns: int, rows: int, size: int, recipe: Recipe) -> UInt8:
@@ -105,15 +125,24 @@ def mask_prompts(logits: Tensor, height: int, width: int, size: int) -> Tensor:
     return prompts
 
 
-def mask(original: Bool | Mask, size: int, out: Bool | None = None) -> Bool:
-    """Resize a mask (H, W) bool to (size, size) bool: the value at each pixel's centre (Pillow's NEAREST).
+def mask(original: Bool | Mask, size: int) -> Bool:
+    """Resize a mask (H, W) bool to (size, size) bool: the value at each pixel's centre (Pillow's NEAREST)."""
+    whole = Mask.from_array(original)
+    return _sampled(whole, [_centres(side, size) for side in whole.shape], np.zeros((size, size), np.bool_))
+
+
+def mask_bits(original: Bool | Mask, size: int, out: UInt8) -> None:
+    """Resize a mask (H, W) bool as `mask` does, into packed bits.
 
     Args:
-        out: (size, size) bool, all False, that gets the result; None for a new array.
+        size: a multiple of 8.
+        out: (size, size // 8) uint8, contiguous, all 0; gets eight pixels per byte, the first in the highest bit.
     """
     whole = Mask.from_array(original)
-    out = np.zeros((size, size), np.bool_) if out is None else out
-    return _sampled(whole, [_centres(side, size) for side in whole.shape], out)
+    if _masks is None:
+        out[...] = np.packbits(mask(whole, size), axis=1)
+    else:
+        _sample(whole, [_centres(side, size) for side in whole.shape], out, size, packed=True)
 
 
 def prompt_cells(original: Bool | Mask, pooling: PromptPooling, recipe: Recipe) -> Bool:
@@ -150,18 +179,44 @@ def _sampled(whole: Mask, lines: Sequence[NDArray[np.signedinteger]], out: Bool)
 
     Args:
         lines: (rows, columns), both ascending.
+        out: contiguous.
     """
-    rows, columns = lines
-    height, width = whole.pixels.shape
-    top, bottom = np.searchsorted(rows, (whole.top, whole.top + height))
-    left, right = np.searchsorted(columns, (whole.left, whole.left + width))
-    inner_rows = rows[top:bottom] - whole.top
-    inner_columns = columns[left:right] - whole.left
+    if _masks is not None:
+        _sample(whole, lines, out, out.shape[1], packed=False)
+        return out
+    (top, rows), (left, columns) = _inside(whole, lines)
+    place = out[top : top + len(rows), left : left + len(columns)]
     if whole.pixels.flags.c_contiguous:
-        out[top:bottom, left:right] = whole.pixels.take(inner_rows, axis=0).take(inner_columns, axis=1)
+        place[...] = whole.pixels.take(rows, axis=0).take(columns, axis=1)
     else:  # stored by columns, as COCO's code decodes
-        out.T[left:right, top:bottom] = whole.pixels.T.take(inner_columns, axis=0).take(inner_rows, axis=1)
+        place.T[...] = whole.pixels.T.take(columns, axis=0).take(rows, axis=1)
     return out
+
+
+def _sample(
+    whole: Mask, lines: Sequence[NDArray[np.signedinteger]], out: NDArray[Any], size: int, packed: bool
+) -> None:
+    """Do as `_sampled` with the compiled loop, into `size` columns of a byte or a bit each."""
+    (top, rows), (left, columns) = _inside(whole, lines)
+    pixels, by_columns = _stored(whole)
+    height, width = whole.pixels.shape
+    down, across = rows.astype(np.int32), columns.astype(np.int32)
+    _masks.sample(pixels, height, width, by_columns, down, across, out.data, size, packed, top, left)
+
+
+def _stored(whole: Mask) -> tuple[memoryview, bool]:
+    """Return the pixels in the rectangle around the object as they are stored, and whether that is by columns."""
+    by_columns = not whole.pixels.flags.c_contiguous
+    return np.ascontiguousarray(whole.pixels.T if by_columns else whole.pixels).data, by_columns
+
+
+def _inside(whole: Mask, lines: Sequence[NDArray[np.signedinteger]]) -> list[tuple[int, NDArray[np.signedinteger]]]:
+    """Return for rows and columns: the first one that meets the rectangle around the object, and all, counted in it."""
+    found = []
+    for line, start, length in zip(lines, (whole.top, whole.left), whole.pixels.shape, strict=True):
+        first, end = np.searchsorted(line, (start, start + length))
+        found.append((int(first), line[first:end] - start))
+    return found
 
 
 def coverage(original: Bool | Mask, grid: int) -> NDArray[np.float32]:
@@ -172,19 +227,34 @@ def coverage(original: Bool | Mask, grid: int) -> NDArray[np.float32]:
     whole = Mask.from_array(original)
     steps = np.arange(grid + 1, dtype=np.int64)
     (top, bottom), (left, right) = ((steps[:-1] * side // grid, -(-steps[1:] * side // grid)) for side in whole.shape)
-    # Sums up to each edge, within the rectangle around the object.
-    height, width = whole.pixels.shape
-    columns = np.zeros((height, width + 1), np.int32)
-    np.cumsum(whole.pixels, axis=1, out=columns[:, 1:])
-    first, last = (np.clip(edge - whole.left, 0, width) for edge in (left, right))
-    in_column = np.zeros((height + 1, grid), np.int64)
-    np.cumsum(columns[:, last] - columns[:, first], axis=0, out=in_column[1:])
-    first, last = (np.clip(edge - whole.top, 0, height) for edge in (top, bottom))
-    total = in_column[last] - in_column[first]
+    total = _pixels_in_cells(whole, (top, bottom), (left, right))
     # Divided by one side after the other, as torch does it: ties and order are then the same.
     heights = (bottom - top).astype(np.float32)
     widths = (right - left).astype(np.float32)
     return total.astype(np.float32) / heights[:, None] / widths[None, :]
+
+
+def _pixels_in_cells(whole: Mask, rows: Sequence[NDArray[np.int64]], columns: Sequence[NDArray[np.int64]]) -> Any:
+    """Count the pixels of a mask in each cell: (R, C) integers.
+
+    Args:
+        rows: (first, end) of each of R rows of cells.
+        columns: (first, end) of each of C columns of cells.
+    """
+    height, width = whole.pixels.shape  # of the rectangle around the object
+    top, bottom = (np.clip(edge - whole.top, 0, height) for edge in rows)
+    left, right = (np.clip(edge - whole.left, 0, width) for edge in columns)
+    if _masks is not None:
+        pixels, by_columns = _stored(whole)
+        up, down, before, after = (edge.astype(np.int32) for edge in (top, bottom, left, right))
+        counts = np.empty((len(top), len(left)), np.int32)
+        _masks.count(pixels, height, width, by_columns, up, down, before, after, counts)
+        return counts
+    sums = np.zeros((height, width + 1), np.int32)  # up to each edge
+    np.cumsum(whole.pixels, axis=1, out=sums[:, 1:])
+    in_column = np.zeros((height + 1, len(left)), np.int64)
+    np.cumsum(sums[:, right] - sums[:, left], axis=0, out=in_column[1:])
+    return in_column[bottom] - in_column[top]
 
 
 def fill_small(cells: Bool, original: Bool | Mask, recipe: Recipe) -> Bool:

@@ -9,7 +9,6 @@ import hashlib
 import json
 import mmap
 import tarfile
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from shards import codec
+from shards.checksum import crc32
 from shards.errors import BadShard
 from shards.format import KEY, LOSSY, META_EXTENSION, Codec, FieldName
 from shards.groups import groups_of
@@ -84,7 +84,7 @@ def encode_sample(sample: Sample, pictures: Codec = "zstd") -> list[tuple[str, b
     fields = sample.fields
     frames = [sample.frames[(field.frame or 1) - 1] for field in fields]
     blobs = [_encode(frame, field.name, pictures) for frame, field in zip(frames, fields, strict=True)]
-    checksums = {str(field): zlib.crc32(blob) for field, blob in zip(fields, blobs, strict=True)}
+    checksums = {str(field): crc32(blob) for field, blob in zip(fields, blobs, strict=True)}
     added: dict[str, dict[str, Any]] = {"crc32": checksums}
     if pictures in LOSSY and fields:
         exact = [getattr(frame, field.name) for frame, field in zip(frames, fields, strict=True)]
@@ -124,12 +124,12 @@ class ShardWriter:
     def put(self, sample: Sample, members: Sequence[tuple[str, bytes]]) -> None:
         """Write an encoded sample; `members` as `encode_sample` returns them."""
         offset = self.size
-        crc32 = 0
+        checksum = 0
         for name, blob in members:
             info = tarfile.TarInfo(name)  # its defaults: mode 0644, no owner, time 0
             info.size = len(blob)
             for data in (info.tobuf(tarfile.USTAR_FORMAT), blob, bytes(-len(blob) % BLOCK)):
-                crc32 = zlib.crc32(data, crc32)
+                checksum = crc32(data, checksum)
                 self._put(data)
         texts, regions = usable_objects(sample.meta["objects"], [frame.prompt_masks for frame in sample.frames])
         meta = json.loads(members[0][1]) if self._pictures in LOSSY else sample.meta
@@ -137,7 +137,7 @@ class ShardWriter:
         counts = (len(sample.frames), letters_of(sample.meta))
         groups = groups_of(sample.key, str(sample.meta.get("path", "")), len(sample.frames))
         size = self.size - offset
-        self.entries.append(Entry(sample.key, offset, size, crc32, texts, regions, ratios, groups, *counts))
+        self.entries.append(Entry(sample.key, offset, size, checksum, texts, regions, ratios, groups, *counts))
 
     def copy(
         self, key: str, data: memoryview, meta: dict[str, Any], texts: int, regions: int, psnr: Sequence[float]
@@ -150,8 +150,8 @@ class ShardWriter:
         """
         counts = (len(meta["frames"]), letters_of(meta))
         groups = groups_of(key, str(meta.get("path", "")), len(meta["frames"]))
-        crc32 = zlib.crc32(data)
-        self.entries.append(Entry(key, self.size, len(data), crc32, texts, regions, psnr, groups, *counts))
+        checksum = crc32(data)
+        self.entries.append(Entry(key, self.size, len(data), checksum, texts, regions, psnr, groups, *counts))
         self._put(data)
 
     def close(self) -> str:

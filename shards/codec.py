@@ -183,9 +183,32 @@ def normalise(
     return out
 
 
-def encode_masks(masks: Bool) -> bytes:
+class PackedMasks:
+    """Masks (N, S, S) bool, eight pixels per byte. Numpy takes them for the whole array; `len` and indices are its.
+
+    Args:
+        bits: (N, S, S // 8) uint8, the first pixel of a byte in its highest bit.
+    """
+
+    def __init__(self, bits: UInt8) -> None:
+        self.bits = bits
+        self.shape = (*bits.shape[:2], 8 * bits.shape[2])
+        self.dtype = np.dtype(np.bool_)
+
+    def __len__(self) -> int:
+        return len(self.bits)
+
+    def __getitem__(self, index: Any) -> Bool:
+        return np.unpackbits(self.bits[index], axis=-1).view(np.bool_)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return self[:].astype(dtype or np.bool_, copy=False)
+
+
+def encode_masks(masks: Bool | PackedMasks) -> bytes:
     """Encode (N, S, S) bool as N and the N end offsets of the frames (uint32, little endian), then the frames."""
-    frames = [_compress_mask(np.packbits(mask)) for mask in masks]
+    packed = masks.bits if isinstance(masks, PackedMasks) else map(np.packbits, masks)
+    frames = [*map(_compress_mask, packed)]
     ends = np.cumsum([len(frame) for frame in frames])
     return np.array([len(frames), *ends], "<u4").tobytes() + b"".join(frames)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from shards.codec import Bool, UInt8
+from shards.codec import Bool, PackedMasks, UInt8
 from shards.errors import BadShard
 from shards.format import FIELDS, PICTURES, Field, FieldName, frame_fields
 
@@ -23,7 +23,7 @@ class FrameTensors:
     """(3, 1024, 1024) uint8 RGB. None where nothing is to be segmented: only in samples without objects."""
     prompt_masks: Bool
     """(N, 16, 16) bool: the ViT's tokens that cover the region."""
-    masks: Bool
+    masks: Bool | PackedMasks
     """(N, 1024, 1024) bool."""
 
     def __post_init__(self) -> None:

@@ -175,7 +175,7 @@ def image_sample(
 
 def _candidate(annotation: dict[str, Any], size: tuple[int, int], texts: tuple[str, ...]) -> Candidate:
     more = {key: value for key, value in annotation.items() if key not in ("segmentation", "id", "image_id")}
-    read = partial(masks.from_coco, annotation.get("segmentation"), *size)
+    read = partial(masks.read_coco, annotation.get("segmentation"), *size)
     return Candidate(RawObject(as_id(annotation["id"]) or "", texts, more), (read,))
 
 

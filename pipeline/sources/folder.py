@@ -18,7 +18,7 @@ import numpy as np
 from pipeline import masks
 from pipeline.annotations import parse_json
 from pipeline.boundary import track_entries
-from pipeline.cropped import Bool
+from pipeline.cropped import Bool, Mask
 from pipeline.finder import below, finder_at, inside, locate_file
 from pipeline.fit import check_size, note_size_differences
 from pipeline.ids import as_id
@@ -202,8 +202,8 @@ def _value_of(stated: Any) -> int | None:
 
 def _read_mask(
     root: Path, mask: Any, value: int | None, size: tuple[int, int], options: Mapping[str, Any], alone: bool
-) -> Bool:
-    """Read a mask: (H, W) bool.
+) -> Bool | Mask:
+    """Read a mask (H, W).
 
     Args:
         mask: a path, run lengths or polygons; None where the object is not in the frame.
@@ -212,7 +212,7 @@ def _read_mask(
     if mask is None or (not mask and not alone):
         return np.zeros(size, np.bool_)
     if not isinstance(mask, str):
-        return masks.from_coco(mask, *size)
+        return masks.read_coco(mask, *size)
     image = open_image(locate_file(root, mask))
     value = None if image.mode == "1" else value
     decoded = masks.from_image(image, value, options.get("void"))

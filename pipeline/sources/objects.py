@@ -17,12 +17,12 @@ from shards.errors import BadInput, DroppedInput
 NO_OBJECT = "no annotated object"
 TWICE = "objects listed twice, taken once"
 ONE_ID = "objects that share an id with another of their sample"
-ReadMask = Callable[[], Bool]
+ReadMask = Callable[[], Bool | Mask]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """An object of the annotations. `masks` has one function per frame, which reads its mask: (H, W) bool."""
+    """An object of the annotations. `masks` has one function per frame, which reads its mask, (H, W)."""
 
     object: RawObject
     masks: Sequence[ReadMask]

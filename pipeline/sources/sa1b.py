@@ -127,7 +127,7 @@ def _candidate(annotation: Any, size: tuple[int, int]) -> Candidate:
     if number is None:
         raise BadInput("not SA-1B's json", met=str(annotation)[:60], wanted="annotations with an id")
     more = {key: value for key, value in annotation.items() if key not in ("segmentation", "id")}
-    read = partial(masks.from_coco, annotation.get("segmentation"), *size)
+    read = partial(masks.read_coco, annotation.get("segmentation"), *size)
     return Candidate(RawObject(number, (), more), (read,))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline import masks
 from pipeline.annotations import read_json
-from pipeline.cropped import Bool
+from pipeline.cropped import Mask
 from pipeline.faults import Fault, unusable
 from pipeline.finder import below
 from pipeline.fit import note_size_differences
@@ -242,8 +242,8 @@ def annotated_sample(
     numbers = [n * STEP for n in chosen]
     pictures = zip([f"{number:05d}" for number in numbers], video.pictures(numbers, size, slack), strict=True)
 
-    def mask(n: int, place: int) -> Bool:
-        return masks.from_coco(annotation.at(n, place), *size)
+    def mask(n: int, place: int) -> Mask:
+        return masks.read_coco(annotation.at(n, place), *size)
 
     candidates = [Candidate(item, [partial(mask, n, place) for n in chosen]) for place, item in items.items()]
     return note_size_differences(sample_of(path, kind, [*pictures], candidates, {**more}))

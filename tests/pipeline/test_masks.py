@@ -10,7 +10,9 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from pycocotools import mask as coco
 
-from pipeline.masks import from_array, from_coco, from_image
+from pipeline import cropped
+from pipeline.cropped import Mask
+from pipeline.masks import from_array, from_coco, from_image, read_coco
 from shards.errors import BadInput
 
 SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 40))
@@ -41,6 +43,31 @@ def test_run_lengths_plain_and_compressed_give_back_the_mask(mask):
     for given_mask in (plain, packed, text):
         decoded = from_coco(given_mask, height, width)
         assert decoded.dtype == np.bool_ and np.array_equal(decoded, mask)
+
+
+@given(arrays(np.bool_, SHAPES))
+def test_the_compiled_loop_finds_the_rectangle_around_the_pixels(mask):
+    if cropped._masks is None:
+        pytest.skip("not compiled here")
+    compiled = read_coco(coco.encode(np.asfortranarray(mask.view(np.uint8))), *mask.shape)
+    expected = Mask.from_array(mask)
+    assert (compiled.shape, compiled.top, compiled.left) == (expected.shape, expected.top, expected.left)
+    assert compiled.pixels.dtype == np.bool_ and np.array_equal(compiled.pixels, expected.pixels)
+
+
+@given(st.binary(max_size=12).map(lambda counts: bytes(48 + byte % 64 for byte in counts)))
+def test_the_compiled_loop_takes_the_run_lengths_that_numpy_takes(counts):
+    if cropped._masks is None:
+        pytest.skip("not compiled here")
+    results = []
+    for loops in (cropped._masks, None):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cropped, "_masks", loops)
+            try:
+                results.append(from_coco({"size": [3, 4], "counts": counts}, 3, 4).tobytes())
+            except BadInput as error:
+                results.append(str(error))
+    assert results[0] == results[1]
 
 
 @given(arrays(np.bool_, SHAPES), st.data())

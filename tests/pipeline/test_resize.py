@@ -6,11 +6,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
 from pipeline import resize
+from pipeline.cropped import Mask
 from pipeline.weights import weights
 from shards.recipe import RECIPES, named_recipe
 
@@ -212,3 +214,44 @@ def test_enlarging_in_two_steps_differs_from_one_step():
     direct = F.interpolate(logits[None], (333, 500), mode="bilinear", align_corners=False)[0] > 0
     assert (resize.predicted_masks(logits, 333, 500, RECIPES["sa2va"]) != direct.numpy()).any()
     assert resize.predicted_masks(logits[:0], 333, 500, RECIPES["sa2va"]).shape == (0, 333, 500)
+
+
+@given(
+    arrays(np.bool_, st.tuples(st.integers(1, 40), st.integers(1, 40))),
+    st.sampled_from([16, 64, 1024]),
+    st.booleans(),
+)
+def test_the_compiled_loop_and_numpy_sample_the_same_pixels(mask, size, by_columns):
+    if resize._masks is None:
+        pytest.skip("not compiled here")
+    stored = Mask.from_array(np.asfortranarray(mask) if by_columns else mask)
+    bits = np.zeros((size, size // 8), np.uint8)
+    resize.mask_bits(stored, size, bits)
+    compiled = resize.mask(stored, size)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resize, "_masks", None)
+        expected = resize.mask(stored, size)
+        in_numpy = np.zeros_like(bits)
+        covered = resize.coverage(stored, 16)
+        resize.mask_bits(stored, size, in_numpy)
+    centres = (2 * np.arange(size) + 1)[:, None] * mask.shape // (2 * size)
+    assert np.array_equal(expected, mask[np.ix_(centres[:, 0], centres[:, 1])])
+    assert np.array_equal(compiled, expected) and np.array_equal(bits, in_numpy)
+    assert np.array_equal(np.unpackbits(bits, axis=1), expected)
+    assert np.array_equal(resize.coverage(stored, 16), covered)
+
+
+PLACES = {"rows": [4], "columns": [-1], "width": 5, "size": 0, "left": 8, "top": 8, "out": [0] * 7}
+
+
+@pytest.mark.parametrize(("what", "value"), PLACES.items())
+def test_the_compiled_loop_refuses_places_outside_its_buffers(what, value):
+    if resize._masks is None:
+        pytest.skip("not compiled here")
+    good = {"pixels": np.ones((4, 4), np.uint8), "height": 4, "width": 4, "by_columns": False}
+    good |= {"rows": np.zeros(1, np.int32), "columns": np.zeros(1, np.int32)}
+    good |= {"out": np.zeros((8, 8), np.uint8), "size": 8, "packed": False, "top": 0, "left": 0}
+    resize._masks.sample(*good.values())
+    bad = good | {what: np.array(value, good[what].dtype) if isinstance(value, list) else value}
+    with pytest.raises(ValueError, match="do not fit"):
+        resize._masks.sample(*bad.values())
