@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,19 @@ from commands.options import BatchSize, Device, ModelDtype, Propagate, Sam2, Vid
 from commands.output import say
 from shards.extras import extra
 
+TextModel = Annotated[
+    Path | None,
+    Option(metavar="DIR", help="Folder of a text model, such as bert-base-uncased, for the recall of gcg."),
+]
+JudgeModel = Annotated[
+    str | None,
+    Option(
+        metavar="NAME",
+        help="Name of the judge. Without --judge: whose verdicts beside the predictions count, where there are several."
+        "  [default: meta-llama/Meta-Llama-3.1-8B-Instruct]",
+    ),
+]
+
 
 @extra("train")
 def benchmark(
@@ -20,8 +34,8 @@ def benchmark(
         Option(
             metavar="NAME",
             help="Benchmark: refcoco, refcoco+, refcocog, grefcoco, reasonseg, mevis, ref-davis, revos, ref-sav, "
-            "ref-youtube-vos, gcg, region-caption. Give several, each with --on; or all: those whose data is below "
-            "--root.",
+            "ref-youtube-vos, gcg, region-caption, dlc-bench. Give several, each with --on; or all: those whose data "
+            "is below --root.",
         ),
     ],
     root: Annotated[Path, Option(help="Folder of the raw data, as shard takes it.")],
@@ -47,10 +61,16 @@ def benchmark(
         bool,
         Option("--official-normalisation", help="Round SAM 2's mean and std to bfloat16, as in official code."),
     ] = False,
-    text_model: Annotated[
-        Path | None,
-        Option(metavar="DIR", help="Folder of a text model, such as bert-base-uncased, for the recall of gcg."),
+    text_model: TextModel = None,
+    judge: Annotated[
+        str | None,
+        Option(
+            metavar="URL",
+            help="OpenAI-compatible address of the language model that judges dlc-bench, such as "
+            "http://localhost:8000/v1. Its key, if it needs one, is in JUDGE_API_KEY. Without it nothing is sent.",
+        ),
     ] = None,
+    judge_model: JudgeModel = None,
     gcg_blanks: Annotated[
         bool, Option("--gcg-blanks", help="Ask gcg with the run of blanks that Sa2VA's script has in its question.")
     ] = False,
@@ -67,6 +87,7 @@ def benchmark(
     --num_processes N -m cli benchmark, or the same command several times. docs/BENCHMARKS.md has the details.
     """
     from evaluation.published.datasets import Options
+    from evaluation.published.judge import KEY_VARIABLE, MODEL, Judge
     from evaluation.published.run import Asking, is_first_process
     from evaluation.published.run import benchmark as run
 
@@ -80,7 +101,8 @@ def benchmark(
         asking = Asking(model, tiles, max_new_tokens, recipe, official_normalisation, dtype, device, batch_size)
         asking = replace(asking, video_frames=video_frames, propagate=propagate, sam2=sam2)
     folder = out or (Path("runs/benchmark") if from_file is None else from_file.parent)
-    options = Options(text_model, gcg_blanks)
+    asked = None if judge is None else Judge(judge, judge_model or MODEL, os.environ.get(KEY_VARIABLE))
+    options = Options(text_model, gcg_blanks, asked, judge_model)
     for text in run(on, root, folder, split=split, asking=asking, predictions=from_file, limit=limit, options=options):
         if is_first_process():
             say(text)
@@ -98,11 +120,15 @@ def compare(
     out: Annotated[Path, Option(help="Folder for the numbers and the page.")] = Path("runs/compare"),
     draws: Annotated[int, Option(min=1, help="Draws of the bootstrap.")] = 20_000,
     seed: Annotated[int, Option(min=0, help="Seed of the draws.")] = 0,
+    text_model: TextModel = None,
+    judge_model: JudgeModel = None,
 ) -> None:
     """Compare the predictions of two models: difference of each measure with its 95 % interval, and what changed most.
 
     The interval is from a paired bootstrap over items. Where it holds 0 the difference may be chance.
     """
     from evaluation.published.compare import compare as run
+    from evaluation.published.datasets import Options
 
-    say(run(first, second, out, name=on, split=split, root=root, draws=draws, seed=seed))
+    options = Options(text_model, judge_model=judge_model)
+    say(run(first, second, out, name=on, split=split, root=root, draws=draws, seed=seed, options=options))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.published.datasets import OpenBenchmark, opened
+from evaluation.published.datasets import OpenBenchmark, Options, opened
 from evaluation.published.datasets.named import BENCHMARKS
 from evaluation.published.measures import Measure, value_of, values_of
 from evaluation.published.predictions import Predictions, read_predictions
@@ -26,6 +26,7 @@ from shards.tables import add_row, plain_table, table_text
 DRAWS = 20_000
 COMPARISON = "compare.json"
 PAGE = "compare.html"
+_PLAIN = Options()
 _TAIL = 0.025  # outside of the interval, on each side
 _AT_ONCE = 1 << 21  # items of draws that are drawn at once
 _HEADS = ("A", "B", "B - A", "95 % from", "to", "")
@@ -95,12 +96,14 @@ def compare(
     root: Path | None = None,
     draws: int = DRAWS,
     seed: int = 0,
+    options: Options = _PLAIN,
 ) -> str:
     """Compare two files of predictions on the items that both answer; write compare.json and compare.html.
 
     Args:
         out: the folder of both.
         name: key of `BENCHMARKS`. This, `split` and `root` are by default what the results beside `first` say.
+        options: of single benchmarks.
 
     Returns:
         The differences as a table.
@@ -115,10 +118,13 @@ def compare(
     if name not in BENCHMARKS or not isinstance(split, str) or not isinstance(place, str | Path):
         do = f"give --on, --split and --root, or files with {RESULTS} beside them"
         raise UserError("which benchmark", where=str(first), met=name, wanted=" or ".join(BENCHMARKS), do=do)
-    with opened(BENCHMARKS[name], Path(place), split) as found:
-        answered = [_answered(label, file, found) for label, file in (("A", first), ("B", second))]
-        answered, notes = _common(answered, found)
+    with opened(BENCHMARKS[name].with_options(options), Path(place), split) as found:
+        of_both = [_answered(label, file, found) for label, file in (("A", first), ("B", second))]
+        answered, notes = _common([one for one, _ in of_both], found)
+        notes = [*dict.fromkeys([*found.notes, *(note for _, more in of_both for note in more)]), *notes]
         measures = [one.scored.measures for one in answered]
+        if not all(measures):
+            raise UserError("nothing to compare", where=name, met="; ".join(notes))
         compared = bootstrap(measures[0], measures[1], draws, seed)
         title = f"{name}, {split}: A = {first}, B = {second}"
         notes.append(f"{len(answered[0].scored.items):,} items, {draws:,} draws, seed {seed}")
@@ -149,9 +155,12 @@ def _known(predictions: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _answered(label: str, file: Path, found: OpenBenchmark) -> Answered:
+def _answered(label: str, file: Path, found: OpenBenchmark) -> tuple[Answered, list[str]]:
+    """Measure predictions item by item; return them with what a reader of the numbers has to know."""
     predictions = read_predictions(file)
-    return Answered(label, predictions.of_item, score(found, predictions, str(file)), str(file))
+    prepared, more = found.benchmark.prepare(found, predictions.of_item, file.parent)
+    scored = score(replace(found, benchmark=prepared), predictions, str(file))
+    return Answered(label, predictions.of_item, scored, str(file)), [f"{label}: {note}" for note in more]
 
 
 def _common(answered: list[Answered], found: OpenBenchmark) -> tuple[list[Answered], list[str]]:

@@ -7,7 +7,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -213,6 +213,8 @@ def measure(
     predictions = read_predictions(where)
     limited = limit is not None and limit < found.items
     make_output_folder(folder)
+    prepared, more = found.benchmark.prepare(found.first(limit), predictions.of_item, folder)
+    found = replace(found, benchmark=prepared, notes=(*found.notes, *more))
     hidden = found.split in found.benchmark.hidden
     if hidden:
         scored = write_submission(found.first(limit), predictions, folder / SUBMISSION, str(where))

@@ -25,7 +25,7 @@ class Scored:
     items: tuple[tuple[Asked, Item], ...]
     """N items, in the order of the benchmark."""
     numbers: Float
-    """(N, K), from the benchmark's `score`; K is 0 where the truth is not public."""
+    """(N, K), from the benchmark's `score`; K is 0 where nothing can be measured."""
     left_out: Counter[str]
     """Items that were not measured, by reason."""
     whole: Mapping[str, Measure] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class Scored:
 
     @property
     def measures(self) -> dict[str, Measure]:
-        """The measures by name; {} where the truth is not public."""
+        """The measures by name; {} where nothing can be measured."""
         if not self.numbers.shape[1]:
             return {}
         kinds = np.array([item.kind for _, item in self.items])
@@ -94,7 +94,7 @@ def score(opened: OpenBenchmark, predictions: Predictions, where: str) -> Scored
             continue
         for item, of_item in zip(answered, found, strict=True):
             if of_item is None:
-                left_out["whose object has no usable mask"] += 1
+                left_out[benchmark.no_numbers] += 1
             else:
                 items.append((asked, item))
                 numbers.append(of_item)

@@ -18,6 +18,7 @@ from tests.evaluation.published.conftest import root  # noqa: F401 (a fixture)
             "FILE/refcoco-val: cannot be made",
         ),
         ("benchmark --on refcoco --root ROOT --model none --recipe x", "recipe"),
+        ("benchmark --on dlc-bench --root ROOT --from FILE --judge x", "--judge: no address of a judge; met x"),
         ("compare FILE FILE", "FILE: which benchmark; met none"),
         ("compare FILE FILE --on refcoco --split val --root ROOT", "FILE, line 1: not a prediction"),
     ],

@@ -24,6 +24,7 @@ from pipeline.sources import Source, choices_of, source_named
 from shards.errors import BadInput, UserError
 
 if TYPE_CHECKING:
+    from evaluation.published.judge import Judge
     from inference.predictor import Predictor
 
 
@@ -71,12 +72,16 @@ class View:
 
 @dataclass(frozen=True)
 class Options:
-    """How grounded captions are asked for and measured."""
+    """How texts are asked for and measured."""
 
     text_model: Path | None = None
-    """Folder of a model of texts, for the recall; None: recall is not measured."""
+    """Folder of a model of texts, for the recall of gcg; None: recall is not measured."""
     blanks: bool = False
-    """Ask with the run of blanks in the question that Sa2VA's script has."""
+    """Ask gcg with the run of blanks in the question that Sa2VA's script has."""
+    judge: Judge | None = None
+    """Asked about the descriptions of dlc-bench; None: nothing is sent anywhere."""
+    judge_model: str | None = None
+    """Whose verdicts count without a judge; None: those that are there."""
 
 
 class Benchmark(ABC):
@@ -100,6 +105,8 @@ class Benchmark(ABC):
     """Splits whose truth is not public: a server measures the masks that are handed in."""
     folders: Sequence[str] = ()
     """Folders in which Sa2VA's data holds the dataset, below the root."""
+    no_numbers = "whose object has no usable mask"
+    """Why `score` returns None for an item."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -151,11 +158,23 @@ class Benchmark(ABC):
             known: ids of items that are answered. They are asked again only where a batch needs them.
         """
 
+    def prepare(
+        self, opened: OpenBenchmark, of_item: Mapping[str, Prediction], folder: Path
+    ) -> tuple[Benchmark, list[str]]:
+        """Get what measuring needs besides the truth; return the benchmark that has it, and notes for the reader.
+
+        Args:
+            folder: of the results, which keeps what is got.
+        """
+        return self, []
+
     @abstractmethod
     def score(
         self, truth: Any, items: Sequence[Item], of_item: Mapping[str, Prediction], where: str
     ) -> list[tuple[float, ...] | None]:
-        """Return the numbers of each item, from which measures are made; None where an object has no usable mask.
+        """Return the numbers of each item, from which measures are made; None where it cannot be measured.
+
+        The numbers are () for each item where nothing can be measured.
 
         Args:
             where: the file of predictions, for messages.
