@@ -31,7 +31,7 @@ from trainer.conversations.sample import SampleTexts
 from trainer.conversations.visit import Visit
 from trainer.data.batch import ConversationBatch
 from trainer.data.conversation_decoder import ConversationDecoder, ConversationPlan, PlannedRow
-from trainer.data.decoding import Buffers, Later, Ring
+from trainer.data.decoding import Buffers, Ring
 from trainer.model.prompts import Prompts
 
 """Groups that are planned, and batches that are decoded, while one is in use."""
@@ -112,11 +112,7 @@ class ConversationReader:
 
     def _batch(self, buffers: Buffers, samples: Sequence[AskedSample]) -> tuple[ConversationBatch, list[str]]:
         plans = [sample.plan for sample in samples]
-        later: Later = []
-        for place, plan in zip(self._decoder.places(buffers, plans), plans, strict=True):
-            self._decoder.fill(buffers, place, plan, later)
-        for do in later:
-            do()
+        self._decoder.fill(buffers, self._decoder.places(buffers, plans), plans)
         batch = self._decoder.batch(buffers, plans)
         sources = [sample.shards.manifest.source for sample in samples for _ in sample.plan.rows]
         return batch, sources

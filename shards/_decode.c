@@ -5,19 +5,61 @@
    here. Nothing is read or written before the lengths of both buffers were checked.
 
    zstd is the shared library of the system, which needs no header files to compile. Where it is missing, jobs that need
-   it are left undone. There are no floating-point operations: normalised values are looked up in a table. */
+   it are left undone. There are no floating-point operations: normalised values are looked up in a table.
+
+   What is written once and not read again here goes past the processor's cache where SSE2 allows it (every x86-64). That
+   saves reading the memory that is overwritten, and leaves in the cache what Python needs next. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <dlfcn.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 
 #define BLOCK 512
 #define MAX_OBJECTS 4096
 #define LINE 64 /* bytes of packed bits that are unpacked at a time */
+#define LARGE (1 << 16) /* bytes from which on the cache is passed by */
 
 static uint64_t pixels_of[256]; /* the eight bits of each byte value as eight bytes, the highest bit first */
+
+/* ---- writing ---- */
+
+#ifdef __SSE2__
+/* Whether to write `size` bytes at `out` past the cache. */
+static int is_streamed(const void *out, size_t size)
+{
+    return size >= LARGE && (uintptr_t)out % 16 == 0;
+}
+#endif
+
+static void copy(uint8_t *restrict out, const uint8_t *restrict data, size_t size)
+{
+#ifdef __SSE2__
+    if (is_streamed(out, size)) {
+        for (; size >= 64; out += 64, data += 64, size -= 64)
+            for (int k = 0; k < 64; k += 16)
+                _mm_stream_si128((__m128i *)(out + k), _mm_loadu_si128((const __m128i *)(data + k)));
+        _mm_sfence();
+    }
+#endif
+    memcpy(out, data, size);
+}
+
+static void zero(uint8_t *out, size_t size)
+{
+#ifdef __SSE2__
+    if (is_streamed(out, size)) {
+        for (; size >= 16; out += 16, size -= 16)
+            _mm_stream_si128((__m128i *)out, _mm_setzero_si128());
+        _mm_sfence();
+    }
+#endif
+    memset(out, 0, size);
+}
 
 /* ---- zstd ---- */
 
@@ -121,25 +163,25 @@ static void undo_filter(uint8_t *planes, size_t side)
         undo_row(r + side, g + side, b + side, r, g, b, side);
 }
 
-/* Each byte -> its value in the plane's table of 256. */
-static void look_up(const uint8_t *restrict planes, size_t area, const float *restrict table, float *restrict out)
+/* Each byte of a plane -> its value in a table of 256. */
+static void look_up(const uint8_t *restrict plane, size_t area, const float *restrict table, float *restrict out)
 {
-    for (int plane = 0; plane < 3; plane++, table += 256) {
-        size_t i = 0;
+    size_t i = 0;
+#ifdef __SSE2__
+    if (is_streamed(out, 4 * area)) {
         for (; i + 8 <= area; i += 8) {
-            uint64_t eight;
-            memcpy(&eight, planes + i, 8);
-            for (int k = 0; k < 8; k++) { /* in the order of memory, on any machine */
-                uint8_t value;
-                memcpy(&value, (const uint8_t *)&eight + k, 1);
-                out[i + k] = table[value];
-            }
+            uint64_t v;
+            memcpy(&v, plane + i, 8);
+            _mm_stream_ps(out + i, _mm_setr_ps(table[v & 255], table[v >> 8 & 255], table[v >> 16 & 255],
+                                               table[v >> 24 & 255]));
+            _mm_stream_ps(out + i + 4, _mm_setr_ps(table[v >> 32 & 255], table[v >> 40 & 255], table[v >> 48 & 255],
+                                                   table[v >> 56]));
         }
-        for (; i < area; i++)
-            out[i] = table[planes[i]];
-        planes += area;
-        out += area;
+        _mm_sfence();
     }
+#endif
+    for (; i < area; i++)
+        out[i] = table[plane[i]];
 }
 
 /* ---- jobs ---- */
@@ -179,9 +221,10 @@ static int do_picture(const Job *job, Worker *worker)
         planes = decoded;
     }
     if (job->table)
-        look_up(planes, side * side, job->table, job->out.buf);
+        for (int plane = 0; plane < 3; plane++, planes += side * side)
+            look_up(planes, side * side, job->table + 256 * plane, (float *)job->out.buf + plane * side * side);
     else if (planes != decoded)
-        memcpy(decoded, planes, size);
+        copy(decoded, planes, size);
     return 1;
 }
 
@@ -199,12 +242,12 @@ static void unpack(const uint8_t *bits, size_t size, uint8_t *out)
         size_t length = size - begin < LINE ? size - begin : LINE;
         if (!memcmp(bits + begin, zeros, length))
             continue;
-        memset(out + 8 * written, 0, 8 * (begin - written));
+        zero(out + 8 * written, 8 * (begin - written));
         for (size_t i = begin; i < begin + length; i++)
             memcpy(out + 8 * i, &pixels_of[bits[i]], 8);
         written = begin + length;
     }
-    memset(out + 8 * written, 0, 8 * (size - written));
+    zero(out + 8 * written, 8 * (size - written));
 }
 
 static int do_mask(const Job *job, Worker *worker)
@@ -260,11 +303,13 @@ static int do_job(const Job *job, Worker *worker)
         return do_picture(job, worker);
     case CELLS:
         return do_cells(job);
-    case COPY:
-        if (job->data.len != job->out.len)
+    case COPY: {
+        const char *from = job->data.buf, *to = job->out.buf;
+        if (job->data.len != job->out.len || (from < to + job->out.len && to < from + job->out.len))
             return 0;
-        memmove(job->out.buf, job->data.buf, job->out.len);
+        copy(job->out.buf, job->data.buf, job->out.len);
         return 1;
+    }
     default:
         return do_mask(job, worker);
     }

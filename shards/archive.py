@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from shards import codec
+from shards import codec, compiled
 from shards.checksum import crc32
 from shards.errors import BadShard
 from shards.format import KEY, LOSSY, META_EXTENSION, Codec, FieldName
@@ -242,14 +242,20 @@ class MappedTar:
         if size is None:
             raise BadShard("no end of archive", where=str(self.path), wanted="two zero blocks", do="write it again")
 
-    def exact_members(self, offset: int, size: int, names: Sequence[bytes]) -> list[memoryview] | None:
-        """Return the members' bytes if exactly `names`, in this order, fill `size` bytes from `offset` on, else None.
+    def exact_members(self, offset: int, size: int, key: bytes, rests: tuple[bytes, ...]) -> list[memoryview] | None:
+        """Return the members' bytes if exactly these members, in this order, fill `size` bytes from `offset` on.
 
-        This is the fast path of `members`, which says what is there instead.
+        None otherwise. This is the fast path of `members`, which says what is there instead.
+
+        Args:
+            key: of the sample.
+            rests: what follows the key in the members' names.
         """
+        if compiled.is_compiled():
+            return compiled.exact_members(self.view, offset, size, key, rests, _BLANK)
         end = offset + size
         found = []
-        for name in names:
+        for name in (key + rest for rest in rests):
             start = offset + BLOCK
             header = bytes(self.view[offset : offset + BLOCK])
             try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -71,11 +70,11 @@ def decode_field(
 @lru_cache(maxsize=256)
 def _member_names(
     frames: int, layout: tuple[FieldName, ...], pictures: Codec, version: int
-) -> dict[bytes, Field | None]:
-    """Return what follows the key in the members' names, in the tar's order, with the field; None for the JSON."""
+) -> tuple[tuple[bytes, ...], tuple[Field, ...]]:
+    """Return what follows the key in the members' names, in the tar's order, and the fields of all but the JSON."""
     fields = frame_fields(frames, layout)
-    named = {f".{field}.{field.extension(pictures, version)}".encode(): field for field in fields}
-    return {f".{META_EXTENSION}".encode(): None, **named}
+    names = (f".{field}.{field.extension(pictures, version)}".encode() for field in fields)
+    return (f".{META_EXTENSION}".encode(), *names), tuple(fields)
 
 
 def stored_fields(
@@ -195,21 +194,14 @@ class StoredSample:
         except BadShard as error:
             raise error.at(self.where) from None
 
-    @contextmanager
-    def changed_bytes_first(self) -> Iterator[None]:
-        """Prefer "the bytes have changed" to an error that changed bytes cause inside the block.
-
-        If an exception ends the block and the sample's bytes have not been compared yet, they are compared first.
+    def compare_now(self, copies: Copies = ()) -> None:
+        """Compare the sample's bytes if that is still to be done, while copying arrays that are views of them.
 
         Raises:
-            BadShard: the bytes have changed; otherwise the exception from inside.
+            BadShard: the bytes have changed.
         """
-        try:
-            yield
-        except Exception:
-            if self.compare:
-                self.compare(())
-            raise
+        if self.compare:
+            self.compare(copies)
 
     def detached(self) -> StoredSample:
         """Return the sample with a copy of its JSON and without members, so that the mapped file can be released."""
@@ -326,17 +318,17 @@ class ShardSet:
         name = key.encode("ascii", "replace")
         where = f"{tar.path}: {key}"
         frames, layout = self._alike
-        expected = _member_names(frames, layout, self.manifest.codec, self.manifest.version)
-        found = tar.exact_members(offset, size, [name + rest for rest in expected]) if KEY.fullmatch(key) else None
+        names, fields = _member_names(frames, layout, self.manifest.codec, self.manifest.version)
+        found = tar.exact_members(offset, size, name, names) if KEY.fullmatch(key) else None
         if found is None:
             members = list(tar.members(offset, size))
             alike = self._layout_of(key, [member for _, member, _ in members])
             if alike is None:
                 return self._open_unusual(key, where, members)
             self._alike = frames, layout = alike
-            expected = _member_names(frames, layout, self.manifest.codec, self.manifest.version)
+            _, fields = _member_names(frames, layout, self.manifest.codec, self.manifest.version)
             found = [data for _, _, data in members]
-        views = {field: data for field, data in zip(expected.values(), found, strict=True) if field}
+        views = dict(zip(fields, found[1:], strict=True))
         _check_pictures(views, self.manifest.codec)
         return StoredSample(key, where, frames, found[0], views)
 
@@ -348,7 +340,7 @@ class ShardSet:
         """
         for layout in LAYOUTS:
             frames = (len(members) - 1) // len(layout)
-            names = _member_names(frames, layout, self.manifest.codec, self.manifest.version)
+            names, _ = _member_names(frames, layout, self.manifest.codec, self.manifest.version)
             if members == [key + rest.decode() for rest in names]:
                 self.manifest.check_sample(frames, layout is FIELDS and frames > 0)
                 return frames, layout

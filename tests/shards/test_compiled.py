@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards import codec, compiled
+from shards.archive import MappedTar
 from shards.errors import BadShard
 from shards.format import MAX_OBJECTS
 from shards.lossy import encode_jpeg
@@ -201,3 +203,46 @@ def test_jobs_that_do_not_fit_their_buffers_are_left_or_refused(fault):
     good[position] = value
     with pytest.raises((TypeError, ValueError, OverflowError)):
         compiled.left_undone([tuple(good if fault != "short" else good[:5])])
+
+
+CHANGED_HEADERS = [{}] * 8 + [{"mode": 0o600}, {"mtime": 1}, {"uname": "a"}, {"type": b"2"}]
+
+
+def header_bytes(name: bytes, size: int, **changes: Any) -> bytearray:
+    info = tarfile.TarInfo(name.decode("latin-1"))
+    info.size = size
+    for key, value in changes.items():
+        setattr(info, key, value)
+    return bytearray(info.tobuf(tarfile.USTAR_FORMAT, "latin-1"))
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_headers_are_compared_as_python_does(data):
+    sizes = data.draw(st.lists(st.integers(0, 1600), min_size=1, max_size=3))
+    rests = tuple(f".{n}.up".encode() for n in range(len(sizes)))
+    tar = bytearray(512)  # what stands before the sample
+    plain = True
+    for rest, size in zip(rests, sizes, strict=True):
+        changes: dict[str, Any] = data.draw(st.sampled_from(CHANGED_HEADERS))
+        plain &= not changes
+        tar += header_bytes(b"key" + rest, size, **changes) + bytes(size + -size % 512)
+    size = len(tar) - 512
+    fault = data.draw(st.sampled_from(["none", "flip", "cut", "more", "less", "far", "key"]))
+    if fault == "flip":
+        bit = data.draw(st.integers(8 * 512, 8 * min(len(tar), 1024) - 1))
+        tar[bit // 8] ^= 1 << bit % 8
+    tar = tar[: len(tar) - data.draw(st.integers(1, 600))] if fault == "cut" else tar
+    size += {"more": 512, "less": -512}.get(fault, 0)
+    mapped = MappedTar.__new__(MappedTar)
+    mapped.view = memoryview(bytes(tar))
+    offset = len(tar) + 99 if fault == "far" else 512
+    asked = offset, size, b"other" if fault == "key" else b"key", rests
+    found = mapped.exact_members(*asked)
+    with compiled.python_alone():
+        expected = mapped.exact_members(*asked)
+    if fault != "cut":  # a member that ends beyond the file is left to `members`
+        assert found == expected
+    assert found is None or [len(member) for member in found] == sizes
+    if fault == "none":
+        assert (found is not None) == plain

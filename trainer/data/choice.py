@@ -10,12 +10,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 UInt64 = NDArray[np.uint64]
 _MASK = 0xFFFFFFFFFFFFFFFF
+_MULTIPLIER = 6364136223846793005  # Knuth's generator for 64 bits
+_INCREMENT = 1442695040888963407
+_MANY = 32  # numbers from which on numpy is faster
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +51,36 @@ def salt_of(*names: object) -> int:
 def shuffled(numbers: Sequence[int], salt: int) -> list[int]:
     """`numbers` in an order drawn with the seed `salt`, all orders equally likely (Fisher and Yates)."""
     order = [*numbers]
+    if len(order) > _MANY:
+        multipliers, increments, counts = _steps(len(order))
+        states = multipliers * np.uint64(salt & _MASK) + increments
+        places = ((states >> np.uint64(32)) * counts >> np.uint64(32)).tolist()
+        for last, at in zip(range(len(order) - 1, 0, -1), places, strict=True):
+            order[last], order[at] = order[at], order[last]
+        return order
     state = salt & _MASK
-    for last in range(len(order) - 1, 0, -1):  # numpy takes ten times as long for a few numbers
-        state = state * 6364136223846793005 + 1442695040888963407 & _MASK  # Knuth's generator for 64 bits
+    for last in range(len(order) - 1, 0, -1):
+        state = state * _MULTIPLIER + _INCREMENT & _MASK
         at = (state >> 32) * (last + 1) >> 32
         order[last], order[at] = order[at], order[last]
     return order
+
+
+@lru_cache(maxsize=1024)
+def _steps(count: int) -> tuple[UInt64, UInt64, UInt64]:
+    """Return what `shuffled` needs for `count` numbers, each (count - 1,): (m, i, n).
+
+    After k steps the generator's state is m[k - 1] * seed + i[k - 1]; step k chooses among n[k - 1] numbers.
+    """
+    multiplier = 1
+    increment = 0
+    states = []
+    for _ in range(count - 1):
+        multiplier = multiplier * _MULTIPLIER & _MASK
+        increment = increment * _MULTIPLIER + _INCREMENT & _MASK
+        states.append((multiplier, increment))
+    multipliers, increments = np.array(states, np.uint64).T.copy()
+    return multipliers, increments, np.arange(count, 1, -1).astype(np.uint64)
 
 
 def take_in_turn(order: Sequence[int], most: int, visit: int) -> list[tuple[int, int]]:

@@ -23,13 +23,12 @@ from trainer.conversations.sample import SampleTexts
 from trainer.data.batch import ConversationBatch
 from trainer.data.decoding import (
     Buffers,
-    Copies,
     Decoder,
-    Later,
     Layout,
     Normalise,
     Place,
     SampleVisit,
+    Work,
     stored_field,
 )
 from trainer.model.prompts import Prompts
@@ -161,7 +160,7 @@ class ConversationDecoder(Decoder[ConversationPlan]):
         """Return (F, N, 16, 16) bool: the cells of all objects in all frames."""
         if not sample.objects:
             return np.zeros((sample.frames, 0, self._recipe.grid, self._recipe.grid), np.bool_)
-        return np.stack([self._decode(sample, stored_field("prompt_masks", f + 1)) for f in range(sample.frames)])
+        return np.stack([self.decode(sample, stored_field("prompt_masks", f + 1)) for f in range(sample.frames)])
 
     def _row_of(self, key: str, conversation: Conversation, prompts: Bool, notes: Counter[str]) -> PlannedRow | None:
         """Return a conversation's row, without the targets that were cut off; None where nothing of it is trained."""
@@ -200,14 +199,12 @@ class ConversationDecoder(Decoder[ConversationPlan]):
         columns = ([plan.sizes[name] for plan in plans] for name in _TENSORS)
         return [*zip(*(accumulate(column, initial=0) for column in columns), strict=True)][:-1]
 
-    def _fill(self, buffers: Buffers, place: Place, plan: ConversationPlan, copies: Copies, later: Later) -> None:
+    def _fill(self, buffers: Buffers, place: Place, plan: ConversationPlan, work: Work) -> None:
         sample = plan.sample
         arrays = buffers.arrays
         picture, predicted, mask = place
         for at, frame in enumerate(plan.shown, picture):
-            self._decode_picture(
-                sample, stored_field("pixel_values", frame + 1), [arrays["pixel_values"][at]], copies, later
-            )
+            self.picture(sample, stored_field("pixel_values", frame + 1), [arrays["pixel_values"][at]], work)
         outs: dict[int, list[Array]] = {}
         decoded: dict[tuple[int, tuple[int, ...]], Array] = {}
         for at, (frame, targets) in enumerate(plan.predictions, predicted):
@@ -216,22 +213,13 @@ class ConversationDecoder(Decoder[ConversationPlan]):
                 out = arrays["masks"][mask]
                 mask += 1
                 if (same := decoded.setdefault((frame, target.objects), out)) is not out:
-                    np.copyto(out, same)
+                    work.copy(same, out)
+                elif target.objects:
+                    self.union(sample, stored_field("masks", frame + 1), target.objects, out, work)
                 else:
-                    self._decode_union(sample, frame, target.objects, out)
+                    out.fill(0)
         for frame, places in outs.items():
-            self._decode_picture(sample, stored_field("g_pixel_values", frame + 1), places, copies, later)
-
-    def _decode_union(self, sample: StoredSample, frame: int, objects: Sequence[int], out: Array) -> None:
-        """Decode the union of objects' masks in a frame to `out`: empty where there are none."""
-        if not objects:
-            out.fill(0)
-            return
-        field = stored_field("masks", frame + 1)
-        first, *others = objects
-        self._decode(sample, field, [first], out[None])
-        for number in others:
-            np.bitwise_or(out, self._decode(sample, field, [number])[0], out=out)
+            self.picture(sample, stored_field("g_pixel_values", frame + 1), places, work)
 
     def batch(self, buffers: Buffers, plans: Sequence[ConversationPlan], **known: Any) -> ConversationBatch:
         tensors: dict[str, Any] = {

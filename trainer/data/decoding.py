@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from math import prod
 from random import Random
 from typing import Any, Generic, Literal, Protocol, TypeVar
@@ -14,7 +14,8 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 import numpy as np
 import torch
 
-from shards import codec
+from shards import codec, compiled
+from shards.compiled import Job
 from shards.errors import BadShard, UserError
 from shards.format import Field, FieldName
 from shards.reader import Array, StoredSample, decode_field
@@ -31,10 +32,6 @@ NEEDED: dict[Need, str] = {
 }
 Normalise = Literal["host", "device"]
 """Where `pixel_values` become float32 and `masks` a byte per pixel: in the loader, or in `Batch.to` on the device."""
-Copies = list[tuple[Array, Array]]
-"""(target, source) pairs of arrays."""
-Later = list[Callable[[], object]]
-"""Calls that complete what was planned to be copied or decoded."""
 Layout = tuple[tuple[int, ...], np.dtype[Any]]
 """Shape and dtype."""
 
@@ -107,31 +104,29 @@ class Decoder(ABC, Generic[AnyPlan]):
     def places(self, buffers: Buffers, plans: Sequence[AnyPlan]) -> list[Place]:
         """Return the place of each plan's sample in a batch; make room for the batch in `buffers`."""
 
-    def fill(self, buffers: Buffers, place: Place, plan: AnyPlan, later: Later) -> AnyPlan:
-        """Decode what a plan takes to its place; the pictures are complete when `later` has run.
+    def fill(self, buffers: Buffers, places: Sequence[Place], plans: Sequence[AnyPlan]) -> list[AnyPlan]:
+        """Decode what plans take to their places; return the plans, detached.
 
-        Between two copies of megabytes Python finds nothing of its own in the processor's cache, and takes three times
-        as long: so the Python for several samples comes first, then their copies.
-
-        Returns:
-            The plan, detached.
+        The Python for all samples comes first, then one call decodes them without the interpreter's lock.
 
         Raises:
-            BadShard: the sample cannot be decoded. So may `later`, which compares its bytes where that is to be done.
+            BadShard: a sample cannot be decoded, or its bytes have changed.
         """
-        copies: Copies = []
-        first = len(later)
-        self._fill(buffers, place, plan, copies, later)
-        if compare := plan.sample.compare:
-            later.insert(first, partial(compare, copies))
-        else:
-            later += [partial(np.copyto, *pair) for pair in copies]
-        detached: AnyPlan = plan.detached()
+        work = Work(self)
+        for place, plan in zip(places, plans, strict=True):
+            work.begin(plan.sample)
+            try:
+                self._fill(buffers, place, plan, work)
+            except Exception:
+                plan.sample.compare_now()  # changed bytes are the better reason to give
+                raise
+        detached = [plan.detached() for plan in plans]
+        work.do()
         return detached
 
     @abstractmethod
-    def _fill(self, buffers: Buffers, place: Place, plan: AnyPlan, copies: Copies, later: Later) -> None:
-        """Decode masks, and put what completes the pictures into `copies` or `later`."""
+    def _fill(self, buffers: Buffers, place: Place, plan: AnyPlan, work: Work) -> None:
+        """Add what decodes a plan's sample to `work`."""
 
     @abstractmethod
     def batch(self, buffers: Buffers, plans: Sequence[AnyPlan], **known: Any) -> Batch:
@@ -149,7 +144,7 @@ class Decoder(ABC, Generic[AnyPlan]):
             return (*shape[:-1], shape[-1] // 8), np.dtype(np.uint8)
         return shape, field.dtype
 
-    def _decode(
+    def decode(
         self, sample: StoredSample, field: Field, objects: Sequence[int] | None = None, out: Array | None = None
     ) -> Array:
         """Decode a field of a sample, masks of `objects` alone; `field` has the frame's number."""
@@ -158,20 +153,37 @@ class Decoder(ABC, Generic[AnyPlan]):
         except BadShard as error:
             raise error.at(f"{sample.where}.{_stored(sample, field)}") from None
 
-    def _decode_picture(
-        self, sample: StoredSample, field: Field, outs: Sequence[Array], copies: Copies, later: Later
-    ) -> None:
-        """Put what decodes a picture into each of `outs` into `copies` or `later`."""
+    def picture(self, sample: StoredSample, field: Field, outs: Sequence[Array], work: Work) -> None:
+        """Let `work` decode a picture to each of `outs`."""
         data = _member(sample, field)
-        if (self._as_stored or field.name != "pixel_values") and codec.is_raw(data):
-            try:
-                picture = codec.read_picture(data, outs[0].shape[1])
-            except BadShard as error:
-                raise error.at(f"{sample.where}.{_stored(sample, field)}") from None
-            copies += [(out, picture) for out in outs]
+        recipe = self._recipe
+        if field.name == "g_pixel_values":
+            job = codec.picture_job(data, recipe.sam_size, outs[0])
+        elif self._as_stored:
+            job = codec.picture_job(data, recipe.vision_size, outs[0])
         else:
-            later.append(partial(self._decode, sample, field, None, outs[0]))
-            later += [partial(np.copyto, out, outs[0]) for out in outs[1:]]
+            job = codec.normalised_job(data, recipe.vision_size, recipe.mean, recipe.std, outs[0])
+        work.add(job, sample, field)
+        for out in outs[1:]:
+            work.copy(outs[0], out)
+
+    def objects(
+        self, sample: StoredSample, field: Field, objects: Sequence[int], outs: Iterable[Array], work: Work
+    ) -> None:
+        """Let `work` decode the masks or the cells of objects, each to its own of `outs`."""
+        data = _member(sample, field)
+        for number, out in zip(objects, outs, strict=True):
+            if field.name == "masks":
+                job = codec.mask_job(data, number, out, self._as_stored)
+            else:
+                job = codec.cells_job(data, self._recipe.grid, number, out)
+            work.add(job, sample, field)
+
+    def union(self, sample: StoredSample, field: Field, objects: Sequence[int], out: Array, work: Work) -> None:
+        """Let `work` decode the union of objects' masks, of at least one."""
+        data = _member(sample, field)
+        for turn, number in enumerate(objects):
+            work.add(codec.mask_job(data, number, out, self._as_stored, united=turn > 0), sample, field)
 
 
 def _stored(sample: StoredSample, field: Field) -> Field:
@@ -184,6 +196,61 @@ def _member(sample: StoredSample, field: Field) -> memoryview:
     if stored not in sample.members:
         raise BadShard("a sample without this field", where=f"{sample.where}.{stored}", wanted=str(stored))
     return sample.members[stored]
+
+
+class Work:
+    """What a run of samples still has to decode: jobs of `shards.compiled`, which are done together.
+
+    Args:
+        decoder: does in Python what is left undone.
+    """
+
+    def __init__(self, decoder: Decoder[Any]) -> None:
+        self._decoder = decoder
+        self._jobs: list[Any] = []
+        """Jobs, each followed by its sample and field."""
+        self._comparisons: list[tuple[StoredSample, list[tuple[Array, Array]]]] = []
+        """Samples whose bytes are to be compared, with (target, source) pairs that are copied on the way."""
+
+    def begin(self, sample: StoredSample) -> None:
+        """Begin with the jobs of a sample."""
+        if sample.compare:
+            self._comparisons.append((sample, []))
+
+    def add(self, job: Job, sample: StoredSample, field: Field) -> None:
+        """Add a job that decodes a field of the sample that was begun last."""
+        kind, data, out, size, _, table = job
+        if sample.compare and kind == compiled.PICTURE and table is None and codec.is_raw(data):
+            try:
+                self._comparisons[-1][1].append((out, codec.read_picture(data, size)))
+            except BadShard as error:
+                raise error.at(f"{sample.where}.{_stored(sample, field)}") from None
+        else:
+            self._jobs.append((*job, sample, field))
+
+    def copy(self, source: Array, out: Array) -> None:
+        """Copy `source` to `out` when the jobs before this one are done."""
+        self._jobs.append((compiled.COPY, source, out, 0, None, None, None, None))
+
+    def do(self) -> None:
+        """Compare the bytes of samples where that is to be done, and do all jobs.
+
+        Raises:
+            BadShard: bytes have changed, or cannot be decoded.
+        """
+        for sample, copies in self._comparisons:
+            sample.compare_now(copies)
+        left = {*compiled.left_undone(self._jobs)}
+        for number in range(min(left, default=len(self._jobs)), len(self._jobs)):
+            kind, _, out, position, *_, sample, field = job = self._jobs[number]
+            if kind in (compiled.PACKED_UNION, compiled.MASK_UNION):  # what it is united with has just been decoded
+                np.bitwise_or(out, self._decoder.decode(sample, field, [position])[0], out=out)
+            elif kind == compiled.COPY:
+                np.copyto(out, job[1])
+            elif number in left and kind == compiled.PICTURE:
+                self._decoder.decode(sample, field, None, out)
+            elif number in left:
+                self._decoder.decode(sample, field, [position], out[None])
 
 
 class Lazy(Sequence[Any]):

@@ -30,7 +30,7 @@ from shards.storage.cache import Cache
 from trainer.conversations.options import ConversationOptions
 from trainer.data.batch import Batch
 from trainer.data.conversation_decoder import ConversationDecoder
-from trainer.data.decoding import NEEDED, Buffers, Decoder, Later, Need, Normalise, Place, Ring, SampleVisit
+from trainer.data.decoding import NEEDED, Buffers, Decoder, Need, Normalise, Place, Ring, SampleVisit
 from trainer.data.fetching import ShardFetcher, check_cache_size
 from trainer.data.holdout import held_out_parts
 from trainer.data.lengths import expected_tokens
@@ -363,20 +363,16 @@ class Loader:
                 copy=entry.copy,
                 other_phrase=partial(self._other_phrases.draw, entry, number),
             )
-            with visit.sample.changed_bytes_first():
+            try:
                 plans.append(self._decoder.plan(visit))
+            except Exception:
+                visit.sample.compare_now()  # changed bytes are the better reason to give
+                raise
         return plans
 
     def _fill(self, buffers: Buffers, places: list[Place], plans: list[Any]) -> list[Any]:
         """Decode samples to their places; returns their plans, detached."""
-        detached = []
-        later: Later = []
-        for place, plan in zip(places, plans, strict=True):
-            with plan.sample.changed_bytes_first():
-                detached.append(self._decoder.fill(buffers, place, plan, later))
-        for do in later:
-            do()
-        return detached
+        return self._decoder.fill(buffers, places, plans)
 
 
 def _open_entries(paths: Sequence[str], options: LoaderOptions) -> list[Entry]:

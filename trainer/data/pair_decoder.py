@@ -20,14 +20,13 @@ from trainer.data.choice import Choice, choose, salt_of, shuffled, take_in_turn
 from trainer.data.decoding import (
     NEEDED,
     Buffers,
-    Copies,
     Decoder,
-    Later,
     Lazy,
     Need,
     Normalise,
     Place,
     SampleVisit,
+    Work,
     check_memory,
     nbytes,
     stored_field,
@@ -103,7 +102,7 @@ class PairDecoder(Decoder[PairPlan]):
             taken = take_in_turn(shuffled(range(sample.objects), salt), self._objects, visit.number)
             choice = Choice([n for n, _ in taken], [turn for _, turn in taken], (0, min(1, sample.frames - 1)))
             return PairPlan(sample, choice, visit.copy)
-        cells = [self._decode(sample, stored_field("prompt_masks", f + 1)) for f in range(sample.frames)]
+        cells = [self.decode(sample, stored_field("prompt_masks", f + 1)) for f in range(sample.frames)]
         visible = np.stack([mask.any(axis=(1, 2)) for mask in cells])
         able: list[int] = np.flatnonzero(visible.any(axis=0)).tolist()
         if self._need == "texts":
@@ -118,7 +117,7 @@ class PairDecoder(Decoder[PairPlan]):
     def places(self, buffers: Buffers, plans: Sequence[PairPlan]) -> list[Place]:
         return [(row,) for row in range(len(plans))]
 
-    def _fill(self, buffers: Buffers, place: Place, plan: PairPlan, copies: Copies, later: Later) -> None:
+    def _fill(self, buffers: Buffers, place: Place, plan: PairPlan, work: Work) -> None:
         (row,) = place
         sample = plan.sample
         objects = plan.choice.objects
@@ -128,9 +127,9 @@ class PairDecoder(Decoder[PairPlan]):
             out = buffers.arrays[name][row]
             stored = stored_field(field.name, chosen[(field.frame or 1) - 1] + 1)
             if field.name in _OF_OBJECTS:
-                self._decode(sample, stored, objects, out[: len(objects)])
+                self.objects(sample, stored, objects, out[: len(objects)], work)
             elif is_paired or name != "pixel_values2" or "pixel_values1" not in self._fields:
-                self._decode_picture(sample, stored, [out], copies, later)
+                self.picture(sample, stored, [out], work)
 
     def batch(self, buffers: Buffers, plans: Sequence[PairPlan], **known: Any) -> PairBatch:
         counts = [len(plan.choice.objects) for plan in plans]

@@ -14,6 +14,7 @@ import torch
 
 from pipeline.request import make_request
 from pipeline.run import run
+from shards import compiled
 from shards.errors import UserError
 from shards.reader import ShardSet
 from shards.recode import recode
@@ -124,6 +125,23 @@ def test_a_batch_holds_what_its_rows_name(sets):
                     chat=row.kind == "chat",
                 )
     assert all(seen.values()), seen
+
+
+@pytest.mark.parametrize("normalise", ["host", "device"])
+def test_the_compiled_way_and_python_alone_give_equal_batches(sets, normalise):
+    if not compiled.is_compiled():
+        pytest.skip("not compiled here")
+
+    def tensors() -> list[dict[str, torch.Tensor]]:
+        batches = loader(sets, threads=2, normalise=normalise).epoch(1)
+        return [{k: v.clone() for k, v in vars(b).items() if isinstance(v, torch.Tensor)} for b in batches]
+
+    ours = tensors()
+    with compiled.python_alone():
+        python = tensors()
+    assert any("masks" in batch for batch in ours) and len(ours) == len(python)
+    for one, other in zip(ours, python, strict=True):
+        assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize("kind", ["describe", "segment"])

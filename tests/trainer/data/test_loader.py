@@ -15,10 +15,12 @@ from skimage import data as photographs
 
 from pipeline.request import make_request
 from pipeline.run import run
+from shards import compiled
 from shards.checksum import crc32
 from shards.errors import UserError
 from shards.manifest import pack_manifest, sha256
 from shards.reader import ShardSet
+from shards.recode import recode
 from tests.batches import make_loader, tensors_of
 from tests.pipeline.sources.test_folder import write as write_lines
 from tests.pipeline.sources.test_folder import write_pictures
@@ -54,6 +56,28 @@ def test_batches_hold_what_the_reader_returns(sav_set):
     assert count == 12
 
 
+@pytest.mark.parametrize("normalise", ["host", "device"])
+@pytest.mark.parametrize("codec", ["sav_set", "raw_set", "jpeg_set"])
+def test_the_compiled_way_and_python_alone_give_equal_batches(codec, normalise, request):
+    """In the first epoch, in which checksums are compared, and in the second."""
+    if not compiled.is_compiled():
+        pytest.skip("not compiled here")
+    folder = request.getfixturevalue(codec)
+    options = {"fields": FIELDS, "batch_size": 4, "threads": 2, "objects_per_sample": 2, "normalise": normalise}
+
+    def epochs() -> list[dict[str, torch.Tensor]]:
+        loads = loader(folder, **options)
+        batches = chain(loads.epoch(0), loads.epoch(1))
+        return [{name: tensor.clone() for name, tensor in tensors_of(batch).items()} for batch in batches]
+
+    ours = epochs()
+    with compiled.python_alone():
+        python = epochs()
+    assert len(ours) == len(python) >= 4
+    for one, other in zip(ours, python, strict=True):
+        assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_order_is_a_pure_function_of_seed_and_epoch(sav_set):
     assert keys(loader(sav_set, threads=1, prefetch=0)) == keys(loader(sav_set, threads=3, prefetch=4))
     assert keys(loader(sav_set, threads=0)) == keys(loader(sav_set))
@@ -61,6 +85,14 @@ def test_order_is_a_pure_function_of_seed_and_epoch(sav_set):
     second = keys(loader(sav_set), epoch=1)
     assert sorted(chain(*first)) == sorted(chain(*second)) and first != second
     assert first != keys(loader(sav_set, seed=8))
+
+
+@pytest.fixture(scope="module")
+def jpeg_set(small_set, tmp_path_factory) -> Path:
+    """`small_set` with its pictures as JPEG."""
+    folder = tmp_path_factory.mktemp("jpeg") / "sav"
+    recode(small_set, folder, "jpeg", 1)
+    return folder
 
 
 @pytest.fixture(scope="module")
