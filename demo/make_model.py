@@ -98,7 +98,7 @@ def _spread_prompts(model: Sa2VA, phrases: Sequence[str]) -> None:
     visual_tokens = torch.randn(1, IMAGE_TOKENS, model.mlp1[0].normalized_shape[0])
     embeddings = model.embed_rows(rows, visual_tokens, torch.zeros(len(phrases), dtype=torch.int64))
     states = model.run_language_model(embeddings, rows.attention, rows.positions)
-    tokens = model.text_hidden_fcs(states[rows.ids == prompts.seg])
+    tokens = model.text_hidden_fcs(states.flatten(0, 1)[rows.segs])
     mean = tokens.mean(0)
     _, spread, directions = torch.linalg.svd(tokens - mean, full_matrices=False)
     directions = directions[:-1]  # centred tokens span one dimension less

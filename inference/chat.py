@@ -252,13 +252,7 @@ class Chat:
         images = torch.arange(len(views), device=model.device)[None]
         regions = torch.from_numpy(cells)[None].to(model.device)
         embeddings = model.embed_rows(rows, views, images, regions)[:, reused:]
-        unread = replace(
-            rows,
-            ids=rows.ids[:, reused:],
-            labels=rows.labels[:, reused:],
-            replaced=rows.replaced[:, reused:],
-            attention=rows.attention[:, reused:],
-        )
+        unread = replace(rows, attention=rows.mask[:, reused:])
         most = min(self._predictor.max_new_tokens, self.context - len(row.ids))
         likeliest = lambda logits, step: logits.argmax(-1)  # noqa: E731
         return generate_steps(

@@ -52,7 +52,7 @@ def masks_of(loaded: LoadedModel, examples: Sequence[Example]) -> Bool:
         rows = prompts.padded([prompts.segment(example.name, example.text)], device)
         embeddings = model.embed_rows(rows, model.encode_image(pixels), first)
         states = model.run_language_model(embeddings, rows.attention, rows.positions)
-        phrase_embeddings = model.text_hidden_fcs(states[rows.ids == prompts.seg]).float()
+        phrase_embeddings = model.text_hidden_fcs(states.flatten(0, 1)[rows.segs]).float()
         sam_pixels = torch.from_numpy(resize.picture(example.picture, recipe.sam_size, recipe))[None].to(device)
         logits = sam.decode(sam.encode(sam_pixels), first, phrase_embeddings)
         masks.append((logits[0] > 0).cpu().numpy())

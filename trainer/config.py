@@ -136,7 +136,8 @@ class DataConfig:
     """Frames of a video that a conversation shows, other ones each time. Sa2VA's own training shows 5. Each takes 256
     tokens, and a pass through SAM 2 where masks are asked for."""
     group_by_length: bool = False
-    """Give an optimiser step conversations of like length, so that less of a batch is padding."""
+    """Give an optimiser step conversations of like length: without `packing` less of a batch is padding, and with it
+    steps still differ less in time on several processes."""
     threads: Annotated[int, count(1024, "no machine has more cores")] = 2
     """Threads per process that decode samples."""
     prefetch: Annotated[int, count(1024, "each batch takes memory", low=0)] = 2
@@ -250,6 +251,9 @@ class Config:
     lora: LoraConfig = field(default_factory=LoraConfig)
     gradient_checkpointing: bool = False
     """Compute activations of the language model again in the backward pass: less memory, more time."""
+    packing: bool = True
+    """Lay the rows of a batch end to end in one sequence, in which each token sees those of its own row alone; false:
+    pad rows to one length. The losses are the same within rounding."""
     compile: bool = False
     """Compile the layers of vision tower, SAM 2's image encoder and language model with torch.compile."""
 

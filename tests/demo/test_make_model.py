@@ -22,7 +22,7 @@ def test_the_name_changes_the_prompt_token_more_than_the_picture(model):
         for image in (0, 1):
             embeddings = model.embed_rows(rows, visual_tokens, torch.full((len(NAMES),), image))
             states = model.run_language_model(embeddings, rows.attention, rows.positions)
-            tokens.append(model.text_hidden_fcs(states[rows.ids == prompts.seg]))
+            tokens.append(model.text_hidden_fcs(states.flatten(0, 1)[rows.segs]))
     by_phrase = tokens[0].std(0).mean()
     by_picture = (tokens[0] - tokens[1]).abs().mean()
     assert by_phrase > 2 and by_phrase > 2 * by_picture

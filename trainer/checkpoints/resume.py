@@ -17,7 +17,7 @@ from trainer.measure.journal import BENCHMARK, METRICS, read_records
 
 _DO = "give it as the run had it, or another output_dir for another run"
 _CHANGEABLE = (
-    *("steps", "output_dir", "resume", "gradient_checkpointing", "compile", "eval", "checkpoint"),
+    *("steps", "output_dir", "resume", "gradient_checkpointing", "compile", "packing", "eval", "checkpoint"),
     *("data.threads", "data.prefetch", "data.normalise", "data.check"),
     *("batch_size", "accumulation"),  # what counts is their product with the number of processes
     "data.shards",  # what counts is what they hold
@@ -25,7 +25,7 @@ _CHANGEABLE = (
     *("data.cache", "data.cache_limit", "data.fetches", "data.attempts"),
 )
 """Keys that may change when a run is resumed."""
-_EARLIER_DEFAULTS = {"data.holdout_by": "sample", "weight_decay_on": "all"}
+_EARLIER_DEFAULTS = {"data.holdout_by": "sample", "weight_decay_on": "all", "packing": False}
 """What runs did before a key was added. A checkpoint without the key is resumed with this value."""
 
 

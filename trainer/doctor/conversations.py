@@ -56,7 +56,7 @@ def check_rows(config: Config, opened: data.Data, footprint: Footprint) -> Itera
             continue
         loader = Loader(config.data.shards, training_options(config, name, prompts, threads=0, prefetch=0))
         batches = islice(loader.epoch(0), -(-data.PROBED // config.batch_size))
-        probed = [_Probe(batch) for batch in batches if isinstance(batch, ConversationBatch)]
+        probed = [_Probe(batch, config.packing) for batch in batches if isinstance(batch, ConversationBatch)]
         rows = [length for probe in probed for length in probe.lengths]
         if not rows:
             yield warn("rows", f"{name}: nothing could be asked of the first {len(probed)} batches")
@@ -64,9 +64,8 @@ def check_rows(config: Config, opened: data.Data, footprint: Footprint) -> Itera
         largest = max(probed, key=lambda probe: probe.tokens)
         activations = footprint.activations(largest.tokens, largest.trained, config)
         text = f"{name}, {len(rows)} rows of the first batches: {sum(rows) / len(rows):,.0f} tokens on average, at most"
-        text += (
-            f" {max(rows):,}; a batch has at most {largest.tokens:,} with padding, of {largest.pictures} pictures, and"
-        )
+        padding = "" if config.packing else " with padding"
+        text += f" {max(rows):,}; a batch has at most {largest.tokens:,}{padding}, of {largest.pictures} pictures, and"
         text += f" {max(probe.masks for probe in probed)} masks; for these tokens the language model keeps about"
         yield ok("rows", f"{text} {size(activations)} of activations")
 
@@ -74,9 +73,9 @@ def check_rows(config: Config, opened: data.Data, footprint: Footprint) -> Itera
 class _Probe:
     """Numbers of a batch: its tensors lie in buffers that the next one uses."""
 
-    def __init__(self, batch: ConversationBatch) -> None:
+    def __init__(self, batch: ConversationBatch, packing: bool) -> None:
         self.lengths = [len(row.ids) for row in batch.rows]
-        self.tokens = len(batch.rows) * max(self.lengths, default=0)
+        self.tokens = sum(self.lengths) if packing else len(batch.rows) * max(self.lengths, default=0)
         self.trained = sum(label != IGNORE for row in batch.rows for label in row.labels[1:])
         self.pictures = 0 if batch.pixel_values is None else len(batch.pixel_values)
         self.masks = len(batch.seg_of_mask)

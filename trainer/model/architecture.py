@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from transformers import InternVLVisionConfig, LlamaConfig, PretrainedConfig, Qwen2Config, Qwen3Config
 
 from shards.errors import UserError
+from trainer.model.attention import IMPLEMENTATION
 
 VISION_SIZE = 448
 GRID = 16
@@ -169,7 +170,7 @@ class Architecture:
             raise self._unsupported(
                 "llm_config.architectures", kind, " or ".join([*LANGUAGE_MODELS, "InternLM2ForCausalLM"])
             )
-        values["attn_implementation"] = "sdpa"
+        values["attn_implementation"] = IMPLEMENTATION
         return self._made(LANGUAGE_MODELS.get(kind, LlamaConfig), "llm_config", **values)
 
     @property

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from trainer.model.compiled import uncompiled
 from trainer.model.generation import Answers, generate
 from trainer.model.prompts import Prompts
-from trainer.model.rows import PaddedRows
+from trainer.model.rows import Rows
 from trainer.model.sa2va import Sa2VA
 
 
@@ -53,7 +53,7 @@ class Captioner(nn.Module):
     @torch.no_grad()
     def forward(
         self,
-        rows: PaddedRows,
+        rows: Rows,
         visual_tokens: Tensor,
         image_of_row: Tensor,
         regions: Tensor,

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainer.model.attention import LENGTHS
+from trainer.model.rows import RowLengths
 from trainer.model.sa2va import Sa2VA
 
 Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
@@ -32,8 +34,12 @@ class Counts:
         key = (kind, torch.is_grad_enabled())
         self.amounts[key] = self.amounts.get(key, 0) + amount
 
-    def add_tokens(self, attention: Tensor, new: int) -> None:
-        """Add the last `new` tokens of rows whose attention mask is (M, past + new) int64."""
+    def add_tokens(self, attention: Tensor | RowLengths, new: int) -> None:
+        """Add tokens of rows: all of packed ones, the last `new` of rows whose attention mask is (M, past + new)."""
+        if isinstance(attention, RowLengths):
+            self.add("language_model", sum(attention.each))
+            self.add("attention", sum(length * length for length in attention.each))
+            return
         lengths = attention.sum(1).float()
         tokens = attention[:, -new:].sum(1).float()
         if torch.is_grad_enabled():
@@ -60,7 +66,7 @@ def counting(model: Sa2VA) -> Iterator[Counts]:
         return lambda _, args, kwargs: counts.add(kind, len([*args, *kwargs.values()][0]))
 
     def count_tokens(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        counts.add_tokens(kwargs["attention_mask"], kwargs["inputs_embeds"].shape[1])
+        counts.add_tokens(kwargs.get(LENGTHS, kwargs["attention_mask"]), kwargs["inputs_embeds"].shape[1])
 
     sam = model.grounding_encoder.sam2_model
     hooks: list[tuple[nn.Module, Hook]] = [

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
-from trainer.model.rows import PaddedRows
+from trainer.model.rows import Rows
 from trainer.model.sa2va import Sa2VA
 
 _Arguments = ParamSpec("_Arguments")
@@ -39,7 +39,7 @@ class Answers:
 @torch.no_grad()
 def generate_steps(
     model: Sa2VA,
-    rows: PaddedRows,
+    rows: Rows,
     embeddings: Tensor,
     max_tokens: int,
     pick: Callable[[Tensor, int], Tensor],
@@ -52,7 +52,7 @@ def generate_steps(
 
     Args:
         model: its language model generates.
-        rows: M rows, padded at their start.
+        rows: M rows, padded at their start; of these L tokens of each the mask alone is read.
         embeddings: (M, L, D), of `rows`.
         max_tokens: T, at least 1.
         pick: returns tokens (M,) for logits (M, V) float32 and the step 0, 1, ...
@@ -60,11 +60,12 @@ def generate_steps(
         keep_seg: whether to return the states at `[SEG]`.
         any_process: whether the value is true on any process. Where layers are sharded (FSDP), all processes must run
             them equally often.
-        cache: keys and values of P tokens in front of the rows, which then have no padding; extended in place.
+        cache: keys and values of P tokens in front of each row, and of its padding; extended in place.
     """
     cache = DynamicCache(config=model.language_model.config) if cache is None else cache
-    attention = torch.cat([rows.attention.new_ones(len(rows.names), int(cache.get_seq_length())), rows.attention], 1)
-    positions = rows.positions + int(cache.get_seq_length())
+    past = int(cache.get_seq_length())
+    attention = torch.cat([rows.mask.new_ones(len(rows.names), past), rows.mask], 1)
+    positions = (attention.cumsum(1) - 1).clamp_min(0)[:, past:]
     running = torch.ones(len(rows.names), dtype=torch.bool, device=embeddings.device)
     ids: list[Tensor] = []
     valid: list[Tensor] = []

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from shards.errors import UserError
 from trainer.conversations.conversation import Conversation, Mark, Text
 from trainer.conversations.wording import ANSWERS, DESCRIBE, QUESTIONS, normalise_phrase
-from trainer.model.rows import IGNORE, PaddedRows, TokenRow
+from trainer.model.rows import IGNORE, Rows, SpecialTokens, TokenRow, packed_rows, padded_rows
 from trainer.model.tokenizer import (
     IMAGE_CONTEXT,
     IMAGE_END,
@@ -101,6 +101,7 @@ class Prompts:
         """Marks without a token, which end a generated answer as letters: Sa2VA's 4B writes `<|end|>` so."""
         pad = tokenizer.pad_token_id
         self.pad = int(pad) if pad is not None else [*self.end_tokens, 0][0]
+        self._special = SpecialTokens(self.pad, self.context, self.seg)
         self.ordinary = torch.zeros(vocabulary, dtype=torch.bool)
         """(V,) bool: tokens of text, not marks."""
         self.ordinary[: len(tokenizer)] = True
@@ -335,21 +336,13 @@ class Prompts:
             parts += [f"region{i}", self._places(REGION_START, count, REGION_END), end]
         return parts
 
-    def padded(self, rows: Sequence[TokenRow], device: torch.device, left: bool = False) -> PaddedRows:
+    def padded(self, rows: Sequence[TokenRow], device: torch.device, left: bool = False) -> Rows:
         """Return rows padded to one length at their end, or `left` at their start for generation."""
+        return padded_rows(rows, self._special, device, left)
 
-        def padded(values: list[list[int]], fill: int) -> Tensor:
-            length = max(map(len, values))
-            full = [[fill] * (length - len(v)) + v if left else v + [fill] * (length - len(v)) for v in values]
-            return torch.tensor(full, device=device)
-
-        return PaddedRows(
-            names=[row.name for row in rows],
-            ids=padded([row.ids for row in rows], self.pad),
-            labels=padded([row.labels for row in rows], IGNORE),
-            replaced=padded([[*map(int, row.replaced)] for row in rows], 0).bool(),
-            attention=padded([[1] * len(row.ids) for row in rows], 0),
-        )
+    def packed(self, rows: Sequence[TokenRow], device: torch.device) -> Rows:
+        """Return rows laid end to end in one sequence."""
+        return packed_rows(rows, self._special, device)
 
 
 def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> None:

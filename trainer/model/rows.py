@@ -1,9 +1,12 @@
-"""Sequences of tokens with their labels, alone and stacked."""
+"""Sequences of tokens with their labels, alone and as tensors."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
+import torch
 from torch import Tensor
 
 IGNORE = -100
@@ -29,20 +32,134 @@ def count_labels(row: TokenRow) -> int:
 
 
 @dataclass(frozen=True)
-class PaddedRows:
-    """M rows as tensors, padded to one length L."""
+class RowLengths:
+    """Lengths of M rows that are laid end to end. A token sees those before it in its own row, and no others."""
+
+    each: tuple[int, ...]
+    """M lengths."""
+    bounds: Tensor
+    """(M + 1,) int32: where the rows begin, and where the last one ends."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """M rows as S sequences of L tokens.
+
+    Padded rows are sequences of one length, S = M. Packed rows are laid end to end in one sequence, S = 1.
+
+    A place is a position counted through all sequences: position p of sequence s is place s * L + p. Places are listed
+    row by row.
+    """
 
     names: list[str]
+    """M keys of samples, for messages."""
     ids: Tensor
-    """(M, L) int64."""
-    labels: Tensor
-    """(M, L) int64."""
+    """(S, L) int64."""
+    positions: Tensor
+    """(S, L) int64, counted from 0 in each row; 0 on padding."""
+    attention: Tensor | RowLengths
+    """Of padded rows (S, L) int64, 0 on padding."""
+    contexts: Tensor
+    """(C,) int64, places of `<IMG_CONTEXT>`."""
+    contexts_per_row: list[int]
+    """M numbers of them."""
     replaced: Tensor
-    """(M, L) bool."""
-    attention: Tensor
-    """(M, L) int64, 0 on padding."""
+    """(G,) int64, places whose embedding is not taken from the token table: see `TokenRow.replaced`."""
+    segs: Tensor
+    """(N,) int64, places of `[SEG]`."""
+    before_labels: Tensor
+    """(K,) int64, places whose next token has a label."""
+    labels: Tensor
+    """(K,) int64, these labels."""
+    row_of_label: Tensor
+    """(K,) int64, the row of each."""
 
     @property
-    def positions(self) -> Tensor:
-        """(M, L) int64: positions counted without the padding."""
-        return (self.attention.cumsum(1) - 1).clamp_min(0)
+    def mask(self) -> Tensor:
+        """`attention` of padded rows: (S, L) int64, 0 on padding."""
+        assert isinstance(self.attention, Tensor)
+        return self.attention
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Tokens that `Rows` must know."""
+
+    pad: int
+    context: int
+    seg: int
+
+
+def padded_rows(rows: Sequence[TokenRow], special: SpecialTokens, device: torch.device, left: bool = False) -> Rows:
+    """Return rows padded to one length at their end, or `left` at their start for generation."""
+    length = max(len(row.ids) for row in rows)
+    starts = [(n + 1) * length - len(row.ids) if left else n * length for n, row in enumerate(rows)]
+    return _rows_of(rows, starts, (len(rows), length), special, device)
+
+
+def packed_rows(rows: Sequence[TokenRow], special: SpecialTokens, device: torch.device) -> Rows:
+    """Return rows laid end to end in one sequence."""
+    bounds = [0, *accumulate(len(row.ids) for row in rows)]
+    return _rows_of(rows, bounds[:-1], (1, bounds[-1]), special, device, bounds)
+
+
+def _rows_of(
+    rows: Sequence[TokenRow],
+    starts: Sequence[int],
+    shape: tuple[int, int],
+    special: SpecialTokens,
+    device: torch.device,
+    bounds: Sequence[int] | None = None,
+) -> Rows:
+    """Return rows of which each begins at one of the places `starts`; packed ones where `bounds` are given."""
+    ids = torch.full((shape[0] * shape[1],), special.pad)
+    positions = torch.zeros_like(ids)
+    mask = torch.zeros_like(ids)
+    for start, row in zip(starts, rows, strict=True):
+        end = start + len(row.ids)
+        ids[start:end] = torch.tensor(row.ids)
+        positions[start:end] = torch.arange(len(row.ids))
+        mask[start:end] = 1
+
+    def places(chosen: Callable[[TokenRow], list[bool]]) -> list[list[int]]:
+        pairs = zip(starts, rows, strict=True)
+        return [[start + n for n, yes in enumerate(chosen(row)) if yes] for start, row in pairs]
+
+    contexts = places(lambda row: [token == special.context for token in row.ids])
+    labelled = places(lambda row: [False, *(label != IGNORE for label in row.labels[1:])])  # the first is not predicted
+    moved = _moved(
+        {
+            "ids": ids,
+            "positions": positions,
+            "attention": mask if bounds is None else torch.tensor(bounds),
+            "contexts": _flat(contexts),
+            "replaced": _flat(places(lambda row: row.replaced)),
+            "segs": _flat(places(lambda row: [token == special.seg for token in row.ids])),
+            "before_labels": _flat(labelled) - 1,
+            "labels": _flat([[label for label in row.labels[1:] if label != IGNORE] for row in rows]),
+            "row_of_label": _flat([[row] * len(of_row) for row, of_row in enumerate(labelled)]),
+        },
+        device,
+    )
+    attention = moved.pop("attention")
+    lengths = tuple(len(row.ids) for row in rows)
+    return Rows(
+        names=[row.name for row in rows],
+        ids=moved.pop("ids").view(shape),
+        positions=moved.pop("positions").view(shape),
+        attention=attention.view(shape) if bounds is None else RowLengths(lengths, attention.int()),
+        contexts_per_row=[len(of_row) for of_row in contexts],
+        **moved,
+    )
+
+
+def _flat(values: Sequence[Sequence[int]]) -> Tensor:
+    return torch.tensor([value for of_row in values for value in of_row], dtype=torch.int64)
+
+
+def _moved(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Return tensors (n,) int64 on a device; they move there as one, for which the host does not wait."""
+    flat = torch.cat([*tensors.values()])
+    if device.type != "cpu":
+        flat = flat.pin_memory().to(device, non_blocking=True)
+    return dict(zip(tensors, flat.split([len(tensor) for tensor in tensors.values()]), strict=True))

@@ -1,7 +1,7 @@
 """Sa2VA, assembled from transformers' InternVL vision tower and language models and from the `sam2` package.
 
 Parts have the names of the released checkpoints. In the shapes below B is pictures, M rows, L tokens per row, D the
-language model's width and C the vision tower's.
+language model's width and C the vision tower's. Rows are S sequences, see `trainer.model.rows.Rows`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from transformers.cache_utils import Cache
 
 from shards.errors import UserError
 from trainer.model.architecture import Architecture, preset_named
+from trainer.model.attention import LENGTHS
 from trainer.model.grounding import GroundingEncoder, SamFeatures
 from trainer.model.prompts import IMAGE_TOKENS, Prompts
-from trainer.model.rows import IGNORE, PaddedRows
+from trainer.model.rows import RowLengths, Rows
 from trainer.model.tokenizer import byte_tokenizer
 
 
@@ -103,14 +104,14 @@ class Sa2VA(nn.Module):
 
     def embed_rows(
         self,
-        rows: PaddedRows,
+        rows: Rows,
         visual_tokens: Tensor | None,
         image_of_row: Tensor,
         regions: Tensor | None = None,
         phrase_embeddings: Tensor | None = None,
         scale: Tensor | None = None,
     ) -> Tensor:
-        """Embed rows of tokens: (M, L, D).
+        """Embed rows of tokens: (S, L, D).
 
         The `<IMG_CONTEXT>` positions of a row get, in this order, the 256 visual tokens of each of its pictures, and
         for each region the visual tokens of the last picture in the region's cells, row by row.
@@ -120,13 +121,13 @@ class Sa2VA(nn.Module):
             visual_tokens: (B, 256, 4C), see `encode_image`; None where no row has a picture.
             image_of_row: (M,) int64; or (M, P) for rows of several pictures (tiles, frames) or none, -1 after the last.
             regions: (M, R, 16, 16) bool; none in a row without a picture.
-            phrase_embeddings: (G, D), for the G positions of `rows.replaced`, row by row.
+            phrase_embeddings: (G, D), for the G places of `rows.replaced`.
             scale: (M, R, 16, 16), factors of the regions' visual tokens by cell.
 
         Raises:
             UserError: a row has more or fewer `<IMG_CONTEXT>` positions than visual tokens.
         """
-        embeddings = self.embedding(rows.ids)
+        embeddings = self.embedding(rows.ids.flatten())
         images = image_of_row if image_of_row.ndim == 2 else image_of_row[:, None]
         has = images >= 0
         chosen = has[:, :, None].expand(-1, -1, IMAGE_TOKENS)
@@ -134,8 +135,7 @@ class Sa2VA(nn.Module):
             last = images.gather(1, (has.sum(1, keepdim=True) - 1).clamp_min(0))
             images = torch.cat([images, last.expand(-1, regions.shape[1])], 1)
             chosen = torch.cat([chosen, regions.flatten(2)], 1)
-        places = rows.ids == self.prompts.context
-        _check_counts(rows.names, places.sum(1).tolist(), chosen.sum((1, 2)).tolist())
+        _check_counts(rows.names, rows.contexts_per_row, chosen.sum((1, 2)).tolist())
         if visual_tokens is not None:
             row, slot, cell = chosen.nonzero(as_tuple=True)
             # `F.embedding`, because the gradient of indexing sums over a picture's objects in the order of threads.
@@ -143,44 +143,43 @@ class Sa2VA(nn.Module):
             if scale is not None:
                 unscaled = scale.new_ones(len(images), images.shape[1] - scale.shape[1], IMAGE_TOKENS)
                 visual = visual * torch.cat([unscaled, scale.flatten(2)], 1)[row, slot, cell][:, None]
-            embeddings = embeddings.index_put((places,), visual.to(embeddings.dtype))
+            embeddings = embeddings.index_put((rows.contexts,), visual.to(embeddings.dtype))
         if phrase_embeddings is not None:
             embeddings = embeddings.index_put((rows.replaced,), phrase_embeddings.to(embeddings.dtype))
-        return embeddings
+        return embeddings.unflatten(0, rows.ids.shape)
 
     def run_language_model(
-        self, embeddings: Tensor, attention: Tensor, positions: Tensor, cache: Cache | None = None
+        self, embeddings: Tensor, attention: Tensor | RowLengths, positions: Tensor, cache: Cache | None = None
     ) -> Tensor:
-        """Run the language model; return its states after the final norm, (M, L, D).
+        """Run the language model; return its states after the final norm, (S, L, D).
 
         Args:
-            embeddings: (M, L, D).
-            attention: (M, past + L) int64, 0 on padding.
-            positions: (M, L) int64.
-            cache: keys and values of the past tokens; extended in place.
+            embeddings: (S, L, D).
+            attention: of padded rows (S, past + L) int64, 0 on padding; of packed rows their lengths.
+            positions: (S, L) int64.
+            cache: keys and values of the past tokens; extended in place. For padded rows.
         """
+        packed = isinstance(attention, RowLengths)
         states: Tensor = self.language_model.model(
             inputs_embeds=embeddings,
-            attention_mask=attention,
+            # transformers hands a mask of four dimensions to the layers as it is; `attend` does not read this one.
+            attention_mask=embeddings.new_zeros(1, 1, 0, 0) if packed else attention,
             position_ids=positions,
             past_key_values=cache,
             use_cache=cache is not None,
+            **({LENGTHS: attention} if packed else {}),
         ).last_hidden_state
         return states
 
-    def answer_logits(self, states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute logits at the K positions before a label, and only there.
+    def answer_logits(self, states: Tensor, rows: Rows) -> Tensor:
+        """Compute logits at the K places before a label, and only there: (K, V).
 
         Args:
-            states: (M, L, D).
-            labels: (M, L) int64, `IGNORE` for no loss.
-
-        Returns:
-            (K, V) logits, (K,) the labels, (K,) the row of each, row by row.
+            states: (S, L, D), of the rows.
+            rows: M rows, with K labels in all.
         """
-        has_label = labels[:, 1:] != IGNORE
-        logits = self.language_model.lm_head(states[:, :-1][has_label])
-        return logits, labels[:, 1:][has_label], has_label.nonzero()[:, 0]
+        logits: Tensor = self.language_model.lm_head(states.flatten(0, 1).index_select(0, rows.before_labels))
+        return logits
 
     def encode_sam(self, g_pixel_values: Tensor) -> SamFeatures:
         """Encode pictures (B, 3, 1024, 1024) uint8 to features for `decode_masks`."""
@@ -189,7 +188,7 @@ class Sa2VA(nn.Module):
     def decode_masks(
         self,
         states: Tensor,
-        rows: PaddedRows,
+        rows: Rows,
         sam_features: SamFeatures,
         image_of_mask: Tensor,
         seg_of_mask: Tensor | None = None,
@@ -197,13 +196,13 @@ class Sa2VA(nn.Module):
         """Decode N masks in one call of the mask decoder: logits (N, 256, 256) float32.
 
         Args:
-            states: (M, L, D), of the rows.
-            rows: M rows, with S `[SEG]` in all.
+            states: (S, L, D), of the rows.
+            rows: M rows, with as many `[SEG]` as `rows.segs`.
             sam_features: of G pictures.
             image_of_mask: (N,) int64 in 0..G - 1.
-            seg_of_mask: (N,) int64 in 0..S - 1, the `[SEG]` of each mask, row by row; None: each in turn.
+            seg_of_mask: (N,) int64, the number of each mask's `[SEG]`; None: each in turn.
         """
-        embeddings = self.text_hidden_fcs(states[rows.ids == self.prompts.seg])
+        embeddings = self.text_hidden_fcs(states.flatten(0, 1).index_select(0, rows.segs))
         if seg_of_mask is not None:  # `index_select`, for the same gradient whatever the threads
             embeddings = embeddings.index_select(0, seg_of_mask)
         return self.grounding_encoder.decode(sam_features, image_of_mask, embeddings)

@@ -156,7 +156,7 @@ def _answers(
     if not questions:
         images = torch.full((1, 1), -1, device=model.device)
         regions = torch.zeros(1, 0, GRID, GRID, dtype=torch.bool, device=model.device)
-    places = (rows.ids == model.prompts.context).sum(1)
+    places = torch.tensor(rows.contexts_per_row, device=model.device)
     of_pictures = (images >= 0).sum(1) * IMAGE_TOKENS
     within = of_pictures[:, None] + regions.flatten(2).sum(2).cumsum(1) <= places[:, None]
     regions = regions & within[:, :, None, None]  # a later question may name others

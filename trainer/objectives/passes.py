@@ -21,7 +21,7 @@ from trainer.data.choice import salt_of, shuffled
 from trainer.model.architecture import VISION_SIZE
 from trainer.model.grounding import IMAGE_SIZE, SamFeatures
 from trainer.model.prompts import SEGMENT, SEGMENT_ANSWERS
-from trainer.model.rows import IGNORE, PaddedRows, TokenRow
+from trainer.model.rows import IGNORE, Rows, TokenRow
 from trainer.model.sa2va import Sa2VA
 from trainer.objectives.losses import Beyond, even_losses, point_losses, uncertain_points
 from trainer.objectives.noise import random_index
@@ -57,6 +57,12 @@ class Passes:
         """Whether its argument is true on any process, where all must run the same layers: `fsdp.any_process_of`."""
         return fsdp.any_process_of(self.model)
 
+    def rows(self, rows: Sequence[TokenRow]) -> Rows:
+        """Return rows as tensors: laid end to end where `packing` is on, else padded to one length."""
+        prompts = self.model.prompts
+        stack = prompts.packed if self.config.packing else prompts.padded
+        return stack(rows, self.model.device)
+
     def encode_image(self, frame: Frame) -> Tensor:
         """Encode a frame's `pixel_values` with `Sa2VA.encode_image`: (B, 256, 4C)."""
         return self.model.encode_image(required(frame.pixel_values))
@@ -85,12 +91,11 @@ class Passes:
             (M, 256, 256) mask logits, and the cross-entropy of the answers' tokens, ().
         """
         model = self.model
-        padded = model.prompts.padded(rows, model.device)
-        embeddings = model.embed_rows(padded, visual_tokens, batch.image_of_object, phrase_embeddings=phrase_embeddings)
-        states = model.run_language_model(embeddings, padded.attention, padded.positions)
-        logits, labels, row_of = model.answer_logits(states, padded.labels)
-        lang = cross_entropy(logits, labels, row_of, len(rows))
-        return model.decode_masks(states, padded, sam_features, batch.image_of_object), lang
+        asked = self.rows(rows)
+        embeddings = model.embed_rows(asked, visual_tokens, batch.image_of_object, phrase_embeddings=phrase_embeddings)
+        states = model.run_language_model(embeddings, asked.attention, asked.positions)
+        lang = cross_entropy(model.answer_logits(states, asked), asked.labels, asked.row_of_label, len(rows))
+        return model.decode_masks(states, asked, sam_features, batch.image_of_object), lang
 
     def segment_texts(
         self, batch: PairBatch, texts: Sequence[str], draws: Sequence[torch.Generator] | None
@@ -136,11 +141,11 @@ class Passes:
         prompts = self.model.prompts
         stacked = regions[:, None]
         inputs = zip(sample_keys(batch), count_cells(batch, stacked), answers, targets, strict=True)
-        rows = prompts.padded([prompts.describe(*row) for row in inputs], model.device)
+        rows = self.rows([prompts.describe(*row) for row in inputs])
         scales = None if scale is None else scale[:, None]
         embeddings = model.embed_rows(rows, visual_tokens, batch.image_of_object, stacked, scale=scales)
         states = model.run_language_model(embeddings, rows.attention, rows.positions)
-        return model.answer_logits(states, rows.labels)
+        return model.answer_logits(states, rows), rows.labels, rows.row_of_label
 
     def predict(self, batch: ConversationBatch, chosen: Tensor | None = None) -> Predicted:
         """Read the rows of a batch once, and decode their masks in one call.
@@ -160,7 +165,7 @@ class Passes:
             nothing = torch.zeros(0, dtype=torch.int64, device=model.device)
             logits = model.embedding.weight.new_zeros(0, len(model.prompts.ordinary))
             return Predicted(logits, nothing, nothing, self._no_masks(), visual_tokens, logits.new_zeros(()))
-        rows = model.prompts.padded(batch.rows or [self.empty_row()], model.device)
+        rows = self.rows(batch.rows or [self.empty_row()])
         images, regions = batch.image_of_row, batch.regions
         if not count:
             images = torch.full((1, 1), -1, device=model.device)
@@ -168,7 +173,7 @@ class Passes:
         embeddings = model.embed_rows(rows, visual_tokens, images, regions)
         states = model.run_language_model(embeddings, rows.attention, rows.positions)
         idle = 0.0 * states.sum() if not count else states.new_zeros(())
-        logits, labels, row_of = model.answer_logits(states, rows.labels)
+        logits = model.answer_logits(states, rows)
         masks = self._no_masks()
         if sam_features is not None and batch.g_pixel_values is None:
             nothing = torch.zeros(1, dtype=torch.int64, device=model.device)
@@ -178,7 +183,7 @@ class Passes:
             every = slice(None) if chosen is None else chosen
             pictures, segs = batch.picture_of_mask[every], batch.seg_of_mask[every]
             masks = model.decode_masks(states, rows, sam_features, pictures, segs)
-        return Predicted(logits, labels, row_of, masks, visual_tokens, idle.float())
+        return Predicted(logits, rows.labels, rows.row_of_label, masks, visual_tokens, idle.float())
 
     def _encode_shown(self, batch: ConversationBatch) -> Tensor | None:
         """Visual tokens of a batch's pictures, of one black picture where only other processes have one, or None."""
@@ -215,7 +220,7 @@ class Passes:
         second = self.model.encode_image(required(batch.frames[1].pixel_values)[paired])
         return second if paired.all() else visual_tokens.index_put((paired,), second)
 
-    def captioner_inputs(self, batch: PairBatch, visual_tokens: Tensor) -> tuple[PaddedRows, Tensor, Tensor, Tensor]:
+    def captioner_inputs(self, batch: PairBatch, visual_tokens: Tensor) -> tuple[Rows, Tensor, Tensor, Tensor]:
         """The first arguments of `Captioner.forward`, which ask for descriptions of frame 1's regions."""
         prompts = self.model.prompts
         regions = required(batch.frames[0].prompt_masks)[:, None]

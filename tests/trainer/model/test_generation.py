@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +11,6 @@ from transformers import DynamicCache
 
 from trainer.model.generation import Answers, generate, generate_steps
 from trainer.model.prompts import Prompts
-from trainer.model.rows import PaddedRows
 from trainer.model.sa2va import Sa2VA
 from trainer.model.tokenizer import byte_tokenizer
 
@@ -131,8 +132,8 @@ def test_steps_go_on_from_kept_keys_and_values_and_can_be_stopped(model: Sa2VA, 
         found: list[Tensor] = []
         cache = DynamicCache(config=model.language_model.config)
         if kept:
-            model.run_language_model(embeddings[:, :kept], row.attention[:, :kept], row.positions[:, :kept], cache)
-        unread = PaddedRows(row.names, *(v[:, kept:] for v in (row.ids, row.labels, row.replaced, row.attention)))
+            model.run_language_model(embeddings[:, :kept], row.mask[:, :kept], row.positions[:, :kept], cache)
+        unread = replace(row, attention=row.mask[:, kept:])
         steps = generate_steps(model, unread, embeddings[:, kept:], 4, pick, prompts.ended, keep_seg=True, cache=cache)
         assert [int(next(steps)) for _ in range(3)] == tokens[:3]
         assert torch.is_grad_enabled()  # in the caller

@@ -13,7 +13,7 @@ from shards.errors import UserError
 from tests.trainer.model.tokenizers_built import beginning_tokenizer, merging_tokenizer
 from trainer.conversations.conversation import Conversation, Mark, Target, Turn
 from trainer.model.prompts import SEGMENT, SEGMENT_ANSWERS, Prompts, description_question, normalise_phrase
-from trainer.model.rows import IGNORE
+from trainer.model.rows import IGNORE, TokenRow
 from trainer.model.tokenizer import ADDED, byte_tokenizer
 
 CPU = torch.device("cpu")
@@ -104,7 +104,28 @@ def test_padding_has_no_attention_and_no_position(prompts: Prompts):
     assert right.attention[0].tolist() == [1] * short + [0] * (length - short)
     assert left.attention[0].tolist() == [0] * (length - short) + [1] * short
     assert right.positions[0, :short].tolist() == left.positions[0, -short:].tolist() == list(range(short))
-    assert (right.labels[0, short:] == IGNORE).all() and (left.labels[0, : length - short] == IGNORE).all()
+
+
+def test_places_are_those_of_the_tokens_padded_or_packed(prompts: Prompts):
+    rows = [prompts.segment("k", [70, 71, 72]), prompts.describe("l", [2], [65, 66, 67])]
+    whole = TokenRow("m", [68, prompts.seg, 69], [7, 8, 9], [False] * 3)  # nothing comes before the first label
+    rows.append(whole)
+    lengths = [len(row.ids) for row in rows]
+    for laid in (prompts.padded(rows, CPU), prompts.padded(rows, CPU, left=True), prompts.packed(rows, CPU)):
+        ids = laid.ids.flatten()
+        assert ids[laid.replaced].tolist() == [70, 71, 72]
+        assert (ids[laid.contexts] == prompts.context).all()
+        assert laid.contexts_per_row == [256, 258, 0] and len(laid.contexts) == 514
+        assert ids[laid.segs].tolist() == [prompts.seg] * 2
+        labels = [[label for label in row.labels[1:] if label != IGNORE] for row in rows]
+        assert laid.labels.tolist() == [label for of_row in labels for label in of_row]
+        assert laid.row_of_label.tolist() == [n for n, of_row in enumerate(labels) for _ in of_row]
+        assert ids[laid.before_labels + 1].tolist()[-5:] == [65, 66, 67, prompts.seg, 69]
+        assert laid.positions.flatten()[laid.before_labels].tolist()[-2:] == [0, 1]
+    assert laid.ids.shape == (1, sum(lengths)) and laid.ids[0].tolist() == [i for row in rows for i in row.ids]
+    assert laid.positions[0].tolist() == [n for length in lengths for n in range(length)]
+    assert laid.attention.each == tuple(lengths)
+    assert laid.attention.bounds.tolist() == [0, lengths[0], sum(lengths[:2]), sum(lengths)]
 
 
 def test_a_tokenizer_without_the_tokens_is_refused():

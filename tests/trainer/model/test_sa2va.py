@@ -8,6 +8,7 @@ import torch
 from shards.errors import UserError
 from trainer.data.batch import PairBatch
 from trainer.model.architecture import preset_named
+from trainer.model.rows import TokenRow
 from trainer.model.sa2va import Sa2VA, build, pixel_shuffle
 
 ONE = torch.tensor([0])
@@ -148,23 +149,24 @@ def test_the_seg_state_is_taken_after_the_final_norm_at_its_position(model: Sa2V
 
 def test_logits_are_computed_only_where_a_label_follows(model: Sa2VA):
     states = torch.randn(2, 6, model.embedding.embedding_dim)
-    labels = torch.full((2, 6), -100)
-    labels[0, 4:] = torch.tensor([7, 8])
-    labels[1, 2] = 9
-    logits, targets, row_of = model.answer_logits(states, labels)
-    assert targets.tolist() == [7, 8, 9] and row_of.tolist() == [0, 0, 1]
+    labels = [[-100, -100, -100, -100, 7, 8], [-100, -100, 9]]
+    written = [TokenRow("x", [65] * len(of_row), of_row, [False] * len(of_row)) for of_row in labels]
+    rows = model.prompts.padded(written, model.device)
+    logits = model.answer_logits(states, rows)
+    assert rows.labels.tolist() == [7, 8, 9] and rows.row_of_label.tolist() == [0, 0, 1]
     everything = model.language_model.lm_head(states)
     assert torch.allclose(logits, torch.stack([everything[0, 3], everything[0, 4], everything[1, 1]]), atol=1e-6)
 
 
 def test_phrase_embeddings_replace_those_of_the_table(model: Sa2VA):
     prompts = model.prompts
-    rows = prompts.padded([prompts.segment("a", [1, 2]), prompts.segment("b", [3])], model.device)
+    written = [prompts.segment("a", [1, 2]), prompts.segment("b", [3])]
+    rows = prompts.padded(written, model.device)
     phrases = torch.randn(3, model.embedding.embedding_dim)
     visual_tokens = torch.zeros(1, 256, model.mlp1[0].normalized_shape[0])
     embeddings = model.embed_rows(rows, visual_tokens, torch.tensor([0, 0]), phrase_embeddings=phrases)
-    assert torch.equal(embeddings[rows.replaced], phrases)
-    assert torch.equal(embeddings[0, rows.replaced[0]], phrases[:2])
+    at = [(n, p) for n, row in enumerate(written) for p, yes in enumerate(row.replaced) if yes]
+    assert torch.equal(torch.stack([embeddings[n, p] for n, p in at]), phrases) and [n for n, _ in at] == [0, 0, 1]
 
 
 def test_sam_gets_the_exact_normalisation_of_uint8(model: Sa2VA):

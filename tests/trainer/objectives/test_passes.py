@@ -4,11 +4,41 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 
-from trainer.data.batch import PairBatch
+from tests.conversations import about_objects, conversation_batch
+from trainer.config import Config
+from trainer.data.batch import Batch, PairBatch
 from trainer.objectives.noise import object_generators
 from trainer.objectives.passes import cross_entropy
+
+
+@pytest.mark.parametrize("objective", ["dual", "segment", "describe", "reverse", "converse"])
+def test_packed_rows_train_as_padded_ones_do(make_loop, config: Config, batch: PairBatch, objective: str):
+    """Losses and gradients, in float32; with gradient checkpointing they are computed again in the backward pass."""
+    results = []
+    for packing in (True, False):
+        config.packing = packing
+        loop = make_loop(config)
+        if objective == "segment":
+            loop.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        given: Batch = batch
+        if objective == "converse":
+            given = conversation_batch(batch, loop.model.prompts)
+        elif objective in ("segment", "describe"):
+            given = about_objects(batch, loop.model.prompts, objective)
+        losses = loop(given, objective)
+        losses["loss"].backward()
+        results.append((losses, {n: p.grad for n, p in loop.named_parameters() if p.grad is not None}))
+    (packed, found), (padded, expected) = results
+    assert packed["padding"] == 0 < padded["padding"]
+    assert packed["tokens"] == padded["tokens"]
+    for name in padded.keys() - {"padding"}:
+        assert packed[name].item() == pytest.approx(padded[name].item(), rel=1e-5, abs=1e-6), name
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-7, name
 
 
 def test_each_text_of_an_object_comes_up_before_one_comes_twice(make_loop, batch: PairBatch):
