@@ -86,6 +86,22 @@ def predict(
             help="Describe this region: a mask of the picture's size. Several are region1, region2, ... in --text.",
         ),
     ] = None,
+    box: Annotated[
+        list[str] | None,
+        Option(
+            metavar="X0,Y0,X1,Y1",
+            help="Describe what is in this box, in pixels: SAM 2 makes a region of it. Clicks behind it make it "
+            "sharper: +X,Y on the object, -X,Y off it. Several are several regions.",
+        ),
+    ] = None,
+    point: Annotated[
+        list[str] | None,
+        Option(
+            metavar="X,Y",
+            help="Describe what is at this pixel; more clicks of the same region as for --box: 30,40+35,60-250,90. "
+            "Several are several regions. Regions are numbered: --region, then --box, then --point.",
+        ),
+    ] = None,
     video: Annotated[
         Path | None,
         Option(metavar="PATH", help="A video file, or a folder with its frames in the order of their names."),
@@ -126,11 +142,16 @@ def predict(
 
     Writes masks (PNG, the picture's size), an overlay and the answer (JSON) into --out.
     """
+    from inference.prompted import parse_prompt, uses_original_decoder
     from inference.run import predict as run
     from shards.recipe import named_recipe
     from trainer.released.folder import load_original_decoder
 
     requested = None if recipe is None else named_recipe(recipe)
+    prompts = [
+        *(parse_prompt(written, box=True) for written in box or ()),
+        *(parse_prompt(written, box=False) for written in point or ()),
+    ]
 
     def load() -> Predictor:
         from inference.loading import load as load_model
@@ -151,6 +172,10 @@ def predict(
             video_frames=video_frames,
             propagate=propagate,
         )
+        if prompts:
+            own = uses_original_decoder(predictor)
+            whose = "that SAM 2 was released with" if own else "that Sa2VA trained, for texts and not for clicks"
+            say(f"boxes and clicks: masks of the mask decoder {whose}", file=sys.stderr)
         if video is not None:
             seen = f"{predictor.frames_seen or 5} {predictor.video_frames} frames are seen"
             say(f"video: {seen}, propagated by {predictor.propagate}", file=sys.stderr)
@@ -162,6 +187,7 @@ def predict(
         image=image,
         text=text,
         regions=region or (),
+        prompts=prompts,
         video=video,
         images=images,
         texts=texts,

@@ -70,22 +70,23 @@ def overlay(picture: UInt8, masks: Bool) -> UInt8:
     return tint(picture, masks, 0.55)
 
 
-def write_masks(out: Path, name: str, picture: UInt8 | None, masks: Bool) -> list[str]:
+def write_masks(out: Path, name: str, picture: UInt8 | None, masks: Bool, kind: str = "mask") -> list[str]:
     """Write `NAME.mask1.png`, ... (0 and 255, at the picture's size) and `NAME.overlay.png`.
 
     Args:
         picture: (H, W, 3); None for no overlay.
         masks: (N, H, W).
+        kind: what stands in place of "mask" in the names.
 
     Returns:
         The names of the N mask files.
     """
-    names = [f"{name}.mask{n}.png" for n in range(1, len(masks) + 1)]
+    names = [f"{name}.{kind}{n}.png" for n in range(1, len(masks) + 1)]
     for file, mask in zip(names, masks, strict=True):
         write_file(out / file, _png(mask.view(np.uint8) * np.uint8(255)))
     if picture is not None:
         write_file(out / f"{name}.overlay.png", _png(overlay(picture, masks)))
-    for stale in out.glob(f"{glob.escape(name)}.mask*.png"):  # of an earlier answer with more masks
+    for stale in out.glob(f"{glob.escape(name)}.{kind}*.png"):  # of an earlier answer with more masks
         if stale.name not in names:
             stale.unlink()
     return names

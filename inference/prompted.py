@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,11 @@ Box = tuple[float, float, float, float]
 """x0, y0, x1, y1 in pixels: left, top, right and bottom edge."""
 Point = tuple[float, float]
 """x, y in pixels."""
+
+
+_NUMBER = r"(?:\d+\.?\d*|\.\d+)"
+_POINT = rf"{_NUMBER},{_NUMBER}"
+_WRITTEN = re.compile(rf"({_POINT})(,{_POINT})?((?:[+-]{_POINT})*)", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,43 @@ class Prompt:
                     wanted=f"0 <= X0 < X1 <= {width}, 0 <= Y0 < Y1 <= {height}",
                 )
         return Prompt(self.box, self.points, labels)
+
+
+def parse_prompt(text: str, *, box: bool) -> Prompt:
+    """Read a region as the command line writes it.
+
+    Args:
+        text: X,Y of a click, or X0,Y0,X1,Y1 of a box; then more clicks of the same region: +X,Y on it, -X,Y off it.
+        box: whether it is a box.
+
+    Raises:
+        UserError: something else.
+
+    >>> parse_prompt("30,40-250,90.5", box=False)
+    Prompt(box=None, points=((30.0, 40.0), (250.0, 90.5)), labels=(True, False))
+    """
+    match = _WRITTEN.fullmatch(text.strip())
+    if match is None or bool(match[2]) != box:
+        form = "X0,Y0,X1,Y1" if box else "X,Y"
+        raise UserError(
+            "not a box" if box else "not a point",
+            where="--box" if box else "--point",
+            met=repr(text[:80]),
+            wanted=f"{form} in pixels; more clicks of this region behind it: +X,Y on it, -X,Y off it",
+        )
+    clicks = re.findall(rf"([+-])({_POINT})", match[3])
+    labels = tuple(sign == "+" for sign, _ in clicks)
+    points = tuple(_numbers(point) for _, point in clicks)
+    if box:
+        x0, y0 = _numbers(match[1])
+        x1, y1 = _numbers(match[2][1:])
+        return Prompt((x0, y0, x1, y1), points, labels)
+    return Prompt(None, (_numbers(match[1]), *points), (True, *labels))
+
+
+def _numbers(point: str) -> Point:
+    x, y = point.split(",")
+    return float(x), float(y)
 
 
 def uses_original_decoder(predictor: Predictor) -> bool:

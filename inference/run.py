@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from inference.pictures import overlay, read_picture, read_region, write_json, write_masks
 from inference.predictor import Predictor
+from inference.prompted import Prompt, decode_region, encode_for_clicks
 from inference.video import Frames, write_video
 from pipeline.resize import UInt8
 from shards.errors import BadInput, UserError
@@ -33,6 +34,7 @@ def predict(
     image: Path | None = None,
     text: str | None = None,
     regions: Sequence[Path] = (),
+    prompts: Sequence[Prompt] = (),
     video: Path | None = None,
     images: Path | None = None,
     texts: Path | None = None,
@@ -43,9 +45,10 @@ def predict(
     Args:
         load: loads the model.
         out: folder for masks, overlays and answers; made if needed.
-        image: a picture, with `text` or `regions`.
+        image: a picture, with `text`, `regions` or `prompts`.
         text: the question about `image` or `video`.
         regions: mask files of regions to describe, each of the picture's size.
+        prompts: boxes and clicks that mean more regions, each one region, numbered on from `regions`.
         video: folder of frames, or a video file, with `text`.
         images: folder of many pictures, with `texts`.
         texts: file with the questions about `images`, see `read_questions`.
@@ -60,9 +63,9 @@ def predict(
         raise UserError("one thing to predict from", met=" and ".join(chosen) or "nothing", wanted=" or ".join(inputs))
     if (images is None) != (texts is None) or (images is not None and text is not None):
         raise UserError("questions", wanted="--images FOLDER with --texts FILE; --image or --video with --text TEXT")
-    if regions and image is None:
-        raise UserError("--region needs --image")
-    if text is None and images is None and not regions:
+    if (regions or prompts) and image is None:
+        raise UserError("--region, --box and --point need --image")
+    if text is None and images is None and not regions and not prompts:
         raise UserError(
             "nothing is asked", met=f"{chosen[0]} alone", wanted='--text, such as "Please segment the dog."'
         )
@@ -70,7 +73,9 @@ def predict(
         raise UserError("not UTF-8", where="--text", met=repr(text), do="give the question in the terminal's encoding")
     check_output_folder(out)
     if image is not None:
-        return describe(load, image, text, regions, out) if regions else segment(load, image, str(text), out)
+        if regions or prompts:
+            return describe(load, image, text, regions, prompts, out)
+        return segment(load, image, str(text), out)
     if video is not None:
         return track(load, video, str(text), out)
     assert images is not None and texts is not None
@@ -87,21 +92,32 @@ def segment(load: Load, image: Path, text: str, out: Path) -> Iterator[str]:
     yield f"{image.name}: {answer.text}"
 
 
-def describe(load: Load, image: Path, text: str | None, regions: Sequence[Path], out: Path) -> Iterator[str]:
-    """Describe regions of one picture."""
+def describe(
+    load: Load, image: Path, text: str | None, regions: Sequence[Path], prompts: Sequence[Prompt], out: Path
+) -> Iterator[str]:
+    """Describe regions of one picture. Regions that boxes and clicks mean are written as masks."""
     picture = read_picture(image)
+    height, width = picture.shape[:2]
     masks = [read_region(path) for path in regions]
     for path, mask in zip(regions, masks, strict=True):
-        if mask.shape != picture.shape[:2]:
+        if mask.shape != (height, width):
             raise UserError(
                 "a region of another size than its picture",
                 where=str(path),
                 met=f"{mask.shape[1]} x {mask.shape[0]}",
-                wanted=f"{picture.shape[1]} x {picture.shape[0]}",
+                wanted=f"{width} x {height}",
             )
+    checked = [prompt.checked(height, width, str(image)) for prompt in prompts]
+    predictor = load()
+    if checked:
+        features = encode_for_clicks(predictor, picture)
+        masks += [decode_region(predictor, features, prompt, height, width) for prompt in checked]
+    stacked = np.stack(masks)
     texts = None if text is None else [text]
-    answer = load().describe([picture], [np.stack(masks)], texts, [str(image)])[0]
+    answer = predictor.describe([picture], [stacked], texts, [str(image)])[0]
     files = [str(path) for path in regions]
+    if checked:
+        files += write_masks(out, image.stem, picture, stacked, "region")[len(files) :]
     values = {"image": str(image), "regions": files, "question": text, "answer": answer}
     write_json(out / f"{image.stem}.json", values)
     yield f"{image.name}: {answer}"

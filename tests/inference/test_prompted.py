@@ -12,7 +12,7 @@ import torch
 from sam2.sam2_image_predictor import SAM2ImagePredictor
 
 from inference.predictor import Predictor
-from inference.prompted import region_at, uses_original_decoder
+from inference.prompted import Prompt, parse_prompt, region_at, uses_original_decoder
 from pipeline import resize
 from shards.errors import UserError
 from trainer.model.sa2va import Sa2VA
@@ -106,3 +106,23 @@ def test_prompts_that_mean_nothing_are_one_line(predictor: Predictor, photos, pr
 def test_a_video_has_no_clicks(predictor: Predictor, photos):
     with pytest.raises(UserError, match="belong to a picture; met a video"):
         predictor.chat(photos[:2]).region_at(points=[(1, 1)])
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1,2,3", "1;2", "-1,2", "nan,1", "1,2+3", "1,2*3,4", "1e3,2", "1,2,3,4,5", "\u0661,2", "1,2 3,4"]
+)
+@pytest.mark.parametrize("box", [True, False])
+def test_what_is_no_prompt_on_the_command_line(text: str, box: bool):
+    with pytest.raises(UserError, match=r"--box: not a box" if box else r"--point: not a point"):
+        parse_prompt(text, box=box)
+
+
+def test_prompts_as_the_command_line_writes_them():
+    assert parse_prompt(" .5,40.+7,8-250,90.5", box=False) == Prompt(
+        None, ((0.5, 40.0), (7.0, 8.0), (250.0, 90.5)), (True, True, False)
+    )
+    assert parse_prompt("1,2,3,4", box=True) == Prompt((1, 2, 3, 4))
+    assert parse_prompt("1,2,3,4-5,6", box=True) == Prompt((1, 2, 3, 4), ((5, 6),), (False,))
+    for text, box in (("1,2,3,4", False), ("1,2", True)):
+        with pytest.raises(UserError, match="not a"):
+            parse_prompt(text, box=box)

@@ -15,6 +15,7 @@ from PIL import Image
 import cli
 from inference.loading import load
 from inference.predictor import Predictor
+from inference.prompted import parse_prompt, region_at
 from inference.run import predict, read_questions
 from shards.errors import UserError
 from shards.printable import printable
@@ -106,7 +107,12 @@ def test_bytes_of_the_command_line_that_are_no_text_are_one_line(tmp_path):
         ("--images .", "--images FOLDER with --texts FILE"),
         ("--images . --texts t.txt --text x", "--images FOLDER with --texts FILE"),
         ("--images . --texts none.txt", r"none\.txt: cannot be read as text"),
-        ("--video . --text x --region a.png", "--region needs --image"),
+        ("--video . --text x --region a.png", "--region, --box and --point need --image"),
+        ("--video . --text x --point 1,1", "--region, --box and --point need --image"),
+        ("--image a.png --point 1", r"--point: not a point; met '1'; wanted X,Y in pixels; more clicks"),
+        ("--image a.png --box 1,2,3", r"--box: not a box; met '1,2,3'; wanted X0,Y0,X1,Y1 in pixels"),
+        ("--image a.png --point 451,1", r"a\.png: a point outside the picture; met 451,1; wanted 0 <= X < 451"),
+        ("--image a.png --box 9,9,9,9", r"a\.png: a box that is empty or outside the picture"),
         ("--image a.png --region b.png", r"b\.png: a region of another size.*met 300 x 512; wanted 451 x 300"),
         ("--video none --text x", "no folder of pictures"),
         ("--image a.png --text x --recipe best", "unknown recipe"),
@@ -175,6 +181,30 @@ def test_a_region_is_described(predictor, files, photos):
     (caption,) = predictor.describe([photos[0]], [region[None]])
     assert line == f"a.png: {caption}"
     assert json.loads((files / "out" / "a.json").read_text())["answer"] == caption
+
+
+def test_boxes_and_clicks_are_described(predictor, files, photos):
+    """Regions are numbered: drawn ones, boxes, points."""
+    drawn = np.zeros(photos[0].shape[:2], bool)
+    drawn[20:200, 100:300] = True
+    Image.fromarray(drawn).save(files / "drawn.png")
+    prompts = [parse_prompt("90,50,300.5,200+100,100-5,5", box=True), parse_prompt("30,40", box=False)]
+    out = files / "out"
+    run = {"image": files / "a.png", "regions": [files / "drawn.png"], "prompts": prompts}
+    (line,) = predict(lambda: predictor, out, **run)
+    box = region_at(predictor, photos[0], box=(90, 50, 300.5, 200), points=[(100, 100), (5, 5)], labels=[True, False])
+    regions = np.stack([drawn, box, region_at(predictor, photos[0], points=[(30, 40)])])
+    (caption,) = predictor.describe([photos[0]], [regions])
+    assert line == f"a.png: {caption}"
+    noted = json.loads((out / "a.json").read_text())
+    assert noted["answer"] == caption and noted["regions"] == [
+        str(files / "drawn.png"),
+        "a.region2.png",
+        "a.region3.png",
+    ]
+    for number, region in enumerate(regions, 1):
+        assert np.array_equal(read(out / f"a.region{number}.png") > 0, region)
+    assert (read(out / "a.overlay.png")[regions.any(0)] != photos[0][regions.any(0)]).any()
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
