@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import io
 import json
 import re
@@ -86,9 +85,11 @@ def write_masks(out: Path, name: str, picture: UInt8 | None, masks: Bool, kind: 
         write_file(out / file, _png(mask.view(np.uint8) * np.uint8(255)))
     if picture is not None:
         write_file(out / f"{name}.overlay.png", _png(overlay(picture, masks)))
-    for stale in out.glob(f"{glob.escape(name)}.{kind}*.png"):  # of an earlier answer with more masks
-        if stale.name not in names:
-            stale.unlink()
+    stale: list[Path] = []  # of an earlier answer with more masks; not listed: the folder may hold a whole video's
+    while (earlier := out / f"{name}.{kind}{len(masks) + len(stale) + 1}.png").exists():
+        stale.append(earlier)
+    for earlier in reversed(stale):
+        earlier.unlink()
     return names
 
 

@@ -133,14 +133,18 @@ def track(load: Load, video: Path, text: str, out: Path) -> Iterator[str]:
     tracked = load().track(frames, text, str(video))
     yield f"{video.name}: {tracked.text}"
     name = video.resolve().name if video.is_dir() else video.stem
+    overlaid = out / f"{name}.overlay.mp4"
+    answered = out / f"{name}.json"
+    for earlier in (overlaid, answered):  # so that an interrupted run leaves neither beside other masks
+        earlier.unlink(missing_ok=True)
     written = []
-    with write_video(out / f"{name}.overlay.mp4", frames.rate) as add:
+    with write_video(overlaid, frames.rate) as add:
         pairs = zip(frames.names, tracked.masks, strict=True)
         for i, (frame, masks) in enumerate(tqdm(pairs, total=len(frames), unit="frame", leave=False)):
             written.append({"frame": frame, "masks": write_masks(out, Path(frame).stem, None, masks)})
             add(overlay(frames[i], masks))
     values = {"video": str(video), "question": text, "answer": tracked.text, "objects": tracked.objects}
-    write_json(out / f"{name}.json", values | {"frames": written})
+    write_json(answered, values | {"frames": written})
 
 
 @dataclass(frozen=True)

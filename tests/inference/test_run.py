@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from PIL import Image
 
 import cli
 from inference.loading import load
-from inference.predictor import Predictor
+from inference.predictor import Predictor, Track
 from inference.prompted import parse_prompt, region_at
 from inference.run import predict, read_questions
 from shards.errors import UserError
@@ -261,3 +262,24 @@ def test_precision_and_device_are_decided_in_one_place(folder):
 def test_no_part_of_prediction_names_a_device():
     for path in [*REPOSITORY.glob("inference/*.py"), *REPOSITORY.glob("trainer/model/*.py")]:
         assert ".cuda()" not in path.read_text("utf-8"), path
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, UserError("a frame that is broken")])
+def test_an_interrupted_video_leaves_whole_masks_and_nothing_half_written(photos, tmp_path, error):
+    """Nor the overlay and the answer of an earlier run, to which other masks belong."""
+    video = tmp_path / "clip.mp4"
+    write_h264(video, [np.roll(photos[0][:100, :300], 9 * i, 1) for i in range(4)], rate=6)
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("clip.json", "clip.overlay.mp4", "00000.mask2.png", "00000.mask3.png", "00003.mask1.png"):
+        (out / name).write_text("of an earlier answer")
+
+    def masks():
+        yield from (np.ones((1, 100, 300), np.bool_) for _ in range(2))
+        raise error
+
+    predictor = SimpleNamespace(track=lambda *_: Track("[SEG]", 1, masks()))
+    with pytest.raises(type(error) if isinstance(error, Exception) else error):
+        list(predict(lambda: predictor, out, video=video, text="Where?"))
+    assert sorted(path.name for path in out.iterdir()) == ["00000.mask1.png", "00001.mask1.png", "00003.mask1.png"]
+    assert all((read(out / f"0000{i}.mask1.png") == 255).all() for i in range(2))
