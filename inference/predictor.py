@@ -213,21 +213,23 @@ class Predictor:
         regions: Sequence[Bool],
         texts: Sequence[str] | None = None,
         names: Sequence[str] | None = None,
+        batch_size: int | None = None,
     ) -> list[str]:
-        """Describe regions: one question about each picture and its regions, all in one batch.
+        """Describe regions: one question about each picture and its regions.
 
         Args:
             pictures: M pictures.
             regions: for each picture (R, H, W) bool, one or more regions at its size.
             texts: M questions, which call the regions region1, region2, ...; None asks the question of training.
             names: names of the pictures, for messages.
+            batch_size: questions that are answered at once, those of like length together; None: all.
 
         Raises:
             UserError: a region of another size than its picture, or too small for a single cell of the 16 x 16 grid.
         """
         questions = [description_question(len(r)) for r in regions] if texts is None else texts
         with self.precision():
-            answers = self._ask(pictures, questions, regions, _names(pictures, names))
+            answers = self._ask(pictures, questions, regions, _names(pictures, names), batch_size)
         return [self.model.prompts.answer(ids) for ids, _ in answers]
 
     def track(self, frames: Sequence[UInt8], text: str, name: str = "video") -> Track:

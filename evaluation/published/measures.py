@@ -117,7 +117,8 @@ def referring_measures(counts: Int, no_target: bool = False) -> dict[str, Measur
     cIoU: sum of intersections / sum of unions; gIoU: mean of `ious` (Sa2VA's `RESDataset.evaluate`; LISA). P@0.5 to
     P@0.9: share of items whose IoU is at least the threshold (LAVT's `test.py`), among those with a target (ReLA's
     `refer_evaluation.py`). With `no_target` also N-acc, the share of items without a target whose answer is empty, and
-    T-acc, the share of items with a target whose answer is not empty (ReLA).
+    T-acc, the share of items with a target whose answer is not empty: N_acc and T_acc of the same file, in which a
+    part of the model says what has no target.
 
     Args:
         counts: (N, 4), from `count_pixels`.

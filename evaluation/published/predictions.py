@@ -27,6 +27,7 @@ from shards.strict_json import parse_json
 FILE = "predictions.jsonl"
 RUN = "run.json"
 """Beside predictions: what decided them, where this project's model made them."""
+_PICTURE = "<image>"
 _MOST_BYTES = 64 << 20  # of a line
 _LONGEST_ID = 1000  # characters
 _WANTED = '{"item": TEXT, "question": TEXT, "answer": TEXT, "masks": [{"size": [H, W], "counts": TEXT}, ...]}'
@@ -63,7 +64,15 @@ class Prediction:
 
 def question_of(text: str) -> str:
     """Return a question without the picture's mark, as predictions hold it."""
-    return text.replace("<image>", "").strip()
+    return text.replace(_PICTURE, "", 1).strip()
+
+
+def one_picture(text: str) -> str:
+    """Return a question for the model, with the picture in place of the first `<image>`; others are letters."""
+    from trainer.model.tokenizer import as_letters
+
+    before, mark, after = text.partition(_PICTURE)
+    return before + mark + as_letters(after, _PICTURE)
 
 
 def encode(mask: Bool) -> dict[str, Any]:

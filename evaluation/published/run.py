@@ -132,7 +132,10 @@ def open_benchmarks(
     for name in BENCHMARKS if ALL in names else dict.fromkeys(names):
         one = BENCHMARKS[name].with_options(options)
         try:
-            found.append(stack.enter_context(opened(one, root, split or next(iter(one.published)))))
+            split_found = stack.enter_context(opened(one, root, split or next(iter(one.published))))
+            if ALL in names:
+                _check_name(name, split_found.root)
+            found.append(split_found)
         except UserError as error:
             if ALL not in names:
                 raise
@@ -141,6 +144,19 @@ def open_benchmarks(
     if not found:
         raise UserError("no data of a benchmark", where=str(root), do="see docs/BENCHMARKS.md for what to download")
     return found
+
+
+def _check_name(name: str, root: Path) -> None:
+    """Tell Ref-DAVIS17 and Ref-YouTube-VOS apart, which have the same files: only the first has masks of `valid`.
+
+    Raises:
+        UserError: the folder is the other's.
+    """
+    has_masks = any((root / "valid" / name).exists() for name in ("Annotations", "mask_dict.pkl"))
+    is_davis = has_masks and not (root / "meta_expressions" / "test").is_dir()
+    other = "ref-youtube-vos" if name == "ref-davis" else "ref-davis"
+    if (root / "meta_expressions").is_dir() and name == ("ref-youtube-vos" if is_davis else "ref-davis"):
+        raise UserError("the folder looks like that of another dataset", where=str(root), met=other)
 
 
 def _answer(found: OpenBenchmark, folder: Path, asking: Asking, shared: list[Predictor]) -> Work:

@@ -21,11 +21,15 @@ from shards.errors import BadInput, UserError
 
 SUBMISSION = "submission.zip"
 _WHITE = 255
+_TOP = {"ref-youtube-vos": "Annotations/"}
 _DATE = (1980, 1, 1, 0, 0, 0)  # the earliest of a zip: its bytes follow from the masks alone
 
 
 def write_submission(opened: OpenBenchmark, predictions: Predictions, file: Path, where: str) -> Scored:
     """Write the masks of all answered items: VIDEO/EXPRESSION/FRAME.png, 0 and 255, at the frame's size.
+
+    Those of Ref-YouTube-VOS are in a folder Annotations, as Sa2VA and ReferFormer hand them in. Those of MeViS are in
+    none (the guideline on its page).
 
     Args:
         opened: a split of videos.
@@ -38,6 +42,7 @@ def write_submission(opened: OpenBenchmark, predictions: Predictions, file: Path
     Raises:
         UserError: masks that do not fit their video; no item is answered.
     """
+    top = _TOP.get(opened.benchmark.name, "")
     items: list[tuple[Asked, Item]] = []
     left_out: Counter[str] = Counter()
     partial = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
@@ -55,7 +60,7 @@ def write_submission(opened: OpenBenchmark, predictions: Predictions, file: Path
                         for item in answered:
                             prediction = predictions.of_item[item.id]
                             mask = frame_of(prediction, n, len(truth.frames), height, width, where)
-                            archive.writestr(zipfile.ZipInfo(f"{item.id}/{name}.png", _DATE), _png(mask))
+                            archive.writestr(zipfile.ZipInfo(f"{top}{item.id}/{name}.png", _DATE), _png(mask))
                 except BadInput as error:
                     left_out[f"of {opened.benchmark.units} that cannot be read: {error.what}"] += len(answered)
                     continue

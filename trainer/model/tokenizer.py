@@ -115,6 +115,11 @@ class MarkedText:
         return tuple(ids)
 
 
+def as_letters(text: str, mark: str) -> str:
+    """Return a text in which `mark` is not found, and which `MarkedText` encodes with the letters of `mark`."""
+    return text.replace(mark, mark[:-1] + _GAP + mark[-1:])
+
+
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """Build a tokenizer whose ordinary tokens are the 256 bytes: for any text, without merges and downloads."""
     vocabulary = {symbol: i for i, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}

@@ -7,16 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from evaluation.published.datasets import Asked, Benchmark, Item, View
-from evaluation.published.predictions import Prediction, encode, question_of
+from evaluation.published.predictions import Prediction, encode, one_picture, question_of
 from pipeline.cropped import Bool
 from pipeline.resize import UInt8
 from shards.errors import UserError
 
 if TYPE_CHECKING:
-    from inference.predictor import Answer, Predictor
-
-Question = tuple[Asked, Any, Item]
-"""A picture, its truth with the pixels, and one of its items."""
+    from inference.predictor import Predictor
 
 
 @dataclass(frozen=True)
@@ -33,11 +30,16 @@ class Pictures(Benchmark):
     def answer(
         self, predictor: Predictor, asked: Sequence[tuple[Asked, Any]], batch_size: int, known: set[str]
     ) -> Iterator[list[Prediction]]:
-        questions = [(one, truth, item) for one, truth in asked for item in one.items]
-        answers = answers_to(predictor, questions, None, batch_size)
+        every = [(one, truth.picture, item) for one, truth in asked for item in one.items]
+        answers = predictor.segment(
+            [picture for _, picture, _ in every],
+            [one_picture(item.question) for _, _, item in every],
+            [one.path for one, _, _ in every],
+            batch_size=batch_size,
+        )
         yield [
             Prediction(item.id, question_of(item.question), found.text, tuple(map(encode, found.masks)))
-            for (_, _, item), found in zip(questions, answers, strict=True)
+            for (_, _, item), found in zip(every, answers, strict=True)
         ]
 
 
@@ -49,7 +51,7 @@ class RegionTruth(PictureTruth):
     """(H, W) of each item by its id, without those that have no usable mask."""
 
 
-class Regions(Pictures):
+class Regions(Benchmark):
     """Descriptions of regions of pictures; masks in an answer do not count, and are not kept.
 
     Each question about a region is asked once, whatever the number of items that it answers. A region that is too small
@@ -59,18 +61,23 @@ class Regions(Pictures):
     def answer(
         self, predictor: Predictor, asked: Sequence[tuple[Asked, RegionTruth]], batch_size: int, known: set[str]
     ) -> Iterator[list[Prediction]]:
-        questions: dict[tuple[str, ...], Question] = {}
+        first: dict[tuple[str, ...], tuple[Asked, RegionTruth, Item]] = {}
         for one, truth in asked:
             for item in one.items:
                 if item.id in truth.regions and _has_cell(predictor, truth, item):
-                    questions.setdefault(_key(one, item), (one, truth, item))
-        if not questions:
+                    first.setdefault(_key(one, item), (one, truth, item))
+        if not first:
             return
-        shown = [*questions.values()]
-        regions = [truth.regions[item.id][None] for _, truth, item in shown]
-        answers = dict(zip(questions, answers_to(predictor, shown, regions, batch_size), strict=True))
+        described = predictor.describe(
+            [truth.picture for _, truth, _ in first.values()],
+            [truth.regions[item.id][None] for _, truth, item in first.values()],
+            [item.question for _, _, item in first.values()],
+            [one.path for one, _, _ in first.values()],
+            batch_size,
+        )
+        answers = dict(zip(first, described, strict=True))
         yield [
-            Prediction(item.id, question_of(item.question), answers[_key(one, item)].text, ())
+            Prediction(item.id, question_of(item.question), answers[_key(one, item)], ())
             for one, _ in asked
             for item in one.items
             if _key(one, item) in answers
@@ -80,24 +87,6 @@ class Regions(Pictures):
         """Return the picture with its region, in the colour of what is right."""
         region = truth.regions[item.id]
         return [View("picture", truth.picture, region, region)]
-
-
-def answers_to(
-    predictor: Predictor, questions: Sequence[Question], regions: Sequence[Bool] | None, batch_size: int
-) -> list[Answer]:
-    """Return a model's answers to questions about pictures.
-
-    Args:
-        regions: (1, H, W) for each question, which calls it region1; None: they are about whole pictures.
-        batch_size: questions that are answered at once.
-    """
-    return predictor.segment(
-        [truth.picture for _, truth, _ in questions],
-        [item.question for _, _, item in questions],
-        [one.path for one, _, _ in questions],
-        regions,
-        batch_size,
-    )
 
 
 def _key(asked: Asked, item: Item) -> tuple[str, ...]:

@@ -27,9 +27,9 @@ from shards.errors import BadInput
 QUESTION = "<image>\n Please segment {} in this image."
 """Sa2VA's `RESDataset`, with the blank after the line end."""
 REASONING_QUESTION = "<image>\n {} Please output segmentation mask."
-"""LISA's evaluation, for a sentence of ReasonSeg; Sa2VA publishes none."""
+"""LISA's `ValDataset`, for a sentence of ReasonSeg. Sa2VA publishes none for itself."""
 NAMING_QUESTION = "<image>\n What is {} in this image? Please output segmentation mask."
-"""LISA's evaluation, for a phrase of ReasonSeg."""
+"""LISA's `ValDataset`, for a phrase of ReasonSeg."""
 
 
 @dataclass(frozen=True)
@@ -139,20 +139,20 @@ class Grefer(Referring):
 
 
 class ReasonSeg(Referring):
-    """Every text of every picture, against the union of its targets. An item's id is PATH#NUMBER.
+    """The first text of every picture, against the union of its targets. An item's id is PATH#1.
 
-    Pixels of shapes labelled "ignore" do not count, as in LISA's evaluation.
+    Pixels of shapes labelled "ignore" do not count. Both as in LISA's `ValDataset` and `validate`.
     """
 
     questions = (REASONING_QUESTION, NAMING_QUESTION)
-    published: Mapping[str, int | None] = {"val": None, "test": None}
+    published: Mapping[str, int | None] = {"val": 200, "test": 779}
 
     def items_of(self, root: Path, path: str, parts: Sequence[Any]) -> Iterator[Item]:
         raise_refused(parts)
         texts, is_sentence = read_texts(below(root, parts[0]["json"]))
         question = REASONING_QUESTION if is_sentence else NAMING_QUESTION
-        for number, text in enumerate(texts, 1):
-            yield Item(f"{path}#{number}", text, question.format(text), ("target",))
+        for text in texts[:1]:
+            yield Item(f"{path}#1", text, question.format(text.strip()), ("target",))
 
     def truth(self, sample: RawSample, asked: Asked) -> Truth:
         if not sample.objects:  # a picture without a target: nothing is right

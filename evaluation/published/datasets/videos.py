@@ -29,7 +29,7 @@ from evaluation.published.measures import (
     typed_measures,
     video_measures,
 )
-from evaluation.published.predictions import Prediction, encode, frame_of, question_of
+from evaluation.published.predictions import Prediction, encode, frame_of, one_picture, question_of
 from pipeline.annotations import read_pairs
 from pipeline.cropped import Bool
 from pipeline.finder import below
@@ -200,7 +200,7 @@ class Videos(Benchmark):
         for one, truth in asked:
             if all(item.id in known for item in one.items):
                 continue
-            questions = [item.question for item in one.items]
+            questions = [one_picture(item.question) for item in one.items]
             for tracks in predictor.track_many(truth.frames, questions, one.path, batch_size, first_only=True):
                 items = [one.items[n] for n in tracks.questions]
                 if all(item.id in known for item in items):

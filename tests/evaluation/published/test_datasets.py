@@ -13,7 +13,8 @@ from PIL import Image
 
 from evaluation.published.datasets import opened
 from evaluation.published.datasets.named import BENCHMARKS
-from evaluation.published.predictions import Prediction, Predictions, encode
+from evaluation.published.datasets.referring import QUESTION
+from evaluation.published.predictions import Prediction, Predictions, encode, one_picture, question_of
 from evaluation.published.run import open_benchmarks
 from evaluation.published.scoring import counted, notes_of, score
 from shards.errors import UserError
@@ -37,6 +38,15 @@ def test_every_sentence_of_a_ref_is_an_item(root):
     assert asked == {f"<image>\n Please segment {text} in this image." for text in texts}
 
 
+def test_a_sentence_may_spell_the_mark_of_a_picture(talker):
+    question = QUESTION.format("an <image> on <image> paper")
+    assert question_of(question) == "Please segment an <image> on <image> paper in this image."
+    prompts = talker.prompts
+    asked = prompts.decode(prompts.ask("x", one_picture(question)).ids)
+    plain = prompts.decode(prompts.ask("x", QUESTION.format("THIS")).ids)
+    assert asked == plain.replace("THIS", "an <image> on <image> paper")
+
+
 def test_an_expression_is_the_union_of_its_objects_without_crowds(root, tmp_path):
     found = items_of(root, "grefcoco")
     assert {key: item.phrase for key, (item, _, _) in found.items()} == {
@@ -51,7 +61,7 @@ def test_an_expression_is_the_union_of_its_objects_without_crowds(root, tmp_path
     np.testing.assert_array_equal(items_of(tmp_path / "raw", "grefcoco")["1:1"][1], truth_of(12))
 
 
-def test_reasonseg_asks_sentences_and_phrases_and_ignores_pixels(tmp_path):
+def test_reasonseg_asks_the_first_sentence_or_phrase_and_ignores_pixels(tmp_path):
     folder = tmp_path / "val"
     folder.mkdir()
 
@@ -60,14 +70,13 @@ def test_reasonseg_asks_sentences_and_phrases_and_ignores_pixels(tmp_path):
         return {"label": label, "shape_type": "polygon", "points": corners}
 
     target, ignored = shape("target", 10, 60, 20, 90), shape("ignore", 40, 120, 80, 200)
-    for name, texts, is_sentence in (("a", ["What sleeps?", "Who purrs?"], True), ("b", ["the cat"], False)):
+    for name, texts, is_sentence in (("a", [" What sleeps? ", "Who purrs?"], True), ("b", ["the cat"], False)):
         Image.fromarray(PHOTOS[1]).save(folder / f"{name}.jpg")
         content = {"text": texts, "is_sentence": is_sentence, "shapes": [target, ignored]}
         (folder / f"{name}.json").write_text(json.dumps(content))
     found = items_of(tmp_path, "reasonseg")
     assert {key: item.question for key, (item, _, _) in found.items()} == {
         "val/a.jpg#1": "<image>\n What sleeps? Please output segmentation mask.",
-        "val/a.jpg#2": "<image>\n Who purrs? Please output segmentation mask.",
         "val/b.jpg#1": "<image>\n What is the cat in this image? Please output segmentation mask.",
     }
     expected = np.zeros(PHOTOS[1].shape[:2], int)

@@ -9,6 +9,7 @@ import os
 import signal
 import time
 import zipfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from evaluation.published.compare import compare
 from evaluation.published.datasets import opened
 from evaluation.published.datasets.named import BENCHMARKS
 from evaluation.published.predictions import Prediction, encode, read_predictions
-from evaluation.published.run import Asking, benchmark
+from evaluation.published.run import Asking, benchmark, open_benchmarks
 from inference.predictor import Predictor
 from shards.errors import UserError
 from tests.joined import Joined, command_line
@@ -154,6 +155,7 @@ def test_davis_is_the_mean_of_four_annotators(tmp_path):
         "ref-davis", tmp_path, tmp_path / "right", {f"v/{n}": LEFT for n in (1, 2, 3, 4)} | {"v/10": RIGHT}
     )
     assert truth["measures"]["J&F"] == 1
+    assert taken_by_all(tmp_path) == ["ref-davis"]
 
 
 REVOS = {
@@ -216,7 +218,17 @@ def test_ref_youtube_vos_is_handed_in_without_the_videos_of_its_test_split(tmp_p
     write(root / "meta_expressions/valid/meta_expressions.json", {"videos": {"v": entry, "tested": entry}})
     write(root / "meta_expressions/test/meta_expressions.json", {"videos": {"tested": entry}})
     results, _ = measure("ref-youtube-vos", root, tmp_path / "out", {"v/0": LEFT})
-    assert results["counts"]["items"] == 1 and (tmp_path / "out" / "submission.zip").stat().st_size
+    assert results["counts"]["items"] == 1
+    with zipfile.ZipFile(tmp_path / "out" / "submission.zip") as archive:
+        assert archive.namelist() == [f"Annotations/v/0/{frame}.png" for frame in FRAMES]
+    (root / "valid/Annotations").mkdir()
+    assert taken_by_all(root) == ["ref-youtube-vos"]
+
+
+def taken_by_all(root: Path) -> list[str]:
+    """Return the benchmarks that `--on all` finds below a root."""
+    with ExitStack() as stack:
+        return [one.benchmark.name for one in open_benchmarks(["all"], root, None, stack)]
 
 
 @pytest.mark.slow
