@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from inference.phrases import without_marks
 from inference.pictures import overlay, read_picture, read_region, write_json, write_masks
 from inference.predictor import Predictor
 from inference.prompted import Prompt, decode_region, encode_for_clicks
@@ -88,8 +90,23 @@ def segment(load: Load, image: Path, text: str, out: Path) -> Iterator[str]:
     answer = load().segment([picture], [text], [str(image)])[0]
     masks = write_masks(out, image.stem, picture, answer.masks)
     values = {"image": str(image), "question": text, "answer": answer.text, "masks": masks}
-    write_json(out / f"{image.stem}.json", values)
+    write_json(out / f"{image.stem}.json", values | _phrases(answer.text, masks))
     yield f"{image.name}: {answer.text}"
+
+
+def _phrases(answer: str, masks: Sequence[str]) -> dict[str, Any]:
+    """Return an answer without marks, and its phrases with the files of their masks."""
+    plain, spans = without_marks(answer)
+    phrases = [
+        {
+            "text": plain[span.start : span.end],
+            "start": span.start,
+            "end": span.end,
+            "masks": [*masks[span.masks.start : span.masks.stop]],
+        }
+        for span in spans
+    ]
+    return {"plain": plain, "phrases": phrases}
 
 
 def describe(
@@ -182,7 +199,7 @@ def segment_many(load: Load, images: Path, texts: Path, out: Path, batch_size: i
         for question, answer in zip(batch, answers, strict=True):
             masks = write_masks(out, question.name, pictures[question.path], answer.masks)
             values = {"image": str(question.path), "question": question.text, "answer": answer.text, "masks": masks}
-            write_json(out / f"{question.name}.json", values)
+            write_json(out / f"{question.name}.json", values | _phrases(answer.text, masks))
             yield f"{question.name}: {answer.text}"
     if bad:
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from transformers import DynamicCache, Qwen2Config
 
-from inference.chat import Reply, text_so_far
+from inference.chat import Reply, _cropped, text_so_far
 from inference.predictor import Predictor
 from pipeline import resize
 from shards.errors import UserError
@@ -127,6 +128,16 @@ def test_phrases_come_with_their_masks(talker: Sa2VA, photos, monkeypatch):
     assert cat.shape == (2, 100, 300) and mat.shape == (0, 100, 300) and other.shape == (1, 100, 300)
     assert np.array_equal(np.concatenate([cat, mat, other]), reply.masks)
     assert chat.ask("A dog?").masks.shape == (0, 100, 300)
+
+
+@pytest.mark.parametrize("kept", [30, 60])
+def test_a_window_that_slides_is_read_again(kept: int):
+    """A layer with a window forgets: the cache serves a conversation that goes on, and none that goes back."""
+    config = Qwen2Config(num_hidden_layers=2, use_sliding_window=True, sliding_window=16, max_window_layers=1)
+    cache = DynamicCache(config=config)
+    for layer in range(2):
+        cache.update(torch.zeros(1, 1, 60, 4), torch.zeros(1, 1, 60, 4), layer)
+    assert _cropped(cache, kept) is (kept == 60)
 
 
 def test_an_answer_grows_without_half_a_character(talker: Sa2VA, photos, monkeypatch):

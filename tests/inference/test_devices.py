@@ -29,3 +29,19 @@ def test_prediction(gpu: PretendedDevice, talker: Sa2VA, photos: list[np.ndarray
     assert away.describe([photo], [region]) == here.describe([photo], [region])
     track = away.track([photo] * 6, "Please segment it.")  # SAM 2's memory makes the masks of one of the 6 frames
     assert track.objects > 0 and len([*track.masks]) == 6
+
+
+@pytest.mark.slow
+def test_a_conversation(gpu: PretendedDevice, talker: Sa2VA, photos: list[np.ndarray]):
+    """Keys and values are kept on the device, and so are the features for clicks."""
+    photo = photos[0][::4, ::4].copy()
+    region = np.zeros((1, *photo.shape[:2]), bool)
+    region[:, 10:50, 10:50] = True
+    found = []
+    for model in (talker, deepcopy(talker).to(register())):
+        chat = Predictor(LoadedModel(model), max_new_tokens=2).chat(photo)
+        replies = [chat.ask("Where?"), chat.ask("And?"), chat.ask("region1?", region)]
+        clicked = chat.region_at(box=(9, 9, 60, 50), points=[(20, 20)], labels=[False])
+        found.append(([reply.text for reply in replies], [reply.reused for reply in replies], clicked))
+    (texts, reused, clicked), (texts_away, reused_away, clicked_away) = found
+    assert texts == texts_away and reused == reused_away and (clicked != clicked_away).mean() < 1e-3

@@ -15,7 +15,7 @@ from PIL import Image
 
 import cli
 from inference.loading import load
-from inference.predictor import Predictor, Track
+from inference.predictor import Answer, Predictor, Track
 from inference.prompted import parse_prompt, region_at
 from inference.run import predict, read_questions
 from shards.errors import UserError
@@ -154,6 +154,19 @@ def test_batched_questions_give_the_answers_of_single_ones(talker, files, photos
         assert noted["answer"] == answer.text and len(noted["masks"]) == len(answer.masks)
         for file, mask in zip(noted["masks"], answer.masks, strict=True):
             assert ((read(files / "out" / file) > 0) != mask).mean() < 1e-4
+
+
+def test_phrases_of_an_answer_are_noted_with_their_masks(predictor, files, photos, monkeypatch):
+    said = "<p>A cat</p> [SEG] [SEG] on <p>a mat</p>, [SEG]."
+    answer = Answer(said, np.zeros((3, *photos[0].shape[:2]), bool))
+    monkeypatch.setattr(predictor, "segment", lambda *args: [answer])
+    list(predict(lambda: predictor, files / "out", image=files / "a.png", text="What is this?"))
+    noted = json.loads((files / "out" / "a.json").read_text())
+    assert (noted["answer"], noted["plain"]) == (said, "A cat on a mat,.")
+    assert noted["phrases"] == [
+        {"text": "A cat", "start": 0, "end": 5, "masks": ["a.mask1.png", "a.mask2.png"]},
+        {"text": "a mat", "start": 9, "end": 14, "masks": ["a.mask3.png"]},
+    ]
 
 
 @pytest.mark.parametrize(
