@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from shards.errors import UserError
+from trainer.transfer import to_device
 
 T = TypeVar("T")
 
@@ -47,8 +48,15 @@ def over_processes(
         The mean of each value over the processes, each amount on every process, in the order of their ranks, and the
         highest signal.
     """
-    row = [torch.as_tensor(v, dtype=torch.float32) for v in (*values.values(), *amounts.values(), signal)]
-    rows = accelerator.gather(torch.stack([v.to(accelerator.device) for v in row])[None])
+    numbers = [*values.values(), *amounts.values(), signal]
+    on_device = [n for n, v in enumerate(numbers) if isinstance(v, torch.Tensor) and v.device.type != "cpu"]
+    others = [n for n in range(len(numbers)) if n not in on_device]
+    row = to_device(torch.tensor([float(numbers[n]) for n in others], dtype=torch.float32), accelerator.device)
+    if on_device:
+        row = torch.cat([torch.stack([torch.as_tensor(numbers[n], dtype=torch.float32) for n in on_device]), row])
+    gathered = accelerator.gather(row[None]).cpu()  # here the host waits for the step
+    rows = torch.empty_like(gathered)
+    rows[:, [*on_device, *others]] = gathered
     means = dict(zip(values, rows[:, : len(values)].mean(0).tolist(), strict=True))
     each = dict(zip(amounts, rows[:, len(values) : -1].T.tolist(), strict=True))
     return means, each, int(rows[:, -1].max())

@@ -28,6 +28,7 @@ from trainer.checkpoints.resume import Beginning, begin, keep_earlier_defaults
 from trainer.checkpoints.rng import set_random_state
 from trainer.checkpoints.run_folder import RunFolder
 from trainer.config import Config, save_config
+from trainer.data.copying import copies_to
 from trainer.data.holdout import holdout_notes
 from trainer.data.loader import Loader, check_recipe
 from trainer.data.stream import Stream
@@ -191,7 +192,7 @@ def build_run(config: Config, accelerator: Accelerator, folder: RunFolder, watch
 
 def open_data(config: Config, accelerator: Accelerator, show: Show) -> RunData:
     """Open the shards for each objective of the run, to train on and to evaluate on; show what is worth knowing."""
-    on_gpu = accelerator.device.type == "cuda"
+    copies = copies_to(accelerator.device)
     where = config.data.normalise
     prompts = prompts_of(config)
     cache = config.data.open_cache()
@@ -199,13 +200,12 @@ def open_data(config: Config, accelerator: Accelerator, show: Show) -> RunData:
         "cache": cache,
         "rank": accelerator.process_index,
         "world_size": accelerator.num_processes,
-        "pin": on_gpu,
-        "normalise": "device" if where == "device" or (where == "auto" and on_gpu) else "host",
+        "normalise": "device" if where == "device" or (where == "auto" and copies) else "host",
     }
     # Loaders are not prepared: Accelerate would let one process read for all, or split their batches once more.
     shards = config.data.shards
     names = config.objectives()
-    train = {name: Loader(shards, training_options(config, name, prompts, **here)) for name in names}
+    train = {name: Loader(shards, training_options(config, name, prompts, copies=copies, **here)) for name in names}
     judged = names if config.data.holdout else ()
     held_out = {name: Loader(shards, judging_options(config, name, prompts, **here)) for name in judged}
     for loader in train.values():

@@ -2,50 +2,54 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from torch import nn
 
 from tests.devices import DeviceTensor, PretendedDevice, pretended_gpu, register  # noqa: F401 (a fixture)
 from tests.trainer.runs import SMALL
-from trainer.build import build_run
-from trainer.checkpoints.run_folder import RunFolder
-from trainer.config import load_config
-from trainer.strategy import make_accelerator
-from trainer.train import stall_watch, train
+from trainer import train
+from trainer.config import Config
+from trainer.measure.held_out import HeldOut
+from trainer.stall import StallWatch
 
 
-def run_on(gpu: PretendedDevice, folder: Path, *arguments: str) -> None:
-    """Train on the pretended device, with one evaluation, after the last step; `gpu.phase` names what the run does."""
-    config = load_config([*SMALL, *arguments, f"output_dir={folder}"])
-    accelerator = make_accelerator(config)
-    for state in (PartialState, AcceleratorState):
-        state._shared_state["device"] = register()
-    with closing(RunFolder(folder, 1)) as run_folder, closing(stall_watch(config, accelerator)) as watch:
-        run = build_run(config, accelerator, run_folder, watch)
-        assert run
-        at, is_due = run.watch.at, run.held_out.is_due
+@pytest.fixture
+def train_on(gpu: PretendedDevice, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Runs a training on the pretended device, with one evaluation, after the last step.
 
-        def mark(doing: str) -> None:
-            gpu.phase = doing
-            at(doing)
+    `gpu.phase` is what the run says that it does.
+    """
+    make, at, is_due = train.make_accelerator, StallWatch.at, HeldOut.is_due
 
-        run.watch.at = mark  # type: ignore[method-assign]
-        run.held_out.is_due = lambda step: step > 0 and is_due(step)  # type: ignore[method-assign]
-        assert train(run) == 0
-        assert {p.device for p in run.learner.trainable} == {register()}
+    def make_accelerator(config: Config) -> Accelerator:
+        accelerator = make(config)
+        for state in (PartialState, AcceleratorState):
+            state._shared_state["device"] = register()
+        return accelerator
+
+    def mark(watch: StallWatch, doing: str) -> None:
+        gpu.phase = doing
+        at(watch, doing)
+
+    monkeypatch.setattr(train, "make_accelerator", make_accelerator)
+    monkeypatch.setattr(StallWatch, "at", mark)
+    monkeypatch.setattr(HeldOut, "is_due", lambda held_out, step: step > 0 and is_due(held_out, step))
+    return lambda *arguments: train.main([*SMALL, *arguments])
 
 
 @pytest.mark.slow
-def test_a_step_and_an_evaluation_of_every_objective(gpu: PretendedDevice, unequal_set: Path, tmp_path: Path):
+def test_a_step_and_an_evaluation_of_every_objective(
+    gpu: PretendedDevice, train_on: Callable[..., None], unequal_set: Path, tmp_path: Path
+):
     """`project` runs the objectives one after another and combines their gradients; in bfloat16, by autocast."""
-    run_on(
-        gpu,
-        tmp_path / "run",
+    train_on(
+        f"output_dir={tmp_path / 'run'}",
         f"data.shards=[{unequal_set}]",
         *("steps=1", "batch_size=1", "accumulation=1", "data.objects_per_sample=2", "mixed_precision=bf16"),
         *("data.holdout=0.2", "data.holdout_by=sample", "eval.samples=1", "eval.show=1", "eval.answer_tokens=2"),

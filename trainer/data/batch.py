@@ -14,6 +14,7 @@ from trainer.conversations.conversation import Conversation
 from trainer.data.normalise import normalised
 from trainer.data.unpack import unpacked
 from trainer.model.rows import TokenRow, count_labels
+from trainer.transfer import to_device
 
 Position = dict[str, int]
 """{"epoch": int, "samples": int}: so many samples of the epoch's order over all processes are consumed."""
@@ -34,9 +35,13 @@ class Frame:
     """(M, 1024, 1024) bool; before `Batch.to` it may be (M, 1024, 128) uint8, eight pixels per byte, the first in the
     highest bit."""
 
-    def to(self, device: torch.device, recipe: Recipe) -> Frame:
-        """See `Batch.to`."""
-        named = {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors().items()}
+    def on(self, device: torch.device) -> Frame:
+        """See `Batch.on`."""
+        return Frame(**{name: to_device(tensor, device) for name, tensor in self.tensors().items()})
+
+    def finished(self, recipe: Recipe) -> Frame:
+        """Return the frame with `pixel_values` normalised and `masks` unpacked to a byte per pixel."""
+        named = self.tensors()
         if "pixel_values" in named:
             named["pixel_values"] = normalised(named["pixel_values"], recipe.mean, recipe.std)
         if "masks" in named:
@@ -72,11 +77,19 @@ class Batch:
         """Number of units that losses are means over, by name."""
         raise NotImplementedError
 
-    def to(self, device: torch.device) -> Self:
-        """The batch on `device`, `pixel_values` normalised and `masks` unpacked to a byte per pixel.
+    def on(self, device: torch.device) -> Self:
+        """Return the batch with pictures, masks and cells on `device`, as they are stored.
 
-        Copies from page-locked memory do not block.
+        Copies from page-locked memory do not block. Indices stay on the host, which computes with them.
         """
+        raise NotImplementedError
+
+    def to(self, device: torch.device) -> Self:
+        """Return `on`'s batch with `pixel_values` normalised and `masks` unpacked to a byte per pixel."""
+        raise NotImplementedError
+
+    def tensors(self) -> list[Tensor]:
+        """The tensors that `on` moves."""
         raise NotImplementedError
 
 
@@ -104,14 +117,16 @@ class PairBatch(Batch):
     def counts(self) -> dict[str, int]:
         return {"objects": len(self.image_of_object)}
 
+    def on(self, device: torch.device) -> PairBatch:
+        first, second = (frame.on(device) for frame in self.frames)
+        return replace(self, frames=(first, second))
+
     def to(self, device: torch.device) -> PairBatch:
-        first, second = (frame.to(device, self.recipe) for frame in self.frames)
-        return replace(
-            self,
-            frames=(first, second),
-            image_of_object=self.image_of_object.to(device, non_blocking=True),
-            paired=self.paired.to(device, non_blocking=True),
-        )
+        first, second = (frame.on(device).finished(self.recipe) for frame in self.frames)
+        return replace(self, frames=(first, second))
+
+    def tensors(self) -> list[Tensor]:
+        return [tensor for frame in self.frames for tensor in frame.tensors().values()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,18 +173,20 @@ class ConversationBatch(Batch):
             "frames": 0 if self.g_pixel_values is None else len(self.g_pixel_values),
         }
 
+    def on(self, device: torch.device) -> ConversationBatch:
+        return self._with(self._frame().on(device))
+
     def to(self, device: torch.device) -> ConversationBatch:
-        frame = Frame(pixel_values=self.pixel_values, g_pixel_values=self.g_pixel_values, masks=self.masks)
-        moved = frame.to(device, self.recipe)
-        names = ("image_of_row", "regions", "seg_of_mask", "picture_of_mask")
-        indices = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
-        return replace(
-            self,
-            pixel_values=moved.pixel_values,
-            g_pixel_values=moved.g_pixel_values,
-            masks=moved.masks,
-            **indices,
-        )
+        return self._with(self._frame().on(device).finished(self.recipe))
+
+    def tensors(self) -> list[Tensor]:
+        return [*self._frame().tensors().values()]
+
+    def _frame(self) -> Frame:
+        return Frame(pixel_values=self.pixel_values, g_pixel_values=self.g_pixel_values, masks=self.masks)
+
+    def _with(self, frame: Frame) -> ConversationBatch:
+        return replace(self, pixel_values=frame.pixel_values, g_pixel_values=frame.g_pixel_values, masks=frame.masks)
 
 
 def required(tensor: Tensor | None) -> Tensor:

@@ -21,6 +21,7 @@ from shards.format import Field, FieldName
 from shards.reader import Array, StoredSample, decode_field
 from shards.recipe import Recipe
 from trainer.data.batch import Batch
+from trainer.data.copying import Event
 
 Need = Literal["texts", "regions", "letters"]
 """What a sample must have, each a column of the index. "regions": an object with a prompt cell in a frame; "texts": one
@@ -295,6 +296,14 @@ class Buffers:
         """By name, each with as many rows as there is room for."""
         self.arrays: dict[str, Array] = {}
         """The same memory as arrays."""
+        self.copied: Event | None = None
+        """After the copies that read this memory; None where none is queued."""
+
+    def wait_for_copies(self) -> None:
+        """Wait until the memory may be written again."""
+        if self.copied is not None:
+            self.copied.synchronize()
+            self.copied = None
 
     def make_room(self, counts: Mapping[str, int]) -> None:
         """Make room for so many rows of each tensor. What a tensor that has to grow held is lost to it.
@@ -339,6 +348,8 @@ class Ring:
         self.turn = 0
 
     def next(self) -> Buffers:
-        """Return the buffers that were returned longest ago."""
+        """Return the buffers that were returned longest ago, when nothing reads them any more."""
         self.turn += 1
-        return self._buffers[(self.turn - 1) % len(self._buffers)]
+        buffers = self._buffers[(self.turn - 1) % len(self._buffers)]
+        buffers.wait_for_copies()
+        return buffers

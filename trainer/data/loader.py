@@ -11,7 +11,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -30,6 +30,7 @@ from shards.storage.cache import Cache
 from trainer.conversations.options import ConversationOptions
 from trainer.data.batch import Batch
 from trainer.data.conversation_decoder import ConversationDecoder
+from trainer.data.copying import Copies, Event
 from trainer.data.decoding import NEEDED, Buffers, Decoder, Need, Normalise, Place, Ring, SampleVisit
 from trainer.data.fetching import ShardFetcher, check_cache_size
 from trainer.data.holdout import held_out_parts
@@ -116,8 +117,8 @@ class LoaderOptions:
     """Decoders; with 0 a batch is decoded when it is asked for, by the thread that asks."""
     prefetch: int = 2
     """Batches that are decoded ahead of the one in use."""
-    pin: bool = False
-    """Use page-locked memory (with a GPU)."""
+    copies: Copies[Batch] | None = None
+    """Copies batches to a GPU ahead of their use, from page-locked memory; None: batches stay on the host."""
     cache: Cache | None = None
     """Where sets at URLs are read through."""
     normalise: Normalise = "host"
@@ -132,6 +133,8 @@ class Loader:
     """Batches from shard sets.
 
     A batch is valid until the next but one is asked for: its tensors lie in buffers that are used in turn.
+    With `copies` they are on the device, and stay valid; the next batch is copied while the consumer uses this one,
+    where it is decoded by then.
 
     Args:
         paths: folders or URLs of finished shard sets or of folders of them, all of one recipe.
@@ -253,6 +256,7 @@ class Loader:
         ahead = self._ahead(order[first * together : self._samples_of(len(order))], epoch)
         counts: Counter[str] = Counter()
         used = ring.turn
+        copied: tuple[Batch, Event] | None = None
         try:
             for done in range(first, batches):
                 started = time.perf_counter()
@@ -261,19 +265,21 @@ class Loader:
                     counts = self._counts_of_step(plans, done)
                 while len(pending) <= depth and (number := next(upcoming, None)) is not None:
                     pending.append(self._submit(pool, ring.next(), plans.of(number)))
-                buffers, parts = pending.popleft()
-                decoded = [plan for part in parts for plan in part.result()]
+                at = partial(self._place, epoch=epoch, samples=len(order))
+                submitted = pending.popleft()
+                if not options.copies:
+                    batch = self._batch(*submitted, **at(done))
+                else:
+                    batch, event = copied or self._copied(options.copies, *submitted, **at(done))
+                    options.copies.use(batch, event)
+                    copied = None
+                    if pending and all(part.done() and not part.exception() for part in pending[0][1]):
+                        copied = self._copied(options.copies, *pending[0], **at(done + 1))
                 self.wait_seconds += time.perf_counter() - started
                 used += 1
                 if ahead:
                     ahead.consumed((done + 1 - first) * together)
-                yield self._decoder.batch(
-                    buffers,
-                    decoded,
-                    position={"epoch": epoch, "samples": (done + 1) * together},
-                    step_counts=counts,
-                    is_padding=self._group(done) * options.batch_size >= len(order),
-                )
+                yield replace(batch, step_counts=counts)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             if ahead:
@@ -281,6 +287,23 @@ class Loader:
             ring.turn = used  # the batch that the consumer may still read is the last one that is written to
             if options.part == "train":  # the held-out part is read too rarely to keep its memory
                 self._idle.append(ring)
+
+    def _batch(self, buffers: Buffers, parts: list[Future[list[Any]]], **place: Any) -> Batch:
+        """Return a batch that was submitted, when it is decoded."""
+        return self._decoder.batch(buffers, [plan for part in parts for plan in part.result()], **place)
+
+    def _copied(
+        self, copies: Copies[Batch], buffers: Buffers, parts: list[Future[list[Any]]], **place: Any
+    ) -> tuple[Batch, Event]:
+        """Begin to copy a batch that was submitted."""
+        batch, event = copies.begin(self._batch(buffers, parts, **place))
+        buffers.copied = event
+        return batch, event
+
+    def _place(self, number: int, *, epoch: int, samples: int) -> dict[str, Any]:
+        """Return the `position` and `is_padding` of batch `number` in an epoch of so many samples."""
+        position = {"epoch": epoch, "samples": (number + 1) * self._batch_samples}
+        return {"position": position, "is_padding": self._group(number) * self._options.batch_size >= samples}
 
     def _group(self, number: int) -> int:
         """The group of `batch_size` samples in an epoch's order that this process takes as its batch `number`.
@@ -414,9 +437,16 @@ def _open_entries(paths: Sequence[str], options: LoaderOptions) -> list[Entry]:
 def _decoder_for(options: LoaderOptions, recipe: Recipe) -> Decoder[Any]:
     """Return the decoder of what the options ask for."""
     buffers = options.prefetch + 2
+    pin = options.copies is not None
     if options.conversations:
         return ConversationDecoder(
-            recipe, options.conversations, options.kind, options.prompts, options.normalise, options.pin, buffers
+            recipe,
+            options.conversations,
+            options.kind,
+            options.prompts,
+            options.normalise,
+            pin,
+            buffers,
         )
     return PairDecoder(
         [_frame_field(name) for name in options.fields],
@@ -426,7 +456,7 @@ def _decoder_for(options: LoaderOptions, recipe: Recipe) -> Decoder[Any]:
         options.need,
         options.seed,
         options.normalise,
-        options.pin,
+        pin,
         buffers,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import copy, deepcopy
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,10 +12,18 @@ from sam2.build_sam import build_sam2
 from torch import Tensor, nn
 
 from trainer.model.architecture import Sam
+from trainer.transfer import to_device
 
 IMAGE_SIZE = 1024
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+
+
+@lru_cache
+def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
+    """(3, 1, 1) float32 each. Not buffers: a model cast to bfloat16 would round them."""
+    mean, std = torch.tensor([MEAN, STD], device=device).view(2, 3, 1, 1)
+    return mean, std
 
 
 @dataclass(frozen=True)
@@ -90,8 +99,7 @@ class GroundingEncoder(nn.Module):
         """
         if g_pixel_values.dtype != torch.uint8:
             raise TypeError(f"g_pixel_values is uint8 in 0..255, not {g_pixel_values.dtype}: it is normalised here")
-        # No buffers: a model cast to bfloat16 would round them.
-        mean, std = torch.tensor([MEAN, STD], device=g_pixel_values.device).view(2, 3, 1, 1)
+        mean, std = _mean_and_std(g_pixel_values.device)
         if rounded:
             mean = mean.bfloat16().float()
             std = std.bfloat16().float()
@@ -129,6 +137,7 @@ class GroundingEncoder(nn.Module):
         Returns:
             (N, 256, 256) float32.
         """
+        image_of_object = to_device(image_of_object, embeddings.device)
         # `index_select`, because the gradient of indexing sums over a picture's objects in the order of threads.
         maps = (features.embedding + self.sam2_model.no_mem_embed.view(1, -1, 1, 1)).index_select(0, image_of_object)
         levels = [level.index_select(0, image_of_object) for level in features.high]

@@ -23,6 +23,7 @@ from trainer.model.grounding import GroundingEncoder, SamFeatures
 from trainer.model.prompts import IMAGE_TOKENS, Prompts
 from trainer.model.rows import RowLengths, Rows
 from trainer.model.tokenizer import byte_tokenizer
+from trainer.transfer import to_device
 
 
 def pixel_shuffle(tokens: Tensor) -> Tensor:
@@ -120,6 +121,7 @@ class Sa2VA(nn.Module):
             rows: M rows.
             visual_tokens: (B, 256, 4C), see `encode_image`; None where no row has a picture.
             image_of_row: (M,) int64; or (M, P) for rows of several pictures (tiles, frames) or none, -1 after the last.
+                It and `regions` may be on the host: nothing waits for the device then.
             regions: (M, R, 16, 16) bool; none in a row without a picture.
             phrase_embeddings: (G, D), for the G places of `rows.replaced`.
             scale: (M, R, 16, 16), factors of the regions' visual tokens by cell.
@@ -129,6 +131,8 @@ class Sa2VA(nn.Module):
         """
         embeddings = self.embedding(rows.ids.flatten())
         images = image_of_row if image_of_row.ndim == 2 else image_of_row[:, None]
+        if regions is not None:
+            images = to_device(images, regions.device)
         has = images >= 0
         chosen = has[:, :, None].expand(-1, -1, IMAGE_TOKENS)
         if regions is not None:
@@ -139,7 +143,8 @@ class Sa2VA(nn.Module):
         if visual_tokens is not None:
             row, slot, cell = chosen.nonzero(as_tuple=True)
             # `F.embedding`, because the gradient of indexing sums over a picture's objects in the order of threads.
-            visual = F.embedding(images[row, slot] * IMAGE_TOKENS + cell, self.mlp1(visual_tokens).flatten(0, 1))
+            token = to_device(images[row, slot] * IMAGE_TOKENS + cell, visual_tokens.device)
+            visual = F.embedding(token, self.mlp1(visual_tokens).flatten(0, 1))
             if scale is not None:
                 unscaled = scale.new_ones(len(images), images.shape[1] - scale.shape[1], IMAGE_TOKENS)
                 visual = visual * torch.cat([unscaled, scale.flatten(2)], 1)[row, slot, cell][:, None]
@@ -204,7 +209,7 @@ class Sa2VA(nn.Module):
         """
         embeddings = self.text_hidden_fcs(states.flatten(0, 1).index_select(0, rows.segs))
         if seg_of_mask is not None:  # `index_select`, for the same gradient whatever the threads
-            embeddings = embeddings.index_select(0, seg_of_mask)
+            embeddings = embeddings.index_select(0, to_device(seg_of_mask, embeddings.device))
         return self.grounding_encoder.decode(sam_features, image_of_mask, embeddings)
 
 

@@ -15,6 +15,7 @@ from trainer.data.stream import Stream
 from trainer.modes import autocast
 from trainer.objectives import load_objective
 from trainer.objectives.step import COUNTED
+from trainer.transfer import to_device
 
 Losses = dict[str, Tensor]
 
@@ -90,8 +91,10 @@ class Backward:
         Averaging over the processes afterwards makes it 1 over all units.
         """
         places = [(name, unit) for name, units in counts.items() for unit in sorted(units)]
-        here = torch.tensor([counts[name][unit] for name, unit in places], device=self._accelerator.device)
-        together = self._accelerator.reduce(here, "sum").tolist()
+        together = [counts[name][unit] for name, unit in places]
+        if self._accelerator.num_processes > 1:
+            here = to_device(torch.tensor(together), self._accelerator.device)
+            together = self._accelerator.reduce(here, "sum").tolist()
         weights: dict[str, dict[str, float]] = {name: {} for name in counts}
         for (name, unit), total in zip(places, together, strict=True):
             weights[name][unit] = self._accelerator.num_processes / total if total else 0.0

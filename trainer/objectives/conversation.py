@@ -17,6 +17,7 @@ from trainer.objectives.judging import POINTS_PER_SIDE, Judged
 from trainer.objectives.noise import sample_generators
 from trainer.objectives.objective import Objective
 from trainer.objectives.passes import Predicted, cross_entropy_by_row, full_precision
+from trainer.transfer import to_device
 
 _MASK_LOSSES = ("bce", "dice", "bce_uniform", "dice_uniform")
 SA2VA_MASKS = 5
@@ -60,18 +61,18 @@ class ConversationObjective(Objective[ConversationBatch]):
         if as_sa2va:
             numbers = five_masks(batch.picture_of_mask.tolist(), draws)
         decoded = sorted({*numbers})
-        device = batch.seg_of_mask.device
-        predicted = self.passes.predict(batch, torch.tensor(decoded, dtype=torch.int64, device=device))
+        predicted = self.passes.predict(batch, torch.tensor(decoded, dtype=torch.int64))
         language = {self.language_loss: self._language(predicted, len(batch.rows)) + predicted.idle}
         if not self.predicts_masks:
             return language
         if not numbers:
             return {name: predicted.idle for name in _MASK_LOSSES} | language
-        place = {number: place for place, number in enumerate(decoded)}
-        logits = predicted.masks.index_select(0, torch.tensor([place[n] for n in numbers], device=device))
+        logits = predicted.masks
         masks = required(batch.masks)
         if as_sa2va:
-            masks = masks.index_select(0, torch.tensor(numbers, device=device))
+            place = {number: place for place, number in enumerate(decoded)}
+            logits = logits.index_select(0, to_device(torch.tensor([place[n] for n in numbers]), logits.device))
+            masks = masks.index_select(0, to_device(torch.tensor(numbers), masks.device))
         chosen = [draws[number] for number in numbers]
         of_masks = self.passes.mask_losses(logits, masks, chosen, "zeros" if as_sa2va else "border")
         if as_sa2va:

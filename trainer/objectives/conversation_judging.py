@@ -97,8 +97,9 @@ def _compare(logits: Tensor, masks: Tensor | None, side: int) -> dict[str, Tenso
 def _video_iou(of_masks: dict[str, Tensor], batch: ConversationBatch, row_of_seg: Tensor) -> Tensor:
     """(S,): overlap over union of each `[SEG]` in all frames of its row."""
     none = torch.zeros(len(row_of_seg), device=row_of_seg.device)
-    overlap, union = (none.index_add(0, batch.seg_of_mask, of_masks[name]) for name in ("overlap", "union"))
-    visible = none.index_add(0, batch.seg_of_mask, (~of_masks["iou"].isnan()).float()) > 0
+    seg_of_mask = batch.seg_of_mask.to(none.device)
+    overlap, union = (none.index_add(0, seg_of_mask, of_masks[name]) for name in ("overlap", "union"))
+    visible = none.index_add(0, seg_of_mask, (~of_masks["iou"].isnan()).float()) > 0
     is_video = torch.tensor([len(talk.frames) > 1 for talk in batch.conversations], dtype=torch.bool).to(none.device)
     return (overlap / union.clamp_min(1)).where(visible & is_video[row_of_seg], torch.nan)
 
@@ -154,9 +155,9 @@ def _answers(
     images = batch.image_of_row[[*questions]]
     regions = batch.regions[[*questions]]
     if not questions:
-        images = torch.full((1, 1), -1, device=model.device)
-        regions = torch.zeros(1, 0, GRID, GRID, dtype=torch.bool, device=model.device)
-    places = torch.tensor(rows.contexts_per_row, device=model.device)
+        images = torch.full((1, 1), -1)
+        regions = torch.zeros(1, 0, GRID, GRID, dtype=torch.bool)
+    places = torch.tensor(rows.contexts_per_row, device=regions.device)
     of_pictures = (images >= 0).sum(1) * IMAGE_TOKENS
     within = of_pictures[:, None] + regions.flatten(2).sum(2).cumsum(1) <= places[:, None]
     regions = regions & within[:, :, None, None]  # a later question may name others

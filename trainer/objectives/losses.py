@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainer.objectives.noise import uniform
+from trainer.transfer import to_device
 
 Beyond = Literal["border", "zeros"]
 """What lies around a picture: the values at its border go on, or there are zeros."""
@@ -63,11 +64,11 @@ def uncertain_points(
     uniform. `beyond`: see `logits_at`.
     """
     uncertain = int(num_points * importance)
-    candidates = uniform(generators, int(num_points * oversample), 2).to(logits.device)
+    candidates = to_device(uniform(generators, int(num_points * oversample), 2), logits.device)
     uncertainty = -logits_at(logits, candidates, beyond).abs()
     best = uncertainty.topk(uncertain, dim=1).indices
     chosen = candidates.gather(1, best[..., None].expand(-1, -1, 2))
-    return torch.cat([chosen, uniform(generators, num_points - uncertain, 2).to(logits.device)], 1)
+    return torch.cat([chosen, to_device(uniform(generators, num_points - uncertain, 2), logits.device)], 1)
 
 
 def point_losses(logits: Tensor, masks: Tensor, points: Tensor, beyond: Beyond = "border") -> tuple[Tensor, Tensor]:

@@ -25,6 +25,7 @@ from trainer.model.rows import IGNORE, Rows, TokenRow
 from trainer.model.sa2va import Sa2VA
 from trainer.objectives.losses import Beyond, even_losses, point_losses, uncertain_points
 from trainer.objectives.noise import random_index
+from trainer.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ class Passes:
 
         Args:
             batch: of R rows; R may be 0.
-            chosen: (C,) int64 in 0..N - 1, numbers of the masks to decode; None: all.
+            chosen: (C,) int64 in 0..N - 1 on the host, numbers of the masks to decode; None: all.
         """
         model = self.model
         visual_tokens = self._encode_shown(batch)
@@ -168,8 +169,8 @@ class Passes:
         rows = self.rows(batch.rows or [self.empty_row()])
         images, regions = batch.image_of_row, batch.regions
         if not count:
-            images = torch.full((1, 1), -1, device=model.device)
-            regions = torch.zeros(1, 0, 16, 16, dtype=torch.bool, device=model.device)
+            images = torch.full((1, 1), -1)
+            regions = torch.zeros(1, 0, 16, 16, dtype=torch.bool)
         embeddings = model.embed_rows(rows, visual_tokens, images, regions)
         states = model.run_language_model(embeddings, rows.attention, rows.positions)
         idle = 0.0 * states.sum() if not count else states.new_zeros(())
@@ -217,8 +218,9 @@ class Passes:
             return visual_tokens
         if not paired.any():  # another process encodes a second frame: all must run the tower's layers
             return visual_tokens + 0 * self.model.encode_image(required(batch.frames[0].pixel_values)[:1])
-        second = self.model.encode_image(required(batch.frames[1].pixel_values)[paired])
-        return second if paired.all() else visual_tokens.index_put((paired,), second)
+        different = to_device(paired.nonzero()[:, 0], visual_tokens.device)
+        second = self.model.encode_image(required(batch.frames[1].pixel_values).index_select(0, different))
+        return second if paired.all() else visual_tokens.index_put((different,), second)
 
     def captioner_inputs(self, batch: PairBatch, visual_tokens: Tensor) -> tuple[Rows, Tensor, Tensor, Tensor]:
         """The first arguments of `Captioner.forward`, which ask for descriptions of frame 1's regions."""
@@ -294,8 +296,9 @@ def cross_entropy_by_row(logits: Tensor, targets: Tensor, row_of: Tensor, rows: 
     """
     with full_precision(logits):
         each = F.cross_entropy(logits.float(), targets, reduction="none")
-        sums = torch.zeros(rows, device=each.device).index_add(0, row_of, each)
-        return sums / torch.bincount(row_of, minlength=rows).clamp_min(1)
+        none = torch.zeros(rows, device=each.device)
+        counts = none.index_add(0, row_of, torch.ones_like(each))  # on a GPU `bincount` reads its result's length back
+        return none.index_add(0, row_of, each) / counts.clamp_min(1)
 
 
 def full_precision(tensor: Tensor) -> torch.autocast:
