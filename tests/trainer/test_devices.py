@@ -13,10 +13,28 @@ from torch import nn
 
 from tests.devices import DeviceTensor, PretendedDevice, pretended_gpu, register  # noqa: F401 (a fixture)
 from tests.trainer.runs import SMALL
-from trainer import train
+from trainer import build, train, transfer
 from trainer.config import Config
+from trainer.data.batch import Batch
+from trainer.data.copying import Copies, Event
 from trainer.measure.held_out import HeldOut
 from trainer.stall import StallWatch
+
+
+class AtOnce(Copies[Batch]):
+    """Copies as on a GPU, without a stream."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def begin(self, batch: Batch) -> tuple[Batch, AtOnce]:
+        return batch.on(self._device), self
+
+    def use(self, batch: Batch, copied: Event) -> None:
+        assert all(isinstance(tensor, DeviceTensor) for tensor in batch.tensors())
+
+    def synchronize(self) -> None:
+        pass
 
 
 @pytest.fixture
@@ -38,6 +56,8 @@ def train_on(gpu: PretendedDevice, monkeypatch: pytest.MonkeyPatch) -> Callable[
         at(watch, doing)
 
     monkeypatch.setattr(train, "make_accelerator", make_accelerator)
+    monkeypatch.setattr(transfer, "page_locks", lambda device: device == register())
+    monkeypatch.setattr(build, "copies_to", AtOnce)
     monkeypatch.setattr(StallWatch, "at", mark)
     monkeypatch.setattr(HeldOut, "is_due", lambda held_out, step: step > 0 and is_due(held_out, step))
     return lambda *arguments: train.main([*SMALL, *arguments])
@@ -56,6 +76,24 @@ def test_a_step_and_an_evaluation_of_every_objective(
         *("mix={dual: {}, segment: {}, describe: {}, reverse: {}, converse: {}}", "project=true"),
     )
     assert {"step 1", "what follows step 1"} <= {wait.phase for wait in gpu.waits}
+
+
+ALLOWED = {"to host: trainer/agreement.py over_processes"}
+"""Where the host may wait for the device in a step on one GPU, as docs/PERFORMANCE.md explains."""
+
+
+@pytest.mark.slow
+def test_a_step_of_segment_lets_the_host_wait_once(
+    gpu: PretendedDevice, train_on: Callable[..., None], unequal_set: Path, tmp_path: Path
+):
+    train_on(
+        f"output_dir={tmp_path / 'run'}",
+        *(f"data.shards=[{unequal_set}]", "objective=segment", "steps=2", "batch_size=2", "accumulation=1"),
+        *("data.objects_per_sample=2", "data.holdout=0"),
+    )
+    waits = [wait for wait in gpu.waits if wait.phase == "step 2"]  # the first step fills caches
+    assert {f"{wait.kind}: {wait.place}" for wait in waits} == ALLOWED, [*map(str, waits)]
+    assert len(waits) == len(ALLOWED)
 
 
 def test_what_cuda_refuses_is_refused(gpu: PretendedDevice):

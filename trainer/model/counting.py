@@ -26,8 +26,8 @@ class Counts:
 
     def __init__(self) -> None:
         self.amounts: dict[tuple[str, bool], int | Tensor] = {}
-        self.padding = torch.zeros(())
-        """() float32: padding tokens of the rows that the language model reads with gradients, so the student's."""
+        self.padding: int | Tensor = 0
+        """Padding tokens of the rows that the language model reads with gradients, so the student's; () float32."""
 
     def add(self, kind: str, amount: int | Tensor) -> None:
         """Add `amount`, an int or a tensor of shape ()."""
@@ -43,7 +43,7 @@ class Counts:
         lengths = attention.sum(1).float()
         tokens = attention[:, -new:].sum(1).float()
         if torch.is_grad_enabled():
-            self.padding = self.padding.to(tokens.device) + (new * len(attention) - tokens.sum())
+            self.padding = self.padding + (new * len(attention) - tokens.sum())
         self.add("language_model", tokens.sum())
         self.add("attention", (tokens * lengths).sum())
 

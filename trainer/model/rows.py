@@ -9,6 +9,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from trainer.transfer import to_device
+
 IGNORE = -100
 """Label of a position without a loss."""
 
@@ -159,7 +161,5 @@ def _flat(values: Sequence[Sequence[int]]) -> Tensor:
 
 def _moved(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """Return tensors (n,) int64 on a device; they move there as one, for which the host does not wait."""
-    flat = torch.cat([*tensors.values()])
-    if device.type != "cpu":
-        flat = flat.pin_memory().to(device, non_blocking=True)
+    flat = to_device(torch.cat([*tensors.values()]), device)
     return dict(zip(tensors, flat.split([len(tensor) for tensor in tensors.values()]), strict=True))

@@ -70,7 +70,11 @@ class Step(nn.Module):
         if shares is not None:
             losses = {name: value * shares[trained.unit_of(name, self.config)] for name, value in losses.items()}
         flops = self.costs.of(counts) if self.costs else torch.zeros(())
-        amounts = {"tokens": counts.tokens, "padding": counts.padding, "flops": flops}
+        amounts = {
+            "tokens": counts.tokens,
+            "padding": torch.as_tensor(counts.padding, dtype=torch.float32),
+            "flops": flops,
+        }
         return self._total(losses, trained.loss_weights) | amounts
 
     @torch.no_grad()
