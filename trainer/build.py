@@ -140,7 +140,8 @@ def build_run(config: Config, accelerator: Accelerator, folder: RunFolder, watch
     """
 
     def show(text: str) -> None:
-        accelerator.print(printable_lines(text))
+        if accelerator.is_main_process:  # `Accelerator.print` prints on every machine
+            print(printable_lines(text))
 
     if accelerator.is_main_process:
         log_to_terminal()

@@ -51,11 +51,19 @@ def missing_processes() -> int:
 
 
 def asked_processes(command: Sequence[str]) -> int | None:
-    """Return N of the command line `... accelerate launch --num_processes N ...`; None where it has none."""
+    """Return N of the command line `... accelerate launch --num_processes N ...`; None where it has none.
+
+    Raises:
+        UserError: it asks for several machines.
+    """
     if "launch" not in command:
         return None
     arguments = command[command.index("launch") + 1 :]
-    number: int | None = launch_command_parser().parse_known_args(list(arguments))[0].num_processes
+    asked = launch_command_parser().parse_known_args(list(arguments))[0]
+    if asked.num_machines and asked.num_machines > 1:
+        do = "start torch.distributed.run on each, as docs/CLUSTERS.md says"
+        raise UserError("several machines without GPUs", met=f"--num_machines {asked.num_machines}", do=do)
+    number: int | None = asked.num_processes
     return number
 
 

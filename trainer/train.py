@@ -33,7 +33,6 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.profiler import record_function
 
-from shards.printable import printable
 from trainer.agreement import over_processes, stop_unless_finite
 from trainer.build import Run, build_run, drop_unreached_parts
 from trainer.checkpoints.checkpoint import State, nbytes, write
@@ -70,7 +69,7 @@ def main(arguments: list[str]) -> None:
     ):
         run = build_run(config, accelerator, folder, watch)
         if run and (signal := train(run, benchmarks)):
-            accelerator.print(printable(f"to go on: {command}"))
+            run.show(f"to go on: {command}")
             sys.exit(128 + signal)
 
 
