@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Option
 
-from commands.options import BatchSize, Device, Dtype, Group, ModelDtype, Propagate, Sam2, VideoFrames
+from commands.options import (
+    BatchSize,
+    Device,
+    Dtype,
+    Group,
+    MaxNewTokens,
+    ModelDtype,
+    Propagate,
+    Sam2,
+    Tiles,
+    VideoFrames,
+)
 from commands.output import say
 from shards.extras import extra
 from trainer.objectives import OBJECTIVES
@@ -112,10 +123,7 @@ def predict(
         Option(metavar="FILE", help="Lines of: file name in --images, a tab, a question about it (UTF-8)."),
     ] = None,
     out: Annotated[Path, Option(help="Folder for masks, overlays and answers.")] = Path("runs/predict"),
-    tiles: Annotated[
-        int,
-        Option(min=1, max=12, help="Most tiles. 1: the whole picture at 448 x 448. 12: as the official inference."),
-    ] = 1,
+    tiles: Tiles = 1,
     recipe: Annotated[
         str | None,
         Option(
@@ -124,7 +132,7 @@ def predict(
         ),
     ] = None,
     batch_size: BatchSize = 8,
-    max_new_tokens: Annotated[int, Option(min=1, help="Most tokens of an answer.")] = 2048,
+    max_new_tokens: MaxNewTokens = 2048,
     dtype: ModelDtype = None,
     device: Device = None,
     official_normalisation: Annotated[

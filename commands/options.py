@@ -54,11 +54,15 @@ FinishedSet = Annotated[Path, Argument(help="Folder of a finished shard set.")]
 NewFolder = Annotated[Path, Option(help="A new folder, for the set itself.")]
 MaxBad = Annotated[float, Option(min=0, max=1, help="Largest share of bad inputs; more of them stop the run.")]
 
-# Models: predict, evaluate, benchmark.
+# Models: predict, serve, evaluate, benchmark.
 ModelDtype = Annotated[
     Dtype | None, Option(help="Dtype of the weights.  [default: bfloat16 on a GPU, float32 on a CPU]")
 ]
 Device = Annotated[str | None, Option(help="Device, such as cpu, cuda or cuda:1.  [default: a GPU if there is one]")]
+Tiles = Annotated[
+    int, Option(min=1, max=12, help="Most tiles. 1: the whole picture at 448 x 448. 12: as the official inference.")
+]
+MaxNewTokens = Annotated[int, Option(min=1, help="Most tokens of an answer.")]
 BatchSize = Annotated[int, Option(min=1, help="Questions per batch.")]
 VideoFrames = Annotated[
     Literal["first", "uniform"] | None,

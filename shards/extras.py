@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 from shards.errors import UserError
 
-_OURS = {"cli", "commands", "evaluation", "inference", "pipeline", "shards", "trainer"}
+_OURS = {"cli", "commands", "evaluation", "inference", "pipeline", "serving", "shards", "trainer"}
 
 
 @contextmanager

@@ -9,10 +9,11 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 ROOMS = {
-    "commands": {"evaluation", "inference", "pipeline", "shards", "trainer"},
+    "commands": {"evaluation", "inference", "pipeline", "serving", "shards", "trainer"},
     "evaluation": {"inference", "pipeline", "shards", "trainer"},
     "inference": {"pipeline", "shards", "trainer"},
     "pipeline": {"shards"},
+    "serving": {"evaluation", "inference", "pipeline", "shards", "trainer"},
     "trainer": {"shards"},
     "shards": set(),
 }
@@ -83,7 +84,7 @@ def test_pictures_are_opened_with_a_list_of_formats_and_nowhere_without():
 
 VERBS = (
     *("shard", "estimate", "merge", "verify-shard", "recode", "split", "sample", "preview", "stats"),
-    *("doctor", "evaluate", "export", "predict"),
+    *("doctor", "evaluate", "export", "predict", "serve"),
 )
 
 
@@ -94,7 +95,7 @@ def test_help_imports_nothing_heavy():
         "    sys.argv = ['cli.py', *words, '--help']\n"
         "    try:\n        cli.main()\n    except SystemExit as end:\n        assert not end.code\n"
         "heavy = {'numpy', 'torch', 'PIL', 'transformers', 'zstandard', 'tqdm'}\n"
-        "heavy |= {'evaluation', 'inference', 'pipeline'}\n"
+        "heavy |= {'evaluation', 'gradio', 'inference', 'pipeline', 'serving'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
         "trainer = {name for name in sys.modules if name.split('.')[0] == 'trainer'}\n"
         "assert trainer <= {'trainer', 'trainer.objectives'}, trainer  # the objectives' names, without their modules\n"

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 REPOSITORY = Path(__file__).parents[1]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "google": "protobuf", "pydantic_core": "pydantic"}
-BROUGHT_ALONG = {"markupsafe": "jinja2"}
+BROUGHT_ALONG = {"markupsafe": "jinja2", "starlette": "gradio"}
 """Packages that a listed one always installs."""
 
 
@@ -38,7 +38,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_what_the_code_needs_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     code = {p for p in names if p.endswith(".py")}
-    rooms = ("commands", "evaluation", "inference", "pipeline", "shards", "trainer")
+    rooms = ("commands", "evaluation", "inference", "pipeline", "serving", "shards", "trainer")
     tracked = subprocess.check_output(["git", "ls-files", "*.py"], cwd=REPOSITORY, text=True).split()
     assert code >= {name for name in tracked if name.split("/")[0] in rooms} | {"cli.py"}
     assert {name.split("/")[0] for name in code} == {*rooms, "cli.py"}
@@ -110,6 +110,7 @@ def at_import(node: ast.stmt) -> list[ast.AST]:
         ("trainer", ["train", "deploy", "trackers"]),
         ("inference", ["train", "deploy"]),
         ("evaluation", ["train", "benchmark"]),
+        ("serving", ["serve"]),
         ("shards", ["pipeline", "remote"]),
     ],
 )
