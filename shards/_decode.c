@@ -473,7 +473,51 @@ static PyObject *exact_members(PyObject *Py_UNUSED(module), PyObject *arguments)
     Py_RETURN_NONE;
 }
 
+/* ---- checking ---- */
+
+static void sum_blocks(const uint8_t *restrict picture, size_t side, size_t blocks, uint16_t *restrict columns,
+                       uint32_t *restrict sums)
+{
+    size_t size = side / blocks;
+    for (size_t row = 0; row < 3 * blocks; row++) {
+        memset(columns, 0, side * sizeof *columns);
+        for (size_t y = 0; y < size; y++, picture += side)
+            for (size_t x = 0; x < side; x++)
+                columns[x] += picture[x];
+        for (size_t block = 0; block < blocks; block++, sums++) {
+            *sums = 0;
+            for (size_t x = 0; x < size; x++)
+                *sums += columns[block * size + x];
+        }
+    }
+}
+
+PyDoc_STRVAR(about_sums, "block_sums(picture, side, blocks, sums) -> bool\n\n"
+                         "Sums of equal blocks of (3, side, side) bytes -> sums, (3, blocks, blocks) uint32.\n"
+                         "False where the buffers do not fit, or 16 bits do not hold the sum of a block's column.");
+
+static PyObject *block_sums(PyObject *Py_UNUSED(module), PyObject *arguments)
+{
+    Py_buffer picture, sums;
+    Py_ssize_t side, blocks;
+    if (!PyArg_ParseTuple(arguments, "y*nnw*", &picture, &side, &blocks, &sums))
+        return NULL;
+    int fits = side > 0 && side <= 1 << 14 && blocks > 0 && side % blocks == 0 && side / blocks <= 257 &&
+               picture.len == 3 * side * side && sums.len == 3 * blocks * blocks * (Py_ssize_t)sizeof(uint32_t);
+    uint16_t *columns = fits ? PyMem_RawMalloc(side * sizeof *columns) : NULL;
+    if (columns) {
+        Py_BEGIN_ALLOW_THREADS;
+        sum_blocks(picture.buf, side, blocks, columns, sums.buf);
+        Py_END_ALLOW_THREADS;
+    }
+    PyMem_RawFree(columns);
+    PyBuffer_Release(&picture);
+    PyBuffer_Release(&sums);
+    return PyBool_FromLong(columns != NULL);
+}
+
 static PyMethodDef methods[] = {{"run", run, METH_O, about_run},
+                                {"block_sums", block_sums, METH_VARARGS, about_sums},
                                 {"exact_members", exact_members, METH_VARARGS, about_members},
                                 {NULL, NULL, 0, NULL}};
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_decode", NULL, -1, methods, NULL, NULL, NULL, NULL};

@@ -10,6 +10,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 try:
     from shards import _decode as _compiled
 except ImportError:  # no compiler
@@ -50,6 +53,16 @@ def exact_members(
     """See `shards.archive.MappedTar.exact_members`."""
     found: list[memoryview] | None = _loops.exact_members(view, offset, size, key, rests, blank)
     return found
+
+
+def block_sums(picture: NDArray[np.uint8], blocks: int) -> NDArray[np.uint32] | None:
+    """Return the sums of blocks x blocks equal parts of each plane: (3, S, S) -> (3, blocks, blocks).
+
+    None where numpy has to do it.
+    """
+    sums = np.empty((3, blocks, blocks), np.uint32)
+    fits = _loops is not None and picture.flags.c_contiguous and picture.shape[1] // blocks <= 257
+    return sums if fits and _loops.block_sums(picture, picture.shape[1], blocks, sums) else None
 
 
 @contextmanager

@@ -13,11 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shards import codec
+from shards import codec, compiled
 from shards.codec import UInt8
 from shards.recipe import Recipe
 
@@ -62,9 +63,15 @@ def _rms(values: Array) -> float:
 def _means(picture: NDArray) -> Array:
     """Return the mean of each block: (3, S, S) -> (3, 64, 64) float32."""
     side = picture.shape[1] // _BLOCKS
-    narrow, wide = (np.uint16, np.uint32) if picture.dtype == np.uint8 else (np.float32, np.float32)
-    rows = picture.reshape(3, _BLOCKS, side, -1).sum(axis=2, dtype=narrow)
-    return rows.reshape(3, _BLOCKS, _BLOCKS, side).sum(axis=3, dtype=wide) / np.float32(side * side)
+    if picture.dtype != np.uint8:
+        rows = picture.reshape(3, _BLOCKS, side, -1).sum(axis=2, dtype=np.float32)
+        return rows.reshape(3, _BLOCKS, _BLOCKS, side).sum(axis=3, dtype=np.float32) / np.float32(side * side)
+    sums: Any = compiled.block_sums(picture, _BLOCKS)
+    if sums is None:
+        rows = picture.reshape(3, _BLOCKS, side, -1).sum(axis=2, dtype=np.uint16)
+        sums = rows.reshape(3, _BLOCKS, _BLOCKS, side).sum(axis=3, dtype=np.uint32)
+    means: Array = sums / np.float32(side * side)
+    return means
 
 
 def _detail(picture: Array) -> float:

@@ -8,11 +8,12 @@ between the samples are unknown: only certain contradictions count.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.codec import Bool
+from shards.codec import Bool, UInt8
 from shards.format import Field
 from shards.recipe import Recipe
 from shards.same_picture import Disagreement
@@ -24,8 +25,9 @@ Fault = tuple[str, str, str]
 _DIFFERS = "not the region of masks"
 
 
+@lru_cache(maxsize=256)
 def centres(length: int, count: int) -> Steps:
-    """Return (count,) int64: the rows, of `length`, that Pillow's NEAREST takes for `count` rows."""
+    """Return (count,) int64: the rows, of `length`, that Pillow's NEAREST takes for `count` rows. Not to be changed."""
     if count & (count - 1) == 0:  # exact in binary fractions
         return (2 * np.arange(count, dtype=np.int64) + 1) * length // (2 * count)
     steps = np.full(count, length / count)
@@ -42,8 +44,14 @@ def original_mask(mask: Bool, height: int, width: int) -> Bool | None:
     rows = centres(height, size)
     columns = centres(width, size)
     first_row, first_column = (np.searchsorted(x, np.arange(n)) for x, n in ((rows, height), (columns, width)))
-    original = np.ascontiguousarray(mask[first_row][:, first_column])
-    return original if np.array_equal(original[rows].take(columns, axis=1), mask) else None
+    if not np.array_equal(mask[first_row[rows]], mask):
+        return None
+    distinct = np.ascontiguousarray(mask[first_row])
+    # Neighbours in a row may differ only where another column of the original begins.
+    differs = np.bitwise_or.reduce(distinct[:, 1:] != distinct[:, :-1], axis=0)
+    if (differs & (columns[1:] == columns[:-1])).any():
+        return None
+    return distinct.take(first_column, axis=1)
 
 
 def _coverage(original: Bool, grid: int) -> NDArray[np.float32]:
@@ -82,15 +90,16 @@ def expected_cells(original: Bool, recipe: Recipe) -> Bool:
     return filled
 
 
-def _fault(prompt: Bool, mask: Bool, height: int, width: int, recipe: Recipe) -> Fault | None:
-    """Return why a prompt (grid, grid) does not fit a mask (S, S), or None."""
-    if not prompt.any() and mask.any():
+def _fault(prompt: Bool, bits: UInt8, height: int, width: int, recipe: Recipe) -> Fault | None:
+    """Return why a prompt (grid, grid) does not fit a mask, packed (S, S // 8), or None."""
+    visible = bool(bits.max())
+    if visible and not prompt.any():
         return "an object that is there has no prompt cell", "0 cells", "at least 1"
-    if recipe.small_regions == "drop" and mask.any() and prompt.sum() < recipe.min_prompt_cells:
+    if recipe.small_regions == "drop" and visible and prompt.sum() < recipe.min_prompt_cells:
         return "too few prompt cells", f"{prompt.sum()} cells", f"at least {recipe.min_prompt_cells}"
-    if max(height, width) > len(mask):
-        return _fault_of_large(prompt, mask, recipe)
-    original = original_mask(mask, height, width)
+    if max(height, width) > len(bits):
+        return _fault_of_large(prompt, bits, recipe) if visible else None  # else no sample hit the object
+    original = original_mask(np.unpackbits(bits, axis=1).view(np.bool_), height, width)
     if original is None:
         found = "values that differ inside one pixel of the original"
         return "masks is not enlarged from the original's size", found, f"the nearest of {height} x {width} pixels"
@@ -106,18 +115,17 @@ def _cells(prompt: Bool) -> str:
     )
 
 
-def _fault_of_large(prompt: Bool, mask: Bool, recipe: Recipe) -> Fault | None:
-    """Return why a prompt certainly does not fit a mask of a larger original, or None.
+def _fault_of_large(prompt: Bool, bits: UInt8, recipe: Recipe) -> Fault | None:
+    """Return why a prompt certainly does not fit a packed mask of a larger original, or None.
 
-    The samples in `mask` may miss what is thinner than their distance. So a cell is wrong only if all samples around
+    The samples in the mask may miss what is thinner than their distance. So a cell is wrong only if all samples around
     its centre contradict it (area: clearly more or less than half of the cell's samples), and wrong cells in a single
     row or column are accepted: a thin line along it explains them.
     """
-    if not mask.any():
-        return None  # no sample hit the object
     grid = recipe.grid
-    cell = len(mask) // grid
-    share = mask.reshape(grid, cell, grid, cell).mean(axis=(1, 3), dtype=np.float32)
+    cell = len(bits) // grid  # a multiple of 64
+    on_in_words = np.bitwise_count(bits.view(np.uint64)).reshape(grid, cell, grid, cell // 64)
+    share = on_in_words.sum(axis=(1, 3), dtype=np.uint16) / np.float32(cell * cell)
     count = int(prompt.sum())
     small = recipe.small_regions == "fill" and count <= recipe.min_prompt_cells
     if small and count < recipe.min_prompt_cells and (share[~prompt] > 0).any():
@@ -126,7 +134,7 @@ def _fault_of_large(prompt: Bool, mask: Bool, recipe: Recipe) -> Fault | None:
         on = share > 0.6
         off = share < 0.4
     else:
-        around = _around(mask, recipe)
+        around = _around(bits, recipe)
         on = around == 1
         off = around == 0
     wrong = on & ~prompt if small else (on & ~prompt) | (off & prompt)
@@ -138,29 +146,37 @@ def _fault_of_large(prompt: Bool, mask: Bool, recipe: Recipe) -> Fault | None:
     return None
 
 
-def _around(mask: Bool, recipe: Recipe) -> NDArray[np.float32]:
+def _around(bits: UInt8, recipe: Recipe) -> NDArray[np.float32]:
     """Return (grid, grid) float32: the share of samples that are on around the point where a cell's value was read."""
     grid = recipe.grid
-    cell = len(mask) // grid
-    at = np.arange(grid) * cell + (cell // 2 if recipe.prompt_pooling == "center" else 0)
-    steps = np.clip(at[:, None] + np.arange(-8, 8), 0, len(mask) - 1)
-    near = mask[steps.ravel()].take(steps.ravel(), axis=1)
-    return near.reshape(grid, 16, grid, 16).mean(axis=(1, 3), dtype=np.float32)
+    steps = _steps_around(len(bits), grid, recipe.prompt_pooling == "center")
+    rows = np.unpackbits(bits[steps], axis=1).reshape(grid, 16, -1)
+    near = rows.sum(axis=1, dtype=np.uint8).take(steps, axis=1)
+    return near.reshape(grid, grid, 16).sum(axis=2, dtype=np.uint16) / np.float32(256)
 
 
-def _others(masks: Bool, n: int) -> Iterator[tuple[str, Bool]]:
-    """Yield masks that the prompt of object n may belong to instead, with their names."""
+@lru_cache(maxsize=256)
+def _steps_around(size: int, grid: int, at_centre: bool) -> Steps:
+    """Return (16 * grid,) int64: the 16 rows, of `size`, around the point where the value of each cell was read."""
+    cell = size // grid
+    at = np.arange(grid) * cell + (cell // 2 if at_centre else 0)
+    return np.clip(at[:, None] + np.arange(-8, 8), 0, size - 1).ravel()
+
+
+def _others(masks: UInt8, n: int) -> Iterator[tuple[str, UInt8]]:
+    """Yield packed masks that the prompt of object n may belong to instead, with their names."""
     for other in range(len(masks)):
         if other != n:
             yield f"object {other}", masks[other]
-    yield "flipped left to right", masks[n, :, ::-1]
-    yield "flipped top to bottom", masks[n, ::-1]
-    yield "turned by 180 degrees", masks[n, ::-1, ::-1]
-    yield "rows and columns exchanged", masks[n].T
+    mask = np.unpackbits(masks[n], axis=1)
+    yield "flipped left to right", np.packbits(mask[:, ::-1], axis=1)
+    yield "flipped top to bottom", np.packbits(mask[::-1], axis=1)
+    yield "turned by 180 degrees", np.packbits(mask[::-1, ::-1], axis=1)
+    yield "rows and columns exchanged", np.packbits(mask.T, axis=1)
 
 
 def region_disagreements(
-    prompts: Bool, masks: Bool, height: int, width: int, recipe: Recipe, field: Field
+    prompts: Bool, masks: UInt8, height: int, width: int, recipe: Recipe, field: Field
 ) -> list[Disagreement]:
     """Compare prompt and mask of each object of one frame; return what disagrees.
 
@@ -168,7 +184,7 @@ def region_disagreements(
 
     Args:
         prompts: (N, grid, grid) bool.
-        masks: (N, 1024, 1024) bool.
+        masks: (N, 1024, 128) uint8, eight pixels per byte, the first in the highest bit.
         height, width: of the original picture.
         field: the frame's `prompt_masks`.
     """

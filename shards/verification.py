@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import hashlib
 import multiprocessing as mp
-import zlib
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from shards.archive import BLOCK, MappedTar
+from shards.checksum import crc32
 from shards.errors import BadShard, UserError
 from shards.format import INDEX, LEDGER, MANIFEST, Field
 from shards.hidden import is_hidden
@@ -236,7 +236,7 @@ def _check_shard(task: _Task) -> Report:
         if end > len(tar):
             fail(key, "place in the tar", f"up to byte {end}", f"up to byte {len(tar)}")
             continue
-        if (checksum := zlib.crc32(tar.view[offset:end])) != row["crc32"]:
+        if (checksum := crc32(tar.view[offset:end])) != row["crc32"]:
             fail(key, "CRC-32 of the sample", checksum, row["crc32"])
         SampleChecker(report, str(path), key, task.manifest, task.derive).check(tar, row)
         report.samples += 1

@@ -158,6 +158,11 @@ def ellipse(seed: int, height: int, width: int) -> np.ndarray:
 RECIPES_OF_REGIONS = [named_recipe(name, pooling) for name in RECIPES for pooling in ("center", "corner", "area")]
 
 
+def packed(masks: np.ndarray) -> np.ndarray:
+    """(N, 1024, 1024) bool -> (N, 1024, 128) uint8."""
+    return np.packbits(masks, axis=2)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(0, 2**32 - 1),
@@ -169,7 +174,7 @@ def test_no_alarm_on_any_region(seed, size, ragged, recipe):
     mask = blob(seed, *size) if ragged else ellipse(seed, *size)
     cells, large = stored(mask, recipe)
     if cells.sum() >= recipe.min_prompt_cells or recipe.small_regions == "fill":
-        assert region_disagreements(cells[None], large[None], *size, recipe, Field("prompt_masks", None)) == []
+        assert region_disagreements(cells[None], packed(large[None]), *size, recipe, Field("prompt_masks", None)) == []
 
 
 @settings(max_examples=60, deadline=None)
@@ -182,7 +187,7 @@ def test_the_mask_of_another_object_is_found(seed, size, recipe):
     cells, _ = stored(mask, recipe)
     other_cells, other_large = stored(other, recipe)
     if mask.any() and other.any() and not np.array_equal(cells, other_cells):
-        found = region_disagreements(cells[None], other_large[None], *size, recipe, Field("prompt_masks", 1))
+        found = region_disagreements(cells[None], packed(other_large[None]), *size, recipe, Field("prompt_masks", 1))
         assert found
 
 
@@ -192,7 +197,7 @@ def test_no_alarm_on_dust(size, recipe):
     """Every pixel counts: Pillow's NEAREST to 448 takes the pixel before where 128 divides a side."""
     mask = np.random.default_rng(0).random(size) < 0.5
     cells, large = stored(mask, recipe)
-    assert region_disagreements(cells[None], large[None], *size, recipe, Field("prompt_masks", None)) == []
+    assert region_disagreements(cells[None], packed(large[None]), *size, recipe, Field("prompt_masks", None)) == []
 
 
 @pytest.mark.parametrize("count", [16, 448, 1024])
@@ -208,7 +213,9 @@ def test_a_mask_of_another_original_size_is_found():
     mask[100:300, 100:300] = True
     cells, large = stored(mask, RECIPES["default"])
     shifted = np.roll(large, 1, axis=0)  # half a pixel of the original: the cells stay
-    (found,) = region_disagreements(cells[None], shifted[None], 512, 512, RECIPES["default"], Field("prompt_masks", 1))
+    (found,) = region_disagreements(
+        cells[None], packed(shifted[None]), 512, 512, RECIPES["default"], Field("prompt_masks", 1)
+    )
     assert "not enlarged" in found.what
 
 
@@ -220,8 +227,8 @@ def test_the_hint_names_the_object_of_the_mask(size):
     recipe = RECIPES["default"]
     field = Field("prompt_masks", 1)
     cells, large = (np.stack(x) for x in zip(*[stored(mask, recipe) for mask in masks], strict=True))
-    assert region_disagreements(cells, large, *size, recipe, field) == []
-    found = region_disagreements(cells, large[::-1], *size, recipe, field)
+    assert region_disagreements(cells, packed(large), *size, recipe, field) == []
+    found = region_disagreements(cells, packed(large[::-1]), *size, recipe, field)
     assert [f.met.split("; ")[1] for f in found] == ["it fits object 1", "it fits object 0"]
-    (flipped,) = region_disagreements(cells[:1], large[:1, :, ::-1], *size, recipe, field)
+    (flipped,) = region_disagreements(cells[:1], packed(large[:1, :, ::-1]), *size, recipe, field)
     assert "flipped left to right" in flipped.met

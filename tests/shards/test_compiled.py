@@ -205,6 +205,15 @@ def test_jobs_that_do_not_fit_their_buffers_are_left_or_refused(fault):
         compiled.left_undone([tuple(good if fault != "short" else good[:5])])
 
 
+@pytest.mark.parametrize("side", [448, 1024])
+def test_sums_of_blocks_are_those_of_numpy(side):
+    expected = picture(side).astype(np.int64).reshape(3, 64, side // 64, 64, side // 64).sum(axis=(2, 4))
+    assert np.array_equal(compiled.block_sums(picture(side), 64), expected)
+    assert compiled.block_sums(picture(side)[:, ::-1], 64) is None and compiled.block_sums(picture(side), 1) is None
+    with compiled.python_alone():
+        assert compiled.block_sums(picture(side), 64) is None
+
+
 CHANGED_HEADERS = [{}] * 8 + [{"mode": 0o600}, {"mtime": 1}, {"uname": "a"}, {"type": b"2"}]
 
 
