@@ -303,8 +303,8 @@ class Chat:
 def text_so_far(prompts: Prompts, ids: Sequence[int]) -> str:
     """Return the text of the first tokens of an answer, as far as no later token can change it.
 
-    Held back are the bytes of a character that is not complete, the start of an end mark that is written in letters,
-    and blanks at the end.
+    Held back are the bytes of a character that is not complete (in tokenizers that decode runs of bytes together, the
+    whole run), the start of an end mark that is written in letters, and blanks at the end.
     """
     text = prompts.decode(ids[:-1] if ids and ids[-1] in prompts.end_tokens else ids)
     text = text.rstrip("\N{REPLACEMENT CHARACTER}").strip()
