@@ -48,8 +48,8 @@ def original_mask(mask: Bool, height: int, width: int) -> Bool | None:
         return None
     distinct = np.ascontiguousarray(mask[first_row])
     # Neighbours in a row may differ only where another column of the original begins.
-    differs = np.bitwise_or.reduce(distinct[:, 1:] != distinct[:, :-1], axis=0)
-    if (differs & (columns[1:] == columns[:-1])).any():
+    differs = (distinct[:, 1:] != distinct[:, :-1]).view(np.uint8).max(axis=0)
+    if differs[columns[1:] == columns[:-1]].any():
         return None
     return distinct.take(first_column, axis=1)
 
