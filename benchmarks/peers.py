@@ -8,7 +8,9 @@ tars).
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,81 @@ def webdataset(folder: Path, workers: int, finished: bool) -> Epoch:
 
     dataset = wds.WebDataset([str(tar) for tar in sorted(folder.glob("*.tar"))], shardshuffle=False, empty_check=False)
     return _loader(dataset.decode().map(four), workers)
+
+
+def write_energon(source: Path, folder: Path) -> None:
+    """Our tars with other keys, since it refuses repeated ones, and its files beside them."""
+    from megatron.energon.cli.main import main as energon_command
+
+    folder.mkdir(parents=True)
+    shards = ShardSet(source)
+    for start in range(0, len(shards), 16):
+        with tarfile.open(folder / f"{start:06d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+            for n in range(start, min(start + 16, len(shards))):
+                for field, data in shards.open(n).members.items():
+                    info = tarfile.TarInfo(f"{n:06d}.{field.name}.{field.extension('raw')}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    options = ["--non-interactive", "--split-ratio", "1,0,0", "--sample-type", "CrudeWebdataset"]
+    energon_command(["prepare", str(folder), *options], standalone_mode=False)
+
+
+def energon(folder: Path, workers: int, finished: bool) -> Epoch:
+    """On our own tars: members are decoded by our codec."""
+    from megatron import energon as lib
+
+    @lib.stateless
+    def cook(sample: dict[str, Any]) -> dict[str, Any]:
+        stored = {
+            "pixel_values": codec.decode_picture(sample["pixel_values.npy"], 448),
+            "g_pixel_values": codec.decode_picture(sample["g_pixel_values.npy"], 1024),
+            "prompt_masks": codec.decode_prompts(sample["prompt_masks.npy"], 16, [0]),
+            "masks": codec.decode_masks(sample["masks.bits"], 1024, [0], packed=True),
+        }
+        arrays = map(torch.from_numpy, ready(stored, finished))
+        return {**lib.basic_sample_keys(sample), **dict(zip(NAMES, arrays, strict=True))}
+
+    class Encoder(lib.DefaultTaskEncoder):
+        cookers = (lib.Cooker(cook),)
+        decoder = None
+
+    config = lib.WorkerConfig.default_worker_config(num_workers=workers)
+    options = {"batch_size": BATCH, "batch_drop_last": True, "shuffle_buffer_size": None, "repeat": False}
+    dataset = lib.get_train_dataset(
+        str(folder), worker_config=config, task_encoder=Encoder(), max_samples_per_sequence=None, **options
+    )
+    loader = lib.get_loader(dataset, worker_config=config)
+    return lambda: iter(loader)
+
+
+def write_spdl(source: Path, folder: Path) -> None:
+    import spdl.io  # noqa: F401  # to say at once where it is missing
+
+    folder.mkdir(parents=True)
+    for n, sample in enumerate(samples(source)):
+        np.savez(folder / f"{n:06d}.npz", **sample)
+
+
+def spdl(folder: Path, threads: int, finished: bool) -> Epoch:
+    """Its threads, at least one, read npz files, one of each sample."""
+    import spdl.io as spdl_io
+    from spdl.pipeline import PipelineBuilder
+
+    paths = sorted(folder.glob("*.npz"))
+
+    def read(path: Path) -> tuple[np.ndarray, ...]:
+        return ready(spdl_io.load_npz(path.read_bytes()), finished)
+
+    def join(parts: list[tuple[np.ndarray, ...]]) -> list[torch.Tensor]:
+        return [torch.from_numpy(np.stack(arrays)) for arrays in zip(*parts, strict=True)]
+
+    def epoch() -> Iterator[Any]:
+        builder = PipelineBuilder().add_source(paths).pipe(read, concurrency=max(1, threads))
+        pipeline = builder.aggregate(BATCH, drop_last=True).pipe(join).add_sink(4).build(num_threads=threads + 1)
+        with pipeline.auto_stop():
+            yield from pipeline
+
+    return epoch
 
 
 def write_litdata(source: Path, folder: Path) -> None:
@@ -234,6 +311,8 @@ Write = Callable[[Path, Path], None]
 Read = Callable[[Path, int, bool], Epoch]
 PEERS: dict[str, tuple[Write | None, Read]] = {
     "webdataset": (None, webdataset),
+    "energon": (write_energon, energon),
+    "spdl": (write_spdl, spdl),
     "litdata": (write_litdata, litdata),
     "streaming": (write_streaming, streaming),
     "grain": (write_grain, grain),
