@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 
 from torch.profiler import record_function
 
@@ -46,6 +46,11 @@ class Stream:
         self.on_batch()
         return batch
 
+    def close(self) -> None:
+        """End the threads that decode ahead."""
+        for batches in self._batches.values():
+            batches.close()
+
     def counts(self) -> dict[str, Mapping[str, int]]:
         """Units in this process's batches of the next optimiser step, by objective; see `Batch.counts`."""
         for name, batches in self._batches.items():
@@ -64,7 +69,7 @@ class Stream:
                     self.notes.update({f"{name}: {what}": count for what, count in batch.notes.items()})
 
 
-def _endless(loader: Loader, start: Position) -> Iterator[Batch]:
+def _endless(loader: Loader, start: Position) -> Generator[Batch, None, None]:
     """Batches of one epoch after another; each epoch has equally many on every process."""
     epoch = start["epoch"]
     consumed = start["samples"]

@@ -1,0 +1,52 @@
+"""The measurements for docs/GPU.md, in their small form on the CPU."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu
+
+
+@pytest.mark.slow
+def test_all_is_measured_in_the_small_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    page = tmp_path / "GPU.md"
+    page.write_text(gpu.PAGE.read_text())
+    records = tmp_path / "gpu.jsonl"
+    monkeypatch.setattr(sys, "argv", ["gpu", "--small", "--write-page", "--page", str(page), "--records", str(records)])
+    gpu.main()
+    first, *found = [json.loads(line) for line in records.read_text().splitlines()]
+    assert {"device", "python", "torch"} <= first["machine"].keys()
+    [plan] = gpu.plans(small=True)
+    assert [record["what"] for record in found] == [*plan.cases]
+    assert not [record for record in found if "left out" in record]
+    steps = {record["what"]: record for record in found if "ms" in record}
+    assert steps.keys() == {*plan.cases} - {"normalise: device"}
+    assert all(record["ms"] > 0 and record["tflops"] > 0 and record["loss"] > 0 for record in steps.values())
+    assert steps["dual"]["captions"] > 0 and steps["segment"]["captions"] == 0
+    assert all("data_wait" in steps[f"{codec} shards"] for codec in ("raw", "zstd"))
+    text = page.read_text()
+    head, tail = gpu.PAGE.read_text().split(gpu.BEGIN)[0], gpu.PAGE.read_text().split(gpu.END)[1]
+    assert text.startswith(head) and text.endswith(tail) and "Not measured yet" not in text
+    assert f"| tiny | `dual` | 1 | {steps['dual']['ms']:,.0f} |" in text and "the same bits as the host" in text
+    assert gpu.table([first, *found]) in capsys.readouterr().out
+
+
+def test_a_command_is_ended_when_its_time_is_over():
+    """What it had printed by then counts."""
+    code = "import time\nprint('{\"a\": 1}', flush=True)\nprint('a warning', flush=True)\ntime.sleep(60)"
+    started = time.monotonic()
+    assert [*gpu.lines_of([sys.executable, "-c", code], 2.0)] == [{"a": 1}]
+    assert time.monotonic() - started < 30
+    assert [*gpu.lines_of([sys.executable, "-c", "print('{}')"], 30.0)] == [{}]
+
+
+def test_what_was_left_out_is_said():
+    records = [{"size": "sa2va-8b", "what": "dual", "left out": "out of memory with 1 sample(s) per step"}]
+    assert "- left out: sa2va-8b, `dual`: out of memory with 1 sample(s) per step" in gpu.table(records)
