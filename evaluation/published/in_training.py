@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from evaluation.published.answering import answer
 from evaluation.published.datasets import OpenBenchmark, opened
+from evaluation.published.datasets.dlc_bench import DlcBench
 from evaluation.published.datasets.named import BENCHMARKS
 from evaluation.published.predictions import FILE
 from evaluation.published.run import RESULTS, Asking, is_first_process, measure, settings_of
@@ -34,7 +35,7 @@ class Opened:
         answer_tokens: most tokens of an answer.
 
     Raises:
-        UserError: no such benchmark, split or data; one without public truth, or listed twice.
+        UserError: no such benchmark, split or data; one without public truth, or that needs a judge, or listed twice.
     """
 
     def __init__(self, entries: Sequence[BenchmarkConfig], answer_tokens: int) -> None:
@@ -66,13 +67,21 @@ class Opened:
             answer(asked, folder / name, load, settings, asking.batch_size, entry.tiles, is_first_process())
 
     def measure(self, folder: Path) -> dict[str, float]:
-        """Return the measures of the answers in a folder by name, such as refcoco-val/cIoU; and write their pages."""
+        """Return the measures of the answers in a folder by name, such as refcoco-val/cIoU; and write their pages.
+
+        Raises:
+            UserError: a benchmark has no measure, as where a package is missing.
+        """
         values: dict[str, float] = {}
         for name, (found, entry) in self._found.items():
             place = folder / name
             measure(found, place, place / FILE, entry.limit)
-            measures = parse_json((place / RESULTS).read_bytes())["measures"]
-            values |= {f"{name}/{measure}": value for measure, value in measures.items() if value is not None}
+            results = parse_json((place / RESULTS).read_bytes())
+            known = {f"{name}/{key}": value for key, value in results["measures"].items() if value is not None}
+            if not known:
+                do = "mend that, or leave it out of eval.benchmarks"
+                raise UserError("nothing is measured", where=name, met="; ".join(results["notes"]), do=do)
+            values |= known
         return values
 
     def close(self) -> None:
@@ -88,6 +97,9 @@ def _open(entry: BenchmarkConfig, where: str, stack: ExitStack) -> OpenBenchmark
     if entry.on not in BENCHMARKS:
         raise UserError("no such benchmark", where=f"{where}.on", met=entry.on, wanted=" or ".join(BENCHMARKS))
     benchmark = BENCHMARKS[entry.on]
+    if isinstance(benchmark, DlcBench):
+        do = "measure a checkpoint with cli.py benchmark --judge"
+        raise UserError("a judge is not asked during a training", where=f"{where}.on", met=entry.on, do=do)
     split = entry.split or next(iter(benchmark.published))
     if split in benchmark.hidden:
         raise UserError("the truth of this split is not public", where=f"{where}.split", met=f"{entry.on}, {split}")

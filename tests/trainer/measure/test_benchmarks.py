@@ -12,6 +12,7 @@ import torch
 from accelerate.utils import DistributedType
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from evaluation.published.in_training import Opened
 from evaluation.published.predictions import read_predictions
 from evaluation.published.run import Asking, benchmark
 from inference.predictor import Predictor
@@ -94,6 +95,7 @@ def test_random_states_and_the_weights_of_sam_2_are_put_back():
         ({"split": "train"}, r"eval\.benchmarks\[0\]: refcoco: no such split; met train; wanted val or testA"),
         ({"root": "/nowhere"}, r"eval\.benchmarks\[0\]: /nowhere.*no such file"),
         ({"on": "mevis", "split": "test"}, r"eval\.benchmarks\[0\]\.split: the truth of this split is not public"),
+        ({"on": "dlc-bench"}, r"eval\.benchmarks\[0\]\.on: a judge is not asked during a training; met dlc-bench"),
         ({"tiles": 13}, r"eval\.benchmarks\[0\]\.tiles: out of range"),
     ],
 )
@@ -101,6 +103,18 @@ def test_a_mistake_is_found_before_anything_else_is_read(root, tmp_path, change,
     with pytest.raises(UserError, match=message):
         main(["data.shards=[/none]", f"output_dir={tmp_path}", *SMALL, asked(root, **change)])
     assert not (tmp_path / "config.yaml").exists()
+
+
+def test_a_benchmark_without_a_measure_ends_the_run(root, tmp_path, monkeypatch):  # noqa: F811
+    def measure(found, folder, *_):
+        folder.mkdir()
+        (folder / "results.json").write_text('{"measures": {"METEOR": null}, "notes": ["METEOR needs Java"]}')
+
+    monkeypatch.setattr("evaluation.published.in_training.measure", measure)
+    opened = Opened(load_config(["data.shards=[/none]", asked(root)]).eval.benchmarks, 2)
+    with pytest.raises(UserError, match="refcoco-val: nothing is measured; met METEOR needs Java"):
+        opened.measure(tmp_path)
+    opened.close()
 
 
 def test_a_layout_that_shards_the_model_is_refused(root):  # noqa: F811
