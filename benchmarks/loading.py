@@ -6,8 +6,10 @@ One sample is one picture of 2250 x 1500 with 100 masks (SA-1B's layout), of whi
 ready as torch tensors in a batch of 8. `benchmarks/peers.py` holds the other ways; those whose library is missing are
 left out (`pip install sa2va-shards[bench]`).
 
-  bound      as many bytes as a uint8 batch holds, copied from the mapped tars into ready batches
+  bound      as many bytes as a uint8 batch holds, copied from the mapped tars into ready batches; float32: three
+             passes of numpy over the small picture, and zeros for the mask; zstd: its decompression alone
   loader     shards through trainer.data.loader.Loader, codecs raw and zstd
+  numpy      as loader, without the compiled loops
   cold       as loader, its pages dropped before: from the disk
   on the fly Pillow, torchvision and pycocotools in a DataLoader: SA-1B's photographs; SAV's npz, a pair each
   ...        the libraries by name
@@ -17,8 +19,9 @@ left out (`pip install sa2va-shards[bench]`).
 `--only` takes parts of these names, or of "loader raw uint8" and the like. All with 0, 1 and 2 threads (bound,
 loader, grain, ffcv) or worker processes. uint8: `pixel_values` before normalisation and masks as packed bits, what is
 left is the device's; float32: normalised, and a byte a pixel of the mask. All ways take turns; the medians of the
-rounds are printed, with the lowest and the highest; ratios are those of the rates in the same round. Start-up is the
-time from making the loader (and its worker processes) to its first batch.
+rounds are printed, with the lowest and the highest; ratios are those of the same round. Processor time, of all threads
+of this process, tells more on a machine that does other work. Start-up is the time from making the loader (and its
+worker processes) to its first batch.
 """
 
 from __future__ import annotations
@@ -40,10 +43,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import zstandard
 
 from benchmarks import peers
 from benchmarks.loading_data import EXACT, repeat, write
 from benchmarks.peers import BATCH, Epoch
+from shards import codec, compiled
 from shards.reader import ShardSet
 from trainer.data.decoding import Normalise
 from trainer.data.loader import Loader, LoaderOptions
@@ -65,10 +70,13 @@ class Way:
     epoch: Epoch | None = None
     start: float = 0.0
     rates: list[float] = field(default_factory=list)
+    costs: list[float] = field(default_factory=list)
+    """Microseconds of processor time a sample, without those of worker processes."""
 
     def turn(self) -> None:
         """One epoch, timed; the first one from the start of its processes."""
         started = time.perf_counter()
+        worked = time.process_time()
         if self.epoch is None:
             self.epoch = self.make()
             next(batches := iter(self.epoch()))
@@ -77,6 +85,7 @@ class Way:
             return
         count = sum(BATCH for _ in self.epoch())
         self.rates.append(count / (time.perf_counter() - started))
+        self.costs.append(1e6 * (time.process_time() - worked) / count)
 
 
 def ours(folder: Path, threads: int, where: Normalise) -> Epoch:
@@ -100,33 +109,82 @@ def cold(folder: Path, threads: int) -> Epoch:
     return epoch
 
 
-def bound(folder: Path, threads: int) -> Epoch:
-    """Copy both pictures of each sample, and for the cells and the mask's bits as many bytes once more.
+def numpy_alone(folder: Path, threads: int, where: Normalise) -> Epoch:
+    """The loader without the compiled loops."""
+    plain = ours(folder, threads, where)
 
-    The latter come from the beginning of a picture: they are in the processor's cache, as what was just unpacked is.
+    def epoch() -> Iterator[Any]:
+        with compiled.python_alone():
+            yield from plain()
+
+    return epoch
+
+
+Row = Callable[[Sequence[np.ndarray], Sequence[np.ndarray], int], None]
+"""Writes a sample, given its parts as they are stored, to a row of a batch."""
+
+
+def _copy(batch: Sequence[np.ndarray], views: Sequence[np.ndarray], row: int) -> None:
+    """As many bytes as the cells and the mask's bits have are copied from the beginning of a picture.
+
+    They are in the processor's cache, as what was just unpacked is.
     """
-    shards = ShardSet(folder)
-    views = []
-    for n in range(len(shards)):
-        small, large, *_ = (np.frombuffer(data, np.uint8) for data in shards.open(n).members.values())
-        views.append([small, large, large[: (1024 * 1024 + 8 * 16 * 16) // 8]])
-    ring = cycle([[np.zeros((BATCH, view.size), np.uint8) for view in views[0]] for _ in range(_BATCHES)])
+    for target, view in zip(batch, (*views[:2], views[1][: (1024 * 1024 + 8 * 16 * 16) // 8]), strict=True):
+        target[row] = view
+
+
+def _finish(batch: Sequence[np.ndarray], views: Sequence[np.ndarray], row: int) -> None:
+    small, large, masks = batch
+    codec.normalise(views[0][-3 * 448 * 448 :].reshape(3, 448, 448), peers.MEAN, peers.STD, small[row])
+    large[row] = views[1]
+    masks[row] = 0
+
+
+def _decompress(batch: Sequence[np.ndarray], views: Sequence[np.ndarray], row: int) -> None:
+    small, large, bits = batch
+    count = int(views[3][:4].view("<u4")[0])
+    end = int(views[3][4:8].view("<u4")[0])
+    mask = views[3][4 + 4 * count :][:end]
+    for target, view in ((small, views[0]), (large, views[1]), (bits, mask)):
+        with zstandard.ZstdDecompressor().stream_reader(memoryview(view)) as frame:
+            frame.readinto(memoryview(target[row]))
+
+
+BOUNDS: dict[str, tuple[str, Row]] = {
+    "bound uint8": ("raw", _copy),
+    "bound float32": ("raw", _finish),
+    "bound zstd": ("zstd", _decompress),
+}
+
+
+def bound(root: Path, name: str, threads: int) -> Epoch:
+    """The bare work of a loader, done with the parts of all samples at hand."""
+    stored, do = BOUNDS[name]
+    shards = ShardSet(root / stored)
+    views = [[np.frombuffer(data, np.uint8) for data in shards.open(n).members.values()] for n in range(len(shards))]
+    small, large, *_ = views[0]
+    rows: list[Any] = [np.zeros(small.size, np.uint8), np.zeros(large.size, np.uint8)]
+    rows.append(np.zeros((1024 * 1024 + 8 * 16 * 16) // 8, np.uint8))
+    if name == "bound float32":
+        rows = [np.zeros((3, 448, 448), np.float32), rows[1], np.zeros(1024 * 1024, np.uint8)]
+    elif name == "bound zstd":
+        rows = [np.zeros(3 * 448**2, np.uint8), np.zeros(3 * 1024**2, np.uint8), np.zeros(1024 * 128, np.uint8)]
+    ring = cycle([[np.stack([row] * BATCH) for row in rows] for _ in range(_BATCHES)])
     pool = ThreadPoolExecutor(max(1, threads))
 
-    def copy(batch: Sequence[np.ndarray], start: int, rows: range) -> None:
-        for row in rows:
-            for target, view in zip(batch, views[start + row], strict=True):
-                target[row] = view
+    def work(batch: Sequence[np.ndarray], start: int, part: range) -> None:
+        for row in part:
+            do(batch, views[start + row], row)
 
     def epoch() -> Iterator[int]:
         pending: list[list[Future[None]]] = []
         for start in range(0, len(views) // BATCH * BATCH, BATCH):
             batch = next(ring)
             if not threads:
-                yield copy(batch, start, range(BATCH)) or start
+                yield work(batch, start, range(BATCH)) or start
                 continue
             share = BATCH // threads
-            pending.append([pool.submit(copy, batch, start, range(n, n + share)) for n in range(0, BATCH, share)])
+            pending.append([pool.submit(work, batch, start, range(n, n + share)) for n in range(0, BATCH, share)])
         for number, futures in enumerate(pending):
             for future in futures:
                 future.result()
@@ -143,15 +201,17 @@ def all_ways(root: Path, chosen: Callable[[str], bool]) -> Iterator[Way]:
         return sum(sizes) // len(ShardSet(root / "raw"))
 
     for threads in (0, 1, 2):
-        if chosen("bound"):
-            yield Way("bound", threads, stored("raw"), partial(bound, root / "raw", threads))
-        for codec in EXACT:
+        for name, (folder, _) in BOUNDS.items():
+            if chosen(name):
+                yield Way(name, threads, stored(folder), partial(bound, root, name, threads))
+        for pictures in EXACT:
             for where, delivered in DELIVERED.items():
-                if chosen(name := f"loader {codec} {delivered}"):
-                    yield Way(name, threads, stored(codec), partial(ours, root / codec, threads, where))
-    for codec in EXACT:
-        if chosen(name := f"cold {codec} uint8"):
-            yield Way(name, 2, stored(codec), partial(cold, root / f"cold-{codec}", 2))
+                for kind, make in (("loader", ours), ("numpy", numpy_alone)):
+                    if chosen(name := f"{kind} {pictures} {delivered}"):
+                        yield Way(name, threads, stored(pictures), partial(make, root / pictures, threads, where))
+    for pictures in EXACT:
+        if chosen(name := f"cold {pictures} uint8"):
+            yield Way(name, 2, stored(pictures), partial(cold, root / f"cold-{pictures}", 2))
     for kind, pattern in (("2250 x 1500", "sa1b/*.jpg"), ("SAV npz", "sav/*/*.npz")):
         paths = sorted(root.glob(pattern)) * 2
         size = sum(path.stat().st_size for path in paths) // len(paths)
@@ -203,11 +263,9 @@ def spread(values: Sequence[float], digits: int) -> str:
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
-def against(rates: Sequence[float], reference: Way | None, over: bool) -> str:
-    """The ratio to the reference's rate of the same round, or what the reference is over it."""
-    if reference is None:
-        return ""
-    pairs = zip(rates, reference.rates, strict=True)
+def ratio(values: Sequence[float], of: Sequence[float], over: bool = False) -> str:
+    """The ratios in the same rounds: of `values` to `of`, or the other way round."""
+    pairs = zip(values, of, strict=True)
     return spread([b / a if over else a / b for a, b in pairs], 1 if over else 2)
 
 
@@ -216,19 +274,36 @@ def measure(ways: Sequence[Way], rounds: int) -> None:
         for way in ways:
             way.turn()
         print(f"round {number} of {rounds}", flush=True)
-    with_two = {way.name: way for way in ways if way.workers == 2}
-    print("| way | workers or threads | samples/s | of the bound | loader's | bytes a sample | first batch, s |")
-    print("|---" * 7 + "|")
+    same = {(way.name, way.workers): way for way in ways}
+    titles = ["way", "workers or threads", "samples/s", "of the bound", "processor time, us a sample"]
+    titles += ["the bound's / this", "loader's rate", "bytes a sample", "first batch, s"]
+    print("| " + " | ".join(titles) + " |")
+    print("|---" * len(titles) + "|")
     for way in ways:
-        share = against(way.rates, with_two.get("bound"), False)
         delivered = "float32" if way.name.endswith("float32") else "uint8"
-        times = against(way.rates, with_two.get(f"loader raw {delivered}"), True)
-        print(
-            f"| {way.name} | {way.workers} | {spread(way.rates, 0)} | {share} | {times} | {way.stored:,} "
-            f"| {way.start:.3f} |",
-            flush=True,
-        )
-    print("of the bound: with 2 threads. loader's: how often the rate that the loader has with raw shards, 2 threads.")
+        is_ours = way.name.startswith(("loader", "numpy"))
+        limit = "zstd" if is_ours and " zstd " in way.name else delivered
+        bound = same.get((f"bound {limit}", 2)), same.get((f"bound {limit}", way.workers))
+        loader = same.get((f"loader raw {delivered}", 2))
+        cells = [
+            way.name,
+            str(way.workers),
+            spread(way.rates, 0),
+            ratio(way.rates, bound[0].rates) if bound[0] else "",
+            spread(way.costs, 0),
+            ratio(bound[1].costs, way.costs) if bound[1] and is_ours else "",
+            ratio(way.rates, loader.rates, over=True) if loader else "",
+            f"{way.stored:,}",
+            f"{way.start:.3f}",
+        ]
+        print("| " + " | ".join(cells) + " |", flush=True)
+    print("of the bound: its rate with 2 threads; processor time: with as many threads as this.")
+    print("loader's rate: how often the rate that the loader has with raw shards, 2 threads.")
+    for way in ways:
+        before = same.get((way.name.replace("loader", "numpy"), way.workers))
+        if before and before is not way:
+            rates = ratio(way.rates, before.rates)
+            print(f"{way.name}, {way.workers}: {rates} of numpy's rate, {ratio(before.costs, way.costs)} by processor")
 
 
 def main() -> None:

@@ -109,7 +109,7 @@ def stored_fields(
 def _check_pictures(members: dict[Field, memoryview], pictures: Codec) -> None:
     """Raise `BadShard` where a picture has another codec than `pictures`, which its extension names."""
     for field, data in members.items():
-        if field.is_picture and codec.codec_of(data) != pictures:
+        if field.name in PICTURES and codec.codec_of(data) != pictures:
             expected = f"{field}.{field.extension(pictures)}"
             raise BadShard("not what the extension says", met=repr(bytes(data[:16])), wanted=expected)
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from random import Random
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -37,8 +36,7 @@ Layout = tuple[tuple[int, ...], np.dtype[Any]]
 """Shape and dtype."""
 
 
-@dataclass(frozen=True, slots=True)
-class SampleVisit:
+class SampleVisit(NamedTuple):
     """A visit of an epoch to a stored sample."""
 
     sample: StoredSample
