@@ -101,7 +101,8 @@ def test_captions_are_measured_and_compared(raw, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_processes_and_a_killed_one_give_the_answers_of_the_model(raw, model_folder, talker, tmp_path):
+def test_two_processes_and_a_killed_one_give_the_answers_of_the_model(raw, model_folder, talker, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")  # Java takes long
     options = ("--max-new-tokens", "4", "--tiles", "1", "--batch-size", "2", "--device", "cpu")
     arguments = ["benchmark", "--on", "region-caption", "--root", str(raw), "--model", str(model_folder), *options]
     asking = Asking(str(model_folder), tiles=1, max_new_tokens=4, batch_size=2, device="cpu")
