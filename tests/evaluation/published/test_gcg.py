@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
+from evaluation.published.compare import compare
 from evaluation.published.datasets import Options, gcg
 from evaluation.published.datasets.gcg import QUESTION, caption_of, phrases_of
 from evaluation.published.measures import Ratio
@@ -106,6 +107,28 @@ def test_captions_are_measured_where_the_package_is(raw, tmp_path, monkeypatch):
     assert found["METEOR"] == 0.5 and "50.00" in said
     captions = ["There: a cat and its eye", "There: the cup and a spoon and table"]
     assert given == [(captions, [["This is sa_1."], ["This is sa_2."]])]
+
+
+def test_all_measures_of_two_models_are_compared(raw, bert, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)  # captions need Java
+    answers = {name: (PHRASES[name], boxes(name)) for name in NAMES}
+    worse = answers | {"sa_2": (["the cup", "x", "x"], boxes("sa_2"))}
+    files = []
+    for name, given in (("a", answers), ("b", worse), ("c", worse | {"sa_2": (["the cup"], boxes("sa_2")[:1])})):
+        (tmp_path / name).mkdir()
+        measure(raw, tmp_path / name, given)
+        files.append(tmp_path / name / "predictions.jsonl")
+
+    def differences(other: Path) -> dict:
+        compare(files[0], other, tmp_path / "out", draws=40, options=Options(bert))
+        found = json.loads((tmp_path / "out/compare.json").read_text())["measures"]
+        return {key: value["difference"] for key, value in found.items()}
+
+    recalled = TextModel(bert).similarity(PHRASES["sa_2"], ["the cup", "x", "x"]).diagonal()
+    lost = 3 - int(np.cumprod(recalled >= 0.5).sum())
+    assert differences(files[1]) == pytest.approx({"mIoU": 0, "recall": -lost / 5, "AP50": 0}) and lost
+    # Three of five are found, all of them right: precision 1 up to recall 3/5, of 101 levels 61.
+    assert differences(files[2]) == pytest.approx({"mIoU": 0, "recall": -2 / 5, "AP50": 61 / 101 - 1})
 
 
 def test_a_mask_without_a_phrase_counts_nothing_of_its_picture(raw, bert, tmp_path, monkeypatch):
