@@ -220,7 +220,7 @@ class Verdicts:
         stop = Event()
         with (
             ThreadPoolExecutor(judge.at_once) as threads,
-            tqdm(total=len(new), unit="verdict", disable=not shown) as bar,
+            tqdm(total=len(new), unit="verdict", disable=not (shown and new)) as bar,
         ):
             waiting: dict[Future[str], str] = {threads.submit(_ask_again, judge, one, stop): one for one in new}
             try:

@@ -245,6 +245,8 @@ def measure(
     write_json(folder / RESULTS, _results(found, scored, counts, notes, where, limit, asking, work))
     if hidden:
         return table_of(title, scored, [*notes, f"to hand in: {folder / SUBMISSION}"])
+    if not scored.numbers.shape[1]:
+        return table_of(title, scored, notes)
     answered = Answered("", predictions.of_item, scored, str(where))
     cells = [f"{len(scored.items):,}", *map(percent, scored.values.values())]
     sections = worst_best_random(scored)

@@ -151,9 +151,8 @@ def notes_of(counts: Mapping[str, Any], limited: bool = False, found: Sequence[s
 def table_of(title: str, scored: Scored, notes: list[str]) -> str:
     """Return the measures as a table, with the notes below; one in a line where they are many."""
     cells = {"items": f"{len(scored.items):,}"} | {name: percent(value) for name, value in scored.values.items()}
-    long = len(cells) > _MOST_COLUMNS
-    grid = plain_table("" if long else title)  # a long table is too narrow for its title
-    if long:
+    grid = plain_table("")  # the title stands above: a table may be too narrow for it
+    if len(cells) > _MOST_COLUMNS:
         grid.add_column("measure")
         grid.add_column("", justify="right")
         for row in cells.items():
@@ -162,8 +161,7 @@ def table_of(title: str, scored: Scored, notes: list[str]) -> str:
         for name in cells:
             grid.add_column(name, justify="right")
         add_row(grid, (*cells.values(),))
-    heading = [printable(title)] if long else []
-    return "\n".join([*heading, table_text(grid, 140), *map(printable, notes)])
+    return "\n".join([printable(title), table_text(grid, 140), *map(printable, notes)])
 
 
 def percent(value: float) -> str:

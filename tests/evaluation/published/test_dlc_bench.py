@@ -96,6 +96,7 @@ def test_verdicts_count_as_describe_anything_counts_them(raw, tmp_path):
     file = write(tmp_path / "a", TEXTS)
     measures, _, said = measured(raw, file, None)
     assert measures == {} and "not measured: no judge has answered; give --judge" in said
+    assert said.startswith(f"dlc-bench, val: {file}\n") and not (file.parent / "report.html").exists()
     with judge_server() as server:
         replies_of(server, PLAIN, REPLIES)
         measures, counts, said = measured(raw, file, server)
