@@ -18,7 +18,7 @@ from inference.regions import region_cells
 from pipeline import resize
 from pipeline.resize import Bool, UInt8
 from shards.errors import UserError
-from trainer.model.generation import Answers, generate_steps
+from trainer.model.generation import Answers, generate_steps, likeliest
 from trainer.model.grounding import SamFeatures
 from trainer.model.prompts import IMAGE, Prompts
 from trainer.model.rows import TokenRow
@@ -254,7 +254,6 @@ class Chat:
         embeddings = model.embed_rows(rows, views, images, regions)[:, reused:]
         unread = replace(rows, attention=rows.mask[:, reused:])
         most = min(self._predictor.max_new_tokens, self.context - len(row.ids))
-        likeliest = lambda logits, step: logits.argmax(-1)  # noqa: E731
         return generate_steps(
             model, unread, embeddings, most, likeliest, self._prompts.ended, keep_seg=True, cache=cache
         )

@@ -20,7 +20,7 @@ from pipeline.resize import Bool, UInt8
 from shards import codec
 from shards.errors import BadInput, UserError
 from shards.recipe import Recipe, named_recipe
-from trainer.model.generation import Answers, generate
+from trainer.model.generation import Answers, generate, likeliest
 from trainer.model.grounding import SamFeatures
 from trainer.model.prompts import description_question
 from trainer.model.rows import TokenRow
@@ -397,7 +397,6 @@ class Predictor:
         embeddings = model.embed_rows(
             padded, visual_tokens, images, None if regions is None else regions.to(model.device)
         )
-        likeliest = lambda logits, step: logits.argmax(-1)  # noqa: E731
         return generate(model, padded, embeddings, self.max_new_tokens, likeliest, model.prompts.ended, keep_seg=True)
 
     def _normalise(self, pictures: Tensor) -> Tensor:

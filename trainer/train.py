@@ -96,13 +96,15 @@ def train(run: Run, benchmarks: Benchmarks) -> int:
             losses, counts, keys = learner.backward(run.stream)
             losses["grad_norm"] = full_tensor(run.accelerator.clip_grad_norm_(learner.trainable, config.clip))
             waited = run.stream.wait_seconds - waited
+            teacher = learner.parts.module.teacher
             amounts: dict[str, Any] = {**counts, "waited": waited, "memory": memory(run.accelerator.device)}
+            amounts["captions"] = teacher.writing.take()
             means, each, signal = over_processes(run.accelerator, losses, amounts, preemption.signal)
             stop_unless_finite(means, losses, step, keys)
             with record_function("optimiser"):
                 learner.optimizer.step()
                 learner.optimizer.zero_grad()
-                learner.parts.module.teacher.update()
+                teacher.update()
             learner.parts.scheduler.step()
             if run.journal:
                 samples = run.data.samples_per_step * len(run.data.train)

@@ -270,10 +270,10 @@ def answer_with_counted_marks(monkeypatch: pytest.MonkeyPatch) -> None:
         texts = [model.prompts.decode(ids) for ids in rows.ids]
         asked = [next(numbers[word] for word in numbers if f"{word} of" in text) for text in texts]
 
-        def pick_counted(logits, step):
+        def pick_counted(logits, step, of):
             logits[:, model.prompts.seg] = -torch.inf
-            marked = torch.tensor([step < number for number in asked])
-            return torch.where(marked, model.prompts.seg, pick(logits, step))
+            marked = torch.tensor([step < number for number in asked])[of]
+            return torch.where(marked, model.prompts.seg, pick(logits, step, of))
 
         return generate(model, rows, embeddings, max_tokens, pick_counted, ended, **more)
 

@@ -143,7 +143,7 @@ def test_captions_and_hidden_states_stay_close_in_both_dtypes(dtype):
     actual, expected = (m.run_language_model(embeddings, rows.attention, rows.positions) for m in (model, original))
     assert actual.dtype == dtype and not torch.equal(actual, expected)
     assert (actual - expected).float().norm() < 0.05 * expected.float().norm()
-    captions = Captioner(model)(rows, visual_tokens, one, regions, 4)
+    captions = Captioner(model)([prompts.describe("a", [3])], visual_tokens, one, regions, 4)
     assert captions.ids.shape == (1, 4)
 
 

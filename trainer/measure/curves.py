@@ -96,6 +96,7 @@ SPEED = (
     Chart("Samples per second", {"samples_per_second": "samples"}),
     Chart("Tokens per second", {"tokens_per_second": "tokens"}),
     Chart("Padding, share of the language model's tokens", {"padding": "padding"}),
+    Chart("Share of the step in which the teacher writes captions", {"captions": "captions"}),
     Chart("Model FLOPs utilisation", {"mfu": "mfu"}),
     Chart(
         "Share of time spent waiting for data", {"data_wait": "mean of processes", "data_wait_max": "slowest process"}

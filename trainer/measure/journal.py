@@ -87,12 +87,13 @@ class Journal:
         self._put({"step": step, **values}, {f"train/{k}": v for k, v in values.items()}, step)
         parts = " ".join(f"{name} {value:.4f}" for name, value in losses.items())
         waits = f"data wait {rates['data_wait']:.1%}"
+        captions = f"captions {rates['captions']:.1%} | " if "captions" in rates else ""
         waits += f" (max {rates['data_wait_max']:.1%})" if len(spent.waited) > 1 else ""
         mfu = f" mfu {rates['mfu']:.1%}" if "mfu" in rates else ""
         self._show(
             f"step {step:05d}/{self._steps:05d} ({step / self._steps:.1%}) | {parts} | lr {rate:.2e} | "
             f"{rates['samples_per_second']:.2f} samples/s {rates['tokens_per_second']:.0f} tokens/s{mfu} "
-            f"padding {rates['padding']:.1%} | {waits} | "
+            f"padding {rates['padding']:.1%} | {captions}{waits} | "
             f"{rates['memory_bytes'] / 1e9:.2f} GB | {self._left(step)} left"
         )
         # The first steps wait until batches are prefetched.

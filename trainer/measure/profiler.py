@@ -2,7 +2,8 @@
 
     OUTPUT_DIR/profile/steps-10-12-process-0.json
 
-Beside operations and kernels it has the parts of a step by name: `data_wait`, `forward`, `backward`, `optimiser`.
+Beside operations and kernels it has the parts of a step by name: `data_wait`, `forward` and within it
+`captions`, `backward`, `optimiser`.
 """
 
 from __future__ import annotations

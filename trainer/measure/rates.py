@@ -38,6 +38,8 @@ class Spent:
     """Seconds that each process waited for data."""
     memory: Sequence[float]
     """Bytes of each process."""
+    captions: Sequence[float] = ()
+    """Seconds in which the teacher of each process wrote captions."""
 
     @classmethod
     def of(cls, seconds: float, samples: int, each: Mapping[str, Sequence[float]]) -> Spent:
@@ -45,7 +47,7 @@ class Spent:
         tokens = sum(each["tokens"])
         padding = sum(each["padding"])
         flops = sum(each["flops"])
-        return cls(seconds, samples, tokens, padding, flops, each["waited"], each["memory"])
+        return cls(seconds, samples, tokens, padding, flops, each["waited"], each["memory"], each["captions"])
 
     def rates(self, peak: float | None) -> dict[str, float]:
         """Return the numbers to record; `peak` is what one device could do in operations per second, if known."""
@@ -58,6 +60,8 @@ class Spent:
             "data_wait_max": max(self.waited) / self.seconds,
             "memory_bytes": max(self.memory),
         }
+        if any(self.captions):
+            values["captions"] = sum(self.captions) / len(self.captions) / self.seconds
         return values | ({"mfu": self.flops / self.seconds / peak / len(self.waited)} if peak else {})
 
 

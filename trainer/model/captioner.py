@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from trainer.model.compiled import uncompiled
 from trainer.model.generation import Answers, generate
-from trainer.model.prompts import Prompts
-from trainer.model.rows import Rows
+from trainer.model.prompts import IMAGE_TOKENS, Prompts
+from trainer.model.rows import Rows, TokenRow, common_start, cut_row
 from trainer.model.sa2va import Sa2VA
 
 
@@ -53,7 +54,7 @@ class Captioner(nn.Module):
     @torch.no_grad()
     def forward(
         self,
-        rows: Rows,
+        rows: Sequence[TokenRow],
         visual_tokens: Tensor,
         image_of_row: Tensor,
         regions: Tensor,
@@ -65,7 +66,7 @@ class Captioner(nn.Module):
         """Answer rows that end with a question, with one or more tokens of text and the end token.
 
         Args:
-            rows: M rows, padded at their start.
+            rows: M rows with a picture and a region each.
             visual_tokens: (B, 256, 4C), see `Sa2VA.encode_image`.
             image_of_row: (M,) int64.
             regions: (M, R, 16, 16) bool.
@@ -80,13 +81,43 @@ class Captioner(nn.Module):
         text_or_end = text.clone()
         text_or_end[prompts.end_ids] = True
 
-        def pick(logits: Tensor, step: int) -> Tensor:
+        def pick(logits: Tensor, step: int, rows: Tensor) -> Tensor:
             logits = logits.masked_fill(~(text if step == 0 else text_or_end), -torch.inf)
-            return choose(logits, temperature, None if uniform is None else uniform[:, step].to(logits.device))
+            return choose(logits, temperature, None if draws is None else draws[rows, step])
 
-        embeddings = model.embed_rows(rows, visual_tokens, image_of_row, regions)
+        draws = None if uniform is None else uniform.to(visual_tokens.device)
         with uncompiled(model):
-            return generate(model, rows, embeddings, max_tokens, pick, prompts.ended, any_process=any_process)
+            rest, embeddings, cache = read_pictures(model, rows, visual_tokens, image_of_row, regions)
+            ended = prompts.ended
+            return generate(model, rest, embeddings, max_tokens, pick, ended, any_process=any_process, cache=cache)
+
+
+def read_pictures(
+    model: Sa2VA, rows: Sequence[TokenRow], visual_tokens: Tensor, image_of_row: Tensor, regions: Tensor
+) -> tuple[Rows, Tensor, DynamicCache]:
+    """Run what questions about regions have in common once for each picture; arguments as of `Captioner.forward`.
+
+    Rows begin with the same tokens, and up to the first one of a region these depend on the picture alone.
+
+    Returns:
+        The rest of the rows, padded at its start, its embeddings, and the keys and values of what comes before it.
+    """
+    prompts = model.prompts
+    shared = min(common_start(rows), *(_first_of_region(row, prompts.context) for row in rows))
+    pictures = len(visual_tokens)
+    starts = prompts.padded([cut_row(rows[0], 0, shared)] * pictures, model.device)
+    shown = model.embed_rows(starts, visual_tokens, torch.arange(pictures, device=model.device))
+    cache = DynamicCache(config=model.language_model.config)
+    model.run_language_model(shown, starts.mask, starts.positions, cache)
+    cache.batch_select_indices(image_of_row)
+    whole = prompts.padded(rows, model.device, left=True)
+    rest = prompts.padded([cut_row(row, shared) for row in rows], model.device, left=True)
+    return rest, model.embed_rows(whole, visual_tokens, image_of_row, regions)[:, shared:], cache
+
+
+def _first_of_region(row: TokenRow, context: int) -> int:
+    """Return the position of the first visual token of a row that is a region's."""
+    return [n for n, token in enumerate(row.ids) if token == context][IMAGE_TOKENS]
 
 
 def choose(logits: Tensor, temperature: float, uniform: Tensor | None) -> Tensor:

@@ -6,7 +6,7 @@ utilisation (PaLM, Chowdhery et al. 2022, appendix B).
 
 - Language model: 2 per weight and token forward, 2 for the gradient of the input, and 2 for the gradient of the weight
   where it trains. So a frozen weight below adapters counts 4 in all, one that trains 6. The teacher's captions count
-  forward alone: the tokens of the question once, then each generated token.
+  forward alone: what the questions about a picture share once, the rest of each, then each generated token.
 - Attention: 4 x heads x head width x layers for each pair of a token and a token of its row, three times that with
   gradients. The causal mask does not halve it, as in PaLM.
 - Output head: each position at which a token is predicted. Projector: 256 tokens per picture and call.

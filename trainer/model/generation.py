@@ -1,4 +1,4 @@
-"""Generate answers with a cache of keys and values, one token per step for all rows."""
+"""Generate answers with a cache of keys and values, one token per step for the rows that have not ended."""
 
 from __future__ import annotations
 
@@ -36,13 +36,22 @@ class Answers:
         return [row[mask].tolist() for row, mask in zip(self.ids.cpu(), self.valid.cpu(), strict=True)]
 
 
+Pick = Callable[[Tensor, int, Tensor], Tensor]
+"""Returns tokens (m,) for logits (m, V) float32, the step 0, 1, ..., and the numbers (m,) int64 of the rows."""
+
+
+def likeliest(logits: Tensor, step: int, rows: Tensor) -> Tensor:
+    """Pick the likeliest tokens."""
+    return logits.argmax(-1)
+
+
 @torch.no_grad()
 def generate_steps(
     model: Sa2VA,
     rows: Rows,
     embeddings: Tensor,
     max_tokens: int,
-    pick: Callable[[Tensor, int], Tensor],
+    pick: Pick,
     ended: Callable[[Tensor], Tensor],
     keep_seg: bool = False,
     any_process: Callable[[bool], bool] = bool,
@@ -55,48 +64,85 @@ def generate_steps(
         rows: M rows, padded at their start; of these L tokens of each the mask alone is read.
         embeddings: (M, L, D), of `rows`.
         max_tokens: T, at least 1.
-        pick: returns tokens (M,) for logits (M, V) float32 and the step 0, 1, ...
-        ended: returns for the tokens so far (M, t) whether the last one ends each answer, (M,) bool.
+        pick: chooses the next tokens of the rows that are in the batch.
+        ended: returns for the tokens so far (m, t) of these rows whether the last one ends each answer, (m,) bool. A
+            row that has ended leaves the batch: the layers do not run on it any more.
         keep_seg: whether to return the states at `[SEG]`.
         any_process: whether the value is true on any process. Where layers are sharded (FSDP), all processes must run
-            them equally often.
+            them equally often: one whose answers have ended runs them on a row of its own until all have.
         cache: keys and values of P tokens in front of each row, and of its padding; extended in place.
     """
-    cache = DynamicCache(config=model.language_model.config) if cache is None else cache
-    past = int(cache.get_seq_length())
-    attention = torch.cat([rows.mask.new_ones(len(rows.names), past), rows.mask], 1)
-    positions = (attention.cumsum(1) - 1).clamp_min(0)[:, past:]
+    batch = _Batch(model, rows, DynamicCache(config=model.language_model.config) if cache is None else cache)
     running = torch.ones(len(rows.names), dtype=torch.bool, device=embeddings.device)
-    ids: list[Tensor] = []
-    valid: list[Tensor] = []
-    states: list[Tensor] = []
-    row_of: list[Tensor] = []
+    ids = torch.full((len(running), max_tokens), model.prompts.pad, device=embeddings.device)
+    valid = torch.zeros_like(ids, dtype=torch.bool)
+    segs: list[tuple[Tensor, Tensor]] = []
+    step = 0
     more = True
     unread = torch.zeros_like(running)
     while True:
-        state = model.run_language_model(embeddings, attention, positions, cache)[:, -1]
+        state = batch.read(embeddings)
         if keep_seg:  # the state of the step whose input is [SEG], after the step that generated it
-            states.append(state[unread])
-            row_of.append(unread.nonzero()[:, 0])
+            segs.append((state[unread], batch.rows[unread]))
         if not more:
             break
-        token = pick(model.language_model.lm_head(state).float(), len(ids))
-        ids.append(torch.where(running, token, model.prompts.pad))
-        valid.append(running)
+        token = pick(model.language_model.lm_head(state).float(), step, batch.rows)
+        ids[batch.rows, step] = token = torch.where(running, token, model.prompts.pad)
+        valid[batch.rows, step] = running
         unread = running & (token == model.prompts.seg)
-        running = running & ~ended(torch.stack(ids, 1))
-        yield ids[-1]
-        more = len(ids) < max_tokens and any_process(bool(running.any()))
+        step += 1
+        running = running & ~ended(ids[batch.rows, :step])
+        yield ids[:, step - 1]
+        now = running.tolist()
+        more = step < max_tokens and any_process(any(now))
         # A [SEG] that is the last of max_tokens takes one more step. (The official code drops it.)
         if not more and not (keep_seg and any_process(bool(unread.any()))):
             break
-        embeddings = model.embedding(ids[-1])[:, None]
-        attention = torch.cat([attention, attention.new_ones(len(attention), 1)], 1)
-        positions = positions[:, -1:] + 1
-    row_of_seg = torch.cat([rows.ids.new_zeros(0), *row_of])
+        if more and not all(now):
+            kept = batch.keep([n for n, runs in enumerate(now) if runs] or [0])
+            running, unread, token = running[kept], unread[kept], token[kept]
+        embeddings = model.embedding(token)[:, None]
+    row_of_seg = torch.cat([rows.ids.new_zeros(0), *(of_step for _, of_step in segs)])
     order = row_of_seg.argsort(stable=True)
-    seg_states = torch.cat([state[:0], *states])[order]
-    return Answers(torch.stack(ids, 1), torch.stack(valid, 1), seg_states, row_of_seg[order])
+    seg_states = torch.cat([state[:0], *(of_step for of_step, _ in segs)])[order]
+    return Answers(ids[:, :step], valid[:, :step], seg_states, row_of_seg[order])
+
+
+class _Batch:
+    """The m rows that the layers run on, and what they have read.
+
+    Args:
+        model: of the layers.
+        rows: all M rows; their masks are read.
+        cache: see `generate_steps`.
+    """
+
+    def __init__(self, model: Sa2VA, rows: Rows, cache: Cache) -> None:
+        self._model = model
+        self._cache = cache
+        past = rows.mask.new_ones(len(rows.mask), int(cache.get_seq_length()))
+        self._attention = torch.cat([past, rows.mask], 1)
+        self._positions = (self._attention.cumsum(1) - 1).clamp_min(0)[:, past.shape[1] :]
+        self._begun = False
+        self.rows = torch.arange(len(rows.mask), device=rows.mask.device)
+        """(m,) int64: their numbers."""
+
+    def read(self, embeddings: Tensor) -> Tensor:
+        """Read the questions (M, L, D), or later a token of each row (m, 1, D); return the last states (m, D)."""
+        if self._begun:
+            self._attention = torch.cat([self._attention, self._attention.new_ones(len(self.rows), 1)], 1)
+            self._positions = self._positions[:, -1:] + 1
+        self._begun = True
+        return self._model.run_language_model(embeddings, self._attention, self._positions, self._cache)[:, -1]
+
+    def keep(self, places: list[int]) -> Tensor:
+        """Keep some of the m rows, by their places in the batch; return these places (m,) int64."""
+        kept = torch.tensor(places, device=self.rows.device)
+        self._cache.batch_select_indices(kept)
+        self.rows, self._attention, self._positions = (
+            each[kept] for each in (self.rows, self._attention, self._positions)
+        )
+        return kept
 
 
 def _at_once(steps: Callable[_Arguments, Generator[Tensor, None, Answers]]) -> Callable[_Arguments, Answers]:

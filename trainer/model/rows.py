@@ -33,6 +33,17 @@ def count_labels(row: TokenRow) -> int:
     return len(row.labels) - row.labels.count(IGNORE) - (row.labels[:1] not in ([], [IGNORE]))
 
 
+def common_start(rows: Sequence[TokenRow]) -> int:
+    """Count the tokens that all rows begin with."""
+    columns = enumerate(zip(*(row.ids for row in rows), strict=False))
+    return next((n for n, tokens in columns if len({*tokens}) > 1), min(len(row.ids) for row in rows))
+
+
+def cut_row(row: TokenRow, start: int, end: int | None = None) -> TokenRow:
+    """Return the tokens of a row from `start` to `end`."""
+    return TokenRow(row.name, row.ids[start:end], row.labels[start:end], row.replaced[start:end])
+
+
 @dataclass(frozen=True)
 class RowLengths:
     """Lengths of M rows that are laid end to end. A token sees those before it in its own row, and no others."""

@@ -12,9 +12,9 @@ from trainer.conversations.conversation import Conversation, Mark
 from trainer.data.batch import ConversationBatch
 from trainer.model.architecture import GRID
 from trainer.model.compiled import uncompiled
-from trainer.model.generation import Answers, generate
+from trainer.model.generation import Answers, generate, likeliest
 from trainer.model.prompts import IMAGE_TOKENS
-from trainer.model.rows import IGNORE, TokenRow
+from trainer.model.rows import IGNORE, TokenRow, cut_row
 from trainer.objectives.judging import POINTS_PER_SIDE, Judged, compare_masks
 from trainer.objectives.passes import Passes, Predicted, cross_entropy_by_row
 
@@ -168,7 +168,7 @@ def _answers(
             rows,
             embeddings,
             passes.config.eval.answer_tokens,
-            lambda logits, step: logits.argmax(-1),
+            likeliest,
             model.prompts.ended,
             any_process=passes.any_process,
         )
@@ -177,4 +177,4 @@ def _answers(
 def first_question(row: TokenRow) -> TokenRow | None:
     """Return a row as far as its first answer, which is left out; None where no answer has a label."""
     first = next((n for n, label in enumerate(row.labels) if label != IGNORE), 0)
-    return TokenRow(row.name, row.ids[:first], row.labels[:first], row.replaced[:first]) if first else None
+    return cut_row(row, 0, first) if first else None

@@ -222,14 +222,16 @@ class Passes:
         second = self.model.encode_image(required(batch.frames[1].pixel_values).index_select(0, different))
         return second if paired.all() else visual_tokens.index_put((different,), second)
 
-    def captioner_inputs(self, batch: PairBatch, visual_tokens: Tensor) -> tuple[Rows, Tensor, Tensor, Tensor]:
+    def captioner_inputs(
+        self, batch: PairBatch, visual_tokens: Tensor
+    ) -> tuple[list[TokenRow], Tensor, Tensor, Tensor]:
         """The first arguments of `Captioner.forward`, which ask for descriptions of frame 1's regions."""
         prompts = self.model.prompts
         regions = required(batch.frames[0].prompt_masks)[:, None]
         rows = [
             prompts.describe(n, cells) for n, cells in zip(sample_keys(batch), count_cells(batch, regions), strict=True)
         ]
-        return prompts.padded(rows, self.model.device, left=True), visual_tokens, batch.image_of_object, regions
+        return rows, visual_tokens, batch.image_of_object, regions
 
     def segmentation_rows(
         self, batch: PairBatch, phrases: Sequence[str | Sequence[int]], draws: Sequence[torch.Generator] | None

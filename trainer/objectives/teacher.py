@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.profiler import record_function
 
 from trainer import fsdp
 from trainer.model.captioner import Captioner
 from trainer.model.generation import Answers
 from trainer.model.sa2va import Sa2VA
 from trainer.modes import evaluating
+from trainer.stopwatch import Stopwatch
 
 
 class Teacher:
@@ -26,6 +28,8 @@ class Teacher:
         """`model` is on its device, with its trainable parameters chosen; `decay` is per update."""
         self.decay = decay
         self._captioner = Captioner(model)
+        self.writing = Stopwatch()
+        """Time of `generate`."""
         self.reset(self._captioner)
 
     def reset(self, module: nn.Module) -> None:
@@ -48,7 +52,8 @@ class Teacher:
     def generate(self, *args: Any, **kwargs: Any) -> Answers:
         """Run `Captioner.forward` with the teacher's weights, without dropout."""
         captions: Answers
-        with evaluating(self._captioner.model):
+        model = self._captioner.model
+        with evaluating(model), self.writing.running(model.device), record_function("captions"):
             if fsdp.is_sharded(self._module):  # its layers gather the student's weights by themselves
                 with fsdp.swapped_in(self._module, self._student, self.shadow):
                     captions = self._captioner(*args, **kwargs)

@@ -14,13 +14,13 @@ from trainer.model.tokenizer import byte_tokenizer
 
 @pytest.fixture
 def question(model: Sa2VA):
-    """Two regions of unequal size, so that one row is padded."""
+    """Two regions of unequal size, in a picture each."""
     torch.manual_seed(0)
     regions = torch.zeros(2, 1, 16, 16, dtype=torch.bool)
     regions[0, 0, 2:12, 2:12] = regions[1, 0, 5, 5] = True
     visual_tokens = torch.randn(2, 256, model.mlp1[0].normalized_shape[0])
-    names = [model.prompts.describe("a", [100]), model.prompts.describe("b", [1])]
-    return model.prompts.padded(names, model.device, left=True), visual_tokens, torch.tensor([0, 1]), regions
+    rows = [model.prompts.describe("a", [100]), model.prompts.describe("b", [1])]
+    return rows, visual_tokens, torch.tensor([0, 1]), regions
 
 
 def by_hand(model: Sa2VA, visual_tokens: torch.Tensor, regions: torch.Tensor, i: int, steps: int) -> list[int]:
@@ -46,6 +46,56 @@ def test_greedy_generation_equals_one_row_at_a_time_without_a_cache(model: Sa2VA
     _, visual_tokens, _, regions = question
     captions = Captioner(model)(*question, 6).tokens()
     assert captions == [by_hand(model, visual_tokens, regions, i, 6) for i in range(2)]
+
+
+def test_objects_of_a_picture_share_its_keys_and_values(model: Sa2VA, monkeypatch: pytest.MonkeyPatch):
+    """The layers read a picture once, then the rest of all rows, then a token each of the rows that have not ended."""
+    torch.manual_seed(1)
+    prompts = model.prompts
+    visual_tokens = torch.randn(2, 256, model.mlp1[0].normalized_shape[0])
+    regions = torch.zeros(4, 1, 16, 16, dtype=torch.bool)
+    regions[0, 0, 2:12, 2:12] = regions[1, 0, 5, 5] = regions[2, 0, :3, 1] = regions[3, 0, 9:, 9:] = True
+    images = torch.tensor([1, 0, 1, 1])
+    rows = [prompts.describe("x", [int(region.sum())]) for region in regions]
+    captioner = Captioner(model)
+    draws = torch.rand(4, 9)
+    of_row = zip(rows, visual_tokens[images].split(1), regions.split(1), draws.split(1), strict=True)
+    first = torch.zeros(1, dtype=torch.int64)
+    monkeypatch.setattr(prompts, "ended", lambda ids: torch.zeros(len(ids), dtype=torch.bool))
+    written = [captioner([row], seen, first, region, 9, 1.0, draw).tokens()[0] for row, seen, region, draw in of_row]
+    ends = {written[0][2], written[1][5], written[2][8]}
+    monkeypatch.setattr(prompts, "ended", lambda ids: torch.isin(ids[:, -1], torch.tensor([*ends])))
+    lengths = [next((n + 1 for n, token in enumerate(tokens) if token in ends), 9) for tokens in written]
+    assert len({*lengths}) > 2
+    read: list[tuple[int, ...]] = []
+    layer = model.language_model.model.layers[0]
+    hook = layer.register_forward_pre_hook(lambda _, inputs: read.append(tuple(inputs[0].shape[:2])))
+    answers = captioner(rows, visual_tokens, images, regions, 9, 1.0, draws)
+    hook.remove()
+    assert answers.tokens() == [tokens[:length] for tokens, length in zip(written, lengths, strict=True)]
+    whole = [len(row.ids) for row in rows]
+    shared = read[0][1]
+    assert read[0][0] == 2 and 256 < shared < min(whole) and read[1] == (4, max(whole) - shared)
+    assert read[2:] == [(sum(length > step for length in lengths), 1) for step in range(1, max(lengths))]
+
+
+def test_a_process_whose_answers_have_ended_runs_the_layers_on(model: Sa2VA, question, monkeypatch: pytest.MonkeyPatch):
+    """As often as the others do, as sharded layers need it, on one row."""
+    expected = Captioner(model)(*question, 2).tokens()
+    monkeypatch.setattr(model.prompts, "ended", lambda ids: torch.full((len(ids),), ids.shape[1] >= 2))
+    asked: list[bool] = []
+
+    def any_process(here: bool) -> bool:
+        asked.append(here)
+        return len(asked) < 5
+
+    read: list[int] = []
+    layer = model.language_model.model.layers[0]
+    hook = layer.register_forward_pre_hook(lambda _, inputs: read.append(len(inputs[0])))
+    answers = Captioner(model)(*question, 6, any_process=any_process)
+    hook.remove()
+    assert answers.tokens() == expected and answers.ids.shape == (2, 5)
+    assert asked == [True, False, False, False, False] and read == [2, 2, 2, 1, 1, 1]
 
 
 @pytest.fixture
@@ -74,7 +124,8 @@ def test_generation_stops_at_the_end_token_but_writes_at_least_one_word(model: S
 
 
 def _states(model: Sa2VA, question):
-    rows, visual_tokens, image_of_row, regions = question
+    asked, visual_tokens, image_of_row, regions = question
+    rows = model.prompts.padded(asked, model.device, left=True)
     return model.embed_rows(rows, visual_tokens, image_of_row, regions), rows.attention, rows.positions
 
 

@@ -111,6 +111,7 @@ def test_rates_are_those_of_all_processes():
         "flops": [2e12, 4e12],
         "waited": [0.5, 0.0],
         "memory": [1e9, 2e9],
+        "captions": [0.4, 0.0],
     }
     rates = Spent.of(2.0, 8, each).rates(peak=3e12)
     assert rates == {
@@ -121,6 +122,8 @@ def test_rates_are_those_of_all_processes():
         "data_wait": 0.125,
         "data_wait_max": 0.25,
         "memory_bytes": 2e9,
+        "captions": 0.1,
         "mfu": pytest.approx(6e12 / 2 / (2 * 3e12)),
     }
-    assert "mfu" not in Spent.of(2.0, 8, each).rates(peak=None)
+    each["captions"] = [0.0, 0.0]  # an objective without a teacher
+    assert {"mfu", "captions"}.isdisjoint(Spent.of(2.0, 8, each).rates(peak=None))

@@ -25,7 +25,7 @@ def answer(
     rows = prompts.padded([prompts.ask("x", text) for text in names], model.device, left=True)
     embeddings = model.embed_rows(rows, visual_tokens, torch.zeros(len(names), dtype=torch.int64))
     script = torch.tensor(tokens)
-    return generate(model, rows, embeddings, count, lambda logits, t: script[:, t], prompts.ended, **kwargs)
+    return generate(model, rows, embeddings, count, lambda logits, t, of: script[of, t], prompts.ended, **kwargs)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_steps_go_on_from_kept_keys_and_values_and_can_be_stopped(model: Sa2VA, 
     embeddings = model.embed_rows(row, visual_tokens, torch.tensor([0]))
     tokens = [65, prompts.seg, 66, 67]
 
-    def pick(logits: Tensor, t: int) -> Tensor:
+    def pick(logits: Tensor, t: int, of: Tensor) -> Tensor:
         found.append(logits)
         return torch.tensor(tokens[t : t + 1])
 
