@@ -11,17 +11,19 @@ left out (`pip install sa2va-shards[bench]`).
   loader     shards through trainer.data.loader.Loader, codecs raw and zstd
   numpy      as loader, without the compiled loops
   cold       as loader, its pages dropped before: from the disk
+  disk       the same tars, dropped too, read from one end to the other in pieces of 4 MiB
+  bandwidth  samples/s that 1 GB/s and 3 GB/s of a disk or a network can bring of each codec
   on the fly Pillow, torchvision and pycocotools in a DataLoader: SA-1B's photographs; SAV's npz, a pair each
   ...        the libraries by name
   first      seconds to the first batch of sets of 1,000 and 10,000 shards
   memory     what a loader holds, after each of ten epochs
 
 `--only` takes parts of these names, or of "loader raw uint8" and the like. All with 0, 1 and 2 threads (bound,
-loader, grain, ffcv) or worker processes. uint8: `pixel_values` before normalisation and masks as packed bits, what is
-left is the device's; float32: normalised, and a byte a pixel of the mask. All ways take turns; the medians of the
-rounds are printed, with the lowest and the highest; ratios are those of the same round. Processor time, of all threads
-of this process, tells more on a machine that does other work. Start-up is the time from making the loader (and its
-worker processes) to its first batch.
+loader, grain, ffcv, spdl) or worker processes. uint8: `pixel_values` before normalisation and masks as packed bits,
+what is left is the device's; float32: normalised, and a byte a pixel of the mask. All ways take turns; the medians of
+the rounds are printed, with the lowest and the highest; ratios are those of the same round. Processor time, of all
+threads of this process, tells more on a machine that does other work. Start-up is the time from making the loader
+(and its worker processes) to its first batch.
 """
 
 from __future__ import annotations
@@ -56,6 +58,8 @@ from trainer.data.loader import Loader, LoaderOptions
 FIELDS = ("pixel_values1", "g_pixel_values1", "prompt_masks1", "masks1")
 DELIVERED: dict[Normalise, str] = {"device": "uint8", "host": "float32"}
 _BATCHES = 4  # that a copy goes round: a loader's `prefetch` + 2
+_PIECE = 4 << 20  # bytes of a read of the disk
+_BANDWIDTHS = (1, 3)  # GB/s
 
 
 @dataclass
@@ -100,11 +104,32 @@ def cold(folder: Path, threads: int) -> Epoch:
 
     def epoch() -> Iterator[Any]:
         gc.collect()
-        for tar in folder.glob("*.tar"):
-            with open(tar, "rb") as file:
-                os.fsync(file.fileno())
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        _forget(folder)
         return ours(folder, threads, "device")()
+
+    return epoch
+
+
+def _forget(folder: Path) -> None:
+    """Let the kernel drop the pages of a set's tars."""
+    for tar in folder.glob("*.tar"):
+        with open(tar, "rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def disk(folder: Path) -> Epoch:
+    """Read the forgotten tars of a set from one end to the other; the batches come when all is read."""
+    batches = len(ShardSet(folder)) // BATCH
+    piece = bytearray(_PIECE)
+
+    def epoch() -> Iterator[int]:
+        _forget(folder)
+        for tar in sorted(folder.glob("*.tar")):
+            with open(tar, "rb", buffering=0) as file:
+                while file.readinto(piece):
+                    pass
+        yield from range(batches)
 
     return epoch
 
@@ -212,6 +237,8 @@ def all_ways(root: Path, chosen: Callable[[str], bool]) -> Iterator[Way]:
     for pictures in EXACT:
         if chosen(name := f"cold {pictures} uint8"):
             yield Way(name, 2, stored(pictures), partial(cold, root / f"cold-{pictures}", 2))
+        if chosen(name := f"disk {pictures} uint8"):
+            yield Way(name, 1, stored(pictures), partial(disk, root / f"cold-{pictures}"))
     for kind, pattern in (("2250 x 1500", "sa1b/*.jpg"), ("SAV npz", "sav/*/*.npz")):
         paths = sorted(root.glob(pattern)) * 2
         size = sum(path.stat().st_size for path in paths) // len(paths)
@@ -226,7 +253,7 @@ def all_ways(root: Path, chosen: Callable[[str], bool]) -> Iterator[Way]:
         if write_own and not (root / peer).exists() and not peers.installed(write_own, root / "raw", root / peer):
             continue
         folder = peer if write_own else "raw"
-        for workers in (1, 2) if peer == "ffcv" else (0, 1, 2):
+        for workers in (1, 2) if peer in ("ffcv", "spdl") else (0, 1, 2):
             for where, name in names.items():
                 if chosen(name):
                     yield Way(name, workers, stored(folder), partial(read, root / folder, workers, where == "host"))
@@ -267,6 +294,16 @@ def ratio(values: Sequence[float], of: Sequence[float], over: bool = False) -> s
     """The ratios in the same rounds: of `values` to `of`, or the other way round."""
     pairs = zip(values, of, strict=True)
     return spread([b / a if over else a / b for a, b in pairs], 1 if over else 2)
+
+
+def print_bandwidths(root: Path) -> None:
+    """Print how many samples/s a disk or a network can bring, by codec."""
+    print("| codec | bytes a sample | " + " | ".join(f"{rate} GB/s, samples/s" for rate in _BANDWIDTHS) + " |")
+    print("|---" * (2 + len(_BANDWIDTHS)) + "|")
+    for pictures in EXACT:
+        shards = ShardSet(root / pictures)
+        size = sum(shard.bytes for shard in shards.manifest.shards) / len(shards)
+        print(f"| {pictures} | {size:,.0f} | " + " | ".join(f"{rate * 1e9 / size:,.0f}" for rate in _BANDWIDTHS) + " |")
 
 
 def measure(ways: Sequence[Way], rounds: int) -> None:
@@ -327,12 +364,14 @@ def main() -> None:
         if chosen("memory"):
             megabytes = ", ".join(f"{value:.0f}" for value in memory(root / "raw", 10))
             print(f"anonymous memory above the start, MB, after each of 10 epochs of a loader: {megabytes}", flush=True)
+        if chosen("bandwidth"):
+            print_bandwidths(root)
         ways = [*all_ways(root, chosen)]
         os.sync()
         if ways:
             measure(ways, arguments.rounds)
         for count in (1000, 10_000) if chosen("first") else ():
-            folder = repeat(root / "cold-raw", root / f"many-{count}", count)
+            folder = repeat(root / "once-raw", root / f"many-{count}", count)
             taken = [1e3 * first_batch(folder) for _ in range(1 + arguments.rounds)][1:]  # the first one warms up
             print(f"first batch of {count:,} shards, ms: {spread(taken, 0)}", flush=True)
             shutil.rmtree(folder)

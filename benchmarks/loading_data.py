@@ -23,21 +23,24 @@ _SHARD_BYTES = 32 << 20
 
 
 def write(root: Path, samples: int, repeats: int) -> None:
-    """Below `root`, where it is not there yet: raw files, and by codec a set of `repeats` times `samples`.
+    """Below `root`, where it is not there yet: raw files, and by codec two sets of `repeats` times `samples`.
 
     Each repeat has tars of its own, so that nothing stays in the processor's cache that others have to read anew.
-    `cold-CODEC` is a set of `samples` that nobody else maps: only such pages can be dropped.
+    `CODEC` is mapped as long as its readers live; `cold-CODEC` in turns alone: only pages that nobody maps can be
+    dropped. `once-CODEC` holds each sample once.
     """
     if (root / "done").exists():
         return
     sa1b(root / "sa1b", samples)
     sav(root / "sav", samples // 2)
-    run(make_request("sa1b", root / "sa1b", shard_bytes=_SHARD_BYTES), root / "cold-zstd", 2, 0.0)
+    run(make_request("sa1b", root / "sa1b", shard_bytes=_SHARD_BYTES), root / "once-zstd", 2, 0.0)
     for codec in EXACT:
         if codec != "zstd":
-            recode(root / "cold-zstd", root / f"cold-{codec}", codec, 2)
-        shards = len(json.loads((root / f"cold-{codec}" / MANIFEST).read_text())["shards"])
-        repeat(root / f"cold-{codec}", root / codec, repeats * shards, shutil.copyfile)
+            recode(root / "once-zstd", root / f"once-{codec}", codec, 2)
+        once = root / f"once-{codec}"
+        shards = len(json.loads((once / MANIFEST).read_text())["shards"])
+        for name in (codec, f"cold-{codec}"):
+            repeat(once, root / name, repeats * shards, shutil.copyfile)
     (root / "done").touch()
 
 
