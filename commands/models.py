@@ -21,6 +21,7 @@ from commands.options import (
     VideoFrames,
 )
 from commands.output import say
+from shards.errors import UserError
 from shards.extras import extra
 from trainer.objectives import OBJECTIVES
 
@@ -50,6 +51,9 @@ def export(
         Dtype | None,
         Option(help="Dtype of all weights.  [default: as in the files that the run started from]"),
     ] = None,
+    teacher: Annotated[
+        bool, Option(help="Write the teacher's weights, the moving average (EMA) of those that trained. For sa2va.")
+    ] = False,
     images: Annotated[
         Path | None,
         Option(help="Folder of pictures to compare on. onnx needs it; int8 takes it, together with --texts."),
@@ -67,11 +71,14 @@ def export(
     from trainer.released.files import check_new_folder
 
     check_new_folder(out)
+    if teacher and form != "sa2va":
+        do = "export the teacher with --format sa2va, then that folder"
+        raise UserError("the teacher's weights", where="--teacher", met=f"--format {form}", wanted="sa2va", do=do)
     chosen = None if dtype is None else getattr(torch, dtype)
     if form == "sa2va":
         from trainer.export import export as write
 
-        say(write(checkpoint, out, chosen))
+        say(write(checkpoint, out, chosen, teacher))
     else:
         from inference.deploy import export_graphs, export_quantised
 

@@ -20,19 +20,20 @@ RELEASED = "config.json"
 CHECKPOINT = "checkpoint"
 
 
-def load_any(path: Path, dtype: torch.dtype | None = None) -> tuple[LoadedModel, Origin | None]:
+def load_any(path: Path, dtype: torch.dtype | None = None, teacher: bool = False) -> tuple[LoadedModel, Origin | None]:
     """Load the model of a run's folder, of a checkpoint in it, or of a released folder; adapters are merged.
 
     Args:
         path: the folder.
         dtype: of all floating point weights; None keeps that of the files, as the base of a run had it.
+        teacher: load the weights of the run's teacher.
 
     Raises:
-        UserError: it is none of these, or cannot be loaded.
+        UserError: there is no teacher, or it is none of these, or cannot be loaded.
     """
     for folder in (path, path / CHECKPOINT):
         if (folder / ORIGIN).exists():
-            loaded, origin = load_trained(folder)
+            loaded, origin = load_trained(folder, teacher=teacher)
             merge_adapters(loaded.model)
             cast(loaded.model, dtype or loaded.info.dtype)
             if origin.frames is not None and origin.frames > 1:
@@ -44,22 +45,25 @@ def load_any(path: Path, dtype: torch.dtype | None = None) -> tuple[LoadedModel,
     if not (path / RELEASED).exists():
         expected = f"a run's folder (it holds {CHECKPOINT}/{ORIGIN}) or a released folder ({RELEASED})"
         raise UserError("no model here", where=str(path), wanted=expected)
+    if teacher:
+        raise UserError("a released folder has no teacher", where=str(path), wanted="a run's folder, or a checkpoint")
     return load_model(path, dtype=dtype), None
 
 
-def export(checkpoint: Path, out: Path, dtype: torch.dtype | None = None) -> str:
+def export(checkpoint: Path, out: Path, dtype: torch.dtype | None = None, teacher: bool = False) -> str:
     """Write `out` in the released layout, and return a summary to show.
 
     Args:
         checkpoint: a run's folder, or a released one.
         out: a new folder.
         dtype: of all floating point weights; None keeps that of the files, as the base of a run had it.
+        teacher: write the weights of the run's teacher in place of those that trained; the model card says so.
 
     Raises:
         UserError: `checkpoint` cannot be loaded, or there is something at `out`.
     """
-    loaded, origin = load_any(checkpoint, dtype)
-    left_out = save_model(loaded.model, out, info=loaded.info, card=model_card(loaded.model, origin))
+    loaded, origin = load_any(checkpoint, dtype, teacher)
+    left_out = save_model(loaded.model, out, info=loaded.info, card=model_card(loaded.model, origin, teacher))
     files = sorted(out.glob("*.safetensors"))
     summary = f"{out}: {sum(f.stat().st_size for f in files):,} bytes of weights in {len(files)} file(s)"
     if left_out:
@@ -67,8 +71,8 @@ def export(checkpoint: Path, out: Path, dtype: torch.dtype | None = None) -> str
     return summary
 
 
-def model_card(model: Sa2VA, origin: Origin | None) -> str:
-    """Return what the model is and what it was trained on, as Markdown."""
+def model_card(model: Sa2VA, origin: Origin | None, teacher: bool = False) -> str:
+    """Return what the model is and what it was trained on, as Markdown; `teacher`: its weights are the teacher's."""
     architecture = model.architecture
     vision = architecture.vision
     language = architecture.config["llm_config"]
@@ -85,6 +89,8 @@ def model_card(model: Sa2VA, origin: Origin | None) -> str:
         f"| SAM 2 | `{architecture.sam.sam_config}` |",
         f"| parameters | {sum(p.numel() for p in model.parameters()):,} |",
     ]
+    if teacher:
+        lines.append("| weights | of the teacher: the moving average (EMA) of those that trained |")
     if origin:
         lora = f" (r {origin.lora.r}, alpha {origin.lora.alpha})" if "lora" in origin.trainable else ""
         lines += [

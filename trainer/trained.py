@@ -34,6 +34,7 @@ from trainer.released.training import recipe_from_json, recipe_to_json
 from trainer.trained_on import FILE, KEY, TrainedOn, ids_to_bytes, read_trained_on
 
 WEIGHTS = "trained.safetensors"
+TEACHER = "teacher.safetensors"
 ORIGIN = "origin.json"
 _VERSION = 1
 
@@ -131,21 +132,33 @@ def trained_tensors(model: Sa2VA, new: AbstractSet[str]) -> dict[str, torch.Tens
     return {name: tensor.detach() for name, tensor in model.state_dict().items() if name in names}
 
 
-def load_trained(folder: Path, device: torch.device | str = "cpu") -> tuple[LoadedModel, Origin]:
+def load_trained(folder: Path, device: torch.device | str = "cpu", teacher: bool = False) -> tuple[LoadedModel, Origin]:
     """Load the trained model, adapters in place, frozen, in evaluation mode.
+
+    Args:
+        folder: of a checkpoint.
+        device: of the model.
+        teacher: load the teacher's weights (the moving average) in place of those that trained.
 
     Raises:
         UserError: no such checkpoint, or its files have changed since they were written, or its tensors are not those
             that its origin calls for.
     """
-    check_checkpoint(folder, (WEIGHTS,))
+    check_checkpoint(folder, (WEIGHTS, TEACHER) if teacher else (WEIGHTS,))
     origin = read_origin(folder / ORIGIN)
     base = base_model(origin.model, device)
     set_trainable(base.model, origin.trainable, **asdict(origin.lora))
     fill(trained_tensors(base.model, base.new), folder / WEIGHTS)
+    if teacher:
+        fill(averaged_tensors(base.model), folder / TEACHER)
     base.model.requires_grad_(False).eval()
     info = replace(base.info, recipe=origin.recipe or base.info.recipe, trained_on=origin.trained_on)
     return replace(base, info=info), origin
+
+
+def averaged_tensors(model: Sa2VA) -> dict[str, torch.Tensor]:
+    """Return the tensors of a model that the teacher averages, by their names in its file: no copies."""
+    return {f"model.{name}": p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 
 @torch.no_grad()

@@ -14,12 +14,15 @@ from safetensors.torch import load_file, save_file
 from shards.errors import UserError
 from shards.recipe import RECIPES
 from tests.joined import Joined, command_line
+from trainer.checkpoints.checkpoint import Parts, State, write
 from trainer.checksums import CHECKSUMS
 from trainer.config import Config, ModelConfig
 from trainer.export import export, load_any
+from trainer.model.adapters import merge_adapters
 from trainer.model.sa2va import Sa2VA, build
 from trainer.model.trainable import set_trainable
-from trainer.released.folder import load_model, save_model
+from trainer.objectives.step import Step
+from trainer.released.folder import cast, load_model, save_model
 from trainer.trained import Origin, base_model, base_prompts, load_trained, save_trained, trained_tensors
 
 
@@ -157,6 +160,49 @@ def test_an_export_says_which_frames_of_a_video_were_shown(released, tmp_path, o
 def test_a_released_folder_can_be_exported_in_another_dtype(released, tmp_path):
     export(released, tmp_path / "out", torch.float32)
     assert {t.dtype for t in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.float32}
+
+
+def test_the_teacher_is_exported_in_place_of_the_student(released, tmp_path):
+    """The checkpoint is written by a run's own `Parts`, after updates of the teacher."""
+    config = config_of(released, ["lora", "mlp1"])
+    base = base_model(config.model, "cpu")
+    set_trainable(base.model, config.trainable, **asdict(config.lora))
+    step = Step(base.model, config)
+    step.teacher.reset(step)
+    expected = {}
+    for name, parameter in base.model.named_parameters():
+        if parameter.requires_grad:
+            before = parameter.detach().clone()
+            parameter.data += torch.randn_like(parameter)
+            expected[name] = before + 0.25 * (parameter.detach() - before)
+    step.teacher.decay = 0.75
+    step.teacher.update()
+    optimizer = torch.optim.AdamW([p for p in base.model.parameters() if p.requires_grad])
+    parts = Parts(step, base.new, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0))
+    run = tmp_path / "run" / "checkpoint"
+    run.mkdir(parents=True)
+    origin = Origin.of(config, 3, RECIPES["default"], ["sav: 7 samples"])
+    state = State(3, {}, 1, None, {}, {}, [])
+    write(run, parts.tensors(), state, origin, [])
+
+    student, _ = load_any(tmp_path / "run")
+    teacher, _ = load_any(tmp_path / "run", teacher=True)
+    merged = base_model(config.model, "cpu").model
+    set_trainable(merged, config.trainable, **asdict(config.lora))
+    for name, parameter in merged.named_parameters():
+        if name in expected:
+            parameter.data.copy_(expected[name])
+    merge_adapters(merged)
+    cast(merged, torch.bfloat16)
+    assert same(teacher.model, merged) and not same(teacher.model, student.model)
+    export(tmp_path / "run", tmp_path / "out", teacher=True)
+    assert same(load_model(tmp_path / "out").model, merged)
+    assert "| weights | of the teacher:" in (tmp_path / "out" / "README.md").read_text()
+    with pytest.raises(UserError, match="a released folder has no teacher"):
+        export(tmp_path / "out", tmp_path / "other", teacher=True)
+    train_a_little(config, tmp_path / "bare", 1)
+    with pytest.raises(UserError, match=r"teacher\.safetensors"):
+        load_trained(tmp_path / "bare", teacher=True)
 
 
 def test_trained_weights_are_float32_over_a_bfloat16_base(released, tmp_path):

@@ -23,11 +23,10 @@ from trainer.fsdp import distribute_like, full_tensors, host_copy, resharded
 from trainer.objectives.step import Step
 from trainer.optimizer import from_stored, set_rate, to_stored
 from trainer.released.files import read_json
-from trainer.trained import WEIGHTS, Origin, fill, read_tensors, trained_tensors, write_trained
+from trainer.trained import TEACHER, WEIGHTS, Origin, fill, read_tensors, trained_tensors, write_trained
 from trainer.zero import full_moments, restore_moments
 
 STATE = "state.json"
-_TEACHER = "teacher.safetensors"
 _OPTIMIZER = "optimizer.safetensors"
 _RNG = "rng.json"
 _VERSION = 1
@@ -75,7 +74,7 @@ class Parts:
             keep: whether this process keeps gathered copies.
             copy: return copies in the host's memory of all tensors, which the run does not change.
         """
-        found = {WEIGHTS: trained_tensors(self.module.model, self.new), _TEACHER: self.module.teacher.shadow}
+        found = {WEIGHTS: trained_tensors(self.module.model, self.new), TEACHER: self.module.teacher.shadow}
         found[_OPTIMIZER] = self._optimizer_tensors()
         full = {file: full_tensors(tensors, keep) for file, tensors in found.items()}
         return {file: {n: host_copy(t) for n, t in tensors.items()} for file, tensors in full.items()} if copy else full
@@ -87,7 +86,7 @@ class Parts:
             UserError: a file is missing, broken, or of another model or optimiser.
         """
         fill(trained_tensors(self.module.model, self.new), folder / WEIGHTS)
-        fill(self.module.teacher.shadow, folder / _TEACHER)
+        fill(self.module.teacher.shadow, folder / TEACHER)
         stored = from_stored(read_tensors(folder / _OPTIMIZER))
         if self.zero is not None:
             restore_moments(self.module, self.zero, stored)
@@ -162,7 +161,7 @@ def write(
     """
     with ListedFiles(folder) as files:
         write_trained(files, tensors[WEIGHTS], origin)
-        for name in (_TEACHER, _OPTIMIZER):
+        for name in (TEACHER, _OPTIMIZER):
             files.write_tensors(name, tensors[name])
         files.write(_RNG, json.dumps(random_states).encode())
         files.write(STATE, (json.dumps({"version": _VERSION, **asdict(state)}, indent=1) + "\n").encode())
