@@ -74,6 +74,15 @@ def overlay(shown: UInt8, masks: Sequence[Bool], numbered: bool = False) -> UInt
     return marked(shown, masks, numbered) if any(mask.any() for mask in masks) else shown
 
 
+def dotted(picture: UInt8, places: Sequence[tuple[int, int]], labels: Sequence[bool]) -> UInt8:
+    """Return a picture (h, w, 3) with a dot at each place (x, y): white where its label holds, else black."""
+    drawn = picture.copy()
+    for (x, y), label in zip(places, labels, strict=True):
+        for radius, value in ((5, 0 if label else 255), (3, 255 if label else 0)):
+            drawn[max(y - radius, 0) : y + radius + 1, max(x - radius, 0) : x + radius + 1] = value
+    return drawn
+
+
 def save(picture: UInt8, folder: Path) -> Path:
     """Write a picture into a folder under a name that cannot be guessed."""
     path = folder / f"{uuid4().hex}.jpg"

@@ -151,7 +151,8 @@ class Page:
             gr.on([upload.clear, new.click], self.new, None, [*shown, marking, upload], **_QUIET)
             asking = gr.on([ask.click, question.submit], self.ask, [question, editor], shown, **_QUIET, **_ONE)
             stop.click(self.stop, None, talk, cancels=[asking], **_QUIET)
-            pointing.select(self.point, kind, pointing, **_QUIET, **_ONE)
+            # "multiple": else a click is lost while the one before is worked on.
+            pointing.select(self.point, kind, pointing, trigger_mode="multiple", **_QUIET, **_ONE)
             again.click(self.clear_points, None, pointing, **_QUIET)
             another.click(self.keep, editor, canvases, **_QUIET)
             none.click(self.clear_regions, None, canvases, **_QUIET)
@@ -247,7 +248,7 @@ class Page:
             session.click_corner(float(x), float(y))
         else:
             session.click(float(x), float(y), kind == _ON_IT)
-        return session.marked(session.regions_with(()))
+        return session.pointed_view()
 
     @_for_page
     def keep(self, painted: dict[str, Any] | None, request: gr.Request) -> tuple[Any, ...]:

@@ -132,6 +132,12 @@ class Session:
         masks = [drawing.shrunk_mask(mask, self.step) for mask in regions]
         return drawing.overlay(self.shown, [*earlier, *masks], numbered=True)
 
+    def pointed_view(self) -> UInt8:
+        """Return the shown picture with the regions of the next question, and a dot at each click."""
+        corner = [] if self.corner is None else [self.corner]
+        places = [(int(x) // self.step, int(y) // self.step) for x, y in [*self.points, *corner]]
+        return drawing.dotted(self.marked(self.regions_with(())), places, [*self.labels, *[True for _ in corner]])
+
     def stream(self, text: str, regions: Sequence[Bool]) -> Iterator[str | Reply]:
         """Ask a checked question about new regions (H, W); yield the answer so far, last the reply.
 

@@ -70,8 +70,11 @@ def test_what_is_painted_and_pointed_at_becomes_regions_of_the_picture(sessions:
     square[300:600, 900:1200] = True
     regions = session.regions_with([])
     assert len(regions) == 2 and np.array_equal(regions[0], square) and np.array_equal(regions[1], expected)
+    view = session.pointed_view()
+    assert view[200, 100].tolist() == [255] * 3 and view[20, 700].tolist() == [0] * 3  # the clicks
     session.clear_points()
     session.click_corner(100, 200)
+    assert session.pointed_view()[200, 100].tolist() == [255] * 3
     assert len(session.regions_with([])) == 1
     session.click_corner(50, 20)
     expected = session.chat.region_at(box=(151, 61, 301, 601))

@@ -1,0 +1,157 @@
+"""The page in Chromium: upload, ask, see masks, go on, paint a region, ask about it."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import shutil
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from PIL import Image
+
+async_api = pytest.importorskip("playwright.async_api", reason="the package playwright is not installed")
+
+QUESTION = "Please <b>segment</b> ${1 + 1} {{value}} & all."
+SPOKEN = "A cat with an <b>eye</b> & ear."
+
+
+def browse(address: str, steps: Callable[[Any], Awaitable[None]], width: int = 1280) -> None:
+    """Take steps on the page in Chromium without a window: playwright's own, or one that is installed.
+
+    Nothing may be asked of another server, fail to load, or raise an error on the way.
+    """
+    asked: list[str] = []
+    errors: list[str] = []
+
+    async def run() -> bool:
+        async with async_api.async_playwright() as playwright:
+            names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+            found = [path for path in (playwright.chromium.executable_path, *map(shutil.which, names)) if path]
+            paths = [path for path in found if Path(path).exists()]
+            if not paths:
+                return False
+            browser = await playwright.chromium.launch(executable_path=paths[0], args=["--no-sandbox"])  # for root
+            page = await browser.new_page(viewport={"width": width, "height": 900})
+            page.set_default_timeout(60_000)
+            page.on("request", lambda request: asked.append(request.url))
+            page.on("pageerror", lambda error: errors.append(str(error)))
+            page.on("response", lambda answer: errors.append(answer.url) if answer.status >= 400 else None)
+            await page.goto(address)
+            await steps(page)
+            await browser.close()
+            return True
+
+    if not asyncio.run(run()):
+        pytest.skip("no Chromium: neither playwright's own nor chromium, chromium-browser or google-chrome on PATH")
+    hosts = {urlsplit(url).netloc for url in asked if not url.startswith(("blob:", "data:"))}
+    assert hosts == {urlsplit(address).netloc}
+    assert errors == []
+
+
+async def ask(page, text: str, turns: int) -> None:
+    """Ask, and wait until so many answers are there."""
+    await page.fill("#question textarea", text)
+    await page.click("#ask")
+    ended = (
+        "n => document.querySelectorAll('#talk .answer img').length == n && !document.querySelector('[aria-busy=true]')"
+    )
+    await page.wait_for_function(ended, arg=turns)
+
+
+async def picture_of(page, selector: str) -> np.ndarray:
+    """The pixels (h, w, 3) of the last picture at `selector`."""
+    source = await page.locator(selector).last.get_attribute("src")
+    answer = await page.request.get(f"{page.url}{source}")
+    assert answer.status == 200
+    return np.asarray(Image.open(io.BytesIO(await answer.body())).convert("RGB"))
+
+
+def coloured(picture: np.ndarray) -> float:
+    """The share of pixels that are not grey."""
+    return float((np.ptp(picture.astype(int), axis=2) > 40).mean())
+
+
+async def paint(page) -> None:
+    """Draw one stroke through the middle of the picture."""
+    canvas = page.locator("#editor canvas").first
+    await canvas.scroll_into_view_if_needed()
+    await page.wait_for_timeout(500)
+    box = await canvas.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    await page.mouse.move(x - 50, y)
+    await page.mouse.down()
+    for n in range(11):
+        await page.mouse.move(x - 50 + 10 * n, y, steps=2)
+    await page.mouse.up()
+    await page.wait_for_timeout(500)
+
+
+async def click(page, x: int, y: int) -> None:
+    """Click on the picture, and wait until it shows that."""
+    shown = await page.locator("#pointing img").get_attribute("src")
+    await page.locator("#pointing img").click(position={"x": x, "y": y})
+    await page.wait_for_function("old => document.querySelector('#pointing img').getAttribute('src') != old", arg=shown)
+
+
+@pytest.mark.slow
+def test_a_conversation(address, cat, photos):
+    async def steps(page) -> None:
+        await page.set_input_files("input[type=file]", cat)
+        await page.wait_for_selector("#editor canvas")
+        await ask(page, QUESTION, 1)
+        assert await page.locator("#talk .question").inner_text() == QUESTION
+        assert await page.input_value("#question textarea") == ""
+        assert await page.locator("#talk .answer p").first.inner_text() == SPOKEN
+        marks = page.locator("#talk .answer mark")
+        assert await marks.all_inner_texts() == ["A cat", "an <b>eye</b> & ear"]
+        styles = [await marks.nth(n).evaluate("e => getComputedStyle(e).backgroundColor") for n in range(2)]
+        assert styles == ["rgb(0, 114, 178)", "rgb(230, 159, 0)"]
+        shown = await picture_of(page, "#talk .answer img")
+        assert shown.shape == photos[0].shape and 0.02 < coloured(shown) < 0.98  # the random masks
+
+        await paint(page)
+        await ask(page, "What is region1?", 2)
+        assert await page.locator("#talk .question").count() == 2
+        region = await picture_of(page, "#talk .question img")
+        rows, columns = (np.ptp(region.astype(int), axis=2) > 40).nonzero()
+        height, width = region.shape[:2]
+        assert 0.005 < coloured(region) < 0.2
+        assert abs(rows.mean() / height - 0.5) < 0.06 and abs(columns.mean() / width - 0.5) < 0.06
+        await page.wait_for_function("document.querySelector('#note').innerText.includes('region2')")
+
+        await page.get_by_role("tab", name="Point").click()
+        await page.get_by_text("Box: two corners").click()
+        await click(page, 40, 40)
+        await click(page, 160, 120)
+        await ask(page, "", 3)
+        assert (await page.locator("#talk .question").last.inner_text()).strip() == "Describe region2."
+
+    browse(address, steps)
+
+
+@pytest.mark.slow
+def test_on_a_phone_nothing_is_beyond_the_edge_and_mistakes_are_one_line(address, cat, tmp_path):
+    (tmp_path / "text.png").write_text("text")
+
+    async def steps(page) -> None:
+        await page.set_input_files("input[type=file]", tmp_path / "text.png")
+        message = page.locator(".toast-body")
+        await message.wait_for()
+        assert "cannot be read as a picture; met none of these formats" in await message.inner_text()
+        await page.reload()
+        await page.set_input_files("input[type=file]", cat)
+        await page.wait_for_selector("#editor canvas")
+        assert await page.evaluate("document.documentElement.scrollWidth") <= 390
+        for part in ("#ask", "#stop", "#new", "#question", "#editor"):
+            box = await page.locator(part).bounding_box()
+            assert box["x"] >= 0 and box["x"] + box["width"] <= 390
+        await page.click("#new")
+        await page.wait_for_selector("#editor", state="hidden")
+        assert "Upload a picture" in await page.locator("#talk").inner_text()
+
+    browse(address, steps, width=390)
