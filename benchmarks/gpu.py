@@ -28,7 +28,10 @@ from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from queue import Empty, Queue
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trainer.stopwatch import Stopwatch
 
 PAGE = Path("docs/GPU.md")
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
@@ -328,8 +331,6 @@ class Bench:
         backward = Backward(self._accelerator, step, trainable, config)
         stream = Stream({objective: loader}, 1)
         source: Any = stream if shards else Repeated(objective, stream, self._device)
-        captions = Timed(step.teacher.generate, self._device)
-        step.teacher.generate = captions  # type: ignore[method-assign]
 
         def one() -> dict[str, float]:
             losses, counts, _ = backward(source)
@@ -341,10 +342,10 @@ class Bench:
             return dict(zip([*losses, *counts], numbers, strict=True))
 
         with closing(stream):
-            return self._timed(one, captions, lambda: stream.wait_seconds, bool(shards))
+            return self._timed(one, step.teacher.writing, lambda: stream.wait_seconds, bool(shards))
 
     def _timed(
-        self, one: Callable[[], dict[str, float]], captions: Timed, waited: Callable[[], float], from_shards: bool
+        self, one: Callable[[], dict[str, float]], captions: Stopwatch, waited: Callable[[], float], from_shards: bool
     ) -> dict[str, Any]:
         """Run steps, and return the numbers of their median."""
         import torch
@@ -355,7 +356,7 @@ class Bench:
         if on_gpu:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
-        captions.seconds = 0.0
+        captions.take()
         first_wait = waited()
         begun = time.perf_counter()
         taken: list[float] = []
@@ -379,7 +380,7 @@ class Bench:
             "samples_per_second": self._batch_size / seconds,
             "tokens_per_second": numbers["tokens"] / seconds,
             "tflops": numbers["flops"] / seconds / 1e12,
-            "captions": captions.seconds / together,
+            "captions": captions.take() / together,
             "loss": numbers["loss"],
         }
         if from_shards:
@@ -446,28 +447,6 @@ class Repeated:
     def step(self) -> Iterator[tuple[str, Any]]:
         """See `Stream.step`."""
         yield self._objective, self._batch
-
-
-class Timed:
-    """Calls a function and adds up the time that the device takes for it."""
-
-    def __init__(self, function: Callable[..., Any], device: Any) -> None:
-        self._function = function
-        self._on_gpu = device.type == "cuda"
-        self.seconds = 0.0
-
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
-        started = self._now()
-        result = self._function(*arguments, **named)
-        self.seconds += self._now() - started
-        return result
-
-    def _now(self) -> float:
-        import torch
-
-        if self._on_gpu:
-            torch.cuda.synchronize()
-        return time.perf_counter()
 
 
 COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
