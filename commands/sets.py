@@ -1,4 +1,4 @@
-"""Shard sets checked, rewritten and shown: verify-shard, recode, split, sample, preview, stats."""
+"""Shard sets checked, rewritten and shown: verify-shard, recode, split, sample, preview, stats, table."""
 
 from __future__ import annotations
 
@@ -166,3 +166,23 @@ def stats(
     found = measure_sets(paths, samples)
     write_page(found, page)
     say(json.dumps([one.to_json() for one in found], indent=1) if as_json else f"{table(found)}\npage: {page}")
+
+
+@extra("pipeline")
+def table(
+    paths: Annotated[list[str], Argument(metavar="PATH", help="Shard sets, folders of sets, or patterns.")],
+    overwrite: Annotated[bool, Option("--overwrite", help="Write tables again that are there.")] = False,
+    threads: Annotated[
+        int | None, Option(min=1, help="Samples to read at a time.  [default: one per usable processor]")
+    ] = None,
+) -> None:
+    """Write objects.parquet beside the tars of shard sets: one row per object, for DuckDB, polars, pandas and --where.
+
+    A table of an earlier state of its set is replaced. The tars stay as they are.
+    """
+    from shards.sets import find_sets
+    from shards.table import table_path, write_table
+
+    for folder in map(Path, find_sets(paths)):
+        rows, was_there = write_table(folder, threads or usable_processors(), overwrite)
+        say(f"{table_path(folder)}: {rows:,} rows{', up to date' if was_there else ''}")

@@ -143,6 +143,13 @@ class Manifest:
             del body["psnr"]
         return pack_manifest(body)
 
+    @property
+    def checksum(self) -> str:
+        """The checksum of the set's state: `manifest_sha256`, also of a set of version 1, which does not store it."""
+        body = json.loads(self.to_bytes())
+        body.pop(_OWN_CHECKSUM, None)
+        return _own_checksum(body)
+
     @classmethod
     def read(cls, folder: Path) -> Manifest:
         """Read the manifest in `folder`; raises `BadShard` where it is missing or breaks the format."""

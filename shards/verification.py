@@ -30,6 +30,7 @@ from shards.memory import keep_freed_memory
 from shards.report import Failure, Report
 from shards.sample_checks import Derive, SampleChecker
 from shards.sets import find_sets
+from shards.table import check_table
 
 _CHUNK = 1 << 24  # bytes
 
@@ -83,6 +84,8 @@ def verify(
         place = ", ".join(str(folder / MANIFEST) for folder in sets)
         report.fail(Failure(place, "", "", "objects", str(report.objects), str(expected)))
     for folder, manifest in sets.items():
+        if report.ok and len(manifest.shards) == sum(task.folder == folder for task in tasks):
+            check_table(folder, report, workers)
         if manifest.psnr:
             report.lossy.append(f"{folder}: {manifest.pictures}")
             if len(manifest.shards) == sum(task.folder == folder for task in tasks):

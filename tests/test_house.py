@@ -83,7 +83,7 @@ def test_pictures_are_opened_with_a_list_of_formats_and_nowhere_without():
 
 
 VERBS = (
-    *("shard", "estimate", "merge", "verify-shard", "recode", "split", "sample", "preview", "stats"),
+    *("shard", "estimate", "merge", "verify-shard", "recode", "split", "sample", "preview", "stats", "table"),
     *("doctor", "evaluate", "export", "predict", "serve"),
 )
 
@@ -94,7 +94,7 @@ def test_help_imports_nothing_heavy():
         f"for words in ((), *((verb,) for verb in {VERBS!r})):\n"
         "    sys.argv = ['cli.py', *words, '--help']\n"
         "    try:\n        cli.main()\n    except SystemExit as end:\n        assert not end.code\n"
-        "heavy = {'numpy', 'torch', 'PIL', 'transformers', 'zstandard', 'tqdm'}\n"
+        "heavy = {'numpy', 'torch', 'PIL', 'transformers', 'zstandard', 'tqdm', 'pyarrow', 'duckdb'}\n"
         "heavy |= {'evaluation', 'gradio', 'inference', 'pipeline', 'serving'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
         "trainer = {name for name in sys.modules if name.split('.')[0] == 'trainer'}\n"
