@@ -150,7 +150,7 @@ class Page:
             upload.upload(self.open, upload, [*shown, marking], **_QUIET, **_ONE)
             gr.on([upload.clear, new.click], self.new, None, [*shown, marking, upload], **_QUIET)
             asking = gr.on([ask.click, question.submit], self.ask, [question, editor], shown, **_QUIET, **_ONE)
-            stop.click(self.stop, None, talk, cancels=[asking], **_QUIET)
+            stop.click(self.stop, None, None, cancels=[asking], **_QUIET)
             # "multiple": else a click is lost while the one before is worked on.
             pointing.select(self.point, kind, pointing, trigger_mode="multiple", **_QUIET, **_ONE)
             again.click(self.clear_points, None, pointing, **_QUIET)
@@ -231,13 +231,13 @@ class Page:
             if not isinstance(part, str):
                 session.turns.append(asked + drawing.answer_html(part, session.draw(part)))
                 session.clear_regions()
-        yield "".join(session.turns), gr.skip(), *_canvases(session)
+        stopped = "<p>Stopped.</p>" if session.stopped else ""
+        yield "".join(session.turns) + stopped, gr.skip(), *_canvases(session)
 
     @_for_page
-    def stop(self, request: gr.Request) -> str:
-        """Show the conversation without the answer that was stopped."""
-        session = self._sessions.get(_key(request))
-        return "".join([*session.turns, "<p>Stopped.</p>"])
+    def stop(self, request: gr.Request) -> None:
+        """End the answer that is generated; its turn is not kept."""
+        self._sessions.get(_key(request)).stopped = True
 
     @_for_page
     def point(self, kind: str, place: gr.SelectData, request: gr.Request) -> Any:
@@ -289,8 +289,9 @@ class Page:
         """
         with self._conversation(file, request) as session:
             masks = _decoded(regions, session)
-            reply = [*session.stream(session.checked(question, len(masks)), masks)][-1]
-            assert not isinstance(reply, str)
+            parts = [*session.stream(session.checked(question, len(masks)), masks)]
+            if not parts or isinstance(reply := parts[-1], str):
+                raise UserError("the conversation has ended")
             phrases = [
                 {"text": phrase.text, "start": phrase.start, "end": phrase.end, "masks": [*phrase.numbers]}
                 for phrase in reply.phrases

@@ -108,8 +108,8 @@ def serving(
             )
             yield address
         finally:
-            page.close(verbose=False)
             sessions.close()
+            page.close(verbose=False)
 
 
 @contextmanager

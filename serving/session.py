@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -54,7 +54,13 @@ class Session:
     """(H, W): the region that clicks or a box have made."""
     turns: list[str] = field(default_factory=list)
     """Question and answer of each turn, as HTML."""
+    working: Lock = field(default_factory=Lock)
+    """Held while the model works."""
+    parts: Generator[str | Reply, None, None] | None = None
+    """The answer that is generated."""
     closed: bool = False
+    stopped: bool = False
+    """Whether the answer that is generated is to end."""
     step: int = field(init=False)
     """Side of the square of the picture's pixels that is one pixel on the page."""
     shown: UInt8 = field(init=False)
@@ -144,7 +150,25 @@ class Session:
         Raises:
             UserError: at once, as `Chat.stream`.
         """
-        return self.chat.stream(text, np.stack(regions) if regions else None)
+        self.stopped = False
+        return self._until_stopped(self.chat.stream(text, np.stack(regions) if regions else None))
+
+    def _until_stopped(self, parts: Generator[str | Reply, None, None]) -> Iterator[str | Reply]:
+        self.parts = parts
+        while not (self.stopped or self.closed):
+            with self.working:
+                part = next(parts, None)
+            if part is None:
+                return
+            yield part
+        self.end_answer()
+
+    def end_answer(self) -> None:
+        """End what the model generates, if it does."""
+        with self.working:
+            if self.parts is not None:
+                self.parts.close()
+            self.parts = None
 
     def checked(self, text: str, regions: int) -> str:
         """Return the question that is asked: for regions without a question, that for their description.
@@ -223,6 +247,7 @@ class Sessions:
         self._say = say
         self._kept: OrderedDict[str, Session] = OrderedDict()
         self._lock = Lock()
+        self._working = Lock()
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -272,7 +297,10 @@ class Sessions:
             session.close()
 
     def close(self) -> None:
-        """End all."""
+        """End all, and wait for the model's last step: a process must not end within it."""
+        for session in [*self._kept.values()]:
+            session.closed = True
+            session.end_answer()
         for key in [*self._kept]:
             self.end(key)
 
@@ -281,14 +309,14 @@ class Sessions:
             raise UserError("too large a file")
         if path.suffix.lower() not in VIDEOS:
             picture = read_picture(path)
-            return Session(self._predictor.chat(picture), self._limits, folder, picture, None)
+            return Session(self._predictor.chat(picture), self._limits, folder, picture, None, working=self._working)
         video = folder / f"video{path.suffix.lower()}"
         os.link(path, video)  # the upload may be removed
         frames = Frames(video)
         if len(frames) > self._limits.frames:
             raise UserError("too long a video", met=f"{len(frames):,} frames", wanted=f"<= {self._limits.frames:,}")
         chat = self._predictor.chat(frames, name="video")
-        return Session(chat, self._limits, folder, frames[0], frames)
+        return Session(chat, self._limits, folder, frames[0], frames, working=self._working)
 
 
 def _without_paths(error: UserError, *folders: Path) -> UserError:
