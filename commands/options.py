@@ -51,6 +51,13 @@ PictureCodec = Annotated[
 # Shards: shard, estimate, split, sample, recode, preview.
 ShardSize = Annotated[str, Option(help="Largest size of a tar.")]
 FinishedSet = Annotated[Path, Argument(help="Folder of a finished shard set.")]
+Where = Annotated[
+    str | None,
+    Option(
+        metavar="CONDITION",
+        help='Choose objects in SQL, such as "area > 0.002 and words > 1"; docs/TABLE.md.',
+    ),
+]
 NewFolder = Annotated[Path, Option(help="A new folder, for the set itself.")]
 MaxBad = Annotated[float, Option(min=0, max=1, help="Largest share of bad inputs; more of them stop the run.")]
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from typer import Argument, Exit, Option
 
-from commands.options import Codec, FinishedSet, Group, NewFolder, ShardSize, Workers
+from commands.options import Codec, FinishedSet, Group, NewFolder, ShardSize, Where, Workers
 from commands.output import say
 from shards.extras import extra
 from shards.processors import usable_processors
@@ -101,15 +101,19 @@ def split(
         ),
     ] = "file",
     shard_size: ShardSize = "1GB",
+    where: Where = None,
 ) -> None:
     """Cut a shard set in two by a hash of names: what is held out stays held out when data is added.
+
+    With --where, samples with such an object are taken, and keep all of their objects.
 
     May be stopped at any moment: the same command goes on and ends with the same bytes.
     """
     from shards.select import split as cut
     from shards.size import parse_size
 
-    for part, manifest in zip(("train", "val"), cut(path, out, share, by, parse_size(shard_size)), strict=True):
+    parts = cut(path, out, share, by, parse_size(shard_size), where)
+    for part, manifest in zip(("train", "val"), parts, strict=True):
         say(f"{out / (path.resolve().name + '-' + part)}: {manifest.samples:,} samples, {manifest.objects:,} objects")
 
 
@@ -120,12 +124,16 @@ def sample(
     n: Annotated[int, Option("--n", min=1, help="Samples to take, at random.")],
     seed: Annotated[int, Option(help="Another seed takes other samples.")] = 0,
     shard_size: ShardSize = "1GB",
+    where: Where = None,
 ) -> None:
-    """Take a small shard set out of a large one."""
+    """Take a small shard set out of a large one.
+
+    With --where, of the samples with such an object. They keep all of their objects.
+    """
     from shards.select import sample as take
     from shards.size import parse_size
 
-    manifest = take(path, out, n, seed, parse_size(shard_size))
+    manifest = take(path, out, n, seed, parse_size(shard_size), where)
     say(f"{out}: {manifest.samples:,} samples, {manifest.objects:,} objects; {manifest.selection}")
 
 
@@ -137,11 +145,12 @@ def preview(
         Option(help="Folder for the page; of several sets, for a folder per set.  [default: runs/preview/NAME]"),
     ] = None,
     samples: Annotated[int, Option(min=1, help="Samples of each set to show, spread over it.")] = 8,
+    where: Where = None,
 ) -> None:
     """Draw contact sheets of shard sets, and one page per set that shows them."""
     from shards.preview import preview_sets
 
-    for page in preview_sets(paths, out, samples):
+    for page in preview_sets(paths, out, samples, where):
         say(f"preview: {page}")
 
 
@@ -150,6 +159,7 @@ def stats(
     paths: Annotated[list[str], Argument(metavar="PATH", help="Shard sets, folders of sets, or patterns.")],
     out: Annotated[Path | None, Option(help="File for the page.  [default: runs/stats/NAME.html]")] = None,
     samples: Annotated[int, Option(min=1, help="Samples of each set to measure, spread over it.")] = 2000,
+    where: Where = None,
     as_json: Annotated[bool, Option("--json", help="Print the numbers as JSON.")] = False,
 ) -> None:
     """Measure shard sets: samples, objects, areas, prompt cells, texts, sizes.
@@ -163,7 +173,7 @@ def stats(
 
     page = out or Path("runs", "stats", f"{Path(paths[0]).resolve().name.strip('*') or 'sets'}.html")
     check_output_file(page)
-    found = measure_sets(paths, samples)
+    found = measure_sets(paths, samples, where)
     write_page(found, page)
     say(json.dumps([one.to_json() for one in found], indent=1) if as_json else f"{table(found)}\npage: {page}")
 

@@ -23,6 +23,7 @@ from shards.output_folder import make_output_folder
 from shards.reader import ShardSet
 from shards.recipe import Recipe
 from shards.sets import find_sets
+from shards.where import Chosen, choose_of
 
 _TILE = 256  # pixels
 _GAP = 4
@@ -50,6 +51,7 @@ _PAGE = Environment(autoescape=True).from_string("""<!doctype html>
 <p>{{ shown|length }} of {{ total }} samples, source {{ source }}, recipe {{ recipe }}. One row per frame. In each row
 the coloured region must lie on one object, masks must be black and white, and the cells must cover the region; both
 rows of a pair must show one scene and one object. Questions are bold, and a mark is where the pictures stand.</p>
+{% if choice %}<p>{{ choice }}</p>{% endif %}
 {% for sample in shown %}
 <h2>{{ sample.key }}</h2>
 <p>{{ sample.path }}</p>
@@ -69,11 +71,14 @@ rows of a pair must show one scene and one object. Questions are bold, and a mar
 """)
 
 
-def preview_sets(paths: Sequence[Path | str], out: Path | None, samples: int = 8) -> list[Path]:
+def preview_sets(
+    paths: Sequence[Path | str], out: Path | None, samples: int = 8, where: str | None = None
+) -> list[Path]:
     """Draw `samples` samples of each set that `paths` name (see `shards.sets.find_sets`), or of a tar of a set.
 
     Args:
         out: folder for the page; with several sets, for a folder per set. None: runs/preview/NAME for each.
+        where: draw the objects that this condition chooses, and samples that have one.
 
     Returns:
         The pages.
@@ -84,11 +89,14 @@ def preview_sets(paths: Sequence[Path | str], out: Path | None, samples: int = 8
         if folders.count(folder) > 1:
             do = "give one of them alone, with an --out of its own"
             raise UserError("two sets of one name", where=str(path), met=path.stem, do=do)
-    return [preview(path, folder, samples) for path, folder in zip(sets, folders, strict=True)]
+    return [preview(path, folder, samples, where) for path, folder in zip(sets, folders, strict=True)]
 
 
-def preview(path: Path | str, out: Path, samples: int = 8) -> Path:
+def preview(path: Path | str, out: Path, samples: int = 8, where: str | None = None) -> Path:
     """Draw `samples` samples, spread evenly over the set at `path` (its folder, or one of its tars).
+
+    Args:
+        where: draw the objects that this condition chooses, and samples that have one.
 
     Returns:
         The page, `out/index.html`. It opens offline, with the sheets beside it.
@@ -101,17 +109,21 @@ def preview(path: Path | str, out: Path, samples: int = 8) -> Path:
         if path.name not in names:
             raise UserError("not a tar of this set", where=str(path), wanted="a tar that the manifest lists")
         positions = positions[shards.index["shard"] == names.index(path.name)]
+    choice = choose_of(shards, where)
+    if choice:
+        positions = positions[choice.counts[positions] > 0]
     if not len(positions):
         raise UserError("no samples to show", where=str(path))  # of this tar
     chosen = positions[np.linspace(0, len(positions) - 1, min(samples, len(positions))).round().astype(int)]
     make_output_folder(out)
-    shown = [_draw(shards, int(position), out) for position in chosen]
+    shown = [_draw(shards, int(position), out, choice) for position in chosen]
     page = out / "index.html"
     page.write_text(
         _PAGE.render(
             name=str(path),
             total=len(positions),
             source=shards.manifest.source,
+            choice=str(choice or ""),
             recipe=str(shards.recipe),
             shown=shown,
         ),
@@ -121,9 +133,10 @@ def preview(path: Path | str, out: Path, samples: int = 8) -> Path:
     return page
 
 
-def _draw(shards: ShardSet, position: int, out: Path) -> dict[str, Any]:
+def _draw(shards: ShardSet, position: int, out: Path, choice: Chosen | None) -> dict[str, Any]:
     """Write the contact sheet of one sample, if it has pictures; return the values that the page shows of it."""
     meta, members = shards.sample(position)
+    numbers = choice.of(position) if choice else range(len(meta["objects"]))
     key = shards.key(position)
     sheet = f"{key}.png" if meta["frames"] else ""
     rows = []
@@ -135,7 +148,7 @@ def _draw(shards: ShardSet, position: int, out: Path) -> dict[str, Any]:
         try:
             tiles = _pictures(stored, shards.recipe)
             if meta["objects"]:
-                regions, more = _regions(stored, meta, tiles, shards.recipe)
+                regions, more = _regions(stored, meta, numbers, tiles, shards.recipe)
                 caption += f"; {regions}"
                 tiles |= more
                 del tiles[_VIEW]  # it is below the cells
@@ -152,7 +165,7 @@ def _draw(shards: ShardSet, position: int, out: Path) -> dict[str, Any]:
         "frames": captions,
         "sheet": sheet,
         "heads": heads if rows else [],
-        "texts": _texts(meta),
+        "texts": _texts(meta | {"objects": [meta["objects"][n] for n in numbers]}),
         "turns": [_turn(turn) for turn in meta.get("turns", [])],
     }
 
@@ -167,13 +180,18 @@ def _pictures(stored: Mapping[str, memoryview], recipe: Recipe) -> dict[str, UIn
 
 
 def _regions(
-    stored: Mapping[str, memoryview], meta: dict[str, Any], pictures: Mapping[str, UInt8], recipe: Recipe
+    stored: Mapping[str, memoryview],
+    meta: dict[str, Any],
+    numbers: Sequence[int],
+    pictures: Mapping[str, UInt8],
+    recipe: Recipe,
 ) -> tuple[str, dict[str, UInt8]]:
     """Return (text about each object, tiles by their heads) of a frame with objects.
 
     Args:
         stored: the frame's members by field.
         meta: the sample's JSON.
+        numbers: positions of the objects to draw.
         pictures: the tiles of the frame's pictures.
 
     Raises:
@@ -181,17 +199,18 @@ def _regions(
     """
     prompts = codec.decode_prompts(stored["prompt_masks"], recipe.grid)
     step = recipe.sam_size // _TILE
-    small_masks = np.empty((len(meta["objects"]), _TILE, _TILE), np.bool_)
+    if len(prompts) != len(meta["objects"]):
+        raise BadShard("number of prompts", met=str(len(prompts)), wanted=f"{len(meta['objects'])}, as in the JSON")
+    prompts = prompts[[*numbers]]
+    small_masks = np.empty((len(numbers), _TILE, _TILE), np.bool_)
     shares = []
-    for n in range(len(small_masks)):  # one at a time: all of them may take gigabytes
+    for row, n in enumerate(numbers):  # one at a time: all of them may take gigabytes
         mask = codec.decode_masks(stored["masks"], recipe.sam_size, [n])[0]
-        small_masks[n] = mask[::step, ::step]
+        small_masks[row] = mask[::step, ::step]
         shares.append(100 * mask.mean())
-    if len(prompts) != len(small_masks):
-        raise BadShard("number of prompts", met=str(len(prompts)), wanted=f"{len(small_masks)}, as in the JSON")
     regions = ", ".join(
-        f"object {item['id']}: {share:.2f} % of the picture, {int(cells.sum())} cells"
-        for item, share, cells in zip(meta["objects"], shares, prompts, strict=True)
+        f"object {meta['objects'][n]['id']}: {share:.2f} % of the picture, {int(cells.sum())} cells"
+        for n, share, cells in zip(numbers, shares, prompts, strict=True)
     )
     union = np.any(small_masks, axis=0)
     view = pictures[_VIEW]

@@ -6,6 +6,7 @@ Samples are chosen by a hash of their names, so the choice stays when data is ad
 from __future__ import annotations
 
 import hashlib
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,17 +20,22 @@ from shards.format import version_of
 from shards.groups import Group, group_name
 from shards.lossy import recorded_psnr
 from shards.manifest import Manifest, sha256
+from shards.printable import printable
 from shards.reader import ShardSet
 from shards.rewrite import PlannedTar, checked_bytes, read_checked_ledger, rewrite
+from shards.where import choose_of
 
 
-def split(folder: Path, out: Path, share: float, by: Group, shard_bytes: int) -> tuple[Manifest, Manifest]:
+def split(
+    folder: Path, out: Path, share: float, by: Group, shard_bytes: int, where: str | None = None
+) -> tuple[Manifest, Manifest]:
     """Split the set in `folder` into `out/NAME-train` and `out/NAME-val`; return their manifests.
 
     Args:
         share: share of the groups that goes to val, 0 to 1: those whose hash is below it.
         by: groups whose samples stay together.
         shard_bytes: largest size of a tar.
+        where: take samples with an object that this condition chooses. They keep all of their objects.
 
     Raises:
         UserError: a part without samples, or as `rewrite`.
@@ -43,7 +49,8 @@ def split(folder: Path, out: Path, share: float, by: Group, shard_bytes: int) ->
         name = group_name(source.key(position), str(meta.get("path", "")), len(meta["frames"]), by)
         in_val[position] = _hash(name) < share
         objects[position] = len(meta["objects"])
-    parts = {"train": np.flatnonzero(~in_val), "val": np.flatnonzero(in_val)}
+    is_taken, condition = _taken(source, where)
+    parts = {"train": np.flatnonzero(is_taken & ~in_val), "val": np.flatnonzero(is_taken & in_val)}
     for name, positions in parts.items():
         if not len(positions):
             raise UserError(
@@ -54,7 +61,7 @@ def split(folder: Path, out: Path, share: float, by: Group, shard_bytes: int) ->
                 do="take another --share, or hold out smaller groups (--by)",
             )
     name = folder.resolve().name
-    choice = f"share {share:g} by {by}"
+    choice = f"share {share:g} by {by}{condition}"
     train, val = (
         _copy(source, out / f"{name}-{part}", positions, objects[positions], f"{part}, {choice}", shard_bytes)
         for part, positions in parts.items()
@@ -62,22 +69,38 @@ def split(folder: Path, out: Path, share: float, by: Group, shard_bytes: int) ->
     return train, val
 
 
-def sample(folder: Path, out: Path, count: int, seed: int, shard_bytes: int) -> Manifest:
+def sample(folder: Path, out: Path, count: int, seed: int, shard_bytes: int, where: str | None = None) -> Manifest:
     """Copy `count` random samples of the set in `folder` into the set `out`; return its manifest.
 
     With the same seed, a larger choice contains the smaller ones.
+
+    Args:
+        where: take them of those with an object that this condition chooses. They keep all of their objects.
 
     Raises:
         UserError: the set has fewer samples, or as `rewrite`.
     """
     source = ShardSet(folder)
     read_checked_ledger(source)
-    if count > len(source):
-        raise UserError("too few samples", where=str(folder), met=f"{len(source)} samples", wanted=f"at least {count}")
-    hashes = np.fromiter((_hash(f"{seed} {key.decode()}") for key in source.index["key"]), np.float64, len(source))
-    chosen = np.sort(np.argsort(hashes, kind="stable")[:count])
+    is_taken, condition = _taken(source, where)
+    positions = np.flatnonzero(is_taken)
+    if count > len(positions):
+        met = f"{len(positions)} samples{condition}"
+        raise UserError("too few samples", where=str(folder), met=met, wanted=f"at least {count}")
+    keys = source.index["key"][positions]
+    hashes = np.fromiter((_hash(f"{seed} {key.decode()}") for key in keys), np.float64, len(keys))
+    chosen = positions[np.sort(np.argsort(hashes, kind="stable")[:count])]
     objects = np.array([len(source.sample(int(position))[0]["objects"]) for position in chosen])
-    return _copy(source, out, chosen, objects, f"{count} samples, seed {seed}", shard_bytes)
+    return _copy(source, out, chosen, objects, f"{count} samples, seed {seed}{condition}", shard_bytes)
+
+
+def _taken(source: ShardSet, where: str | None) -> tuple[NDArray[np.bool_], str]:
+    """Return which samples have an object that the condition chooses: (N,); and the words for the manifest."""
+    chosen = choose_of(source, where)
+    if chosen is None:
+        return np.ones(len(source), np.bool_), ""
+    tqdm.write(printable(str(chosen)), file=sys.stderr)
+    return chosen.counts > 0, f", where {chosen.condition}"
 
 
 def _hash(name: str) -> float:

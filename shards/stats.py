@@ -31,6 +31,7 @@ from shards.reader import ShardSet
 from shards.sample import usable_texts
 from shards.sets import open_sets
 from shards.tables import add_row, plain_console, plain_table
+from shards.where import Chosen, choose_of
 
 Numbers = NDArray[np.float64]
 _PAGE = Environment(autoescape=True).from_string("""<!doctype html>
@@ -83,24 +84,30 @@ class SetStats:
     Args:
         samples: number of samples to measure; all of them where there are fewer.
         tick: called with 1 after each.
+        chosen: measure these objects alone, and samples that have one; None: all.
 
     Raises:
         BadShard: a sample cannot be decoded.
     """
 
-    def __init__(self, shards: ShardSet, samples: int, tick: Callable[[int], object]) -> None:
+    def __init__(
+        self, shards: ShardSet, samples: int, tick: Callable[[int], object], chosen: Chosen | None = None
+    ) -> None:
         manifest = shards.manifest
+        self._chosen = chosen
         self.name = str(shards.folder)
         self.manifest = manifest
-        chosen = np.unique(np.linspace(0, len(shards) - 1, min(samples, len(shards))).round().astype(int))
-        self.measured = len(chosen)
+        positions = np.flatnonzero(chosen.counts) if chosen else np.arange(len(shards))
+        spread = np.linspace(0, len(positions) - 1, min(samples, len(positions))).round().astype(int)
+        positions = positions[np.unique(spread)]
+        self.measured = len(positions)
         self.bytes = sum(shard.bytes for shard in manifest.shards)
         values: dict[str, list[float]] = {name: [] for name in QUANTITIES}
         self.regions = {"empty": 0, "filled up": 0, "fewer than 4 cells": 0}
         """Number of regions (objects in a frame): not visible; with cells added by the recipe; with few cells."""
         self.without = {"without objects": 0, "without pictures": 0}
         """Number of samples."""
-        for position in chosen:
+        for position in positions:
             try:
                 self._measure(shards, int(position), values)
             except BadShard as error:
@@ -115,10 +122,11 @@ class SetStats:
         frames = meta["frames"]
         objects = meta["objects"]
         values[FRAMES].append(len(frames))
-        values[OBJECTS].append(len(objects))
+        numbers = self._chosen.of(position) if self._chosen else range(len(objects))
+        values[OBJECTS].append(len(numbers))
         values[BYTES].append(int(shards.index[position]["size"]) / 1e6)
-        for item in objects:
-            texts = usable_texts(item)
+        for n in numbers:
+            texts = usable_texts(objects[n])
             values[TEXTS].append(len(texts))
             values[WORDS] += [len(text.split()) for text in texts]
         if turns := meta.get("turns"):
@@ -134,7 +142,8 @@ class SetStats:
             cells = codec.decode_prompts(members[Field("prompt_masks", number)], shards.recipe.grid).sum(axis=(1, 2))
             if len(cells) != len(objects):
                 raise BadShard("number of prompts", met=str(len(cells)), wanted=f"{len(objects)}, as in the JSON")
-            for n, (item, count) in enumerate(zip(objects, cells, strict=True)):
+            for n in numbers:
+                count = cells[n]
                 mask = codec.decode_masks(members[Field("masks", number)], shards.recipe.sam_size, [n])
                 share = 100 * float(mask.mean())
                 if not share and not count:
@@ -142,12 +151,12 @@ class SetStats:
                     continue
                 values[AREA].append(share)
                 values[CELLS].append(int(count))
-                filled = item.get("filled")
+                filled = objects[n].get("filled")
                 self.regions["filled up"] += isinstance(filled, list) and any(filled[i : i + 1])
                 self.regions["fewer than 4 cells"] += bool(count < 4)
 
     def lines(self) -> list[str]:
-        """Return two lines of text: about the whole set, and about the measured samples."""
+        """Return lines of text: about the whole set, the measured samples, and what a condition leaves out."""
         manifest = self.manifest
         left_out = sum(manifest.left_out.values())
         lines = [
@@ -159,7 +168,7 @@ class SetStats:
         parts = ", ".join(f"{count:,} {name}" for name, count in self.regions.items())
         samples = ", ".join([f"{self.measured:,} samples", *(f"{n:,} {name}" for name, n in self.without.items() if n)])
         lines.append(f"measured {samples}: {visible:,} visible regions; {parts}")
-        return lines
+        return [*lines, str(self._chosen)] if self._chosen else lines
 
     def rows(self) -> list[tuple[str, ...]]:
         """Return one row of the table per quantity, with the columns of `_HEADS`."""
@@ -193,6 +202,7 @@ class SetStats:
             "regions": self.regions,
             "samples_without": self.without,
             "quantities": quantiles,
+            **({"where": str(self._chosen)} if self._chosen else {}),
         }
 
     def plots(self) -> list[tuple[str, Markup]]:
@@ -235,11 +245,16 @@ def _span(low: float, high: float, whole: bool) -> str:
     return f"{low:g}" if low == last else f"{low:g}-{last:g}"
 
 
-def measure_sets(paths: Sequence[Path | str], samples: int) -> list[SetStats]:
-    """Measure `samples` samples of each set that `paths` name (see `shards.sets.find_sets`), with a progress bar."""
-    sets = open_sets(paths)
-    with tqdm(total=sum(min(samples, len(one)) for one in sets), unit="sample", desc="stats", mininterval=0.5) as bar:
-        return [SetStats(one, samples, bar.update) for one in sets]
+def measure_sets(paths: Sequence[Path | str], samples: int, where: str | None = None) -> list[SetStats]:
+    """Measure `samples` samples of each set that `paths` name (see `shards.sets.find_sets`), with a progress bar.
+
+    Args:
+        where: measure the objects that this condition chooses, and samples that have one.
+    """
+    sets = [(one, choose_of(one, where)) for one in open_sets(paths)]
+    total = sum(min(samples, int((chosen.counts > 0).sum()) if chosen else len(one)) for one, chosen in sets)
+    with tqdm(total=total, unit="sample", desc="stats", mininterval=0.5) as bar:
+        return [SetStats(one, samples, bar.update, chosen) for one, chosen in sets]
 
 
 def table(stats: Sequence[SetStats]) -> str:
