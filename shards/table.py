@@ -22,7 +22,7 @@ from shards.lock import hold_lock
 from shards.manifest import Manifest
 from shards.meta import check_meta
 from shards.printable import printable
-from shards.program import command
+from shards.program import check_set, command
 from shards.reader import ShardSet
 from shards.report import Failure, Report
 from shards.sample import dicts
@@ -227,6 +227,9 @@ def write_table(folder: Path, threads: int = 1, overwrite: bool = False) -> tupl
         try:
             with tqdm(total=len(shards), unit="sample", desc=printable(folder.name), mininterval=0.5) as bar:
                 rows = _write(shards, temporary, threads, bar.update)
+            if rows != (expected := shards.manifest.objects):
+                met, wanted = f"{rows} objects", f"{expected}, as its manifest says"
+                raise BadShard("samples and manifest differ", where=str(folder), met=met, wanted=wanted, do=check_set())
             os.replace(temporary, path)
             sync_folder(folder)
         finally:
@@ -236,9 +239,6 @@ def write_table(folder: Path, threads: int = 1, overwrite: bool = False) -> tupl
     except OSError as error:
         where = str(error.filename or folder)
         raise UserError("cannot write", where=where, met=str(error.strerror or error)) from None
-    if rows != shards.manifest.objects:
-        path.unlink()
-        raise BadShard("objects", where=str(folder), met=str(rows), wanted=f"{shards.manifest.objects}, as recorded")
     return rows, False
 
 

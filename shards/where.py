@@ -68,13 +68,8 @@ class Chosen:
     """(O,), the objects of all samples in the set's order."""
     starts: NDArray[np.int64]
     """(N + 1,): the objects of sample i are those from starts[i] up to starts[i + 1]."""
-
-    @property
-    def counts(self) -> NDArray[np.int64]:
-        """Number of chosen objects of each sample: (N,)."""
-        before = np.zeros(len(self.objects) + 1, np.int64)
-        np.cumsum(self.objects, out=before[1:])
-        return before[self.starts[1:]] - before[self.starts[:-1]]
+    counts: NDArray[np.int32]
+    """(N,), the number of chosen objects of each sample."""
 
     def of(self, position: int) -> list[int]:
         """Return the positions of the chosen objects of a sample, ascending."""
@@ -83,7 +78,7 @@ class Chosen:
     def __str__(self) -> str:
         samples = int((self.counts > 0).sum())
         return (
-            f"where {self.condition}: {int(self.objects.sum()):,} of {len(self.objects):,} objects, in {samples:,} of "
+            f"where {self.condition}: {int(self.counts.sum()):,} of {len(self.objects):,} objects, in {samples:,} of "
             f"{len(self.starts) - 1:,} samples; the others are left out"
         )
 
@@ -91,7 +86,7 @@ class Chosen:
 def choose(shards: ShardSet, condition: str) -> Chosen:
     """Return the objects of a set for which a condition is true; null counts as false.
 
-    Memory holds a byte per object, eight per sample, and one batch of rows.
+    Memory holds a byte per object, some per sample, and one batch of rows.
 
     Raises:
         UserError: the condition is none, a column does not exist, evaluating takes too much memory or time, no object
@@ -99,8 +94,9 @@ def choose(shards: ShardSet, condition: str) -> Chosen:
     """
     file = open_table(shards)
     path = table_path(shards.folder)
-    chosen = np.empty(shards.manifest.objects, np.bool_)
-    counts = np.zeros(len(shards), np.int64)
+    objects = np.empty(shards.manifest.objects, np.bool_)
+    starts = np.zeros(len(shards) + 1, np.int64)
+    counts = np.zeros(len(shards), np.int32)
     at = 0
     last = 0
     with _evaluator(condition) as (evaluate, columns):
@@ -108,13 +104,14 @@ def choose(shards: ShardSet, condition: str) -> Chosen:
             positions = batch.column("position").to_numpy(zero_copy_only=False)
             if positions[0] < last or np.any(np.diff(positions) < 0) or positions[-1] >= len(shards):
                 raise BadShard("positions in the table", where=str(path), wanted="rising, each of a sample")
-            last = int(positions[-1])
-            chosen[at : at + len(batch)] = evaluate(batch)
+            first, last = int(positions[0]), int(positions[-1])
+            objects[at : at + len(batch)] = chosen = evaluate(batch)
             at += len(batch)
-            counts[: last + 1] += np.bincount(positions, minlength=last + 1)
-    if not chosen.any():
+            starts[first + 1 : last + 2] += np.bincount(positions - first)
+            counts[first : last + 1] += np.bincount(positions[chosen] - first, minlength=last + 1 - first)
+    if not counts.any():
         raise UserError("no object is chosen", where=str(shards.folder), met=f"where {condition}", do=_DOCUMENT)
-    return Chosen(condition, chosen, np.concatenate([[0], np.cumsum(counts)]))
+    return Chosen(condition, objects, np.cumsum(starts, out=starts), counts)
 
 
 def choose_of(shards: ShardSet, condition: str | None) -> Chosen | None:
