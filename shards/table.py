@@ -302,7 +302,8 @@ def open_table(shards: ShardSet) -> pq.ParquetFile:
     try:
         if (found := _manifest_of(path)) != (expected := shards.manifest.checksum):
             raise UserError("a table of another set", where=str(path), met=found[:16], wanted=expected[:16], do=do)
-        file = pq.ParquetFile(path, page_checksum_verification=True)
+        # Otherwise the columns of all row groups are read at once.
+        file = pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True)
         if file.metadata.num_rows != shards.manifest.objects:
             met, wanted = f"{file.metadata.num_rows} rows", f"{shards.manifest.objects} objects"
             raise UserError("rows of the table", where=str(path), met=met, wanted=wanted, do=do)

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from shards.table import COLUMNS, open_table, read_batches, table_path
 
 if TYPE_CHECKING:
     import duckdb
+    import pyarrow.parquet as pq
 
 _DOCUMENT = "see docs/TABLE.md"
 _LOCKED = {
@@ -92,17 +94,20 @@ def choose(shards: ShardSet, condition: str) -> Chosen:
         UserError: the condition is none, a column does not exist, evaluating takes too much memory or time, no object
             is chosen, or the set has no table of its own.
     """
-    file = open_table(shards)
-    path = table_path(shards.folder)
-    objects = np.empty(shards.manifest.objects, np.bool_)
-    starts = np.zeros(len(shards) + 1, np.int64)
-    counts = np.zeros(len(shards), np.int32)
+    return choose_rows(open_table(shards), table_path(shards.folder), len(shards), condition)
+
+
+def choose_rows(file: pq.ParquetFile, path: Path, samples: int, condition: str) -> Chosen:
+    """Return the rows of a table of so many samples for which a condition is true; see `choose`. `path` is its own."""
+    objects = np.empty(file.metadata.num_rows, np.bool_)
+    starts = np.zeros(samples + 1, np.int64)
+    counts = np.zeros(samples, np.int32)
     at = 0
     last = 0
     with _evaluator(condition) as (evaluate, columns):
         for batch in read_batches(file, path, [*dict.fromkeys(["position", *columns])]):
             positions = batch.column("position").to_numpy(zero_copy_only=False)
-            if positions[0] < last or np.any(np.diff(positions) < 0) or positions[-1] >= len(shards):
+            if positions[0] < last or np.any(np.diff(positions) < 0) or positions[-1] >= samples:
                 raise BadShard("positions in the table", where=str(path), wanted="rising, each of a sample")
             first, last = int(positions[0]), int(positions[-1])
             objects[at : at + len(batch)] = chosen = evaluate(batch)
@@ -110,7 +115,7 @@ def choose(shards: ShardSet, condition: str) -> Chosen:
             starts[first + 1 : last + 2] += np.bincount(positions - first)
             counts[first : last + 1] += np.bincount(positions[chosen] - first, minlength=last + 1 - first)
     if not counts.any():
-        raise UserError("no object is chosen", where=str(shards.folder), met=f"where {condition}", do=_DOCUMENT)
+        raise UserError("no object is chosen", where=str(path), met=f"where {condition}", do=_DOCUMENT)
     return Chosen(condition, objects, np.cumsum(starts, out=starts), counts)
 
 
