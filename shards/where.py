@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -52,8 +53,8 @@ _REFUSED = {
     "PARAMETER": "a parameter",
     "DEFAULT": "DEFAULT",
 }
-_MACROS = ("list_", "array_")
-"""Beginnings of the names of DuckDB's macros that depend on their arguments alone."""
+_MACROS = re.compile(r"(list|array)_.*|if|nullif|split_part")
+"""Names of DuckDB's macros that depend on their arguments alone."""
 _LONG = {
     *("array_resize", "bar", "format", "generate_series", "list_reduce", "list_resize", "lpad", "printf", "range"),
     *("array_reduce", "reduce", "repeat", "rpad"),
@@ -146,7 +147,7 @@ def _evaluator(condition: str) -> Iterator[tuple[Callable[[Any], NDArray[np.bool
         ).fetchall()
         # Additions of times with a zone, and the like, depend on the session; those of numbers do not.
         allowed = {name for name, kinds in functions if "CONSISTENT" in kinds and "VOLATILE" not in kinds}
-        allowed |= {name for name, kinds in functions if "macro" in kinds and name.startswith(_MACROS)}
+        allowed |= {name for name, kinds in functions if "macro" in kinds and _MACROS.fullmatch(name)}
         allowed -= _LONG
         connection.execute("SET lock_configuration = true")
         needed = _parse(connection, condition, allowed)

@@ -10,6 +10,7 @@ import pytest
 from shards import table
 from shards.errors import UserError
 from shards.reader import ShardSet
+from shards.report import Report
 from shards.table import TABLE, check_table, open_table, rows_of, write_table
 from tests.conftest import files_of
 from tests.shards.conftest import stored_samples, write_set
@@ -156,8 +157,11 @@ def test_a_run_that_fails_leaves_no_table_and_no_file(small_set, tmp_path, monke
     with pytest.raises(UserError, match="broken"):
         write_table(own, 2)
     assert files_of(own) == before
-    from shards.report import Report
-
     report = Report()
     check_table(own, report)
     assert report.ok  # there is none
+    monkeypatch.undo()
+    for leftover in (".objects.parquet.tmp", ".objects.parquet.lock"):  # of a killed run
+        (own / leftover).write_bytes(b"half")
+    write_table(own)
+    assert files_of(own).keys() == before.keys() | {TABLE}

@@ -33,6 +33,9 @@ CONDITIONS = {
     "position % 2 = 0 or key like 'a%'": lambda row: row["position"] % 2 == 0 or row["key"].startswith("a"),
     "list_max(cells) between 5 and 60": lambda row: 5 <= max(row["cells"]) <= 60,
     "len(list_filter(areas, lambda x: x > 0.03)) = 2": lambda row: sum(x > 0.03 for x in row["areas"]) == 2,
+    "nullif(words, 0) is null and if(area_min > 0.02, true, false)": lambda row: (
+        not row["words"] and row["area_min"] > 0.02
+    ),
     "AREA_MAX > 0.02 -- the largest": lambda row: row["area_max"] > 0.02,
     "not (category = 'a') or position + 1 > 4": lambda row: row["position"] > 3,  # a null is not "a", nor another
 }
