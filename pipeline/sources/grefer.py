@@ -135,7 +135,7 @@ def _read_refs(folder: Path, split_by: str, split: str) -> list[dict[str, Any]]:
             "no such file",
             where=str(files[0]),
             met=", ".join(path.name for path in matching(folder, "grefs(*).*")) or "none",
-            do="say which with --split-by, or give --root",
+            do="give --root, or another --split-by to shard",
         )
     refs = read_items(file) if file.suffix == ".json" else read_pickle(file)
     expected = "a list of refs with ref_id, ann_id, image_id, split, sentences of sent_id, raw, sent"

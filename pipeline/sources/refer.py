@@ -83,7 +83,7 @@ def _read_refs(file: Path, split: str) -> list[dict[str, Any]]:
             "no such file",
             where=str(file),
             met=", ".join(sorted(path.name for path in matching(file.parent, "refs(*).p"))) or "none",
-            do="say which with --split-by, or give --root",
+            do="give --root, or another --split-by to shard",
         )
     expected = "a list of refs with ref_id, ann_id, image_id, category_id, split, sentences of sent_id, raw, sent"
     return select_refs(read_pickle(file), split, _checked, file, "not refer's pickle", expected)

@@ -75,7 +75,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(read_regular(path).decode("utf-8-sig"))
     except FileNotFoundError:
-        raise UserError("no such file", where=str(path), wanted="a released model folder holds one") from None
+        raise UserError("no such file", where=str(path), wanted="a folder of a released model, which has one") from None
     except (OSError, ValueError) as error:
         refuse_pointers([path])
         raise UserError("cannot be read as JSON", where=str(path), met=str(error)) from None
