@@ -106,14 +106,19 @@ SPEED = (
 
 
 def benchmark_charts(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """Return charts of the benchmarks that records hold, each with as many measures as there are colours."""
+    """Return charts of the benchmarks that records hold, each with as many measures as there are colours.
+
+    Precisions at thresholds of the IoU ("P@0.5") have charts of their own.
+    """
     names = dict.fromkeys(name for record in records for name in record if name.startswith(f"{BENCHMARK}/"))
-    of_benchmark: dict[str, list[str]] = {}
+    of_title: dict[str, list[str]] = {}
     for name in names:
-        of_benchmark.setdefault(name.split("/")[1], []).append(name)
+        _, benchmark, measure = name.split("/", 2)
+        title = f"Benchmark {benchmark}" + (", precision at an IoU" if measure.startswith("P@") else "")
+        of_title.setdefault(title, []).append(name)
     return [
-        Chart(f"Benchmark {benchmark}", {name: name.split("/", 2)[2] for name in found[start : start + len(_COLOURS)]})
-        for benchmark, found in of_benchmark.items()
+        Chart(title, {name: name.split("/", 2)[2] for name in found[start : start + len(_COLOURS)]})
+        for title, found in of_title.items()
         for start in range(0, len(found), len(_COLOURS))
     ]
 

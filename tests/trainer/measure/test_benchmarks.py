@@ -132,7 +132,8 @@ def test_a_run_that_goes_on_measures_no_step_twice():
 
 
 def test_charts_of_benchmarks_have_a_colour_for_each_measure():
-    values = {f"benchmark/gcg-val/m{n}": n / 10 for n in range(8)} | {"benchmark/refcoco-val/cIoU": 0.3}
+    values = {f"benchmark/gcg-val/m{n}": n / 10 for n in range(8)}
+    values |= {f"benchmark/refcoco-val/{name}": 0.3 for name in ("cIoU", "P@0.5", "P@0.9")}
     of_run = [{"step": 0, **values}, {"step": 5, "loss": 1.0}, {"step": 5, **values}]
     drawn = draw(benchmark_charts(of_run), of_run)
     shown = [(chart.title, [name for _, name in chart.legend]) for chart in drawn]
@@ -140,4 +141,5 @@ def test_charts_of_benchmarks_have_a_colour_for_each_measure():
         ("Benchmark gcg-val", [f"m{n}" for n in range(6)]),
         ("Benchmark gcg-val", ["m6", "m7"]),
         ("Benchmark refcoco-val", []),
+        ("Benchmark refcoco-val, precision at an IoU", ["P@0.5", "P@0.9"]),
     ]
