@@ -48,7 +48,8 @@ _PAGE = Environment(autoescape=True).from_string("""<!doctype html>
 {% for label, cells in rows %}<tr><td>{{ label }}</td>{% for cell in cells %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</table>
 {% for note in notes %}<p>{{ note }}</p>{% endfor %}
-<p>Colours: <b class="right">right</b>, <b class="missed">missed</b>, <b class="wrong">wrong</b>.</p>
+<p>Colours: {% for name, meaning in colours %}<b class="{{ name }}">{{ meaning }}</b>{{ "." if loop.last else ", " }}
+{%- endfor %}</p>
 {% for heading, items in sections %}<h2>{{ heading }}</h2>
 <div class="items">{% for item in items %}<figure>
 <div class="panels">{% for label, image in item.panels %}<div><img src="{{ image }}" alt="{{ label }}">
@@ -109,7 +110,13 @@ def write_page(
     """
     shown = [(one.heading, [_item(opened, answers, place) for place in one.places]) for one in sections if one.places]
     page = _PAGE.render(
-        title=title, names=names, rows=rows, notes=notes, sections=shown, width=260 * (1 + len(answers))
+        title=title,
+        names=names,
+        rows=rows,
+        notes=notes,
+        colours=opened.benchmark.colours,
+        sections=shown,
+        width=260 * (1 + len(answers)),
     )
     write_file(file, page.encode("utf-8", "backslashreplace"))
 

@@ -101,6 +101,8 @@ class Benchmark(ABC):
     """Whether the items of several pictures are answered together."""
     quality_name = "IoU"
     """Name of the quality by which items are ranked."""
+    colours: Sequence[tuple[str, str]] = (("right", "right"), ("missed", "missed"), ("wrong", "wrong"))
+    """What a page's colours mean: the name of each (its class in the page) and its meaning."""
     hidden: frozenset[str] = frozenset()
     """Splits whose truth is not public: a server measures the masks that are handed in."""
     folders: Sequence[str] = ()

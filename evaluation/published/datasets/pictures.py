@@ -58,6 +58,8 @@ class Regions(Benchmark):
     for a cell of the model's grid is not asked about.
     """
 
+    colours = (("right", "region"),)
+
     def answer(
         self, predictor: Predictor, asked: Sequence[tuple[Asked, RegionTruth]], batch_size: int, known: set[str]
     ) -> Iterator[list[Prediction]]:

@@ -77,6 +77,7 @@ def test_captions_without_java_have_a_page(raw, tmp_path, monkeypatch):
     assert json.loads((file.parent / "results.json").read_text())["measures"] == {}
     page = (file.parent / "report.html").read_text()
     assert "the animal with whiskers" in page and "words shared 100.00" in page
+    assert '<p>Colours: <b class="right">region</b>.</p>' in page
 
 
 def test_captions_are_measured_and_compared(raw, tmp_path, monkeypatch):

@@ -65,6 +65,7 @@ def test_predictions_of_another_program_are_measured(root, predicted):
         assert note in said
     page = (file.parent / "report.html").read_text()
     assert page.count("<img") == 3 * 2 * 6 and "the cup of coffee" in page
+    assert '<b class="right">right</b>, <b class="missed">missed</b>, <b class="wrong">wrong</b>.</p>' in page
     assert page.index("the animal with whiskers") < page.index("<h2>Best")  # the one without a mask is the worst
 
 
