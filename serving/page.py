@@ -138,7 +138,7 @@ class Page:
                         f"<p>{_GREETING}</p>", elem_classes="talk", elem_id="talk", max_height=680, autoscroll=True
                     )
                     question = gr.Textbox(
-                        label="Question", info=_HINTS, lines=2, max_lines=6, elem_id="question", submit_btn=False
+                        label="Question", info=_HINTS, lines=1, max_lines=6, elem_id="question", submit_btn=False
                     )
                     with gr.Row():
                         ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=100)
