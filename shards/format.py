@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from shards.errors import BadShard, UserError
+from shards.errors import BadShard
 from shards.recipe import Recipe
 
 FORMAT = "sa2va-shards"
@@ -96,14 +96,6 @@ def frame_fields(frames: int, layout: Sequence[FieldName] = FIELDS) -> list[Fiel
     """Return the fields of a sample of `frames` frames, in the tar's order; `layout` are those of each frame."""
     numbers: list[int | None] = [None] if frames == 1 else [*range(1, frames + 1)]
     return [Field(name, number) for number in numbers for name in layout]
-
-
-def named_codec(name: str) -> Codec:
-    """Return the codec `name`; raises `UserError` where there is none."""
-    for codec in CODECS:
-        if codec == name:
-            return codec
-    raise UserError("unknown codec", met=name, wanted=" or ".join(CODECS), do="see docs/FORMAT.md")
 
 
 def version_of(objects: Iterable[int]) -> int:

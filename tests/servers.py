@@ -12,11 +12,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
+_Server = TypeVar("_Server", bound=ThreadingHTTPServer)
 Fault = Literal["", "503", "403", "cut", "corrupt", "late", "stall"]
 KEYS = {
     "AWS_ACCESS_KEY_ID": "someone",
@@ -134,8 +135,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(root: Path | None = None, upstream: int | None = None) -> Iterator[FaultyServer]:
-    server = FaultyServer(root, upstream)
+def running(server: _Server) -> Iterator[_Server]:
+    """Serve in a thread for the time of the context."""
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
@@ -143,6 +144,10 @@ def serving(root: Path | None = None, upstream: int | None = None) -> Iterator[F
     finally:
         server.shutdown()
         server.server_close()
+
+
+def serving(root: Path | None = None, upstream: int | None = None) -> AbstractContextManager[FaultyServer]:
+    return running(FaultyServer(root, upstream))
 
 
 @contextmanager

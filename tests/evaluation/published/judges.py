@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from tests.servers import running
 
 STALL = 1.5
 """Seconds of a stall."""
@@ -86,16 +88,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
-@contextmanager
 def judge_server(
     replies: Mapping[str, str] | None = None, faults: Mapping[str, Sequence[str]] | None = None
-) -> Iterator[JudgeServer]:
+) -> AbstractContextManager[JudgeServer]:
     """Serve a judge for the time of the context."""
-    server = JudgeServer(replies or {}, faults or {})
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
+    return running(JudgeServer(replies or {}, faults or {}))
