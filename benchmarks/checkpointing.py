@@ -1,4 +1,4 @@
-"""What a checkpoint costs: steps beside which it is written in the background, and steps that wait for it.
+"""Cost of a checkpoint: steps beside which it is written in the background, and steps that wait for it.
 
     python -m benchmarks.checkpointing [--layers 10] [--steps 2] [--rounds 5] [--out DIR]
 

@@ -1,4 +1,4 @@
-"""What a training step costs on this machine's GPU, measured within a given time, as docs/GPU.md's table.
+"""Cost of a training step on this machine's GPU, measured within a given time, as docs/GPU.md's table.
 
     python -m benchmarks.gpu [--seconds 460] [--records gpu.jsonl] [--page docs/GPU.md] [--write-page]
     python -m benchmarks.gpu --small            the same on the CPU with a tiny model, to try this script
@@ -61,7 +61,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured of one size, and its share of the time."""
+    """Measurements of one size, and its share of the time."""
 
     size: str
     cases: tuple[str, ...]

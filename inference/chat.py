@@ -29,7 +29,7 @@ class Phrase:
     """A phrase of a reply with the masks that it names, or a `[SEG]` without a phrase."""
 
     text: str
-    """What stands between `<p>` and `</p>`; "" for a `[SEG]` without a phrase."""
+    """The text between `<p>` and `</p>`; "" for a `[SEG]` without a phrase."""
     masks: Bool
     """(k, H, W), one for each of its `[SEG]`s; (0, H, W) for a phrase without one. Of a video (0, 0, 0): see
     `numbers`."""
@@ -53,7 +53,7 @@ class Reply:
     phrases: tuple[Phrase, ...]
     """In order; each mask belongs to exactly one."""
     track: Track | None
-    """Of a video: the masks of each frame, computed when they are iterated, once."""
+    """The masks of each frame of a video, computed when they are iterated, once; None of a picture."""
     tokens: int
     """Number of tokens in front of the answer: the picture, earlier turns and the question."""
     reused: int

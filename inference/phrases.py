@@ -10,7 +10,7 @@ _SEG = "[SEG]"
 _PHRASE = re.compile(r"<p>(.*?)</p>(?:[\s,]*\[SEG\])*|\[SEG\]", re.DOTALL)
 _MARKS = re.compile(r"[^\S\n]*(?:(?:</?p>|</?vp>|\[SEG\])[^\S\n]*)+")
 _CLOSING = ("", "\n", *".,;:!?)")
-"""What has no blank in front of it; "" is the end of the text."""
+"""Texts without a blank in front of them; "" is the end of the text."""
 
 
 @dataclass(frozen=True)

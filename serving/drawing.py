@@ -1,4 +1,4 @@
-"""What the page shows: masks over the picture, and answers with their phrases in the colours of their masks."""
+"""Content of the page: masks over the picture, and answers with their phrases in the colours of their masks."""
 
 from __future__ import annotations
 

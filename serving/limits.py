@@ -1,4 +1,4 @@
-"""What a visitor may do: sizes, numbers, and the paths of the server that answer at all."""
+"""Limits on what a visitor may do: sizes, numbers, and the paths of the server that answer at all."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ class _Blocks(gr.Blocks):
 
 
 class Page:
-    """What the page's parts do. Each method is a handler of one event, and returns what the parts show then."""
+    """Handlers of the page's events. Each method is a handler of one event, and returns what the parts show then."""
 
     def __init__(self, sessions: Sessions, folder: Path) -> None:
         """Answer with `sessions`; uploads lie in `folder`."""

@@ -96,13 +96,13 @@ class Benchmark(ABC):
     questions: Sequence[str]
     """The questions, with {} in place of the phrase."""
     units = "pictures"
-    """What items are about."""
+    """Name of the things that items ask about."""
     batched = True
     """Whether the items of several pictures are answered together."""
     quality_name = "IoU"
     """Name of the quality by which items are ranked."""
     colours: Sequence[tuple[str, str]] = (("right", "right"), ("missed", "missed"), ("wrong", "wrong"))
-    """What a page's colours mean: the name of each (its class in the page) and its meaning."""
+    """Meaning of a page's colours: the name of each (its class in the page) and its meaning."""
     hidden: frozenset[str] = frozenset()
     """Splits whose truth is not public: a server measures the masks that are handed in."""
     folders: Sequence[str] = ()

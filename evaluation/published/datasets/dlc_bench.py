@@ -45,7 +45,7 @@ The description is:
 From the description above, please answer the following question with one of the choices:
 {question}
 """
-"""What DLC-Bench's judge is asked; it decides the number, so it is DLC-Bench's own."""
+"""Question to DLC-Bench's judge; it decides the number, so it is DLC-Bench's own."""
 _ONE = "Is it likely that the object in the description is {} or an object of a similar type?"
 _SEVERAL = "Is it likely that the objects in the description are {} or objects of a similar type?"
 _AGAIN = " Again, It does not have to be an exact match."
@@ -64,7 +64,7 @@ class ChoiceQuestion:
     text: str
     choices: tuple[str, ...]
     scores: tuple[float, ...]
-    """What each choice counts."""
+    """Points of each choice."""
 
     def prompt(self, description: str) -> str:
         """Return what the judge is asked about a description."""

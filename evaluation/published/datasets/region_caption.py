@@ -30,7 +30,7 @@ _REMOVED = (
     *("<s>", "\n", "region1", "Region1", "The region marked by", "The region marked as", "The region marked"),
     *("is", "shows", ":"),
 )
-"""What the same script removes from an answer, in this order and wherever it stands: "is" also within a word."""
+"""Texts that the same script removes from an answer, in this order and wherever it stands: "is" also within a word."""
 _MARK = re.compile(r"<.*?>|\[SEG\]")
 _WORD = re.compile(r"\w+")
 
