@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from accelerate import PartialState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from shards.errors import UserError
 from trainer.config import Config, load_config
@@ -23,8 +24,10 @@ _BLOCK = 32768
 
 
 @pytest.fixture(autouse=True)
-def state() -> None:
+def state(monkeypatch: pytest.MonkeyPatch) -> None:
     PartialState(cpu=True)  # Accelerate's trackers ask it which process is the main one
+    # TensorBoard reads files of one second in the order of this number as a text: 10 comes before 9.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
 
 
 def values(step: int) -> dict[str, float]:
