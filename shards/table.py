@@ -26,12 +26,13 @@ from shards.program import check_set, command
 from shards.reader import ShardSet
 from shards.report import Failure, Report
 from shards.sample import dicts
+from shards.table_list import OBJECTS, TableInfo, check_file, read_tables, record_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-TABLE = "objects.parquet"
+TABLE = OBJECTS
 COLUMNS: dict[str, str] = {
     "key": "string",
     "position": "int64",
@@ -218,7 +219,7 @@ def write_table(folder: Path, threads: int = 1, overwrite: bool = False) -> tupl
     """
     shards = ShardSet(folder)
     path = table_path(folder)
-    if path.exists() and not overwrite and _manifest_of(path) == shards.manifest.checksum:
+    if not overwrite and _is_current(shards):
         return shards.manifest.objects, True
     lock = folder / f".{TABLE}.lock"
     temporary = folder / f".{TABLE}.tmp"
@@ -230,8 +231,10 @@ def write_table(folder: Path, threads: int = 1, overwrite: bool = False) -> tupl
             if rows != (expected := shards.manifest.objects):
                 met, wanted = f"{rows} objects", f"{expected}, as its manifest says"
                 raise BadShard("samples and manifest differ", where=str(folder), met=met, wanted=wanted, do=check_set())
+            info = TableInfo.of_file(temporary, rows)
             os.replace(temporary, path)
             sync_folder(folder)
+            record_table(folder, shards.manifest, TABLE, info)
         finally:
             temporary.unlink(missing_ok=True)
             lock.unlink(missing_ok=True)
@@ -240,6 +243,24 @@ def write_table(folder: Path, threads: int = 1, overwrite: bool = False) -> tupl
         where = str(error.filename or folder)
         raise UserError("cannot write", where=where, met=str(error.strerror or error)) from None
     return rows, False
+
+
+def _is_current(shards: ShardSet) -> bool:
+    """Return whether the table is that of the set's state. One of an older release, that no list names, is listed."""
+    path = table_path(shards.folder)
+    if not path.exists():
+        return False
+    try:
+        listed = read_tables(shards.folder, shards.manifest).get(TABLE)
+    except UserError:
+        return False
+    if listed is not None and listed.bytes != path.stat().st_size:
+        return False
+    if _manifest_of(path) != shards.manifest.checksum:
+        return False
+    if listed is None and os.access(shards.folder, os.W_OK):
+        record_table(shards.folder, shards.manifest, TABLE, TableInfo.of_file(path, shards.manifest.objects))
+    return True
 
 
 def _write(shards: ShardSet, path: Path, threads: int, tick: Callable[[int], object]) -> int:
@@ -290,7 +311,8 @@ def open_table(shards: ShardSet) -> pq.ParquetFile:
     """Open the table of a set.
 
     Raises:
-        UserError: there is none, or it is of another set or of another state of this one.
+        UserError: there is none, or it is of another set or of another state of this one, or `tables.json` does not
+            list it. A set without `tables.json`, of an older release, may have a table.
     """
     with extra("pipeline", where=TABLE):
         import pyarrow as pa
@@ -300,6 +322,7 @@ def open_table(shards: ShardSet) -> pq.ParquetFile:
     if not path.exists():
         raise UserError("no table of its objects", where=str(shards.folder), wanted=TABLE, do=do)
     try:
+        check_file(path, read_tables(shards.folder, shards.manifest))
         if (found := _manifest_of(path)) != (expected := shards.manifest.checksum):
             raise UserError("a table of another set", where=str(path), met=found[:16], wanted=expected[:16], do=do)
         # Otherwise the columns of all row groups are read at once.

@@ -31,6 +31,7 @@ from shards.report import Failure, Report
 from shards.sample_checks import Derive, SampleChecker
 from shards.sets import find_sets
 from shards.table import check_table
+from shards.table_list import check_tables
 
 _CHUNK = 1 << 24  # bytes
 
@@ -84,6 +85,7 @@ def verify(
         place = ", ".join(str(folder / MANIFEST) for folder in sets)
         report.fail(Failure(place, "", "", "objects", str(report.objects), str(expected)))
     for folder, manifest in sets.items():
+        check_tables(folder, manifest, report)
         if report.ok and len(manifest.shards) == sum(task.folder == folder for task in tasks):
             check_table(folder, report, workers)
         if manifest.psnr:

@@ -12,6 +12,7 @@ from shards.errors import UserError
 from shards.reader import ShardSet
 from shards.report import Report
 from shards.table import TABLE, check_table, open_table, rows_of, write_table
+from shards.table_list import LIST, TableInfo, record_table
 from tests.conftest import files_of
 from tests.shards.conftest import stored_samples, write_set
 
@@ -66,6 +67,7 @@ def test_one_row_per_object_of_every_version_and_nothing_else_in_the_set_changes
     assert write_table(own, 2) == (ShardSet(own).manifest.objects, False)
     after = files_of(own)
     written = after.pop(TABLE)
+    del after[LIST]
     assert after == before
     found = pq.read_table(own / TABLE).to_pylist()
     expected = expected_rows(own)
@@ -120,6 +122,7 @@ def test_a_table_of_another_set_is_refused_and_written_again(small_set, mixed_se
         open_table(ShardSet(own))
     assert write_table(own) == (ShardSet(own).manifest.objects, False)
     open_table(ShardSet(own))
+    (own / LIST).unlink()
     (own / TABLE).write_bytes(b"PAR1 of somebody")
     with pytest.raises(UserError, match=r"not a table of objects.*--overwrite"):
         write_table(own)
@@ -134,14 +137,21 @@ def test_verify_names_key_and_column_of_a_wrong_table(small_set, tmp_path, here)
     right = pq.read_table(own / TABLE)
     rows = right.to_pylist()
     rows[2]["cells"][0] += 1
-    pq.write_table(pa.Table.from_pylist(rows, right.schema), own / TABLE)
+    replace_table(own, pa.Table.from_pylist(rows, right.schema))
     done = here("verify-shard", own, "--workers", 1)
     assert done.returncode == 1
     (line,) = [line for line in done.stdout.splitlines() if "FAILED" in line]
     assert all(word in line for word in (TABLE, rows[2]["key"], " cells: "))
-    pq.write_table(pa.Table.from_pylist(rows[1:], right.schema), own / TABLE)
+    replace_table(own, pa.Table.from_pylist(rows[1:], right.schema))
     done = here("verify-shard", own, "--workers", 1)
     assert f"rows of the table; met {len(rows) - 1} rows; wanted {len(rows)} objects" in done.stdout
+
+
+def replace_table(folder, table):
+    """Put another table into a set, as one that it lists with all of its objects."""
+    pq.write_table(table, folder / TABLE)
+    manifest = ShardSet(folder).manifest
+    record_table(folder, manifest, TABLE, TableInfo.of_file(folder / TABLE, manifest.objects))
 
 
 def test_a_run_that_fails_leaves_no_table_and_no_file(small_set, tmp_path, monkeypatch):
@@ -164,4 +174,4 @@ def test_a_run_that_fails_leaves_no_table_and_no_file(small_set, tmp_path, monke
     for leftover in (".objects.parquet.tmp", ".objects.parquet.lock"):  # of a killed run
         (own / leftover).write_bytes(b"half")
     write_table(own)
-    assert files_of(own).keys() == before.keys() | {TABLE}
+    assert files_of(own).keys() == before.keys() | {TABLE, LIST}
