@@ -23,7 +23,7 @@ from shards.program import program
 
 VERBS: tuple[Callable[..., None], ...] = (
     *(sharding.shard, sharding.merge, sharding.estimate),
-    *(sets.verify_shard, sets.recode, sets.split, sets.sample, sets.preview, sets.stats, sets.table),
+    *(sets.verify_shard, sets.recode, sets.split, sets.sample, sets.preview, sets.stats, sets.table, sets.join),
     *(models.export, models.predict, models.evaluate, serving.serve),
     *(benchmarks.benchmark, benchmarks.compare),
     *(training.doctor, training.rows),

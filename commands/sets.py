@@ -1,4 +1,4 @@
-"""Shard sets checked, rewritten and shown: verify-shard, recode, split, sample, preview, stats, table."""
+"""Shard sets checked, rewritten and shown: verify-shard, recode, split, sample, preview, stats, table, join."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typer import Argument, Exit, Option
 
 from commands.options import Codec, FinishedSet, Group, NewFolder, ShardSize, Where, Workers
 from commands.output import say
+from shards.errors import UserError
 from shards.extras import extra
 from shards.processors import usable_processors
 
@@ -196,3 +197,31 @@ def table(
     for folder in map(Path, find_sets(paths)):
         rows, was_there = write_table(folder, threads or usable_processors(), overwrite)
         say(f"{table_path(folder)}: {rows:,} rows{', up to date' if was_there else ''}")
+
+
+@extra("pipeline")
+def join(
+    path: FinishedSet,
+    file: Annotated[
+        Path | None, Argument(metavar="[FILE]", help="A parquet file with the column key, and perhaps object or id.")
+    ] = None,
+    name: Annotated[
+        str | None, Option("--as", metavar="NAME", help="Name of the table.  [default: that of the file]")
+    ] = None,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace a table of this name.")] = False,
+    drop: Annotated[str | None, Option("--drop", metavar="NAME", help="Remove a table that was joined.")] = None,
+) -> None:
+    """Put columns that were made later beside a set, one row per object, for --where and data.where.
+
+    Rows are found by the sample's key, and by object (its number in the sample) or id where the file has them. Writes
+    NAME.parquet; the tars stay as they are. docs/TABLE.md has an example.
+    """
+    from shards.join import drop as remove
+    from shards.join import explain, join_file
+
+    if (file is None) == (drop is None) or (drop is not None and (name is not None or overwrite)):
+        raise UserError("a file or --drop", wanted="exactly one: FILE with --as and --overwrite, or --drop NAME")
+    if drop is not None:
+        say(f"{remove(path, drop)}: removed")
+    elif file is not None:
+        say(explain(join_file(path, file, name, overwrite)))

@@ -170,6 +170,15 @@ def record_table(folder: Path, manifest: Manifest, name: str, info: TableInfo) -
         UserError: another run holds the list for long.
         OSError: it cannot be written.
     """
+    _change_list(folder, manifest, name, info)
+
+
+def drop_table(folder: Path, manifest: Manifest, name: str) -> None:
+    """Take a table out of the list of the set in `folder`, if it is there. Raises as `record_table`."""
+    _change_list(folder, manifest, name, None)
+
+
+def _change_list(folder: Path, manifest: Manifest, name: str, info: TableInfo | None) -> None:
     if not NAME.fullmatch(name):
         raise ValueError(f"not the name of a table: {name!r}")
     lock = folder / _LOCK
@@ -179,7 +188,8 @@ def record_table(folder: Path, manifest: Manifest, name: str, info: TableInfo) -
             tables = read_tables(folder, manifest)
         except UserError:
             tables = {}
-        data = pack_tables(manifest, {**tables, name: info})
+        tables.pop(name, None)
+        data = pack_tables(manifest, tables if info is None else {**tables, name: info})
         if not (folder / LIST).exists() or read_regular(folder / LIST) != data:
             atomic_write(folder / LIST, data)
     finally:

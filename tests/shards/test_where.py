@@ -1,13 +1,16 @@
+import hashlib
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from shards import where
 from shards.errors import UserError
+from shards.join import join_file
 from shards.reader import ShardSet
 from shards.table import TABLE, write_table
 from shards.where import check_condition, choose
@@ -191,3 +194,84 @@ def test_split_and_sample_take_samples_whole(tabled, tmp_path, here):
     assert [few.meta(i) for i in range(len(few))] == [source.meta(i) for i in positions]
     done = here("sample", tabled, "--out", tmp_path / "more", "--n", len(keys) + 1, "--where", CHOICE)
     assert f"too few samples; met {len(keys)} samples, where {CHOICE}" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def joined(tabled, tmp_path_factory):
+    """A copy of `tabled` with the tables `captions` and `other`, and their rows. Not to be changed."""
+    root = tmp_path_factory.mktemp("joined")
+    folder = Path(shutil.copytree(tabled, root / "sav"))
+    objects = pq.read_table(folder / TABLE, columns=["key", "object"]).to_pylist()
+    rows = [
+        {**row, "caption": f"a {n}", "cycle_iou": n / len(objects), 'Odd "name"': n, "tags": ["x"] * (n % 3)}
+        for n, row in enumerate(objects)
+    ][1:]
+    others = [{**{n: row[n] for n in ("key", "object")}, "cycle_iou": 1.0 - row["cycle_iou"], "z": 7} for row in rows]
+    for name, made in {"captions": rows, "other": others}.items():
+        pq.write_table(pa.Table.from_pylist(made), root / f"{name}.parquet")
+        join_file(folder, root / f"{name}.parquet")
+    return folder, [{}, *rows]
+
+
+JOINED = {
+    "captions.cycle_iou > 0.4": lambda row: row["cycle_iou"] > 0.4,
+    "CAPTION = 'a 3' or Captions.Caption = 'a 4'": lambda row: row["caption"] in ("a 3", "a 4"),
+    '"odd ""name""" between 2 and 5 and z = 7': lambda row: 2 <= row['Odd "name"'] <= 5,
+    "captions.cycle_iou < other.cycle_iou and frames = 2": lambda row: row["cycle_iou"] < 0.5,
+    "len(list_filter(tags, lambda z: z = 'x')) = 2": lambda row: len(row["tags"]) == 2,
+    'position > 3 and captions."Odd ""name""" % 2 = 0': lambda row: row["position"] > 3 and row["n"] % 2 == 0,
+}
+
+
+@pytest.mark.parametrize("condition", JOINED)
+def test_a_condition_sees_joined_columns(joined, condition, monkeypatch):
+    """The rows are zipped whatever the batches' sizes are; an object without a partner is not chosen."""
+    folder, rows = joined
+    sizes = iter([3, 2, 5])  # of the table of objects, then of each joined table
+    read = where.read_batches
+    monkeypatch.setattr(where, "read_batches", lambda file, path, columns: read(file, path, columns, next(sizes)))
+    objects = pq.read_table(folder / TABLE).to_pylist()
+    pairs = zip(objects[1:], rows[1:], strict=True)
+    expected = [False, *(JOINED[condition](own | row | {"n": row['Odd "name"']}) for own, row in pairs)]
+    assert any(expected)
+    chosen = choose(ShardSet(folder), condition)
+    assert chosen.objects.tolist() == expected
+    named = ["captions.parquet", *["other.parquet"] * ("other" in condition or "z" in condition)]
+    assert chosen.tables == {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in named}
+
+
+@pytest.mark.parametrize(
+    ("condition", "wanted"),
+    [
+        ("cycle_iou > 0.5", "a column of several tables; met cycle_iou; wanted captions.cycle_iou or other.cycle_iou"),
+        ("captions.cycle_io > 0.5", "no such column; met captions.cycle_io; wanted captions.cycle_iou"),
+        ("captio = 'a'", "no such column; met captio; wanted caption"),
+        ("captions is not null", "no such column; met captions;"),
+        ("objects.captions.cycle_iou > 0", "no such column; met objects.captions.cycle_iou; wanted captions.cycle_iou"),
+        ('captions."x""; DROP" > 0', "no such column; met captions"),
+        ("captions.caption > (SELECT 1)", "not allowed in a condition; met a subquery"),
+    ],
+)
+def test_what_is_no_joined_column_is_one_line(joined, condition, wanted):
+    with pytest.raises(UserError, match=wanted):
+        choose(ShardSet(joined[0]), condition)
+
+
+def test_names_of_joined_columns_cannot_be_statements():
+    """Whoever wrote the list of tables decides its columns: they are quoted, and types are looked up."""
+    name = 'x" INTEGER); DROP TABLE objects; CREATE TABLE y ("z'
+    check_condition(f"captions.{where._quoted(name)} > 0", {"captions": {name: "double"}})
+    with pytest.raises(UserError, match="a type of a joined column; met INTEGER"):
+        check_condition("captions.x > 0", {"captions": {"x": "INTEGER); DROP TABLE objects; --"}})
+
+
+def test_a_joined_table_that_is_cut_or_gone_is_one_line(joined, tmp_path):
+    folder = Path(shutil.copytree(joined[0], tmp_path / "sav"))
+    data = (folder / "captions.parquet").read_bytes()
+    (folder / "captions.parquet").write_bytes(data[:-1])
+    with pytest.raises(UserError, match=r"not the table that was written; .*; join it again"):
+        choose(ShardSet(folder), "caption = 'a 3'")
+    (folder / "captions.parquet").unlink()
+    with pytest.raises(UserError, match="not the table that was written; met No such file"):
+        choose(ShardSet(folder), "caption = 'a 3'")
+    assert choose(ShardSet(folder), "z = 7").counts.sum() == len(joined[1]) - 1
