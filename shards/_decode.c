@@ -397,12 +397,21 @@ static PyObject *run(PyObject *Py_UNUSED(module), PyObject *given)
 
 /* ---- headers of a tar ---- */
 
-/* Whether the header is the blank one with this name (in two parts) and a size, which is returned, or -1. */
-static Py_ssize_t size_of_member(const uint8_t *header, const uint8_t *blank, const char *const *name,
+static unsigned sum_of(const void *bytes, Py_ssize_t count)
+{
+    unsigned sum = 0;
+    for (Py_ssize_t i = 0; i < count; i++)
+        sum += ((const uint8_t *)bytes)[i];
+    return sum;
+}
+
+/* Whether the header is the blank one with this name (in two parts) and a size, which is returned, or -1.
+
+   `sum` is that of the blank header's bytes that are the same in all headers. */
+static Py_ssize_t size_of_member(const uint8_t *header, const uint8_t *blank, unsigned sum, const char *const *name,
                                  const Py_ssize_t *lengths)
 {
     Py_ssize_t named = lengths[0] + lengths[1], size = 0;
-    unsigned sum = 8 * ' ';
     if (named > 100 || memcmp(header, name[0], lengths[0]) || memcmp(header + lengths[0], name[1], lengths[1]) ||
         memcmp(header + named, blank, 100 - named) || memcmp(header + 100, blank + 100, 24) ||
         memcmp(header + 135, blank + 135, 13) || memcmp(header + 156, blank + 156, BLOCK - 156))
@@ -412,8 +421,7 @@ static Py_ssize_t size_of_member(const uint8_t *header, const uint8_t *blank, co
             return -1;
         size = 8 * size + header[i] - '0';
     }
-    for (int i = 0; i < BLOCK; i++)
-        sum += i < 148 || i >= 156 ? header[i] : 0;
+    sum += sum_of(header, 100) + sum_of(header + 124, 11);
     for (int i = 153; i >= 148; i--, sum /= 8)
         if (header[i] != '0' + sum % 8)
             return -1;
@@ -436,8 +444,11 @@ static PyObject *exact_members(PyObject *Py_UNUSED(module), PyObject *arguments)
         return NULL;
     int fits = blank_length == BLOCK && offset >= 0 && size >= 0 && offset <= tar.len && size <= tar.len - offset;
     Py_ssize_t end = fits ? offset + size : 0, count = PyTuple_GET_SIZE(rests);
-    if (fits)
+    unsigned sum = 0; /* of a header with blanks for its checksum, but for the 100 bytes of the name and the digits of the size */
+    if (fits) {
         found = PyList_New(0);
+        sum = sum_of(blank + 100, 24) + sum_of(blank + 135, 13) + 8 * ' ' + sum_of(blank + 156, BLOCK - 156);
+    }
     for (Py_ssize_t i = 0; i < count && found; i++) {
         PyObject *rest = PyTuple_GET_ITEM(rests, i);
         char *text;
@@ -448,7 +459,7 @@ static PyObject *exact_members(PyObject *Py_UNUSED(module), PyObject *arguments)
         names[1] = text;
         Py_ssize_t start = offset + BLOCK, length = -1;
         if (start <= end)
-            length = size_of_member((const uint8_t *)tar.buf + offset, (const uint8_t *)blank, names, lengths);
+            length = size_of_member((const uint8_t *)tar.buf + offset, (const uint8_t *)blank, sum, names, lengths);
         if (length < 0 || length > end - start) {
             Py_CLEAR(found);
             break;
@@ -516,8 +527,32 @@ static PyObject *block_sums(PyObject *Py_UNUSED(module), PyObject *arguments)
     return PyBool_FromLong(columns != NULL);
 }
 
+/* ---- choosing ---- */
+
+PyDoc_STRVAR(about_shuffled, "shuffled(numbers, salt) -> list\n\nAs trainer.data.choice.shuffled.");
+
+static PyObject *shuffled(PyObject *Py_UNUSED(module), PyObject *arguments)
+{
+    PyObject *numbers;
+    unsigned long long state; /* of Knuth's generator for 64 bits */
+    if (!PyArg_ParseTuple(arguments, "OK", &numbers, &state)) /* K takes the lowest 64 bits */
+        return NULL;
+    PyObject *order = PySequence_List(numbers);
+    if (!order)
+        return NULL;
+    for (Py_ssize_t last = PyList_GET_SIZE(order) - 1; last > 0; last--) {
+        state = (state * 6364136223846793005u + 1442695040888963407u) & 0xFFFFFFFFFFFFFFFFu;
+        Py_ssize_t at = (Py_ssize_t)((state >> 32) * ((uint64_t)last + 1) >> 32);
+        PyObject *moved = PyList_GET_ITEM(order, last);
+        PyList_SET_ITEM(order, last, PyList_GET_ITEM(order, at));
+        PyList_SET_ITEM(order, at, moved);
+    }
+    return order;
+}
+
 static PyMethodDef methods[] = {{"run", run, METH_O, about_run},
                                 {"block_sums", block_sums, METH_VARARGS, about_sums},
+                                {"shuffled", shuffled, METH_VARARGS, about_shuffled},
                                 {"exact_members", exact_members, METH_VARARGS, about_members},
                                 {NULL, NULL, 0, NULL}};
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_decode", NULL, -1, methods, NULL, NULL, NULL, NULL};

@@ -151,14 +151,24 @@ def decode_normalised(
 
 def picture_job(data: Buffer, size: int, out: UInt8) -> Job:
     """Return the job of `decode_picture`."""
-    return compiled.PICTURE, data, out, size, _npy_header("|u1", 3, size, size), None
+    return compiled.PICTURE, data, out, *picture_rest(size)
+
+
+def picture_rest(size: int) -> tuple[int, bytes, bytes | None]:
+    """Return what follows the data and the array in the job of `decode_picture`: it is the same for all pictures."""
+    return size, _npy_header("|u1", 3, size, size), None
 
 
 def normalised_job(
     data: Buffer, size: int, mean: Sequence[float], std: Sequence[float], out: NDArray[np.float32]
 ) -> Job:
     """Return the job of `decode_normalised`."""
-    return compiled.PICTURE, data, out, size, _npy_header("|u1", 3, size, size), _table(tuple(mean), tuple(std))
+    return compiled.PICTURE, data, out, *normalised_rest(size, mean, std)
+
+
+def normalised_rest(size: int, mean: Sequence[float], std: Sequence[float]) -> tuple[int, bytes, bytes | None]:
+    """Return what follows the data and the array in the job of `decode_normalised`: it is the same for all pictures."""
+    return size, _npy_header("|u1", 3, size, size), _table(tuple(mean), tuple(std))
 
 
 @lru_cache
@@ -323,13 +333,19 @@ def encode_prompts(prompts: Bool) -> bytes:
 
 def cells_job(data: Buffer, grid: int, position: int, out: Bool) -> Job:
     """Return the job that decodes the cells of one object to `out`, (grid, grid) bool."""
-    return compiled.CELLS, data, out, position, _npy_header("|b1", _count_prompts(data, grid), grid, grid), None
+    return compiled.CELLS, data, out, position, _header_of_prompts(len(data), grid), None
 
 
-def _count_prompts(data: Buffer, grid: int) -> int:
-    """Return the number of objects that encoded prompts of this length have, whatever their bytes are."""
+@lru_cache(maxsize=1024)
+def _header_of_prompts(length: int, grid: int) -> bytes:
+    """Return the header that encoded prompts of this length must have."""
+    return _npy_header("|b1", _count_prompts(length, grid), grid, grid)
+
+
+def _count_prompts(length: int, grid: int) -> int:
+    """Return the number of objects that encoded prompts of this length have."""
     # Headers are padded to 64 bytes, and a count's digits do not reach the next 64: all are equally long.
-    count = (len(data) - len(_npy_header("|b1", 1, grid, grid))) // (grid * grid)
+    count = (length - len(_npy_header("|b1", 1, grid, grid))) // (grid * grid)
     return min(max(count, 0), MAX_OBJECTS)
 
 
@@ -339,7 +355,7 @@ def decode_prompts(data: Buffer, grid: int, objects: Sequence[int] | None = None
     Raises:
         BadShard: the bytes are not prompts, or an object does not exist.
     """
-    count = _count_prompts(data, grid)
+    count = _count_prompts(len(data), grid)
     begin = _npy_begin(data, "|b1", (count, grid, grid))
     area = grid * grid
     if objects and not 0 <= min(objects) <= max(objects) < count:

@@ -55,6 +55,12 @@ def exact_members(
     return found
 
 
+def shuffled(numbers: Sequence[int], salt: int) -> list[int]:
+    """See `trainer.data.choice.shuffled`."""
+    order: list[int] = _loops.shuffled(numbers, salt)
+    return order
+
+
 def block_sums(picture: NDArray[np.uint8], blocks: int) -> NDArray[np.uint32] | None:
     """Return the sums of blocks x blocks equal parts of each plane: (3, S, S) -> (3, blocks, blocks).
 

@@ -35,6 +35,8 @@ from shards.recipe import Recipe
 
 Array = NDArray[Any]
 _OPEN_TARS = 256  # mapped at a time; far below any limit on open files
+_MASKS = Field("masks", None)
+_MASKS_OF_SEVERAL = Field("masks", 1)
 
 
 def decode_field(
@@ -70,11 +72,15 @@ def decode_field(
 @lru_cache(maxsize=256)
 def _member_names(
     frames: int, layout: tuple[FieldName, ...], pictures: Codec, version: int
-) -> tuple[tuple[bytes, ...], tuple[Field, ...]]:
-    """Return what follows the key in the members' names, in the tar's order, and the fields of all but the JSON."""
+) -> tuple[tuple[bytes, ...], tuple[Field, ...], tuple[int, ...]]:
+    """Return what follows the key in the members' names, in the tar's order, and the fields of all but the JSON.
+
+    Also the numbers of those members that are pictures.
+    """
     fields = frame_fields(frames, layout)
     names = (f".{field}.{field.extension(pictures, version)}".encode() for field in fields)
-    return (f".{META_EXTENSION}".encode(), *names), tuple(fields)
+    of_pictures = (number for number, field in enumerate(fields, 1) if field.is_picture)
+    return (f".{META_EXTENSION}".encode(), *names), tuple(fields), tuple(of_pictures)
 
 
 def stored_fields(
@@ -161,19 +167,19 @@ class StoredSample:
     """A sample as stored in its tar. Members are views of the mapped file, neither decoded nor copied.
 
     Args:
-        where: tar and key, for messages.
+        tar: its path, for messages.
         frames: number of frames; 0 for text alone.
         json: bytes of its JSON, which is parsed when `meta` is first read.
         members: encoded bytes by field.
     """
 
     def __init__(
-        self, key: str, where: str, frames: int, json: memoryview | bytes, members: dict[Field, memoryview]
+        self, key: str, tar: Path | str, frames: int, json: memoryview | bytes, members: dict[Field, memoryview]
     ) -> None:
         self.key = key
-        self.where = where
         self.frames = frames
         self.members = members
+        self._tar = tar
         self._json = json
         self.compare: Callable[[Copies], None] | None = None
         """Compares the sample's bytes with the index while it copies arrays that are views of them. Raises `BadShard`.
@@ -181,10 +187,15 @@ class StoredSample:
         None: the bytes need no comparison.
         """
 
+    @property
+    def where(self) -> str:
+        """Tar and key, for messages."""
+        return f"{self._tar}: {self.key}"
+
     @cached_property
     def objects(self) -> int:
         """Number of objects, from its first member of masks; 0 where it has none. Raises `BadShard`."""
-        masks = self.members.get(Field("masks", 1 if self.frames > 1 else None))
+        masks = self.members.get(_MASKS_OF_SEVERAL if self.frames > 1 else _MASKS)
         if masks is None:
             return 0
         try:
@@ -205,7 +216,7 @@ class StoredSample:
 
     def detached(self) -> StoredSample:
         """Return the sample with a copy of its JSON and without members, so that the mapped file can be released."""
-        detached = StoredSample(self.key, self.where, self.frames, bytes(self._json), {})
+        detached = StoredSample(self.key, self._tar, self.frames, bytes(self._json), {})
         detached.objects = self.objects
         return detached
 
@@ -246,7 +257,8 @@ class ShardSet:
         self.index = read_index(self.folder, None if check == "never" else self.manifest.index_sha256)
         self.check: Check = check
         self._checked = bytearray(len(self.index))  # a byte per sample: setting a bit would not be atomic
-        self._rows = self.index.view(np.ndarray)  # a row of a memmap takes ten times as long to get
+        # A row of a memmap takes ten times as long to get.
+        self._places = self.index.view(np.ndarray)[["key", "shard", "offset", "size", "crc32"]]
         if len(self.index) != self.manifest.samples:
             raise BadShard(
                 "index and manifest differ",
@@ -295,7 +307,7 @@ class ShardSet:
             BadShard: the bytes have changed since they were written, or the index does not point at a whole sample of
                 this key.
         """
-        name, shard, offset, size, crc, *_ = self._rows[position].item()
+        name, shard, offset, size, crc = self._places[position].item()
         key = name.decode("ascii", "replace")
         tar = self._tar(shard)
         compare = None
@@ -306,7 +318,7 @@ class ShardSet:
                 tar = self._compared(tar, shard, key, offset, size, crc)
                 self._checked[position] = 1
         try:
-            sample = self._open(tar, key, offset, size)
+            sample = self._open(tar, key, name, offset, size)
         except BadShard as error:
             if compare:
                 compare(())  # changed bytes are the better reason to give
@@ -314,23 +326,25 @@ class ShardSet:
         sample.compare = compare
         return sample
 
-    def _open(self, tar: MappedTar, key: str, offset: int, size: int) -> StoredSample:
-        name = key.encode("ascii", "replace")
-        where = f"{tar.path}: {key}"
+    def _open(self, tar: MappedTar, key: str, name: bytes, offset: int, size: int) -> StoredSample:
+        pictures = self.manifest.codec
         frames, layout = self._alike
-        names, fields = _member_names(frames, layout, self.manifest.codec, self.manifest.version)
+        names, fields, of_pictures = _member_names(frames, layout, pictures, self.manifest.version)
         found = tar.exact_members(offset, size, name, names) if KEY.fullmatch(key) else None
         if found is None:
             members = list(tar.members(offset, size))
             alike = self._layout_of(key, [member for _, member, _ in members])
             if alike is None:
-                return self._open_unusual(key, where, members)
+                return self._open_unusual(key, tar.path, members)
             self._alike = frames, layout = alike
-            _, fields = _member_names(frames, layout, self.manifest.codec, self.manifest.version)
+            _, fields, of_pictures = _member_names(frames, layout, pictures, self.manifest.version)
             found = [data for _, _, data in members]
-        views = dict(zip(fields, found[1:], strict=True))
-        _check_pictures(views, self.manifest.codec)
-        return StoredSample(key, where, frames, found[0], views)
+        json, *stored = found
+        views = dict(zip(fields, stored, strict=True))
+        for number in of_pictures:
+            if codec.codec_of(found[number]) != pictures:
+                _check_pictures(views, pictures)  # says what is wrong
+        return StoredSample(key, tar.path, frames, json, views)
 
     def _layout_of(self, key: str, members: list[str]) -> tuple[int, tuple[FieldName, ...]] | None:
         """Return number and fields of the frames of a sample whose members have these names; None for other names.
@@ -340,7 +354,7 @@ class ShardSet:
         """
         for layout in LAYOUTS:
             frames = (len(members) - 1) // len(layout)
-            names, _ = _member_names(frames, layout, self.manifest.codec, self.manifest.version)
+            names, *_ = _member_names(frames, layout, self.manifest.codec, self.manifest.version)
             if members == [key + rest.decode() for rest in names]:
                 self.manifest.check_sample(frames, layout is FIELDS and frames > 0)
                 return frames, layout
@@ -348,7 +362,7 @@ class ShardSet:
 
     def _compare(self, tar: MappedTar, position: int, copies: Copies) -> None:
         """Compare a sample's bytes with the index while copying arrays out of them; raises `BadShard`."""
-        name, _, offset, size, crc, *_ = self._rows[position].item()
+        name, _, offset, size, crc = self._places[position].item()
         _check_crc32(crc32_while_copying(tar.view[offset : offset + size], copies), crc, tar, name.decode("ascii"))
         self._checked[position] = 1
 
@@ -357,7 +371,7 @@ class ShardSet:
         _check_crc32(crc32(tar.view[offset : offset + size]), expected, tar, key)
         return tar
 
-    def _open_unusual(self, key: str, where: str, members: list[tuple[int, str, memoryview]]) -> StoredSample:
+    def _open_unusual(self, key: str, tar: Path, members: list[tuple[int, str, memoryview]]) -> StoredSample:
         """Open a sample whose members are in another order; raises `BadShard` on another key or a missing member."""
         groups = list(group_members(iter(members)))
         if [group[0] for group in groups] != [key] or META_EXTENSION not in groups[0][2]:
@@ -366,7 +380,7 @@ class ShardSet:
         meta = parse_meta(named[META_EXTENSION])
         self.manifest.check_sample(len(meta["frames"]), bool(meta["objects"]))
         stored = stored_fields(meta, named, self.manifest.codec, self.manifest.version)
-        return StoredSample(key, where, len(meta["frames"]), named[META_EXTENSION], stored)
+        return StoredSample(key, tar, len(meta["frames"]), named[META_EXTENSION], stored)
 
     def sample(self, position: int) -> tuple[dict[str, Any], dict[Field, memoryview]]:
         """Return a sample's JSON and its encoded members, which are views of the mapped file."""

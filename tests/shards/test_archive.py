@@ -132,7 +132,7 @@ def test_json_is_checked_at_its_first_access(sav_set, tmp_path):
         _ = damaged.meta
     whole = ShardSet(sav_set).open(0)
     other = StoredSample("a", "a.tar", 1, memoryview(json.dumps(whole.meta).encode()), {MASKS: whole.members[MASKS_1]})
-    with pytest.raises(BadShard, match=r"a.tar: JSON and members differ; met 2 frames, 1 objects; wanted 1 "):
+    with pytest.raises(BadShard, match=r"a.tar: a: JSON and members differ; met 2 frames, 1 objects; wanted 1 "):
         _ = other.meta
 
 

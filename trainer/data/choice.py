@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from shards import compiled
 
 UInt64 = NDArray[np.uint64]
 _MASK = 0xFFFFFFFFFFFFFFFF
@@ -22,8 +24,7 @@ _INCREMENT = 1442695040888963407
 _MANY = 32  # numbers from which on numpy is faster
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """Objects and frames that a visit takes of a sample."""
 
     objects: list[int]
@@ -50,6 +51,8 @@ def salt_of(*names: object) -> int:
 
 def shuffled(numbers: Sequence[int], salt: int) -> list[int]:
     """`numbers` in an order drawn with the seed `salt`, all orders equally likely (Fisher and Yates)."""
+    if compiled.is_compiled():
+        return compiled.shuffled(numbers, salt)
     order = [*numbers]
     if len(order) > _MANY:
         multipliers, increments, counts = _steps(len(order))

@@ -86,6 +86,12 @@ class Decoder(ABC, Generic[AnyPlan]):
         self._as_stored = normalise == "device"
         self._pin = pin
         self._buffers = buffers
+        small = codec.normalised_rest(recipe.vision_size, recipe.mean, recipe.std)
+        self._pictures = {
+            "pixel_values": codec.picture_rest(recipe.vision_size) if self._as_stored else small,
+            "g_pixel_values": codec.picture_rest(recipe.sam_size),
+        }
+        """What follows the data and the place of a picture in its job, by the field's name."""
 
     @abstractmethod
     def plan(self, visit: SampleVisit) -> AnyPlan:
@@ -154,15 +160,7 @@ class Decoder(ABC, Generic[AnyPlan]):
 
     def picture(self, sample: StoredSample, field: Field, outs: Sequence[Array], work: Work) -> None:
         """Let `work` decode a picture to each of `outs`."""
-        data = _member(sample, field)
-        recipe = self._recipe
-        if field.name == "g_pixel_values":
-            job = codec.picture_job(data, recipe.sam_size, outs[0])
-        elif self._as_stored:
-            job = codec.picture_job(data, recipe.vision_size, outs[0])
-        else:
-            job = codec.normalised_job(data, recipe.vision_size, recipe.mean, recipe.std, outs[0])
-        work.add(job, sample, field)
+        work.add((compiled.PICTURE, _member(sample, field), outs[0], *self._pictures[field.name]), sample, field)
         for out in outs[1:]:
             work.copy(outs[0], out)
 
@@ -192,9 +190,10 @@ def _stored(sample: StoredSample, field: Field) -> Field:
 
 def _member(sample: StoredSample, field: Field) -> memoryview:
     stored = _stored(sample, field)
-    if stored not in sample.members:
+    data = sample.members.get(stored)
+    if data is None:
         raise BadShard("a sample without this field", where=f"{sample.where}.{stored}", wanted=str(stored))
-    return sample.members[stored]
+    return data
 
 
 class Work:
@@ -218,14 +217,20 @@ class Work:
 
     def add(self, job: Job, sample: StoredSample, field: Field) -> None:
         """Add a job that decodes a field of the sample that was begun last."""
+        if sample.compare is not None and self._is_copied_while_comparing(job, sample, field):
+            return
+        self._jobs.append((*job, sample, field))
+
+    def _is_copied_while_comparing(self, job: Job, sample: StoredSample, field: Field) -> bool:
+        """Whether the job copies a raw picture; the comparison of the sample's bytes then does it."""
         kind, data, out, size, _, table = job
-        if sample.compare and kind == compiled.PICTURE and table is None and codec.is_raw(data):
-            try:
-                self._comparisons[-1][1].append((out, codec.read_picture(data, size)))
-            except BadShard as error:
-                raise error.at(f"{sample.where}.{_stored(sample, field)}") from None
-        else:
-            self._jobs.append((*job, sample, field))
+        if kind != compiled.PICTURE or table is not None or not codec.is_raw(data):
+            return False
+        try:
+            self._comparisons[-1][1].append((out, codec.read_picture(data, size)))
+        except BadShard as error:
+            raise error.at(f"{sample.where}.{_stored(sample, field)}") from None
+        return True
 
     def copy(self, source: Array, out: Array) -> None:
         """Copy `source` to `out` when the jobs before this one are done."""

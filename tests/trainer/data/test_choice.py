@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shards import compiled
 from trainer.data.choice import Choice, choose, salt_of, shuffled, take_in_turn
 
 
@@ -95,3 +96,14 @@ def test_grouping_thousands_of_objects_in_separate_frames_is_fast():
     able = np.flatnonzero(visible.any(0)).tolist()
     choice = choose(visible, able, 4, 1, 0)
     assert len(choice.objects) == 4
+
+
+@pytest.mark.skipif(not compiled.is_compiled(), reason="not compiled here")
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(count=st.integers(0, 200), salt=st.integers(0, 2**64 - 1))
+def test_the_compiled_order_is_that_of_python(count: int, salt: int):
+    numbers = [3 * n for n in range(count)]
+    ours = shuffled(numbers, salt)
+    with compiled.python_alone():
+        assert ours == shuffled(numbers, salt)
+    assert numbers == [3 * n for n in range(count)] and sorted(ours) == numbers
