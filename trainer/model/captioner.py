@@ -97,22 +97,27 @@ def read_pictures(
 ) -> tuple[Rows, Tensor, DynamicCache]:
     """Run what questions about regions have in common once for each picture; arguments as of `Captioner.forward`.
 
-    Rows begin with the same tokens, and up to the first one of a region these depend on the picture alone.
+    Rows begin with the same tokens, and up to the first one of a region these depend on the picture alone. Nothing is
+    shared where layers attend within a sliding window: the padding between the common tokens and the rest of a shorter
+    row would count as tokens of its window.
 
     Returns:
         The rest of the rows, padded at its start, its embeddings, and the keys and values of what comes before it.
     """
     prompts = model.prompts
+    cache = DynamicCache(config=model.language_model.config)
+    whole = prompts.padded(rows, model.device, left=True)
+    embeddings = model.embed_rows(whole, visual_tokens, image_of_row, regions)
+    if any(cache.is_sliding):
+        return whole, embeddings, cache
     shared = min(common_start(rows), *(_first_of_region(row, prompts.context) for row in rows))
     pictures = len(visual_tokens)
     starts = prompts.padded([cut_row(rows[0], 0, shared)] * pictures, model.device)
     shown = model.embed_rows(starts, visual_tokens, torch.arange(pictures, device=model.device))
-    cache = DynamicCache(config=model.language_model.config)
     model.run_language_model(shown, starts.mask, starts.positions, cache)
     cache.batch_select_indices(image_of_row)
-    whole = prompts.padded(rows, model.device, left=True)
     rest = prompts.padded([cut_row(row, shared) for row in rows], model.device, left=True)
-    return rest, model.embed_rows(whole, visual_tokens, image_of_row, regions)[:, shared:], cache
+    return rest, embeddings[:, shared:], cache
 
 
 def _first_of_region(row: TokenRow, context: int) -> int:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from trainer.model.architecture import PRESETS, Architecture
 from trainer.model.captioner import Caption, Captioner, captions_of, choose
 from trainer.model.generation import Answers
 from trainer.model.prompts import Prompts
-from trainer.model.sa2va import Sa2VA
+from trainer.model.sa2va import Sa2VA, preset_prompts
 from trainer.model.tokenizer import byte_tokenizer
 
 
@@ -46,6 +47,26 @@ def test_greedy_generation_equals_one_row_at_a_time_without_a_cache(model: Sa2VA
     _, visual_tokens, _, regions = question
     captions = Captioner(model)(*question, 6).tokens()
     assert captions == [by_hand(model, visual_tokens, regions, i, 6) for i in range(2)]
+
+
+def test_padding_is_no_part_of_a_sliding_window():
+    """The layers see the last 160 tokens, which reach beyond a small region. Each of three regions of unequal size has
+    the logits that it has alone, without a cache."""
+    torch.manual_seed(0)
+    tiny = PRESETS["tiny"]
+    window = {"use_sliding_window": True, "sliding_window": 160, "max_window_layers": 0}
+    config = {**tiny.config, "llm_config": {**tiny.config["llm_config"], **window}}
+    model = Sa2VA(Architecture(config, tiny.sam), preset_prompts("tiny")).eval().requires_grad_(False)
+    regions = torch.zeros(3, 1, 16, 16, dtype=torch.bool)
+    regions[0, 0, 2:12, 2:12] = regions[1, 0, 5, 5] = regions[2, 0, :3, 1] = True
+    visual_tokens = torch.randn(1, 256, model.mlp1[0].normalized_shape[0])
+    rows = [model.prompts.describe("x", [int(region.sum())]) for region in regions]
+    logits: list[torch.Tensor] = []
+    model.language_model.lm_head.register_forward_hook(lambda module, inputs, output: logits.append(output))
+    Captioner(model)(rows, visual_tokens, torch.zeros(3, dtype=torch.int64), regions, 1)
+    for i in range(3):
+        by_hand(model, visual_tokens.expand(3, -1, -1), regions, i, 1)
+    torch.testing.assert_close(logits[0], torch.stack(logits[1:]), atol=1e-4, rtol=1e-4)
 
 
 def test_objects_of_a_picture_share_its_keys_and_values(model: Sa2VA, monkeypatch: pytest.MonkeyPatch):
