@@ -211,6 +211,8 @@ def open_data(config: Config, accelerator: Accelerator, show: Show) -> RunData:
     held_out = {name: Loader(shards, judging_options(config, name, prompts, **here)) for name in judged}
     for loader in train.values():
         check_recipe(loader.recipe, vision_size=VISION_SIZE, grid=GRID, sam_size=IMAGE_SIZE, mean=MEAN, std=STD)
+    for line in dict.fromkeys(line for loader in train.values() for line in loader.selected):
+        show(line)
     for line in dict.fromkeys(line for loader in train.values() for line in loader.lossy):
         show(f"pictures are not bit-equal to the recipe: {line}")
     if accelerator.is_main_process:

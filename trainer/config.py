@@ -22,7 +22,7 @@ from shards.errors import UserError
 from shards.groups import Group
 from shards.size import parse_size
 from shards.storage.cache import DEFAULT_FOLDER, DEFAULT_LIMIT, Cache
-from trainer.config_errors import user_error
+from trainer.config_errors import shown, user_error
 from trainer.config_values import Given, leaves, merged, nested, parse
 from trainer.conversations.kinds import KINDS
 from trainer.conversations.options import ConversationOptions, NoTarget
@@ -44,6 +44,13 @@ def _as_size(text: str) -> str:
     except UserError as error:
         raise refuse(error.what, met=error.met, wanted=error.wanted) from None
     return text
+
+
+def _as_where(value: Any) -> Any:
+    for condition in value.values() if isinstance(value, dict) else [value]:
+        if not isinstance(Text().checked(condition), str) and value is not None:
+            raise refuse("not a condition", met=shown(condition), wanted="a condition, or {source: condition}")
+    return value
 
 
 def _as_list(value: Any) -> Any:
@@ -124,6 +131,9 @@ class DataConfig:
     """How often a source's samples come per epoch, such as {sav: 2, sa1b: 0.1}; 1 for a source that is not named. Of a
     fraction each epoch takes other samples: with 0.1 each sample comes exactly once in ten epochs. 0 leaves a source
     out, which then needs no shards."""
+    where: Annotated[str | dict[Name, str] | None, BeforeValidator(_as_where)] = None
+    """SQL condition over the table of objects (TABLE.md), or {source: condition}: each sample is as if it had only the
+    objects for which it is true. Samples without one are left out."""
     holdout: Fraction = 0.05
     """Share of the samples that is never trained on, chosen by a hash of names; 0: none, and no evaluation."""
     holdout_by: Group = "picture"

@@ -101,9 +101,10 @@ class Text:
     is_path: bool = False
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_before_validator_function(self._checked, handler(source))
+        return core_schema.no_info_before_validator_function(self.checked, handler(source))
 
-    def _checked(self, value: Any) -> Any:
+    def checked(self, value: Any) -> Any:
+        """Return `value`, whatever is no text too; raise the error of `refuse` for a text that is refused."""
         if not isinstance(value, str):
             return value
         if not value.strip():

@@ -55,6 +55,7 @@ def _common(config: Config, objective: str, prompts: Prompts | None) -> Mapping[
         "purpose": config.key_of(objective),
         "sources": config.objectives()[objective].sources,
         "repeats": data.sources,
+        "where": data.where,
         "need": load_objective(objective).needs,
         "kind": load_objective(objective).conversation_kind,
         "prompts": prompts,

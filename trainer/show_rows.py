@@ -13,7 +13,7 @@ from rich.text import Text
 
 from shards.printable import printable, printable_lines
 from shards.tables import plain_console
-from trainer.config import Config, load_config
+from trainer.config import load_config
 from trainer.data.batch import ConversationBatch, required
 from trainer.data.loader import Loader
 from trainer.doctor.machine import count_processes
@@ -103,7 +103,8 @@ class ShownRow:
 def show_rows(arguments: Sequence[str], number: int, as_json: bool) -> None:
     """Print the first rows of each objective of the run that `trainer/train.py` would start with these arguments.
 
-    Objectives on pairs of frames make their rows during the step: this is said in a line.
+    Objectives on pairs of frames make their rows during the step: this is said in a line, as is what `data.where`
+    chooses.
 
     Raises:
         UserError: a mistake in the configuration, or shards or a tokenizer that cannot be read.
@@ -112,11 +113,18 @@ def show_rows(arguments: Sequence[str], number: int, as_json: bool) -> None:
     prompts = base_prompts(config.model)
     console = plain_console()
     found = []
+    said: set[str] = set()
     for name in config.objectives():
         if not load_objective(name).reads_conversations:
             print(f"{name}: its rows are made during the step", file=sys.stderr)
             continue
-        rows = islice(_rows(config, name, prompts), number)
+        options = training_options(config, name, prompts, accumulation=config.accumulation * count_processes())
+        loader = Loader(config.data.shards, options)
+        for chosen in loader.selected:
+            if chosen not in said:
+                print(printable(chosen), file=sys.stderr)
+        said.update(loader.selected)
+        rows = islice(_rows(loader, name), number)
         if as_json:
             found += [row.to_json(prompts) for row in rows]
             continue
@@ -128,10 +136,8 @@ def show_rows(arguments: Sequence[str], number: int, as_json: bool) -> None:
         print(json.dumps(found))
 
 
-def _rows(config: Config, objective: str, prompts: Prompts) -> Iterator[ShownRow]:
+def _rows(loader: Loader, objective: str) -> Iterator[ShownRow]:
     """Yield the rows of an objective in the order in which a run reads them, epoch after epoch."""
-    options = training_options(config, objective, prompts, accumulation=config.accumulation * count_processes())
-    loader = Loader(config.data.shards, options)
     for epoch in count():
         empty = True
         for batch in loader.epoch(epoch):

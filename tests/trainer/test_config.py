@@ -59,6 +59,8 @@ def test_the_saved_configuration_is_the_one_in_effect(tmp_path: Path):
         ("batch_size=0", "batch_size: out of range; met 0; wanted > 0"),
         ("corrupt_ratio=1.5", "corrupt_ratio: out of range"),
         ("data.sources={sa1b: 0.00001}", "data.sources.sa1b: out of range"),
+        ("data.where=[area > 0.1]", "data.where: not a condition; met [area > 0.1]; wanted a condition, or {source: "),
+        ("data.where={sav: ' '}", "data.where: empty value"),
         ("data.frames=40", "conversation.max_row_tokens: rows end before their pictures do; met 8192; wanted > 10,360"),
         ("conversation.kinds={sav: talk}", "conversation.kinds.sav: no such kind of conversation; met 'talk'"),
         ("conversation.no_target=shrug", "conversation.no_target"),

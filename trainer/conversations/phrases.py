@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from trainer.conversations.visit import Visit
 
 UNKNOWN = "expressions of unknown objects"
 WITHOUT_TEXT = "expressions without a text"
+NOT_CHOSEN = "expressions of objects that data.where leaves out"
 NO_TARGET_LEFT_OUT = "phrases of no object left out"
 _TRIES = 8
 """Phrases of other samples that are drawn until one does not fit."""
@@ -29,11 +30,19 @@ class Phrase:
     """Whether the dataset says that it is a sentence, not a name."""
 
 
-def phrases_of(meta: Mapping[str, Any]) -> list[str]:
-    """Return the texts of a sample's JSON that refer to its objects: its expressions, or else the objects' texts."""
+def phrases_of(meta: Mapping[str, Any], chosen: Collection[int] | None = None) -> list[str]:
+    """Return the texts of a sample's JSON that refer to its objects: its expressions, or else the objects' texts.
+
+    Args:
+        chosen: the numbers of the objects that count; None: all.
+    """
+    objects = meta.get("objects", ())
+    numbers = range(len(objects)) if chosen is None else chosen
     if has_expressions(meta):
-        return [item["text"] for item in _expressions(meta) if item.get("objects") and says_something(item.get("text"))]
-    return [text for item in meta.get("objects", ()) for text in usable_texts(item)]
+        hidden = {objects[number]["id"] for number in {*range(len(objects))} - {*numbers}}
+        said = (item for item in _expressions(meta) if item.get("objects") and says_something(item.get("text")))
+        return [item["text"] for item in said if not any(name in hidden for name in dict.fromkeys(item["objects"]))]
+    return [text for number in numbers for text in usable_texts(objects[number])]
 
 
 def has_expressions(meta: Mapping[str, Any]) -> bool:
@@ -49,9 +58,9 @@ def candidates(visit: Visit) -> list[list[Phrase]]:
     meta = visit.sample.meta
     if not has_expressions(meta):
         return [
-            [Phrase(text, (number,), item.get("is_sentence") is True) for text in usable_texts(item)]
-            for number, item in enumerate(meta["objects"])
-            if usable_texts(item)
+            [Phrase(text, (number,), meta["objects"][number].get("is_sentence") is True) for text in texts]
+            for number in visit.sample.objects
+            if (texts := visit.sample.texts(number))
         ]
     found = []
     for item in _expressions(meta):
@@ -60,6 +69,8 @@ def candidates(visit: Visit) -> list[list[Phrase]]:
             visit.notes[WITHOUT_TEXT] += 1
         elif objects is None:
             visit.notes[UNKNOWN] += 1
+        elif not visit.sample.all_chosen(objects):
+            visit.notes[NOT_CHOSEN] += 1
         elif not objects and visit.options.no_target == "left_out":
             visit.notes[NO_TARGET_LEFT_OUT] += 1
         else:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from shards.sample import usable_texts
 
 
 @dataclass(frozen=True)
@@ -22,10 +24,25 @@ class SampleTexts:
     """The sample's JSON."""
     cells: NDArray[np.integer[Any]]
     """(F, N): number of prompt cells of each object in each frame. N is 0 without objects, F without pictures."""
+    chosen: Sequence[int] | None = None
+    """Numbers of the objects that are asked for; None: all. The others are only seen."""
 
     @property
     def frames(self) -> int:
         return len(self.cells)
+
+    @property
+    def objects(self) -> Sequence[int]:
+        """Numbers of the objects that are asked for, ascending."""
+        return range(len(self.meta["objects"])) if self.chosen is None else self.chosen
+
+    def texts(self, number: int) -> list[str]:
+        """Return the texts of an object that say something."""
+        return usable_texts(self.meta["objects"][number])
+
+    def all_chosen(self, numbers: Iterable[int]) -> bool:
+        """Return whether all objects with these numbers are asked for."""
+        return self.chosen is None or {*numbers} <= {*self.chosen}
 
     def numbers(self, ids: Any) -> tuple[int, ...] | None:
         """Return the numbers of the objects with these ids, from 0; None where one is not among the objects.

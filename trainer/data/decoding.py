@@ -49,6 +49,8 @@ class SampleVisit(NamedTuple):
     """How often the sample came before in this epoch."""
     other_phrase: Callable[[Random], str | None]
     """Draws a phrase of another sample of the source; None where there is none."""
+    chosen: Sequence[int] | None = None
+    """Numbers of the objects that count, ascending; None: all."""
 
 
 class Plan(Protocol):

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from shards.reader import ShardSet
 from trainer.conversations.options import ConversationOptions
 from trainer.data.choice import hash64
+from trainer.data.selection import Selection
 
 _STEPS = 50
 """Steps whose samples are sorted among one another, as in transformers' sampler for this."""
@@ -18,7 +19,9 @@ _TURN_TOKENS = 40
 _LETTERS_PER_TOKEN = 4
 
 
-def expected_tokens(shards: ShardSet, options: ConversationOptions) -> NDArray[np.int64]:
+def expected_tokens(
+    shards: ShardSet, options: ConversationOptions, selection: Selection | None = None
+) -> NDArray[np.int64]:
     """Estimate the tokens of a row of each sample from the index: (N,).
 
     A picture counts 259; of a video `options.frames` pictures. Four letters count one token. Where objects have texts,
@@ -32,7 +35,8 @@ def expected_tokens(shards: ShardSet, options: ConversationOptions) -> NDArray[n
     letters = index["letters"].astype(np.int64) if "letters" in known else np.zeros(len(index), np.int64)
     texts = index["texts"].astype(np.int64)
     pictures = np.where(frames > 1, options.frames, frames)
-    turns = np.full(len(index), options.phrases) if options.with_replacement else np.minimum(texts, options.phrases)
+    askable = texts if selection is None else selection.counts("texts")
+    turns = np.full(len(index), options.phrases) if options.with_replacement else np.minimum(askable, options.phrases)
     asked = turns * (_TURN_TOKENS + letters // np.maximum(texts, 1) // _LETTERS_PER_TOKEN)
     words = np.where(texts > 0, asked, letters // _LETTERS_PER_TOKEN)
     return np.minimum(pictures * _PICTURE_TOKENS + words, options.max_row_tokens)

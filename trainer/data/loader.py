@@ -38,6 +38,7 @@ from trainer.data.lengths import expected_tokens
 from trainer.data.order import SHUFFLE_WINDOW, Entry, Part, SampleOrder, entries_of
 from trainer.data.other_phrases import OtherPhrases
 from trainer.data.pair_decoder import PairDecoder
+from trainer.data.selection import Selection, Where, check_sources, lines_of, select
 from trainer.model.prompts import Prompts
 from trainer.trained_on import picture_ids, sample_ids
 
@@ -65,10 +66,11 @@ def check_recipe(
             )
 
 
-def _described(shards: ShardSet) -> str:
+def _described(shards: ShardSet, selection: Selection | None) -> str:
     manifest = shards.manifest
     lossy = f", {manifest.pictures}" if manifest.psnr else ""
-    return f"{manifest.source}: {len(shards)} samples, plan {manifest.plan[:12]}{lossy}"
+    chosen = f", {selection.described}" if selection is not None else ""
+    return f"{manifest.source}: {len(shards)} samples, plan {manifest.plan[:12]}{lossy}{chosen}"
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,8 @@ class LoaderOptions:
     repeats: Mapping[str, float] = field(default_factory=dict)
     """How often the training samples of a source come in an epoch, by its name; once where it is not named. Of a
     fraction each epoch takes other samples: with 0.1 each comes once in ten epochs."""
+    where: Where = None
+    """Read the samples as if they had only these objects."""
     objects_per_sample: int = 1
     """Most objects that are taken of a sample, in turn."""
     need: Need | None = None
@@ -148,10 +152,15 @@ class Loader:
         self._options = options
         self._entries = _open_entries(paths, options)
         self._sets = [entry.shards for entry in self._entries]
-        read = [entry.shards for entry in self._entries if not entry.copy]
+        first = [entry for entry in self._entries if not entry.copy]
+        read = [entry.shards for entry in first]
         self.recipe = read[0].recipe
-        self.described = [_described(shards) for shards in read]
+        self.described = [_described(entry.shards, entry.selection) for entry in first]
         """What is read, one line per set."""
+        self.selections = {e.shards.folder: e.selection for e in first if e.selection is not None}
+        """What `where` chooses of each set, by its folder; without sets that are taken whole."""
+        self.selected = [*lines_of(read, [entry.selection for entry in first], options.where)]
+        """The same in words, one line per set."""
         self.lossy = [f"{shards.folder}: {shards.manifest.pictures}" for shards in read if shards.manifest.psnr]
         """The sets whose pictures are not bit-equal to what the recipe makes, one line per set."""
         self._decoder = _decoder_for(options, self.recipe)
@@ -161,7 +170,7 @@ class Loader:
         per_step = self._batch_samples * options.accumulation if options.part == "train" else 1
         lengths = None
         if options.conversations and options.group_by_length:
-            lengths = [expected_tokens(shards, options.conversations) for shards in self._sets]
+            lengths = [expected_tokens(e.shards, options.conversations, e.selection) for e in self._entries]
         self._order = SampleOrder(
             self._entries, options.part, options.need, options.seed, options.limit, lengths, per_step
         )
@@ -193,7 +202,8 @@ class Loader:
         left_out = self._order.left_out
         without = f"{left_out} without {NEEDED[options.need]}" if options.need else ""
         if count < least:
-            available = f"{count} samples" + (f", and {without}" if left_out else "")
+            not_chosen = f", {self._order.not_chosen} of which data.where chooses nothing" if options.where else ""
+            available = f"{count} samples" + not_chosen + (f", and {without}" if left_out else "")
             expected = f"{least} (batch_size x processes{' x accumulation' if options.accumulation > 1 else ''})"
             where = ", ".join([*filter(None, [options.purpose]), *(str(shards.folder) for shards in self._sets)])
             do = _MORE[options.part] + (", or give it other sources" if options.sources else "")
@@ -385,6 +395,7 @@ class Loader:
                 number=self._order.visits(position, epoch),
                 copy=entry.copy,
                 other_phrase=partial(self._other_phrases.draw, entry, number),
+                chosen=entry.chosen(number),
             )
             try:
                 plans.append(self._decoder.plan(visit))
@@ -411,7 +422,8 @@ def _open_entries(paths: Sequence[str], options: LoaderOptions) -> list[Entry]:
             known = ", ".join(sorted(names))
             do = f"leave it out, such as data.sources.{unknown[0]}=0" if where == "data.sources" else ""
             raise UserError("no shards of this source", where=where, met=", ".join(unknown), wanted=known, do=do)
-    parts = held_out_parts(sets, options.holdout, options.holdout_by)
+    check_sources(options.where, names)
+    parts = held_out_parts(sets, options.holdout, options.holdout_by)  # whatever `where` says
     read = [
         (shards, part)
         for shards, part in zip(sets, parts, strict=True)
@@ -430,7 +442,7 @@ def _open_entries(paths: Sequence[str], options: LoaderOptions) -> list[Entry]:
     entries = []
     for shards, part in read:
         repeats = options.repeats.get(shards.manifest.source, 1) if options.part == "train" else 1
-        entries += entries_of(shards, part, repeats)
+        entries += entries_of(shards, part, repeats, select(shards, options.where))
     return entries
 
 

@@ -15,6 +15,7 @@ from shards.reader import ShardSet
 from trainer.data.choice import UInt64, hash64
 from trainer.data.decoding import Need
 from trainer.data.lengths import group_by_length
+from trainer.data.selection import Selection
 
 Part = Literal["train", "holdout"]
 """Samples that are trained on, or those that are held out."""
@@ -37,19 +38,27 @@ class Entry:
     """Entries of its set that hold all samples in each epoch."""
     share: Fraction = Fraction(0)
     """Share of the set's samples that an epoch takes once more, in the last entry of the set; below 1."""
+    selection: Selection | None = None
+    """The objects that count; None: all."""
 
     @property
     def is_whole(self) -> bool:
         """Whether the entry holds all samples in each epoch."""
         return self.copy < self.whole
 
+    def chosen(self, number: int) -> list[int] | None:
+        """Return the numbers of the objects of a sample that count; None: all."""
+        return None if self.selection is None else self.selection.of(number)
 
-def entries_of(shards: ShardSet, is_held_out: NDArray[np.bool_], repeats: float) -> list[Entry]:
+
+def entries_of(
+    shards: ShardSet, is_held_out: NDArray[np.bool_], repeats: float, selection: Selection | None = None
+) -> list[Entry]:
     """Return the entries of a set whose samples come `repeats` times in an epoch, a fraction included."""
     exact = Fraction(repeats).limit_denominator(_FINEST)
     whole = int(exact)
     share = exact - whole
-    return [Entry(shards, is_held_out, copy, whole, share) for copy in range(whole + bool(share))]
+    return [Entry(shards, is_held_out, copy, whole, share, selection) for copy in range(whole + bool(share))]
 
 
 class SampleOrder:
@@ -85,10 +94,13 @@ class SampleOrder:
         sets = [entry.shards for entry in entries]
         self.starts: list[int] = np.cumsum([0, *(len(shards) for shards in sets)]).tolist()
         """The first position of each entry."""
-        chosen = np.concatenate([entry.is_held_out for entry in entries]) == (part == "holdout")
-        usable = np.concatenate([usable_samples(shards.index, need) for shards in sets])
+        of_part = np.concatenate([entry.is_held_out for entry in entries]) == (part == "holdout")
+        chosen = of_part & np.concatenate([usable_samples(e.shards.index, None, e.selection) for e in entries])
+        usable = np.concatenate([usable_samples(e.shards.index, need, e.selection) for e in entries])
+        self.not_chosen = int((of_part & ~chosen).sum())
+        """Samples of the part of which no object is chosen."""
         self.left_out = int((chosen & ~usable).sum())
-        """Samples of the part without what is needed."""
+        """Other samples of the part without what is needed."""
         self._positions = self._limited(np.flatnonzero(chosen & usable), limit).astype(np.uint64)
         first = np.cumsum([0, *(len(shards.manifest.shards) for shards in sets)])
         shard_of = np.concatenate([shards.index["shard"] + first[i] for i, shards in enumerate(sets)])
@@ -183,8 +195,10 @@ class SampleOrder:
         return (epoch * share.numerator + slots) // share.denominator
 
 
-def usable_samples(index: NDArray[Any], need: Need | None) -> NDArray[np.bool_]:
+def usable_samples(index: NDArray[Any], need: Need | None, selection: Selection | None = None) -> NDArray[np.bool_]:
     """Whether each sample has what is needed: (N,). A set of an older release may not know."""
+    if selection is not None:
+        return selection.usable(need)
     known = need in (index.dtype.names or ())
     return index[need] > 0 if need and known else np.ones(len(index), np.bool_)
 

@@ -13,6 +13,7 @@ from shards.reader import ShardSet
 from trainer.conversations.phrases import phrases_of
 from trainer.data.holdout import pictures_of
 from trainer.data.order import Entry
+from trainer.data.selection import Selection
 
 _SETS = 256
 _TRIES = 8
@@ -36,15 +37,17 @@ class OtherPhrases:
         """
         shards = entry.shards
         pictures = self._pictures(shards)
-        neighbours = self._neighbours(shards)[int(shards.index["shard"][number])]
+        neighbours = self._neighbours(shards, entry.selection)[int(shards.index["shard"][number])]
         for _ in range(_TRIES):
             other = int(neighbours[draws.randrange(len(neighbours))])
             if pictures[other] == pictures[number] or entry.is_held_out[other] != entry.is_held_out[number]:
                 continue
-            if phrases := phrases_of(shards.meta(other)):
+            if phrases := phrases_of(shards.meta(other), entry.chosen(other)):
                 return draws.choice(phrases)
         return None
 
 
-def _neighbours(shards: ShardSet) -> list[NDArray[np.int64]]:
-    return positions_by_shard(shards.index, len(shards.manifest.shards))
+def _neighbours(shards: ShardSet, selection: Selection | None) -> list[NDArray[np.int64]]:
+    """Return the positions of the samples of each shard that have a chosen object."""
+    by_shard = positions_by_shard(shards.index, len(shards.manifest.shards))
+    return by_shard if selection is None else [some[selection.samples[some]] for some in by_shard]

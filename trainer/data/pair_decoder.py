@@ -99,12 +99,15 @@ class PairDecoder(Decoder[PairPlan]):
         sample = visit.sample
         salt = salt_of(self._seed, sample.key)
         if not self._need:
-            taken = take_in_turn(shuffled(range(sample.objects), salt), self._objects, visit.number)
+            among = range(sample.objects) if visit.chosen is None else visit.chosen
+            taken = take_in_turn(shuffled(among, salt), self._objects, visit.number)
             choice = Choice([n for n, _ in taken], [turn for _, turn in taken], (0, min(1, sample.frames - 1)))
             return PairPlan(sample, choice, visit.copy)
         cells = [self.decode(sample, stored_field("prompt_masks", f + 1)) for f in range(sample.frames)]
         visible = np.stack([mask.any(axis=(1, 2)) for mask in cells])
         able: list[int] = np.flatnonzero(visible.any(axis=0)).tolist()
+        if visit.chosen is not None:
+            able = sorted({*able} & {*visit.chosen})
         if self._need == "texts":
             able = [n for n in able if usable_texts(sample.meta["objects"][n])]
         if not able:

@@ -9,6 +9,7 @@ from shards.reader import ShardSet
 from trainer.config import Config
 from trainer.data.batch import ConversationBatch
 from trainer.data.loader import Loader
+from trainer.data.order import usable_samples
 from trainer.doctor import data
 from trainer.doctor.findings import Finding, ok, size, warn
 from trainer.doctor.footprint import Footprint
@@ -32,7 +33,7 @@ def check_frames(config: Config, opened: data.Data) -> Iterator[Finding]:
             )
             continue
         frames = shards.index["frames"]
-        is_video = (frames > 1) & (shards.index["regions"] > 0)
+        is_video = (frames > 1) & usable_samples(shards.index, "regions", opened.selections.get(shards.folder))
         few = int((is_video & (frames <= wanted + _DRAWN_TWICE)).sum())
         text = f"{shards.folder}: {int(is_video.sum()):,} videos with objects"
         if few:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from trainer.data.decoding import Need
 from trainer.data.holdout import holdout_notes
 from trainer.data.loader import Loader, check_recipe
 from trainer.data.order import usable_samples
+from trainer.data.selection import Selection
 from trainer.doctor.findings import Finding, fail, ok, size, warn
 from trainer.loader_options import training_options
 from trainer.model.architecture import GRID, VISION_SIZE
@@ -47,6 +49,10 @@ class Data:
     """Held-out samples, by objective."""
     described: list[str] = field(default_factory=list)
     """The lines with which a checkpoint identifies the data."""
+    selections: dict[Path, Selection] = field(default_factory=dict)
+    """What `data.where` chooses, by the folder of the set; without sets that are taken whole."""
+    selected: list[str] = field(default_factory=list)
+    """The same in words, one line per set."""
 
     @classmethod
     def open(cls, config: Config, processes: int) -> Data:
@@ -79,6 +85,8 @@ class Data:
         held_out = Loader(config.data.shards, replace(options, part="holdout")) if config.data.holdout else None
         self.held_out[objective] = len(held_out.order(0)) if held_out else 0
         self.described.extend(f"{objective}: {line}" for line in train.described)
+        self.selections.update(train.selections)
+        self.selected.extend(line for line in train.selected if line not in self.selected)
 
 
 def check_sets(config: Config, data: Data) -> Iterator[Finding]:
@@ -103,6 +111,7 @@ def check_sets(config: Config, data: Data) -> Iterator[Finding]:
             f"{name}: {count:,} samples per epoch, {data.held_out[name]:,} held out by {config.data.holdout_by}"
             for name, count in data.train.items()
         ]
+        yield from (ok("data", line) for line in data.selected)
         yield ok("data", "; ".join(counts))
         notes = holdout_notes(data.sets, config.data.holdout, config.data.holdout_by, config.sources())
         yield from (warn("data", note) for note in notes)
@@ -115,12 +124,15 @@ def check_objective(config: Config, data: Data) -> Iterator[Finding]:
         if need is None:
             continue
         sets = [s for s in data.sets if not entry.sources or s.manifest.source in entry.sources]
-        usable = [int(usable_samples(s.index, need).sum()) for s in sets]
+        chosen = [data.selections.get(s.folder) for s in sets]
+        usable = [int(usable_samples(s.index, need, one).sum()) for s, one in zip(sets, chosen, strict=True)]
         what, advice = _NEEDED[need]
-        for shards, count in zip(sets, usable, strict=True):
+        for shards, selection, count in zip(sets, chosen, usable, strict=True):
             do = advice if shards.manifest.objects else "train its texts with the objective converse"
-            text = f"{objective}, {shards.folder}: {count:,} of {len(shards):,} samples have {what}"
-            if count == len(shards):
+            samples = int(usable_samples(shards.index, None, selection).sum())
+            of = "samples" if selection is None else "samples that data.where chooses"
+            text = f"{objective}, {shards.folder}: {count:,} of {samples:,} {of} have {what}"
+            if count == samples:
                 yield ok("objective", text)
             elif any(usable):
                 yield warn("objective", f"{text}, the others are left out; {do}")

@@ -94,6 +94,8 @@ def test_keys_that_do_not_affect_the_result_may_change(run, config, changed):
         ("lr=0.5", "met lr=0.5; wanted lr=2e-05"),
         ("data.sources={sav: 3}", "met data.sources.sav=3; wanted data.sources.sav=2"),
         ("data.sources={sav: 2, coco: 4}", "met data.sources.coco=4; wanted data.sources.coco=nothing"),
+        ("data.where=area > 0.1", "met data.where=area > 0.1; wanted data.where=None"),
+        ("data.where={sav: area > 0.1}", "met data.where.sav=area > 0.1"),
         ("trainable=[lora]", "met trainable=['lora']; wanted trainable=['lora', 'mlp1'"),
         ("model.path=x/y", "met model.path=x/y; wanted model.path=None"),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from shards.sample import usable_texts
 from trainer.conversations.conversation import Conversation, Mark, Turn
 from trainer.conversations.kinds.segment import text_in_turn
 from trainer.conversations.visit import Visit
@@ -20,8 +19,7 @@ def describe(visit: Visit) -> list[Conversation]:
     sample = visit.sample
     options = visit.options
     visible = sample.cells > 0
-    objects = enumerate(sample.meta["objects"])
-    able = [number for number, item in objects if visible[:, number].any() and usable_texts(item)]
+    able = [number for number in sample.objects if visible[:, number].any() and sample.texts(number)]
     if not able:
         return []
     choice = choose(visible, able, options.phrases, salt_of(options.seed, sample.key), visit.number)

@@ -19,6 +19,7 @@ PHRASES = "phrases of grounded captions"
 WITHOUT_PLACE = "phrases of captions without a place in them"
 OUTSIDE = "phrases that do not stand at their place in the caption"
 UNKNOWN = "phrases of captions whose objects were left out"
+NOT_CHOSEN = "phrases of captions of objects that data.where leaves out"
 OVERLAPPING = "phrases of captions that overlap another"
 SECOND_PLACE = "second places of phrases of captions"
 BARE = "captions without a phrase that has a mask"
@@ -80,6 +81,8 @@ def _phrases(caption: Mapping[str, Any], sample: SampleTexts) -> tuple[list[_Phr
             notes[OUTSIDE] += 1
         elif not objects:
             notes[UNKNOWN] += 1
+        elif not sample.all_chosen(objects):
+            notes[NOT_CHOSEN] += 1
         elif str(caption.get("file")).startswith(_FLICKR) and not _is_first_place(start, caption, objects, sample):
             notes[SECOND_PLACE] += 1
         else:

@@ -18,6 +18,7 @@ from trainer.data.choice import salt_of, shuffled
 
 TURNS = "turns about regions"
 LEFT_OUT = "records with a region that was left out"
+NOT_CHOSEN = "records with a region that data.where leaves out"
 NOT_VISIBLE = "records with a region without cells"
 OTHER_SHAPE = "records of another shape"
 _SHORT = "osprey_short_form.json"
@@ -75,6 +76,9 @@ def _usable(visit: Visit, record: Any) -> _Record | None:
         visit.notes[LEFT_OUT] += 1
         return None
     objects = tuple(one for number in numbers for one in number or ())
+    if not visit.sample.all_chosen(objects):
+        visit.notes[NOT_CHOSEN] += 1
+        return None
     shown = np.flatnonzero(np.all(visit.sample.cells[:, objects] > 0, axis=1)).tolist()
     if not shown:
         visit.notes[NOT_VISIBLE] += 1

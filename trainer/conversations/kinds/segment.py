@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from shards.sample import usable_texts
 from trainer.conversations.conversation import Conversation, Mark, Target, Text, Turn
 from trainer.conversations.frames import draw_frames
 from trainer.conversations.phrases import Phrase, candidates, draw_other
@@ -51,7 +50,7 @@ def segment(visit: Visit) -> list[Conversation]:
     visible = sample.cells > 0
     objects = sample.meta["objects"]
     shown: list[bool] = np.any(visible, axis=0).tolist()
-    able = [number for number, item in enumerate(objects) if shown[number] and usable_texts(item)]
+    able = [number for number in sample.objects if shown[number] and sample.texts(number)]
     if not able:
         return []
     choice = choose(visible, able, options.phrases, salt_of(options.seed, sample.key), visit.number)
@@ -65,7 +64,7 @@ def segment(visit: Visit) -> list[Conversation]:
 
 def text_in_turn(visit: Visit, number: int, turn: int) -> str:
     """Return a text of object `number`, which was taken `turn` times before: each text comes before one comes twice."""
-    texts = usable_texts(visit.sample.meta["objects"][number])
+    texts = visit.sample.texts(number)
     order = shuffled(range(len(texts)), salt_of(visit.options.seed, visit.sample.key, number))
     return texts[order[turn % len(order)]]
 
