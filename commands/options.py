@@ -40,6 +40,13 @@ MaskSlack = Annotated[
 ]
 Workers = Annotated[int | None, Option(min=1, help="Processes.  [default: one per usable processor]")]
 Limit = Annotated[int | None, Option(min=1, help="Take the first N inputs only.")]
+Without = Annotated[
+    list[str] | None,
+    Option(
+        metavar="SET",
+        help="Leave out the inputs that this set, folder of sets or pattern holds. May be given several times.",
+    ),
+]
 PictureCodec = Annotated[
     Codec,
     Option(

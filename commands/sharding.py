@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -22,6 +23,7 @@ from commands.options import (
     SourceSplit,
     SplitBy,
     Void,
+    Without,
     Workers,
 )
 from shards.extras import extra
@@ -53,6 +55,7 @@ def shard(
     shard_size: ShardSize = "1GB",
     codec: PictureCodec = "zstd",
     limit: Limit = None,
+    without: Without = None,
     max_bad: MaxBad = 0.05,
     overwrite: Annotated[
         bool, Option("--overwrite", help="Replace a set that was made with other options or from other data.")
@@ -82,6 +85,7 @@ def shard(
     from pipeline import show
     from pipeline.plan import trial_plan
     from pipeline.run import run, run_task
+    from pipeline.without import sets_besides
     from pipeline.workspace import task_share
     from shards.size import parse_size
 
@@ -89,6 +93,7 @@ def shard(
 
     def make(request: Request) -> Result:
         place = _place(out, request.source.name)
+        request = replace(request, without=sets_besides(without or (), place))
         if dry_run:
             with trial_plan(request) as found:
                 show.show_plan(*found, place)
@@ -169,6 +174,7 @@ def estimate(
     shard_size: ShardSize = "1GB",
     codec: PictureCodec = "zstd",
     limit: Limit = None,
+    without: Without = None,
     samples: Annotated[int, Option(min=1, help="Samples to make and encode, spread over the dataset.")] = 64,
 ) -> None:
     """Estimate what sharding a dataset would take: samples, shards, bytes and hours, with their uncertainty.
@@ -178,12 +184,14 @@ def estimate(
     from pipeline.estimate import estimate as probe
     from pipeline.estimate import free_bytes
     from pipeline.show import show_estimate
+    from pipeline.without import sets_besides
     from shards.size import parse_size
 
     def make(request: Request) -> Result:
-        found = probe(request, samples)
+        place = _place(out, request.source.name)
+        found = probe(replace(request, without=sets_besides(without or (), place)), samples)
         free = None if "://" in out else free_bytes(Path(out))
-        show_estimate(found, _place(out, request.source.name), free, workers or usable_processors())
+        show_estimate(found, place, free, workers or usable_processors())
         return found
 
     _make(

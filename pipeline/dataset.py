@@ -17,6 +17,7 @@ from pipeline.records import Records, RecordsWriter, path_bytes
 from pipeline.request import Request
 from pipeline.sources import Source
 from pipeline.walk import NOT_READ
+from pipeline.without import OPTION, Remaining, leave_out_held
 from shards.errors import UserError
 from shards.format import FORMAT, VERSION, Codec
 from shards.recipe import Recipe
@@ -50,6 +51,8 @@ class RawDataset:
 
     job: Job
     inputs: tuple[RawInput, ...]
+    remarks: tuple[str, ...] = ()
+    """What a user should know of the inputs that are left out because other sets hold them."""
 
     @cached_property
     def states(self) -> FileStates:
@@ -104,16 +107,33 @@ def find_dataset(request: Request, records: Path) -> RawDataset:
         raise UserError("no such folder", where=str(root), do=do)
     found = find_inputs(source, root, request.choices, records)
     opened = Records(records)
-    inputs = tuple(opened.inputs()[: request.limit])
-    if not inputs:
+    all_inputs = opened.inputs()
+    if not all_inputs:
         do = "see docs/datasets/ for the layout"
         raise UserError(f"no {source.name} files found", where=str(root), met=found_text(found), do=do)
+    remaining = _without_held(request, opened, all_inputs)
+    inputs = tuple(remaining.inputs[: request.limit])
     with annotation_errors(root):
         observed = source.options(root, probed_inputs(inputs))
     options = {**request.choices, **observed, "limit": request.limit, "shard_size": request.shard_bytes}
     if found:
         options["found"] = found
-    return RawDataset(Job(source, root, request.recipe, request.codec, options, opened), inputs)
+    if request.without:
+        options[OPTION] = remaining.option
+    job = Job(source, root, request.recipe, request.codec, options, opened)
+    return RawDataset(job, inputs, remaining.remarks)
+
+
+def _without_held(request: Request, records: Records, inputs: list[RawInput]) -> Remaining:
+    """Return the inputs that the sets of `request.without` do not hold."""
+    if not request.without:
+        return Remaining(inputs, {}, ())
+    states = FileStates(Job(request.source, request.root, request.recipe, request.codec, {}, records))
+
+    def newest(path: str) -> float:
+        return max((state.newest for _, state in states.of_input(path)), default=0.0)
+
+    return leave_out_held(inputs, request.source.name, request.without, newest)
 
 
 def find_inputs(source: Source, root: Path, choices: Mapping[str, Any], records: Path) -> dict[str, int]:

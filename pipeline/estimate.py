@@ -48,6 +48,8 @@ class Estimate:
     seconds: Amount
     """By one process that has a core for itself."""
     shards: int
+    remarks: tuple[str, ...] = ()
+    """As of `RawDataset`."""
 
     @property
     def files(self) -> int:
@@ -90,6 +92,7 @@ def _probe(dataset: RawDataset, plan: Plan, most: int) -> Estimate:
         bytes=Amount.from_probe(sizes, plan.inputs),
         seconds=Amount.from_probe(seconds, plan.inputs),
         shards=len(plan.shards),
+        remarks=dataset.remarks,
     )
 
 

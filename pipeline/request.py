@@ -28,6 +28,8 @@ class Request:
     """Number of inputs to take, the first ones; None for all."""
     shard_bytes: int = 10**9
     """Size in bytes that a tar should not exceed."""
+    without: tuple[str, ...] = ()
+    """Folders and URLs of finished sets; the inputs that they hold are left out."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "choices", choices_of(self.source, self.choices))

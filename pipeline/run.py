@@ -218,6 +218,8 @@ def _print_newer(dataset: RawDataset, finished: Manifest, store: Store) -> None:
 def _begin(request: Request, workspace: Workspace, overwrite: bool, force: bool) -> _OpenRun | Manifest:
     try:
         dataset = find_dataset(request, workspace.records)
+        for remark in dataset.remarks:
+            _print(printable(remark))
         saved = workspace.saved_plan()
         goes_on = saved is not None and saved.digest == dataset.digest
         finished = finished_manifest(workspace.store, dataset)

@@ -12,12 +12,13 @@ from pipeline.plan import Plan
 from pipeline.run import RunSummary, TaskSummary
 from pipeline.sa2va_training import Outcome
 from pipeline.walk import NOT_READ, OTHER
+from pipeline.without import OPTION
 from shards.printable import printable
 from shards.program import command
 from shards.size import size_text
 from shards.tables import add_row, plain_console, plain_table
 
-_ELSEWHERE = ("limit", "shard_size", "found")  # options that are in other rows
+_ELSEWHERE = ("limit", "shard_size", "found", OPTION)  # options that are in other rows
 
 
 def show_plan(dataset: RawDataset, plan: Plan, place: str) -> None:
@@ -34,6 +35,7 @@ def show_plan(dataset: RawDataset, plan: Plan, place: str) -> None:
     rows += [(name, str(value)) for name, value in options.items() if value is not None]
     rows += _found(plan.options)
     _print(f"{place}: nothing written (dry run)", rows)
+    _print_remarks(dataset.remarks)
 
 
 def show_summary(summary: RunSummary | TaskSummary) -> None:
@@ -86,6 +88,7 @@ def show_estimate(estimate: Estimate, place: str, free: int | None, workers: int
         (f"hours, {workers} processes", _amount(estimate.seconds, lambda seconds: f"{seconds / workers / 3600:.3g}")),
     ]
     _print(f"{place}: nothing written (estimate)", rows)
+    _print_remarks(estimate.remarks)
     if free is not None and estimate.bytes.total > free:
         print("the disk will not hold it")
 
@@ -118,8 +121,14 @@ def _print(title: str, rows: list[tuple[str, str]]) -> None:
     plain_console().print(table)
 
 
+def _print_remarks(remarks: Sequence[str]) -> None:
+    for remark in remarks:
+        print(printable(remark))
+
+
 def _found(options: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Rows of all counts of the search for inputs that are not 0: what was left out there is in no ledger."""
+    held = options.get(OPTION, {}).get("inputs", 0)
     counts = {name: count for name, count in options.get("found", {}).items() if count}
     prefixes = (OTHER, NOT_READ[0])
     rows = [(f"found: {name}", f"{count:,}") for name, count in counts.items() if not name.startswith(prefixes)]
@@ -130,7 +139,7 @@ def _found(options: Mapping[str, Any]) -> list[tuple[str, str]]:
     if suffixes:
         each = ", ".join(f"{suffix} {count:,}" for suffix, count in suffixes.most_common())
         rows.append(("left out: files with other suffixes", f"{suffixes.total():,}: {each}"))
-    return rows
+    return [*rows, ("left out: in other sets", f"{held:,}")] if held else rows
 
 
 def _left_out(reasons: Mapping[str, int]) -> list[tuple[str, str]]:

@@ -55,7 +55,7 @@ def picture_rows(key: str, position: int, pictures: Sequence[UInt8]) -> list[Pic
 
 def pixel_checksum(picture: UInt8) -> int:
     """Return the first 8 bytes of the BLAKE2b of the pixels (3, S, S) in C order, as a little-endian integer."""
-    return int.from_bytes(hashlib.blake2b(np.ascontiguousarray(picture)).digest()[:8], "little")
+    return int.from_bytes(hashlib.blake2b(np.ascontiguousarray(picture).data).digest()[:8], "little")
 
 
 def perceptual_hash(picture: UInt8) -> int:

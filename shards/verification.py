@@ -51,7 +51,7 @@ class _Task:
 def verify(
     paths: Sequence[str | Path],
     derive: Derive | None = None,
-    same_inputs: Callable[[Manifest], bool] | None = None,
+    same_inputs: Callable[[Manifest, Path], bool] | None = None,
     workers: int = 1,
     allow_lossy: bool = False,
 ) -> Report:
@@ -60,7 +60,7 @@ def verify(
     Args:
         derive: makes a sample again from the raw files. Every bit must be equal; pictures of a lossy set must have
             their recorded PSNR. Picklable, if there are several workers.
-        same_inputs: returns whether the raw files are those that a set was made from.
+        same_inputs: returns whether the raw files are those that a set was made from, by its manifest and its folder.
         workers: processes; each checks one shard at a time.
         allow_lossy: check lossy sets too; otherwise each of them is a failure.
 
@@ -148,7 +148,7 @@ def _check_set(
     folder: Path,
     names: set[str] | None,
     derive: Derive | None,
-    same_inputs: Callable[[Manifest], bool] | None,
+    same_inputs: Callable[[Manifest, Path], bool] | None,
     report: Report,
     allow_lossy: bool,
 ) -> list[_Task]:
@@ -195,7 +195,7 @@ def _check_set(
     existing = {path.name for path in folder.glob("*.tar") if not is_hidden(path.name)}
     for name in sorted(existing - listed if names is None else names - listed):
         fail(name, "tar that the manifest does not list")
-    if same_inputs is not None and not same_inputs(manifest):
+    if same_inputs is not None and not same_inputs(manifest, folder):
         fail(MANIFEST, "the raw files are not those of this set", "other names or sizes", f"{manifest.inputs} inputs")
     tasks = []
     for info, rows in zip(manifest.shards, positions_by_shard(index, len(manifest.shards)), strict=True):

@@ -193,9 +193,9 @@ def test_only_the_shards_of_changed_files_are_written_again(tmp_path, stopped, s
 def test_a_verification_sees_changed_sizes_of_masks(tmp_path):
     CASES["folder"].write(root := tmp_path / "raw")
     manifest = sharded("folder", root, tmp_path / "set").manifest
-    assert Deriver(root, tmp_path).same_inputs(manifest)
+    assert Deriver(root, tmp_path).same_inputs(manifest, tmp_path)
     (root / "m.png").write_bytes((root / "m.png").read_bytes() + b"\0")
-    assert not Deriver(root, tmp_path).same_inputs(manifest)
+    assert not Deriver(root, tmp_path).same_inputs(manifest, tmp_path)
 
 
 @pytest.mark.parametrize("mask", ["masks/a.png", "masks/a/1.png"])
