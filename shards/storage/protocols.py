@@ -10,6 +10,8 @@ from typing import Any
 from shards.errors import UserError
 from shards.extras import extra
 
+HUB = "hf"
+"""Protocol of the Hugging Face hub; its endpoint and token are configured where huggingface_hub looks for them."""
 CONNECT_SECONDS = 20
 """Longest wait for a connection."""
 READ_SECONDS = 60
@@ -18,6 +20,7 @@ _UPLOADED_PARTS = 2  # of a large object, 50 MB each, that a process has in memo
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/")  # one slash: `Path` makes one of two
 _PLAIN_FOLDER = re.compile(r"[^:]+://[^/?#]+(/[^?#]*)?")
+_HUB_FOLDER = re.compile(r"hf://datasets/[\w.-]+/[\w.-]+(@[^/?#@]+)?(/[^?#@]*)?", re.ASCII)
 # In Azure's URLs, what stands before @ is a container.
 _USER = re.compile(r"(?<!\baz:)(?<!\babfs:)(?<!\babfss:)//[^/@]*@")
 
@@ -58,10 +61,15 @@ def _azure_options() -> dict[str, Any]:
     return {"connection_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS}
 
 
+def _hub_options() -> dict[str, Any]:
+    return {"skip_instance_cache": True}  # an instance keeps what it has listed, also that a repository is missing
+
+
 _HTTP = StorageProtocol(_http_options, can_write=False, can_list=False)
 _S3 = StorageProtocol(_s3_options)
 _GOOGLE = StorageProtocol(_google_options)
 _AZURE = StorageProtocol(_azure_options)
+_HUB = StorageProtocol(_hub_options, can_write=False)  # each file would be a commit: `shards.publish` writes there
 PROTOCOLS: dict[str, StorageProtocol] = {
     "http": _HTTP,
     "https": _HTTP,
@@ -72,12 +80,18 @@ PROTOCOLS: dict[str, StorageProtocol] = {
     "az": _AZURE,
     "abfs": _AZURE,
     "abfss": _AZURE,
+    HUB: _HUB,
 }
 
 
 def is_url(path: object) -> bool:
     """Return whether `path` names something elsewhere and not a file of this machine."""
     return _URL.match(str(path)) is not None
+
+
+def is_hub(url: str) -> bool:
+    """Return whether `url` is one of the Hugging Face hub."""
+    return url.startswith(f"{HUB}:/")
 
 
 def without_secrets(text: str) -> str:
@@ -97,6 +111,9 @@ def protocol_of(url: str) -> StorageProtocol:
         raise UserError("URL of an unknown kind", where=where, met=name, wanted=" or ".join(PROTOCOLS))
     if not _PLAIN_FOLDER.fullmatch(url) or "::" in url:
         raise UserError("not the URL of a folder", where=where, wanted=f"{name}://HOST-OR-BUCKET/FOLDER")
+    if name == HUB and not _HUB_FOLDER.fullmatch(url.rstrip("/")):
+        wanted = "hf://datasets/OWNER/NAME, then @REVISION and /FOLDER where they are needed"
+        raise UserError("not a dataset of the hub", where=where, wanted=wanted)
     return PROTOCOLS[name]
 
 

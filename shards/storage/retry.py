@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from shards.errors import BadShard, UserError
-from shards.storage.protocols import without_secrets
+from shards.storage.protocols import is_hub, without_secrets
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +29,20 @@ _LIBRARIES = {
     "gcsfs",
     "google",
     "http",
+    "httpcore",
+    "httpcore2",
+    "httpx",
+    "httpx2",
+    "huggingface_hub",
     "requests",
     "urllib3",
 }
+_ABSENT = {
+    "RepositoryNotFoundError": "no such dataset on the hub, or a private one",
+    "RevisionNotFoundError": "no such revision of the dataset",
+    "HFValidationError": "not the name of a dataset of the hub",
+}
+_LOG_IN = "log in with `hf auth login` or HF_TOKEN"
 _T = TypeVar("_T")
 
 
@@ -101,13 +112,19 @@ def retry_read(action: Callable[[], _T], url: str, attempts: int) -> _T:
 
 def permanent_error(error: Exception, url: str) -> UserError | None:
     """Return the line for a fault that no other attempt mends; None for one that may pass."""
-    status = getattr(error, "status", None)
+    status = status_of(error)
     where = without_secrets(url)
+    kinds = {type(error).__name__, type(error.__cause__).__name__}
+    if "OfflineModeIsEnabled" in kinds:
+        return UserError("the hub is switched off", where=where, met="HF_HUB_OFFLINE", do="unset it, or copy the set here")
+    if kinds & _ABSENT.keys():
+        what = next(_ABSENT[kind] for kind in kinds if kind in _ABSENT)
+        return MissingFileError(what, where=where, do=f"mend the URL, or {_LOG_IN}")
     if isinstance(error, FileNotFoundError) or status in (404, 410):
         return MissingFileError("no such file", where=where, do="finish or copy the set there, or mend the URL")
-    if isinstance(error, PermissionError) or status in (401, 403) or "Credentials" in type(error).__name__:
+    if isinstance(error, PermissionError) or status in (401, 403) or any("Credentials" in kind for kind in kinds):
         do = "set up the credentials that fsspec finds (environment or its configuration)"
-        return UserError("not allowed to read", where=where, do=do)
+        return UserError("not allowed to read", where=where, do=_LOG_IN if is_hub(url) else do)
     if isinstance(status, int) and 400 <= status < 500 and status not in _TRANSIENT_STATUS:
         return UserError("refused by the server", where=where, met=f"HTTP {status}")
     if isinstance(error, _PERMANENT):
@@ -130,7 +147,14 @@ def _described(error: Exception) -> tuple[str, str, str]:
     return "cannot be read", _error_text(error), ""
 
 
+def status_of(error: BaseException) -> int | None:
+    """Return the status of the HTTP answer that `error` is about; None where there is none."""
+    response = getattr(error, "response", None)  # of the hub's client; botocore's is a dict
+    status = getattr(error, "status", None) or getattr(response, "status_code", None)
+    return status if isinstance(status, int) else None
+
+
 def _error_text(error: Exception) -> str:
-    if status := getattr(error, "status", None):
+    if status := status_of(error):
         return f"HTTP {status}"
     return without_secrets(f"{type(error).__name__}: {error}").strip(": ")

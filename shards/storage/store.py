@@ -13,7 +13,8 @@ from typing import Protocol, TypeVar
 from shards.atomic import atomic_write, sync_folder
 from shards.errors import UserError
 from shards.format import WORK
-from shards.storage.protocols import PROTOCOLS
+from shards.program import command
+from shards.storage.protocols import PROTOCOLS, is_hub
 from shards.storage.remote_folder import RemoteFolder
 from shards.storage.retry import retry
 
@@ -164,6 +165,9 @@ def store_at(place: str | Path) -> Store:
     name, colon, _ = str(place).partition("://")
     if not colon:
         return LocalFolder(Path(place))
+    if is_hub(str(place)):
+        do = f"write it to a folder, then {command(f'publish FOLDER --to {place}')}"
+        raise UserError("a set is not written straight to the hub", where=str(place), do=do)
     if name not in PROTOCOLS or not PROTOCOLS[name].can_write:
         writable = ", ".join(f"{name}://" for name, protocol in PROTOCOLS.items() if protocol.can_write)
         raise UserError(
