@@ -7,6 +7,7 @@ alone without objects. Texts and turns stand below. All is drawn from what the r
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from PIL import Image
 from shards import codec
 from shards.codec import Bool, UInt8
 from shards.errors import BadShard, UserError
+from shards.format import Field
 from shards.output_folder import make_output_folder
 from shards.reader import ShardSet
 from shards.recipe import Recipe
@@ -138,10 +140,42 @@ def _draw(shards: ShardSet, position: int, out: Path, choice: Chosen | None) -> 
     meta, members = shards.sample(position)
     numbers = choice.of(position) if choice else range(len(meta["objects"]))
     key = shards.key(position)
-    sheet = f"{key}.png" if meta["frames"] else ""
+    rows, captions, heads = _rows(shards, key, meta, members, numbers)
+    sheet = f"{key}.png" if rows else ""
+    if rows:
+        Image.fromarray(np.concatenate(rows)).save(out / sheet, optimize=True)
+    return {
+        "key": key,
+        "path": meta.get("path", ""),
+        "frames": captions,
+        "sheet": sheet,
+        "heads": heads,
+        "texts": _texts(meta | {"objects": [meta["objects"][n] for n in numbers]}),
+        "turns": [_turn(turn) for turn in meta.get("turns", [])],
+    }
+
+
+def _rows(
+    shards: ShardSet,
+    key: str,
+    meta: dict[str, Any],
+    members: Mapping[Field, memoryview],
+    numbers: Sequence[int],
+    most: int | None = None,
+) -> tuple[list[UInt8], list[str], list[str]]:
+    """Return one row of tiles (H, W, 3) uint8 per frame, a caption of each, and the tiles' heads.
+
+    Args:
+        key: of the sample, for messages.
+        meta: its JSON.
+        members: its members.
+        numbers: positions of the objects to draw.
+        most: frames to draw at most; None: all.
+    """
     rows = []
     captions = []
-    for i, frame in enumerate(meta["frames"]):
+    heads: list[str] = []
+    for i, frame in enumerate(meta["frames"][:most]):
         number = None if len(meta["frames"]) == 1 else i + 1
         stored: dict[str, memoryview] = {field.name: data for field, data in members.items() if field.frame == number}
         caption = f"{frame.get('name', i + 1)}, {frame['width']} x {frame['height']}"
@@ -155,19 +189,33 @@ def _draw(shards: ShardSet, position: int, out: Path, choice: Chosen | None) -> 
         except BadShard as error:
             raise error.at(f"{shards.folder}: {key}") from None
         captions.append(caption)
-        rows.append(_row([tiles[head] for head in _HEADS if head in tiles]))
         heads = [head for head in _HEADS if head in tiles]
-    if rows:
-        Image.fromarray(np.concatenate(rows)).save(out / sheet, optimize=True)
-    return {
-        "key": key,
-        "path": meta.get("path", ""),
-        "frames": captions,
-        "sheet": sheet,
-        "heads": heads if rows else [],
-        "texts": _texts(meta | {"objects": [meta["objects"][n] for n in numbers]}),
-        "turns": [_turn(turn) for turn in meta.get("turns", [])],
-    }
+        rows.append(_row([tiles[head] for head in heads]))
+    return rows, captions, heads
+
+
+def contact_sheet(shards: ShardSet, samples: int, frames: int) -> bytes | None:
+    """Return a JPEG with some samples, spread evenly over the set, one row per frame; None where none has a picture.
+
+    Args:
+        samples: to draw.
+        frames: of each sample, at most.
+    """
+    rows = []
+    for position in np.unique(np.linspace(0, len(shards) - 1, samples).round().astype(int)):
+        meta, members = shards.sample(int(position))
+        rows += _rows(shards, shards.key(int(position)), meta, members, range(len(meta["objects"])), frames)[0]
+    if not rows:
+        return None
+    width = max(row.shape[1] for row in rows)
+    sheet = np.full((sum(len(row) for row in rows), width, 3), 255, np.uint8)
+    top = 0
+    for row in rows:
+        sheet[top : top + len(row), : row.shape[1]] = row
+        top += len(row)
+    file = io.BytesIO()
+    Image.fromarray(sheet).save(file, "JPEG", quality=90)
+    return file.getvalue()
 
 
 def _pictures(stored: Mapping[str, memoryview], recipe: Recipe) -> dict[str, UInt8]:

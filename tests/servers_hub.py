@@ -131,7 +131,9 @@ class _Handler(BaseHTTPRequestHandler):
             for wanted, pattern, name in self.routes:
                 if wanted == method and (match := re.fullmatch(pattern, url.path)):
                     with self.server.changing:
-                        answer = getattr(self, f"_{name}")(**{k: unquote(v or "") for k, v in match.groupdict().items()})
+                        answer = getattr(self, f"_{name}")(
+                            **{k: unquote(v or "") for k, v in match.groupdict().items()}
+                        )
                     raise _Answer(200, {"Content-Type": "application/json"}, json.dumps(answer).encode())
             raise _refusal(404, f"no such endpoint: {url.path}")
         except _Answer as answer:
@@ -182,7 +184,8 @@ class _Handler(BaseHTTPRequestHandler):
             raise _refusal(403, f"You don't have the rights to create a dataset under {body['organization']}")
         name = f"{body['organization']}/{body['name']}"
         if name in self.server.repositories:
-            raise _refusal(409, "You already created this dataset repo")
+            body = {"error": "You already created this dataset repo", "url": f"{self.server.url}/datasets/{name}"}
+            raise _Answer(409, {}, json.dumps(body).encode())
         self.server.repositories[name] = Repository(body.get("visibility") == "private")
         return {"url": f"{self.server.url}/datasets/{name}", "name": name}
 
@@ -338,7 +341,9 @@ def _oid(content: bytes, large: bool) -> str:
 def _entries(files: dict[str, tuple[bytes, bool]]) -> list[dict[str, Any]]:
     """Return files and folders as the hub lists them."""
     folders = {"/".join(path.split("/")[:n]) for path in files for n in range(1, path.count("/") + 1)}
-    entries: list[dict[str, Any]] = [{"type": "directory", "path": path, "oid": "0" * 40, "size": 0} for path in folders]
+    entries: list[dict[str, Any]] = [
+        {"type": "directory", "path": path, "oid": "0" * 40, "size": 0} for path in folders
+    ]
     for path, (content, large) in files.items():
         pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:%s\n" % _sha256(content).encode()
         entry = {"type": "file", "path": path, "size": len(content), "oid": _oid(pointer if large else content, False)}

@@ -118,7 +118,7 @@ class DataConfig:
     """Where samples come from, and how they are read."""
 
     shards: list[FilePath] = field(default_factory=list)
-    """Folders or URLs (s3://, gs://, az://, https://) of shard sets or of folders of sets, all of one recipe."""
+    """Folders or URLs (s3://, gs://, az://, hf://, https://) of shard sets or of folders of sets, all of one recipe."""
     cache: FilePath = DEFAULT_FOLDER
     """Folder on a local disk for shards from URLs. Processes and runs may share it."""
     cache_limit: Size = DEFAULT_LIMIT

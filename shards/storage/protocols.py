@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 from shards.errors import UserError
 from shards.extras import extra
@@ -20,7 +21,7 @@ _UPLOADED_PARTS = 2  # of a large object, 50 MB each, that a process has in memo
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/")  # one slash: `Path` makes one of two
 _PLAIN_FOLDER = re.compile(r"[^:]+://[^/?#]+(/[^?#]*)?")
-_HUB_FOLDER = re.compile(r"hf://datasets/[\w.-]+/[\w.-]+(@[^/?#@]+)?(/[^?#@]*)?", re.ASCII)
+_HUB_FOLDER = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@([^/?#@]+))?(?:/([^?#@]*))?", re.ASCII)
 # In Azure's URLs, what stands before @ is a container.
 _USER = re.compile(r"(?<!\baz:)(?<!\babfs:)(?<!\babfss:)//[^/@]*@")
 
@@ -94,6 +95,15 @@ def is_hub(url: str) -> bool:
     return url.startswith(f"{HUB}:/")
 
 
+def hub_parts(url: str) -> tuple[str, str, str]:
+    """Return (repository, revision or "", folder or "") of the URL of a dataset of the hub; raises `UserError`."""
+    match = _HUB_FOLDER.fullmatch(url.rstrip("/"))
+    if match is None:
+        wanted = "hf://datasets/OWNER/NAME, then @REVISION and /FOLDER where they are needed"
+        raise UserError("not a dataset of the hub", where=without_secrets(url), wanted=wanted)
+    return match[1], unquote(match[2] or ""), match[3] or ""
+
+
 def without_secrets(text: str) -> str:
     """Return a URL, or a text with one, without user, password and query, which may be a signature."""
     return _USER.sub("//", text).split("?")[0]
@@ -111,9 +121,8 @@ def protocol_of(url: str) -> StorageProtocol:
         raise UserError("URL of an unknown kind", where=where, met=name, wanted=" or ".join(PROTOCOLS))
     if not _PLAIN_FOLDER.fullmatch(url) or "::" in url:
         raise UserError("not the URL of a folder", where=where, wanted=f"{name}://HOST-OR-BUCKET/FOLDER")
-    if name == HUB and not _HUB_FOLDER.fullmatch(url.rstrip("/")):
-        wanted = "hf://datasets/OWNER/NAME, then @REVISION and /FOLDER where they are needed"
-        raise UserError("not a dataset of the hub", where=where, wanted=wanted)
+    if name == HUB:
+        hub_parts(url)
     return PROTOCOLS[name]
 
 

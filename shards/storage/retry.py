@@ -42,7 +42,7 @@ _ABSENT = {
     "RevisionNotFoundError": "no such revision of the dataset",
     "HFValidationError": "not the name of a dataset of the hub",
 }
-_LOG_IN = "log in with `hf auth login` or HF_TOKEN"
+LOG_IN = "log in with `hf auth login` or HF_TOKEN"
 _T = TypeVar("_T")
 
 
@@ -79,7 +79,7 @@ def retry(action: Callable[[], _T], url: str, attempts: int) -> _T:
         try:
             return action()
         except Exception as error:
-            if attempt == attempts or not _may_pass(error):
+            if attempt == attempts or not may_pass(error):
                 raise
             what, value, _ = _described(error)
             pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** (attempt - 1)) * random.uniform(0.5, 1)
@@ -103,7 +103,7 @@ def retry_read(action: Callable[[], _T], url: str, attempts: int) -> _T:
     except Exception as error:
         if error_text := permanent_error(error, url):
             raise error_text from None
-        if not _may_pass(error):
+        if not may_pass(error):
             raise  # a mistake in a program is no fault of a network
         what, value, expected = _described(error)
         do = f"tried {attempts} times; the same command tries again"
@@ -116,15 +116,17 @@ def permanent_error(error: Exception, url: str) -> UserError | None:
     where = without_secrets(url)
     kinds = {type(error).__name__, type(error.__cause__).__name__}
     if "OfflineModeIsEnabled" in kinds:
-        return UserError("the hub is switched off", where=where, met="HF_HUB_OFFLINE", do="unset it, or copy the set here")
+        return UserError(
+            "the hub is switched off", where=where, met="HF_HUB_OFFLINE", do="unset it, or copy the set here"
+        )
     if kinds & _ABSENT.keys():
         what = next(_ABSENT[kind] for kind in kinds if kind in _ABSENT)
-        return MissingFileError(what, where=where, do=f"mend the URL, or {_LOG_IN}")
+        return MissingFileError(what, where=where, do=f"mend the URL, or {LOG_IN}")
     if isinstance(error, FileNotFoundError) or status in (404, 410):
         return MissingFileError("no such file", where=where, do="finish or copy the set there, or mend the URL")
     if isinstance(error, PermissionError) or status in (401, 403) or any("Credentials" in kind for kind in kinds):
         do = "set up the credentials that fsspec finds (environment or its configuration)"
-        return UserError("not allowed to read", where=where, do=_LOG_IN if is_hub(url) else do)
+        return UserError("not allowed to read", where=where, do=LOG_IN if is_hub(url) else do)
     if isinstance(status, int) and 400 <= status < 500 and status not in _TRANSIENT_STATUS:
         return UserError("refused by the server", where=where, met=f"HTTP {status}")
     if isinstance(error, _PERMANENT):
@@ -132,7 +134,7 @@ def permanent_error(error: Exception, url: str) -> UserError | None:
     return None
 
 
-def _may_pass(error: Exception) -> bool:
+def may_pass(error: Exception) -> bool:
     """Return whether another attempt may succeed."""
     if isinstance(error, UserError) or permanent_error(error, "") is not None:
         return False

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from shards.atomic import atomic_write, sync_folder
 from shards.errors import UserError
@@ -137,11 +137,15 @@ class ObjectStore(RemoteFolder):
         return dict(self._files.cat([*map(self._path, names)]))
 
     def sizes(self, folder: str = "") -> dict[str, int]:
+        return {name: details["size"] for name, details in self.details(folder).items()}
+
+    def details(self, folder: str = "") -> dict[str, dict[str, Any]]:
+        """Return what the store lists of each file directly in `folder`; {} where that does not exist."""
         try:
             entries = self._with_retries(folder, lambda path: self._files.ls(path, detail=True))
         except FileNotFoundError:
             return {}
-        return {entry["name"].rpartition("/")[2]: entry["size"] for entry in entries if entry["type"] == "file"}
+        return {entry["name"].rpartition("/")[2]: entry for entry in entries if entry["type"] == "file"}
 
     def remove(self, names: Iterable[str]) -> None:
         if paths := [*map(self._path, names)]:
