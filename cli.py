@@ -16,7 +16,7 @@ try:
 except ModuleNotFoundError:  # an install that only reads shards
     sys.exit('error: the command line is not installed; pip install "sa2va-shards[pipeline]"')
 
-from commands import benchmarks, models, serving, sets, sharding, sharing, training
+from commands import benchmarks, browsing, models, serving, sets, sharding, sharing, training
 from shards.errors import UserError
 from shards.printable import os_error_text, set_up_output
 from shards.program import program
@@ -24,7 +24,7 @@ from shards.program import program
 VERBS: tuple[Callable[..., None], ...] = (
     *(sharding.shard, sharding.merge, sharding.estimate),
     *(sets.verify_shard, sets.recode, sets.split, sets.sample, sets.preview, sets.stats, sets.table, sets.join),
-    *(sharing.publish,),
+    *(sharing.publish, browsing.browse),
     *(models.export, models.predict, models.evaluate, serving.serve),
     *(benchmarks.benchmark, benchmarks.compare),
     *(training.doctor, training.rows),

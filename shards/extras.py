@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 from shards.errors import UserError
 
-_OURS = {"cli", "commands", "evaluation", "inference", "pipeline", "serving", "shards", "trainer"}
+_OURS = {"browsing", "cli", "commands", "evaluation", "inference", "pipeline", "serving", "shards", "trainer"}
 
 
 @contextmanager

@@ -365,6 +365,37 @@ def read_ledger(folder: Path) -> list[LedgerLine]:
     return lines
 
 
+def read_ledger_at(path: Path, begin: int, most: int, reason: str | None = None) -> tuple[list[LedgerLine], int | None]:
+    """Read at most `most` lines of a ledger, from byte `begin` on.
+
+    Args:
+        begin: where a line begins: 0, or what this function returned.
+        reason: take lines of this reason alone.
+
+    Returns:
+        The lines, and the byte at which the next one begins; None where there is no more.
+
+    Raises:
+        UserError: there is no ledger, it is damaged, or no line begins there.
+    """
+    lines: list[LedgerLine] = []
+    try:
+        with open_regular(path) as file:
+            file.seek(max(begin - 1, 0))
+            if begin < 0 or (begin and file.read(1) != b"\n"):
+                raise ValueError(f"no line begins at byte {begin}")
+            while data := file.readline(_MOST_LINE + 1):
+                line = _ledger_line(data, len(lines) + 1)
+                if reason is not None and line.reason != reason:
+                    continue
+                if len(lines) == most:
+                    return lines, file.tell() - len(data)
+                lines.append(line)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError("not a ledger", where=str(path), met=str(error)) from None
+    return lines, None
+
+
 def _ledger_line(data: bytes, number: int) -> LedgerLine:
     """Parse a line of the ledger; raises `ValueError` or `TypeError`."""
     if len(data) > _MOST_LINE:

@@ -162,7 +162,7 @@ def choose_rows(
     at = 0
     last = 0
     with _evaluator(condition, {name: table.columns for name, table in joined.items()}) as (evaluate, named):
-        others = {name: _Rows(joined[name], columns) for name, columns in named.joined.items()}
+        others = {name: JoinedRows(joined[name], columns) for name, columns in named.joined.items()}
         for batch in read_batches(file, path, [*dict.fromkeys(["position", *named.own])]):
             positions = batch.column("position").to_numpy(zero_copy_only=False)
             if positions[0] < last or np.any(np.diff(positions) < 0) or positions[-1] >= samples:
@@ -179,7 +179,7 @@ def choose_rows(
     return Chosen(condition, objects, np.cumsum(starts, out=starts), counts, used)
 
 
-class _Rows:
+class JoinedRows:
     """The rows of a joined table in order, of which any number can be taken at a time."""
 
     def __init__(self, table: JoinedTable, columns: Sequence[str]) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 ROOMS = {
-    "commands": {"evaluation", "inference", "pipeline", "serving", "shards", "trainer"},
+    "browsing": {"evaluation", "shards", "trainer"},
+    "commands": {"browsing", "evaluation", "inference", "pipeline", "serving", "shards", "trainer"},
     "evaluation": {"inference", "pipeline", "shards", "trainer"},
     "inference": {"pipeline", "shards", "trainer"},
     "pipeline": {"shards"},
@@ -84,7 +85,7 @@ def test_pictures_are_opened_with_a_list_of_formats_and_nowhere_without():
 
 VERBS = (
     *("shard", "estimate", "merge", "verify-shard", "recode", "split", "sample", "preview", "stats", "table"),
-    *("publish",),
+    *("publish", "browse"),
     *("doctor", "evaluate", "export", "predict", "serve"),
 )
 
@@ -96,7 +97,7 @@ def test_help_imports_nothing_heavy():
         "    sys.argv = ['cli.py', *words, '--help']\n"
         "    try:\n        cli.main()\n    except SystemExit as end:\n        assert not end.code\n"
         "heavy = {'numpy', 'torch', 'PIL', 'transformers', 'zstandard', 'tqdm', 'pyarrow', 'duckdb'}\n"
-        "heavy |= {'evaluation', 'gradio', 'inference', 'pipeline', 'serving'}\n"
+        "heavy |= {'browsing', 'evaluation', 'gradio', 'starlette', 'uvicorn', 'inference', 'pipeline', 'serving'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
         "trainer = {name for name in sys.modules if name.split('.')[0] == 'trainer'}\n"
         "assert trainer <= {'trainer', 'trainer.objectives'}, trainer  # the objectives' names, without their modules\n"

@@ -1,0 +1,49 @@
+"""The verb that opens shard sets to people: browse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from commands.options import Where
+from commands.output import say
+from shards.extras import extra, require
+
+
+@extra("browse")
+def browse(
+    paths: Annotated[list[str], Argument(metavar="PATH", help="Shard sets, folders of sets, or patterns.")],
+    port: Annotated[
+        int | None, Option(min=1, max=65535, help="Port.  [default: the first free one from 8860 on]")
+    ] = None,
+    where: Where = None,
+    marks: Annotated[
+        Path | None,
+        Option(metavar="FILE", help="File of the marks of all sets.  [default: runs/browse/NAME.marks.jsonl for each]"),
+    ] = None,
+) -> None:
+    """Look through shard sets on a page of this machine: a grid of samples, masks and texts.
+
+    docs/BROWSING.md has the details.
+    """
+    from urllib.parse import urlencode
+
+    require("browse", "starlette", "uvicorn", where="browse")
+    from browsing.app import make_app
+    from browsing.collection import Collection
+    from browsing.marks import Marks
+    from browsing.server import HOST, listen, run
+
+    with listen(port) as opened:
+        collection = Collection.open(paths)
+        shared = Marks(marks) if marks else None
+        kept = {name: shared or Marks(Path("runs/browse", f"{name}.marks.jsonl")) for name in collection.sets}
+        start = {"where": where} if where else {}
+        if where:
+            for one in collection.sets.values():
+                say(collection.view(one, where, "").choice)
+        address = f"http://{HOST}:{opened.getsockname()[1]}/" + (f"?{urlencode(start)}" if start else "")
+        say(f"{address}  (Ctrl-C stops)")
+        run(make_app(collection, kept, start), opened, say)
