@@ -19,6 +19,7 @@ from commands.options import (
     Sam2,
     Tiles,
     VideoFrames,
+    Where,
 )
 from commands.output import say
 from shards.errors import UserError
@@ -227,6 +228,7 @@ def evaluate(
         ),
     ] = None,
     split: Annotated[str | None, Option(help="Only the sets that were made with this --split.")] = None,
+    where: Where = None,
     holdout: Annotated[
         float | None,
         Option(
@@ -275,6 +277,7 @@ def evaluate(
         shards,
         objective=objective,
         split=split,
+        where=where,
         holdout=holdout,
         holdout_by=holdout_by,
         limit=limit,

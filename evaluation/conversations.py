@@ -15,9 +15,18 @@ from random import Random
 
 import numpy as np
 
-from evaluation.items import GROUPS_AHEAD, NO_OBJECT, NO_REGION, NO_TEXT, THREADS, SampleRef, run_ahead
+from evaluation.items import (
+    EVERYTHING,
+    GROUPS_AHEAD,
+    NO_OBJECT,
+    NO_REGION,
+    NO_TEXT,
+    THREADS,
+    SampleRef,
+    Selections,
+    run_ahead,
+)
 from shards.reader import ShardSet
-from shards.sample import usable_texts
 from trainer.conversations.conversation import Conversation
 from trainer.conversations.kinds.chat import TURNS
 from trainer.conversations.kinds.describe import DESCRIPTIONS, description
@@ -60,11 +69,20 @@ class ConversationReader:
         size: most rows per batch, and most pictures in which masks are predicted, unless one row has more.
         frames: frames of a video in a row, evenly spread.
         no_target: what the true answer to an expression of no object is.
+        selections: the objects that are asked about.
     """
 
     def __init__(
-        self, shards: ShardSet, kind: str | None, prompts: Prompts, size: int, frames: int, no_target: NoTarget
+        self,
+        shards: ShardSet,
+        kind: str | None,
+        prompts: Prompts,
+        size: int,
+        frames: int,
+        no_target: NoTarget,
+        selections: Selections = EVERYTHING,
     ) -> None:
+        self._selections = selections
         self._kind = kind
         self._size = size
         self._options = ConversationOptions(
@@ -121,7 +139,10 @@ class ConversationReader:
         """Plan the rows that ask about a sample."""
         stored = shards.open(position)
         cells = self._decoder.prompt_masks(stored)
-        texts = SampleTexts(stored.key, shards.manifest.source, stored.meta, cells.sum(axis=(2, 3), dtype=np.int64))
+        selection = self._selections.get(shards)
+        chosen = None if selection is None else selection.of(position)
+        counts = cells.sum(axis=(2, 3), dtype=np.int64)
+        texts = SampleTexts(stored.key, shards.manifest.source, stored.meta, counts, chosen)
         left_out = Counter[str]()
         ask = self._about_objects if self._kind in ("segment", "describe") else self._all_kinds
         rows = self._decoder.rows_of(stored.key, [*ask(texts, left_out)], cells, left_out)
@@ -154,18 +175,18 @@ class ConversationReader:
         visit = Visit(texts, self._options, 0, Random(0), _no_other, Counter())
         objects = texts.meta["objects"]
         left_out[NO_OBJECT] += not objects
-        for number, item in enumerate(objects):
+        for number in texts.objects:
             showing = np.flatnonzero(texts.cells[:, number]).tolist()
-            if not usable_texts(item):
+            if not texts.texts(number):
                 left_out[NO_TEXT] += 1
             elif self._kind == "segment":
-                for text in usable_texts(item):
-                    phrase = Phrase(text, (number,), item.get("is_sentence") is True)
+                for text in texts.texts(number):
+                    phrase = Phrase(text, (number,), objects[number].get("is_sentence") is True)
                     yield from ask_for("segment", visit, [phrase], (showing[0] if showing else 0,))
             elif not showing:
                 left_out[NO_REGION] += 1
             else:
-                for text in usable_texts(item):
+                for text in texts.texts(number):
                     yield description(number, text, showing[0])
 
 

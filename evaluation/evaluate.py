@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from evaluation.conversations import AskedSample, ConversationReader
-from evaluation.items import DecodedSample, SampleRef, group_samples, make_batches, read_groups
+from evaluation.items import DecodedSample, SampleRef, Selections, group_samples, make_batches, read_groups
 from evaluation.new_samples import count_trained, explain_samples, new_parts, trained_on
 from evaluation.scores import ALL, Tally, table
 from inference.loading import load
@@ -41,6 +41,8 @@ from trainer.conversations.options import NoTarget
 from trainer.data.batch import Batch, ConversationBatch
 from trainer.data.holdout import held_out_parts
 from trainer.data.loader import check_recipe
+from trainer.data.order import usable_samples
+from trainer.data.selection import lines_of, select
 from trainer.model.architecture import GRID, VISION_SIZE
 from trainer.model.grounding import IMAGE_SIZE, MEAN, STD
 from trainer.model.sa2va import Sa2VA
@@ -61,6 +63,7 @@ def evaluate(
     *,
     objective: str | None = None,
     split: str | None = None,
+    where: str | None = None,
     holdout: float | None = None,
     holdout_by: Group = "picture",
     limit: int | None = None,
@@ -81,6 +84,8 @@ def evaluate(
         shards: folders of shard sets, or their URLs, of one recipe.
         objective: a name in `trainer.objectives.OBJECTIVES`; None takes segment if objects have texts, else dual.
         split: take only the sets that were made from this split.
+        where: ask only about the objects for which this condition over the table of each set is true; sets without
+            objects are taken whole.
         holdout: take only the samples that a training with this `data.holdout` leaves out; 0 takes all; None takes
             those that the model was not trained on, if its folder says so (see `evaluation.new_samples`).
         holdout_by: `data.holdout_by` of that training.
@@ -100,7 +105,7 @@ def evaluate(
 
     Raises:
         UserError: an unknown objective; sets that do not fit the model or one another, or hold nothing to evaluate;
-            what `load` raises.
+            what `load` and `trainer.data.selection.select` raise.
     """
     _check_json_file(json_file)
     sets = _open(shards, split, cache)
@@ -111,6 +116,8 @@ def evaluate(
         return None
     record = trained_on(model)
     parts = new_parts(sets, record) if holdout is None else _held_out(sets, holdout, holdout_by)
+    selections = {opened: found for opened in sets if (found := select(opened, where)) is not None}
+    parts = [part & usable_samples(s.index, None, selections.get(s)) for s, part in zip(sets, parts, strict=True)]
     samples_of_set = [_sample_refs(opened, part, limit) for opened, part in zip(sets, parts, strict=True)]
     groups = [group for samples in samples_of_set for group in group_samples(samples, batch_size)]
     samples = [sample for samples in samples_of_set for sample in samples]
@@ -119,12 +126,13 @@ def evaluate(
     state = _process_state(device)
     loaded = load(model, str(state.device) if state.num_processes > 1 else device, dtype)
     notes = [explain_shards(loaded, sets[0].recipe), explain_samples(sets, samples, record)]
+    notes += lines_of(sets, [selections.get(opened) for opened in sets], where)
     if state.is_main_process:  # warnings come before hours of work
         print(*map(printable, notes), sep="\n", file=sys.stderr)
     loaded.model.eval().grounding_encoder.float()  # as in prediction: autocast alone makes SAM 2 bfloat16
 
     how = _How(batch_size, max_caption_tokens, kind, frames, no_target)
-    gathered: list[_Tallies] = gather_object([_tally(loaded.model, groups, chosen, how, state)])
+    gathered: list[_Tallies] = gather_object([_tally(loaded.model, groups, chosen, how, state, selections)])
     state.wait_for_everyone()
     text = None
     if state.is_main_process:
@@ -141,6 +149,7 @@ def evaluate(
                 "holdout_by": holdout_by if holdout else None,
                 "limit": limit,
                 "split": split,
+                "where": where,
                 **_settings(chosen, how),
             }
             write_json(json_file, _result(model, loaded, chosen, settings, sets, notes, by_source, by_kind))
@@ -293,6 +302,7 @@ def _tally(
     objective: str,
     how: _How,
     state: PartialState,
+    selections: Selections,
 ) -> _Tallies:
     """Evaluate this process's share of the groups; return the sums."""
     config = with_values(
@@ -309,7 +319,7 @@ def _tally(
         tqdm(total=total, desc=desc, unit="sample", mininterval=0.5, disable=not state.is_main_process) as bar,
         autocast,
     ):
-        for group, batches in _batches(model, own_groups, objective, how):
+        for group, batches in _batches(model, own_groups, objective, how, selections):
             tallies.count(group)
             for batch, sources in batches:
                 tallies.add(batch, sources, judged.judge(batch.to(model.device), side=IMAGE_SIZE))
@@ -318,16 +328,18 @@ def _tally(
 
 
 def _batches(
-    model: Sa2VA, groups: Sequence[Sequence[SampleRef]], objective: str, how: _How
+    model: Sa2VA, groups: Sequence[Sequence[SampleRef]], objective: str, how: _How, selections: Selections
 ) -> Iterator[tuple[Sequence[DecodedSample | AskedSample], Iterator[tuple[Batch, list[str]]]]]:
     """Yield the samples of each group, and their batches with the source of each item."""
     chosen = load_objective(objective)
     if not chosen.reads_conversations:
-        yield from ((group, make_batches(group, objective, how.batch_size)) for group in read_groups(groups, objective))
+        decoded = read_groups(groups, objective, selections)
+        yield from ((group, make_batches(group, objective, how.batch_size)) for group in decoded)
     elif groups:
         (shards, _), *_ = groups[0]
         kind = chosen.conversation_kind or how.kind
-        reader = ConversationReader(shards, kind, model.prompts, how.batch_size, how.frames, how.no_target)
+        asked = how.batch_size, how.frames, how.no_target
+        reader = ConversationReader(shards, kind, model.prompts, *asked, selections)
         yield from reader.read(groups)
 
 

@@ -10,11 +10,12 @@ group alone, so batches do not depend on the number of processes.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,6 +27,7 @@ from shards.format import Field, FieldName
 from shards.reader import ShardSet, decode_field
 from shards.sample import usable_texts
 from trainer.data.batch import Frame, PairBatch
+from trainer.data.selection import Selection
 from trainer.objectives import load_objective
 
 NO_OBJECT = "samples without an object"
@@ -39,6 +41,9 @@ THREADS = 2
 
 SampleRef = tuple[ShardSet, int]
 """A set, and the position of a sample in it."""
+Selections = Mapping[ShardSet, Selection]
+"""The objects that are evaluated, by set; all of a set that is not named."""
+EVERYTHING: Selections = MappingProxyType({})
 FramePair = tuple[int, int]
 """Frames of a sample, counted from 0, that are frame 1 and frame 2 of a batch."""
 
@@ -94,21 +99,23 @@ def group_samples(samples: Sequence[SampleRef], size: int) -> list[Sequence[Samp
     return [samples[first:end] for first, end in zip([0, *ends[:-1]], ends, strict=True) if end]
 
 
-def read_groups(groups: Sequence[Sequence[SampleRef]], objective: str) -> Iterator[list[DecodedSample]]:
+def read_groups(
+    groups: Sequence[Sequence[SampleRef]], objective: str, selections: Selections = EVERYTHING
+) -> Iterator[list[DecodedSample]]:
     """Yield the samples of one group after the other, decoded ahead by threads.
 
     Args:
         groups: the groups of this process.
         objective: a name in `trainer.objectives.OBJECTIVES`; its class says which fields are decoded.
+        selections: the objects that are asked about.
 
     Raises:
         BadShard: a sample cannot be read.
     """
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="shards")
     try:
-        yield from run_ahead(
-            pool, ([partial(_decode_sample, *sample, objective) for sample in group] for group in groups)
-        )
+        calls = ([partial(_decode_sample, *sample, objective, selections) for sample in group] for group in groups)
+        yield from run_ahead(pool, calls)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -153,7 +160,7 @@ def _even_parts(items: Sequence[Item], most: int, least: int) -> Iterator[list[I
         yield list(islice(rest, len(items) // count + (part < len(items) % count)))
 
 
-def _decode_sample(shards: ShardSet, position: int, objective: str) -> DecodedSample:
+def _decode_sample(shards: ShardSet, position: int, objective: str, selections: Selections) -> DecodedSample:
     """Decode a sample's pictures and prompt cells, and list its items."""
     chosen = load_objective(objective)
     sample = DecodedSample(shards, shards.key(position), *shards.sample(position))
@@ -162,7 +169,9 @@ def _decode_sample(shards: ShardSet, position: int, objective: str) -> DecodedSa
         return sample
     frames = range(len(sample.meta["frames"]))
     visible = np.stack([sample.decode("prompt_masks", frame).any(axis=(1, 2)) for frame in frames])
-    for number, described in enumerate(sample.meta["objects"]):
+    selection = selections.get(shards)
+    for number in range(len(sample.meta["objects"])) if selection is None else selection.of(position):
+        described = sample.meta["objects"][number]
         texts: list[str | None] = [*usable_texts(described)] if chosen.needs == "texts" else [None]
         showing = np.flatnonzero(visible[:, number]).tolist()  # frames that show the object
         if not texts:

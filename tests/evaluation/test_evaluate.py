@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -26,10 +27,12 @@ from pipeline.run import run
 from shards.errors import UserError
 from shards.reader import ShardSet, decode_field
 from shards.recipe import named_recipe
+from shards.table import write_table
 from tests.conftest import files_of
 from tests.joined import Joined, command_line
 from trainer import processes
 from trainer.config import Config
+from trainer.data.selection import select
 from trainer.export import export
 from trainer.model.sa2va import build
 from trainer.model.trainable import set_trainable
@@ -93,8 +96,18 @@ def released(talker, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def refer_tabled(refer_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = Path(shutil.copytree(refer_set, tmp_path_factory.mktemp("tabled") / "refcoco"))
+    write_table(folder)
+    return folder
+
+
 def groups(folder: Path, size: int = 8) -> list:
-    shards = ShardSet(folder)
+    return groups_of(ShardSet(folder), size)
+
+
+def groups_of(shards: ShardSet, size: int = 8) -> list:
     return group_samples([(shards, position) for position in range(len(shards))], size)
 
 
@@ -122,6 +135,37 @@ def test_each_text_of_each_object_is_an_item_once(refer_set: Path, size: int, wo
     alone = asked(refer_set, "reverse", size, 0, 1)
     assert sorted(batch for batched in of_rank for batch in batched) == sorted(alone)
     assert max(map(len, alone)) <= size
+
+
+@pytest.mark.parametrize("objective", ["dual", "reverse"])
+def test_only_chosen_objects_are_asked_about(refer_tabled: Path, objective: str):
+    shards = ShardSet(refer_tabled)
+    chosen = select(shards, "list_contains(texts, 'cup') or words > 2")
+    wanted = [
+        (sample["__key__"], number)
+        for sample in shards
+        for number, item in enumerate(sample["meta"]["objects"])
+        for text in (item["texts"] if objective == "reverse" else [""])
+        if "cup" in item["texts"] or any(len(text.split()) > 2 for text in item["texts"])
+    ]
+    read = read_groups(groups_of(shards), objective, {shards: chosen})
+    assert Counter((s.key, item.number) for group in read for s in group for item in s.items) == Counter(wanted)
+    assert 0 < len(wanted) < 10
+
+
+def test_an_evaluation_of_chosen_objects_says_so(released: Path, refer_tabled: Path, tmp_path: Path):
+    """Of the two kinds of readers, that of conversations; the holdout is that without a condition."""
+    how = {"objective": "segment", "batch_size": 4, "json_file": tmp_path / "numbers.json"}
+    shown = evaluate(str(released), [str(refer_tabled)], where="object = 1 and words > 0", **how)
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    line = (
+        f"{refer_tabled}: where object = 1 and words > 0: 4 of 11 objects, in 4 of 5 samples; the others are left out"
+    )
+    assert line in shown and line in numbers["notes"] and numbers["where"] == "object = 1 and words > 0"
+    of_second = [text for texts in SENTENCES for text in texts[1:2] for text in text]
+    assert numbers["all"]["items"] == len(of_second) and numbers["all"]["samples"] == 4
+    with pytest.raises(UserError, match=r"no such column; met wrds; wanted words"):
+        evaluate(str(released), [str(refer_tabled)], where="wrds > 0", **how)
 
 
 def test_objects_without_text_are_counted_and_frames_show_the_object(
