@@ -207,7 +207,7 @@ def open_joined(shards: ShardSet, name: str, tables: dict[str, TableInfo]) -> pq
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = joined_path(shards.folder, name)
+    path = shards.table_file(joined_path(shards.folder, name).name)
     info = check_file(path, tables)
     do = f"join it again with {command(f'join {shards.folder} FILE --as {name}')}"
     try:

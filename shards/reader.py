@@ -291,6 +291,14 @@ class ShardSet:
         """Return the key of sample `position`."""
         return str(self.index[position]["key"].decode("ascii", "replace"))
 
+    def table_file(self, name: str) -> Path:
+        """Return where `tables.json` or a table that it lists is on this machine, or would be.
+
+        Raises:
+            UserError: of a set at a URL, whose file is fetched: it is missing there, or of another state of the set.
+        """
+        return self.folder / name
+
     def sample_bytes(self, position: int) -> memoryview:
         """Return the bytes of a sample in its tar, headers and padding included: a view of the mapped file."""
         row = self.index[position]

@@ -1,4 +1,4 @@
-"""Shard sets at URLs. Manifest and index are fetched first, tars when they are needed, into a cache on this machine."""
+"""Shard sets at URLs. Manifest and index are fetched first, all else when it is needed, into a cache here."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from shards.archive import MappedTar
-from shards.checksum import Check
-from shards.errors import BadShard
+from shards.checksum import Check, file_sha256
+from shards.errors import BadShard, UserError
 from shards.format import INDEX, MANIFEST
 from shards.manifest import MOST_MANIFEST, Manifest, most_index_bytes, read_index
+from shards.program import command
 from shards.reader import ShardSet
 from shards.size import parse_size
 from shards.storage.cache import DEFAULT_FOLDER, DEFAULT_LIMIT, Cache, release_file
 from shards.storage.protocols import is_url
 from shards.storage.remote_folder import RemoteFolder
 from shards.storage.retry import MissingFileError, TransientError
+from shards.table_list import LIST, MOST_BYTES, parse_tables, read_tables
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +70,9 @@ class RemoteShardSet(ShardSet):
         self._tars: OrderedDict[int, tuple[MappedTar, BinaryIO]] = OrderedDict()
         self._changing = threading.Lock()
         self._renewing = threading.Lock()
+        self._fetching_tables = threading.Lock()
+        self._tables: dict[str, BinaryIO | None] = {}
+        """Tables that were asked for, by name, with the open files that keep them in the cache."""
         self._tar = self.fetch  # type: ignore[assignment]
         release = weakref.WeakMethod(self._release_oldest)
         cache.release_callbacks.append(lambda: (method := release()) is not None and method())
@@ -85,6 +90,47 @@ class RemoteShardSet(ShardSet):
             self._discard(folder / INDEX, file)
             file = self._cache.hold(self._remote, folder / INDEX, most, manifest.index_sha256, exact=False)
         return file
+
+    def table_file(self, name: str) -> Path:
+        """See `ShardSet.table_file`. The set keeps the tables that were asked for in the cache."""
+        path = self.folder / name
+        with self._fetching_tables:
+            if not self._tables:
+                self._fetch_list()
+            if name not in self._tables:
+                known = read_tables(self.folder, self.manifest)
+                if name not in known:
+                    raise UserError("no such table", where=f"{self.url}/{name}", wanted=" or ".join(known))
+                info = known[name]
+                file = self._cache.hold(self._remote, path, info.bytes, info.sha256)
+                if file_sha256(path) != info.sha256:  # it has changed in the cache, or is of an earlier list
+                    self._discard(path, file)
+                    file = self._cache.hold(self._remote, path, info.bytes, info.sha256)
+                self._tables[name] = file
+        return path
+
+    def _fetch_list(self) -> None:
+        """Fetch the list of tables into the cache, where one of earlier tables may be."""
+
+        def read() -> bytes:
+            data = self._remote.read_at_most(LIST, MOST_BYTES)
+            try:
+                parse_tables(data, f"{self.url}/{LIST}", self.manifest)
+            except UserError:
+                if data != self._remote.read_at_most(LIST, MOST_BYTES):
+                    raise TransientError("two reads of it differ") from None
+                raise
+            return data
+
+        try:
+            data = self._remote.retried(LIST, read)
+        except MissingFileError:
+            do = f"write it with {command('table PATH')} where the set is, and copy {LIST} there too"
+            raise UserError("no table of its objects", where=self.url, wanted=LIST, do=do) from None
+        path = self.folder / LIST
+        if not path.exists() or path.read_bytes() != data:
+            self._cache.write(path, data)
+        self._tables[LIST] = None
 
     def _fetch_manifest(self) -> tuple[Path, Manifest]:
         """Fetch the manifest into the cache; return the set's folder there, and the manifest."""

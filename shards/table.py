@@ -317,7 +317,7 @@ def open_table(shards: ShardSet) -> pq.ParquetFile:
     with extra("pipeline", where=TABLE):
         import pyarrow as pa
         import pyarrow.parquet as pq
-    path = table_path(shards.folder)
+    path = shards.table_file(TABLE)
     do = f"write it with {command(f'table {shards.folder}')}"
     if not path.exists():
         raise UserError("no table of its objects", where=str(shards.folder), wanted=TABLE, do=do)

@@ -118,7 +118,7 @@ def joined_tables(shards: ShardSet) -> dict[str, JoinedTable]:
     Raises:
         UserError: as `shards.table_list.read_tables`.
     """
-    tables = read_tables(shards.folder, shards.manifest)
+    tables = read_tables(shards.table_file(LIST).parent, shards.manifest)
     known = {file: (info.sha256, info.joined.columns) for file, info in tables.items() if info.joined is not None}
     for path in sorted(shards.folder.glob("*.parquet")):
         if path.name not in tables and NAME.fullmatch(path.stem) and (columns := columns_of(path)) is not None:
@@ -131,16 +131,23 @@ def joined_tables(shards: ShardSet) -> dict[str, JoinedTable]:
     return found
 
 
-def choose(shards: ShardSet, condition: str) -> Chosen:
+def choose(shards: ShardSet, condition: str, may_be_none: bool = False) -> Chosen:
     """Return the objects of a set for which a condition is true; null counts as false.
 
     Memory holds a byte per object, some per sample, and one batch of rows.
+
+    Args:
+        may_be_none: where no object is chosen, that is no error.
 
     Raises:
         UserError: the condition is none, a column does not exist, evaluating takes too much memory or time, no object
             is chosen, or the set has no table of its own, or a joined table that is named is missing or damaged.
     """
-    return choose_rows(open_table(shards), table_path(shards.folder), len(shards), condition, joined_tables(shards))
+    path = table_path(shards.folder)
+    chosen = choose_rows(open_table(shards), path, len(shards), condition, joined_tables(shards))
+    if not may_be_none and not chosen.counts.any():
+        raise UserError("no object is chosen", where=str(path), met=f"where {condition}", do=_DOCUMENT)
+    return chosen
 
 
 def choose_rows(
@@ -173,8 +180,6 @@ def choose_rows(
             at += len(batch)
             starts[first + 1 : last + 2] += np.bincount(positions - first)
             counts[first : last + 1] += np.bincount(positions[chosen] - first, minlength=last + 1 - first)
-    if not counts.any():
-        raise UserError("no object is chosen", where=str(path), met=f"where {condition}", do=_DOCUMENT)
     used = {joined[name].path.name: joined[name].sha256 for name in sorted(named.joined)}
     return Chosen(condition, objects, np.cumsum(starts, out=starts), counts, used)
 

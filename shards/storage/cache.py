@@ -3,7 +3,8 @@
     CACHE/.lock                     held while files are evicted, and while a file gets its final name
     CACHE/SET/manifest.json         SET: digest of the manifest
     CACHE/SET/index.npy, *.tar      whole: with the size and SHA-256 of the manifest
-    CACHE/SET/*.tar.part            being fetched; already of its final size
+    CACHE/SET/tables.json           as small as the manifest; the tables that it lists are *.parquet
+    CACHE/SET/*.part                being fetched; already of its final size
 
 All locks are `flock`s, which end with the process that holds them. An exclusive lock on NAME.part: its holder fetches
 the file; others wait, and fetch it themselves if the holder dies. A shared lock on a file: it is read now or soon, so
@@ -149,7 +150,7 @@ class Cache:
             used = []
             for path in self.folder.glob("*/*"):
                 with suppress(FileNotFoundError):
-                    if path.suffix in (".tar", ".npy", _PART):
+                    if path.suffix in (".tar", ".npy", ".parquet", _PART):
                         status = path.stat()
                         used.append((status.st_mtime_ns, path, status.st_size))
             excess = sum(bytes_ for *_, bytes_ in used) + size - self.limit

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,14 +12,20 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from shards.errors import BadShard, UserError
+from shards.join import join_file
 from shards.reader import ShardSet
 from shards.remote import RemoteShardSet, open_set
 from shards.storage import cache as caching
 from shards.storage.cache import Cache, NoRoom
 from shards.storage.remote_folder import RemoteFolder
+from shards.table import write_table
+from shards.table_list import LIST, OBJECTS
+from shards.where import choose
 from tests.servers import FaultyServer, reach, serving, used
 
 FAULTS = ["503", "cut", "corrupt", "late"]
@@ -324,3 +331,45 @@ def test_from_an_s3_server_over_a_network_that_fails(s3, small_set, tmp_path, mo
         network.faults = lambda name, n: "corrupt" if name.endswith(".tar") else ""
         with pytest.raises(UserError, match=r"s3://bucket/shards/sav/sav-000000.tar: .*tried 2 times"):
             open_set("s3://bucket/shards/sav", Cache(tmp_path / "other", ANY, attempts=2))[0]
+
+
+@pytest.fixture
+def tabled(small_set, tmp_path, short_pauses):
+    """A copy of `small_set` with its table and a joined one, and a server of it as /sav."""
+    folder = Path(shutil.copytree(small_set, tmp_path / "served" / "sav"))
+    write_table(folder)
+    rows = pq.read_table(folder / OBJECTS, columns=["key", "object"])
+    pq.write_table(rows.append_column("score", pa.array(range(len(rows)))), tmp_path / "marks.parquet")
+    join_file(folder, tmp_path / "marks.parquet")
+    with serving(folder.parent) as server:
+        yield folder, server
+
+
+def test_conditions_over_a_set_at_a_url_choose_what_they_choose_in_a_folder(tabled, tmp_path):
+    folder, server = tabled
+    server.faults = lambda name, n: FAULTS[n] if n < 3 else ""
+    for condition in ("area > 0.02", "marks.score % 3 = 0 and words >= 0"):
+        expected = choose(ShardSet(folder), condition)
+        for _ in range(2):  # fetched, then from the cache
+            assert np.array_equal(choose(remote(server, tmp_path / "cache"), condition).objects, expected.objects)
+    assert server.gets["objects.parquet"] == server.gets["marks.parquet"] == 4
+    (cached,) = (tmp_path / "cache").glob("*/objects.parquet")
+    data = bytearray(cached.read_bytes())
+    data[len(data) // 2] ^= 1
+    cached.unlink()
+    cached.write_bytes(data)
+    shards = remote(server, tmp_path / "cache")
+    assert np.array_equal(choose(shards, "area > 0.02").objects, choose(ShardSet(folder), "area > 0.02").objects)
+    assert server.gets["objects.parquet"] == 5
+
+
+def test_a_set_at_a_url_without_its_list_of_tables_is_one_line(tabled, tmp_path):
+    folder, server = tabled
+    shards = remote(server, tmp_path / "cache")
+    tables = (folder / LIST).read_bytes()
+    (folder / LIST).unlink()
+    with pytest.raises(UserError, match=rf"{shards.url}: no table of its objects; wanted tables.json; .*table PATH"):
+        choose(shards, "true")
+    (folder / LIST).write_bytes(tables.replace(b'"rows": 8', b'"rows": 9'))
+    with pytest.raises(UserError, match=r"tables.json: not a list of tables; met another checksum than its own"):
+        choose(shards, "true")

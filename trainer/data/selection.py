@@ -112,7 +112,7 @@ class _Question:
 
 @lru_cache(_SETS)
 def _answer(question: _Question) -> Selection:
-    return Selection(question.shards, choose(question.shards, question.condition))
+    return Selection(question.shards, choose(question.shards, question.condition, may_be_none=True))
 
 
 def select(shards: ShardSet, where: Where) -> Selection | None:
@@ -127,7 +127,7 @@ def select(shards: ShardSet, where: Where) -> Selection | None:
     condition = where if isinstance(where, str) or where is None else where.get(shards.manifest.source)
     if condition is None or not shards.manifest.objects:
         return None
-    files = [path.stat() for name in (OBJECTS, LIST) if (path := shards.folder / name).exists()]
+    files = [path.stat() for name in (LIST, OBJECTS) if (path := shards.table_file(name)).exists()]
     state = shards.manifest.checksum, *((file.st_mtime_ns, file.st_size) for file in files)
     return _answer(_Question(shards.folder, state, condition, shards))
 

@@ -250,8 +250,20 @@ def test_conditions_by_source_and_sets_that_are_taken_whole(random_set, unequal_
     counts, lines = sources(where={"folder": "object = 5"})
     assert counts == {"sav": whole["sav"], "folder": 3} and not nothing
     assert lines == [f"{folder}: where object = 5: 3 of 48 objects, in 3 of 12 samples; the others are left out"]
+    counts, lines = sources(where={"folder": "object = 9"})  # a set of which nothing is left
+    assert counts == {"sav": whole["sav"]} and "0 of 48 objects, in 0 of 12 samples" in lines[0]
     with pytest.raises(UserError, match=r"data.where: no shards of this source; met coco; wanted folder, sav"):
         sources(where={"coco": "true"})
+
+
+def test_sets_that_a_pattern_finds_are_filtered_each(random_set, unequal_set, tmp_path):
+    for name in ("one", "two"):
+        tabled(unequal_set, tmp_path).rename(tmp_path / f"set-{name}")
+    shutil.copytree(random_set, tmp_path / "others")
+    for path in (tmp_path / "set-*", tmp_path):
+        options = {"fields": LIGHT, "batch_size": 1, "seed": 7, "sources": ["folder"]}
+        loads = make_loader([path], **options, where="object = 5")
+        assert len(loads.order(0)) == 6 and len(loads.selected) == 2
 
 
 def test_a_set_without_objects_is_taken_whole_and_one_without_a_table_is_refused(sav_set, tmp_path):
