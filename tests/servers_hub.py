@@ -16,9 +16,9 @@ from collections.abc import Callable
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar, Literal
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
-Fault = Literal["", "cut", "401", "402", "403", "409", "413", "500", "503"]
+Fault = Literal["", "cut", "lost", "401", "402", "403", "409", "413", "500", "503"]
 WRITE, READ = "hf_write", "hf_read"
 """Tokens of the user `someone`."""
 _LARGE = (".tar", ".npy", ".parquet", ".png")
@@ -42,6 +42,7 @@ class Repository:
 class HubServer(ThreadingHTTPServer):
     """`faults(method, path, n)` says what befalls the n-th request, from 0, of this method and path.
 
+    "cut": the connection ends when half of the body has come; "lost": when the request was done, without an answer.
     `requests` holds all of them in order. `part_bytes`: larger files go up in parts of this size.
     """
 
@@ -55,6 +56,8 @@ class HubServer(ThreadingHTTPServer):
         """What was uploaded with LFS, by its SHA-256, in a repository or not."""
         self.parts: dict[tuple[str, int], bytes] = {}
         self.part_bytes: int | None = None
+        self.full = False
+        """Whether it takes no more large files."""
         self.requests: list[tuple[str, str]] = []
         self.received: list[str] = []
         """SHA-256 of each file that arrived whole."""
@@ -126,7 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.sent = self.rfile.read(length) if length >= 0 else self._chunks()
         try:
-            if fault:
+            if fault.isdigit():
                 raise _refusal(int(fault), f"refused with {fault}")
             for wanted, pattern, name in self.routes:
                 if wanted == method and (match := re.fullmatch(pattern, url.path)):
@@ -137,6 +140,10 @@ class _Handler(BaseHTTPRequestHandler):
                     raise _Answer(200, {"Content-Type": "application/json"}, json.dumps(answer).encode())
             raise _refusal(404, f"no such endpoint: {url.path}")
         except _Answer as answer:
+            if fault == "lost":
+                self.connection.shutdown(socket.SHUT_RDWR)
+                self.close_connection = True
+                return
             self.send_response(answer.status)
             for key, value in {"Content-Length": str(len(answer.body)), **answer.headers}.items():
                 self.send_header(key, value)
@@ -227,6 +234,9 @@ class _Handler(BaseHTTPRequestHandler):
             answers.append({"oid": oid, "size": wanted["size"]})
             if oid in self.server.objects:
                 continue
+            if self.server.full:
+                answers[-1]["error"] = {"code": 507, "message": "Private storage limit reached"}
+                continue
             href, header = f"{self.server.url}/upload/{oid}", {}
             if (part := self.server.part_bytes) and wanted["size"] > part:
                 href = f"{self.server.url}/complete/{oid}"
@@ -296,7 +306,7 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"Content-Type": "application/json"}
         if begin + _PAGE < len(entries):
             query = f"recursive={str(deep).lower()}&cursor={begin + _PAGE}"
-            headers["Link"] = f'<{self.server.url}{quote(urlsplit(self.path).path)}?{query}>; rel="next"'
+            headers["Link"] = f'<{self.server.url}{urlsplit(self.path).path}?{query}>; rel="next"'
         raise _Answer(200, headers, json.dumps(page).encode())
 
     def _resolve(self, name: str, revision: str, path: str) -> None:

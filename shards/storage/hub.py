@@ -53,6 +53,8 @@ class Hub(Destination):
         self._attempts = attempts
         with extra("remote", where=url):
             import huggingface_hub
+            import huggingface_hub.errors
+            import huggingface_hub.utils
         self._hub: Any = huggingface_hub
 
     def __str__(self) -> str:
@@ -137,8 +139,10 @@ class Hub(Destination):
             if isinstance(error.__cause__, Exception):
                 raise error.__cause__ from None
             raise
-        except ValueError as error:  # the hub refuses single files
-            raise UserError("refused by the hub", where=self.url, met=str(error)) from None
+        except ValueError as error:  # it refuses single files: "Encountered error for file with OID ...: `WORDS", each
+            words = dict.fromkeys(line.rpartition("`")[2] for line in str(error).split("\n")[1:])
+            met = "; ".join(words) or str(error)
+            raise UserError("refused by the hub", where=self.url, met=met, do=_ADVICE[413]) from None
 
     def read(self, name: str) -> bytes:
         folder = RemoteFolder(self.url, self._attempts)
