@@ -25,7 +25,7 @@ VERBS: tuple[Callable[..., None], ...] = (
     *(sharding.shard, sharding.merge, sharding.estimate),
     *(sets.verify_shard, sets.recode, sets.split, sets.sample, sets.preview, sets.stats, sets.table, sets.join),
     *(sharing.publish, browsing.browse),
-    *(models.export, models.predict, models.evaluate, serving.serve),
+    *(models.export, models.predict, models.evaluate, models.annotate, serving.serve),
     *(benchmarks.benchmark, benchmarks.compare),
     *(training.doctor, training.rows),
 )

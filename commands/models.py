@@ -1,4 +1,4 @@
-"""Trained models used: export, predict, evaluate."""
+"""Trained models used: export, predict, evaluate, annotate."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 else:
     Objective = Literal[tuple(OBJECTIVES)]
 
+What = Literal["captions", "masks-iou", "embeddings"]
 Form = Literal["sa2va", "onnx", "int8"]
 
 
@@ -289,6 +290,55 @@ def evaluate(
         device=device,
         dtype=dtype,
         json_file=json_file,
+        cache=Cache(cache, parse_size(cache_limit)),
+    )
+    if shown:
+        say(shown)
+
+
+@extra("train")
+def annotate(
+    model: Annotated[
+        str, Option(metavar="DIR", help="Folder of a Sa2VA, released or exported, or of a run (its checkpoint).")
+    ],
+    shards: Annotated[str, Option(metavar="PATH", help="Folder or URL of a shard set.")],
+    what: Annotated[
+        What,
+        Option(
+            help="captions: of every region, with the log-probability, the cycle IoU and the swap gap of each. "
+            "masks-iou: of the masks for the object's own texts. embeddings: mean visual tokens of the regions."
+        ),
+    ],
+    out: Annotated[Path, Option(metavar="FILE", help="The parquet file to write.")],
+    where: Where = None,
+    batch_size: BatchSize = 8,
+    max_caption_tokens: Annotated[int, Option(min=1, max=8192, help="Most tokens of a caption.")] = 64,
+    dtype: ModelDtype = None,
+    device: Device = None,
+    cache: Annotated[
+        Path, Option(metavar="FOLDER", help="Folder on a disk of this machine, for shards from URLs.")
+    ] = Path("~/.cache/sa2va-shards"),
+    cache_limit: Annotated[str, Option(metavar="SIZE", help="Largest size of the cache.")] = "200GB",
+) -> None:
+    """Write what a model says of every object of a set into a parquet file, for join and for conditions.
+
+    Each object once, on any number of processes: accelerate launch --num_processes N -m cli annotate, with the same
+    options. May be stopped at any moment: the same command goes on.
+    """
+    from evaluation.annotate import annotate as run
+    from shards.size import parse_size
+    from shards.storage.cache import Cache
+
+    shown = run(
+        model,
+        shards,
+        what,
+        out,
+        where=where,
+        batch_size=batch_size,
+        max_caption_tokens=max_caption_tokens,
+        device=device,
+        dtype=dtype,
         cache=Cache(cache, parse_size(cache_limit)),
     )
     if shown:

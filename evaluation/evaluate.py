@@ -123,7 +123,7 @@ def evaluate(
     samples = [sample for samples in samples_of_set for sample in samples]
     if not groups:
         raise UserError("nothing to evaluate", where=", ".join(shards), met="no sample in this part of the shards")
-    state = _process_state(device)
+    state = process_state(device)
     loaded = load(model, str(state.device) if state.num_processes > 1 else device, dtype)
     notes = [explain_shards(loaded, sets[0].recipe), explain_samples(sets, samples, record)]
     notes += lines_of(sets, [selections.get(opened) for opened in sets], where)
@@ -217,7 +217,7 @@ def _check_kind(kind: str | None, objective: str) -> None:
         raise UserError("an objective without a choice of kinds", where="--kind", met=objective, do=do)
 
 
-def _process_state(device: str | None) -> PartialState:
+def process_state(device: str | None) -> PartialState:
     """Join the other processes, if there are any; raises `UserError` for one device for all of them."""
     state = PartialState(cpu=device == "cpu" or not torch.accelerator.is_available(), timeout=_PATIENCE)
     if state.num_processes > 1 and device not in (None, "cpu"):

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from shards.format import Field, FieldName
 from shards.reader import ShardSet, decode_field
 from shards.sample import usable_texts
 from trainer.data.batch import Frame, PairBatch
+from trainer.data.decoding import Need
 from trainer.data.selection import Selection
 from trainer.objectives import load_objective
 
@@ -46,6 +47,17 @@ Selections = Mapping[ShardSet, Selection]
 EVERYTHING: Selections = MappingProxyType({})
 FramePair = tuple[int, int]
 """Frames of a sample, counted from 0, that are frame 1 and frame 2 of a batch."""
+
+
+class Reads(Protocol):
+    """What is read of a sample: an objective is such a class, and it may be named in place of it."""
+
+    judging_fields: ClassVar[tuple[str, ...]]
+    """Fields of a batch."""
+    needs: ClassVar[Need | None]
+    """"texts": an object is an item for each text. Else it is one, if a frame shows it or no cells are read."""
+    swaps_captions: ClassVar[bool]
+    """Whether an item needs another one in its batch."""
 
 
 @dataclass(eq=False)
@@ -100,13 +112,13 @@ def group_samples(samples: Sequence[SampleRef], size: int) -> list[Sequence[Samp
 
 
 def read_groups(
-    groups: Sequence[Sequence[SampleRef]], objective: str, selections: Selections = EVERYTHING
+    groups: Iterable[Sequence[SampleRef]], objective: str | type[Reads], selections: Selections = EVERYTHING
 ) -> Iterator[list[DecodedSample]]:
     """Yield the samples of one group after the other, decoded ahead by threads.
 
     Args:
         groups: the groups of this process.
-        objective: a name in `trainer.objectives.OBJECTIVES`; its class says which fields are decoded.
+        objective: a name in `trainer.objectives.OBJECTIVES`, or a class; it says which fields are decoded.
         selections: the objects that are asked about.
 
     Raises:
@@ -131,14 +143,16 @@ def run_ahead(pool: Executor, groups: Iterable[Sequence[Callable[[], Result]]]) 
         yield [future.result() for future in ahead.popleft()]
 
 
-def make_batches(group: Sequence[DecodedSample], objective: str, most: int) -> Iterator[tuple[PairBatch, list[str]]]:
+def make_batches(
+    group: Sequence[DecodedSample], objective: str | type[Reads], most: int
+) -> Iterator[tuple[PairBatch, list[str]]]:
     """Yield the items of a group as batches for `Objective.judge`, each with the sources of its items.
 
     A batch has at most `most` items; if the objective swaps captions it may have two more. The caption-swap gap needs
     another object, of the same sample if possible: so no item is alone in its batch, nor apart from all others of its
     sample.
     """
-    least = 2 if load_objective(objective).swaps_captions else 1
+    least = 2 if _reads(objective).swaps_captions else 1
     packed: list[list[Item]] = []
     for sample in group:
         for part in _even_parts(sample.items, most, least):
@@ -160,9 +174,11 @@ def _even_parts(items: Sequence[Item], most: int, least: int) -> Iterator[list[I
         yield list(islice(rest, len(items) // count + (part < len(items) % count)))
 
 
-def _decode_sample(shards: ShardSet, position: int, objective: str, selections: Selections) -> DecodedSample:
+def _decode_sample(
+    shards: ShardSet, position: int, objective: str | type[Reads], selections: Selections
+) -> DecodedSample:
     """Decode a sample's pictures and prompt cells, and list its items."""
-    chosen = load_objective(objective)
+    chosen = _reads(objective)
     sample = DecodedSample(shards, shards.key(position), *shards.sample(position))
     if not sample.meta["objects"]:
         sample.left_out[NO_OBJECT] += 1
@@ -187,17 +203,21 @@ def _decode_sample(shards: ShardSet, position: int, objective: str, selections: 
     return sample
 
 
+def _reads(objective: str | type[Reads]) -> type[Reads]:
+    return load_objective(objective) if isinstance(objective, str) else objective
+
+
 def _stored_field(name: str, frames: FramePair) -> tuple[FieldName, int]:
     """Return the field of a batch's field such as "masks2", and the sample's frame, from 0, that it is read from."""
     in_batch = Field.parse(name)
     return in_batch.name, frames[(in_batch.frame or 1) - 1]
 
 
-def _batch(items: Sequence[Item], objective: str) -> tuple[PairBatch, list[str]]:
+def _batch(items: Sequence[Item], objective: str | type[Reads]) -> tuple[PairBatch, list[str]]:
     """Stack the fields of items as the loader does; return the batch, and the source of each item."""
     views = list(dict.fromkeys((item.sample, item.frames) for item in items))
     frames: tuple[dict[str, torch.Tensor], ...] = ({}, {})
-    for name in load_objective(objective).judging_fields:
+    for name in _reads(objective).judging_fields:
         if "masks" in name:
             values = [item.sample.decode(*_stored_field(name, item.frames), [item.number])[0] for item in items]
         else:

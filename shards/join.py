@@ -406,7 +406,7 @@ def _connected(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         "threads": str(usable_processors()),
     }
     with duckdb.connect(":memory:", config=config) as connection:
-        connection.execute("SET lock_configuration = true")
+        connection.execute("SET enable_progress_bar = false; SET lock_configuration = true")
         yield connection
 
 

@@ -252,7 +252,7 @@ def _evaluator(condition: str, joined: Mapping[str, Mapping[str, str]]) -> Itera
         allowed = {name for name, kinds in functions if "CONSISTENT" in kinds and "VOLATILE" not in kinds}
         allowed |= {name for name, kinds in functions if "macro" in kinds and _MACROS.fullmatch(name)}
         allowed -= _LONG
-        connection.execute("SET lock_configuration = true")
+        connection.execute("SET enable_progress_bar = false; SET lock_configuration = true")
         named = _parse(connection, condition, allowed, joined)
         created = f"CREATE TABLE objects ({', '.join(_definitions(named, joined))})"
         _run(connection, condition, lambda: connection.execute(created))

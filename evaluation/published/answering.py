@@ -20,8 +20,9 @@ import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from tqdm import tqdm
 
+from evaluation.appended import Claims
 from evaluation.published.datasets import Asked, OpenBenchmark
-from evaluation.published.predictions import FILE, RUN, Claims, PredictionFile
+from evaluation.published.predictions import FILE, RUN, PredictionFile
 from inference import tiles
 from inference.pictures import write_json
 from inference.predictor import Predictor

@@ -1,17 +1,13 @@
 """Predictions of a benchmark: one line of JSON per answered item. docs/BENCHMARKS.md has the format.
 
-Lines are only ever appended, each whole and under a lock, so that a killed run goes on and several processes share a
-file. A last line that was torn is cut off before the next one is written. An item counts once: the first line stands.
+An item counts once: the first line stands.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +15,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco
 
+from evaluation.appended import AppendedFile
 from pipeline.cropped import Bool
 from pipeline.masks import from_coco
 from shards.errors import BadInput, UserError
@@ -163,116 +160,26 @@ def _parsed(lines: Iterable[bytes], path: str) -> Iterator[Prediction]:
             raise
 
 
-class PredictionFile:
+class PredictionFile(AppendedFile[Prediction]):
     """A file of predictions that any number of processes append to."""
 
     def __init__(self, path: Path) -> None:
         """Open the file; it is made where there is none. A torn last line is cut off by the first append."""
-        self.path = path
         self.answered: set[str] = set()
         """Ids of the items that the file was known to hold at the last `refresh`."""
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        self._read = 0
-        self._lines = 0
-        self.refresh()
+        super().__init__(path)
 
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._descriptor)
+    def parse(self, line: bytes, where: str) -> Prediction:
+        return parse_line(line, where)
 
-    def refresh(self) -> None:
-        """Read the lines that were appended since the last call, by any process.
+    def to_bytes(self, line: Prediction) -> bytes:
+        return line.to_line()
 
-        Raises:
-            UserError: a line breaks the format.
-        """
-        data = self._tail()
-        whole = data[: data.rfind(b"\n") + 1]
-        for line in whole.split(b"\n")[:-1]:
-            self._lines += 1
-            if line.strip():
-                self.answered.add(parse_line(line, f"{self.path}, line {self._lines}").item)
-        self._read += len(whole)
+    def note(self, line: Prediction, begin: int, length: int) -> None:
+        self.answered.add(line.item)
 
-    def append(self, predictions: Sequence[Prediction]) -> None:
-        """Append the predictions of items that no line has answered yet, and write them to disk."""
-        with self._locked():
-            self._repair()
-            self.refresh()
-            new = [one for one in predictions if one.item not in self.answered]
-            data = b"".join(one.to_line() for one in new)
-            while data:
-                data = data[os.write(self._descriptor, data) :]
-            os.fsync(self._descriptor)
-            self.refresh()
-
-    def _repair(self) -> None:
-        """End the last line where only its line end is missing; cut it off where it is torn."""
-        data = self._tail()
-        torn = data[data.rfind(b"\n") + 1 :]
-        if not torn:
-            return
-        try:
-            parse_line(torn, str(self.path))
-        except UserError:
-            os.ftruncate(self._descriptor, self._read + len(data) - len(torn))
-        else:
-            os.write(self._descriptor, b"\n")
-
-    def _tail(self) -> bytes:
-        """Return what follows the lines that were read."""
-        size = os.fstat(self._descriptor).st_size
-        parts = []
-        place = self._read
-        while place < size:
-            parts.append(os.pread(self._descriptor, size - place, place))
-            place += len(parts[-1])
-            if not parts[-1]:
-                break
-        return b"".join(parts)
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks: an append is one write, and an item counts once all the same
-            yield
-            return
-        try:
-            yield
-        finally:
-            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
-
-
-class Claims:
-    """Which process works on which group of items: a lock on a byte of a file for each group.
-
-    A lock ends with its process, so the work of a killed one is free at once. Where a file system has no locks every
-    claim is granted: groups may be answered twice, and count once.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-
-    @contextmanager
-    def claim(self, group: int) -> Iterator[bool]:
-        """Claim a group for the time of the context, which gets whether it was free."""
-        try:
-            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, group)
-        except (BlockingIOError, PermissionError):
-            yield False
-            return
-        except OSError:
-            yield True
-            return
-        try:
-            yield True
-        finally:
-            fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, group)
-
-    def close(self) -> None:
-        """Close the file, and give up all claims."""
-        os.close(self._descriptor)
+    def is_noted(self, line: Prediction) -> bool:
+        return line.item in self.answered
 
 
 def union_of(prediction: Prediction | None, height: int, width: int, where: str) -> Bool:

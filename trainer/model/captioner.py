@@ -62,6 +62,7 @@ class Captioner(nn.Module):
         temperature: float = 0.0,
         uniform: Tensor | None = None,
         any_process: Callable[[bool], bool] = bool,
+        log_probability: Tensor | None = None,
     ) -> Answers:
         """Answer rows that end with a question, with one or more tokens of text and the end token.
 
@@ -74,6 +75,8 @@ class Captioner(nn.Module):
             temperature: 0 takes the likeliest token; else tokens are sampled from softmax(logits / temperature).
             uniform: (M, T) float32 in [0, 1), random numbers; needed above temperature 0.
             any_process: see `generate`.
+            log_probability: (M, T) float32, gets the log-probability of each token among all; what stands after the
+                end of an answer has no meaning.
         """
         model = self.model
         prompts = model.prompts
@@ -82,8 +85,11 @@ class Captioner(nn.Module):
         text_or_end[prompts.end_ids] = True
 
         def pick(logits: Tensor, step: int, rows: Tensor) -> Tensor:
-            logits = logits.masked_fill(~(text if step == 0 else text_or_end), -torch.inf)
-            return choose(logits, temperature, None if draws is None else draws[rows, step])
+            allowed = logits.masked_fill(~(text if step == 0 else text_or_end), -torch.inf)
+            tokens = choose(allowed, temperature, None if draws is None else draws[rows, step])
+            if log_probability is not None:
+                log_probability[rows, step] = logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+            return tokens
 
         draws = None if uniform is None else uniform.to(visual_tokens.device)
         with uncompiled(model):

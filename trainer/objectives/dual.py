@@ -54,6 +54,11 @@ class Dual(Objective[PairBatch]):
 
     def judge(self, batch: PairBatch, side: int = POINTS_PER_SIDE) -> Judged:
         """Describe frame 1's regions greedily, and segment frame 2 from these captions (the cycle)."""
+        cycle = self.cycle(batch, side)
+        return Judged(cycle.values, cycle.captions, cycle.logits)
+
+    def cycle(self, batch: PairBatch, side: int = POINTS_PER_SIDE) -> Cycle:
+        """Do what `judge` does, and say how probable the captions are."""
         passes = self.passes
         model = self.passes.model
         described, segmented = batch.frames
@@ -62,7 +67,8 @@ class Dual(Objective[PairBatch]):
         sam_features = passes.encode_sam(segmented)
         question = passes.captioner_inputs(batch, visual_tokens)
         length = passes.config.max_caption_tokens
-        answers = Captioner(model)(*question, length, any_process=passes.any_process)
+        each = torch.zeros(len(masks), length, device=model.device)
+        answers = Captioner(model)(*question, length, any_process=passes.any_process, log_probability=each)
         words = [caption.words for caption in captions_of(answers, model.prompts)]
         second = passes.encode_second_image(batch, visual_tokens)
         logits, _ = passes.predict_masks(batch, passes.segmentation_rows(batch, words, None), second, sam_features)
@@ -73,7 +79,24 @@ class Dual(Objective[PairBatch]):
             wrong, _ = passes.predict_masks(batch, passes.segmentation_rows(batch, swapped, None), second, sam_features)
             if len(words) > 1:
                 values["swap_gap"] = values["iou"] - mask_metrics(wrong, masks, side)["iou"]
-        return Judged(values, [model.prompts.readable(caption) for caption in words], logits)
+        captions = [model.prompts.readable(caption) for caption in words]
+        log_probability = each[:, : answers.valid.shape[1]].masked_fill(~answers.valid, 0).sum(1)
+        return Cycle(values, captions, logits, log_probability, answers.valid.sum(1))
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """Captions of M regions, and what is segmented from them."""
+
+    values: dict[str, Tensor]
+    """As of `Judged`."""
+    captions: list[str]
+    logits: Tensor
+    """(M, 256, 256) float32."""
+    log_probability: Tensor
+    """(M,) float32: the sum over a caption's tokens, its end's included, of the logarithm of each one's probability."""
+    tokens: Tensor
+    """(M,) int64, the number of these tokens."""
 
 
 @dataclass(frozen=True)

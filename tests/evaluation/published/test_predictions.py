@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import multiprocessing as mp
-import os
-import signal
 
 import numpy as np
 import pytest
 
-from evaluation.published.predictions import Claims, Prediction, PredictionFile, encode, read_predictions, union_of
+from evaluation.published.predictions import Prediction, PredictionFile, encode, read_predictions, union_of
 from shards.errors import UserError
 
 FORKS = mp.get_context("fork")
@@ -106,24 +104,3 @@ def test_processes_that_append_the_same_items_leave_each_once(tmp_path):
         process.join()
     assert path.read_bytes().count(b"\n") == 40
     assert len(read_predictions(path).of_item) == 40
-
-
-def _hold(path, ready) -> None:
-    claims = Claims(path)
-    with claims.claim(1) as free:
-        ready.send(free)
-        signal.pause()
-
-
-def test_a_claim_ends_with_its_process(tmp_path):
-    ours, others = FORKS.Pipe()
-    process = FORKS.Process(target=_hold, args=(tmp_path / "claims", others))
-    process.start()
-    assert ours.recv() is True
-    claims = Claims(tmp_path / "claims")
-    with claims.claim(1) as one, claims.claim(2) as two:
-        assert (one, two) == (False, True)
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    with claims.claim(1) as free:
-        assert free
