@@ -1,4 +1,4 @@
-"""Finished shard sets handed on: publish."""
+"""Finished shard sets handed on: publish, energon."""
 
 from __future__ import annotations
 
@@ -58,3 +58,22 @@ def publish(
         say("ledger.jsonl names the paths of the raw inputs that were left out")
     if done.kept_card:
         say("README.md there was written by somebody else and is kept as it is")
+
+
+@extra("pipeline")
+def energon(
+    path: FinishedSet,
+    val: Annotated[
+        float,
+        Option(min=0, max=1, help="Share of the samples that goes into the part val, in whole tars, the last ones."),
+    ] = 0.0,
+) -> None:
+    """Write what Megatron-Energon loads a set by beside its tars: .nv-meta with splits and a sample loader.
+
+    The tars stay as they are. docs/SHARING.md shows how to load it.
+    """
+    from shards.energon import prepare
+
+    parts = prepare(path, val)
+    counts = "; ".join(f"{part}: {len(names):,} tars" for part, names in parts.items() if names)
+    say(f"{path}: ready for Megatron-Energon; {counts}")
