@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shards.atomic import atomic_write
 from shards.checksum import file_sha256
@@ -20,8 +20,10 @@ from shards.lock import hold_lock
 from shards.manifest import Manifest, sha256
 from shards.program import command
 from shards.regular_file import read_regular
-from shards.report import Failure, Report
 from shards.strict_json import parse_json
+
+if TYPE_CHECKING:
+    from shards.report import Report
 
 LIST = "tables.json"
 MOST_BYTES = 1 << 24
@@ -199,6 +201,7 @@ def _change_list(folder: Path, manifest: Manifest, name: str, info: TableInfo | 
 
 def check_tables(folder: Path, manifest: Manifest, report: Report) -> None:
     """Compare each table that a set lists with its size, its SHA-256 and the number of its rows."""
+    from shards.report import Failure  # prints with rich, which reading does not need
 
     def fail(name: str, what: str, met: object, wanted: object) -> None:
         report.fail(Failure(str(folder / name), "", "", what, str(met), str(wanted)))
