@@ -486,15 +486,19 @@ static PyObject *exact_members(PyObject *Py_UNUSED(module), PyObject *arguments)
 
 /* ---- checking ---- */
 
-static void sum_blocks(const uint8_t *restrict picture, size_t side, size_t blocks, uint16_t *restrict columns,
-                       uint32_t *restrict sums)
+/* Sums of blocks of a plane, and its lowest and highest byte. `columns` has room for a row. */
+static void sum_blocks(const uint8_t *restrict plane, size_t side, size_t blocks, uint16_t *restrict columns,
+                       uint8_t *restrict lowest, uint8_t *restrict highest, uint32_t *restrict sums)
 {
     size_t size = side / blocks;
-    for (size_t row = 0; row < 3 * blocks; row++) {
+    for (size_t row = 0; row < blocks; row++) {
         memset(columns, 0, side * sizeof *columns);
-        for (size_t y = 0; y < size; y++, picture += side)
-            for (size_t x = 0; x < side; x++)
-                columns[x] += picture[x];
+        for (size_t y = 0; y < size; y++, plane += side)
+            for (size_t x = 0; x < side; x++) {
+                columns[x] += plane[x];
+                lowest[x] = plane[x] < lowest[x] ? plane[x] : lowest[x];
+                highest[x] = plane[x] > highest[x] ? plane[x] : highest[x];
+            }
         for (size_t block = 0; block < blocks; block++, sums++) {
             *sums = 0;
             for (size_t x = 0; x < size; x++)
@@ -503,28 +507,129 @@ static void sum_blocks(const uint8_t *restrict picture, size_t side, size_t bloc
     }
 }
 
-PyDoc_STRVAR(about_sums, "block_sums(picture, side, blocks, sums) -> bool\n\n"
-                         "Sums of equal blocks of (3, side, side) bytes -> sums, (3, blocks, blocks) uint32.\n"
+static void sum_picture(const uint8_t *picture, size_t side, size_t blocks, uint16_t *columns, uint32_t *sums,
+                        uint8_t *ends)
+{
+    uint8_t *lowest = (uint8_t *)(columns + side), *highest = lowest + side;
+    for (int plane = 0; plane < 3; plane++, picture += side * side, sums += blocks * blocks, ends += 2) {
+        memset(lowest, 255, side);
+        memset(highest, 0, side);
+        sum_blocks(picture, side, blocks, columns, lowest, highest, sums);
+        ends[0] = 255;
+        ends[1] = 0;
+        for (size_t x = 0; x < side; x++) {
+            ends[0] = lowest[x] < ends[0] ? lowest[x] : ends[0];
+            ends[1] = highest[x] > ends[1] ? highest[x] : ends[1];
+        }
+    }
+}
+
+PyDoc_STRVAR(about_sums, "block_sums(picture, side, blocks, sums, ends) -> bool\n\n"
+                         "Sums of equal blocks of (3, side, side) bytes -> sums, (3, blocks, blocks) uint32, and the\n"
+                         "lowest and the highest byte of each plane -> ends, (3, 2) uint8.\n"
                          "False where the buffers do not fit, or 16 bits do not hold the sum of a block's column.");
 
 static PyObject *block_sums(PyObject *Py_UNUSED(module), PyObject *arguments)
 {
-    Py_buffer picture, sums;
+    Py_buffer picture, sums, ends;
     Py_ssize_t side, blocks;
-    if (!PyArg_ParseTuple(arguments, "y*nnw*", &picture, &side, &blocks, &sums))
+    if (!PyArg_ParseTuple(arguments, "y*nnw*w*", &picture, &side, &blocks, &sums, &ends))
         return NULL;
     int fits = side > 0 && side <= 1 << 14 && blocks > 0 && side % blocks == 0 && side / blocks <= 257 &&
-               picture.len == 3 * side * side && sums.len == 3 * blocks * blocks * (Py_ssize_t)sizeof(uint32_t);
-    uint16_t *columns = fits ? PyMem_RawMalloc(side * sizeof *columns) : NULL;
+               picture.len == 3 * side * side && sums.len == 3 * blocks * blocks * (Py_ssize_t)sizeof(uint32_t) &&
+               ends.len == 6;
+    uint16_t *columns = fits ? PyMem_RawMalloc(side * (sizeof *columns + 2)) : NULL;
     if (columns) {
         Py_BEGIN_ALLOW_THREADS;
-        sum_blocks(picture.buf, side, blocks, columns, sums.buf);
+        sum_picture(picture.buf, side, blocks, columns, sums.buf, ends.buf);
         Py_END_ALLOW_THREADS;
     }
     PyMem_RawFree(columns);
     PyBuffer_Release(&picture);
     PyBuffer_Release(&sums);
+    PyBuffer_Release(&ends);
     return PyBool_FromLong(columns != NULL);
+}
+
+static int is_zero(const uint8_t *bytes, size_t size)
+{
+    return !bytes[0] && !memcmp(bytes, bytes + 1, size - 1);
+}
+
+/* One row of bits -> the bytes at `first`. False where neighbours with the same `columns` differ. */
+static int shrink_row(const uint8_t *bits, size_t side, const int64_t *columns, const int64_t *first, size_t width,
+                      uint8_t *pixels, uint8_t *out)
+{
+    for (size_t i = 0; i < side / 8; i++)
+        memcpy(pixels + 8 * i, &pixels_of[bits[i]], 8);
+    for (size_t x = 1; x < side; x++)
+        if (pixels[x] != pixels[x - 1] && columns[x] == columns[x - 1])
+            return 0;
+    for (size_t x = 0; x < width; x++)
+        out[x] = pixels[first[x]];
+    return 1;
+}
+
+/* As about_shrunk says, after all sizes and indices were checked. */
+static int shrink(const uint8_t *bits, size_t side, const int64_t *rows, const int64_t *first_rows, size_t height,
+                  const int64_t *columns, const int64_t *first_columns, size_t width, uint8_t *pixels, uint8_t *out)
+{
+    size_t stride = side / 8;
+    for (size_t y = 0; y < side; y++) {
+        size_t first = first_rows[rows[y]];
+        if (first != y && memcmp(bits + y * stride, bits + first * stride, stride))
+            return 0;
+    }
+    for (size_t y = 0; y < height; y++) {
+        const uint8_t *row = bits + first_rows[y] * stride;
+        if (is_zero(row, stride))
+            memset(out + y * width, 0, width);
+        else if (!shrink_row(row, side, columns, first_columns, width, pixels, out + y * width))
+            return 0;
+    }
+    return 1;
+}
+
+/* Whether a buffer holds `count` int64, each at least 0 and below `end`. */
+static int are_indices(const Py_buffer *buffer, Py_ssize_t count, Py_ssize_t end)
+{
+    const int64_t *indices = buffer->buf;
+    if (buffer->len != count * (Py_ssize_t)sizeof *indices || (uintptr_t)indices % sizeof *indices)
+        return 0;
+    for (Py_ssize_t i = 0; i < count; i++)
+        if (indices[i] < 0 || indices[i] >= end)
+            return 0;
+    return 1;
+}
+
+PyDoc_STRVAR(about_shrunk,
+             "shrunk(bits, rows, first_rows, columns, first_columns, out) -> bool | None\n\n"
+             "As shards.same_region.original_mask: packed bits (S, S // 8) -> out, (H, W) bytes; False where they are\n"
+             "enlarged from none, None where the buffers do not fit. rows, columns: (S,) int64, the row and the column\n"
+             "of the original of each; first_rows (H,), first_columns (W,): where each stands first.");
+
+static PyObject *shrunk(PyObject *Py_UNUSED(module), PyObject *arguments)
+{
+    Py_buffer b[6]; /* bits, rows, first_rows, columns, first_columns, out */
+    if (!PyArg_ParseTuple(arguments, "y*y*y*y*y*w*", &b[0], &b[1], &b[2], &b[3], &b[4], &b[5]))
+        return NULL;
+    Py_ssize_t word = sizeof(int64_t), side = b[1].len / word, height = b[2].len / word, width = b[4].len / word;
+    int found = -1;
+    uint8_t *pixels = NULL;
+    if (side > 0 && side <= 1 << 14 && side % 8 == 0 && height > 0 && width > 0 && height <= side && width <= side &&
+        b[0].len == side * (side / 8) && b[5].len == height * width && are_indices(&b[1], side, height) &&
+        are_indices(&b[2], height, side) && are_indices(&b[3], side, width) && are_indices(&b[4], width, side) &&
+        (pixels = PyMem_RawMalloc(side))) {
+        Py_BEGIN_ALLOW_THREADS;
+        found = shrink(b[0].buf, side, b[1].buf, b[2].buf, height, b[3].buf, b[4].buf, width, pixels, b[5].buf);
+        Py_END_ALLOW_THREADS;
+    }
+    PyMem_RawFree(pixels);
+    for (int i = 0; i < 6; i++)
+        PyBuffer_Release(&b[i]);
+    if (found < 0)
+        Py_RETURN_NONE;
+    return PyBool_FromLong(found);
 }
 
 /* ---- choosing ---- */
@@ -552,6 +657,7 @@ static PyObject *shuffled(PyObject *Py_UNUSED(module), PyObject *arguments)
 
 static PyMethodDef methods[] = {{"run", run, METH_O, about_run},
                                 {"block_sums", block_sums, METH_VARARGS, about_sums},
+                                {"shrunk", shrunk, METH_VARARGS, about_shrunk},
                                 {"shuffled", shuffled, METH_VARARGS, about_shuffled},
                                 {"exact_members", exact_members, METH_VARARGS, about_members},
                                 {NULL, NULL, 0, NULL}};

@@ -61,14 +61,38 @@ def shuffled(numbers: Sequence[int], salt: int) -> list[int]:
     return order
 
 
-def block_sums(picture: NDArray[np.uint8], blocks: int) -> NDArray[np.uint32] | None:
-    """Return the sums of blocks x blocks equal parts of each plane: (3, S, S) -> (3, blocks, blocks).
+def block_sums(picture: NDArray[np.uint8], blocks: int) -> tuple[NDArray[np.uint32], NDArray[np.uint8]] | None:
+    """Return the sums of blocks x blocks equal parts of each plane, and each plane's lowest and highest value.
 
-    None where numpy has to do it.
+    (3, S, S) -> (3, blocks, blocks) and (3, 2). None where numpy has to do it.
     """
     sums = np.empty((3, blocks, blocks), np.uint32)
+    ends = np.empty((3, 2), np.uint8)
     fits = _loops is not None and picture.flags.c_contiguous and picture.shape[1] // blocks <= 257
-    return sums if fits and _loops.block_sums(picture, picture.shape[1], blocks, sums) else None
+    return (sums, ends) if fits and _loops.block_sums(picture, picture.shape[1], blocks, sums, ends) else None
+
+
+Steps: TypeAlias = NDArray[np.int64]
+
+
+def shrunk(
+    bits: NDArray[np.uint8], rows: Steps, first_rows: Steps, columns: Steps, first_columns: Steps
+) -> NDArray[np.bool_] | bool | None:
+    """Return the mask that packed bits were enlarged from, see `shards.same_region.original_mask`.
+
+    Args:
+        bits: (S, S // 8).
+        rows, columns: (S,), the row or column of the original that each one of the enlarged mask shows.
+        first_rows, first_columns: (H,) and (W,), the first of the enlarged mask that shows each one of the original.
+
+    Returns:
+        (H, W); False where they were enlarged from none; None where numpy has to do it.
+    """
+    if _loops is None or not bits.flags.c_contiguous:
+        return None
+    out = np.empty((len(first_rows), len(first_columns)), np.bool_)
+    found: bool | None = _loops.shrunk(bits, rows, first_rows, columns, first_columns, out.view(np.uint8))
+    return out if found else found
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from shards import compiled
 from shards.codec import Bool, UInt8
 from shards.format import Field
 from shards.recipe import Recipe
@@ -35,15 +36,24 @@ def centres(length: int, count: int) -> Steps:
     return np.cumsum(steps).astype(np.int64)  # Pillow also adds them up one by one, with the same rounding
 
 
-def original_mask(mask: Bool, height: int, width: int) -> Bool | None:
-    """Return the (height, width) bool mask that (S, S) bool `mask` was enlarged from, with height and width <= S.
+@lru_cache(maxsize=256)
+def _enlargement(length: int, count: int) -> tuple[Steps, Steps]:
+    """Return `centres`, and the first of the `count` rows that takes each of `length`: (count,) and (length,) int64."""
+    rows = centres(length, count)
+    return rows, np.searchsorted(rows, np.arange(length))
 
-    None if `mask` is not the nearest-neighbour enlargement of any.
+
+def original_mask(bits: UInt8, height: int, width: int) -> Bool | None:
+    """Return the (height, width) bool mask that packed bits (S, S // 8) were enlarged from, with height and width <= S.
+
+    None if they are not the nearest-neighbour enlargement of any.
     """
-    size = len(mask)
-    rows = centres(height, size)
-    columns = centres(width, size)
-    first_row, first_column = (np.searchsorted(x, np.arange(n)) for x, n in ((rows, height), (columns, width)))
+    rows, first_row = _enlargement(height, len(bits))
+    columns, first_column = _enlargement(width, len(bits))
+    found = compiled.shrunk(bits, rows, first_row, columns, first_column)
+    if found is not None:
+        return None if isinstance(found, bool) else found
+    mask = np.unpackbits(bits, axis=1).view(np.bool_)
     if not np.array_equal(mask[first_row[rows]], mask):
         return None
     distinct = np.ascontiguousarray(mask[first_row])
@@ -58,10 +68,12 @@ def _coverage(original: Bool, grid: int) -> NDArray[np.float32]:
     """Return the coverage of each cell: (H, W) bool -> (grid, grid) float32, as torch's `adaptive_avg_pool2d`."""
     steps = np.arange(grid)
     edges = [(steps * length // grid, -(-(steps + 1) * length // grid)) for length in original.shape]
-    total = np.zeros((original.shape[0] + 1, original.shape[1] + 1), np.int32)
-    original.cumsum(axis=0, dtype=np.int32).cumsum(axis=1, out=total[1:, 1:])
     (top, bottom), (left, right) = edges
-    inside = total[bottom] - total[top]
+    pixels = original.view(np.uint8)
+    inside = np.zeros((grid, original.shape[1] + 1), np.int64)
+    for row, (first, end) in enumerate(zip(top, bottom, strict=True)):
+        np.add.reduce(pixels[first:end], axis=0, dtype=np.uint16, out=inside[row, 1:])
+    inside.cumsum(axis=1, out=inside)
     counts = (inside[:, right] - inside[:, left]).astype(np.float32)
     share: NDArray[np.float32] = counts / (bottom - top).astype(np.float32)[:, None] / (right - left).astype(np.float32)
     return share
@@ -99,7 +111,7 @@ def _fault(prompt: Bool, bits: UInt8, height: int, width: int, recipe: Recipe) -
         return "too few prompt cells", f"{prompt.sum()} cells", f"at least {recipe.min_prompt_cells}"
     if max(height, width) > len(bits):
         return _fault_of_large(prompt, bits, recipe) if visible else None  # else no sample hit the object
-    original = original_mask(np.unpackbits(bits, axis=1).view(np.bool_), height, width)
+    original = original_mask(bits, height, width)
     if original is None:
         found = "values that differ inside one pixel of the original"
         return "masks is not enlarged from the original's size", found, f"the nearest of {height} x {width} pixels"

@@ -19,7 +19,7 @@ from shards.manifest import Manifest
 from shards.meta import check_meta, parse_meta
 from shards.reader import decode_field, stored_fields
 from shards.report import Failure, FieldRow, Report
-from shards.same_picture import picture_disagreements
+from shards.same_picture import Measured, measure, picture_disagreements
 from shards.same_region import region_disagreements
 from shards.sample import Sample, letters_of, usable_objects
 
@@ -46,6 +46,8 @@ class SampleChecker:
         self.manifest = manifest
         self.recipe = manifest.recipe
         self.derive = derive
+        self._measured: dict[Field, Measured] = {}
+        """Of each picture that was decoded."""
 
     def _fail(self, field: object, what: str, met: object = "", wanted: object = "") -> None:
         self.report.fail(Failure(self.path, self.key, str(field), what, str(met), str(wanted)))
@@ -103,9 +105,11 @@ class SampleChecker:
         return {field: meta["psnr"][str(field)] for field in pictures} if self.manifest.psnr else {}
 
     def _count(self, field: Field, objects: int) -> None:
-        shape = field.shape(self.recipe, objects)
-        text = ("(N, " if field.name in ("masks", "prompt_masks") else f"({shape[0]}, ") + f"{shape[1]}, {shape[2]})"
-        row = self.report.fields.setdefault(str(field), FieldRow(str(field), text, str(field.dtype)))
+        row = self.report.fields.get(str(field))
+        if row is None:
+            shape = field.shape(self.recipe, objects)
+            text = (f"({shape[0]}, " if field.is_picture else "(N, ") + f"{shape[1]}, {shape[2]})"
+            row = self.report.fields[str(field)] = FieldRow(str(field), text, str(field.dtype))
         row.samples += 1
 
     def _check_meta(self, meta: dict[str, Any], fields: Iterable[Field]) -> None:
@@ -126,7 +130,7 @@ class SampleChecker:
             begin = offset + BLOCK + len(data)
             if tar.view[offset : offset + BLOCK] != plain_header(name.encode("ascii"), len(data)):
                 self._fail("", "header of a member", name, "mode 0644, time 0, owner 0, ustar")
-            elif any(tar.view[begin : begin + -len(data) % BLOCK]):
+            elif bytes(tar.view[begin : begin + -len(data) % BLOCK]).strip(b"\0"):
                 self._fail("", "padding of a member", name, "zeros")
 
     def _decode(self, field: Field, data: memoryview, objects: int) -> Array:
@@ -138,24 +142,24 @@ class SampleChecker:
         expected = field.shape(self.recipe, objects)
         if field.name == "masks" and (count := codec.count_masks(data)) != objects:
             raise BadShard("number of masks", met=str(count), wanted=f"{objects}, as in the JSON")
-        stored: Array
-        if field.name in ("masks", "prompt_masks"):
-            # Masks stay packed until they are compared: an eighth of the memory.
-            stored = value = decode_field(field, data, self.recipe, as_stored=True)
-        else:
-            stored = value = codec.decode_picture(data, expected[1])
+        if field.is_picture:
+            picture = codec.decode_picture(data, expected[1])
+            self._measured[field] = measured = measure(picture)
+            ends: Array = measured.ends
+            if field.name == "pixel_values":  # it rises with the stored value: the ends of each channel are enough
+                ends = codec.normalise(ends[..., None], self.recipe.mean, self.recipe.std)
+            self._note_range(field, ends.min(), ends.max())
+            return picture
+        # Masks stay packed until they are compared: an eighth of the memory.
+        regions = decode_field(field, data, self.recipe, as_stored=True)
         if field.name == "masks":
-            self._note_range(field, bool(value.min(initial=255) == 255), bool(value.max(initial=0)))
-            return stored
-        if field.name == "pixel_values":  # it rises with the stored value: the ends of each channel are enough
-            ends = np.stack([stored.min(axis=(1, 2)), stored.max(axis=(1, 2))], axis=1)[..., None]
-            value = codec.normalise(ends, self.recipe.mean, self.recipe.std)
-            self._note_range(field, value.min(), value.max())
-            return stored
-        if value.shape != expected or value.dtype != field.dtype:
-            raise BadShard("shape and dtype", met=f"{value.shape} {value.dtype}", wanted=f"{expected} {field.dtype}")
-        self._note_range(field, value.min(), value.max())
-        return stored
+            self._note_range(field, bool(regions.min(initial=255) == 255), bool(regions.max(initial=0)))
+            return regions
+        if regions.shape != expected or regions.dtype != field.dtype:
+            met = f"{regions.shape} {regions.dtype}"
+            raise BadShard("shape and dtype", met=met, wanted=f"{expected} {field.dtype}")
+        self._note_range(field, regions.min(), regions.max())
+        return regions
 
     def _note_range(self, field: Field, least: float, most: float) -> None:
         row = self.report.fields[str(field)]
@@ -211,12 +215,15 @@ class SampleChecker:
     def _check_agreement(self, meta: dict[str, Any], arrays: dict[Field, Array]) -> None:
         """The formats of each frame agree with one another."""
         pictures = []
+        measured = []
         names = []
         for i, frame in enumerate(meta["frames"]):
             number = None if len(meta["frames"]) == 1 else i + 1
             large = Field("g_pixel_values", number)
             if large in arrays:
-                pictures.append((arrays[Field("pixel_values", number)], arrays[large]))
+                small = Field("pixel_values", number)
+                pictures.append((arrays[small], arrays[large]))
+                measured.append((self._measured[small], self._measured[large]))
                 names.append(str(large))
             if not meta["objects"]:
                 continue
@@ -231,7 +238,7 @@ class SampleChecker:
                     some = objects[start : start + _MASKS_AT_ONCE]
                     for found in region_disagreements(prompts[some], masks[some], height, width, self.recipe, field):
                         self._fail(found.field, found.what, found.met, found.wanted)
-        for found in picture_disagreements(pictures, names):
+        for found in picture_disagreements(pictures, names, measured):
             self._fail(found.field, found.what, found.met, found.wanted)
 
     def _check_against(

@@ -17,6 +17,7 @@ from shards.archive import MappedTar
 from shards.errors import BadShard
 from shards.format import MAX_OBJECTS
 from shards.lossy import encode_jpeg
+from shards.same_region import centres, original_mask
 
 pytestmark = pytest.mark.skipif(not compiled.is_compiled(), reason="not compiled here")
 
@@ -206,12 +207,45 @@ def test_jobs_that_do_not_fit_their_buffers_are_left_or_refused(fault):
 
 
 @pytest.mark.parametrize("side", [448, 1024])
-def test_sums_of_blocks_are_those_of_numpy(side):
-    expected = picture(side).astype(np.int64).reshape(3, 64, side // 64, 64, side // 64).sum(axis=(2, 4))
-    assert np.array_equal(compiled.block_sums(picture(side), 64), expected)
-    assert compiled.block_sums(picture(side)[:, ::-1], 64) is None and compiled.block_sums(picture(side), 1) is None
+def test_sums_of_blocks_and_ends_of_planes_are_those_of_numpy(side):
+    made = np.clip(picture(side), [[[3]], [[0]], [[9]]], [[[255]], [[200]], [[254]]]).astype(np.uint8)
+    expected = made.astype(np.int64).reshape(3, 64, side // 64, 64, side // 64).sum(axis=(2, 4))
+    sums, ends = compiled.block_sums(made, 64)
+    assert np.array_equal(sums, expected) and ends.tolist() == [[3, 255], [0, 200], [9, 254]]
+    assert compiled.block_sums(made[:, ::-1], 64) is None and compiled.block_sums(made, 1) is None
     with compiled.python_alone():
-        assert compiled.block_sums(picture(side), 64) is None
+        assert compiled.block_sums(made, 64) is None
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(height=st.integers(1, 128), width=st.integers(1, 128), seed=st.integers(0, 99), flip=st.booleans())
+def test_masks_are_made_small_again_as_python_does(height, width, seed, flip):
+    original = np.random.default_rng(seed).random((height, width)) < seed % 5 / 4
+    enlarged = original[np.ix_(centres(height, 128), centres(width, 128))]
+    if flip:
+        enlarged[seed, 99 - seed] ^= True
+    bits = np.packbits(enlarged, axis=1)
+    ours = original_mask(bits, height, width)
+    with compiled.python_alone():
+        expected = original_mask(bits, height, width)
+    assert np.array_equal(ours, expected) if ours is not None else expected is None
+    assert flip or np.array_equal(ours, original)
+
+
+@pytest.mark.parametrize("argument", range(6))
+@pytest.mark.parametrize("fault", ["short", "negative", "large"])
+def test_masks_are_not_made_small_with_places_beyond_them(argument, fault):
+    rows = np.arange(64)
+    good = [np.zeros((64, 8), np.uint8), rows, rows, rows, rows, np.zeros((64, 64), np.uint8)]
+    assert compiled._compiled.shrunk(*good) is True
+    bad = good[argument].copy()
+    if fault == "short":
+        bad = bad[:-1]
+    elif bad.ndim == 2:
+        return
+    else:
+        bad[5] = -1 if fault == "negative" else 64
+    assert compiled._compiled.shrunk(*good[:argument], bad, *good[argument + 1 :]) is None
 
 
 CHANGED_HEADERS = [{}] * 8 + [{"mode": 0o600}, {"mtime": 1}, {"uname": "a"}, {"type": b"2"}]
