@@ -632,6 +632,55 @@ static PyObject *shrunk(PyObject *Py_UNUSED(module), PyObject *arguments)
     return PyBool_FromLong(found);
 }
 
+/* ---- writing shards ---- */
+
+/* A row of each plane -> differences to the row above, which begins `above` bytes before (0: there is none), and to
+   green. */
+static void filter_row(const uint8_t *restrict r, const uint8_t *restrict g, const uint8_t *restrict b, size_t above,
+                       size_t side, uint8_t *restrict out_r, uint8_t *restrict out_g, uint8_t *restrict out_b)
+{
+    if (!above)
+        for (size_t x = 0; x < side; x++) {
+            out_r[x] = r[x] - g[x];
+            out_g[x] = g[x];
+            out_b[x] = b[x] - g[x];
+        }
+    else
+        for (size_t x = 0; x < side; x++) {
+            uint8_t green = g[x] - g[x - above];
+            out_r[x] = r[x] - r[x - above] - green;
+            out_g[x] = green;
+            out_b[x] = b[x] - b[x - above] - green;
+        }
+}
+
+PyDoc_STRVAR(about_filtered, "filtered(picture, side, out) -> bool\n\n"
+                             "What undo_filter undoes: (3, side, side) bytes -> out, of the same size.\n"
+                             "False where the buffers do not fit.");
+
+static PyObject *filtered(PyObject *Py_UNUSED(module), PyObject *arguments)
+{
+    Py_buffer picture, out;
+    Py_ssize_t side;
+    if (!PyArg_ParseTuple(arguments, "y*nw*", &picture, &side, &out))
+        return NULL;
+    const uint8_t *from = picture.buf;
+    uint8_t *to = out.buf;
+    int fits = side > 0 && side <= 1 << 14 && picture.len == 3 * side * side && out.len == picture.len &&
+               (to + out.len <= from || from + picture.len <= to);
+    if (fits) {
+        size_t area = side * side;
+        Py_BEGIN_ALLOW_THREADS;
+        for (size_t at = 0; at < area; at += side)
+            filter_row(from + at, from + area + at, from + 2 * area + at, at ? side : 0, side, to + at, to + area + at,
+                       to + 2 * area + at);
+        Py_END_ALLOW_THREADS;
+    }
+    PyBuffer_Release(&picture);
+    PyBuffer_Release(&out);
+    return PyBool_FromLong(fits);
+}
+
 /* ---- choosing ---- */
 
 PyDoc_STRVAR(about_shuffled, "shuffled(numbers, salt) -> list\n\nAs trainer.data.choice.shuffled.");
@@ -657,6 +706,7 @@ static PyObject *shuffled(PyObject *Py_UNUSED(module), PyObject *arguments)
 
 static PyMethodDef methods[] = {{"run", run, METH_O, about_run},
                                 {"block_sums", block_sums, METH_VARARGS, about_sums},
+                                {"filtered", filtered, METH_VARARGS, about_filtered},
                                 {"shrunk", shrunk, METH_VARARGS, about_shrunk},
                                 {"shuffled", shuffled, METH_VARARGS, about_shuffled},
                                 {"exact_members", exact_members, METH_VARARGS, about_members},

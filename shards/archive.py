@@ -93,7 +93,8 @@ def encode_sample(sample: Sample, pictures: Codec = "zstd") -> list[tuple[str, b
             for field, value, blob in zip(fields, exact, blobs, strict=True)
             if field.is_picture
         }
-    members = [(f"{sample.key}.{META_EXTENSION}", pack_meta({**sample.meta, **added}))]
+    is_checked = "psnr" not in added  # checksums break no rule
+    members = [(f"{sample.key}.{META_EXTENSION}", pack_meta({**sample.meta, **added}, is_checked))]
     members += [(f"{sample.key}.{f}.{f.extension(pictures)}", blob) for f, blob in zip(fields, blobs, strict=True)]
     return members
 
@@ -126,9 +127,7 @@ class ShardWriter:
         offset = self.size
         checksum = 0
         for name, blob in members:
-            info = tarfile.TarInfo(name)  # its defaults: mode 0644, no owner, time 0
-            info.size = len(blob)
-            for data in (info.tobuf(tarfile.USTAR_FORMAT), blob, bytes(-len(blob) % BLOCK)):
+            for data in (plain_header(name.encode("ascii"), len(blob)), blob, bytes(-len(blob) % BLOCK)):
                 checksum = crc32(data, checksum)
                 self._put(data)
         texts, regions = usable_objects(sample.meta["objects"], [frame.prompt_masks for frame in sample.frames])

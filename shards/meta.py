@@ -43,9 +43,14 @@ def parse_meta(data: memoryview | bytes) -> dict[str, Any]:
     return meta
 
 
-def pack_meta(meta: dict[str, Any]) -> bytes:
-    """Return the bytes of a sample's JSON; raises `BadShard` where a reader would refuse them."""
-    check_meta(meta)
+def pack_meta(meta: dict[str, Any], is_checked: bool = False) -> bytes:
+    """Return the bytes of a sample's JSON; raises `BadShard` where a reader would refuse them.
+
+    Args:
+        is_checked: `check_meta` has accepted it.
+    """
+    if not is_checked:
+        check_meta(meta)
     text = json.dumps(meta, ensure_ascii=False, sort_keys=True, allow_nan=False)
     # Half a surrogate pair, which JSON can hold and UTF-8 cannot, stays an escape.
     data = text.encode("utf-8", "backslashreplace")

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -211,8 +210,8 @@ def picture_disagreements(
         names: names of the frames' `g_pixel_values` fields.
         measured: what `measure` returns for each picture, where it is at hand.
     """
-    measured = measured or [(measure(small), measure(large)) for small, large in pictures]
-    frames = [_Frame(pair, each) for pair, each in zip(pictures, measured, strict=True)]
+    known = measured or [(measure(small), measure(large)) for small, large in pictures]
+    frames = [_Frame(pair, each) for pair, each in zip(pictures, known, strict=True)]
     what = "not the picture of pixel_values"
     found = []
     for k, frame in enumerate(frames):
@@ -221,9 +220,9 @@ def picture_disagreements(
         near = difference <= bound
         mirrors = [name for name, change in _MIRRORS.items() if near and not _fits(frame, change)]
         if mirrors or difference > bound:
-            measured = f"a difference of {difference:.1f} levels{_hint(k, frames, names, mirrors, difference)}"
+            met = f"a difference of {difference:.1f} levels{_hint(k, frames, names, mirrors, difference)}"
             allowed = f"at most {bound:.1f}, and no other reading that fits better"
-            found.append(Disagreement(names[k], what, measured, allowed))
+            found.append(Disagreement(names[k], what, met, allowed))
     if found:
         return found
     # Nearly equal frames that are exchanged pass all these checks.
@@ -232,10 +231,10 @@ def picture_disagreements(
             vision = frames[i].vision - frames[j].vision
             sam = frames[i].sam - frames[j].sam
             for k, other in ((i, j), (j, i)):
-                measured = (
+                met = (
                     f"frames that differ otherwise than in pixel_values; it fits as the picture of {names[other]} "
                     f"({_rms(vision - sam):.1f})"
                 )
                 allowed = f"differences less than {max(_rms(vision), _rms(sam)) / 2:.1f} levels apart"
-                found.append(Disagreement(names[k], what, measured, allowed))
+                found.append(Disagreement(names[k], what, met, allowed))
     return found

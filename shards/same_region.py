@@ -72,7 +72,7 @@ def _coverage(original: Bool, grid: int) -> NDArray[np.float32]:
     pixels = original.view(np.uint8)
     inside = np.zeros((grid, original.shape[1] + 1), np.int64)
     for row, (first, end) in enumerate(zip(top, bottom, strict=True)):
-        np.add.reduce(pixels[first:end], axis=0, dtype=np.uint16, out=inside[row, 1:])
+        inside[row, 1:] = pixels[first:end].sum(axis=0, dtype=np.uint16)
     inside.cumsum(axis=1, out=inside)
     counts = (inside[:, right] - inside[:, left]).astype(np.float32)
     share: NDArray[np.float32] = counts / (bottom - top).astype(np.float32)[:, None] / (right - left).astype(np.float32)

@@ -122,7 +122,9 @@ def _value_range(arrays: dict[str, Float], of_the_set: int) -> int:
 def _picture(frame: Float, top: int) -> NDArray[np.uint8]:
     # Values within the tolerance round to 0 and 255: none needs to be clipped.
     scaled = frame if top == 255 else frame * np.float32(255)
-    return np.ascontiguousarray(np.rint(scaled).astype(np.uint8))
+    picture = np.empty_like(scaled, np.uint8)
+    np.rint(scaled, out=picture, casting="unsafe", dtype=np.float32)  # converted while it is in the processor's cache
+    return np.ascontiguousarray(picture)
 
 
 def _binary(mask: Float) -> tuple[NDArray[np.bool_], int]:

@@ -248,6 +248,18 @@ def test_masks_are_not_made_small_with_places_beyond_them(argument, fault):
     assert compiled._compiled.shrunk(*good[:argument], bad, *good[argument + 1 :]) is None
 
 
+@pytest.mark.parametrize("side", [448, 1024])
+def test_filtered_pictures_are_those_of_python(side):
+    ours = codec.encode_picture(picture(side))
+    with compiled.python_alone():
+        assert ours == codec.encode_picture(picture(side))
+    assert ours == codec.encode_picture(picture(side).transpose(0, 2, 1).copy().transpose(0, 2, 1))  # not contiguous
+    made = picture(side)
+    for fault, out in ((made[:, :-1].copy(), made.copy()), (made, made[:2].copy()), (made, made)):
+        before = out.copy()
+        assert not compiled._compiled.filtered(fault, side, out) and np.array_equal(out, before)
+
+
 CHANGED_HEADERS = [{}] * 8 + [{"mode": 0o600}, {"mtime": 1}, {"uname": "a"}, {"type": b"2"}]
 
 
