@@ -20,6 +20,7 @@
 #endif
 
 #define BLOCK 512
+#define INTERFACE 2 /* that of shards/compiled.py, which leaves a module with another one alone */
 #define MAX_OBJECTS 4096
 #define LINE 64 /* bytes of packed bits that are unpacked at a time */
 #define LARGE (1 << 16) /* bytes from which on the cache is passed by */
@@ -727,7 +728,8 @@ PyMODINIT_FUNC PyInit__decode(void)
     for (int kind = 0; module && kind < KINDS; kind++)
         if (PyModule_AddIntConstant(module, names[kind], kind))
             Py_CLEAR(module);
-    if (module && (PyModule_AddIntConstant(module, "MAX_OBJECTS", MAX_OBJECTS) ||
+    if (module && (PyModule_AddIntConstant(module, "INTERFACE", INTERFACE) ||
+                   PyModule_AddIntConstant(module, "MAX_OBJECTS", MAX_OBJECTS) ||
                    PyModule_AddIntConstant(module, "has_zstd", has_zstd)))
         Py_CLEAR(module);
     return module;

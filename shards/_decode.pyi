@@ -10,6 +10,7 @@ PACKED_UNION: int
 MASK_UNION: int
 CELLS: int
 COPY: int
+INTERFACE: int
 MAX_OBJECTS: int
 has_zstd: int
 

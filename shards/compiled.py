@@ -13,8 +13,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+_INTERFACE = 2
+"""Raised together with the C code's where functions of one would not fit the other."""
 try:
     from shards import _decode as _compiled
+
+    if getattr(_compiled, "INTERFACE", 0) != _INTERFACE:  # compiled from another release's source
+        _compiled = None  # type: ignore[assignment]
 except ImportError:  # no compiler
     _compiled = None  # type: ignore[assignment]
 
