@@ -249,14 +249,14 @@ def annotate(
     state = process_state(device)
     loaded = load(model, str(state.device) if state.num_processes > 1 else device, dtype)
     if state.is_main_process:
-        notes = [explain_shards(loaded, opened.recipe), *([str(selection)] if selection else [])]
+        notes = [explain_shards(loaded, opened.recipe), *(selection.lines() if selection else [])]
         print(*map(printable, notes), sep="\n", file=sys.stderr)
     loaded.model.eval().grounding_encoder.float()  # as in evaluation
     settings = {
         "what": what,
         "set": opened.manifest.checksum,
         "where": where,
-        "tables": dict(selection.chosen.tables) if selection else {},
+        "tables": dict(selection.chosen.tables) if selection and selection.chosen else {},
         "batch_size": batch_size,
         "max_caption_tokens": max_caption_tokens if what == "captions" else None,
         "dtype": str(loaded.model.embedding.weight.dtype).removeprefix("torch."),

@@ -181,7 +181,7 @@ class ConversationReader:
                 left_out[NO_TEXT] += 1
             elif self._kind == "segment":
                 for text in texts.texts(number):
-                    phrase = Phrase(text, (number,), objects[number].get("is_sentence") is True)
+                    phrase = Phrase(text, (number,), texts.is_sentence(number, text))
                     yield from ask_for("segment", visit, [phrase], (showing[0] if showing else 0,))
             elif not showing:
                 left_out[NO_REGION] += 1

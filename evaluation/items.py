@@ -186,7 +186,8 @@ def _decode_sample(
     frames = range(len(sample.meta["frames"]))
     visible = np.stack([sample.decode("prompt_masks", frame).any(axis=(1, 2)) for frame in frames])
     selection = selections.get(shards)
-    for number in range(len(sample.meta["objects"])) if selection is None else selection.of(position):
+    asked = None if selection is None else selection.of(position)
+    for number in range(len(sample.meta["objects"])) if asked is None else asked:
         described = sample.meta["objects"][number]
         texts: list[str | None] = [*usable_texts(described)] if chosen.needs == "texts" else [None]
         showing = np.flatnonzero(visible[:, number]).tolist()  # frames that show the object

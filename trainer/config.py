@@ -7,6 +7,7 @@ docs/TRAINING.md: after a change, run `python -m trainer.config_table`.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, field, is_dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from trainer.config_errors import shown, user_error
 from trainer.config_values import Given, leaves, merged, nested, parse
 from trainer.conversations.kinds import KINDS
 from trainer.conversations.options import ConversationOptions, NoTarget
+from trainer.data.object_texts import SOURCE
 from trainer.limits import Bound, OneOf, Text, count, refuse
 from trainer.objectives import OBJECTIVES, load_objective
 
@@ -34,6 +36,8 @@ _MAX_FLOAT32 = 3e38
 FRAME_TOKENS = 259
 """Tokens of a frame in a row: 256 visual ones, their two marks, and a line break."""
 _MOST_PROFILED = 50
+_COLUMN = re.compile(r"[a-z][a-z0-9_]*\.[^.].*", re.DOTALL)
+"""A column of a joined table."""
 _MANY = 10**9
 """Far more than any run does or any disk holds."""
 
@@ -51,6 +55,16 @@ def _as_where(value: Any) -> Any:
         if not isinstance(Text().checked(condition), str) and value is not None:
             raise refuse("not a condition", met=shown(condition), wanted="a condition, or {source: condition}")
     return value
+
+
+def _as_texts(value: Any) -> Any:
+    lists = {name: _as_list(some) for name, some in value.items()} if isinstance(value, dict) else _as_list(value)
+    for names in lists.values() if isinstance(lists, dict) else [lists]:
+        right = isinstance(names, list) and all(name == SOURCE or _COLUMN.fullmatch(str(name)) for name in names)
+        if not right or not names or len({*names}) < len(names):
+            wanted = "source and TABLE.COLUMN, each at most once, such as [source, captions.caption]"
+            raise refuse("not names of texts", met=shown(names), wanted=wanted)
+    return lists
 
 
 def _as_list(value: Any) -> Any:
@@ -134,6 +148,11 @@ class DataConfig:
     where: Annotated[str | dict[Name, str] | None, BeforeValidator(_as_where)] = None
     """SQL condition over the table of objects (TABLE.md), or {source: condition}: each sample is as if it had only the
     objects for which it is true. Samples without one are left out."""
+    texts: Annotated[list[str] | dict[Name, list[str]], BeforeValidator(_as_texts)] = field(
+        default_factory=lambda: [SOURCE]
+    )
+    """Texts that objects have, or {source: texts}: those of the source, or TABLE.COLUMN of joined tables (TABLE.md) in
+    place of them, such as [captions.caption], or beside them, [source, captions.caption]."""
     holdout: Fraction = 0.05
     """Share of the samples that is never trained on, chosen by a hash of names; 0: none, and no evaluation."""
     holdout_by: Group = "picture"

@@ -56,6 +56,7 @@ def _common(config: Config, objective: str, prompts: Prompts | None) -> Mapping[
         "sources": config.objectives()[objective].sources,
         "repeats": data.sources,
         "where": data.where,
+        "texts": data.texts,
         "need": load_objective(objective).needs,
         "kind": load_objective(objective).conversation_kind,
         "prompts": prompts,

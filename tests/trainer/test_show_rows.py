@@ -9,13 +9,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from accelerate import Accelerator
 
 import cli
 from pipeline.request import make_request
 from pipeline.run import run
+from shards.join import join_file
 from shards.reader import ShardSet
+from shards.table import write_table
 from tests.pipeline.sources.test_folder import write as write_lines
 from tests.pipeline.sources.test_folder import write_pictures
 from trainer.build import open_data
@@ -88,6 +92,29 @@ def expected_ids(turns: list[tuple[str, str]]) -> tuple[list[int], list[int]]:
         ids += [*asked, *said, *ids_of("\n")]
         labels += [*[-100] * len(asked), *said, -100]
     return ids, labels
+
+
+def test_rows_ask_for_chosen_objects_with_joined_texts(folder_set, tmp_path, monkeypatch, capsys):
+    folder = Path(shutil.copytree(folder_set, tmp_path / "folder"))
+    write_table(folder)
+    keys = pq.read_table(folder / "objects.parquet", columns=["key", "object"])
+    captions = [None, *(f"thing {n}" for n in range(1, len(keys)))]
+    pq.write_table(keys.append_column("caption", pa.array(captions)), tmp_path / "captions.parquet")
+    join_file(folder, tmp_path / "captions.parquet")
+    condition = "object = 1 and position < 4"
+    arguments = [f"data.shards=[{folder}]", *FEW, f"data.where={condition}", "data.texts=captions.caption"]
+    monkeypatch.setattr(sys, "argv", ["cli.py", "rows", "objective=segment", *arguments, "--n", "9", "--json"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    printed = capsys.readouterr()
+    assert not ended.value.code
+    assert {(seg["phrase"], *seg["objects"]) for row in json.loads(printed.out) for seg in row["segs"]} == {
+        (f"thing {2 * n + 1}", "1") for n in range(4)
+    }
+    assert printed.err.splitlines()[-2:] == [
+        f"{folder}: where {condition}: 4 of 16 objects, in 4 of 8 samples; the others are left out",
+        f"{folder}: texts captions.caption: 0 of 4 chosen objects have none",
+    ]
 
 
 def test_rows_are_those_that_the_shards_call_for(folder_set, arguments, monkeypatch, capsys):

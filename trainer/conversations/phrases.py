@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from shards.sample import dicts, says_something, usable_texts
 from trainer.conversations.visit import Visit
+from trainer.data.object_texts import ObjectTexts
 
 UNKNOWN = "expressions of unknown objects"
 WITHOUT_TEXT = "expressions without a text"
@@ -30,19 +32,25 @@ class Phrase:
     """Whether the dataset says that it is a sentence, not a name."""
 
 
-def phrases_of(meta: Mapping[str, Any], chosen: Collection[int] | None = None) -> list[str]:
+def phrases_of(
+    meta: Mapping[str, Any], chosen: Collection[int] | None = None, texts: ObjectTexts | None = None
+) -> list[str]:
     """Return the texts of a sample's JSON that refer to its objects: its expressions, or else the objects' texts.
 
     Args:
         chosen: the numbers of the objects that count; None: all.
+        texts: their texts; None: those in the JSON.
     """
     objects = meta.get("objects", ())
     numbers = range(len(objects)) if chosen is None else chosen
-    if has_expressions(meta):
+    if has_expressions(meta) and (texts is None or texts.with_source):
         hidden = {objects[number]["id"] for number in {*range(len(objects))} - {*numbers}}
         said = (item for item in _expressions(meta) if item.get("objects") and says_something(item.get("text")))
-        return [item["text"] for item in said if not any(name in hidden for name in dict.fromkeys(item["objects"]))]
-    return [text for number in numbers for text in usable_texts(objects[number])]
+        found = [item["text"] for item in said if not any(name in hidden for name in dict.fromkeys(item["objects"]))]
+        return found + [text for number in numbers for text in (texts.joined(number) if texts else ())]
+    return [
+        t for number in numbers for t in (texts.of(number, objects[number]) if texts else usable_texts(objects[number]))
+    ]
 
 
 def has_expressions(meta: Mapping[str, Any]) -> bool:
@@ -54,14 +62,13 @@ def candidates(visit: Visit) -> list[list[Phrase]]:
     """Return the phrases that can be asked for, in groups of which each is as likely to be drawn.
 
     Each expression is a group, or else the texts of each object are one. Expressions that cannot be used are counted.
+    Beside expressions, the texts of each object that the source does not give are a group too; where the source's texts
+    do not count, neither do expressions.
     """
     meta = visit.sample.meta
-    if not has_expressions(meta):
-        return [
-            [Phrase(text, (number,), meta["objects"][number].get("is_sentence") is True) for text in texts]
-            for number in visit.sample.objects
-            if (texts := visit.sample.texts(number))
-        ]
+    texts = visit.sample.object_texts
+    if not has_expressions(meta) or (texts is not None and not texts.with_source):
+        return _groups(visit, visit.sample.texts)
     found = []
     for item in _expressions(meta):
         objects = visit.sample.numbers(item.get("objects"))
@@ -75,7 +82,17 @@ def candidates(visit: Visit) -> list[list[Phrase]]:
             visit.notes[NO_TARGET_LEFT_OUT] += 1
         else:
             found.append([Phrase(item["text"], objects, item.get("is_sentence") is True)])
-    return found
+    return found if texts is None else found + _groups(visit, visit.sample.joined_texts)
+
+
+def _groups(visit: Visit, texts_of: Callable[[int], list[str]]) -> list[list[Phrase]]:
+    """Return the texts of each object that has some, as a group each."""
+    sample = visit.sample
+    return [
+        [Phrase(text, (number,), sample.is_sentence(number, text)) for text in texts]
+        for number in sample.objects
+        if (texts := texts_of(number))
+    ]
 
 
 def _expressions(meta: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -90,7 +107,8 @@ def draw_other(visit: Visit) -> Phrase | None:
         if text is None:
             return None
         if here is None:
-            here = [words_of(one) for one in texts_of(visit.sample.meta)]
+            joined = (text for number in visit.sample.objects for text in visit.sample.joined_texts(number))
+            here = [words_of(one) for one in chain(texts_of(visit.sample.meta), _named([*joined]))]
         if not fits(text, here):
             return Phrase(text, ())
     return None

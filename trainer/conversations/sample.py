@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.sample import usable_texts
+from trainer.data.object_texts import ObjectTexts
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class SampleTexts:
     """(F, N): number of prompt cells of each object in each frame. N is 0 without objects, F without pictures."""
     chosen: Sequence[int] | None = None
     """Numbers of the objects that are asked for; None: all. The others are only seen."""
+    object_texts: ObjectTexts | None = None
+    """Their texts; None: those in `meta`."""
 
     @property
     def frames(self) -> int:
@@ -38,7 +41,17 @@ class SampleTexts:
 
     def texts(self, number: int) -> list[str]:
         """Return the texts of an object that say something."""
-        return usable_texts(self.meta["objects"][number])
+        item = self.meta["objects"][number]
+        return usable_texts(item) if self.object_texts is None else self.object_texts.of(number, item)
+
+    def joined_texts(self, number: int) -> list[str]:
+        """Return those texts of an object that the source does not give."""
+        return [] if self.object_texts is None else self.object_texts.joined(number)
+
+    def is_sentence(self, number: int, text: str) -> bool:
+        """Return whether the source says that a text of an object is a sentence, not a name."""
+        item = self.meta["objects"][number]
+        return item.get("is_sentence") is True and text in usable_texts(item)
 
     def all_chosen(self, numbers: Iterable[int]) -> bool:
         """Return whether all objects with these numbers are asked for."""

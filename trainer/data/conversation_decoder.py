@@ -134,7 +134,7 @@ class ConversationDecoder(Decoder[ConversationPlan]):
         prompts = self.prompt_masks(sample)
         cells = prompts.sum(axis=(2, 3), dtype=np.int64)
         conversations, notes = make_conversations(
-            SampleTexts(sample.key, visit.source, sample.meta, cells, visit.chosen),
+            SampleTexts(sample.key, visit.source, sample.meta, cells, visit.chosen, visit.texts),
             self._options,
             epoch=visit.epoch,
             visit=visit.number,

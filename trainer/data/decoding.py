@@ -21,6 +21,7 @@ from shards.reader import Array, StoredSample, decode_field
 from shards.recipe import Recipe
 from trainer.data.batch import Batch
 from trainer.data.copying import Event
+from trainer.data.object_texts import ObjectTexts
 
 Need = Literal["texts", "regions", "letters"]
 """What a sample must have, each a column of the index. "regions": an object with a prompt cell in a frame; "texts": one
@@ -51,6 +52,8 @@ class SampleVisit(NamedTuple):
     """Draws a phrase of another sample of the source; None where there is none."""
     chosen: Sequence[int] | None = None
     """Numbers of the objects that count, ascending; None: all."""
+    texts: ObjectTexts | None = None
+    """Their texts; None: those in the sample's JSON."""
 
 
 class Plan(Protocol):

@@ -38,7 +38,7 @@ from trainer.data.lengths import expected_tokens
 from trainer.data.order import SHUFFLE_WINDOW, Entry, Part, SampleOrder, entries_of
 from trainer.data.other_phrases import OtherPhrases
 from trainer.data.pair_decoder import PairDecoder
-from trainer.data.selection import Selection, Where, check_sources, lines_of, select
+from trainer.data.selection import OF_SOURCE, Selection, Texts, Where, check_sources, lines_of, select
 from trainer.model.prompts import Prompts
 from trainer.trained_on import picture_ids, sample_ids
 
@@ -105,6 +105,8 @@ class LoaderOptions:
     fraction each epoch takes other samples: with 0.1 each comes once in ten epochs."""
     where: Where = None
     """Read the samples as if they had only these objects."""
+    texts: Texts = OF_SOURCE
+    """Texts that the objects have."""
     objects_per_sample: int = 1
     """Most objects that are taken of a sample, in turn."""
     need: Need | None = None
@@ -158,7 +160,7 @@ class Loader:
         self.described = [_described(entry.shards, entry.selection) for entry in first]
         """What is read, one line per set."""
         self.selections = {e.shards.folder: e.selection for e in first if e.selection is not None}
-        """What `where` chooses of each set, by its folder; without sets that are taken whole."""
+        """What `where` and `texts` say of each set, by its folder; without sets that are taken as they are."""
         self.selected = [*lines_of(read, [entry.selection for entry in first], options.where)]
         """The same in words, one line per set."""
         self.lossy = [f"{shards.folder}: {shards.manifest.pictures}" for shards in read if shards.manifest.psnr]
@@ -396,6 +398,7 @@ class Loader:
                 copy=entry.copy,
                 other_phrase=partial(self._other_phrases.draw, entry, number),
                 chosen=entry.chosen(number),
+                texts=entry.texts(number),
             )
             try:
                 plans.append(self._decoder.plan(visit))
@@ -422,7 +425,8 @@ def _open_entries(paths: Sequence[str], options: LoaderOptions) -> list[Entry]:
             known = ", ".join(sorted(names))
             do = f"leave it out, such as data.sources.{unknown[0]}=0" if where == "data.sources" else ""
             raise UserError("no shards of this source", where=where, met=", ".join(unknown), wanted=known, do=do)
-    check_sources(options.where, names)
+    check_sources("data.where", options.where, names)
+    check_sources("data.texts", options.texts, names)
     parts = held_out_parts(sets, options.holdout, options.holdout_by)  # whatever `where` says
     read = [
         (shards, part)
@@ -442,7 +446,7 @@ def _open_entries(paths: Sequence[str], options: LoaderOptions) -> list[Entry]:
     entries = []
     for shards, part in read:
         repeats = options.repeats.get(shards.manifest.source, 1) if options.part == "train" else 1
-        entries += entries_of(shards, part, repeats, select(shards, options.where))
+        entries += entries_of(shards, part, repeats, select(shards, options.where, options.texts))
     return entries
 
 

@@ -15,6 +15,7 @@ from shards.reader import ShardSet
 from trainer.data.choice import UInt64, hash64
 from trainer.data.decoding import Need
 from trainer.data.lengths import group_by_length
+from trainer.data.object_texts import ObjectTexts
 from trainer.data.selection import Selection
 
 Part = Literal["train", "holdout"]
@@ -39,7 +40,7 @@ class Entry:
     share: Fraction = Fraction(0)
     """Share of the set's samples that an epoch takes once more, in the last entry of the set; below 1."""
     selection: Selection | None = None
-    """The objects that count; None: all."""
+    """The objects that count, and their texts; None: all, with those in the samples' JSON."""
 
     @property
     def is_whole(self) -> bool:
@@ -49,6 +50,10 @@ class Entry:
     def chosen(self, number: int) -> list[int] | None:
         """Return the numbers of the objects of a sample that count; None: all."""
         return None if self.selection is None else self.selection.of(number)
+
+    def texts(self, number: int) -> ObjectTexts | None:
+        """Return the texts of the objects of a sample that count; None: those in its JSON."""
+        return None if self.selection is None else self.selection.texts_of(number)
 
 
 def entries_of(

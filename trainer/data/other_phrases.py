@@ -42,7 +42,7 @@ class OtherPhrases:
             other = int(neighbours[draws.randrange(len(neighbours))])
             if pictures[other] == pictures[number] or entry.is_held_out[other] != entry.is_held_out[number]:
                 continue
-            if phrases := phrases_of(shards.meta(other), entry.chosen(other)):
+            if phrases := phrases_of(shards.meta(other), entry.chosen(other), entry.texts(other)):
                 return draws.choice(phrases)
         return None
 

@@ -31,6 +31,7 @@ from trainer.data.decoding import (
     nbytes,
     stored_field,
 )
+from trainer.data.object_texts import ObjectTexts
 
 _OF_OBJECTS = ("masks", "prompt_masks")
 
@@ -42,9 +43,11 @@ class PairPlan(NamedTuple):
     choice: Choice
     copy: int
     """How often the sample came before in this epoch."""
+    texts: ObjectTexts | None
+    """Its objects' texts; None: those in its JSON."""
 
     def detached(self) -> PairPlan:
-        return PairPlan(self.sample.detached(), self.choice, self.copy)
+        return PairPlan(self.sample.detached(), self.choice, self.copy, self.texts)
 
 
 class PairDecoder(Decoder[PairPlan]):
@@ -102,17 +105,18 @@ class PairDecoder(Decoder[PairPlan]):
             among = range(sample.objects) if visit.chosen is None else visit.chosen
             taken = take_in_turn(shuffled(among, salt), self._objects, visit.number)
             choice = Choice([n for n, _ in taken], [turn for _, turn in taken], (0, min(1, sample.frames - 1)))
-            return PairPlan(sample, choice, visit.copy)
+            return PairPlan(sample, choice, visit.copy, visit.texts)
         cells = [self.decode(sample, stored_field("prompt_masks", f + 1)) for f in range(sample.frames)]
         visible = np.stack([mask.any(axis=(1, 2)) for mask in cells])
         able: list[int] = np.flatnonzero(visible.any(axis=0)).tolist()
         if visit.chosen is not None:
             able = sorted({*able} & {*visit.chosen})
         if self._need == "texts":
-            able = [n for n in able if usable_texts(sample.meta["objects"][n])]
+            able = [n for n in able if _texts_of(sample, n, visit.texts)]
         if not able:
             raise BadShard("index and sample differ", where=sample.where, wanted=NEEDED[self._need], do=check_set())
-        return PairPlan(sample, choose(visible, able, self._objects, salt, visit.number), visit.copy)
+        chosen = choose(visible, able, self._objects, salt, visit.number)
+        return PairPlan(sample, chosen, visit.copy, visit.texts)
 
     def counts(self, plans: Sequence[PairPlan]) -> dict[str, int]:
         return {"objects": sum(len(plan.choice.objects) for plan in plans)}
@@ -175,4 +179,9 @@ class PairDecoder(Decoder[PairPlan]):
 
 def _texts_of_chosen(plan: PairPlan) -> list[list[str]]:
     """The texts of each chosen object that say something."""
-    return [usable_texts(plan.sample.meta["objects"][number]) for number in plan.choice.objects]
+    return [_texts_of(plan.sample, number, plan.texts) for number in plan.choice.objects]
+
+
+def _texts_of(sample: StoredSample, number: int, texts: ObjectTexts | None) -> list[str]:
+    item = sample.meta["objects"][number]
+    return usable_texts(item) if texts is None else texts.of(number, item)

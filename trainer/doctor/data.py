@@ -130,7 +130,7 @@ def check_objective(config: Config, data: Data) -> Iterator[Finding]:
         for shards, selection, count in zip(sets, chosen, usable, strict=True):
             do = advice if shards.manifest.objects else "train its texts with the objective converse"
             samples = int(usable_samples(shards.index, None, selection).sum())
-            of = "samples" if selection is None else "samples that data.where chooses"
+            of = "samples" if selection is None or selection.chosen is None else "samples that data.where chooses"
             text = f"{objective}, {shards.folder}: {count:,} of {samples:,} {of} have {what}"
             if count == samples:
                 yield ok("objective", text)

@@ -96,6 +96,7 @@ def test_keys_that_do_not_affect_the_result_may_change(run, config, changed):
         ("data.sources={sav: 2, coco: 4}", "met data.sources.coco=4; wanted data.sources.coco=nothing"),
         ("data.where=area > 0.1", "met data.where=area > 0.1; wanted data.where=None"),
         ("data.where={sav: area > 0.1}", "met data.where.sav=area > 0.1"),
+        ("data.texts=[captions.caption]", "met data.texts=['captions.caption']; wanted data.texts=['source']"),
         ("trainable=[lora]", "met trainable=['lora']; wanted trainable=['lora', 'mlp1'"),
         ("model.path=x/y", "met model.path=x/y; wanted model.path=None"),
     ],

@@ -12,7 +12,6 @@ from random import Random
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -27,7 +26,7 @@ from tests.batches import make_loader
 from tests.shards.conftest import write_set
 from trainer.conversations.options import ConversationOptions
 from trainer.data.loader import Loader
-from trainer.data.selection import _letters, select
+from trainer.data.selection import select
 from trainer.model.prompts import Prompts
 from trainer.model.tokenizer import byte_tokenizer
 
@@ -106,13 +105,6 @@ def test_the_counts_are_those_of_an_index_of_samples_with_their_chosen_objects_a
         expected = letters_of({**sample["meta"], "objects": objects}) if kept else 0
         assert chosen.counts("letters")[position] == expected
     assert {*chosen.counts("texts").tolist()} >= {0, 1}
-
-
-def test_letters_are_counted_as_python_counts_them():
-    texts = ["a cup", "\ud83d", "\ud83d cup", "漢字", "½", "...", "", "é!", "٣", "🙂", "ᾀ"]
-    stored = pa.array([text.encode("utf-8", "backslashreplace").decode() for text in texts])
-    assert _letters(stored).tolist() == [len(t) * any(letter.isalnum() for letter in t) for t in texts]
-    assert _letters(stored[3:6]).tolist() == [2, 1, 0]
 
 
 @pytest.mark.parametrize("need", ["regions", "texts", None])

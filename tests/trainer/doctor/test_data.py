@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from shards.table import write_table
 from tests.trainer.doctor.found import damage, found
 
 
@@ -41,3 +43,15 @@ def test_damaged_shards_are_named(good: list[str], sav_set: Path, tmp_path: Path
     failed = found([*good, f"data.shards=[{paths}]"])
     assert failed and failed[0][0] == check and expected in failed[0][1], failed
     assert str(other) in failed[0][1]
+
+
+def test_what_a_condition_chooses_is_a_finding(good: list[str], sav_set: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(sav_set, tmp_path / "sav"))
+    write_table(folder)
+    filtered = [*good, f"data.shards=[{folder}]", "data.holdout=0", "data.where=position < 8"]
+    findings = [text for check, text in found(filtered, "ok") if check in ("data", "objective")]
+    assert f"{folder}: where position < 8: 8 of 12 objects, in 8 of 12 samples; the others are left out" in findings
+    assert any("dual: 8 samples per epoch" in text for text in findings)
+    assert f"dual, {folder}: 8 of 8 samples that data.where chooses have an object with a prompt cell" in findings
+    (failed,) = found([*good, "data.where=position < 8"])
+    assert failed[0] == "data" and "no table of its objects" in failed[1]

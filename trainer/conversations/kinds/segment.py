@@ -48,7 +48,6 @@ def segment(visit: Visit) -> list[Conversation]:
     sample = visit.sample
     options = visit.options
     visible = sample.cells > 0
-    objects = sample.meta["objects"]
     shown: list[bool] = np.any(visible, axis=0).tolist()
     able = [number for number in sample.objects if shown[number] and sample.texts(number)]
     if not able:
@@ -57,7 +56,7 @@ def segment(visit: Visit) -> list[Conversation]:
     phrases = []
     for number, turn in zip(choice.objects, choice.turns, strict=True):
         text = text_in_turn(visit, number, turn)
-        phrases.append(Phrase(text, (number,), objects[number].get("is_sentence") is True))
+        phrases.append(Phrase(text, (number,), sample.is_sentence(number, text)))
     frames = choice.frames[:1] if options.frames == 1 else draw_frames(visit, choice.objects)
     return ask_for("segment", visit, phrases, frames)
 
