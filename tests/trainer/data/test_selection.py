@@ -20,9 +20,11 @@ from shards.errors import UserError
 from shards.manifest import Manifest
 from shards.reader import ShardSet
 from shards.sample import FrameTensors, Sample, letters_of, usable_objects
+from shards.storage.cache import Cache
 from shards.table import TABLE, write_table
 from shards.table_list import LIST
 from tests.batches import make_loader
+from tests.servers import serving
 from tests.shards.conftest import write_set
 from trainer.conversations.options import ConversationOptions
 from trainer.data.loader import Loader
@@ -85,7 +87,7 @@ def says(item: dict[str, Any]) -> bool:
     return any(letter.isalnum() for text in item["texts"] for letter in text)
 
 
-def loader(folder: Path, **options: Any) -> Loader:
+def loader(folder: Path | str, **options: Any) -> Loader:
     return make_loader([folder], **{"fields": LIGHT, "batch_size": 1, "seed": 7, **options})
 
 
@@ -272,6 +274,16 @@ def test_a_set_without_objects_is_taken_whole_and_one_without_a_table_is_refused
 
 MUTE: dict[str, Any] = {"source": "sav", "dataset_type": "text", "objects": [], "frames": [], "has_paired_frame": False}
 MUTE["turns"] = [{"question": "Why?", "answer": "So."}]
+
+
+def test_a_set_at_a_url_gives_what_its_folder_gives(random_set, tmp_path, short_pauses):
+    options = {"need": "texts", "where": WHERE, "objects_per_sample": 2}
+    expected = [(batch.keys, batch.objects) for batch in loader(random_set, **options).epoch(0)]
+    with serving(random_set.parent) as server:
+        server.faults = lambda name, n: "cut" if n == 0 else ""
+        loads = loader(f"{server.url}/sav", **options, cache=Cache(tmp_path, 10**9))
+        assert [(batch.keys, batch.objects) for batch in loads.epoch(0)] == expected
+        assert server.gets["objects.parquet"] == 2
 
 
 def test_too_few_chosen_samples_are_one_line(random_set):

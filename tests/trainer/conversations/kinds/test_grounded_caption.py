@@ -1,5 +1,7 @@
 """Captions whose phrases have masks."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -135,3 +137,15 @@ def test_without_its_marks_the_answer_is_the_caption(text, data):
         answer = written(row)[0][1]
         plain = answer.replace("«<p>» ", "").replace(" «</p>» «[SEG]»", "")
         assert plain.strip() == text.strip() and answer == answer.strip()
+
+
+def test_a_phrase_of_an_object_that_is_not_chosen_stays_as_words():
+    """A caption of which no phrase is left is not asked for."""
+    captions = [caption(("A Man", "a"), ("a horse", "b")), caption(("A Man", "b"))]
+    of = replace(sample({"objects": objects("man", "horse"), "captions": captions}, key="k"), chosen=[0])
+    for visit in range(3):
+        (row,), notes = make(of, visit=visit)
+        assert written(row)[0][1] == "«<p>» A Man «</p>» «[SEG]» rides a horse."
+        assert row.targets == (Target((0,), "A Man"),)
+        assert notes["phrases of captions of objects that data.where leaves out"] == 2
+        assert notes["captions without a phrase that has a mask"] == 1

@@ -1,5 +1,7 @@
 """Regions are shown, and conversations or descriptions speak of them."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.trainer.conversations.samples import check, make, objects, sample, written
@@ -118,3 +120,11 @@ def test_a_frame_shows_cells_of_all_regions():
 def test_equal_outlines_are_one_object_that_stands_twice():
     (row,), _ = made(record("?", "x", regions="aa"))
     assert row.regions == (0, 0) and written(row)[0][0] == TWO + "?"
+
+
+def test_a_record_about_a_region_that_is_not_chosen_is_left_out():
+    records = [record("What is <region1>?", "x", regions="a"), record("Is <region1> by <region2>?", "Yes.")]
+    of = replace(sample({"objects": objects("x", "y"), "records": records}), chosen=[0])
+    for visit in range(3):
+        (row,), notes = make(of, visit=visit, kind="regions")
+        assert row.regions == (0,) and notes["records with a region that data.where leaves out"] == 1
