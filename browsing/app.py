@@ -83,6 +83,9 @@ def make_app(collection: Collection, marks: Mapping[str, Marks], start: Mapping[
     def sets(request: Request) -> Any:
         return {"sets": collection.about_sets(), "start": dict(start or {})}
 
+    def columns(request: Request) -> Any:
+        return collection.columns(_set_of(collection, request))
+
     def rows(request: Request) -> Any:
         one, where, sort = _view_of(collection, request)
         begin, count = _number(request, "begin", 0), _number(request, "count", 100)
@@ -129,6 +132,7 @@ def make_app(collection: Collection, marks: Mapping[str, Marks], start: Mapping[
     routes = [Route(path, page) for path in _FILES]
     routes += [
         Route("/api/sets", _json(sets)),
+        Route("/api/{set}/columns", _json(columns)),
         Route("/api/{set}/rows", _json(rows)),
         Route("/api/{set}/ledger", _json(ledger)),
         Route("/api/{set}/marks", _json(marks_of), methods=["GET"]),

@@ -154,8 +154,15 @@ class Collection:
         return from_ranges(text, min(one.shards.open(position).objects, MAX_OBJECTS))
 
     def about_sets(self) -> list[dict[str, Any]]:
-        """Return what the page shows of every set: its manifest, and the columns of its table."""
+        """Return what the page shows of every set: its manifest in words."""
         return [_about(one) for one in self.sets.values()]
+
+    def columns(self, one: OpenSet) -> dict[str, Any]:
+        """Return the columns of a set's table with their types, or why there are none."""
+        try:
+            return {"columns": columns_of(one.shards), "no_table": ""}
+        except UserError as error:
+            return {"columns": {}, "no_table": f"{error.what}; {error.do}"}
 
     def sample(self, one: OpenSet, position: int) -> dict[str, Any]:
         """Return what the page shows of a sample.
@@ -198,20 +205,12 @@ def _check_position(one: OpenSet, position: int) -> None:
 
 def _about(one: OpenSet) -> dict[str, Any]:
     manifest = one.shards.manifest
-    no_table = ""
-    columns: dict[str, str] = {}
-    try:
-        columns = columns_of(one.shards)
-    except UserError as error:
-        no_table = f"{error.what}; {error.do}"
     return {
         "name": one.name,
         "folder": str(one.shards.folder),
         "version": one.version,
         "samples": manifest.samples,
         "objects": manifest.objects,
-        "columns": columns,
-        "no_table": no_table,
         "facts": _facts(one),
         "left_out": manifest.left_out,
     }

@@ -22,7 +22,6 @@ from shards.printable import os_error_text
 from shards.reader import ShardSet
 from shards.regular_file import read_regular
 from shards.strict_json import parse_json
-from shards.table import open_table, read_batches, table_path
 
 MOST_LETTERS = 100
 """Longest mark."""
@@ -128,6 +127,8 @@ class Marks:
             import pyarrow as pa
             import pyarrow.compute as pc
             import pyarrow.parquet as pq
+
+            from shards.table import open_table, read_batches, table_path
         with self._lock:
             given = dict(self._of_set.get(name, {}))
         keys = pa.array(sorted({key for key, _ in given}), pa.string())

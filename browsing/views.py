@@ -14,11 +14,11 @@ from browsing.recent import Recent
 from shards.errors import UserError
 from shards.extras import extra
 from shards.reader import ShardSet
-from shards.table import COLUMNS, open_table, read_batches, table_path
-from shards.where import Chosen, JoinedRows, choose, joined_tables
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from shards.where import Chosen
 
 _MOST_BYTES = 512 << 20
 """Of all choices and orders that are kept in memory."""
@@ -93,6 +93,8 @@ class Views:
         return View(len(shards), self._orders.get(key, order, lambda found: found.nbytes), choice)
 
     def _choice(self, shards: ShardSet, condition: str) -> Chosen:
+        from shards.where import choose  # here, as all that the first page does not need
+
         def size(found: Chosen) -> int:
             return found.objects.nbytes + found.starts.nbytes + found.counts.nbytes
 
@@ -105,6 +107,9 @@ def columns_of(shards: ShardSet) -> dict[str, str]:
     Raises:
         UserError: the set has no table.
     """
+    from shards.table import COLUMNS, open_table
+    from shards.where import joined_tables
+
     open_table(shards).close()
     joined = joined_tables(shards).items()
     return COLUMNS | {f"{name}.{column}": kind for name, table in joined for column, kind in table.columns.items()}
@@ -161,6 +166,9 @@ def sort(shards: ShardSet, column: str, descending: bool, choice: Chosen | None)
 def _values(shards: ShardSet, column: str) -> Iterator[pa.RecordBatch]:
     """Yield `position` of the sample and `value` of a column for each object of a set in order, some at a time."""
     import pyarrow as pa
+
+    from shards.table import open_table, read_batches, table_path
+    from shards.where import JoinedRows, joined_tables
 
     table, dot, of_table = column.partition(".")
     own = ["position"] if dot else [*dict.fromkeys(("position", column))]

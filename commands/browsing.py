@@ -28,16 +28,19 @@ def browse(
 
     docs/BROWSING.md has the details.
     """
+    from concurrent.futures import ThreadPoolExecutor
     from urllib.parse import urlencode
 
     require("browse", "starlette", "uvicorn", where="browse")
-    from browsing.app import make_app
     from browsing.collection import Collection
-    from browsing.marks import Marks
-    from browsing.server import HOST, listen, run
 
+    with ThreadPoolExecutor(1) as pool:
+        opening = pool.submit(Collection.open, paths)  # the checksum of a large index takes as long as the imports
+        from browsing.app import make_app
+        from browsing.marks import Marks
+        from browsing.server import HOST, listen, run
+    collection = opening.result()
     with listen(port) as opened:
-        collection = Collection.open(paths)
         shared = Marks(marks) if marks else None
         kept = {name: shared or Marks(Path("runs/browse", f"{name}.marks.jsonl")) for name in collection.sets}
         start = {"where": where} if where else {}

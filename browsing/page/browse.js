@@ -6,6 +6,7 @@ import {loadMarks, showExport} from "./marks.js";
 import {openSample, sampleKey} from "./sample.js";
 
 let sets = [];
+const columnsOf = new Map();  // name of a set -> its columns, or why there are none
 const current = () => sets.find((one) => one.name === state.set);
 const shownPage = () => (state.page === "set" ? "set" : state.sample === null ? "grid" : "sample");
 
@@ -16,6 +17,7 @@ async function draw() {
   const page = shownPage();
   for (const name of ["grid", "sample", "set"]) byId(`${name}-page`).hidden = name !== page;
   drawControls(one, page);
+  drawColumns(one);
   try {
     await loadMarks();
   } catch (error) {
@@ -30,28 +32,36 @@ function drawControls(one, page) {
   say("");
   byId("set").value = one.name;
   byId("where").value = state.where;
-  const hasTable = Object.keys(one.columns).length > 0;
-  byId("where").disabled = byId("apply").disabled = !hasTable;
-  byId("hint").hidden = hasTable;
-  byId("hint").textContent = `Filter and sort need the set's table: ${one.no_table}`;
-  const sort = byId("sort"), column = state.sort.replace(/^-/, "");
-  sort.replaceChildren(element("option", {value: ""}, "the set's order"),
-    ...Object.keys(one.columns).filter((name) => name !== "position").map((name) => element("option", {value: name}, name)));
-  sort.value = column === "position" ? "" : column;
-  sort.disabled = !hasTable;
   byId("direction").setAttribute("aria-pressed", String(state.sort.startsWith("-")));
-  byId("columns").hidden = !hasTable;
-  byId("column-list").replaceChildren(...Object.entries(one.columns).map(([name, kind]) => {
-    const button = element("button", {type: "button", title: `Put ${name} into the condition`}, name, " ", element("small", {}, kind));
-    button.addEventListener("click", () => insert(name));
-    return button;
-  }));
   byId("to-grid").href = address({page: "", sample: null});
   byId("to-set").href = address({page: "set", sample: null, reason: "", begin: 0});
   for (const [id, name] of [["to-grid", "grid"], ["to-set", "set"]]) {
     if (page === name) byId(id).setAttribute("aria-current", "page");
     else byId(id).removeAttribute("aria-current");
   }
+}
+
+async function drawColumns(one) {
+  try {
+    if (!columnsOf.has(one.name)) columnsOf.set(one.name, await ask(path(one.name, "columns")));
+  } catch (error) {
+    return say(error.message, true);
+  }
+  if (one !== current()) return;
+  const {columns, no_table} = columnsOf.get(one.name);
+  const hasTable = !no_table;
+  byId("columns").hidden = !hasTable;
+  byId("hint").hidden = hasTable;
+  byId("hint").textContent = `Filter and sort need the set's table: ${no_table}`;
+  const column = state.sort.replace(/^-/, "");
+  byId("sort").replaceChildren(element("option", {value: ""}, "the set's order"),
+    ...Object.keys(columns).filter((name) => name !== "position").map((name) => element("option", {value: name}, name)));
+  byId("sort").value = column === "position" ? "" : column;
+  byId("column-list").replaceChildren(...Object.entries(columns).map(([name, kind]) => {
+    const button = element("button", {type: "button", title: `Put ${name} into the condition`}, name, " ", element("small", {}, kind));
+    button.addEventListener("click", () => insert(name));
+    return button;
+  }));
   showExport(hasTable);
 }
 

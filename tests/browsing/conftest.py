@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from starlette.testclient import TestClient
 from browsing.app import make_app
 from browsing.collection import Collection
 from browsing.marks import Marks
+from browsing.server import listen, server_of
 from shards.table import write_table
 from tests.shards.conftest import mixed_root, mixed_set  # noqa: F401 (fixtures)
 
@@ -33,3 +36,16 @@ def client(sets: Path, tmp_path: Path) -> Iterator[TestClient]:
     marks = {name: Marks(tmp_path / f"{name}.marks.jsonl") for name in collection.sets}
     with TestClient(make_app(collection, marks), base_url="http://127.0.0.1:8860") as found:
         yield found
+
+
+@contextmanager
+def served(collection: Collection, marks: Path) -> Iterator[str]:
+    """The address of a page that shows a collection; all marks go into one file."""
+    kept = Marks(marks)
+    server = server_of(make_app(collection, dict.fromkeys(collection.sets, kept)))
+    with listen(None) as opened:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]}, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{opened.getsockname()[1]}/"
+        server.should_exit = True
+        thread.join()

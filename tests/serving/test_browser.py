@@ -20,10 +20,10 @@ QUESTION = "Please <b>segment</b> ${1 + 1} {{value}} & all."
 SPOKEN = "A cat with an <b>eye</b> & ear."
 
 
-def browse(address: str, steps: Callable[[Any], Awaitable[None]], width: int = 1280) -> None:
+def browse(address: str, steps: Callable[[Any], Awaitable[None]], width: int = 1280, fails: str = "\n") -> None:
     """Take steps on the page in Chromium without a window: playwright's own, or one that is installed.
 
-    Nothing may be asked of another server, fail to load, or raise an error on the way.
+    Nothing may be asked of another server, fail to load, or raise an error on the way, but addresses with `fails`.
     """
     asked: list[str] = []
     errors: list[str] = []
@@ -40,7 +40,10 @@ def browse(address: str, steps: Callable[[Any], Awaitable[None]], width: int = 1
             page.set_default_timeout(60_000)
             page.on("request", lambda request: asked.append(request.url))
             page.on("pageerror", lambda error: errors.append(str(error)))
-            page.on("response", lambda answer: errors.append(answer.url) if answer.status >= 400 else None)
+            page.on(
+                "response",
+                lambda answer: errors.append(answer.url) if answer.status >= 400 and fails not in answer.url else None,
+            )
             await page.goto(address)
             await steps(page)
             await browser.close()
