@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -26,9 +26,12 @@ from shards.errors import UserError
 from shards.printable import os_error_text
 from shards.strict_json import parse_json
 
+if TYPE_CHECKING:
+    from browsing.predicted import PredictedFile
+
 HOSTS = ("127.0.0.1", "localhost")
 _PAGE = Path(__file__).parent / "page"
-_SCRIPTS = ("browse", "common", "grid", "marks", "sample")
+_SCRIPTS = ("browse", "common", "grid", "marks", "predictions", "sample")
 _FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
     **{f"/{name}.js": (f"{name}.js", "text/javascript; charset=utf-8") for name in _SCRIPTS},
@@ -67,11 +70,17 @@ class SafeHeaders:
         await self._app(scope, receive, send_with_headers)
 
 
-def make_app(collection: Collection, marks: Mapping[str, Marks], start: Mapping[str, Any] | None = None) -> Starlette:
+def make_app(
+    collection: Collection,
+    marks: Mapping[str, Marks],
+    start: Mapping[str, Any] | None = None,
+    predicted: PredictedFile | None = None,
+) -> Starlette:
     """Return the application that shows a collection.
 
     Args:
         marks: where the marks of each set are kept, by the set's name.
+        predicted: predictions to show beside the truth.
         start: what the page begins with where its address says nothing, such as {"where": "area > 0.01"}.
     """
     files = {path: (_PAGE / name).read_bytes() for path, (name, _) in _FILES.items()}
@@ -81,7 +90,8 @@ def make_app(collection: Collection, marks: Mapping[str, Marks], start: Mapping[
         return Response(files[path], media_type=_FILES[path][1], headers={"Cache-Control": "no-cache"})
 
     def sets(request: Request) -> Any:
-        return {"sets": collection.about_sets(), "start": dict(start or {})}
+        name = "" if predicted is None else predicted.path.name
+        return {"sets": collection.about_sets(), "start": dict(start or {}), "predictions": name}
 
     def columns(request: Request) -> Any:
         return collection.columns(_set_of(collection, request))
@@ -113,6 +123,14 @@ def make_app(collection: Collection, marks: Mapping[str, Marks], start: Mapping[
         objects = request.query_params.get("objects")
         return collection.layer(_set_of(collection, request), at["position"], at["frame"], at["layer"], objects)
 
+    def predictions(request: Request) -> Any:
+        sort = request.query_params.get("sort", "")
+        begin, count = _number(request, "begin", 0), _number(request, "count", 24)
+        return _given(predicted).rows(sort, begin, min(count, MOST_ROWS))
+
+    def predicted_mask(request: Request) -> Picture:
+        return _given(predicted).mask(request.path_params["number"])
+
     def marks_of(request: Request) -> Any:
         name = _set_of(collection, request).name
         return {"marks": marks[name].of(name)}
@@ -132,6 +150,8 @@ def make_app(collection: Collection, marks: Mapping[str, Marks], start: Mapping[
     routes = [Route(path, page) for path in _FILES]
     routes += [
         Route("/api/sets", _json(sets)),
+        Route("/predictions", _json(predictions)),
+        Route("/predictions/{number:int}/mask", _bytes(predicted_mask, "no-cache")),
         Route("/api/{set}/columns", _json(columns)),
         Route("/api/{set}/rows", _json(rows)),
         Route("/api/{set}/ledger", _json(ledger)),
@@ -215,6 +235,12 @@ def _mark(collection: Collection, marks: Mapping[str, Marks], name: str, body: A
     key = one.shards.key(position)
     marks[name].give(name, key, number, mark)
     return {"key": key, "object": number, "mark": mark}
+
+
+def _given(predicted: PredictedFile | None) -> PredictedFile:
+    if predicted is None:
+        raise Unknown("no predictions", do="start with --predictions FILE")
+    return predicted
 
 
 def _set_of(collection: Collection, request: Request) -> OpenSet:

@@ -7,7 +7,7 @@ masks: nothing is interpolated.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -27,8 +27,8 @@ _SMALL = 224
 """Side of a picture of the grid, in pixels."""
 _FILL = 115
 """Opacity of a mask, of 255; its outline is opaque."""
-_EDGE = 3
-"""Width of a mask's outline, in pixels."""
+_EDGE = 3 / 1024
+"""Width of a mask's outline, as a share of the longer side."""
 _CELL = 28
 """Side of a prompt cell in its layer, in pixels."""
 _QUALITY = 92
@@ -97,17 +97,18 @@ def layer(shards: ShardSet, position: int, frame: int, name: Layer, objects: Seq
         numbers = range(len(cells)) if objects is None else [n for n in objects if n < len(cells)]
         return cells_layer([(n, cells[n]) for n in numbers])
     found = _masks(stored, meta, objects, recipe.sam_size)
-    return masks_layer(found, recipe.sam_size)
+    return masks_layer(found, recipe.sam_size, recipe.sam_size)
 
 
-def masks_layer(masks: Iterator[tuple[int, Bool]], side: int) -> bytes:
-    """Return numbered masks (side, side) as PNG: each in the colour of its number, none hides a smaller one."""
+def masks_layer(masks: Iterable[tuple[int, Bool]], height: int, width: int) -> bytes:
+    """Return numbered masks (height, width) as PNG: each in the colour of its number, none hides a smaller one."""
     drawn = [(number, *_cut(mask)) for number, mask in masks if mask.any()]
-    out = np.zeros((side, side), np.uint8)
+    out = np.zeros((height, width), np.uint8)
+    edge = max(round(max(height, width) * _EDGE), 1)
     for number, top, left, part in sorted(drawn, key=lambda item: -int(item[3].sum())):
         place = out[top : top + part.shape[0], left : left + part.shape[1]]
         place[part] = 1 + number % len(COLOURS)
-        place[part & ~_eroded(part, _EDGE)] = 1 + len(COLOURS) + number % len(COLOURS)
+        place[part & ~_eroded(part, edge)] = 1 + len(COLOURS) + number % len(COLOURS)
     return _png(out)
 
 

@@ -194,7 +194,7 @@ def from_ranges(text: str, most: int) -> list[int]:
     numbers: set[int] = set()
     for part in filter(None, text.split(",")):
         first, dash, last = part.partition("-")
-        if not (first.isdigit() and (last.isdigit() if dash else True) and len(part) <= 20):
+        if not (part.isascii() and first.isdigit() and (last.isdigit() if dash else True) and len(part) <= 20):
             raise UserError("not numbers of objects", met=part[:40], wanted="such as 0-4,7")
         numbers.update(range(int(first), min(int(last or first), most - 1) + 1))
     return sorted(number for number in numbers if number < most)

@@ -19,6 +19,10 @@ def browse(
         int | None, Option(min=1, max=65535, help="Port.  [default: the first free one from 8860 on]")
     ] = None,
     where: Where = None,
+    predictions: Annotated[
+        Path | None,
+        Option(metavar="FILE", help="Predictions to show: of evaluate --predictions, or of benchmark."),
+    ] = None,
     marks: Annotated[
         Path | None,
         Option(metavar="FILE", help="File of the marks of all sets.  [default: runs/browse/NAME.marks.jsonl for each]"),
@@ -43,10 +47,15 @@ def browse(
     with listen(port) as opened:
         shared = Marks(marks) if marks else None
         kept = {name: shared or Marks(Path("runs/browse", f"{name}.marks.jsonl")) for name in collection.sets}
+        predicted = None
+        if predictions:
+            from browsing.predicted import PredictedFile
+
+            predicted = PredictedFile(predictions, collection)
         start = {"where": where} if where else {}
         if where:
             for one in collection.sets.values():
                 say(collection.view(one, where, "").choice)
         address = f"http://{HOST}:{opened.getsockname()[1]}/" + (f"?{urlencode(start)}" if start else "")
         say(f"{address}  (Ctrl-C stops)")
-        run(make_app(collection, kept, start), opened, say)
+        run(make_app(collection, kept, start, predicted), opened, say)

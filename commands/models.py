@@ -259,6 +259,9 @@ def evaluate(
     dtype: ModelDtype = None,
     device: Device = None,
     json_file: Annotated[Path | None, Option("--json", metavar="FILE", help="Write the numbers here.")] = None,
+    predictions: Annotated[
+        Path | None, Option(metavar="FILE", help="Write the predicted masks here, for cli.py browse --predictions.")
+    ] = None,
     cache: Annotated[
         Path, Option(metavar="FOLDER", help="Folder on a disk of this machine, for shards from URLs.")
     ] = Path("~/.cache/sa2va-shards"),
@@ -290,6 +293,7 @@ def evaluate(
         device=device,
         dtype=dtype,
         json_file=json_file,
+        predictions=predictions,
         cache=Cache(cache, parse_size(cache_limit)),
     )
     if shown:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from evaluation.conversations import AskedSample, ConversationReader
 from evaluation.items import DecodedSample, SampleRef, Selections, group_samples, make_batches, read_groups
 from evaluation.new_samples import count_trained, explain_samples, new_parts, trained_on
+from evaluation.predicted import PredictedFile
 from evaluation.scores import ALL, Tally, table
 from inference.loading import load
 from inference.pictures import write_json
@@ -75,6 +76,7 @@ def evaluate(
     device: str | None = None,
     dtype: str | None = None,
     json_file: Path | None = None,
+    predictions: Path | None = None,
     cache: Cache | None = None,
 ) -> str | None:
     """Evaluate a model on shard sets.
@@ -98,6 +100,7 @@ def evaluate(
         device: as in `inference.loading.load`; each of several processes has its own.
         dtype: as in `inference.loading.load`.
         json_file: file for the numbers.
+        predictions: file for the predicted masks, a line for each; one that is there is replaced.
         cache: the cache for sets at URLs.
 
     Returns:
@@ -107,7 +110,8 @@ def evaluate(
         UserError: an unknown objective; sets that do not fit the model or one another, or hold nothing to evaluate;
             what `load` and `trainer.data.selection.select` raise.
     """
-    _check_json_file(json_file)
+    _check_file(json_file, "--json")
+    _check_file(predictions, "--predictions")
     sets = _open(shards, split, cache)
     chosen = objective or _default_objective(sets)
     _check_kind(kind, chosen)
@@ -132,7 +136,11 @@ def evaluate(
     loaded.model.eval().grounding_encoder.float()  # as in prediction: autocast alone makes SAM 2 bfloat16
 
     how = _How(batch_size, max_caption_tokens, kind, frames, no_target)
-    gathered: list[_Tallies] = gather_object([_tally(loaded.model, groups, chosen, how, state, selections)])
+    if predictions is not None and state.is_main_process:
+        predictions.unlink(missing_ok=True)
+    state.wait_for_everyone()
+    written = None if predictions is None else PredictedFile(predictions, chosen)
+    gathered: list[_Tallies] = gather_object([_tally(loaded.model, groups, chosen, how, state, selections, written)])
     state.wait_for_everyone()
     text = None
     if state.is_main_process:
@@ -195,14 +203,14 @@ def _settings(objective: str, how: _How) -> dict[str, Any]:
     return {name: value if read.get(name, True) else None for name, value in vars(how).items()}
 
 
-def _check_json_file(file: Path | None) -> None:
-    """Check that the file can be written before hours of work."""
+def _check_file(file: Path | None, option: str) -> None:
+    """Check that the file of an option can be written before hours of work."""
     if file is None:
         return
     if not file.absolute().parent.is_dir():
-        raise UserError("no such folder", where=str(file), do="make it, or give another --json")
+        raise UserError("no such folder", where=str(file), do=f"make it, or give another {option}")
     if file.is_dir():
-        raise UserError("a folder, not a file", where=str(file), do="give the name of a file in it as --json")
+        raise UserError("a folder, not a file", where=str(file), do=f"give the name of a file in it as {option}")
 
 
 def _check_kind(kind: str | None, objective: str) -> None:
@@ -303,8 +311,9 @@ def _tally(
     how: _How,
     state: PartialState,
     selections: Selections,
+    written: PredictedFile | None = None,
 ) -> _Tallies:
-    """Evaluate this process's share of the groups; return the sums."""
+    """Evaluate this process's share of the groups; return the sums. What is predicted goes into `written`."""
     config = with_values(
         Config(), {"max_caption_tokens": how.max_caption_tokens, "eval.answer_tokens": how.max_caption_tokens}
     )
@@ -322,7 +331,10 @@ def _tally(
         for group, batches in _batches(model, own_groups, objective, how, selections):
             tallies.count(group)
             for batch, sources in batches:
-                tallies.add(batch, sources, judged.judge(batch.to(model.device), side=IMAGE_SIZE))
+                found = judged.judge(batch.to(model.device), side=IMAGE_SIZE)
+                tallies.add(batch, sources, found)
+                if written is not None:
+                    written.add(group[0].shards, batch, found)
             bar.update(len(group))
     return tallies
 

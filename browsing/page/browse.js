@@ -3,19 +3,20 @@
 import {address, ask, byId, count, element, go, onChange, path, readAddress, say, state} from "./common.js";
 import {gridKey, openGrid} from "./grid.js";
 import {loadMarks, showExport} from "./marks.js";
+import {openPredictions, predictionsKey} from "./predictions.js";
 import {openSample, sampleKey} from "./sample.js";
 
 let sets = [];
 const columnsOf = new Map();  // name of a set -> its columns, or why there are none
 const current = () => sets.find((one) => one.name === state.set);
-const shownPage = () => (state.page === "set" ? "set" : state.sample === null ? "grid" : "sample");
+const shownPage = () => (["set", "predictions"].includes(state.page) ? state.page : state.sample === null ? "grid" : "sample");
 
 async function draw() {
   const one = current();
   if (!one) return say(`no such set: ${state.set}`, true);
   document.title = `${one.name} - browse`;
   const page = shownPage();
-  for (const name of ["grid", "sample", "set"]) byId(`${name}-page`).hidden = name !== page;
+  for (const name of ["grid", "sample", "set", "predictions"]) byId(`${name}-page`).hidden = name !== page;
   drawControls(one, page);
   drawColumns(one);
   try {
@@ -25,7 +26,8 @@ async function draw() {
   }
   if (page === "grid") await openGrid(one.version);
   else if (page === "sample") await openSample(one.version);
-  else await openSet(one);
+  else if (page === "set") await openSet(one);
+  else await openPredictions();
 }
 
 function drawControls(one, page) {
@@ -33,9 +35,10 @@ function drawControls(one, page) {
   byId("set").value = one.name;
   byId("where").value = state.where;
   byId("direction").setAttribute("aria-pressed", String(state.sort.startsWith("-")));
-  byId("to-grid").href = address({page: "", sample: null});
-  byId("to-set").href = address({page: "set", sample: null, reason: "", begin: 0});
-  for (const [id, name] of [["to-grid", "grid"], ["to-set", "set"]]) {
+  byId("to-grid").href = address({page: "", sample: null, order: "", begin: 0});
+  byId("to-predictions").href = address({page: "predictions", sample: null, order: "iou", begin: 0});
+  byId("to-set").href = address({page: "set", sample: null, reason: "", begin: 0, order: ""});
+  for (const [id, name] of [["to-grid", "grid"], ["to-set", "set"], ["to-predictions", "predictions"]]) {
     if (page === name) byId(id).setAttribute("aria-current", "page");
     else byId(id).removeAttribute("aria-current");
   }
@@ -139,6 +142,7 @@ document.addEventListener("keydown", (event) => {
   else if (event.key === "/") byId("where").focus();
   else if (shownPage() === "sample") isTaken = sampleKey(event);
   else if (shownPage() === "grid") isTaken = gridKey(event);
+  else if (shownPage() === "predictions") isTaken = predictionsKey(event);
   else isTaken = false;
   if (isTaken) event.preventDefault();
 });
@@ -149,6 +153,7 @@ try {
   const answer = await ask("api/sets");
   sets = answer.sets;
   byId("set").replaceChildren(...sets.map((one) => element("option", {value: one.name}, one.name)));
+  byId("to-predictions").hidden = !answer.predictions;
   const start = {...answer.start};
   if (!location.search) Object.assign(state, start);
   if (!state.set) state.set = sets[0].name;

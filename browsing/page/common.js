@@ -1,6 +1,6 @@
 // What all parts of the page share: the state, which is the address; answers of the server; elements.
 
-export const state = {set: "", where: "", sort: "", page: "", at: 0, sample: null, reason: "", begin: 0};
+export const state = {set: "", where: "", sort: "", page: "", at: 0, sample: null, reason: "", begin: 0, order: ""};
 const numbers = new Set(["at", "sample", "begin"]);
 
 export function readAddress() {
@@ -67,6 +67,7 @@ export async function ask(path, options) {
 export function say(text, isError = false) {
   const message = byId("message");
   message.textContent = text;
+  message.hidden = !text;
   message.classList.toggle("error", isError);
 }
 

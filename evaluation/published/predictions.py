@@ -42,6 +42,8 @@ class Prediction:
     masks: tuple[Mapping[str, Any], ...]
     """COCO's compressed run lengths at the picture's own size, one for each `[SEG]`; of a video, one for each frame."""
     numbers: Mapping[str, float] = field(default_factory=dict)
+    sample: Mapping[str, Any] = field(default_factory=dict)
+    """Of an evaluation on shards: `set`, `key`, `objects` and `frame` of the sample that was asked about."""
 
     def decoded(self, height: int, width: int) -> Bool:
         """Return the masks: (n, height, width).
@@ -55,7 +57,8 @@ class Prediction:
     def to_line(self) -> bytes:
         """Return the line of the file, with its line end."""
         values = {"item": self.item, "question": self.question, "answer": self.answer, "masks": [*self.masks]}
-        more = {"numbers": dict(self.numbers)} if self.numbers else {}
+        more: dict[str, Any] = {"numbers": dict(self.numbers)} if self.numbers else {}
+        more |= {"sample": dict(self.sample)} if self.sample else {}
         return json.dumps(values | more, allow_nan=False).encode("ascii") + b"\n"  # an answer may hold anything
 
 
@@ -96,7 +99,9 @@ def parse_line(line: bytes, where: str) -> Prediction:
     if fault:
         raise UserError("not a prediction", where=where, met=fault, wanted=_WANTED)
     texts = (values["item"], values["question"], values["answer"])
-    return Prediction(*texts, tuple(values["masks"]), values.get("numbers", {}))
+    sample = values.get("sample")
+    about = sample if isinstance(sample, dict) else {}
+    return Prediction(*texts, tuple(values["masks"]), values.get("numbers", {}), about)
 
 
 def _fault(values: Any) -> str:

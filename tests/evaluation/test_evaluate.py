@@ -20,6 +20,7 @@ from skimage import data as photographs
 
 from evaluation.evaluate import evaluate
 from evaluation.items import NO_REGION, NO_TEXT, group_samples, make_batches, read_groups
+from evaluation.published.predictions import read_predictions
 from evaluation.scores import Tally, table
 from inference.loading import load
 from pipeline.request import make_request
@@ -324,6 +325,7 @@ def test_two_processes_give_the_numbers_of_one(released: Path, refer_set: Path, 
     arguments = ["--shards", refer_set, "--shards", sav_set, "--objective", "dual", "--batch-size", 2]
     arguments += ["--limit", 3, "--max-caption-tokens", 3]
     command = ["evaluate", "--model", released, *arguments, "--json", tmp_path / "two.json"]
+    command += ["--predictions", tmp_path / "two.jsonl"]
     two = Joined(2, command_line, command, log=tmp_path / "said")
     codes = two.wait()
     log = (tmp_path / "said").read_text()
@@ -334,7 +336,13 @@ def test_two_processes_give_the_numbers_of_one(released: Path, refer_set: Path, 
     torch.set_num_threads(1)
     try:
         options = {"objective": "dual", "batch_size": 2, "limit": 3, "max_caption_tokens": 3}
-        evaluate(str(released), [str(refer_set), str(sav_set)], **options, json_file=tmp_path / "one.json")
+        evaluate(
+            str(released),
+            [str(refer_set), str(sav_set)],
+            **options,
+            json_file=tmp_path / "one.json",
+            predictions=tmp_path / "one.jsonl",
+        )
     finally:
         torch.set_num_threads(threads)
     one, other = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
@@ -345,6 +353,18 @@ def test_two_processes_give_the_numbers_of_one(released: Path, refer_set: Path, 
         for name, value in expected.items():
             assert actual[name] == (pytest.approx(value, abs=1e-6) if isinstance(value, float) else value), name
     assert (one["all"]["samples"], one["all"]["items"], one["all"]["swap_items"]) == (6, 9, 9)
+    by_item = [read_predictions(tmp_path / f"{name}.jsonl").of_item for name in ("one", "two")]
+    assert by_item[0].keys() == by_item[1].keys() and len(by_item[0]) == 9
+    assert np.mean([p.numbers["iou"] for p in by_item[1].values()]) == pytest.approx(one["all"]["giou"], abs=1e-6)
+    for prediction in by_item[0].values():  # its mask has the IoU that it says, but for its smaller size
+        about = prediction.sample
+        shards = ShardSet({"sav": sav_set}.get(about["set"], refer_set))
+        position = [shards.key(n) for n in range(len(shards))].index(about["key"])
+        frame = "" if about["set"] != "sav" else about["frame"]
+        truth = shards[position][f"masks{frame}"][about["objects"][0]][2::4, 2::4]
+        mask = prediction.decoded(256, 256)[0]
+        iou = (truth & mask).sum() / (truth | mask).sum()
+        assert iou == pytest.approx(prediction.numbers["iou"], abs=0.05)
 
 
 def test_a_run_is_measured_while_it_trains(sav_set: Path, tmp_path: Path):
