@@ -12,8 +12,10 @@ from torch import Tensor
 from evaluation.published.predictions import Prediction, PredictionFile, encode
 from shards.reader import ShardSet
 from trainer.data.batch import Batch, ConversationBatch, PairBatch
+from trainer.model.grounding import IMAGE_SIZE
 from trainer.objectives import load_objective
 from trainer.objectives.judging import Judged
+from trainer.objectives.losses import logits_at, regular_points
 
 _OF_OBJECTS = ("iou", "swap_gap", "caption")
 
@@ -95,4 +97,6 @@ class PredictedFile:
         self._counts[place] += 1
         item = f"{name}/{key}/{frame}/{self._counts[place]}"
         kept = {metric: value for metric, value in numbers.items() if value == value}
-        return Prediction(item, *said, (encode((logits > 0).cpu().numpy()),), kept, about)
+        points = regular_points(1, IMAGE_SIZE, logits.device)  # where the metrics are counted
+        mask = (logits_at(logits[None].float(), points) > 0).view(IMAGE_SIZE, IMAGE_SIZE).cpu().numpy()
+        return Prediction(item, *said, (encode(mask),), kept, about)
