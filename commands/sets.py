@@ -189,14 +189,15 @@ def table(
 ) -> None:
     """Write objects.parquet beside the tars of shard sets: one row per object, for DuckDB, polars, pandas and --where.
 
-    A table of an earlier state of its set is replaced. The tars stay as they are.
+    The verbs that write a set write it too: this is for sets of older releases. A table of an earlier state of its set
+    is replaced. The tars stay as they are.
     """
     from shards.sets import find_sets
-    from shards.table import table_path, write_table
+    from shards.table import write_tables
 
     for folder in map(Path, find_sets(paths)):
-        rows, was_there = write_table(folder, threads or usable_processors(), overwrite)
-        say(f"{table_path(folder)}: {rows:,} rows{', up to date' if was_there else ''}")
+        for name, (rows, was_there) in write_tables(folder, threads or usable_processors(), overwrite).items():
+            say(f"{folder / name}: {rows:,} rows{', up to date' if was_there else ''}")
 
 
 @extra("pipeline")

@@ -18,7 +18,7 @@ from shards.errors import BadInput, UserError
 from shards.size import size_text
 from shards.storage.store import LocalFolder
 
-_SET_FILES = 3  # manifest, index, ledger
+_SET_FILES = 5  # manifest, index, ledger, table of objects, list of tables
 
 
 @dataclass(frozen=True)

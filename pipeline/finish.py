@@ -1,4 +1,4 @@
-"""The end of a set: when all its shards stand, its index, its ledger and, last, its manifest."""
+"""The end of a set: when all its shards stand, its index, its ledger, its tables and, last, its manifest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 from pipeline.dataset import RawDataset, found_text
 from pipeline.plan import Plan
-from pipeline.task import ShardNote
+from pipeline.set_tables import write_tables
+from pipeline.task import PartInfo, ShardNote
 from pipeline.workspace import Workspace
 from shards.errors import UserError
 from shards.format import INDEX, LEDGER, LOSSY, MANIFEST, VERSION, VERSION_WITHOUT_OBJECTS
@@ -26,6 +27,8 @@ class _Totals:
 
     def __init__(self) -> None:
         self.shards: list[ShardInfo] = []
+        self.parts: list[dict[str, PartInfo]] = []
+        """Parts of the tables of each of them."""
         self.ledger = bytearray()
         self.bad: list[LedgerLine] = []
         self.left_out: Counter[str] = Counter()
@@ -39,7 +42,9 @@ class _Totals:
         """PSNR in dB of each picture of a lossy set."""
 
     def add(self, note: ShardNote) -> None:
-        self.shards += [note.shard] if note.entries else []
+        if note.entries:
+            self.shards.append(note.shard)
+            self.parts.append(note.parts)
         self.ledger += pack_ledger(note.ledger)
         self.bad += [line for line in note.ledger if line.bad]
         self.left_out.update(line.reason for line in note.ledger)
@@ -51,7 +56,7 @@ class _Totals:
 
 
 def finish(plan: Plan, workspace: Workspace, max_bad: float) -> Manifest:
-    """Write index, ledger and, last, the manifest: it says that the set is finished.
+    """Write index, ledger, tables and, last, the manifest: it says that the set is finished.
 
     Raises:
         UserError: too many bad inputs or no sample (the ledger is written all the same), or shards are missing.
@@ -73,8 +78,10 @@ def finish(plan: Plan, workspace: Workspace, max_bad: float) -> Manifest:
         raise no_sample(totals.left_out, str(store), totals.first, plan.options, f"{store}/{LEDGER}")
     index = pack_index(note.entries for _, note in workspace.notes(plan, plan.shards) if note.entries)
     manifest = _manifest(plan, totals, sha256(index), sha256(ledger))
-    for name, data in ((INDEX, index), (LEDGER, ledger), (MANIFEST, manifest.to_bytes())):
-        store.put(name, data)
+    store.put(INDEX, index)
+    store.put(LEDGER, ledger)
+    write_tables(workspace, manifest, totals.parts)
+    store.put(MANIFEST, manifest.to_bytes())
     workspace.remove()
     return manifest
 

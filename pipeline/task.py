@@ -6,7 +6,7 @@ import json
 import os
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,11 +17,21 @@ from pipeline.raw import RawInput
 from shards.archive import Entry, ShardWriter, encode_sample
 from shards.errors import BadInput, DroppedInput
 from shards.format import WORK
-from shards.manifest import LedgerLine, ShardInfo
+from shards.manifest import LedgerLine, ShardInfo, sha256
 from shards.memory import keep_freed_memory
 from shards.sample import Sample
 from shards.storage.store import Store
 from shards.strict_json import parse_json
+from shards.table_file import KINDS, PartWriter
+from shards.table_kind import WrittenContent
+
+
+@dataclass(frozen=True)
+class PartInfo:
+    """A shard's part of a table, kept beside its note."""
+
+    bytes: int
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,8 @@ class ShardNote:
     objects: int = 0
     without_objects: int = 0
     """Number of samples without objects."""
+    parts: dict[str, PartInfo] = field(default_factory=dict)
+    """By the name of the table. Older releases wrote none, or not of all tables; nor does a shard without samples."""
 
     @property
     def bad(self) -> int:
@@ -59,8 +71,10 @@ class ShardNote:
                 notes=body["notes"],
                 objects=body["objects"],
                 without_objects=body.get("without_objects", 0),  # older releases knew no such samples
+                parts={name: PartInfo(**part) for name, part in body.get("parts", {}).items()},  # nor these
             )
             counts = [note.objects, note.without_objects, note.shard.samples, note.shard.bytes, *note.notes.values()]
+            counts += [part.bytes for part in note.parts.values()]
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"not a note of a shard: {error}") from None
         if any(type(count) is not int or count < 0 for count in counts) or note.shard.samples != len(note.entries):
@@ -71,6 +85,14 @@ class ShardNote:
 def note_name(shard_name: str) -> str:
     """Return the name of a shard's note in a store."""
     return f"{WORK}/{shard_name}.json"
+
+
+def part_name(shard_name: str, table: str) -> str:
+    """Return the name in a store of a shard's part of a table."""
+    return f"{WORK}/{shard_name}.{table}{PART}"
+
+
+PART = ".part"
 
 
 @dataclass(frozen=True)
@@ -131,6 +153,8 @@ class _ShardContent:
     notes: Counter[str] = field(default_factory=Counter)
     objects: int = 0
     without_objects: int = 0
+    parts: dict[str, PartWriter] = field(default_factory=lambda: {kind.name: PartWriter(kind) for kind in KINDS})
+    """Rows of the tables, by their names."""
 
     def leave_out(self, number: int, path: str, error: BadInput) -> None:
         line = LedgerLine(path, error.what, error.detail, not isinstance(error, DroppedInput))
@@ -142,27 +166,34 @@ class _ShardContent:
         try:
             with input_errors(self.job.root, path):
                 members = encode_sample(sample, self.job.codec)
+                content = WrittenContent(sample, len(self.writer.entries), members, self.job.codec)
+                rows = {kind.name: kind.rows(content) for kind in KINDS}
         except BadInput as error:
             self.leave_out(number, path, error)
             return
         self.writer.put(sample, members)
+        for name, part in self.parts.items():
+            part.add(rows[name])
         self.notes += counted
         self.objects += len(sample.meta["objects"])
         self.without_objects += not sample.meta["objects"]
 
-    def note(self, tar: str, sha256: str) -> ShardNote:
-        """Return the note of the finished tar."""
+    def note(self, tar: str, digest: str, parts: Mapping[str, bytes]) -> ShardNote:
+        """Return the note of the finished tar, with SHA-256 `digest`."""
         entries = self.writer.entries
-        info = ShardInfo(tar, len(entries), self.writer.size if entries else 0, sha256)
+        info = ShardInfo(tar, len(entries), self.writer.size if entries else 0, digest)
         ledger = [line for _, line in sorted(self.ledger.items())]
         notes = dict(sorted(self.notes.items()))
-        return ShardNote(info, entries, ledger, notes, self.objects, self.without_objects)
+        kept = {name: PartInfo(len(data), sha256(data)) for name, data in parts.items()}
+        return ShardNote(info, entries, ledger, notes, self.objects, self.without_objects, kept)
 
 
 def write_shard(
     job: Job, inputs: Sequence[RawInput], name: str, store: Store, temporary_folder: Path, progress: Progress
 ) -> ShardNote:
-    """Write `name.tar` and then its note `.work/name.json` into `store`; both appear whole or not at all.
+    """Write `name.tar`, its parts of the tables and then its note `.work/name.json` into `store`.
+
+    Each appears whole or not at all.
 
     The bytes follow from the arguments alone: done twice, even at the same time, it does no harm.
 
@@ -177,14 +208,17 @@ def write_shard(
         with CurrentInput(temporary_folder / f"{unique}{CURRENT_INPUT}") as current, open(temporary, "wb") as file:
             content = _ShardContent(job, ShardWriter(file, job.codec), progress)
             _write_samples(inputs, content, current)
-            sha256 = content.writer.close()
+            digest = content.writer.close()
             file.flush()
             os.fsync(file.fileno())
-        note = content.note(tar, sha256)
+        parts = {table: part.close() for table, part in content.parts.items()} if content.writer.entries else {}
+        note = content.note(tar, digest, parts)
         if note.entries:
             store.put_file(temporary, tar)
     finally:
         temporary.unlink(missing_ok=True)
+    for table, data in parts.items():
+        store.put(part_name(name, table), data)
     store.put(note_name(name), note.to_bytes())
     return note
 

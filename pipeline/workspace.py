@@ -16,13 +16,14 @@ from pathlib import Path
 from pipeline.dataset import RawDataset
 from pipeline.plan import Plan, check_libraries
 from pipeline.raw_files import stamp
-from pipeline.task import CURRENT_INPUT, CurrentInput, ShardNote, note_name
+from pipeline.task import CURRENT_INPUT, PART, CurrentInput, ShardNote, note_name, part_name
 from shards.errors import UserError
 from shards.format import MANIFEST, VERSION, WORK
 from shards.lock import hold_lock, share_lock
 from shards.program import command
 from shards.storage.store import LocalFolder, Store
 from shards.strict_json import parse_json
+from shards.table_list import LIST, OWN, listed_names
 
 PLAN = f"{WORK}/plan"
 _STAMPS = re.compile(r"files-\d+-of-\d+\.json")
@@ -196,8 +197,14 @@ class Workspace:
             raise UserError("a shard set made otherwise stands here", where=str(self.store), met=difference, do=do)
         # The manifest goes first: from here on, nobody takes what is left for a finished set.
         self.store.remove(name for name in old if name == MANIFEST)
-        notes = [f"{WORK}/{name}" for name in self.store.sizes(WORK) if name.endswith(".json")]
-        self.store.remove([*notes, *(name for name in old if name != MANIFEST)])
+        notes = [f"{WORK}/{name}" for name in self.store.sizes(WORK) if name.endswith((".json", PART))]
+        self.store.remove([*notes, *self._tables(), *(name for name in old if name != MANIFEST)])
+
+    def _tables(self) -> list[str]:
+        """Return the names of the set's tables and, last, of their list."""
+        files = self.store.sizes()
+        listed = listed_names(self.store.read(LIST)) if LIST in files else []
+        return [name for name in (*OWN, *listed, LIST) if name in files]
 
     def notes(self, plan: Plan, shards: range) -> Iterator[tuple[int, ShardNote]]:
         """Yield (shard, note) of those of `shards` that are done, in order. Notes are read a few at a time."""
@@ -210,7 +217,9 @@ class Workspace:
                 note = ShardNote.from_bytes(data)
             except ValueError:
                 continue  # damaged on its disk: the shard is written once more
-            if not note.entries or tars.get(note.shard.name) == note.shard.bytes:
+            parts = {part_name(names[shard], table): part.bytes for table, part in note.parts.items()}
+            has_parts = all(noted.get(name.rpartition("/")[2]) == size for name, size in parts.items())
+            if has_parts and (not note.entries or tars.get(note.shard.name) == note.shard.bytes):
                 yield shard, note
 
     def remove(self) -> None:

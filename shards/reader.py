@@ -243,6 +243,7 @@ class ShardSet:
         check: when a sample's bytes (headers, JSON, members, padding) are compared with the CRC-32 in the index. What
             has been compared is remembered by this object, for all threads that read from it. The index itself is
             compared with the manifest when the set is opened, unless this is "never".
+        manifest: of a set that has all of its files but this one; read from the folder by default.
 
     Raises:
         BadShard: not a finished set, or its manifest and index contradict each other.
@@ -250,9 +251,9 @@ class ShardSet:
 
     _may_compare_later = True
 
-    def __init__(self, folder: Path | str, check: Check = "first") -> None:
+    def __init__(self, folder: Path | str, check: Check = "first", manifest: Manifest | None = None) -> None:
         self.folder = Path(folder)
-        self.manifest = Manifest.read(self.folder)
+        self.manifest = manifest or Manifest.read(self.folder)
         self.recipe = self.manifest.recipe
         self.index = read_index(self.folder, None if check == "never" else self.manifest.index_sha256)
         self.check: Check = check

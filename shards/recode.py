@@ -49,7 +49,7 @@ def recode(folder: Path, out: Path, pictures: Codec, threads: int = 1) -> Manife
     def write_sample(writer: ShardWriter, position: int) -> None:
         writer.write(decoded_sample(source, position))
 
-    return rewrite(source, out, target, ledger, tars, write_sample, threads)
+    return rewrite(source, out, target, ledger, tars, write_sample, threads, same_pixels=pictures not in LOSSY)
 
 
 def decoded_sample(shards: ShardSet, position: int) -> Sample:

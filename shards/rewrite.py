@@ -34,6 +34,7 @@ from shards.program import check_set, copy_again
 from shards.reader import ShardSet
 from shards.regular_file import read_regular
 from shards.strict_json import parse_json
+from shards.table_copy import write_copied_tables
 
 WriteSample = Callable[[ShardWriter, int], object]
 """Writes the sample at this position of the source set."""
@@ -57,12 +58,14 @@ def rewrite(
     tars: Sequence[PlannedTar],
     write_sample: WriteSample,
     threads: int = 1,
+    same_pixels: bool = True,
 ) -> Manifest:
     """Write the set that `target` describes into `out`; return its manifest.
 
     Args:
         target: manifest of the new set; its shards, checksum of the index and PSNR are filled in here.
         threads: each writes one tar at a time.
+        same_pixels: whether the new set's pictures have the pixels that those of `source` have.
 
     Raises:
         UserError: another set is in `out`, the disk is full, or what `write_sample` raises. Finished tars stay.
@@ -82,8 +85,11 @@ def rewrite(
             _begin(work, {"set": sha256(source.manifest.to_bytes()), "target": sha256(_unfilled(target).to_bytes())})
             _write(out, work, tars, write_sample, target, threads)
             manifest, index = _fill(target, work, tars)
-            for name, data in ((INDEX, index), (LEDGER, ledger), (MANIFEST, manifest.to_bytes())):
+            for name, data in ((INDEX, index), (LEDGER, ledger)):
                 atomic_write(out / name, data, temporary_folder=work)
+            positions = np.concatenate([planned.positions for planned in tars])
+            write_copied_tables(source, ShardSet(out, manifest=manifest), positions, work, same_pixels)
+            atomic_write(out / MANIFEST, manifest.to_bytes(), temporary_folder=work)
             shutil.rmtree(work)
             return manifest
         finally:

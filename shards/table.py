@@ -1,4 +1,7 @@
-"""The table of a set's objects: `objects.parquet` beside the tars, one row per object. `docs/TABLE.md` describes it."""
+"""The tables of a set, such as `objects.parquet`: written from its samples, opened and checked.
+
+`docs/TABLE.md` describes them.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +11,22 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 from tqdm import tqdm
 
-from shards import codec
 from shards.atomic import sync_folder
 from shards.errors import BadShard, UserError
 from shards.extras import extra
-from shards.format import Field
 from shards.lock import hold_lock
-from shards.manifest import Manifest
-from shards.meta import check_meta
+from shards.object_rows import COLUMNS as COLUMNS
+from shards.object_rows import OBJECTS_TABLE
 from shards.printable import printable
-from shards.program import check_set, command
+from shards.program import command
 from shards.reader import ShardSet
 from shards.report import Failure, Report
-from shards.sample import dicts
+from shards.table_file import KINDS, ROW_GROUP, write_files
+from shards.table_kind import METADATA, VERSION, Row, StoredContent, TableKind
 from shards.table_list import OBJECTS, TableInfo, check_file, read_tables, record_table
 
 if TYPE_CHECKING:
@@ -33,339 +34,229 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 TABLE = OBJECTS
-COLUMNS: dict[str, str] = {
-    "key": "string",
-    "position": "int64",
-    "object": "int32",
-    "id": "string",
-    "source": "string",
-    "path": "string",
-    "split": "string",
-    "frames": "int32",
-    "height": "int32",
-    "width": "int32",
-    "areas": "list<double>",
-    "area": "double",
-    "area_min": "double",
-    "area_max": "double",
-    "cells": "list<int32>",
-    "filled": "list<int32>",
-    "texts": "list<string>",
-    "words": "int32",
-    "category": "string",
-    "expressions": "list<string>",
-    "more": "string",
-}
-"""Columns and their types, in order."""
-_META = b"sa2va-shards"
-_VERSION = 1
-_ROW_GROUP = 1 << 16  # rows
-_SAMPLES = 128  # of a task; the batches of rows, and so the bytes of the file, do not depend on the number of threads
-_MASKS = 64  # decoded at a time: 8 MiB of bits
-_COLUMN_NAMES = ("id", "texts", "filled", "mask_sizes", "source_keys")
-Row = tuple[Any, ...]
+_SAMPLES = 128  # of a task
 
 
 def table_path(folder: Path) -> Path:
-    """Return where the table of the set in `folder` is, or would be."""
+    """Return where the table of objects of the set in `folder` is, or would be."""
     return folder / TABLE
 
 
-def rows_of(shards: ShardSet, position: int) -> list[Row]:
-    """Return the rows of the objects of sample `position`, each with the values of `COLUMNS` in order.
+def rows_of(shards: ShardSet, position: int, kinds: Sequence[TableKind]) -> list[list[Row]]:
+    """Return the rows of sample `position` for each kind of table.
 
     Raises:
         BadShard: the sample cannot be decoded.
     """
-    meta, members = shards.sample(position)
-    if not meta["objects"]:
-        return []
-    key = shards.key(position)
     try:
-        check_meta(meta)
-        areas, cells = _measure(shards, members, len(meta["frames"]), len(meta["objects"]))
+        content = StoredContent(shards, position)
+        return [kind.rows(content) for kind in kinds]
     except BadShard as error:
-        raise error.at(f"{shards.folder}: {key}") from None
-    first = meta["frames"][0]
-    named = _expressions(meta)
-    sample = key, position
-    about = _text(meta.get("source")), _text(meta.get("path"))
-    size = len(meta["frames"]), first["height"], first["width"]
-    rows = []
-    for n, item in enumerate(meta["objects"]):
-        split = item.get("split") if isinstance(item.get("split"), str) else meta.get("split")
-        texts = [_clean(text) for text in item["texts"] if isinstance(text, str)]
-        filled = item.get("filled", [0] * len(meta["frames"]))
-        of_object = areas[:, n]
-        rows.append(
-            (
-                *(*sample, n, _clean(item["id"]), *about, _text(split), *size),
-                *(of_object.tolist(), float(of_object.mean()), float(of_object.min()), float(of_object.max())),
-                *(cells[:, n].tolist(), filled),
-                *(texts, max((len(text.split()) for text in texts), default=0)),
-                *(_text(item.get("category")), named.get(item["id"], []), _more(item)),
-            )
-        )
-    return rows
+        raise error.at(error.where or f"{shards.folder}: {shards.key(position)}") from None
 
 
-def _measure(
-    shards: ShardSet, members: dict[Field, memoryview], frames: int, objects: int
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Return (shares of the mask that are set, numbers of prompt cells), both (frames, objects)."""
-    areas = np.empty((frames, objects), np.float64)
-    cells = np.empty((frames, objects), np.int64)
-    size = shards.recipe.sam_size
-    for i in range(frames):
-        number = None if frames == 1 else i + 1
-        masks = members[Field("masks", number)]
-        prompts = codec.decode_prompts(members[Field("prompt_masks", number)], shards.recipe.grid)
-        for name, count in (("masks", codec.count_masks(masks)), ("prompts", len(prompts))):
-            if count != objects:
-                raise BadShard(f"number of {name}", met=str(count), wanted=f"{objects}, as in the JSON")
-        cells[i] = prompts.sum(axis=(1, 2))
-        for begin in range(0, objects, _MASKS):
-            some = range(begin, min(begin + _MASKS, objects))
-            bits = codec.decode_masks(masks, size, some, packed=True).reshape(len(some), -1)
-            areas[i, some.start : some.stop] = np.bitwise_count(bits.view(np.uint64)).sum(axis=1) / size**2
-    return areas, cells
+def sample_batches(
+    shards: ShardSet, kinds: Sequence[TableKind], threads: int, tick: Callable[[int], object] = lambda count: None
+) -> Iterator[list[pa.RecordBatch]]:
+    """Yield the rows of all samples in order, those of some samples at a time: a batch for each kind of table.
 
+    Args:
+        threads: samples that are decoded at a time.
+        tick: called with the number of samples that are done since the last call.
+    """
 
-def _expressions(meta: dict[str, Any]) -> dict[str, list[str]]:
-    """Return the texts of the sample's expressions by the id of each object that they name."""
-    named: dict[str, list[str]] = {}
-    for item in dicts(meta.get("expressions")):
-        ids = item.get("objects")
-        if isinstance(item.get("text"), str) and isinstance(ids, list):
-            for name in dict.fromkeys(name for name in ids if isinstance(name, str)):
-                named.setdefault(name, []).append(_clean(item["text"]))
-    return named
+    def make(begin: int, end: int) -> list[pa.RecordBatch]:
+        rows = [rows_of(shards, position, kinds) for position in range(begin, end)]
+        return [kind.batch([row for sample in rows for row in sample[k]]) for k, kind in enumerate(kinds)]
 
-
-def _more(item: dict[str, Any]) -> str:
-    """Return the object's other numbers, texts and truth values as JSON, by name."""
-    clashing = item.get("source_keys")
-    others = {name: value for name, value in item.items() if name not in _COLUMN_NAMES}
-    others |= clashing if isinstance(clashing, dict) else {}
-    if isinstance(item.get("category"), str):
-        others.pop("category", None)
-    kept = {name: value for name, value in others.items() if isinstance(value, str | int | float)}
-    return json.dumps(kept, sort_keys=True)
-
-
-def _text(value: Any) -> str | None:
-    return _clean(value) if isinstance(value, str) else None
-
-
-def _clean(text: str) -> str:
-    """Return the text with half surrogate pairs, which UTF-8 cannot hold, as escapes."""
-    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
-
-
-def _schema(manifest: Manifest) -> pa.Schema:
-    import pyarrow as pa
-
-    kinds: dict[str, pa.DataType] = {"string": pa.string(), "double": pa.float64()}
-    kinds |= {"int32": pa.int32(), "int64": pa.int64()}
-    kinds |= {f"list<{name}>": pa.list_(kind) for name, kind in kinds.items()}
-    about = {"version": _VERSION, "manifest": manifest.checksum}
-    fields = [pa.field(name, kinds[kind]) for name, kind in COLUMNS.items()]
-    return pa.schema(fields, {_META: json.dumps(about, sort_keys=True)})
-
-
-def _batches(shards: ShardSet, threads: int, tick: Callable[[int], object]) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of the set in order, some at a time. `threads` samples are decoded at a time."""
-    import pyarrow as pa
-
-    schema = _schema(shards.manifest)
-
-    def make(begin: int, end: int) -> pa.RecordBatch:
-        rows = [row for position in range(begin, end) for row in rows_of(shards, position)]
-        columns = zip(*rows, strict=True) if rows else ([] for _ in schema)
-        arrays = [pa.array(column, kind.type) for column, kind in zip(columns, schema, strict=True)]
-        return pa.record_batch(arrays, schema)
-
-    waiting: deque[tuple[int, Future[pa.RecordBatch]]] = deque()
+    waiting: deque[tuple[int, Future[list[pa.RecordBatch]]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
             for begin in range(0, len(shards), _SAMPLES):
                 end = min(begin + _SAMPLES, len(shards))
                 waiting.append((end - begin, pool.submit(make, begin, end)))
                 if len(waiting) > 2 * threads:
-                    count, batch = waiting.popleft()
-                    yield batch.result()
+                    count, batches = waiting.popleft()
+                    yield batches.result()
                     tick(count)
-            for count, batch in waiting:
-                yield batch.result()
+            for count, batches in waiting:
+                yield batches.result()
                 tick(count)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def write_table(folder: Path, threads: int = 1, overwrite: bool = False) -> tuple[int, bool]:
-    """Write the table of the set in `folder`, unless it is there.
+def write_tables(
+    folder: Path, threads: int = 1, overwrite: bool = False, kinds: Sequence[TableKind] = KINDS
+) -> dict[str, tuple[int, bool]]:
+    """Write the tables of the set in `folder` that are not there.
 
-    A table of another state of the set is replaced. The bytes depend on the set and the version of pyarrow alone.
+    Tables of another state of the set are replaced. The bytes depend on the set and the version of pyarrow alone.
 
     Args:
         threads: samples that are decoded at a time.
-        overwrite: write it in any case.
+        overwrite: write them in any case.
 
     Returns:
-        The number of rows, and whether the table was there.
+        By name of the file: the number of rows, and whether the table was there.
 
     Raises:
-        UserError: the set cannot be read, another file has the table's name, or the folder cannot be written.
+        UserError: the set cannot be read, another file has a table's name, or the folder cannot be written.
     """
     shards = ShardSet(folder)
-    path = table_path(folder)
-    if not overwrite and _is_current(shards):
-        return shards.manifest.objects, True
-    lock = folder / f".{TABLE}.lock"
-    temporary = folder / f".{TABLE}.tmp"
     try:
-        held = hold_lock(lock, exclusive=True)
-        try:
-            with tqdm(total=len(shards), unit="sample", desc=printable(folder.name), mininterval=0.5) as bar:
-                rows = _write(shards, temporary, threads, bar.update)
-            if rows != (expected := shards.manifest.objects):
-                met, wanted = f"{rows} objects", f"{expected}, as its manifest says"
-                raise BadShard("samples and manifest differ", where=str(folder), met=met, wanted=wanted, do=check_set())
-            info = TableInfo.of_file(temporary, rows)
-            os.replace(temporary, path)
-            sync_folder(folder)
-            record_table(folder, shards.manifest, TABLE, info)
-        finally:
-            temporary.unlink(missing_ok=True)
-            lock.unlink(missing_ok=True)
-            os.close(held)
+        found = {kind: None if overwrite else _current(shards, kind) for kind in kinds}
+        written = _write(shards, [kind for kind, info in found.items() if info is None], threads)
     except OSError as error:
         where = str(error.filename or folder)
         raise UserError("cannot write", where=where, met=str(error.strerror or error)) from None
-    return rows, False
+    return {kind.name: ((info or written[kind]).rows, info is not None) for kind, info in found.items()}
 
 
-def _is_current(shards: ShardSet) -> bool:
-    """Return whether the table is that of the set's state. One of an older release, that no list names, is listed."""
-    path = table_path(shards.folder)
+def write_table(folder: Path, threads: int = 1, overwrite: bool = False) -> tuple[int, bool]:
+    """Write the table of objects alone; see `write_tables`."""
+    return write_tables(folder, threads, overwrite, [OBJECTS_TABLE])[TABLE]
+
+
+def _write(shards: ShardSet, kinds: Sequence[TableKind], threads: int) -> dict[TableKind, TableInfo]:
+    """Write tables beside the tars, and put them into the list. All of them are made in one pass over the samples."""
+    if not kinds:
+        return {}
+    folder = shards.folder
+    lock = folder / f".{TABLE}.lock"
+    paths = {kind: folder / f".{kind.name}.tmp" for kind in kinds}
+    held = hold_lock(lock, exclusive=True)
+    try:
+        with tqdm(total=len(shards), unit="sample", desc=printable(folder.name), mininterval=0.5) as bar:
+            written = write_files(shards.manifest, paths, sample_batches(shards, kinds, threads, bar.update))
+        for kind, path in paths.items():
+            os.replace(path, folder / kind.name)
+            sync_folder(folder)
+            record_table(folder, shards.manifest, kind.name, written[kind])
+    finally:
+        for path in (*paths.values(), lock):
+            path.unlink(missing_ok=True)
+        os.close(held)
+    return written
+
+
+def _current(shards: ShardSet, kind: TableKind) -> TableInfo | None:
+    """Return the entry of a table that is of the set's state; None where it has to be written.
+
+    A table of an older release, which no list names, is put into the list.
+    """
+    path = shards.folder / kind.name
     if not path.exists():
-        return False
+        return None
     try:
-        listed = read_tables(shards.folder, shards.manifest).get(TABLE)
+        listed = read_tables(shards.folder, shards.manifest).get(kind.name)
     except UserError:
-        return False
+        return None
     if listed is not None and listed.bytes != path.stat().st_size:
-        return False
-    if _manifest_of(path) != shards.manifest.checksum:
-        return False
-    if listed is None and os.access(shards.folder, os.W_OK):
-        record_table(shards.folder, shards.manifest, TABLE, TableInfo.of_file(path, shards.manifest.objects))
-    return True
+        return None
+    checksum, rows = _state_of(path, kind)
+    if checksum != shards.manifest.checksum or kind.count(shards.manifest) not in (None, rows):
+        return None
+    if listed is None:
+        listed = TableInfo.of_file(path, rows)
+        if os.access(shards.folder, os.W_OK):
+            record_table(shards.folder, shards.manifest, kind.name, listed)
+    return listed
 
 
-def _write(shards: ShardSet, path: Path, threads: int, tick: Callable[[int], object]) -> int:
-    """Write the file at `path` in row groups of `_ROW_GROUP` rows, and sync it; return the number of rows."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    schema = _schema(shards.manifest)
-    rows = 0
-    with open(path, "wb") as file:
-        with pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer:
-            kept: list[pa.RecordBatch] = []
-
-            def write_group(count: int) -> None:
-                table = pa.Table.from_batches(kept, schema)
-                writer.write_table(table.slice(0, count).combine_chunks(), row_group_size=_ROW_GROUP)
-                kept[:] = table.slice(count).combine_chunks().to_batches()
-
-            for batch in _batches(shards, threads, tick):
-                rows += len(batch)
-                kept.append(batch)
-                while sum(map(len, kept)) >= _ROW_GROUP:
-                    write_group(_ROW_GROUP)
-            if kept:
-                write_group(sum(map(len, kept)))
-        file.flush()
-        os.fsync(file.fileno())
-    return rows
+def _again(path: Path) -> str:
+    return f"write it again with {command(f'table {path.parent} --overwrite')}"
 
 
-def _manifest_of(path: Path) -> str:
-    """Return the checksum of the manifest whose table is at `path`; raises `UserError` on a file that is no table."""
+def _state_of(path: Path, kind: TableKind) -> tuple[str, int]:
+    """Return (checksum of its manifest, number of rows) of the table at `path`; raises `UserError` where it is none."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        schema = pq.read_schema(path)
-        about = json.loads((schema.metadata or {})[_META])
-        if about["version"] == _VERSION and schema.names == [*COLUMNS]:
-            return str(about["manifest"])
+        found = pq.read_metadata(path)
+        schema = found.schema.to_arrow_schema()
+        about = json.loads((schema.metadata or {})[METADATA])
+        if about["version"] == VERSION and schema.names == [*kind.columns]:
+            return str(about["manifest"]), found.num_rows
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
         pass
-    do = f"write it again with {command('table PATH --overwrite')}"
-    raise UserError("not a table of objects", where=str(path), wanted=f"version {_VERSION}", do=do)
+    raise UserError(f"not a table of {kind.what}", where=str(path), wanted=f"version {VERSION}", do=_again(path))
 
 
-def open_table(shards: ShardSet) -> pq.ParquetFile:
-    """Open the table of a set.
+def open_table(shards: ShardSet, kind: TableKind = OBJECTS_TABLE) -> pq.ParquetFile:
+    """Open a table of a set.
 
     Raises:
         UserError: there is none, or it is of another set or of another state of this one, or `tables.json` does not
             list it. A set without `tables.json`, of an older release, may have a table.
     """
-    with extra("pipeline", where=TABLE):
+    with extra("pipeline", where=kind.name):
         import pyarrow as pa
         import pyarrow.parquet as pq
-    path = shards.table_file(TABLE)
+    path = shards.table_file(kind.name)
     do = f"write it with {command(f'table {shards.folder}')}"
     if not path.exists():
-        raise UserError("no table of its objects", where=str(shards.folder), wanted=TABLE, do=do)
+        raise UserError(f"no table of its {kind.what}", where=str(shards.folder), wanted=kind.name, do=do)
     try:
         check_file(path, read_tables(shards.folder, shards.manifest))
-        if (found := _manifest_of(path)) != (expected := shards.manifest.checksum):
-            raise UserError("a table of another set", where=str(path), met=found[:16], wanted=expected[:16], do=do)
-        # Otherwise the columns of all row groups are read at once.
-        file = pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True)
-        if file.metadata.num_rows != shards.manifest.objects:
-            met, wanted = f"{file.metadata.num_rows} rows", f"{shards.manifest.objects} objects"
+        checksum, rows = _state_of(path, kind)
+        if checksum != (expected := shards.manifest.checksum):
+            raise UserError("a table of another set", where=str(path), met=checksum[:16], wanted=expected[:16], do=do)
+        if (count := kind.count(shards.manifest)) not in (None, rows):
+            met, wanted = f"{rows} rows", f"{count} {kind.what}"
             raise UserError("rows of the table", where=str(path), met=met, wanted=wanted, do=do)
-        return file
+        # Otherwise the columns of all row groups are read at once.
+        return pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
-        raise UserError("not a table of objects", where=str(path), met=str(error)[:80], do=do) from None
+        raise UserError(f"not a table of {kind.what}", where=str(path), met=str(error)[:80], do=do) from None
 
 
-def check_table(folder: Path, report: Report, threads: int = 1) -> None:
-    """Compare the table of a set, where there is one, with the samples; failures name the key and the column."""
-    path = table_path(folder)
-    if not path.exists():
+def check_tables(folder: Path, report: Report, threads: int = 1) -> None:
+    """Compare the tables of a set that are there with the samples; failures name the key and the column."""
+    kinds = [kind for kind in KINDS if (folder / kind.name).exists()]
+    if not kinds:
         return
-
-    def fail(key: str, column: str, what: str, met: object, wanted: object) -> None:
-        report.fail(Failure(str(path), key, column, what, str(met)[:80], str(wanted)[:80]))
-
+    path = folder
     try:
         shards = ShardSet(folder)
-        stored = _stored_rows(open_table(shards), path)
-        for expected in _batches(shards, threads, lambda count: None):
-            names = expected.schema.names
-            for wanted in zip(*(expected.column(name).to_pylist() for name in names), strict=True):
-                met = next(stored)
-                for column, a, b in zip(names, met, wanted, strict=True):
-                    if a != b:
-                        fail(wanted[0], column, "a value of the table", a, b)
+        stored = []
+        for kind in kinds:
+            path = folder / kind.name
+            stored.append(_stored_rows(open_table(shards, kind), path, kind))
+        for batches in sample_batches(shards, kinds, threads):
+            for kind, expected, rows in zip(kinds, batches, stored, strict=True):
+                path = folder / kind.name
+                _compare(expected, rows, path, report)
+        for kind, rows in zip(kinds, stored, strict=True):
+            path = folder / kind.name
+            if more := sum(1 for _ in rows):
+                report.fail(Failure(str(path), "", "", "rows", f"{more} more than its samples have", "as many"))
     except UserError as error:
         report.fail(Failure(error.where or str(path), "", "", error.what, error.met, error.wanted or error.do))
 
 
-def _stored_rows(file: pq.ParquetFile, path: Path) -> Iterator[Row]:
+def _compare(expected: pa.RecordBatch, stored: Iterator[Row], path: Path, report: Report) -> None:
+    """Compare the next rows of a table with those that the samples give."""
+    names = expected.schema.names
+    for wanted in zip(*(expected.column(name).to_pylist() for name in names), strict=True):
+        met = next(stored, None)
+        if met is None:
+            raise BadShard("rows of the table", where=str(path), met="too few", wanted=f"those of {wanted[0]} too")
+        for column, a, b in zip(names, met, wanted, strict=True):
+            if a != b:
+                what = "a value of the table"
+                report.fail(Failure(str(path), wanted[0], column, what, str(a)[:80], str(b)[:80]))
+
+
+def _stored_rows(file: pq.ParquetFile, path: Path, kind: TableKind) -> Iterator[Row]:
     """Yield the rows of a table; raises `UserError` where it is damaged."""
-    for batch in read_batches(file, path, [*COLUMNS], 4096):
-        yield from zip(*(batch.column(name).to_pylist() for name in COLUMNS), strict=True)
+    for batch in read_batches(file, path, [*kind.columns], 4096):
+        yield from zip(*(batch.column(name).to_pylist() for name in kind.columns), strict=True)
 
 
 def read_batches(
-    file: pq.ParquetFile, path: Path, columns: Sequence[str], rows: int = _ROW_GROUP
+    file: pq.ParquetFile, path: Path, columns: Sequence[str], rows: int = ROW_GROUP
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a table in order, at most `rows` at a time; raises `UserError` where it is damaged."""
     import pyarrow as pa
@@ -373,5 +264,4 @@ def read_batches(
     try:
         yield from file.iter_batches(rows, columns=[*columns])
     except (pa.ArrowException, OSError) as error:
-        do = f"write it again with {command(f'table {path.parent} --overwrite')}"
-        raise UserError("a damaged table", where=str(path), met=str(error)[:80], do=do) from None
+        raise UserError("a damaged table", where=str(path), met=str(error)[:80], do=_again(path)) from None

@@ -99,6 +99,14 @@ def parse_tables(data: bytes, where: str, manifest: Manifest) -> dict[str, Table
     return tables
 
 
+def listed_names(data: bytes) -> list[str]:
+    """Return the names of the tables in a list of any state of a set; [] where it is damaged."""
+    try:
+        return [name for name in parse_json(data)["tables"] if NAME.fullmatch(name)]
+    except (ValueError, KeyError, TypeError):
+        return []
+
+
 def _parse_info(name: str, entry: dict[str, Any]) -> TableInfo:
     """Return an entry of the list; raises `ValueError`, `KeyError`, `TypeError` or `AttributeError`."""
     joined = entry.get("joined")
@@ -199,7 +207,7 @@ def _change_list(folder: Path, manifest: Manifest, name: str, info: TableInfo | 
         os.close(held)
 
 
-def check_tables(folder: Path, manifest: Manifest, report: Report) -> None:
+def check_list(folder: Path, manifest: Manifest, report: Report) -> None:
     """Compare each table that a set lists with its size, its SHA-256 and the number of its rows."""
     from shards.report import Failure  # prints with rich, which reading does not need
 

@@ -30,8 +30,8 @@ from shards.memory import keep_freed_memory
 from shards.report import Failure, Report
 from shards.sample_checks import Derive, SampleChecker
 from shards.sets import find_sets
-from shards.table import check_table
-from shards.table_list import check_tables
+from shards.table import check_tables
+from shards.table_list import check_list
 
 _CHUNK = 1 << 24  # bytes
 
@@ -85,9 +85,9 @@ def verify(
         place = ", ".join(str(folder / MANIFEST) for folder in sets)
         report.fail(Failure(place, "", "", "objects", str(report.objects), str(expected)))
     for folder, manifest in sets.items():
-        check_tables(folder, manifest, report)
+        check_list(folder, manifest, report)
         if report.ok and len(manifest.shards) == sum(task.folder == folder for task in tasks):
-            check_table(folder, report, workers)
+            check_tables(folder, report, workers)
         if manifest.psnr:
             report.lossy.append(f"{folder}: {manifest.pictures}")
             if len(manifest.shards) == sum(task.folder == folder for task in tasks):

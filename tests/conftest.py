@@ -19,6 +19,7 @@ from pipeline.run import RunSummary, run
 from shards.recode import recode
 from shards.select import sample
 from shards.storage import retry
+from shards.table_list import LIST
 from tests.servers import FaultyServer, s3_server, serving
 
 Process = subprocess.CompletedProcess[str]
@@ -133,6 +134,13 @@ def s3() -> Iterator[int]:
     """The port of an S3-compatible server with the bucket `bucket`; each test uses another folder of it."""
     with s3_server() as port:
         yield port
+
+
+def without_tables(folder: Path) -> Path:
+    """Remove the tables of a set, as older releases wrote it, and before its manifest is changed; return the folder."""
+    for path in (*folder.glob("*.parquet"), folder / LIST):
+        path.unlink(missing_ok=True)
+    return folder
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -17,9 +17,12 @@ from shards.errors import UserError
 from shards.manifest import Manifest, read_index, read_ledger
 from shards.reader import ShardSet
 from shards.storage.store import LocalFolder
+from shards.table import TABLE
+from shards.table_list import LIST
 from tests.conftest import files_of, shard_sav
 
 REPOSITORY = Path(__file__).parents[2]
+FILES = ["index.npy", "ledger.jsonl", "manifest.json", TABLE]
 
 
 def command(root: Path, out: Path, *more: str) -> list[str]:
@@ -90,7 +93,7 @@ def test_another_set_is_replaced_only_with_overwrite(sav_root, sav_set, tmp_path
         shard_sav(sav_root, tmp_path / "sav", recipe="sa2va")
     assert files_of(tmp_path / "sav") == before
     manifest = shard_sav(sav_root, tmp_path / "sav", limit=2, overwrite=True).manifest
-    assert sorted(files_of(tmp_path / "sav")) == ["index.npy", "ledger.jsonl", "manifest.json", "sav-000000.tar"]
+    assert sorted(files_of(tmp_path / "sav")) == [*FILES, "sav-000000.tar", LIST]
     assert manifest.samples == 2
 
 
@@ -154,7 +157,7 @@ def test_a_shard_with_nothing_in_it_is_not_written(sav_root, tmp_path):
     shutil.copyfile(sav_root / "sav_rocket" / "masklet_data_00000.npz", root / "masklet_data_00001.npz")
     manifest = shard_sav(root, tmp_path / "sav", max_bad=1.0, shard_bytes=1, overwrite=True).manifest
     assert (manifest.inputs, manifest.samples) == (3, 1)
-    assert sorted(files_of(tmp_path / "sav")) == ["index.npy", "ledger.jsonl", "manifest.json", "sav-000001.tar"]
+    assert sorted(files_of(tmp_path / "sav")) == [*FILES, "sav-000001.tar", LIST]
 
 
 def test_a_full_disk_leaves_nothing_torn(sav_root, sav_set, tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from shards.reader import ShardSet
 from shards.recode import decoded_sample
 from shards.sample import Sample
 from tests import mixed
+from tests.conftest import without_tables
 
 Change = Callable[[list[Sample]], list[Sample]]
 
@@ -89,5 +90,5 @@ def faulty(sav_set: Path, six: list[Sample], tmp_path: Path) -> Callable[[Change
 
 @pytest.fixture
 def copied(sav_set: Path, tmp_path: Path) -> Path:
-    """A copy of `sav_set` to damage."""
-    return Path(shutil.copytree(sav_set, tmp_path / "copied"))
+    """A copy of `sav_set` to damage, without tables."""
+    return without_tables(Path(shutil.copytree(sav_set, tmp_path / "copied")))

@@ -24,6 +24,7 @@ from shards.reader import ShardSet
 from shards.select import sample
 from shards.stats import measure_sets
 from shards.verification import verify
+from tests.conftest import without_tables
 
 Members = dict[str, bytes]
 """Bytes of a sample's members in the tar's order, by the part of the member's name that follows the key."""
@@ -79,7 +80,8 @@ def change_sample(folder: Path, change: Callable[[Members], Members], **header: 
 
 
 def reseal(folder: Path, **changes: Any) -> None:
-    """Make every checksum and size of the manifest right; `changes` are other values of it."""
+    """Make every checksum and size of the manifest right; `changes` are other values of it. Tables are removed."""
+    without_tables(folder)
     body = json.loads((folder / "manifest.json").read_bytes())
     for shard in body["shards"]:
         data = (folder / shard["name"]).read_bytes()

@@ -27,6 +27,7 @@ from shards.select import sample, split
 from shards.stats import measure_sets
 from shards.verification import verify
 from tests.batches import make_loader
+from tests.conftest import without_tables
 from tests.shards.conftest import change_frame, stored_samples, write_set
 from trainer.config import load_config
 from trainer.doctor.data import Data, check_sets
@@ -52,7 +53,7 @@ def lossy(few: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def changed(lossy: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(lossy, tmp_path / "changed"))
+    return without_tables(Path(shutil.copytree(lossy, tmp_path / "changed")))
 
 
 def rewrite_manifest(folder: Path, **changes: object) -> None:

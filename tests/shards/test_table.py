@@ -7,13 +7,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shards import table
+from shards import table, table_file
 from shards.errors import UserError
 from shards.reader import ShardSet
 from shards.report import Report
-from shards.table import TABLE, check_table, open_table, rows_of, write_table
+from shards.table import TABLE, check_tables, open_table, rows_of, write_table
 from shards.table_list import LIST, TableInfo, record_table
-from tests.conftest import files_of
+from tests.conftest import files_of, without_tables
 from tests.shards.conftest import stored_samples, write_set
 
 VERSION_1 = Path(__file__).with_name("version_1")
@@ -23,7 +23,7 @@ VERSION_1 = Path(__file__).with_name("version_1")
 def own(request, tmp_path):
     """A copy of the set that the parameter names."""
     source = VERSION_1 / "folder" if request.param == "version_1" else request.getfixturevalue(request.param)
-    return Path(shutil.copytree(source, tmp_path / "set"))
+    return without_tables(Path(shutil.copytree(source, tmp_path / "set")))
 
 
 def expected_rows(folder):
@@ -100,8 +100,8 @@ def test_what_a_source_says_of_an_object_and_its_sample(tmp_path, small_set):
 
 
 def test_a_row_group_ends_after_a_fixed_number_of_rows(small_set, tmp_path, monkeypatch):
-    own = Path(shutil.copytree(small_set, tmp_path / "set"))
-    monkeypatch.setattr(table, "_ROW_GROUP", 5)
+    own = without_tables(Path(shutil.copytree(small_set, tmp_path / "set")))
+    monkeypatch.setattr(table_file, "ROW_GROUP", 5)
     monkeypatch.setattr(table, "_SAMPLES", 3)
     write_table(own, 3)
     parquet = pq.ParquetFile(own / TABLE)
@@ -112,8 +112,8 @@ def test_a_row_group_ends_after_a_fixed_number_of_rows(small_set, tmp_path, monk
 
 
 def test_a_table_of_another_set_is_refused_and_written_again(small_set, mixed_set, tmp_path):
-    own = Path(shutil.copytree(small_set, tmp_path / "set"))
-    other = Path(shutil.copytree(mixed_set, tmp_path / "other"))
+    own = without_tables(Path(shutil.copytree(small_set, tmp_path / "set")))
+    other = without_tables(Path(shutil.copytree(mixed_set, tmp_path / "other")))
     with pytest.raises(UserError, match=r"no table of its objects.* table .*set"):
         open_table(ShardSet(own))
     write_table(other)
@@ -131,7 +131,7 @@ def test_a_table_of_another_set_is_refused_and_written_again(small_set, mixed_se
 
 
 def test_verify_names_key_and_column_of_a_wrong_table(small_set, tmp_path, here):
-    own = Path(shutil.copytree(small_set, tmp_path / "set"))
+    own = without_tables(Path(shutil.copytree(small_set, tmp_path / "set")))
     assert here("table", own).returncode == 0
     assert here("verify-shard", own, "--workers", 1).returncode == 0
     right = pq.read_table(own / TABLE)
@@ -155,20 +155,20 @@ def replace_table(folder, table):
 
 
 def test_a_run_that_fails_leaves_no_table_and_no_file(small_set, tmp_path, monkeypatch):
-    own = Path(shutil.copytree(small_set, tmp_path / "set"))
+    own = without_tables(Path(shutil.copytree(small_set, tmp_path / "set")))
     before = files_of(own)
 
-    def fail(shards, position):
+    def fail(shards, position, kinds):
         if position == 5:
             raise UserError("broken")
-        return rows_of(shards, position)
+        return rows_of(shards, position, kinds)
 
     monkeypatch.setattr(table, "rows_of", fail)
     with pytest.raises(UserError, match="broken"):
         write_table(own, 2)
     assert files_of(own) == before
     report = Report()
-    check_table(own, report)
+    check_tables(own, report)
     assert report.ok  # there is none
     monkeypatch.undo()
     for leftover in (".objects.parquet.tmp", ".objects.parquet.lock"):  # of a killed run

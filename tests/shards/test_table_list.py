@@ -11,8 +11,8 @@ from shards.manifest import Manifest
 from shards.reader import ShardSet
 from shards.report import Report
 from shards.table import TABLE, open_table, write_table
-from shards.table_list import LIST, JoinedInfo, TableInfo, check_file, check_tables, read_tables, record_table
-from tests.conftest import files_of
+from shards.table_list import LIST, JoinedInfo, TableInfo, check_file, check_list, read_tables, record_table
+from tests.conftest import files_of, without_tables
 
 JOINED = JoinedInfo("cap.parquet", "ab" * 32, ("key", "object"), {"score": "double", "caption": "string"}, 3, 1)
 
@@ -20,14 +20,14 @@ JOINED = JoinedInfo("cap.parquet", "ab" * 32, ("key", "object"), {"score": "doub
 @pytest.fixture
 def own(small_set, tmp_path):
     """A copy of a set, with its table."""
-    folder = Path(shutil.copytree(small_set, tmp_path / "set"))
+    folder = without_tables(Path(shutil.copytree(small_set, tmp_path / "set")))
     write_table(folder)
     return folder
 
 
 def failures(folder):
     report = Report()
-    check_tables(folder, Manifest.read(folder), report)
+    check_list(folder, Manifest.read(folder), report)
     return [str(failure) for failure in report.failures]
 
 
