@@ -90,6 +90,24 @@ class Collection:
         column = sort.removeprefix("-")
         return self.views.view(one.shards, where.strip(), "" if column == "position" else column, descending)
 
+    def explain(self, where: str) -> list[str]:
+        """Return a line for each set: what a condition chooses of it, or why it cannot be evaluated there.
+
+        Raises:
+            UserError: it can be evaluated for no set.
+        """
+        lines: list[str] = []
+        errors: list[UserError] = []
+        for one in self.sets.values():
+            try:
+                lines.append(f"{one.name}: {self.view(one, where, '').choice}")
+            except UserError as error:
+                errors.append(error)
+                lines.append(str(error))
+        if len(errors) == len(lines):
+            raise errors[0]
+        return lines
+
     def rows(self, one: OpenSet, where: str, sort: str, begin: int, count: int) -> dict[str, Any]:
         """Return the samples at some places of a view, for the grid."""
         view = self.view(one, where, sort)

@@ -14,7 +14,7 @@ class Recent(Generic[Value]):
     """The values that were used last, by their keys. For any number of threads.
 
     Args:
-        most: largest sum of the values' sizes. A value that is larger alone is not kept.
+        most: largest sum of the values' sizes. A value that is larger is kept alone, until the next one is made.
     """
 
     def __init__(self, most: int) -> None:
@@ -47,13 +47,11 @@ class Recent(Generic[Value]):
         return value
 
     def _keep(self, key: Hashable, value: Value, size: int) -> None:
-        if size > self._most:
-            return
         with self._lock:
             _, earlier = self._values.pop(key, (None, 0))
             self._values[key] = value, size
             self._size += size - earlier
-            while self._size > self._most:
+            while self._size > self._most and len(self._values) > 1:
                 _, (_, freed) = self._values.popitem(last=False)
                 self._size -= freed
 

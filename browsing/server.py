@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -41,6 +42,18 @@ def server_of(app: ASGIApp) -> uvicorn.Server:
     """Return a server of the application; its `run` takes the socket."""
     config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=2)
     return uvicorn.Server(config)
+
+
+@contextmanager
+def serving(app: ASGIApp) -> Iterator[str]:
+    """Serve in a thread, on the first free port, as long as the context lasts; yield the address."""
+    server = server_of(app)
+    with listen(None) as opened:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]}, daemon=True)
+        thread.start()
+        yield f"http://{HOST}:{opened.getsockname()[1]}/"
+        server.should_exit = True
+        thread.join()
 
 
 def run(app: ASGIApp, opened: socket.socket, say: Callable[[str], None]) -> None:

@@ -98,7 +98,7 @@ class Views:
         def size(found: Chosen) -> int:
             return found.objects.nbytes + found.starts.nbytes + found.counts.nbytes
 
-        return self._choices.get((shards.folder, condition), lambda: choose(shards, condition), size)
+        return self._choices.get((shards.folder, condition), lambda: choose(shards, condition, True), size)
 
 
 def columns_of(shards: ShardSet) -> dict[str, str]:

@@ -54,8 +54,8 @@ def browse(
             predicted = PredictedFile(predictions, collection)
         start = {"where": where} if where else {}
         if where:
-            for one in collection.sets.values():
-                say(collection.view(one, where, "").choice)
+            for line in collection.explain(where):
+                say(line)
         address = f"http://{HOST}:{opened.getsockname()[1]}/" + (f"?{urlencode(start)}" if start else "")
         say(f"{address}  (Ctrl-C stops)")
         run(make_app(collection, kept, start, predicted), opened, say)

@@ -93,7 +93,7 @@ async function openSet(one) {
   try {
     const answer = await ask(`${path(one.name, "ledger")}?${query}`);
     body.replaceChildren(...answer.lines.map((line) => element("tr", {}, element("td", {}, line.path),
-      element("td", {}, line.reason + (line.bad ? "" : " (sound)")), element("td", {}, line.detail))));
+      element("td", {}, line.reason + (line.bad ? "" : " (the input is sound)")), element("td", {}, line.detail))));
     byId("ledger").hidden = !answer.lines.length;
     next.hidden = answer.next === null;
     next.href = address({begin: answer.next ?? 0});

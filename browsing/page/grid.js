@@ -124,12 +124,14 @@ function update() {
     cell.style.left = `${margin + place % columns * CELL}px`;
     cell.style.top = `${Math.floor(place / columns) * ROW - top + grid.scrollTop + 4}px`;
     cell.classList.toggle("selected", place === selected);
+    cell.setAttribute("aria-selected", String(place === selected));
   }
+  grid.setAttribute("aria-activedescendant", `cell-${selected}`);
 }
 
 function makeCell(place) {
   const view = element("span", {class: "view"});
-  const cell = element("a", {class: "cell", href: "?", tabindex: "-1"}, view, element("span", {class: "name"}));
+  const cell = element("a", {class: "cell", href: "?", tabindex: "-1", role: "option", id: `cell-${place}`}, view, element("span", {class: "name"}));
   space.append(cell);
   cell.addEventListener("click", (event) => {
     if (event.ctrlKey || event.metaKey || event.shiftKey) return;

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,6 @@ from starlette.testclient import TestClient
 from browsing.app import make_app
 from browsing.collection import Collection
 from browsing.marks import Marks
-from browsing.server import listen, server_of
 from shards.table import write_table
 from tests.shards.conftest import mixed_root, mixed_set  # noqa: F401 (fixtures)
 
@@ -26,6 +23,8 @@ def sets(small_set: Path, mixed_set: Path, tmp_path_factory: pytest.TempPathFact
     shutil.copytree(small_set, folder / "sav")
     shutil.copytree(mixed_set, folder / "mixed")
     write_table(folder / "sav")
+    for name in ("objects.parquet", "pictures.parquet", "tables.json"):
+        (folder / "mixed" / name).unlink(missing_ok=True)
     return folder
 
 
@@ -36,16 +35,3 @@ def client(sets: Path, tmp_path: Path) -> Iterator[TestClient]:
     marks = {name: Marks(tmp_path / f"{name}.marks.jsonl") for name in collection.sets}
     with TestClient(make_app(collection, marks), base_url="http://127.0.0.1:8860") as found:
         yield found
-
-
-@contextmanager
-def served(collection: Collection, marks: Path) -> Iterator[str]:
-    """The address of a page that shows a collection; all marks go into one file."""
-    kept = Marks(marks)
-    server = server_of(make_app(collection, dict.fromkeys(collection.sets, kept)))
-    with listen(None) as opened:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]}, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{opened.getsockname()[1]}/"
-        server.should_exit = True
-        thread.join()

@@ -11,12 +11,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from browsing.app import make_app
 from browsing.collection import Collection
+from browsing.marks import Marks
+from browsing.server import serving
 from shards.format import INDEX, MANIFEST
 from shards.manifest import sha256
 from shards.reader import ShardSet
 from shards.table import write_table
-from tests.browsing.conftest import served
 from tests.serving.test_browser import browse
 from tests.shards.conftest import stored_samples, write_set
 
@@ -144,5 +146,5 @@ def test_filter_open_next_mark_export(collection, tmp_path):
         assert 90 <= before["y"] - after["y"] <= 110  # a short step is as long as it looks
         assert await page.title() != "run"
 
-    with served(collection, marks) as address:
+    with serving(make_app(collection, dict.fromkeys(collection.sets, Marks(marks)))) as address:
         browse(address, steps, fails="where=")
