@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
@@ -20,10 +21,12 @@ from evaluation.items import NO_OBJECT, NO_TEXT, group_samples
 from pipeline.request import make_request
 from pipeline.run import run
 from shards.reader import ShardSet
+from shards.table import write_table
 from tests import mixed
 from tests.fresh_accelerate import reset_accelerate
 from tests.joined import Joined, command_line
 from tests.trainer.runs import SMALL
+from trainer.data.selection import select
 from trainer.model.sa2va import build
 from trainer.objectives.conversation import ConversationObjective
 from trainer.released.folder import save_model
@@ -143,6 +146,26 @@ def test_each_text_of_each_object_is_a_row_once(mixed_set: Path, kind: str):
                 asked.append((int(batch.meta[sample]["path"].rpartition("#")[2]), text))
     assert sorted(asked) == [(0, "unused"), (1, "x"), (4, "it"), (4, "the thing")]
     assert left_out == {NO_OBJECT: 2, NO_TEXT: 1}
+
+
+def test_only_chosen_objects_are_asked_about(mixed_set: Path, tmp_path: Path):
+    """An expression of another object is left out and counted, one of no object is asked for."""
+    folder = Path(shutil.copytree(mixed_set, tmp_path / "mixed"))
+    write_table(folder)
+    shards = ShardSet(folder)
+    chosen = select(shards, "list_contains(texts, 'it')")
+    found = dict[str | None, set[str]]()
+    left_out = Counter[str]()
+    for kind in (None, "segment"):
+        options = {"frames": 2, "no_target": "empty_mask", "selections": {shards: chosen}}
+        reader = ConversationReader(shards, kind, build("tiny").prompts, 8, **options)
+        found[kind] = set()
+        for samples, batches in reader.read([[(shards, n) for n in range(len(shards))]]):
+            rows = (talk for batch, _ in batches for talk in batch.conversations)
+            found[kind] |= {target.phrase for talk in rows for target in talk.targets}
+            left_out += sum((sample.left_out for sample in samples), Counter())
+    assert found == {None: {"the zebra", "the thing", "it"}, "segment": {"the thing", "it"}}
+    assert left_out["expressions of objects that the condition leaves out"] == 1
 
 
 def test_metrics_equal_an_independent_computation(

@@ -14,7 +14,7 @@ from trainer.data.object_texts import ObjectTexts
 
 UNKNOWN = "expressions of unknown objects"
 WITHOUT_TEXT = "expressions without a text"
-NOT_CHOSEN = "expressions of objects that data.where leaves out"
+NOT_CHOSEN = "expressions of objects that the condition leaves out"
 NO_TARGET_LEFT_OUT = "phrases of no object left out"
 _TRIES = 8
 """Phrases of other samples that are drawn until one does not fit."""

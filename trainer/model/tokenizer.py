@@ -103,6 +103,8 @@ class MarkedText:
         return ids
 
     def _encode_letters(self, text: str) -> tuple[int, ...]:
+        if not text.isascii():  # half a surrogate pair, which JSON may hold, is a question mark
+            text = text.encode("utf-8", "replace").decode()
         encoded = self._letters.encode(text, add_special_tokens=False)
         wrong = self._marks.intersection(encoded.ids) - {self._gap}
         if not wrong:

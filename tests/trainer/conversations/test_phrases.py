@@ -44,7 +44,7 @@ def test_objects_that_are_not_chosen_are_seen_but_not_asked_for():
     for epoch in range(4):
         (row,), notes = make(of, epoch, phrases=3, no_target="left_out")
         assert {target.phrase for target in row.targets} == {"the dog on the left"}
-        assert notes["expressions of objects that data.where leaves out"] == 1
+        assert notes["expressions of objects that the condition leaves out"] == 1
     _, notes = make(of, phrases=2, negatives=1.0, other=lambda draws: "bear")
     assert "phrases of other samples" not in notes
     assert phrases_of(DOGS, [0]) == ["the dog on the left"]

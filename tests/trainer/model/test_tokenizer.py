@@ -76,6 +76,11 @@ def test_what_stands_for_marks_inside_is_no_text():
     assert text.encode([f"a{gap}b", [262], gap[:3], gap[3:]]) == text.encode(["ab", [262]])
 
 
+def test_half_a_surrogate_pair_is_a_question_mark():
+    text = MarkedText(byte_tokenizer())
+    assert text.encode(["a \ud83d dog", [262], "🐕"]) == text.encode(["a ? dog", [262], "🐕"])
+
+
 def test_a_vocabulary_whose_ids_have_holes_is_refused():
     vocabulary = {"a": 0, "b": 2}
     bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocab=vocabulary, merges=[])))

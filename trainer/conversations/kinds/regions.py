@@ -18,7 +18,7 @@ from trainer.data.choice import salt_of, shuffled
 
 TURNS = "turns about regions"
 LEFT_OUT = "records with a region that was left out"
-NOT_CHOSEN = "records with a region that data.where leaves out"
+NOT_CHOSEN = "records with a region that the condition leaves out"
 NOT_VISIBLE = "records with a region without cells"
 OTHER_SHAPE = "records of another shape"
 _SHORT = "osprey_short_form.json"

@@ -147,5 +147,5 @@ def test_a_phrase_of_an_object_that_is_not_chosen_stays_as_words():
         (row,), notes = make(of, visit=visit)
         assert written(row)[0][1] == "«<p>» A Man «</p>» «[SEG]» rides a horse."
         assert row.targets == (Target((0,), "A Man"),)
-        assert notes["phrases of captions of objects that data.where leaves out"] == 2
+        assert notes["phrases of captions of objects that the condition leaves out"] == 2
         assert notes["captions without a phrase that has a mask"] == 1

@@ -127,4 +127,4 @@ def test_a_record_about_a_region_that_is_not_chosen_is_left_out():
     of = replace(sample({"objects": objects("x", "y"), "records": records}), chosen=[0])
     for visit in range(3):
         (row,), notes = make(of, visit=visit, kind="regions")
-        assert row.regions == (0,) and notes["records with a region that data.where leaves out"] == 1
+        assert row.regions == (0,) and notes["records with a region that the condition leaves out"] == 1
