@@ -178,10 +178,12 @@ class _Handler(BaseHTTPRequestHandler):
             raise _refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return found
 
-    def _files(self, name: str, revision: str) -> dict[str, tuple[bytes, bool]]:
+    def _branch_of(self, name: str, revision: str) -> str:
         found = self._repository(name, revision or "main")
-        branch = next(b for b in found.branches if revision in ("", b, found.sha(b)))
-        return found.branches[branch]
+        return next(branch for branch in found.branches if (revision or "main") in (branch, found.sha(branch)))
+
+    def _files(self, name: str, revision: str) -> dict[str, tuple[bytes, bool]]:
+        return self.server.repositories[name].branches[self._branch_of(name, revision)]
 
     def _create(self) -> dict[str, Any]:
         body = json.loads(self.sent)
@@ -200,9 +202,10 @@ class _Handler(BaseHTTPRequestHandler):
         return {"errors": [], "warnings": []}
 
     def _about(self, name: str, revision: str) -> dict[str, Any]:
-        files = self._files(name, revision)
+        branch = self._branch_of(name, revision)
         found = self.server.repositories[name]
-        sha = found.sha(next(branch for branch, content in found.branches.items() if content is files))
+        files = found.branches[branch]
+        sha = found.sha(branch)
         siblings = [{"rfilename": path} for path in sorted(files)]
         about = {"id": name, "sha": sha, "private": found.private, "siblings": siblings, "tags": [], "downloads": 0}
         return about | {"disabled": False, "gated": False, "likes": 0}
@@ -314,7 +317,8 @@ class _Handler(BaseHTTPRequestHandler):
         if path not in files:
             raise _refusal(404, "Entry not found", "EntryNotFound")
         content, large = files[path]
-        headers = {"X-Repo-Commit": self.server.repositories[name].sha(revision), "ETag": f'"{_oid(content, large)}"'}
+        commit = self.server.repositories[name].sha(self._branch_of(name, revision))
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{_oid(content, large)}"'}
         if large:
             oid = _sha256(content)
             headers |= {"X-Linked-ETag": f'"{oid}"', "X-Linked-Size": str(len(content))}

@@ -18,6 +18,7 @@ from shards.manifest import Manifest, ShardInfo, pack_index, sha256
 from shards.reader import ShardSet
 from shards.recode import decoded_sample
 from shards.sample import Sample
+from shards.select import sample
 from tests import mixed
 from tests.conftest import without_tables
 
@@ -73,6 +74,14 @@ def mixed_set(mixed_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """A set of samples with objects, with pictures alone and with text alone, in several tars. Not to be changed."""
     folder = tmp_path_factory.mktemp("shards") / "mixed"
     run(make_request(mixed.SOURCE, mixed_root, shard_bytes=600_000), folder, 1, 0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_set(sav_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """2 samples of `sav_set`, a tar each. Not to be changed."""
+    folder = tmp_path_factory.mktemp("tiny") / "sav"
+    sample(sav_set, folder, 2, 0, 1)
     return folder
 
 

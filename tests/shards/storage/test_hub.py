@@ -19,6 +19,7 @@ from shards.sets import find_sets
 from shards.storage.cache import Cache
 from shards.storage.store import store_at
 from tests.batches import make_loader, tensors_of
+from tests.cards import snippets
 from tests.conftest import files_of
 from tests.servers import running
 from tests.servers_hub import READ, WRITE, Fault, HubServer, Repository
@@ -53,14 +54,14 @@ def counts(hub: HubServer) -> dict[str, int]:
     return {path: gets.count(path) for path in gets}
 
 
-def test_sets_in_folders_of_a_dataset_are_found_and_read(hub, small_set, raw_set, tmp_path, monkeypatch):
-    put(hub, small_set, below="a/", private=True)
-    put(hub, raw_set, below="b/")
+def test_sets_in_folders_of_a_dataset_are_found_and_read(hub, tiny_set, small_set, tmp_path, monkeypatch):
+    put(hub, tiny_set, below="a/", private=True)
+    put(hub, small_set, below="b/")
     monkeypatch.setenv("HF_TOKEN", READ)
     cache = Cache(tmp_path, 10**9)
     assert find_sets([SET], cache) == [f"{SET}/a", f"{SET}/b"]
     assert find_sets([f"{SET}@main/b*"], cache) == [f"{SET}@main/b"]
-    assert_equal(f"{SET}@main/a", small_set, tmp_path / "cache")
+    assert_equal(f"{SET}@main/a", tiny_set, tmp_path / "cache")
 
 
 @pytest.mark.parametrize(
@@ -75,8 +76,8 @@ def test_sets_in_folders_of_a_dataset_are_found_and_read(hub, small_set, raw_set
         ("hf://datasets/name", READ, "not a dataset of the hub; wanted hf://datasets/OWNER/NAME"),
     ],
 )
-def test_what_cannot_be_read_is_one_line(hub, small_set, tmp_path, monkeypatch, url, token, message):
-    put(hub, small_set, private=True)
+def test_what_cannot_be_read_is_one_line(hub, tiny_set, tmp_path, monkeypatch, url, token, message):
+    put(hub, tiny_set, private=True)
     monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(UserError) as raised:
         open_set(url, Cache(tmp_path, 10**9))
@@ -134,17 +135,17 @@ def test_a_set_is_published_and_trained_on(hub, small_set, tmp_path, here):
     assert f"0 files sent (0.00 GB), {total} stood there already" in again.stdout and len(hub.received) == before
 
 
-def test_a_branch_and_a_folder_hold_a_set_of_their_own(hub, small_set, tmp_path):
-    publish(small_set, f"{SET}@v1/sets/small")
+def test_a_branch_and_a_folder_hold_a_set_of_their_own(hub, tiny_set, tmp_path):
+    publish(tiny_set, f"{SET}@v1/sets/small")
     assert hub.files("someone/sav") == {} and all(
         path.startswith("sets/small/") for path in hub.files("someone/sav", "v1")
     )
     card = hub.files("someone/sav", "v1")["sets/small/README.md"].decode()
     assert 'revision="v1", allow_patterns="sets/small/*"' in card
-    assert_equal(f"{SET}@v1/sets/small", small_set, tmp_path)
+    assert_equal(f"{SET}@v1/sets/small", tiny_set, tmp_path)
 
 
-def test_uploads_that_are_cut_go_on_and_answers_that_are_lost_are_noticed(hub, small_set, tmp_path):
+def test_uploads_that_are_cut_go_on_and_answers_that_are_lost_are_noticed(hub, tiny_set, tmp_path):
     """Parts of large files, too: these go up in parts of a megabyte."""
     hub.part_bytes = 1 << 20
 
@@ -154,12 +155,12 @@ def test_uploads_that_are_cut_go_on_and_answers_that_are_lost_are_noticed(hub, s
         return "lost" if n == 0 and "/commit/" in path else ""
 
     hub.faults = fault
-    done = publish(small_set, SET)
-    assert done.sent == len(names(small_set)) + len(CARD) and sum("/commit/" in path for _, path in hub.requests) == 2
+    done = publish(tiny_set, SET)
+    assert done.sent == len(names(tiny_set)) + len(CARD) and sum("/commit/" in path for _, path in hub.requests) == 2
     assert hub.repositories["someone/sav"].commits[-1] == ["manifest.json"]
-    assert sorted(hub.files("someone/sav")) == sorted([*names(small_set), *CARD])
+    assert sorted(hub.files("someone/sav")) == sorted([*names(tiny_set), *CARD])
     assert len(hub.received) == len(set(hub.received))  # no file was taken twice
-    assert_equal(SET, small_set, tmp_path)
+    assert_equal(SET, tiny_set, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -179,13 +180,13 @@ def test_uploads_that_are_cut_go_on_and_answers_that_are_lost_are_noticed(hub, s
         ),
     ],
 )
-def test_a_refused_upload_is_one_line_and_no_manifest(hub, small_set, path, status, message, monkeypatch):
+def test_a_refused_upload_is_one_line_and_no_manifest(hub, tiny_set, path, status, message, monkeypatch):
     hub.faults = lambda method, asked, n: status if path in asked else ""
     hub.full = path == "full"
     if path == "altered":  # it takes a file and stores another one
         monkeypatch.setattr("tests.servers_hub._entries", lambda files: [])
     with pytest.raises(UserError, match=message) as raised:
-        publish(small_set, SET)
+        publish(tiny_set, SET)
     assert "\n" not in str(raised.value) and "signature" not in str(raised.value)
     assert "someone/sav" not in hub.repositories or "manifest.json" not in hub.files("someone/sav")
     hub.faults = lambda method, asked, n: ""
@@ -193,20 +194,20 @@ def test_a_refused_upload_is_one_line_and_no_manifest(hub, small_set, path, stat
     monkeypatch.undo()
 
 
-def test_who_may_only_read_is_told_so(hub, small_set, monkeypatch):
+def test_who_may_only_read_is_told_so(hub, tiny_set, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", READ)
     with pytest.raises(UserError, match=r"refused by the hub; met HTTP 403: You don't have the rights.*; use a token"):
-        publish(small_set, SET)
+        publish(tiny_set, SET)
 
 
-def test_another_set_is_replaced_only_where_that_is_asked_for(hub, small_set, raw_set, tmp_path):
-    put(hub, small_set)
+def test_another_set_is_replaced_only_where_that_is_asked_for(hub, tiny_set, small_set, tmp_path):
+    put(hub, tiny_set)
     with pytest.raises(UserError, match=rf"{SET}: another set stands there; met manifest\.json; .* --overwrite"):
-        publish(raw_set, SET)
-    publish(raw_set, SET, overwrite=True)
+        publish(small_set, SET)
+    publish(small_set, SET, overwrite=True)
     assert hub.repositories["someone/sav"].commits[0] == ["-manifest.json"]
-    assert sorted(hub.files("someone/sav")) == sorted([*names(raw_set), *CARD])
-    assert_equal(SET, raw_set, tmp_path)
+    assert sorted(hub.files("someone/sav")) == sorted([*names(small_set), *CARD])
+    assert_equal(SET, small_set, tmp_path)
 
 
 KILLED = """
@@ -245,3 +246,17 @@ def test_killed_at_random_moments_it_goes_on(small_set, tmp_path, pytestconfig):
         assert done.returncode == 0, done.stderr
     assert server.files("someone/sav").items() >= files_of(small_set).items()
     assert len(server.received) == len(set(server.received))
+
+
+@pytest.mark.slow
+def test_the_cards_snippets_load_samples_of_all_kinds_from_the_hub(hub, mixed_set, tmp_path):
+    """With objects, pictures alone, text alone; in a process of its own, which finds the hub by its environment."""
+    publish(mixed_set, SET, i_may=True)
+    parts = snippets(hub.files("someone/sav")["README.md"].decode())
+    code = "\n".join(parts[name] for name in ("webdataset", "datasets"))
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": READ, "HF_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    samples = ShardSet(mixed_set)
+    lines = [f"{samples.key(n)} {[item['id'] for item in samples.meta(n)['objects']]}" for n in range(len(samples))]
+    assert done.stdout.splitlines() == lines * 2
