@@ -157,7 +157,7 @@ def measure(plan: Plan, folder: Path, small: bool) -> Iterator[dict[str, Any]]:
 
     device = torch.device("cpu" if small or not torch.cuda.is_available() else "cuda")
     yield {"machine": machine(device)}
-    write_shards(folder, 8 if small else 48)
+    write_shards(folder, 2 if small else 48, 1 if small else 2)
     bench = Bench(plan.size, folder, device, small)
     for what in plan.cases:
         with warnings.catch_warnings():
@@ -181,7 +181,7 @@ def machine(device: Any) -> dict[str, Any]:
     return {"device": torch.cuda.get_device_name(device), "memory": memory, **versions, "cuda": torch.version.cuda}
 
 
-def write_shards(folder: Path, samples: int) -> None:
+def write_shards(folder: Path, samples: int, workers: int) -> None:
     """Write shards of photographs with two frames, 4 objects and texts, as zstd and raw, unless they are there."""
     from demo.make_sav import photograph
     from pipeline.request import make_request
@@ -204,8 +204,8 @@ def write_shards(folder: Path, samples: int) -> None:
         for number in range(samples)
     ]
     (root / "samples.jsonl").write_text("\n".join(lines) + "\n")
-    run(make_request("folder", root, shard_bytes=1 << 26), folder / "zstd", 2, 0.0)
-    recode(folder / "zstd", folder / "raw", "raw", 2)
+    run(make_request("folder", root, shard_bytes=1 << 26), folder / "zstd", workers, 0.0)
+    recode(folder / "zstd", folder / "raw", "raw", workers)
     (folder / "done").touch()
 
 
@@ -351,8 +351,8 @@ class Bench:
         import torch
 
         on_gpu = self._device.type == "cuda"
-        for _ in range(1 if self._small else _WARM_UP):
-            numbers = one()
+        for _ in range(0 if self._small else _WARM_UP):
+            one()
         if on_gpu:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,6 +22,8 @@ from shards.errors import UserError
 
 FOLDER_RATE = Fraction(10)
 """Frames per second of the video that is written for a folder of frames: a folder does not say its own."""
+_LEFT_ALONE = 3600
+"""Seconds after which a partial video, to which nothing has been written, belongs to a killed program."""
 _SHORT_STEP = 8
 """Frames that are decoded in passing rather than sought."""
 
@@ -73,6 +77,8 @@ class Frames(Sequence[UInt8]):
 def write_video(path: Path, rate: Fraction) -> Iterator[Callable[[UInt8], None]]:
     """Write an H.264 video in an mp4 file, which gets its name once it is complete.
 
+    What killed programs left of the same file is removed.
+
     Yields a function that adds a frame (H, W, 3) uint8 RGB. The first gives the video its size, made even by repeating
     the last row and column, as H.264 needs it; larger ones are cut to it, smaller ones filled with black.
 
@@ -82,6 +88,7 @@ def write_video(path: Path, rate: Fraction) -> Iterator[Callable[[UInt8], None]]
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
         with av.open(str(partial), "w", format="mp4") as container:
             stream: Any = container.add_stream("libx264", rate=rate, options={"crf": "18", "preset": "veryfast"})
             stream.pix_fmt = "yuv420p"
@@ -105,3 +112,11 @@ def write_video(path: Path, rate: Fraction) -> Iterator[Callable[[UInt8], None]]
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove partial files of the video `path` that nobody writes any more."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with suppress(OSError):
+            if time.time() - leftover.stat().st_mtime > _LEFT_ALONE:
+                leftover.unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 import cli
 from demo.make_sav import write
@@ -20,9 +22,15 @@ from shards.recode import recode
 from shards.select import sample
 from shards.storage import retry
 from shards.table_list import LIST
+from tests.fresh_accelerate import reset_accelerate
 from tests.servers import FaultyServer, s3_server, serving
 
 Process = subprocess.CompletedProcess[str]
+
+# The same examples in each run, and no limit of time, which a busy machine would exceed. Other examples:
+# pytest --hypothesis-profile=default
+settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("same")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,6 +42,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put files with slow tests first: workers that take whole files then end at about the same time."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(autouse=True)
+def own_state() -> Iterator[None]:
+    """Restore what the tests of a process share: Accelerate's state, threads, environment and current folder."""
+    environment = dict(os.environ)
+    folder = os.getcwd()
+    torch = sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch else 0
+    yield
+    reset_accelerate()
+    if threads:
+        torch.set_num_threads(threads)
+    for name in {*environment, *os.environ} - {"PYTEST_CURRENT_TEST"}:
+        if name not in environment:
+            del os.environ[name]
+        elif os.environ.get(name) != environment[name]:
+            os.environ[name] = environment[name]
+    os.chdir(folder)
 
 
 @pytest.fixture(scope="session")

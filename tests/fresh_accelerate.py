@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from accelerate.state import AcceleratorState, GradientState, PartialState
+import sys
 
 
 def reset_accelerate() -> None:
     """Forget Accelerate's state, so that the next run of this process begins as the first one does."""
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+    if module := sys.modules.get("accelerate.state"):
+        for state in (module.AcceleratorState, module.GradientState, module.PartialState):
+            state._reset_state()

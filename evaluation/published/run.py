@@ -90,6 +90,10 @@ def benchmark(
         raise UserError("one device for all processes", where="--device", met=asking.device, do=do)
     if asking is not None and asking.recipe is not None:
         named_recipe(asking.recipe)
+    if asking is not None:
+        from trainer.released.files import resolve
+
+        resolve(asking.model, weights=False)  # before the raw data is read, which may take minutes
     with ExitStack() as stack:
         found = open_benchmarks(names, root, split, stack, options)
         if predictions is not None and len(found) > 1:

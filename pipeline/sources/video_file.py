@@ -127,8 +127,10 @@ class VideoFile:
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[Any, Any]]:
+        wanted = _FORMATS.replace(",", ", ")
         try:
             with av.open(str(self._path), mode="r", options=_ONLY) as container:
+                wanted = ""  # it is one of these
                 stream = container.streams.video[0]
                 stream.codec_context.thread_count = 1  # workers are processes
                 stream.codec_context.options = {"err_detect": "explode"}  # else FFmpeg conceals damage
@@ -140,6 +142,7 @@ class VideoFile:
                 "cannot be read as a video",
                 where=str(self._path),
                 met="no picture in it" if isinstance(error, IndexError) else str(error).splitlines()[0],
+                wanted=wanted,
             ) from None
 
 

@@ -75,12 +75,6 @@ ASKED = {
 """Number of the record, kind, phrases with a mask, and frames of each row, where a video shows 2 frames at most."""
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    yield
-    reset_accelerate()
-
-
 @pytest.fixture(scope="module")
 def mixed_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return shard(RECORDS, tmp_path_factory.mktemp("mixed"))

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate.state import PartialState
 from PIL import Image
 from skimage import data as photographs
 
@@ -50,12 +49,6 @@ SENTENCES = [
 ]
 """Texts per object per picture, for five pictures; one text is blank."""
 BOXES = [(5, 5, 60, 50), (30, 20, 79, 59), (2, 2, 20, 58)]
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    yield
-    PartialState._reset_state()
 
 
 def sharded(name: str, root: Path, out: Path, **options: Any) -> Path:

@@ -26,12 +26,6 @@ from trainer.trained_on import FILE, TrainedOn, after_training, picture_ids, sam
 HOLDOUT = 0.4
 
 
-@pytest.fixture(scope="module", autouse=True)
-def fresh_accelerate():
-    yield
-    reset_accelerate()
-
-
 @pytest.fixture(scope="module")
 def run(sav_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of one step. Not to be changed."""

@@ -45,9 +45,11 @@ def main(arguments: list[str]) -> int:
     end = time.monotonic() + 60 * options.minutes if options.minutes else float("inf")
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         start = (Path(folder), tuple(options.target), options.keep, bool(options.only))
-        if options.only:
+        if options.only or (options.jobs == 1 and not options.minutes):
             _begin(*start)
             verdicts = [_judged(item) for item in inputs]
+            for verdict in verdicts:
+                _tell(verdict)
         else:
             verdicts = _pooled(inputs, options.jobs, end, options.inputs, start)
     print(_table(verdicts))
@@ -73,9 +75,14 @@ def _pooled(
                 verdict = future.result()
                 verdicts.append(verdict)
                 bar.update()
-                if verdict.faults:
-                    what = "; ".join(f"{kind}: {detail}" for kind, detail in verdict.faults.items())
-                    tqdm.write(f"{verdict.name}: {', '.join(map(str, verdict.mutations))}: {what}")
+                _tell(verdict)
+
+
+def _tell(verdict: Verdict) -> None:
+    """Print the faults of an input, if it has some."""
+    if verdict.faults:
+        what = "; ".join(f"{kind}: {detail}" for kind, detail in verdict.faults.items())
+        tqdm.write(f"{verdict.name}: {', '.join(map(str, verdict.mutations))}: {what}")
 
 
 def _begin(folder: Path, targets: tuple[str, ...], keep: Path | None, always: bool) -> None:

@@ -26,7 +26,6 @@ from pipeline.sources import source_named
 from shards.errors import UserError
 from shards.reader import ShardSet
 from shards.recipe import RECIPES, Recipe, named_recipe
-from tests.fresh_accelerate import reset_accelerate
 from tests.trainer.runs import SMALL
 from trainer.model.sa2va import Sa2VA
 from trainer.released.folder import load_model, save_model
@@ -36,12 +35,6 @@ from trainer.train import main
 
 CORNER = named_recipe("default", "corner")
 """Another recipe that is called "default" too."""
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    yield
-    reset_accelerate()
 
 
 @pytest.fixture(scope="module")

@@ -119,7 +119,7 @@ def test_bytes_of_the_command_line_that_are_no_text_are_one_line(tmp_path):
         ("--image a.png --text x --recipe best", "unknown recipe"),
         ("--image a.png --text x --model none", "none"),
         ("--image a.png --text x --device gpu", "no such device"),
-        ("--video a.png --text x", r"a\.png: cannot be read as a video"),
+        ("--video a.png --text x", r"a\.png: cannot be read as a video; met .*; wanted mov, mp4, matroska, webm"),
         ("--video . --text x --propagate sam2", r"--propagate sam2: the model has no mask decoder of SAM 2's own"),
         ("--video . --text x --sam2 none.pt", r"none\.pt: no such file; wanted a SAM 2 checkpoint"),
     ],

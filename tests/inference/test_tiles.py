@@ -32,7 +32,7 @@ def by_going_through(width: int, height: int, most: int) -> tuple[int, int]:
     return best
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(SIDES, SIDES, st.integers(1, 12))
 def test_the_grid_is_the_official_one(width, height, most):
     assert tiles.grid(width, height, most) == by_going_through(width, height, most)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from fractions import Fraction
 
 import numpy as np
@@ -91,3 +92,14 @@ def test_a_video_is_written_whole_or_not_at_all(tmp_path):
         write_video(tmp_path / "file" / "c.mp4", Fraction(10)),
     ):
         pass
+
+
+def test_what_killed_programs_left_is_removed(tmp_path):
+    old, new, other = (tmp_path / f".{name}.tmp" for name in ("a[1].mp4.0", "a[1].mp4.1", "b.mp4.0"))
+    for file in (old, new, other):
+        file.touch()
+    for file in (old, other):
+        os.utime(file, (0, 0))
+    with write_video(tmp_path / "a[1].mp4", Fraction(5)) as add:
+        add(np.zeros((8, 8, 3), np.uint8))
+    assert {*tmp_path.iterdir()} == {tmp_path / "a[1].mp4", new, other}

@@ -34,7 +34,7 @@ def as_torch(mask: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(mask)[None, None].float()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(SIZES, SEEDS, st.sampled_from(["default", "sa2va"]), st.sampled_from([448, 1024]))
 def test_picture_equals_torchvision(size, seed, recipe, side):
     original = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
@@ -58,7 +58,7 @@ def test_the_compiled_loop_and_pillow_give_equal_bytes(kind, monkeypatch):
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_compiled_loop_reads_and_writes_nothing_beyond_its_buffers(data):
     if resize._resample is None:
         pytest.skip("not compiled here")
@@ -109,7 +109,7 @@ def test_a_picture_of_half_the_size_equals_pillow(side, recipe):
     assert np.array_equal(resize.picture(original, side, RECIPES[recipe]), np.asarray(resized).transpose(2, 0, 1))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SIZES, SEEDS)
 def test_mask_samples_pixel_centres(size, seed):
     mask = blob(seed, *size)
@@ -117,7 +117,7 @@ def test_mask_samples_pixel_centres(size, seed):
     assert np.array_equal(resize.mask(mask, 1024), expected)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(SIZES, SEEDS)
 def test_prompt_cells_of_each_pooling(size, seed):
     mask = blob(seed, *size)
@@ -137,7 +137,7 @@ def test_centre_and_corner_differ_where_pillow_and_torch_do():
     assert not np.array_equal(centre, resize.prompt_cells(mask, "corner", RECIPES["default"]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SIZES, SEEDS)
 def test_coverage_equals_adaptive_average_pooling(size, seed):
     mask = blob(seed, *size)
@@ -161,7 +161,7 @@ def fill_one_by_one(cells: torch.Tensor, mask: np.ndarray, least: int) -> np.nda
     return cells.numpy()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SIZES, SEEDS, st.integers(0, 9))
 def test_small_regions_are_filled_in_order_of_coverage(size, seed, least):
     mask = blob(seed, *size)
@@ -183,7 +183,7 @@ def test_an_object_of_one_pixel_has_a_prompt():
     assert np.argwhere(filled).tolist() == [[0, 15]]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.tuples(st.integers(1, 300), st.integers(1, 300)), SEEDS)
 def test_predicted_masks_are_enlarged_in_two_steps(size, seed):
     logits = 5 * torch.randn(2, 16, 16, generator=torch.Generator().manual_seed(seed))

@@ -97,7 +97,12 @@ def test_only_names_of_this_machine_are_answered(port):
     assert crossed.getresponse().headers["Access-Control-Allow-Origin"] is None
 
 
-def test_too_much_is_refused(port):
+def test_too_much_is_refused():
+    with serving(None, limits=Limits(upload=50_000)) as address:  # of its own: it will be full
+        fill(urlsplit(address).port)
+
+
+def fill(port: int) -> None:
     assert upload(port, "a.png", bytes(49_000))[0] == 200
     assert upload(port, "a.png", bytes(50_001))[0] == 413
     assert upload(port, "a.png", bytes(2_000_000))[0] == 413

@@ -58,7 +58,7 @@ def test_nearly_equal_frames_that_are_swapped_are_found(name):
     assert [(f.field, names[1 - i] in f.met) for i, f in enumerate(found)] == [(names[0], True), (names[1], True)]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.integers(0, 2**32 - 1),
     st.tuples(st.integers(1, 1500), st.integers(1, 1500)),
@@ -163,7 +163,7 @@ def packed(masks: np.ndarray) -> np.ndarray:
     return np.packbits(masks, axis=2)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(0, 2**32 - 1),
     st.tuples(st.integers(1, 2300), st.integers(1, 2300)),
@@ -177,7 +177,7 @@ def test_no_alarm_on_any_region(seed, size, ragged, recipe):
         assert region_disagreements(cells[None], packed(large[None]), *size, recipe, Field("prompt_masks", None)) == []
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(0, 2**31), st.tuples(st.integers(64, 1024), st.integers(64, 1024)), st.sampled_from(RECIPES_OF_REGIONS)
 )

@@ -101,7 +101,7 @@ def test_a_truncated_tar_is_refused(sav_set, tmp_path):
             list(read_samples(tmp_path / "cut.tar", Manifest.read(sav_set).recipe))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text("abzAZ09_-.", min_size=1, max_size=100), st.integers(0, 8**11 - 1))
 def test_headers_are_those_of_a_plain_tar(name, size):
     info = tarfile.TarInfo(name)

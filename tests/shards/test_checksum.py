@@ -57,7 +57,6 @@ def test_crc32_equals_that_of_zlib(data, start):
     assert crc32(memoryview(data)) == zlib.crc32(data)
 
 
-@settings(deadline=None)
 @given(data=st.data())
 def test_crc32_while_copying_equals_that_of_all_bytes(data):
     whole = np.random.default_rng(data.draw(st.integers(0, 99))).integers(0, 256, 600_000, np.uint8)
@@ -69,7 +68,7 @@ def test_crc32_while_copying_equals_that_of_all_bytes(data):
     assert all(np.array_equal(target, source) for target, source in copies)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_any_flips_in_a_tar_are_found_or_harmless(copy, sav_set, first_tar, data):
     """Headers, JSON, members, padding and the end of the archive: any bit, and any few of them together."""

@@ -27,7 +27,7 @@ def random_masks(seed: int, count: int) -> np.ndarray:
     return masks
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(SEEDS, st.sampled_from([448, 1024]), st.booleans())
 def test_pictures_round_trip(seed, size, smooth):
     rng = np.random.default_rng(seed)
@@ -41,7 +41,7 @@ def test_pictures_round_trip(seed, size, smooth):
     assert np.array_equal(out[1], picture)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(SEEDS, st.integers(0, 5))
 def test_all_and_some_masks_round_trip(seed, count):
     masks = random_masks(seed, count)
@@ -106,7 +106,7 @@ DECODERS = {
 
 
 @pytest.mark.parametrize("kind", DECODERS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_damage_is_a_bad_shard_and_nothing_else(kind, data):
     decode, good = DECODERS[kind]

@@ -133,7 +133,7 @@ GOOD = {
 
 
 @pytest.mark.parametrize("kind", GOOD)
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_damaged_members_give_the_errors_of_the_python_way(kind, data):
     good, decode = GOOD[kind]
@@ -271,7 +271,7 @@ def header_bytes(name: bytes, size: int, **changes: Any) -> bytearray:
     return bytearray(info.tobuf(tarfile.USTAR_FORMAT, "latin-1"))
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_headers_are_compared_as_python_does(data):
     sizes = data.draw(st.lists(st.integers(0, 1600), min_size=1, max_size=3))

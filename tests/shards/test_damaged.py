@@ -298,7 +298,7 @@ PLACES = [
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(PLACES), JSON)
 def test_any_value_at_any_place_of_a_sample_is_one_line_or_sound(tiny_set, tmp_path, place, value):
     check_any_value(tiny_set, tmp_path, place, value)

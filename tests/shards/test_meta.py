@@ -104,7 +104,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.dictionaries(st.text(), VALUES, max_size=4))
 def test_any_json_of_a_source_is_read_as_it_was_or_refused(source_json):
     meta = meta_of(source_json=source_json)

@@ -386,7 +386,7 @@ def test_faults_of_the_set(sound, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["frames", "text"])
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from([("frames",), ("objects",), ("crc32",), ("turns",), ("turns", 0), ("turns", 0, "picture")]), JSON
 )
@@ -415,7 +415,7 @@ def test_neither_an_object_nor_a_text_is_a_bad_input(tmp_path):
 TEXT = st.text(max_size=20) | st.sampled_from(["\ud800", "<image>", "[SEG]", "a\u2028b", "\0"])
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=4))
 def test_any_turns_are_read_as_they_were_written(tmp_path, texts):
     turns = [mixed.turn(question, answer) for question, answer in texts]

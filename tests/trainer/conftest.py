@@ -13,7 +13,6 @@ from pipeline.request import make_request
 from pipeline.run import run
 from pipeline.sa2va_training import for_each_part
 from tests.batches import make_loader
-from tests.fresh_accelerate import reset_accelerate
 from tests.models import composed_once  # noqa: F401 (a fixture)
 from tests.pipeline.sources.test_folder import write as write_lines
 from tests.pipeline.sources.test_folder import write_pictures
@@ -31,13 +30,6 @@ FIELDS = tuple(f"{name}{k}" for k in (1, 2) for name in ("pixel_values", "g_pixe
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    """Reset Accelerate's state, which runs of one test process would share."""
-    yield
-    reset_accelerate()
 
 
 @pytest.fixture(scope="session")

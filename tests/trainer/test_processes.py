@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.joined import Joined
+from shards.errors import UserError
+from tests.joined import JOINED, Joined
 from trainer import processes
 from trainer.processes import asked_processes, missing_processes
 
@@ -100,3 +101,15 @@ def test_a_process_that_fails_ends_the_others(script: Path):
     run = Joined(1, start_script, script, "fail", log=script / "said")
     assert run.wait(60) == [1]
     assert [path.name for path in script.glob("told*")] == ["told0"]
+
+
+def test_accelerates_launcher_on_several_machines_without_gpus_is_refused(monkeypatch: pytest.MonkeyPatch):
+    """It starts one process, which would start those of all machines on this one."""
+    for name in JOINED:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    command = ["accelerate", "launch", "--num_machines", "2", "--machine_rank", "1", "--num_processes", "4", "train.py"]
+    monkeypatch.setattr("psutil.Process.cmdline", lambda self: command)
+    with pytest.raises(UserError, match=r"several machines without GPUs; met --num_machines 2; .*CLUSTERS\.md"):
+        missing_processes()

@@ -33,12 +33,12 @@ def test_a_silent_process_and_a_slow_one_are_named(tmp_path: Path, caplog):
         second.advance()
         soon(lambda: len(list((tmp_path / ".processes").glob("?.json"))) == 3)
         third._left.set()  # as a process that is stopped: it writes no more
-        soon(lambda: "gives no sign of life" in caplog.text and "which is slower" in caplog.text)
-        behind = next(message for message in caplog.messages if message.startswith("process 1 waits at step 7 for"))
-        assert f"process 0 ({first._host}, pid {os.getpid()}), at step 7, which is slower; process 2" in behind
-        assert behind.endswith("the run ends after 1800 s (collective_timeout)")
-        silent = next(message for message in caplog.messages if "gives no sign of life" in message)
-        assert f"process 2 ({first._host}, pid {os.getpid()}), at step 7, which gives no sign of life" in silent
+        where = rf"\({re.escape(first._host)}, pid {os.getpid()}\), at step 7, which"
+        behind = (
+            rf"process 1 waits at step 7 for .*process 0 {where} is slower; process 2 {where} gives no sign of life.*"
+        )
+        # On a busy machine the first lines may say more.
+        soon(lambda: any(re.fullmatch(f"{behind}the run ends after 1800 s .*", line) for line in caplog.messages))
         for watch in (first, second):
             watch.at("step 8")
         soon(lambda: "process 1 goes on" in caplog.text)

@@ -6,6 +6,9 @@ import json
 import os
 import random
 import signal
+import socket
+import subprocess
+import sys
 from itertools import count, islice
 from pathlib import Path
 
@@ -20,8 +23,9 @@ from shards.errors import UserError
 from tests import mixed
 from tests.batches import make_loader
 from tests.conftest import files_of
-from tests.joined import Joined
+from tests.joined import JOINED, Joined
 from tests.trainer.runs import (
+    REPOSITORY,
     SMALL,
     STATE_OF_THE_RUN,
     assert_same,
@@ -100,6 +104,73 @@ def test_two_processes_of_which_one_is_killed(two_processes: Path, tmp_path: Pat
     assert len(losses(out)) < 4
     assert "2 process(es) on cpu" in (tmp_path / "said").read_text()
     assert "going on after step" in finish(command, tmp_path / "said again", processes=2)
+    assert_same(out, two_processes)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return int(free.getsockname()[1])
+
+
+def stub(folder: Path, name: str, *lines: str) -> None:
+    """Write a program of Slurm's that does what is needed here."""
+    path = folder / name
+    path.write_text("\n".join(["#!/bin/bash", *lines, ""]))
+    path.chmod(0o755)
+
+
+def begin_machine(arguments: list[str], programs: Path, port: int, log: Path) -> subprocess.Popen[str]:
+    """Run slurm.sbatch as one machine of two, each with one process. Its output goes to the file `log`."""
+    slurm = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "localhost,other", "SLURM_JOB_ID": "17"}
+    slurm |= {"SLURM_SUBMIT_DIR": str(REPOSITORY), "PORT": str(port), "PET_LOCAL_ADDR": "localhost"}
+    path = f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    kept = {name: value for name, value in os.environ.items() if name not in JOINED}
+    with log.open("w") as file:
+        return subprocess.Popen(
+            ["bash", str(REPOSITORY / "trainer/launch/slurm.sbatch"), *arguments],
+            env={**kept, **slurm, "PATH": path, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+
+def kill_machine(machine: subprocess.Popen[str]) -> None:
+    """Kill -9 of all that runs there, as when its power fails."""
+    processes = [*psutil.Process(machine.pid).children(recursive=True), psutil.Process(machine.pid)]
+    for process in reversed(processes):  # the launcher first: it would end its processes gently
+        process.kill()
+    machine.wait()
+
+
+def test_a_machine_dies_and_comes_back(two_processes: Path, tmp_path: Path):
+    """Each of two machines, which are this one, has a launcher of its own. The other one waits for the dead one, and
+    the run goes on by itself from the last checkpoint when the same command is given there again."""
+    stub(tmp_path, "srun", 'while [[ "$1" == --* ]]; do shift; done', 'exec "$@"')
+    stub(tmp_path, "scontrol", 'tr , "\\n" <<< "$3"')
+    out = tmp_path / "run"
+    arguments = [*given_to_two(two_processes), "batch_size=1", f"output_dir={out}"]
+    port = free_port()
+    first = begin_machine(arguments, tmp_path, port, tmp_path / "first")
+    with socket.socket() as probe:
+        wait_for(lambda: probe.connect_ex(("localhost", port)) == 0, first)  # it is where the others are to come
+    second = begin_machine(arguments, tmp_path, port, tmp_path / "second")
+    wait_for(lambda: (out / "checkpoints" / "latest").exists(), second)
+    kill_machine(second)
+    done = len(losses(out))
+    second = begin_machine(arguments, tmp_path, port, tmp_path / "second again")
+    text = tmp_path / "first"
+    try:
+        assert first.wait(400) == second.wait(60) == 0, text.read_text()[-3000:]
+    finally:
+        for machine in (first, second):
+            if machine.poll() is None:
+                kill_machine(machine)
+    assert done < 4 and "another process of this run ended before its time" in text.read_text()
+    both = text.read_text() + (tmp_path / "second again").read_text()
+    assert both.count("going on after step") == 1  # one process of all speaks
+    assert f"{text.read_text()}{(tmp_path / 'second').read_text()}".count("step 00001/00004") == 1
     assert_same(out, two_processes)
 
 

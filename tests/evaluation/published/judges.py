@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.servers import running
 
-STALL = 1.5
+STALL = 10.0
 """Seconds of a stall."""
 
 
@@ -68,7 +68,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._head(200, {"Content-Length": str(len(text))}, text[:20])
         elif fault == "drip":
             self._head(200, {"Content-Length": "1000000"}, b"")
-            for _ in range(30):
+            for _ in range(int(STALL / 0.05)):
                 self.wfile.write(b" ")
                 time.sleep(0.05)
         elif fault == "endless":

@@ -161,7 +161,8 @@ def test_an_answer_is_taken_apart():
 
 
 @pytest.mark.slow
-def test_a_model_describes_each_picture(raw, model_folder, tmp_path):
+def test_a_model_describes_each_picture(raw, model_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)  # captions need Java
     asking = Asking(str(model_folder), max_new_tokens=3, device="cpu", tiles=1)
     assert len([*benchmark(["gcg"], raw, tmp_path, asking=asking)]) == 1
     found = read_predictions(tmp_path / "gcg-val/predictions.jsonl").of_item

@@ -186,6 +186,11 @@ def test_one_process_two_and_killed_ones_give_the_same_answers(
     assert again["measures"] == pytest.approx(results["measures"], abs=1e-3)
 
 
+def test_a_model_that_does_not_exist_is_said_before_the_data_is_read(tmp_path):
+    with pytest.raises(UserError, match="none: no such folder; wanted a model folder"):
+        next(benchmark(["refcoco"], tmp_path / "no data either", tmp_path / "out", asking=Asking("none")))
+
+
 @pytest.mark.slow
 def test_answers_of_other_settings_are_not_mixed(root, model_folder, tmp_path):
     def run(**more) -> list[str]:

@@ -80,7 +80,7 @@ RECORD = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.dictionaries(st.sampled_from(["expressions", "captions", "records"]), st.lists(RECORD, max_size=3) | ANYTHING)
 )

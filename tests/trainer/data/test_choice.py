@@ -13,7 +13,7 @@ from shards import compiled
 from trainer.data.choice import Choice, choose, salt_of, shuffled, take_in_turn
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(1, 6), st.integers(1, 8), st.integers(1, 4), st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1))
 def test_every_object_comes_before_one_comes_twice(frames: int, objects: int, most: int, salt: int, seed: int):
     """For any visibility: each object is taken, none again before all were, its turns count up, both frames show it."""
@@ -99,7 +99,7 @@ def test_grouping_thousands_of_objects_in_separate_frames_is_fast():
 
 
 @pytest.mark.skipif(not compiled.is_compiled(), reason="not compiled here")
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(count=st.integers(0, 200), salt=st.integers(0, 2**64 - 1))
 def test_the_compiled_order_is_that_of_python(count: int, salt: int):
     numbers = [3 * n for n in range(count)]

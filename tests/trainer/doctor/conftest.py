@@ -6,18 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.fresh_accelerate import reset_accelerate
 from tests.trainer.doctor.found import GOOD
 from trainer.config import Config
 from trainer.doctor.footprint import Footprint, measure_footprint
 
 _FOOTPRINTS: dict[str, Footprint] = {}
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    yield
-    reset_accelerate()
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,6 @@ from accelerate import Accelerator
 from shards.errors import UserError
 from tests.batches import make_loader, one_sample
 from tests.conversations import about_objects, conversation_batch
-from tests.fresh_accelerate import reset_accelerate
 from tests.joined import Joined
 from tests.trainer.conftest import build_step
 from tests.trainer.runs import environment_of
@@ -39,12 +38,6 @@ TEXTS = [["the left eye."]]
 def single(batch: PairBatch) -> PairBatch:
     """One sample, with a text."""
     return replace(one_sample(batch), texts=TEXTS)
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    yield
-    reset_accelerate()
 
 
 class Served:

@@ -37,7 +37,7 @@ def test_the_caption_loss_gives_the_mask_a_gradient(make_loop, batch: PairBatch,
     assert not any(g is not None and g.any() for g in torch.autograd.grad(cut["loss"], decoder, allow_unused=True))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1), st.floats(-6, 6))
 def test_cells_of_a_predicted_mask_are_those_of_the_recipe(seed: int, bias: float):
     logits = torch.randn(2, 256, 256, generator=torch.Generator().manual_seed(seed)) + bias

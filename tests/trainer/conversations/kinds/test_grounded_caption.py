@@ -119,7 +119,7 @@ def test_captions_come_in_turn_and_the_questions_are_drawn():
     assert asked == {*GROUNDED_CAPTION_QUESTIONS} and len(asked) == 6
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text("aé [SEG]<p>", max_size=30), st.data())
 def test_without_its_marks_the_answer_is_the_caption(text, data):
     """For any caption and phrases: the letters stay, also those that spell marks, and no two phrases overlap."""

@@ -118,7 +118,7 @@ def test_every_wording_is_drawn_as_often_as_it_stands_in_the_list(kind):
     assert all(abs(count / 320 - 1) < 0.2 for count in answers.values())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=5), st.integers(1, 4), st.booleans(), st.data())
 def test_every_phrase_comes_before_one_comes_twice(texts, most, as_expressions, data):
     """Over the visits of several epochs, with or without copies, however many phrases a row has."""
