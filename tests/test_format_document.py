@@ -85,6 +85,7 @@ def test_plain_webdataset_decodes_raw_pictures(raw_set):
 def mixed_set(tmp_path: Path) -> Path:
     """Samples of one frame and of two, whose JSON has other keys, stored with zstd."""
     recode(Path(__file__).parent / "shards" / "version_1" / "folder", tmp_path / "mixed", "zstd")
+    assert {"tables.json", "objects.parquet"} <= {path.name for path in (tmp_path / "mixed").iterdir()}
     return tmp_path / "mixed"
 
 

@@ -1,7 +1,11 @@
 """Publishing: what may be passed on, what is sent and in which order, what is compared, and the card."""
 
 import io
+import os
+import random
 import shutil
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,6 +90,28 @@ def of_source(folder: Path, source: str) -> Path:
     manifest = replace(Manifest.read(folder), source=source)
     (folder / "manifest.json").write_bytes(manifest.to_bytes())
     return folder
+
+
+def test_killed_at_random_moments_it_goes_on_in_a_folder(small_set, tmp_path, pytestconfig):
+    """By kill -9 of a forked process. Nothing that is half written stays, and no manifest stands before the end."""
+    chance = random.Random(18)
+    expected = files_of(small_set)
+    for _ in range(pytestconfig.getoption("kills")):
+        child = os.fork()
+        if not child:
+            try:
+                publish(small_set, str(tmp_path))
+            finally:
+                os._exit(0)
+        time.sleep(chance.uniform(0.02, 0.3))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        found = files_of(tmp_path)
+        assert "manifest.json" not in found or found.items() >= expected.items()
+        assert all(found[name] == expected[name] for name in found.keys() & expected.keys())
+    publish(small_set, str(tmp_path))
+    assert files_of(tmp_path).items() >= expected.items()
+    assert not any(name.startswith(".") for name in files_of(tmp_path))
 
 
 @pytest.mark.parametrize("source", ["sa1b", "gcg-grandf", "coco", "my-own"])
