@@ -24,7 +24,7 @@ from shards.program import program
 VERBS: tuple[Callable[..., None], ...] = (
     *(sharding.shard, sharding.merge, sharding.estimate),
     *(sets.verify_shard, sets.recode, sets.split, sets.sample, sets.preview, sets.stats, sets.table, sets.join),
-    *(sharing.publish, sharing.energon, browsing.browse),
+    *(sets.overlap, sharing.publish, sharing.energon, browsing.browse),
     *(models.export, models.predict, models.evaluate, models.annotate, serving.serve),
     *(benchmarks.benchmark, benchmarks.compare),
     *(training.doctor, training.rows),

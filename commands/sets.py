@@ -201,6 +201,45 @@ def table(
 
 
 @extra("pipeline")
+def overlap(
+    a: Annotated[str, Argument(metavar="A", help="A shard set, a folder of sets, or a pattern.")],
+    b: Annotated[str, Argument(metavar="B", help="Another, or A again for twins within A.")],
+    distance: Annotated[
+        int, Option(min=0, max=16, help="Bits of 64 in which the hashes of nearly equal pictures may differ.")
+    ] = 6,
+    show: Annotated[int, Option(min=0, help="Pairs to print and to draw.")] = 20,
+    out: Annotated[Path | None, Option(help="File for the page.  [default: runs/overlap/A-B.html]")] = None,
+    fail: Annotated[bool, Option("--fail", help="Exit status 1 where there is a pair.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print counts and pairs as JSON.")] = False,
+    threads: Annotated[
+        int | None, Option(min=1, help="Threads that search.  [default: one per usable processor]")
+    ] = None,
+) -> None:
+    """Find pictures that two shard sets share, exactly or nearly, so that nobody measures on what was trained on.
+
+    Reads the tables pictures.parquet, which cli.py table writes for older sets. Prints the nearest pairs, writes a page
+    with their thumbnails, and all pairs as a parquet file beside it.
+    """
+    import json
+
+    from shards.output_folder import check_output_file
+    from shards.overlap_page import compare_sets, list_note, write_page, write_pairs
+
+    names = [Path(side).resolve().name.strip("*") or "sets" for side in (a, b)]
+    page = out or Path("runs", "overlap", f"{'-'.join(names)}.html")
+    pairs = page.with_suffix(".parquet")
+    check_output_file(page)
+    check_output_file(pairs)
+    compared = compare_sets(a, b, distance, threads or usable_processors())
+    note = list_note(compared, pairs)
+    write_pairs(compared, pairs)
+    write_page(compared, page, [*compared.lines(), note], show)
+    say(json.dumps(compared.to_json(show), indent=1) if as_json else f"{compared.text(show)}\n{note}\npage: {page}")
+    if fail and compared.pairs:
+        raise Exit(1)
+
+
+@extra("pipeline")
 def join(
     path: FinishedSet,
     file: Annotated[

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.codec import UInt8
+from shards.table_kind import Row, SampleContent, TableKind
+from shards.table_list import PICTURES
 
-PICTURES_TABLE = "pictures.parquet"
 PICTURE_COLUMNS: dict[str, str] = {
     "key": "string",
     "position": "int64",
@@ -23,7 +23,6 @@ PICTURE_COLUMNS: dict[str, str] = {
     "hash": "uint64",
 }
 """Columns and their types, in order."""
-PictureRow = tuple[str, int, int, int, int]
 NO_STRUCTURE = 0
 """The perceptual hash of a picture of one colour, and of no other that was met: it tells no two pictures apart."""
 
@@ -41,16 +40,16 @@ _COSINES = np.array(
 """(8, 32): frequencies 1 to 8 of the DCT-II of 32 values. Without frequency 0, brightness has no effect."""
 
 
-def picture_rows(key: str, position: int, pictures: Sequence[UInt8]) -> list[PictureRow]:
+def picture_rows(content: SampleContent) -> list[Row]:
     """Return a row, with the values of `PICTURE_COLUMNS` in order, for each frame of a sample.
 
-    Args:
-        key: of the sample.
-        position: of the sample in the set, from 0.
-        pictures: (3, S, S) uint8 for each frame, as in `FrameTensors.pixel_values`; of a lossy set, as it is decoded.
+    The pictures of a lossy set count as they are decoded.
+
+    Raises:
+        BadShard: a picture cannot be decoded.
     """
-    hashed = ((pixel_checksum(picture), perceptual_hash(picture)) for picture in pictures)
-    return [(key, position, frame, pixels, bits) for frame, (pixels, bits) in enumerate(hashed)]
+    hashed = ((pixel_checksum(picture), perceptual_hash(picture)) for picture in content.pictures())
+    return [(content.key, content.position, frame, *values) for frame, values in enumerate(hashed)]
 
 
 def pixel_checksum(picture: UInt8) -> int:
@@ -68,13 +67,16 @@ def perceptual_hash(picture: UInt8) -> int:
     are the same on every machine.
 
     Args:
-        picture: (3, S, S) uint8 RGB, S a multiple of 32.
+        picture: (3, S, S) uint8 RGB, S a multiple of 32, at most 8192.
     """
     side = picture.shape[1] // _BLOCKS
-    rows = picture.reshape(3, _BLOCKS, side, -1).sum(axis=2, dtype=np.uint32)
+    rows = picture.reshape(3, _BLOCKS, side, -1).sum(axis=2, dtype=np.uint16)
     sums = np.add.reduceat(rows, np.arange(0, rows.shape[2], side), axis=2, dtype=np.int64)  # of blocks
     grey = np.tensordot(_LUMA, sums, 1)
     coefficients = (_COSINES @ grey @ _COSINES.T).ravel()
     low, high = np.partition(coefficients, (31, 32))[31:33]
     bits: NDArray[np.uint8] = np.packbits(2 * coefficients > low + high, bitorder="little")
     return int.from_bytes(bits.tobytes(), "little")
+
+
+PICTURES_TABLE = TableKind(PICTURES, "pictures", PICTURE_COLUMNS, picture_rows, True, lambda manifest: None)

@@ -220,10 +220,10 @@ def contact_sheet(shards: ShardSet, samples: int, frames: int) -> bytes | None:
 
 def _pictures(stored: Mapping[str, memoryview], recipe: Recipe) -> dict[str, UInt8]:
     """Return the tiles (h, w, 3) uint8 of a frame's pictures by their heads; `stored` are its members by field."""
-    tiles = {_VIEW: _block_means(codec.decode_picture(stored["pixel_values"], recipe.vision_size), 2)}
+    tiles = {_VIEW: block_means(codec.decode_picture(stored["pixel_values"], recipe.vision_size), 2)}
     if "g_pixel_values" in stored:
         large = codec.decode_picture(stored["g_pixel_values"], recipe.sam_size)
-        tiles[_FRAME] = _block_means(large, recipe.sam_size // _TILE)
+        tiles[_FRAME] = block_means(large, recipe.sam_size // _TILE)
     return tiles
 
 
@@ -314,7 +314,7 @@ def _row(tiles: Sequence[UInt8]) -> UInt8:
     return row
 
 
-def _block_means(picture: UInt8, side: int) -> NDArray[np.uint8]:
+def block_means(picture: UInt8, side: int) -> NDArray[np.uint8]:
     """Average blocks of `side` x `side` pixels: (3, S, S) uint8 -> (S / side, S / side, 3) uint8."""
     count = picture.shape[1] // side
     means = picture.reshape(3, count, side, count, side).mean(axis=(2, 4))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from shards.errors import BadShard
 from shards.manifest import Manifest
 from shards.object_rows import OBJECTS_TABLE
+from shards.pictures_table import PICTURES_TABLE
 from shards.program import check_set
 from shards.table_kind import Row, TableKind
 from shards.table_list import TableInfo
@@ -22,7 +23,7 @@ from shards.table_list import TableInfo
 if TYPE_CHECKING:
     import pyarrow as pa
 
-KINDS: tuple[TableKind, ...] = (OBJECTS_TABLE,)
+KINDS: tuple[TableKind, ...] = (OBJECTS_TABLE, PICTURES_TABLE)
 """Tables that every new set has."""
 ROW_GROUP = 1 << 16  # rows
 _PART_ROWS = 1 << 11  # rows of a part that are kept as Python's objects; a batch of it

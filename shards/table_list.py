@@ -31,7 +31,8 @@ MOST_BYTES = 1 << 24
 NAME = re.compile(r"[a-z][a-z0-9_]*\.parquet")
 """Names of tables."""
 OBJECTS = "objects.parquet"
-OWN = (OBJECTS, "pictures.parquet")
+PICTURES = "pictures.parquet"
+OWN = (OBJECTS, PICTURES)
 """Names of the tables that are made of the samples alone; all others were joined."""
 _LOCK = ".tables.lock"
 _OWN_CHECKSUM = "tables_sha256"

@@ -85,7 +85,7 @@ def test_pictures_are_opened_with_a_list_of_formats_and_nowhere_without():
 
 VERBS = (
     *("shard", "estimate", "merge", "verify-shard", "recode", "split", "sample", "preview", "stats", "table"),
-    *("publish", "energon", "browse"),
+    *("overlap", "publish", "energon", "browse"),
     *("doctor", "evaluate", "export", "predict", "serve"),
 )
 

@@ -31,6 +31,7 @@ from trainer.config import Config, save_config
 from trainer.data.copying import copies_to
 from trainer.data.holdout import holdout_notes
 from trainer.data.loader import Loader, check_recipe
+from trainer.data.near_twins import near_twins
 from trainer.data.stream import Stream
 from trainer.loader_options import judging_options, prompts_of, training_options
 from trainer.measure.held_out import HeldOut
@@ -217,7 +218,8 @@ def open_data(config: Config, accelerator: Accelerator, show: Show) -> RunData:
         show(f"pictures are not bit-equal to the recipe: {line}")
     if accelerator.is_main_process:
         sets = open_sets(shards, cache)
-        for note in holdout_notes(sets, config.data.holdout, config.data.holdout_by, config.sources()):
+        held_out_by = config.data.holdout, config.data.holdout_by, config.sources()
+        for note in (*holdout_notes(sets, *held_out_by), *near_twins(sets, *held_out_by).found):
             show(note)
     return RunData(train, held_out, config.batch_size * accelerator.num_processes * config.accumulation)
 

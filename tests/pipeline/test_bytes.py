@@ -20,7 +20,7 @@ import pytest
 import zstandard
 
 from shards.table import TABLE
-from shards.table_list import LIST
+from shards.table_list import LIST, PICTURES
 from tests.layouts import CASES
 from tests.pipeline.built import put
 
@@ -91,7 +91,7 @@ def described(folder: Path, plan: dict[str, Any], notes: dict[str, bytes], codec
         "index": index_digest(folder / "index.npy", whole=False),
         "members": {tar.name: tar_digest(tar) for tar in tars},
     }
-    tables = (LIST, TABLE)
+    tables = (LIST, TABLE, PICTURES)
     if codec == "raw":
         found["with this zstandard"] = {
             "files": {

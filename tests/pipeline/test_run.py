@@ -18,11 +18,11 @@ from shards.manifest import Manifest, read_index, read_ledger
 from shards.reader import ShardSet
 from shards.storage.store import LocalFolder
 from shards.table import TABLE
-from shards.table_list import LIST
+from shards.table_list import LIST, PICTURES
 from tests.conftest import files_of, shard_sav
 
 REPOSITORY = Path(__file__).parents[2]
-FILES = ["index.npy", "ledger.jsonl", "manifest.json", TABLE]
+FILES = ["index.npy", "ledger.jsonl", "manifest.json", TABLE, PICTURES]
 
 
 def command(root: Path, out: Path, *more: str) -> list[str]:

@@ -112,7 +112,7 @@ def test_shards_of_an_older_release_in_an_object_store_give_no_table(tasks, sav_
     (tasks / "objects.parquet").write_bytes(b"of an earlier set")
     monkeypatch.setattr(set_tables, "LocalFolder", type(None))
     merge(tasks, 0.05)
-    assert "objects.parquet: it has none" in capsys.readouterr().err
+    assert "pictures.parquet: it has none" in capsys.readouterr().err
     assert not (tasks / "objects.parquet").exists()
     assert json.loads((tasks / LIST).read_bytes())["tables"] == {}
     write_tables(tasks)

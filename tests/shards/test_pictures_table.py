@@ -1,13 +1,22 @@
 import hashlib
 import io
+import shutil
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import scipy.fft
 from PIL import Image, ImageEnhance
 from skimage import data as photographs
 
-from shards.pictures_table import NO_STRUCTURE, perceptual_hash, picture_rows, pixel_checksum
+from shards.manifest import Manifest
+from shards.pictures_table import NO_STRUCTURE, PICTURES, perceptual_hash, pixel_checksum
+from shards.reader import ShardSet, decode_field
+from shards.recode import recode
+from shards.table import write_tables
+from shards.table_list import TableInfo, record_table
 
 PHOTOS = {
     name: Image.fromarray(getattr(photographs, name)()).convert("RGB")
@@ -82,11 +91,51 @@ def test_bits_are_the_same_on_every_machine():
     assert f"{pixel_checksum(picture):016x}" == "cd24feb823c4a1be"
 
 
-def test_one_row_per_frame_and_the_checksum_is_of_the_pixels_alone():
-    pictures = [np.random.default_rng(n).integers(0, 256, (3, 448, 448), np.uint8) for n in range(2)]
-    rows = picture_rows("a-0123456789abcdef", 7, [*pictures, pictures[0][:, ::-1]])
-    assert [row[:3] for row in rows] == [("a-0123456789abcdef", 7, frame) for frame in range(3)]
-    expected = hashlib.blake2b(pictures[1].tobytes()).digest()
-    assert rows[1][3].to_bytes(8, "little") == expected[:8]
-    assert rows[2][3] == pixel_checksum(pictures[0][:, ::-1].copy()) != rows[0][3]
-    assert picture_rows("text-0123456789abcdef", 0, []) == []
+def test_one_row_per_frame_also_of_samples_without_objects(mixed_set, tmp_path):
+    own = Path(shutil.copytree(mixed_set, tmp_path / "set"))
+    (own / PICTURES).unlink()
+    write_tables(own, 2)
+    assert (own / PICTURES).read_bytes() == (mixed_set / PICTURES).read_bytes()  # as shard wrote it
+    shards = ShardSet(own)
+    expected = []
+    for position in range(len(shards)):
+        meta, members = shards.sample(position)
+        views = [
+            decode_field(f, data, shards.recipe, as_stored=True)
+            for f, data in members.items()
+            if f.name == "pixel_values"
+        ]
+        assert len(views) == len(meta["frames"])
+        for frame, picture in enumerate(views):
+            digest = hashlib.blake2b(picture.tobytes()).digest()
+            row = {"key": shards.key(position), "position": position, "frame": frame}
+            expected.append(row | {"pixels": int.from_bytes(digest[:8], "little"), "hash": perceptual_hash(picture)})
+    assert pq.read_table(own / PICTURES).to_pylist() == expected
+    kinds = [len(shards.meta(position)["frames"]) for position in range(len(shards))]
+    assert {0, 1} <= {*kinds}
+
+
+def test_of_a_lossy_set_what_is_left_counts(small_set, tmp_path):
+    recode(small_set, tmp_path / "lossy", "jpeg", 2)
+    tables = [pq.read_table(folder / PICTURES) for folder in (small_set, tmp_path / "lossy")]
+    pixels = [table.column("pixels").to_pylist() for table in tables]
+    assert not {*pixels[0]} & {*pixels[1]}
+    hashes = [table.column("hash").to_pylist() for table in tables]
+    assert max((a ^ b).bit_count() for a, b in zip(*hashes, strict=True)) <= 2
+    written = (tmp_path / "lossy" / PICTURES).read_bytes()
+    write_tables(tmp_path / "lossy", 1, overwrite=True)
+    assert (tmp_path / "lossy" / PICTURES).read_bytes() == written
+
+
+def test_verify_names_a_wrong_hash(small_set, tmp_path, here):
+    own = Path(shutil.copytree(small_set, tmp_path / "set"))
+    table = pq.read_table(own / PICTURES)
+    rows = table.to_pylist()
+    rows[3]["hash"] ^= 1
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), own / PICTURES)
+    manifest = Manifest.read(own)
+    record_table(own, manifest, PICTURES, TableInfo.of_file(own / PICTURES, len(rows)))
+    done = here("verify-shard", own, "--workers", 1)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stdout.splitlines() if "FAILED" in line]
+    assert all(word in line for word in (PICTURES, rows[3]["key"], " hash: "))

@@ -18,6 +18,7 @@ from trainer.config import Config
 from trainer.data.decoding import Need
 from trainer.data.holdout import holdout_notes
 from trainer.data.loader import Loader, check_recipe
+from trainer.data.near_twins import near_twins
 from trainer.data.order import usable_samples
 from trainer.data.selection import Selection
 from trainer.doctor.findings import Finding, fail, ok, size, warn
@@ -113,8 +114,10 @@ def check_sets(config: Config, data: Data) -> Iterator[Finding]:
         ]
         yield from (ok("data", line) for line in data.selected)
         yield ok("data", "; ".join(counts))
-        notes = holdout_notes(data.sets, config.data.holdout, config.data.holdout_by, config.sources())
-        yield from (warn("data", note) for note in notes)
+        held_out_by = config.data.holdout, config.data.holdout_by, config.sources()
+        twins = near_twins(data.sets, *held_out_by)
+        yield from (warn("data", note) for note in (*holdout_notes(data.sets, *held_out_by), *twins.found))
+        yield from (ok("data", note) for note in twins.unknown)
 
 
 def check_objective(config: Config, data: Data) -> Iterator[Finding]:

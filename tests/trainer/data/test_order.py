@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from shards.select import split
 from tests.batches import make_loader
 from trainer.data.order import SampleOrder, entries_of
 
@@ -81,3 +82,12 @@ def test_a_limit_takes_held_out_samples_of_all_sets_in_turn(sav_set, small_set):
         loads = make_loader(sets, **OPTIONS, **of_both, limit=limit)
         found = [loads._order.locate(position) for position in loads.order(0).tolist()]
         assert [[number for entry, number in found if str(entry.shards.folder) == str(one)] for one in sets] == numbers
+
+
+@pytest.mark.parametrize("repeats, epochs, times", [(2, 1, 2), (0.5, 2, 1)])
+def test_two_sets_of_one_source_are_one_source(sav_set, tmp_path, repeats, epochs, times):
+    split(sav_set, tmp_path, 0.5, "sample", 10**9)
+    loads = make_loader([tmp_path / "sav-train", tmp_path / "sav-val"], **OPTIONS, repeats={"sav": repeats})
+    places = [loads._order.locate(place) for epoch in range(epochs) for place in loads.order(epoch).tolist()]
+    counted = Counter(entry.shards.key(number) for entry, number in places)
+    assert [*counted.values()] == [times] * 12

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from shards.table import write_table
+from tests.conftest import without_tables
 from tests.trainer.doctor.found import damage, found
 
 
@@ -53,5 +54,20 @@ def test_what_a_condition_chooses_is_a_finding(good: list[str], sav_set: Path, t
     assert f"{folder}: where position < 8: 8 of 12 objects, in 8 of 12 samples; the others are left out" in findings
     assert any("dual: 8 samples per epoch" in text for text in findings)
     assert f"dual, {folder}: 8 of 8 samples that data.where chooses have an object with a prompt cell" in findings
-    (failed,) = found([*good, "data.where=position < 8"])
+    (failed,) = found([*good, f"data.shards=[{without_tables(folder)}]", "data.where=position < 8"])
     assert failed[0] == "data" and "no table of its objects" in failed[1]
+
+
+def test_held_out_pictures_that_look_like_trained_ones_are_a_warning(good: list[str]):
+    texts = [text for check, text in found([*good, "data.holdout_by=sample"], "warn") if check == "data"]
+    assert (
+        sum("held-out pictures are equal or nearly equal to one that is trained on, such as" in text for text in texts)
+        == 1
+    )
+
+
+def test_a_set_without_a_table_of_pictures_is_named(good: list[str], sav_set: Path, tmp_path: Path):
+    own = Path(shutil.copytree(sav_set, tmp_path / "own"))
+    (own / "pictures.parquet").unlink()
+    texts = [text for _, text in found([*good, f"data.shards=[{own}]"], "ok")]
+    assert any(f"{own}: near twins of its held-out pictures are not looked for" in text for text in texts)
