@@ -15,8 +15,10 @@ from starlette.testclient import TestClient
 from browsing.app import make_app
 from browsing.collection import Collection
 from browsing.marks import Marks
+from shards.join import join_file
 from shards.reader import ShardSet
 from shards.table import COLUMNS
+from shards.where import choose
 
 
 def opened(answer) -> Image.Image:
@@ -159,7 +161,7 @@ def test_the_ledger_by_pages_and_reasons(sets, tmp_path):
             assert found == [line for line in lines if reason in ("", line["reason"])]
 
 
-def test_marks_and_their_table(client):
+def test_marks_and_their_table(client, sets, tmp_path):
     key, _, other = (row["key"] for row in client.get("/api/sav/rows").json()["samples"][4:7])
     for number, mark in ((None, "broken"), (0, "keep"), (0, "<b>'\""), (None, "keep")):
         client.post("/api/sav/marks", json={"position": 4, "object": number, "mark": mark})
@@ -174,3 +176,7 @@ def test_marks_and_their_table(client):
         {"key": other, "object": 0, "mark": "broken"},
     ]
     assert client.get("/api/mixed/marks").json() == {"marks": []}
+    shutil.copytree(sets / "sav", tmp_path / "sav")
+    pq.write_table(table, tmp_path / "marks.parquet")
+    join_file(tmp_path / "sav", tmp_path / "marks.parquet")  # as it is
+    assert np.flatnonzero(choose(ShardSet(tmp_path / "sav"), "mark = 'broken'").counts).tolist() == [6]

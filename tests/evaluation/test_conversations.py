@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from evaluation.conversations import ConversationReader
 from evaluation.evaluate import evaluate
 from evaluation.items import NO_OBJECT, NO_TEXT, group_samples
+from evaluation.published.predictions import read_predictions
 from pipeline.request import make_request
 from pipeline.run import run
 from shards.reader import ShardSet
@@ -162,6 +163,24 @@ def test_only_chosen_objects_are_asked_about(mixed_set: Path, tmp_path: Path):
     assert left_out["expressions of objects that the condition leaves out"] == 1
 
 
+def _check_predictions(file: Path, shards: ShardSet) -> None:
+    """Each written mask has the IoU that its line says with the objects and the frame that it names."""
+    of_key = {shards.key(n): shards[n] for n in range(len(shards))}
+    empty = 0
+    found = read_predictions(file).of_item.values()
+    for prediction in found:
+        about = prediction.sample
+        sample = of_key[about["key"]]
+        name = "masks" if len(sample["meta"]["frames"]) == 1 else f"masks{about['frame']}"
+        mask = prediction.decoded(1024, 1024)[0]
+        if not about["objects"]:
+            empty += 1
+            continue
+        truth = sample[name][about["objects"]].any(axis=0)
+        assert prediction.numbers["iou"] == pytest.approx((truth & mask).sum() / (truth | mask).sum(), abs=1e-6)
+    assert (len(found), empty) == (11, 1)
+
+
 def test_metrics_equal_an_independent_computation(
     released: Path, mixed_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -191,7 +210,9 @@ def test_metrics_equal_an_independent_computation(
     monkeypatch.setattr(ConversationObjective, "judge", spying)
     out = tmp_path / "numbers.json"
     options = {"no_target": "empty_mask", "frames": 3, "max_caption_tokens": 2, "batch_size": 4, "json_file": out}
-    shown = evaluate(str(released), [str(mixed_set)], device="cpu", **options)
+    lines = tmp_path / "predictions.jsonl"
+    shown = evaluate(str(released), [str(mixed_set)], device="cpu", predictions=lines, **options)
+    _check_predictions(lines, ShardSet(mixed_set))
     numbers = json.loads(out.read_text())
     found = numbers["all"]
     assert numbers["objective"] == "converse"  # some samples have texts and no region
