@@ -241,6 +241,8 @@ def annotate(
         raise UserError("nothing of this kind", where="--what", met=what, wanted=" or ".join(get_args(What)))
     opened = _open(shards, cache)
     selection = select(opened, where)
+    if selection is not None and not selection.samples.any():
+        raise UserError("no object is chosen", where=shards, met=f"where {where}")
     if not out.absolute().parent.is_dir():
         raise UserError("no such folder", where=str(out), do="make it, or give another --out")
     if processes := missing_processes():
@@ -264,20 +266,20 @@ def annotate(
     }
     config = with_values(Config(), {"max_caption_tokens": max_caption_tokens})
     work = _Work(opened, selection, _ANNOTATORS[what](Passes(loaded.model, config)), batch_size)
-    text = None
-    if not (is_done := _is_written(out, settings)):
-        folder = out.with_name(f"{out.name}.partial")
+    folder = out.with_name(f"{out.name}.partial")
+    text = f"{out}: up to date"
+    if not _is_written(out, settings):
         _prepare(folder, settings)
         file = work.run(folder, state.is_main_process)
         state.wait_for_everyone()
         if state.is_main_process:
-            text = work.write(file, out, settings)
-            shutil.rmtree(folder)
+            text = f"{work.write(file, out, settings)}; put it beside the set with {command(f'join {shards} {out}')}"
         file.close()
-    if state.is_main_process and text is None:
-        text = f"{out}: up to date" if is_done else None
+    if state.is_main_process:
+        shutil.rmtree(folder, ignore_errors=True)
+    is_main = state.is_main_process
     state.destroy_process_group()
-    return text
+    return text if is_main else None
 
 
 def _open(path: str, cache: Cache | None) -> ShardSet:
@@ -485,8 +487,7 @@ class _Work:
             temporary.unlink(missing_ok=True)
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
         lost = f"; left out: {reasons}" if reasons else ""
-        do = command(f"join {self._shards.folder} {out}")
-        return f"{out}: {written:,} of {written + left_out.total():,} objects{lost}; put it beside the set with {do}"
+        return f"{out}: {written:,} of {written + left_out.total():,} objects{lost}"
 
     def _parts(self, file: _Lines) -> Iterator[tuple[list[Values], Counter[str]]]:
         """Yield the rows of some samples at a time, in the set's order, with what was left out of them."""

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from shards.atomic import sync_folder
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+Numbers = NDArray[np.int64]
 NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 """Names of joined tables."""
 _KEYS = ("key", "object", "id")
@@ -43,9 +45,11 @@ _SPILL = ".join.spill"
 _VERSION = 1
 _MEMORY = "1GB"
 """What DuckDB may hold; the rest of a join is in `_SPILL`."""
-_STEP = 2048  # rows of a batch
+_STEP = 2048  # rows, of which a row group has a multiple
 _ROW_GROUP = 32 * _STEP  # most rows
-_GROUP_BYTES = 64 << 20  # of a row group, about
+_GROUP_BYTES = 64 << 20  # of a row group, about, and of rows that are kept before they are written to their buckets
+_BUCKETS = 1024  # at most, about
+_PARTNERS = 1 << 16  # pairs of a row and an object that DuckDB gives at a time
 _LONGEST_COLUMN = 200  # characters of a column's name
 
 
@@ -88,7 +92,7 @@ def join_file(folder: Path, file: Path, name: str | None = None, overwrite: bool
     shards = ShardSet(folder)
     objects = open_table(shards)
     path = joined_path(folder, name)
-    source = _Source.open(file)
+    source = Source.open(file)
     try:
         digest = file_sha256(file)
         with _locked(folder):
@@ -103,7 +107,7 @@ def join_file(folder: Path, file: Path, name: str | None = None, overwrite: bool
                 do = "give another --as, or --overwrite"
                 raise UserError("the name is taken", where=str(path), met="a table of another file", do=do)
             about = JoinedInfo(file.name, digest, source.by, source.columns)
-            about = _write(shards, objects, source, path, about)
+            about = write_joined(objects, table_path(folder), source, path, about, shards.manifest.checksum)
             info = TableInfo.of_file(path, shards.manifest.objects, about)
             record_table(folder, shards.manifest, path.name, info)
     except OSError as error:
@@ -227,7 +231,7 @@ def open_joined(shards: ShardSet, name: str, tables: dict[str, TableInfo]) -> pq
 
 
 @dataclass(frozen=True)
-class _Source:
+class Source:
     """A file that can be joined."""
 
     path: Path
@@ -238,7 +242,7 @@ class _Source:
     """Type by name of the columns that it adds, as `shards.table.COLUMNS` has them."""
 
     @classmethod
-    def open(cls, path: Path) -> _Source:
+    def open(cls, path: Path) -> Source:
         """Open a parquet file, and check its columns. Raises `UserError` in one line."""
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -267,6 +271,11 @@ class _Source:
                 raise UserError("a column of keys", where=f"{path}: {name}", met=str(kind), wanted=wanted)
         return cls(path, file, by, columns)
 
+    @property
+    def rows(self) -> int:
+        """Number of its rows."""
+        return int(self.file.metadata.num_rows)
+
     def group_rows(self) -> int:
         """Return the number of rows of a row group of the joined table: less where rows are long."""
         found = self.file.metadata
@@ -286,7 +295,7 @@ class _Source:
         schema = self.schema(columns)
         begin = 0
         try:
-            for batch in self.file.iter_batches(_STEP, columns=[*self.by, *columns]):
+            for batch in self.file.iter_batches(self.group_rows(), columns=[*self.by, *columns]):
                 arrays = []
                 for name, kind in zip([*self.by, *columns], schema.types, strict=False):
                     array = batch.column(batch.schema.names.index(name)).cast(kind)
@@ -418,7 +427,7 @@ def _queried(connection: duckdb.DuckDBPyConnection, feeds: dict[str, _Feed], que
     for name, feed in feeds.items():
         connection.register(name, feed.reader)
     try:
-        yield from connection.sql(query).to_arrow_reader(_STEP)
+        yield from connection.sql(query).to_arrow_reader(_PARTNERS)
     except (duckdb.Error, pa.ArrowException, OSError) as error:
         kept = next((feed.error for feed in feeds.values() if feed.error), None)
         if kept is not None:
@@ -429,7 +438,7 @@ def _queried(connection: duckdb.DuckDBPyConnection, feeds: dict[str, _Feed], que
             connection.unregister(name)
 
 
-def _check_unique(connection: duckdb.DuckDBPyConnection, source: _Source) -> None:
+def _check_unique(connection: duckdb.DuckDBPyConnection, source: Source) -> None:
     keys = ", ".join(f"k{i}" for i in range(len(source.by)))
     feed = _Feed(source.schema([]), source.batches([]))
     query = (
@@ -442,73 +451,55 @@ def _check_unique(connection: duckdb.DuckDBPyConnection, source: _Source) -> Non
             raise UserError("a key that is there twice", where=str(source.path), met=met[:200])
 
 
-def _write(shards: ShardSet, objects: pq.ParquetFile, source: _Source, path: Path, about: JoinedInfo) -> JoinedInfo:
-    """Write the joined table at `path`; return `about` with what was counted."""
+def write_joined(
+    objects: pq.ParquetFile, table: Path, source: Source, path: Path, about: JoinedInfo, manifest: str
+) -> JoinedInfo:
+    """Write the joined table at `path`; return `about` with what was counted.
+
+    DuckDB finds for each row of the file the objects that it belongs to. Then the file is read once in its order, and
+    its rows are put into buckets, one for some objects that follow one another, from which the table is written.
+
+    Args:
+        objects: the table of objects.
+        table: its path.
+        source: the file.
+        about: where the columns come from.
+        manifest: the checksum of the set's manifest.
+
+    Raises:
+        UserError: a key is there twice, or a file is damaged.
+        OSError: the table cannot be written.
+    """
+    import pyarrow as pa
+
+    count = objects.metadata.num_rows
+    group = source.group_rows()
     temporary = path.parent / f".{path.name}.tmp"
-    used = np.zeros(source.file.metadata.num_rows, np.bool_)
     try:
         with (
             _connected(path.parent) as connection,
-            tqdm(total=shards.manifest.objects, unit="object", desc=printable(path.name), mininterval=0.5) as bar,
+            tqdm(total=source.rows + count, unit="row", desc=printable(path.name), mininterval=0.5) as bar,
         ):
             _check_unique(connection, source)
-            without = _write_file(shards, objects, source, temporary, connection, used, bar.update)
+            buckets = _Buckets(path.parent / _SPILL, group * max(1, -(-count // (group * _BUCKETS))))
+            used = _scatter(source, _partners(objects, table, source, connection), buckets, bar.update)
+            fields = [pa.field(name, _arrow_type(kind)) for name, kind in source.columns.items()]
+            meta = {"version": _VERSION, "manifest": manifest}
+            schema = pa.schema(fields, {_META: json.dumps(meta, sort_keys=True)})
+            without = _write_file(temporary, schema, buckets, count, group, bar.update)
         os.replace(temporary, path)
         sync_folder(path.parent)
+    except pa.ArrowException as error:
+        raise UserError("cannot join", where=str(source.path), met=str(error)[:200]) from None
     finally:
         temporary.unlink(missing_ok=True)
-    return replace(about, without_partner=without, unused=int((~used).sum()))
+    return replace(about, without_partner=without, unused=source.rows - used)
 
 
-def _write_file(
-    shards: ShardSet,
-    objects: pq.ParquetFile,
-    source: _Source,
-    path: Path,
-    connection: duckdb.DuckDBPyConnection,
-    used: np.ndarray[Any, np.dtype[np.bool_]],
-    tick: Callable[[int], object],
-) -> int:
-    """Write and sync a file; mark the used rows of the source; return the number of objects without a partner."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    fields = [pa.field(name, _arrow_type(kind)) for name, kind in source.columns.items()]
-    meta = {"version": _VERSION, "manifest": shards.manifest.checksum}
-    schema = pa.schema(fields, {_META: json.dumps(meta, sort_keys=True)})
-    group = source.group_rows()
-    without = rows = 0
-    with open(path, "wb") as file:
-        with pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer:
-            kept: list[pa.RecordBatch] = []
-
-            def flush() -> None:
-                table = pa.Table.from_batches(kept, schema)
-                writer.write_table(table.slice(0, group).combine_chunks(), row_group_size=group)
-                kept[:] = table.slice(group).combine_chunks().to_batches()
-
-            for batch in _joined(shards, objects, source, connection):
-                partners = batch.column("row")
-                without += partners.null_count
-                used[partners.drop_null().to_numpy()] = True
-                kept.append(pa.record_batch(batch.columns[1:], schema))
-                rows += len(batch)
-                tick(len(batch))
-                while sum(map(len, kept)) >= group:
-                    flush()
-            if kept or not rows:
-                flush()
-        file.flush()
-        os.fsync(file.fileno())
-    if rows != shards.manifest.objects:
-        raise AssertionError(f"{rows} rows of {shards.manifest.objects} objects")
-    return without
-
-
-def _joined(
-    shards: ShardSet, objects: pq.ParquetFile, source: _Source, connection: duckdb.DuckDBPyConnection
-) -> Iterator[pa.RecordBatch]:
-    """Yield for each object in order the number of its row in the source, null for none, and that row's values."""
+def _partners(
+    objects: pq.ParquetFile, table: Path, source: Source, connection: duckdb.DuckDBPyConnection
+) -> Iterator[tuple[Numbers, Numbers]]:
+    """Yield rows of the source, ascending, and the objects that they belong to."""
     import pyarrow as pa
 
     kinds = {"key": pa.string(), "object": pa.int64(), "id": pa.string()}
@@ -517,17 +508,120 @@ def _joined(
 
     def batches() -> Iterator[pa.RecordBatch]:
         begin = 0
-        for batch in read_batches(objects, table_path(shards.folder), source.by):
+        for batch in read_batches(objects, table, source.by):
             arrays = [batch.column(name).cast(kinds[name]) for name in source.by]
             rows = pa.array(np.arange(begin, begin + len(batch)))
             yield pa.record_batch([*arrays, rows], schema)
             begin += len(batch)
 
-    feeds = {
-        "objects": _Feed(schema, batches()),
-        "later": _Feed(source.schema([*source.columns]), source.batches([*source.columns])),
-    }
-    values = "".join(f", later.v{i}" for i in range(len(source.columns)))
+    feeds = {"objects": _Feed(schema, batches()), "later": _Feed(source.schema([]), source.batches([]))}
     same = " AND ".join(f"objects.k{i} = later.k{i}" for i in range(len(source.by)))
-    query = f"SELECT later.row{values} FROM objects LEFT JOIN later ON {same} ORDER BY objects.row"
-    yield from _queried(connection, feeds, query)
+    query = f"SELECT later.row, objects.row FROM objects JOIN later ON {same} ORDER BY ALL"
+    for batch in _queried(connection, feeds, query):
+        rows, numbers = (column.to_numpy(zero_copy_only=False) for column in batch.columns)
+        yield rows, numbers
+
+
+class _Buckets:
+    """Rows of values, each with the number of its object, in a file for each `size` objects."""
+
+    def __init__(self, folder: Path, size: int) -> None:
+        self.size = size
+        self._folder = folder
+        self._kept: dict[int, list[pa.RecordBatch]] = {}
+        self._bytes = 0
+
+    def add(self, values: pa.RecordBatch, objects: Numbers) -> None:
+        """Add rows of values for these objects."""
+        import pyarrow as pa
+
+        buckets = objects // self.size
+        order = np.argsort(buckets, kind="stable")
+        batch = values.append_column("object", pa.array(objects)).take(pa.array(order))
+        found, starts = np.unique(buckets[order], return_index=True)
+        for bucket, begin, end in zip(found.tolist(), starts, [*starts[1:], len(batch)], strict=True):
+            self._kept.setdefault(bucket, []).append(batch.slice(begin, end - begin))
+        self._bytes += batch.nbytes
+        if self._bytes > _GROUP_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        for bucket, batches in self._kept.items():
+            with open(self._folder / f"{bucket}.rows", "ab") as file:
+                table = pa.Table.from_batches(batches).combine_chunks()
+                with pa.ipc.new_stream(file, table.schema) as stream:
+                    stream.write_table(table)
+        self._kept.clear()
+        self._bytes = 0
+
+    def take(self, bucket: int) -> pa.Table | None:
+        """Return the rows of a bucket, and remove them; None where there are none."""
+        import pyarrow as pa
+
+        self._flush()
+        path = self._folder / f"{bucket}.rows"
+        if not path.exists():
+            return None
+        parts = []
+        with open(path, "rb") as file:
+            while file.tell() < path.stat().st_size:
+                parts.append(pa.ipc.open_stream(file).read_all())
+        path.unlink()
+        return pa.concat_tables(parts)
+
+
+def _scatter(
+    source: Source,
+    partners: Iterator[tuple[Numbers, Numbers]],
+    buckets: _Buckets,
+    tick: Callable[[int], object],
+) -> int:
+    """Put the values of the source's rows into the buckets of their objects; return how many rows have an object."""
+    import pyarrow as pa
+
+    used = begin = 0
+    rows = objects = np.zeros(0, np.int64)
+    for batch in source.batches([*source.columns]):
+        end = begin + len(batch)
+        while (not len(rows) or rows[-1] < end) and (more := next(partners, None)) is not None:
+            rows, objects = np.concatenate([rows, more[0]]), np.concatenate([objects, more[1]])
+        count = int(np.searchsorted(rows, end))
+        if count:
+            used += len(np.unique(rows[:count]))
+            values = batch.select([f"v{i}" for i in range(len(source.columns))])
+            buckets.add(values.take(pa.array(rows[:count] - begin)), objects[:count])
+        rows, objects = rows[count:], objects[count:]
+        begin = end
+        tick(len(batch))
+    return used
+
+
+def _write_file(
+    path: Path, schema: pa.Schema, buckets: _Buckets, count: int, group: int, tick: Callable[[int], object]
+) -> int:
+    """Write and sync a table of `count` rows in groups; return the number of rows without values."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    without = 0
+    with open(path, "wb") as file:
+        with pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer:
+            for first in range(0, count, buckets.size):
+                places = np.full(min(buckets.size, count - first), -1)
+                rows = buckets.take(first // buckets.size)
+                if rows is None:
+                    rows = schema.empty_table().append_column("object", pa.array([], pa.int64()))
+                places[rows.column("object").to_numpy() - first] = np.arange(len(rows))
+                without += int((places < 0).sum())
+                values = (
+                    rows.drop_columns("object").rename_columns(schema.names).replace_schema_metadata(schema.metadata)
+                )
+                whole = values.take(pa.array(places, mask=places < 0))
+                for begin in range(0, len(whole), group):
+                    writer.write_table(whole.slice(begin, group).combine_chunks(), row_group_size=group)
+                tick(len(whole))
+        file.flush()
+        os.fsync(file.fileno())
+    return without

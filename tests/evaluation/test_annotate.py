@@ -172,6 +172,9 @@ def test_only_chosen_objects_are_annotated(tabled: Path, released: Path, tmp_pat
     with pytest.raises(UserError, match=r"some.parquet: another file; wanted what this call writes, or none; .*--out"):
         annotate(str(released), str(tabled), "embeddings", out, **{**options, "where": "position = 1"})
     PartialState._reset_state()
+    with pytest.raises(UserError, match="no object is chosen; met where position = 99"):
+        annotate(str(released), str(tabled), "embeddings", tmp_path / "none.parquet", where="position = 99")
+    PartialState._reset_state()
     other = tmp_path / "other.parquet"
     (tmp_path / "other.parquet.partial").mkdir()
     (tmp_path / "other.parquet.partial" / "run.json").write_text('{"what": "captions"}')

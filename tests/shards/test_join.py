@@ -21,7 +21,7 @@ from shards import join as joining
 from shards.checksum import file_sha256
 from shards.errors import UserError
 from shards.format import MANIFEST
-from shards.join import _Source, drop, explain, join_file
+from shards.join import Source, drop, explain, join_file
 from shards.reader import ShardSet
 from shards.table import TABLE, write_table
 from shards.table_list import LIST, TableInfo, read_tables, record_table
@@ -94,13 +94,17 @@ def test_the_bytes_do_not_depend_on_how_much_is_held(tabled: Path, tmp_path: Pat
     first = join_file(tabled, file)
     data = first.path.read_bytes()
     assert join_file(tabled, file) == replace(first, was_there=True)
-    monkeypatch.setattr(joining, "_STEP", 2)
     monkeypatch.setattr(joining, "usable_processors", lambda: 1)
     drop(tabled, "a")
     assert not first.path.exists() and "a.parquet" not in read_tables(tabled, ShardSet(tabled).manifest)
-    monkeypatch.setattr(joining, "_ROW_GROUP", 1 << 16)
-    monkeypatch.setattr(_Source, "group_rows", lambda self: 1 << 16)
+    monkeypatch.setattr(joining, "_PARTNERS", 2)
+    monkeypatch.setattr(joining, "_GROUP_BYTES", 1)
     assert join_file(tabled, file).path.read_bytes() == data
+    rows = rows_of(first.path)
+    drop(tabled, "a")
+    monkeypatch.setattr(Source, "group_rows", lambda self: 3)  # so that there are several buckets
+    assert rows_of(join_file(tabled, file).path) == rows
+    assert pq.ParquetFile(first.path).metadata.num_row_groups == 3
     other = write(later(tabled, 1), tmp_path / "other" / "a.parquet")
     with pytest.raises(UserError, match=r"the name is taken; met a table of another file; .*--overwrite"):
         join_file(tabled, other)
@@ -208,10 +212,10 @@ def test_a_table_of_an_earlier_state_is_refused_and_joined_again(tabled: Path, t
 def test_a_killed_join_leaves_nothing_half_written(
     tabled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ):
-    """Killed before the table is renamed, before it is listed, or while rows are sorted."""
+    """Killed before the table is renamed, before it is listed, or when its rows are in buckets."""
     file = write(later(tabled), tmp_path / "late.parquet")
     before = files_of(tabled)
-    name = {"replace": "os.replace", "record": "shards.join.record_table", "spill": "shards.join._joined"}[moment]
+    name = {"replace": "os.replace", "record": "shards.join.record_table", "spill": "shards.join._write_file"}[moment]
     program = f"""
 import os, sys, signal
 from pathlib import Path
