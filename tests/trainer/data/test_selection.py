@@ -24,6 +24,7 @@ from shards.storage.cache import Cache
 from shards.table import TABLE, write_table
 from shards.table_list import LIST
 from tests.batches import make_loader
+from tests.conftest import without_tables
 from tests.servers import serving
 from tests.shards.conftest import write_set
 from trainer.conversations.options import ConversationOptions
@@ -267,9 +268,10 @@ def test_a_set_without_objects_is_taken_whole_and_one_without_a_table_is_refused
     loads = loader(texts, where="area > 0.5")
     assert len(loads.order(0)) == 3
     assert loads.selected == [f"{texts}: its samples have no objects, so it is taken whole, whatever data.where says"]
+    bare = without_tables(Path(shutil.copytree(sav_set, tmp_path / "bare")))
     with pytest.raises(UserError, match=r"no table of its objects; wanted objects.parquet; .*table ") as caught:
-        loader(sav_set, where="true")
-    assert str(sav_set) in str(caught.value) and "\n" not in str(caught.value)
+        loader(bare, where="true")
+    assert str(bare) in str(caught.value) and "\n" not in str(caught.value)
 
 
 MUTE: dict[str, Any] = {"source": "sav", "dataset_type": "text", "objects": [], "frames": [], "has_paired_frame": False}
