@@ -1,7 +1,10 @@
 import json
+import re
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -130,15 +133,15 @@ def test_a_table_of_another_set_is_refused_and_written_again(small_set, mixed_se
     open_table(ShardSet(own))
 
 
-def test_verify_names_key_and_column_of_a_wrong_table(small_set, tmp_path, here):
+def test_verify_names_key_and_column_of_a_wrong_table(small_set, sav_root, tmp_path, here):
     own = without_tables(Path(shutil.copytree(small_set, tmp_path / "set")))
     assert here("table", own).returncode == 0
-    assert here("verify-shard", own, "--workers", 1).returncode == 0
+    assert here("verify-shard", own, "--workers", 1, "--against", sav_root).returncode == 0
     right = pq.read_table(own / TABLE)
     rows = right.to_pylist()
     rows[2]["cells"][0] += 1
     replace_table(own, pa.Table.from_pylist(rows, right.schema))
-    done = here("verify-shard", own, "--workers", 1)
+    done = here("verify-shard", own, "--workers", 1, "--against", sav_root)
     assert done.returncode == 1
     (line,) = [line for line in done.stdout.splitlines() if "FAILED" in line]
     assert all(word in line for word in (TABLE, rows[2]["key"], " cells: "))
@@ -175,3 +178,23 @@ def test_a_run_that_fails_leaves_no_table_and_no_file(small_set, tmp_path, monke
         (own / leftover).write_bytes(b"half")
     write_table(own)
     assert files_of(own).keys() == before.keys() | {TABLE, LIST}
+
+
+def test_the_queries_of_the_document(small_set, tmp_path, monkeypatch, capsys):
+    """polars' where it is installed."""
+    folder = Path(shutil.copytree(small_set, tmp_path / "shards/sav"))
+    monkeypatch.chdir(tmp_path)
+    rows = expected_rows(folder)
+    text = (Path(__file__).parents[2] / "docs/TABLE.md").read_text("utf-8")
+    small, scores = re.findall(r"```sql\n(.*?)```", text, re.DOTALL)
+    pandas, polars = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    limit = max(row["area"] for row in rows)
+    found = duckdb.sql(small.replace("0.002", str(limit))).fetchall()
+    assert [count for _, count, _ in found] == [sum(row["area"] < limit for row in rows)]
+    assert duckdb.sql(scores).fetchall() == [(None, len(rows), np.mean([row["words"] for row in rows]))]
+    exec(pandas, {})
+    shown = {row["key"] for row in rows if sum(area > 0 for area in row["areas"]) > 1}
+    assert capsys.readouterr().out == f"{len(shown)}\n"
+    if find_spec("polars"):
+        exec(polars, {})
+        assert f"sav    ┆ {len(rows)}" in capsys.readouterr().out
