@@ -88,6 +88,7 @@ def greedy(model: Sa2VA, visual_tokens: torch.Tensor, cells: torch.Tensor) -> tu
     return ids, total
 
 
+@pytest.mark.slow
 def test_captions_and_their_probabilities_are_those_of_plain_passes(
     tabled: Path,
     captions: Path,
@@ -113,6 +114,7 @@ def keys_of(folder: Path) -> list[str]:
     return [shards.key(position) for position in range(len(shards))]
 
 
+@pytest.mark.slow
 def test_cycle_iou_and_swap_gap_are_those_of_an_evaluation(
     tabled: Path,
     captions: Path,
@@ -129,6 +131,7 @@ def test_cycle_iou_and_swap_gap_are_those_of_an_evaluation(
     assert measured["items"] == measured["swap_items"] == 2
 
 
+@pytest.mark.slow
 def test_masks_of_the_own_texts_and_mean_visual_tokens(
     refer_set: Path,  # noqa: F811
     released: Path,  # noqa: F811
