@@ -359,7 +359,7 @@ def read_ledger(folder: Path) -> list[LedgerLine]:
         with open_regular(path) as file:
             # Only a line feed ends a line: names may hold other line ends, such as U+2028.
             for number, line in enumerate(iter(lambda: file.readline(_MOST_LINE + 1), b""), 1):
-                lines.append(_ledger_line(line, number))
+                lines.append(_ledger_line(line, f"line {number}"))
     except (OSError, ValueError, TypeError) as error:
         raise UserError("not a ledger", where=str(path), met=str(error)) from None
     return lines
@@ -385,7 +385,7 @@ def read_ledger_at(path: Path, begin: int, most: int, reason: str | None = None)
             if begin < 0 or (begin and file.read(1) != b"\n"):
                 raise ValueError(f"no line begins at byte {begin}")
             while data := file.readline(_MOST_LINE + 1):
-                line = _ledger_line(data, len(lines) + 1)
+                line = _ledger_line(data, f"the line at byte {file.tell() - len(data)}")
                 if reason is not None and line.reason != reason:
                     continue
                 if len(lines) == most:
@@ -396,20 +396,20 @@ def read_ledger_at(path: Path, begin: int, most: int, reason: str | None = None)
     return lines, None
 
 
-def _ledger_line(data: bytes, number: int) -> LedgerLine:
+def _ledger_line(data: bytes, place: str) -> LedgerLine:
     """Parse a line of the ledger; raises `ValueError` or `TypeError`."""
     if len(data) > _MOST_LINE:
-        raise ValueError(f"line {number} is longer than {_MOST_LINE} bytes")
+        raise ValueError(f"{place} is longer than {_MOST_LINE} bytes")
     try:
         body = parse_json(data)
     except ValueError as error:
-        raise ValueError(f"line {number}: {error}") from None
+        raise ValueError(f"{place}: {error}") from None
     if not isinstance(body, dict):
-        raise ValueError(f"line {number}: {str(body)[:60]}")
+        raise ValueError(f"{place}: {str(body)[:60]}")
     line = LedgerLine(**body)
     for name, kind in (("path", str), ("reason", str), ("detail", str), ("bad", bool)):
         if not isinstance(getattr(line, name), kind):
-            raise TypeError(f"line {number}: {name} is {str(getattr(line, name))[:60]}")
+            raise TypeError(f"{place}: {name} is {str(getattr(line, name))[:60]}")
     return line
 
 

@@ -159,6 +159,11 @@ def test_the_ledger_by_pages_and_reasons(sets, tmp_path):
                 found += answer["lines"]
                 begin = answer["next"]
             assert found == [line for line in lines if reason in ("", line["reason"])]
+        size = (folder / "ledger.jsonl").stat().st_size
+        with open(folder / "ledger.jsonl", "a") as file:
+            file.write("[]\n")
+        damaged = client.get("/api/sav/ledger", params={"begin": size})
+        assert damaged.status_code == 422 and f"met the line at byte {size}: []" in damaged.json()["error"]
 
 
 def test_marks_and_their_table(client, sets, tmp_path):
