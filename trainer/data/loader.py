@@ -260,7 +260,8 @@ class Loader:
         pool = ThreadPoolExecutor(options.threads, "shards") if options.threads else _ImmediateExecutor()
         depth = options.prefetch if options.threads else 0
         plans = BatchPlans(
-            lambda number: self._submit_plans(pool, self._own(order, number), epoch),
+            # One task for a batch: what threads plan of it at a time is Python, which runs in one of them alone.
+            lambda number: pool.submit(self._plan, self._own(order, number), epoch),
             range(first, batches),
             ahead=max(depth, options.accumulation - 1) + bool(options.threads),
         )
@@ -370,10 +371,6 @@ class Loader:
     def _new_ring(self) -> Ring:
         return Ring([self._decoder.new_buffers() for _ in range(self._options.prefetch + 2)])
 
-    def _submit_plans(self, pool: Executor, positions: list[int], epoch: int) -> list[Future[list[Any]]]:
-        """Let each thread plan a run of samples: a task per sample costs as much Python as the sample."""
-        return [pool.submit(self._plan, positions[part], epoch) for part in self._parts(len(positions))]
-
     def _submit(self, pool: Executor, buffers: Buffers, plans: list[Any]) -> tuple[Buffers, list[Future[list[Any]]]]:
         """Let each thread decode a run of samples."""
         places = self._decoder.places(buffers, plans)
@@ -481,28 +478,28 @@ class BatchPlans:
     """Plans of an epoch's batches, made ahead.
 
     Args:
-        submit: begins to make the plans of a batch, in parts.
+        submit: begins to make the plans of a batch.
         numbers: of the batches.
         ahead: so many batches are planned, or begun to be, beyond the one in use.
     """
 
-    def __init__(self, submit: Callable[[int], list[Future[list[Any]]]], numbers: range, ahead: int) -> None:
+    def __init__(self, submit: Callable[[int], Future[list[Any]]], numbers: range, ahead: int) -> None:
         self._submit = submit
         self._upcoming = iter(numbers)
         self._last = numbers.start - 1
         self._ahead = ahead
-        self._parts: dict[int, list[Future[list[Any]]]] = {}
+        self._plans: dict[int, Future[list[Any]]] = {}
 
     def begin(self, number: int) -> None:
         """Forget the plans of the batches before `number`, and begin to make others ahead."""
-        self._parts.pop(number - 1, None)
+        self._plans.pop(number - 1, None)
         while self._last < number + self._ahead and (upcoming := next(self._upcoming, None)) is not None:
-            self._parts[upcoming] = self._submit(upcoming)
+            self._plans[upcoming] = self._submit(upcoming)
             self._last = upcoming
 
     def of(self, number: int) -> list[Any]:
         """Return the plans of batch `number`, one per sample; wait until they are made."""
-        return [plan for part in self._parts[number] for plan in part.result()]
+        return self._plans[number].result()
 
 
 class _ImmediateExecutor(Executor):
