@@ -23,7 +23,7 @@ from shards.select import sample
 from shards.table import write_table
 from shards.verification import verify
 from tests.cards import snippets
-from tests.conftest import files_of
+from tests.conftest import files_of, without_tables
 
 FREE = {"sav", "sav-video", "openimages", "mevis"}
 """Sources whose owners let everybody pass on all pictures, as docs/SHARING.md lists them."""
@@ -86,9 +86,9 @@ def test_the_manifest_goes_last_and_what_is_right_is_not_sent_again(with_table, 
 
 
 def of_source(folder: Path, source: str) -> Path:
-    """The set in `folder`, with another source in its manifest."""
+    """The set in `folder`, with another source in its manifest, and without tables."""
     manifest = replace(Manifest.read(folder), source=source)
-    (folder / "manifest.json").write_bytes(manifest.to_bytes())
+    (without_tables(folder) / "manifest.json").write_bytes(manifest.to_bytes())
     return folder
 
 

@@ -26,7 +26,7 @@ from shards.recode import recode
 from shards.select import sample, split
 from shards.stats import measure_sets, table
 from shards.table import TABLE
-from shards.table_list import LIST
+from shards.table_list import LIST, PICTURES
 from shards.verification import verify
 from tests.batches import make_loader
 from tests.conftest import files_of, shard_sav
@@ -105,7 +105,7 @@ def test_an_unfinished_run_of_version_1_is_merged(tmp_path):
     merge(str(unfinished(tmp_path / "folder")), 1)
     files = files_of(tmp_path / "folder")
     expected = files_of(OLD)
-    assert files.keys() == expected.keys() | {TABLE, LIST}
+    assert files.keys() == expected.keys() | {TABLE, PICTURES, LIST}
     files = {name: files[name] for name in expected}
     assert {name for name in files if files[name] != expected[name]} == {"index.npy", "manifest.json"}  # groups are new
     assert verify([tmp_path / "folder"]).ok and ShardSet(tmp_path / "folder").manifest.version == 1
