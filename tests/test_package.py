@@ -12,7 +12,13 @@ from packaging.requirements import Requirement
 
 REPOSITORY = Path(__file__).parents[1]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
-DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "google": "protobuf", "pydantic_core": "pydantic"}
+DISTRIBUTIONS = {
+    "megatron": "megatron-energon",
+    "PIL": "pillow",
+    "yaml": "pyyaml",
+    "google": "protobuf",
+    "pydantic_core": "pydantic",
+}
 BROUGHT_ALONG = {"markupsafe": "jinja2", "starlette": "gradio"}
 """Packages that a listed one always installs."""
 
@@ -111,7 +117,7 @@ def at_import(node: ast.stmt) -> list[ast.AST]:
         ("inference", ["train", "deploy"]),
         ("evaluation", ["train", "benchmark"]),
         ("serving", ["serve"]),
-        ("shards", ["pipeline", "remote"]),
+        ("shards", ["pipeline", "remote", "energon"]),
     ],
 )
 def test_a_package_imports_only_what_its_extras_install(room, extras):
