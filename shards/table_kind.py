@@ -66,16 +66,18 @@ class SampleContent(ABC):
     @cached_property
     def areas(self) -> NDArray[np.float64]:
         """Share of the mask that is set, 0 to 1, for each frame and object: (frames, objects)."""
-        areas = np.empty(self._shape, np.float64)
-        for frame in range(len(areas) if areas.size else 0):
+        counts = np.empty(self._shape, np.uint32)
+        pixels = 1
+        for frame in range(len(counts) if counts.size else 0):
             first = 0
             for bits in self._bits(frame):
+                pixels = 8 * bits[0].size
                 words = bits.reshape(len(bits), -1).view(np.uint64)
-                for some in np.split(words, range(_COUNTED, len(words), _COUNTED)):
-                    counts = np.bitwise_count(some).sum(axis=1, dtype=np.uint32)
-                    areas[frame, first : first + len(some)] = counts / (8 * bits[0].size)
+                for begin in range(0, len(words), _COUNTED):
+                    some = np.bitwise_count(words[begin : begin + _COUNTED])
+                    np.sum(some, axis=1, dtype=np.uint32, out=counts[frame, first : first + len(some)])
                     first += len(some)
-        return areas
+        return counts / pixels
 
     @cached_property
     def cells(self) -> NDArray[np.int64]:
