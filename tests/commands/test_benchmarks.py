@@ -14,7 +14,7 @@ from tests.evaluation.published.conftest import root  # noqa: F401 (a fixture)
         ("benchmark --on refcoco --root ROOT", "a model or predictions; wanted exactly one of --model and --from"),
         ("benchmark --on refcoco --on grefcoco --root ROOT --from FILE", "--from: one benchmark for one file"),
         (
-            "benchmark --on refcoco --root ROOT --model none --out FILE",
+            "benchmark --on refcoco --root ROOT --model ROOT --out FILE",
             "FILE/refcoco-val: cannot be made",
         ),
         ("benchmark --on refcoco --root ROOT --model none --recipe x", "recipe"),
