@@ -17,8 +17,9 @@ from pipeline.workspace import Workspace
 from shards.errors import BadInput, UserError
 from shards.size import size_text
 from shards.storage.store import LocalFolder
+from shards.table_file import KINDS
 
-_SET_FILES = 5  # manifest, index, ledger, table of objects, list of tables
+_SET_FILES = 4 + len(KINDS)  # manifest, index, ledger, list of tables, tables
 
 
 @dataclass(frozen=True)
