@@ -46,8 +46,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def own_state() -> Iterator[None]:
-    """Restore what the tests of a process share: Accelerate's state, threads, environment and current folder."""
+    """Restore what tests of a process share: Accelerate's state, threads, environment, current folder, arguments."""
     environment = dict(os.environ)
+    arguments = [*sys.argv]
     folder = os.getcwd()
     torch = sys.modules.get("torch")
     threads = torch.get_num_threads() if torch else 0
@@ -61,6 +62,7 @@ def own_state() -> Iterator[None]:
         elif os.environ.get(name) != environment[name]:
             os.environ[name] = environment[name]
     os.chdir(folder)
+    sys.argv[:] = arguments
 
 
 @pytest.fixture(scope="session")

@@ -44,7 +44,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_what_the_code_needs_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     code = {p for p in names if p.endswith(".py")}
-    rooms = ("commands", "evaluation", "inference", "pipeline", "serving", "shards", "trainer")
+    rooms = ("browsing", "commands", "evaluation", "inference", "pipeline", "serving", "shards", "trainer")
     tracked = subprocess.check_output(["git", "ls-files", "*.py"], cwd=REPOSITORY, text=True).split()
     assert code >= {name for name in tracked if name.split("/")[0] in rooms} | {"cli.py"}
     assert {name.split("/")[0] for name in code} == {*rooms, "cli.py"}

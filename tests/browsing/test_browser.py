@@ -116,7 +116,7 @@ def test_filter_open_next_mark_export(collection, tmp_path):
         await page.goto("about:blank")
         await page.goto(shared)  # a copied address shows the same
         await until(page, "document.querySelector('#place').textContent == '3 of 4'")
-        assert await page.locator("#key").inner_text() == expected[2]["key"]
+        await until(page, f"document.querySelector('#key').textContent == {json.dumps(expected[2]['key'])}")
         await page.keyboard.press("Escape")
         await page.wait_for_selector(".cell.selected .badge")
         assert await page.locator(".cell.selected .name").inner_text() == expected[2]["key"]

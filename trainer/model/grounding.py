@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from copy import copy, deepcopy
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -19,10 +18,16 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 
-@lru_cache
 def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
-    """(3, 1, 1) float32 each. Not buffers: a model cast to bfloat16 would round them."""
-    mean, std = torch.tensor([MEAN, STD], device=device).view(2, 3, 1, 1)
+    """(3, 1, 1) float32 each, filled on the device: no copy makes the host wait.
+
+    Not buffers: a model cast to bfloat16 would round them. Not kept: the first call may be one that only counts
+    operations (`trainer.model.flops`), whose tensors have no values.
+    """
+    mean, std = (
+        torch.cat([torch.full((1, 1, 1), value, dtype=torch.float32, device=device) for value in values])
+        for values in (MEAN, STD)
+    )
     return mean, std
 
 

@@ -12,6 +12,7 @@ from trainer.data.batch import PairBatch
 from trainer.measure.rates import Spent
 from trainer.model.counting import Counts, counting
 from trainer.model.flops import Costs, costs_of, peak_named
+from trainer.model.grounding import MEAN, STD
 
 KINDS = ("vision_model", "sam_image_encoder", "mlp1", "language_model", "attention", "lm_head", "sam_mask_decoder")
 
@@ -35,6 +36,17 @@ def test_flops_of_a_step_equal_pytorchs_count(make_loop, config, batch: PairBatc
         return
     rows = [loop.model.prompts.describe("a", [int(region.sum())]) for region in batch.frames[0].prompt_masks]
     assert result["tokens"] > sum(len(row.ids) for row in rows)
+
+
+def test_counting_leaves_nothing_behind(make_loop, config):
+    """It runs the model with tensors that have no values; what the model computes afterwards has them."""
+    model = make_loop(config).model
+    costs_of(model)
+    pictures = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
+    found = model.grounding_encoder.normalise(pictures)
+    assert type(found) is torch.Tensor
+    mean, std = (torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (MEAN, STD))
+    assert torch.allclose(found.double(), (pictures.double() / 255 - mean) / std, atol=1e-6)
 
 
 def test_frozen_layers_count_forward_only_and_adapters_halve_the_backward_of_weights(make_loop, config):
