@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.distributed import TCPStore
@@ -76,8 +77,8 @@ class Joined:
 
 def command_line(arguments: Sequence[object]) -> None:
     """`cli.py ...` in this process."""
-    sys.argv = ["cli.py", *map(str, arguments)]
-    cli.main()
+    with patch.object(sys, "argv", ["cli.py", *map(str, arguments)]):
+        cli.main()
 
 
 def _run(

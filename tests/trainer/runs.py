@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
@@ -68,8 +69,8 @@ def fork_run(arguments: list[str], log: Path, processes: int, **how: Any) -> Joi
 
 def train(arguments: list[str]) -> None:
     """`trainer/train.py` in this process."""
-    sys.argv = ["trainer/train.py", *arguments]
-    run_command(main, None)
+    with patch.object(sys, "argv", ["trainer/train.py", *arguments]):
+        run_command(main, None)
 
 
 def finish(arguments: list[str], log: Path, processes: int, **how: Any) -> str:
