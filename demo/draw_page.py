@@ -7,7 +7,6 @@ The answer is written here, not by a model: the page is real, the tiny model of 
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,8 +15,8 @@ from typing import Any
 import numpy as np
 import skimage.data
 from PIL import Image, ImageDraw
-from playwright.sync_api import sync_playwright
 
+from demo.screenshot import draw_from_command_line, photographed
 from inference.chat import Phrase, Reply
 from serving.server import serving
 
@@ -59,26 +58,19 @@ def ellipse(size: Sequence[int], box: tuple[int, int, int, int]) -> np.ndarray:
 
 def draw(out: Path, chromium: str) -> None:
     """Write the picture of the page after one answer."""
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+    with tempfile.TemporaryDirectory() as folder:
         Image.fromarray(skimage.data.coffee()).save(Path(folder, "coffee.jpg"))
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1180, "height": 740})
-        with serving(Written(), title="Ask Sa2VA") as address:  # type: ignore[arg-type]
+        with (
+            serving(Written(), title="Ask Sa2VA") as address,  # type: ignore[arg-type]
+            photographed(out, chromium) as page,
+        ):
             page.goto(address)
             page.set_input_files("input[type=file]", Path(folder, "coffee.jpg"))
             page.wait_for_selector("#editor canvas")
             page.fill("#question textarea", QUESTION)
             page.click("#ask")
             page.wait_for_selector("#talk .answer img")
-            page.wait_for_timeout(2000)
-            page.screenshot(path=str(out))
-            browser.close()
-    Image.open(out, formats=["PNG"]).convert("RGB").quantize(128).save(out, optimize=True)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--chromium", default="/usr/bin/chromium")
-    arguments = parser.parse_args()
-    draw(arguments.out, arguments.chromium)
+    draw_from_command_line(draw, __doc__)
