@@ -34,7 +34,7 @@ class Unknown(UserError):
 
 @dataclass(frozen=True)
 class Picture:
-    """What stands in a picture's place."""
+    """Bytes of a picture or a file, as they are sent."""
 
     data: bytes
     kind: str

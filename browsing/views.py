@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from shards.where import Chosen
 
 _MOST_BYTES = 512 << 20
-"""Of all choices and orders that are kept in memory."""
+"""Largest sum of the bytes of choices, and of orders, that are kept in memory."""
 _LIMITS = {"memory_limit": "1GB", "threads": "2", "autoload_known_extensions": "false"}
 
 

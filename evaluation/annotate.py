@@ -1,4 +1,4 @@
-"""What a model says of every object of a shard set, as a parquet file that `cli.py join` takes.
+"""Answers of a model about every object of a shard set, as a parquet file that `cli.py join` takes.
 
 Samples are split into fixed groups. A process claims a group, asks the model, and appends a line for each sample to a
 file that all processes share; so what is said of an object does not depend on the processes, nor on a kill. When all
@@ -53,6 +53,7 @@ from shards.reader import ShardSet
 from shards.sets import open_sets
 from shards.storage.cache import Cache
 from shards.strict_json import parse_json
+from shards.table_kind import arrow_schema
 from trainer.config import Config, with_values
 from trainer.data.batch import PairBatch, required
 from trainer.data.decoding import Need
@@ -319,7 +320,7 @@ def _prepare(folder: Path, settings: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class _Line:
-    """What is said of the objects of a sample."""
+    """Values of the objects of a sample."""
 
     sample: int
     """Its position in the set."""
@@ -462,11 +463,8 @@ class _Work:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        kinds = {"string": pa.string(), "int32": pa.int32(), "double": pa.float64()}
-        kinds |= {"list<double>": pa.list_(pa.float64()), "list<float>": pa.list_(pa.float32())}
         columns = {"key": "string", "object": "int32", **self._annotator.columns}
-        meta = {_META: json.dumps(settings, sort_keys=True)}
-        schema = pa.schema([(name, kinds[kind]) for name, kind in columns.items()], meta)
+        schema = arrow_schema(columns).with_metadata({_META: json.dumps(settings, sort_keys=True)})
         written = 0
         left_out = Counter[str]()
         temporary = out.with_name(f".{out.name}.tmp")

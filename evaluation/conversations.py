@@ -24,8 +24,8 @@ from evaluation.items import (
     THREADS,
     SampleRef,
     Selections,
-    run_ahead,
 )
+from shards.ahead import run_ahead
 from shards.reader import ShardSet
 from trainer.conversations.conversation import Conversation
 from trainer.conversations.kinds.chat import TURNS
@@ -103,14 +103,15 @@ class ConversationReader:
         """
         pool = ThreadPoolExecutor(THREADS, thread_name_prefix="shards")
         try:
-            for samples in run_ahead(pool, ([partial(self._ask, *sample) for sample in group] for group in groups)):
+            calls = ([partial(self._ask, *sample) for sample in group] for group in groups)
+            for samples in run_ahead(pool, calls, GROUPS_AHEAD):
                 yield samples, self._batches(pool, samples)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _batches(self, pool: Executor, samples: Sequence[AskedSample]) -> Iterator[tuple[ConversationBatch, list[str]]]:
         parts = ([partial(self._batch, self._ring.next(), part)] for part in self._parts(samples))
-        return (batch for [batch] in run_ahead(pool, parts))
+        return (batch for [batch] in run_ahead(pool, parts, GROUPS_AHEAD))
 
     def _parts(self, samples: Sequence[AskedSample]) -> Iterator[list[AskedSample]]:
         """Divide the rows of samples into batches: samples, each with its rows in the batch."""

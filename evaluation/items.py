@@ -9,19 +9,20 @@ group alone, so batches do not depend on the number of processes.
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from types import MappingProxyType
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from shards.ahead import run_ahead
 from shards.errors import BadShard
 from shards.format import Field, FieldName
 from shards.reader import ShardSet, decode_field
@@ -32,8 +33,6 @@ from trainer.data.selection import Selection
 from trainer.objectives import load_objective
 
 NO_OBJECT = "samples without an object"
-Result = TypeVar("Result")
-
 NO_TEXT = "objects without a text"
 NO_REGION = "objects without a prompt cell"
 GROUPS_AHEAD = 2
@@ -50,7 +49,7 @@ FramePair = tuple[int, int]
 
 
 class Reads(Protocol):
-    """What is read of a sample: an objective is such a class, and it may be named in place of it."""
+    """Choice of what is read of a sample. An objective is such a class; its name may stand in place of it."""
 
     judging_fields: ClassVar[tuple[str, ...]]
     """Fields of a batch."""
@@ -127,20 +126,9 @@ def read_groups(
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="shards")
     try:
         calls = ([partial(_decode_sample, *sample, objective, selections) for sample in group] for group in groups)
-        yield from run_ahead(pool, calls)
+        yield from run_ahead(pool, calls, GROUPS_AHEAD)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def run_ahead(pool: Executor, groups: Iterable[Sequence[Callable[[], Result]]]) -> Iterator[list[Result]]:
-    """Yield the results of one group of calls after the other, while `GROUPS_AHEAD` more groups are in the pool."""
-    ahead: deque[list[Future[Result]]] = deque()
-    for group in groups:
-        ahead.append([pool.submit(call) for call in group])
-        if len(ahead) > GROUPS_AHEAD:
-            yield [future.result() for future in ahead.popleft()]
-    while ahead:
-        yield [future.result() for future in ahead.popleft()]
 
 
 def make_batches(

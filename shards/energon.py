@@ -1,4 +1,4 @@
-"""What Megatron-Energon needs beside the tars of a set: a folder `.nv-meta`, and the places of the samples in each tar.
+"""Files for Megatron-Energon beside the tars of a set: a folder `.nv-meta`, and the places of the samples in each tar.
 
 It is what `energon prepare` writes, made of the index alone where that suffices, and with a sample loader that calls
 this project's decoder. The bytes follow from the set and the share of its validation part; those of index.sqlite also
@@ -31,7 +31,7 @@ FOLDER = ".nv-meta"
 _INFO = ".info.json"
 _INDEX = "index.sqlite"
 _PLACES = ".idx"
-"""What follows a tar's name in the name of the file that holds the places of its samples."""
+"""End of the name of the file that holds the places of a tar's samples; the tar's name stands before it."""
 _DATASET = """\
 sample_type:
   __module__: shards.energon_sample

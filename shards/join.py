@@ -44,7 +44,7 @@ _LOCK = ".join.lock"
 _SPILL = ".join.spill"
 _VERSION = 1
 _MEMORY = "1GB"
-"""What DuckDB may hold; the rest of a join is in `_SPILL`."""
+"""Memory that DuckDB may use; the rest of a join is in `_SPILL`."""
 _STEP = 2048  # rows, of which a row group has a multiple
 _ROW_GROUP = 32 * _STEP  # most rows
 _GROUP_BYTES = 64 << 20  # of a row group, about, and of rows that are kept before they are written to their buckets

@@ -14,7 +14,7 @@ _COCO = "COCO's photographs are under the licence of each on Flickr, and some of
 
 @dataclass(frozen=True)
 class Licence:
-    """What may be done with the data of a source."""
+    """Whether the data of a source may be passed on, and why."""
 
     name: str
     """As people write it, with the owner."""

@@ -1,4 +1,4 @@
-"""What `cli.py overlap` prints and writes: the pairs as text, as a page with thumbnails and as a parquet file."""
+"""Output of `cli.py overlap`: the pairs as text, as a page with thumbnails and as a parquet file."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Rows of `pictures.parquet`: for each frame of a sample, a checksum and a perceptual hash of its picture.
 
-Both are of the picture of 448 x 448 as the reader decodes it, before normalisation. `docs/TABLE.md` describes the file.
+Both are of the picture of 448 x 448 as the reader decodes it, before normalisation. `docs/OVERLAP.md` describes
+the file.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.blocks import sum_blocks
 from shards.codec import UInt8
 from shards.table_kind import Row, SampleContent, TableKind
 from shards.table_list import PICTURES
@@ -69,10 +71,8 @@ def perceptual_hash(picture: UInt8) -> int:
     Args:
         picture: (3, S, S) uint8 RGB, S a multiple of 32, at most 8192.
     """
-    side = picture.shape[1] // _BLOCKS
-    rows = picture.reshape(3, _BLOCKS, side, -1).sum(axis=2, dtype=np.uint16)
-    sums = np.add.reduceat(rows, np.arange(0, rows.shape[2], side), axis=2, dtype=np.int64)  # of blocks
-    grey = np.tensordot(_LUMA, sums, 1)
+    sums, _ = sum_blocks(picture, _BLOCKS)
+    grey = np.tensordot(_LUMA, sums.astype(np.int64), 1)
     coefficients = (_COSINES @ grey @ _COSINES.T).ravel()
     low, high = np.partition(coefficients, (31, 32))[31:33]
     bits: NDArray[np.uint8] = np.packbits(2 * coefficients > low + high, bitorder="little")

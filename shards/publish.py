@@ -37,7 +37,7 @@ _SHEET_FRAMES = 2
 
 @dataclass(frozen=True)
 class Published:
-    """What a run of `publish` did."""
+    """Result of a run of `publish`."""
 
     place: str
     manifest: Manifest
@@ -49,7 +49,7 @@ class Published:
     kept_card: bool
     """A card that somebody else wrote stands there and was kept."""
     compared: str
-    """What all of them were compared by."""
+    """How all of them were compared, such as by SHA-256."""
 
 
 def publish(

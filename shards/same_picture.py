@@ -17,7 +17,8 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from shards import codec, compiled
+from shards import codec
+from shards.blocks import sum_blocks
 from shards.codec import UInt8
 from shards.recipe import Recipe
 
@@ -61,7 +62,7 @@ def _rms(values: Array) -> float:
 
 @dataclass(frozen=True)
 class Measured:
-    """What is read of a picture in one pass."""
+    """Means of blocks and extreme values of a picture."""
 
     means: Array
     """(3, 64, 64) float32: of blocks."""
@@ -72,12 +73,7 @@ class Measured:
 def measure(picture: UInt8) -> Measured:
     """Measure (3, S, S) uint8."""
     side = picture.shape[1] // _BLOCKS
-    if found := compiled.block_sums(picture, _BLOCKS):
-        sums, ends = found
-    else:
-        rows = picture.reshape(3, _BLOCKS, side, -1).sum(axis=2, dtype=np.uint16)
-        sums = rows.reshape(3, _BLOCKS, _BLOCKS, side).sum(axis=3, dtype=np.uint32)
-        ends = np.stack([picture.min(axis=(1, 2)), picture.max(axis=(1, 2))], axis=1)
+    sums, ends = sum_blocks(picture, _BLOCKS)
     return Measured(sums.astype(np.float32) / np.float32(side * side), ends)
 
 

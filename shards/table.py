@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from shards.ahead import run_ahead
 from shards.atomic import sync_folder
 from shards.errors import BadShard, UserError
 from shards.extras import extra
@@ -65,22 +66,17 @@ def sample_batches(
         tick: called with the number of samples that are done since the last call.
     """
 
-    def make(begin: int, end: int) -> list[pa.RecordBatch]:
-        rows = [rows_of(shards, position, kinds) for position in range(begin, end)]
-        return [kind.batch([row for sample in rows for row in sample[k]]) for k, kind in enumerate(kinds)]
+    def make(positions: range) -> tuple[int, list[pa.RecordBatch]]:
+        rows = [rows_of(shards, position, kinds) for position in positions]
+        batches = [kind.batch([row for sample in rows for row in sample[k]]) for k, kind in enumerate(kinds)]
+        return len(positions), batches
 
-    waiting: deque[tuple[int, Future[list[pa.RecordBatch]]]] = deque()
+    every = range(len(shards))
+    calls = ([partial(make, every[begin : begin + _SAMPLES])] for begin in range(0, len(shards), _SAMPLES))
     with ThreadPoolExecutor(threads) as pool:
         try:
-            for begin in range(0, len(shards), _SAMPLES):
-                end = min(begin + _SAMPLES, len(shards))
-                waiting.append((end - begin, pool.submit(make, begin, end)))
-                if len(waiting) > 2 * threads:
-                    count, batches = waiting.popleft()
-                    yield batches.result()
-                    tick(count)
-            for count, batches in waiting:
-                yield batches.result()
+            for [(count, batches)] in run_ahead(pool, calls, 2 * threads):
+                yield batches
                 tick(count)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -33,8 +33,18 @@ Row = tuple[Any, ...]
 """The values of a row, in the order of the columns."""
 
 
+def arrow_schema(columns: Mapping[str, str]) -> pa.Schema:
+    """Return the schema of columns whose types are given by name, such as "int32" or "list<double>"."""
+    import pyarrow as pa
+
+    types = {"string": pa.string(), "float": pa.float32(), "double": pa.float64()}
+    types |= {"int32": pa.int32(), "int64": pa.int64(), "uint64": pa.uint64()}
+    types |= {f"list<{name}>": pa.list_(kind) for name, kind in types.items()}
+    return pa.schema([(name, types[kind]) for name, kind in columns.items()])
+
+
 class SampleContent(ABC):
-    """What rows are made of: a sample's JSON, masks and pictures. Each is only decoded where it is asked for.
+    """The material of rows: a sample's JSON, masks and pictures. Each is only decoded where it is asked for.
 
     Args:
         key: of the sample.
@@ -163,9 +173,9 @@ class TableKind:
     """A table that follows from the samples of a set alone."""
 
     name: str
-    """Of its file."""
+    """Name of its file."""
     what: str
-    """What it is a table of, for messages: "objects"."""
+    """Name of what a row describes, for messages: "objects"."""
     columns: dict[str, str]
     """Types of its columns by name, in order; `position` is one of them."""
     rows: Callable[[SampleContent], list[Row]]
@@ -183,12 +193,7 @@ class TableKind:
     @cached_property
     def plain_schema(self) -> pa.Schema:
         """The schema without metadata."""
-        import pyarrow as pa
-
-        kinds: dict[str, pa.DataType] = {"string": pa.string(), "double": pa.float64(), "uint64": pa.uint64()}
-        kinds |= {"int32": pa.int32(), "int64": pa.int64()}
-        kinds |= {f"list<{name}>": pa.list_(kind) for name, kind in kinds.items()}
-        return pa.schema([pa.field(name, kinds[kind]) for name, kind in self.columns.items()])
+        return arrow_schema(self.columns)
 
     def batch(self, rows: Sequence[Row]) -> pa.RecordBatch:
         """Return rows as Arrow's columns."""

@@ -7,16 +7,18 @@ that differ from it in few bits are looked up. What is found is compared in full
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations, pairwise
 from math import comb
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from shards.ahead import run_ahead
 
 UInt64 = NDArray[np.uint64]
 Int64 = NDArray[np.int64]
@@ -98,26 +100,29 @@ def near_pairs(
         return
     chunks = _best_chunks(a, other, distance)
     total = sum(chunk.lookups for chunk in chunks)
-    waiting: deque[tuple[float, Future[Near]]] = deque()
+
+    def calls() -> Iterator[Sequence[Callable[[], tuple[float, Near]]]]:
+        for n, chunk in enumerate(chunks):
+            if chunk.radius < 0:
+                continue
+            table = _Table(a, other, chunk, chunks[:n], distance, within)
+            for mask in chunk.masks():
+                parts = table.parts(mask)
+                share = 1 / len(parts) / total if parts else 0.0
+                yield from ([partial(_compared, table, share, mask, begin, end)] for begin, end in parts)
+
     with ThreadPoolExecutor(threads) as pool:
         try:
-            for n, chunk in enumerate(chunks):
-                if chunk.radius < 0:
-                    continue
-                table = _Table(a, other, chunk, chunks[:n], distance, within)
-                for mask in chunk.masks():
-                    parts = table.parts(mask)
-                    for begin, end in parts:
-                        waiting.append((1 / len(parts) / total, pool.submit(table.compare, mask, begin, end)))
-                        if len(waiting) > 2 * threads:
-                            share, future = waiting.popleft()
-                            yield future.result()
-                            tick(share)
-            for share, future in waiting:
-                yield future.result()
+            for [(share, found)] in run_ahead(pool, calls(), 2 * threads):
+                yield found
                 tick(share)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _compared(table: _Table, share: float, mask: int, begin: int, end: int) -> tuple[float, Near]:
+    """Return the share of the work that this part is, and its pairs."""
+    return share, table.compare(mask, begin, end)
 
 
 def seconds(a: UInt64, b: UInt64, distance: int) -> float:

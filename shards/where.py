@@ -227,9 +227,9 @@ class _Named:
     """The columns that a condition names."""
 
     own: list[str]
-    """Of the table of objects."""
+    """Columns of the table of objects."""
     joined: dict[str, list[str]]
-    """Of joined tables, by the table's name."""
+    """Columns of joined tables, by the table's name."""
     bare: dict[str, str]
     """The table of each joined column that is named without its table."""
 

@@ -43,7 +43,7 @@ class Prediction:
     """COCO's compressed run lengths at the picture's own size, one for each `[SEG]`; of a video, one for each frame."""
     numbers: Mapping[str, float] = field(default_factory=dict)
     sample: Mapping[str, Any] = field(default_factory=dict)
-    """Of an evaluation on shards: `set`, `key`, `objects` and `frame` of the sample that was asked about."""
+    """`set`, `key`, `objects` and `frame` of the sample that was asked about, in an evaluation on shards."""
 
     def decoded(self, height: int, width: int) -> Bool:
         """Return the masks: (n, height, width).

@@ -57,7 +57,7 @@ class Destination(ABC):
     """A folder, here or elsewhere, that gets the files of one set. All methods raise `UserError`."""
 
     compared: str
-    """What the files there are compared by, as text."""
+    """How the files there are compared, as text."""
 
     @abstractmethod
     def __str__(self) -> str:

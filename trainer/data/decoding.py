@@ -96,7 +96,7 @@ class Decoder(ABC, Generic[AnyPlan]):
             "pixel_values": codec.picture_rest(recipe.vision_size) if self._as_stored else small,
             "g_pixel_values": codec.picture_rest(recipe.sam_size),
         }
-        """What follows the data and the place of a picture in its job, by the field's name."""
+        """Last parts of a picture's job, after its data and place, by the field's name."""
 
     @abstractmethod
     def plan(self, visit: SampleVisit) -> AnyPlan:

@@ -24,7 +24,7 @@ _EXAMPLES = 2
 
 @dataclass(frozen=True)
 class NearTwins:
-    """What is known of pictures on both sides of the held-out part."""
+    """Findings about pictures that are on both sides of the held-out part."""
 
     found: list[str] = field(default_factory=list)
     """A line, where there are any."""

@@ -83,7 +83,7 @@ class TextColumns:
             self._columns.append(_Column(table, column, chosen, self.letters))
             tables_used.add(f"{table.path.name} {table.sha256[:12]}")
         self.described = f"texts {', '.join(names)} of {', '.join(sorted(tables_used))}"
-        """What tells these texts from any others of the set."""
+        """Text that differs for any other texts of the set."""
 
     def of(self, position: int) -> ObjectTexts:
         """Return the texts of the chosen objects of a sample."""

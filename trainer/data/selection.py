@@ -1,4 +1,4 @@
-"""What `data.where` chooses of each set and which texts its objects have, and how many of what an objective needs."""
+"""The objects that `data.where` chooses of each set, their texts, and how many of what an objective needs they have."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class Selection:
 
     @property
     def described(self) -> str:
-        """What tells this choice and these texts from any others of the set."""
+        """Text that differs for any other choice or texts of the set."""
         parts = [] if self._texts is None else [self._texts.described]
         if self.chosen is not None:
             digest = hashlib.sha256(np.packbits(self.chosen.objects).tobytes()).hexdigest()
