@@ -98,7 +98,9 @@ def prepare(folder: Path, share: float = 0.0) -> dict[str, list[str]]:
     try:
         inside.mkdir(exist_ok=True)
         (inside / _INFO).unlink(missing_ok=True)  # without it the folder is no dataset, until all is written
-        _write_places(shards)
+        for leftover in inside.glob(".*.tmp"):  # of a run that was killed
+            leftover.unlink()
+        _write_places(shards, inside)
         _write_index(shards, inside / _INDEX)
         atomic_write(inside / "index.uuid", str(uuid.UUID(manifest.checksum[:32])).encode())
         atomic_write(inside / "dataset.yaml", _DATASET.encode())
@@ -132,13 +134,13 @@ def _split(parts: dict[str, list[str]]) -> str:
     return "\n".join([*lines, "exclude: []", ""])
 
 
-def _write_places(shards: ShardSet) -> None:
+def _write_places(shards: ShardSet, temporary_folder: Path) -> None:
     """Write beside each tar where its samples begin, and where the last one ends: uint64, little endian."""
     for shard, info in enumerate(shards.manifest.shards):
         rows = shards.index[shards.index["shard"] == shard]
         ends = rows["offset"] + rows["size"]
         places = np.concatenate([rows["offset"], ends[-1:]]).astype("<u8")
-        atomic_write(shards.folder / f"{info.name}{_PLACES}", places.tobytes())
+        atomic_write(shards.folder / f"{info.name}{_PLACES}", places.tobytes(), temporary_folder)
 
 
 def _write_index(shards: ShardSet, path: Path) -> None:

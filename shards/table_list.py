@@ -202,6 +202,8 @@ def _change_list(folder: Path, manifest: Manifest, name: str, info: TableInfo | 
         tables.pop(name, None)
         data = pack_tables(manifest, tables if info is None else {**tables, name: info})
         if not (folder / LIST).exists() or read_regular(folder / LIST) != data:
+            for leftover in folder.glob(f".{LIST}.*.tmp"):  # of a process that was killed while it held the lock
+                leftover.unlink()
             atomic_write(folder / LIST, data)
     finally:
         lock.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """What Megatron-Energon loads a set by: complete, deterministic, and equal to what its own tool writes."""
 
 import json
+import random
 import re
 import shutil
 import sqlite3
@@ -16,7 +17,7 @@ from shards.energon import prepare
 from shards.errors import UserError
 from shards.reader import ShardSet
 from shards.verification import verify
-from tests.conftest import files_of
+from tests.conftest import files_of, kill_after
 
 NAMES = {"dataset.yaml", "split.yaml", "sample_loader.py", "index.sqlite", "index.uuid", ".info.json"}
 
@@ -39,6 +40,19 @@ def test_the_set_stays_valid_and_the_files_are_deterministic(prepared, sav_set, 
     assert done.returncode == 0 and files_of(prepared) == files
     assert f"train: {len(tars) - 1} tars; val: 1 tars" in done.stdout
     assert uuid.UUID(files[".nv-meta/index.uuid"].decode())
+
+
+def test_killed_at_random_moments_it_is_complete_or_not_there(prepared, sav_set, tmp_path, pytestconfig):
+    """Energon reads a folder as prepared where it has `.info.json`, which is written last."""
+    chance = random.Random(17)
+    expected = files_of(prepared)
+    folder = Path(shutil.copytree(sav_set, tmp_path / "again"))
+    for _ in range(pytestconfig.getoption("kills")):
+        kill_after(chance.uniform(0.001, 0.03), lambda: prepare(folder, 0.25))
+        found = files_of(folder)
+        assert ".nv-meta/.info.json" not in found or found.items() >= expected.items()
+    prepare(folder, 0.25)
+    assert files_of(folder) == expected
 
 
 def test_places_are_those_of_the_headers_in_the_tars(prepared):

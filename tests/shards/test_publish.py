@@ -1,11 +1,8 @@
 """Publishing: what may be passed on, what is sent and in which order, what is compared, and the card."""
 
 import io
-import os
 import random
 import shutil
-import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +20,7 @@ from shards.select import sample
 from shards.table import write_table
 from shards.verification import verify
 from tests.cards import snippets
-from tests.conftest import files_of, without_tables
+from tests.conftest import files_of, kill_after, without_tables
 
 FREE = {"sav", "sav-video", "openimages", "mevis"}
 """Sources whose owners let everybody pass on all pictures, as docs/SHARING.md lists them."""
@@ -97,15 +94,7 @@ def test_killed_at_random_moments_it_goes_on_in_a_folder(small_set, tmp_path, py
     chance = random.Random(18)
     expected = files_of(small_set)
     for _ in range(pytestconfig.getoption("kills")):
-        child = os.fork()
-        if not child:
-            try:
-                publish(small_set, str(tmp_path))
-            finally:
-                os._exit(0)
-        time.sleep(chance.uniform(0.02, 0.3))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        kill_after(chance.uniform(0.02, 0.3), lambda: publish(small_set, str(tmp_path)))
         found = files_of(tmp_path)
         assert "manifest.json" not in found or found.items() >= expected.items()
         assert all(found[name] == expected[name] for name in found.keys() & expected.keys())

@@ -1,4 +1,5 @@
 import json
+import random
 import re
 import shutil
 from importlib.util import find_spec
@@ -14,9 +15,9 @@ from shards import table, table_file
 from shards.errors import UserError
 from shards.reader import ShardSet
 from shards.report import Report
-from shards.table import TABLE, check_tables, open_table, rows_of, write_table
+from shards.table import TABLE, check_tables, open_table, rows_of, write_table, write_tables
 from shards.table_list import LIST, TableInfo, record_table
-from tests.conftest import files_of, without_tables
+from tests.conftest import files_of, kill_after, without_tables
 from tests.shards.conftest import stored_samples, write_set
 
 VERSION_1 = Path(__file__).with_name("version_1")
@@ -198,3 +199,15 @@ def test_the_queries_of_the_document(small_set, tmp_path, monkeypatch, capsys):
     if find_spec("polars"):
         exec(polars, {})
         assert f"sav    ┆ {len(rows)}" in capsys.readouterr().out
+
+
+def test_killed_at_random_moments_each_table_is_whole_or_not_there(sav_set, tmp_path, pytestconfig):
+    chance = random.Random(17)
+    expected = files_of(sav_set)
+    folder = without_tables(Path(shutil.copytree(sav_set, tmp_path / "set")))
+    for _ in range(pytestconfig.getoption("kills")):
+        kill_after(chance.uniform(0.02, 0.4), lambda: write_tables(folder))
+        found = files_of(folder)
+        assert all(found[name] == expected[name] for name in found if name.endswith(".parquet") and name[0] != ".")
+    write_tables(folder)
+    assert files_of(folder) == expected
