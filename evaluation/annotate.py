@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import json
 import math
-import os
 import shutil
 import sys
 import time
@@ -44,7 +43,7 @@ from evaluation.published.predictions import RUN
 from inference.loading import load
 from inference.pictures import write_json
 from inference.recipes import explain_shards
-from shards.atomic import sync_folder
+from shards.atomic import atomic_parquet
 from shards.errors import UserError
 from shards.extras import extra
 from shards.printable import printable
@@ -461,28 +460,19 @@ class _Work:
     def write(self, file: _Lines, out: Path, settings: Mapping[str, Any]) -> str:
         """Write the parquet file from the lines of all samples, in the set's order; return what was written."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         columns = {"key": "string", "object": "int32", **self._annotator.columns}
         schema = arrow_schema(columns).with_metadata({_META: json.dumps(settings, sort_keys=True)})
         written = 0
         left_out = Counter[str]()
-        temporary = out.with_name(f".{out.name}.tmp")
         try:
-            with open(temporary, "wb") as opened:
-                with pq.ParquetWriter(opened, schema, compression="zstd", write_page_checksum=True) as writer:
-                    for rows, left in self._parts(file):
-                        writer.write_table(pa.Table.from_pylist(rows, schema), row_group_size=_ROW_GROUP)
-                        written += len(rows)
-                        left_out += left
-                opened.flush()
-                os.fsync(opened.fileno())
-            os.replace(temporary, out)
-            sync_folder(out.absolute().parent)
+            with atomic_parquet(out.absolute(), schema) as writer:
+                for rows, left in self._parts(file):
+                    writer.write_table(pa.Table.from_pylist(rows, schema), row_group_size=_ROW_GROUP)
+                    written += len(rows)
+                    left_out += left
         except OSError as error:
             raise UserError("cannot write", where=str(out), met=str(error.strerror or error)) from None
-        finally:
-            temporary.unlink(missing_ok=True)
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
         lost = f"; left out: {reasons}" if reasons else ""
         return f"{out}: {written:,} of {written + left_out.total():,} objects{lost}"

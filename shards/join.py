@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from shards.atomic import sync_folder
+from shards.atomic import atomic_parquet, sync_folder
 from shards.checksum import file_sha256
 from shards.errors import UserError
 from shards.extras import extra
@@ -474,7 +474,6 @@ def write_joined(
 
     count = objects.metadata.num_rows
     group = source.group_rows()
-    temporary = path.parent / f".{path.name}.tmp"
     try:
         with (
             _connected(path.parent) as connection,
@@ -486,13 +485,10 @@ def write_joined(
             fields = [pa.field(name, _arrow_type(kind)) for name, kind in source.columns.items()]
             meta = {"version": _VERSION, "manifest": manifest}
             schema = pa.schema(fields, {_META: json.dumps(meta, sort_keys=True)})
-            without = _write_file(temporary, schema, buckets, count, group, bar.update)
-        os.replace(temporary, path)
-        sync_folder(path.parent)
+            with atomic_parquet(path, schema) as writer:
+                without = _write_rows(writer, schema, buckets, count, group, bar.update)
     except pa.ArrowException as error:
         raise UserError("cannot join", where=str(source.path), met=str(error)[:200]) from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return replace(about, without_partner=without, unused=source.rows - used)
 
 
@@ -598,30 +594,28 @@ def _scatter(
     return used
 
 
-def _write_file(
-    path: Path, schema: pa.Schema, buckets: _Buckets, count: int, group: int, tick: Callable[[int], object]
+def _write_rows(
+    writer: pq.ParquetWriter,
+    schema: pa.Schema,
+    buckets: _Buckets,
+    count: int,
+    group: int,
+    tick: Callable[[int], object],
 ) -> int:
-    """Write and sync a table of `count` rows in groups; return the number of rows without values."""
+    """Write a table of `count` rows in groups; return the number of rows without values."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     without = 0
-    with open(path, "wb") as file:
-        with pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer:
-            for first in range(0, count, buckets.size):
-                places = np.full(min(buckets.size, count - first), -1)
-                rows = buckets.take(first // buckets.size)
-                if rows is None:
-                    rows = schema.empty_table().append_column("object", pa.array([], pa.int64()))
-                places[rows.column("object").to_numpy() - first] = np.arange(len(rows))
-                without += int((places < 0).sum())
-                values = (
-                    rows.drop_columns("object").rename_columns(schema.names).replace_schema_metadata(schema.metadata)
-                )
-                whole = values.take(pa.array(places, mask=places < 0))
-                for begin in range(0, len(whole), group):
-                    writer.write_table(whole.slice(begin, group).combine_chunks(), row_group_size=group)
-                tick(len(whole))
-        file.flush()
-        os.fsync(file.fileno())
+    for first in range(0, count, buckets.size):
+        places = np.full(min(buckets.size, count - first), -1)
+        rows = buckets.take(first // buckets.size)
+        if rows is None:
+            rows = schema.empty_table().append_column("object", pa.array([], pa.int64()))
+        places[rows.column("object").to_numpy() - first] = np.arange(len(rows))
+        without += int((places < 0).sum())
+        values = rows.drop_columns("object").rename_columns(schema.names).replace_schema_metadata(schema.metadata)
+        whole = values.take(pa.array(places, mask=places < 0))
+        for begin in range(0, len(whole), group):
+            writer.write_table(whole.slice(begin, group).combine_chunks(), row_group_size=group)
+        tick(len(whole))
     return without

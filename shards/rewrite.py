@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from shards.archive import Entry, ShardWriter
-from shards.atomic import atomic_write, sync_folder
+from shards.atomic import atomic_file, atomic_write
 from shards.checksum import crc32
 from shards.errors import BadShard, UserError
 from shards.format import INDEX, LEDGER, MANIFEST, WORK
@@ -184,7 +184,6 @@ def _write_tar(
     """Write one tar and then its note, unless both exist. Each appears whole or not at all."""
     tar = out / planned.name
     note = work / f"{planned.name}.json"
-    temporary = work / f"{planned.name}.tmp"
     if note.exists() and tar.exists():
         try:
             is_done = tar.stat().st_size == _read_note(note)[0].bytes
@@ -193,20 +192,13 @@ def _write_tar(
         if is_done:
             tick(len(planned.positions))
             return
-    try:
-        with open(temporary, "wb") as file:
-            writer = ShardWriter(file, target.codec)
-            for position in planned.positions:
-                write_sample(writer, int(position))
-                tick(1)
-            digest = writer.close()
-            file.flush()
-            os.fsync(file.fileno())
-        info = ShardInfo(planned.name, len(writer.entries), writer.size, digest)
-        os.replace(temporary, tar)
-        sync_folder(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(tar, work / f"{planned.name}.tmp") as file:
+        writer = ShardWriter(file, target.codec)
+        for position in planned.positions:
+            write_sample(writer, int(position))
+            tick(1)
+        digest = writer.close()
+    info = ShardInfo(planned.name, len(writer.entries), writer.size, digest)
     body = {"shard": asdict(info), "entries": [asdict(entry) for entry in writer.entries]}
     atomic_write(note, json.dumps(body).encode())
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from shards.atomic import sync_folder
+from shards.atomic import atomic_file, sync_folder
 from shards.checksum import file_sha256
 from shards.errors import UserError
 from shards.output_folder import make_output_folder
@@ -118,20 +118,14 @@ class Folder(Destination):
 
     def send(self, items: Sequence[Item], tick: Tick) -> None:
         for item in items:
-            part = self.path / f".{item.name}.part"
+            path = self.path / item.name
             try:
-                with item.open() as source, open(part, "wb") as copy:
+                with item.open() as source, atomic_file(path, self.path / f".{item.name}.part") as copy:
                     for piece in iter(lambda file=source: file.read(_PIECE), b""):  # type: ignore[misc]
                         copy.write(piece)
                         tick(len(piece))
-                    copy.flush()
-                    os.fsync(copy.fileno())
-                os.replace(part, self.path / item.name)
-                sync_folder(self.path)
             except OSError as error:
-                with suppress(OSError):
-                    part.unlink()
-                raise _cannot_write(str(self.path / item.name), str(error.strerror)) from None
+                raise _cannot_write(str(path), str(error.strerror)) from None
 
     def read(self, name: str) -> bytes:
         return (self.path / name).read_bytes()

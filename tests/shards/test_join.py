@@ -215,7 +215,7 @@ def test_a_killed_join_leaves_nothing_half_written(
     """Killed before the table is renamed, before it is listed, or when its rows are in buckets."""
     file = write(later(tabled), tmp_path / "late.parquet")
     before = files_of(tabled)
-    name = {"replace": "os.replace", "record": "shards.join.record_table", "spill": "shards.join._write_file"}[moment]
+    name = {"replace": "os.replace", "record": "shards.join.record_table", "spill": "shards.join._write_rows"}[moment]
     program = f"""
 import os, sys, signal
 from pathlib import Path
