@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from shards import codec
+from shards.blocks import block_means
 from shards.codec import Bool, UInt8
 from shards.errors import BadShard, UserError
 from shards.format import Field, FieldName
@@ -58,7 +59,7 @@ def small_picture(shards: ShardSet, position: int, objects: Sequence[int] | None
     meta, stored = _frame_of(shards, position, 0)
     picture = codec.decode_picture(stored["pixel_values"], shards.recipe.vision_size)
     step = shards.recipe.vision_size // _SMALL or 1
-    shown = _block_means(picture, step)
+    shown = block_means(picture, step)
     side = len(shown)
     if masks and "masks" in stored:
         places = ((np.arange(side) + 0.5) * shards.recipe.sam_size / side).astype(int)
@@ -161,17 +162,6 @@ def _eroded(mask: Bool, pixels: int) -> Bool:
         padded = np.pad(mask, 1)
         mask = mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return mask
-
-
-def _block_means(picture: UInt8, side: int) -> UInt8:
-    """Average blocks of `side` x `side` pixels: (3, S, S) -> (S // side, S // side, 3)."""
-    count = picture.shape[1] // side
-    whole = picture[:, : count * side, : count * side]
-    sums = np.full((3, count, count), side * side // 2, np.uint32)
-    for row in range(side):
-        for column in range(side):
-            sums += whole[:, row::side, column::side]
-    return (sums // (side * side)).astype(np.uint8).transpose(1, 2, 0).copy()
 
 
 def _jpeg(picture: UInt8, quality: int) -> bytes:

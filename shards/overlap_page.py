@@ -15,12 +15,12 @@ from tqdm import tqdm
 
 from shards import codec
 from shards.atomic import atomic_write
+from shards.blocks import block_means
 from shards.errors import UserError
 from shards.extras import extra
 from shards.format import Field
 from shards.output_folder import check_output_file
 from shards.overlap import MOST_LISTED, Overlap, Picture, Pictures, comparable, find_overlap
-from shards.preview import block_means
 from shards.reader import ShardSet
 from shards.sets import find_sets
 from shards.tables import add_row, plain_table, table_text

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment
-from numpy.typing import NDArray
 from PIL import Image
 
 from shards import codec
+from shards.blocks import block_means
 from shards.codec import Bool, UInt8
 from shards.errors import BadShard, UserError
 from shards.format import Field
@@ -312,13 +312,6 @@ def _row(tiles: Sequence[UInt8]) -> UInt8:
     for i, tile in enumerate(tiles):
         row[: tile.shape[0], i * (_TILE + _GAP) : i * (_TILE + _GAP) + tile.shape[1]] = tile
     return row
-
-
-def block_means(picture: UInt8, side: int) -> NDArray[np.uint8]:
-    """Average blocks of `side` x `side` pixels: (3, S, S) uint8 -> (S / side, S / side, 3) uint8."""
-    count = picture.shape[1] // side
-    means = picture.reshape(3, count, side, count, side).mean(axis=(2, 4))
-    return means.round().astype(np.uint8).transpose(1, 2, 0).copy()
 
 
 def tint(picture: UInt8, masks: Bool, strength: float) -> UInt8:
