@@ -305,7 +305,9 @@ def annotate(
     model: Annotated[
         str, Option(metavar="DIR", help="Folder of a Sa2VA, released or exported, or of a run (its checkpoint).")
     ],
-    shards: Annotated[str, Option(metavar="PATH", help="Folder or URL of a shard set.")],
+    shards: Annotated[
+        list[str], Option(metavar="PATH", help="Folder or URL of a shard set; give it several times for several sets.")
+    ],
     what: Annotated[
         What,
         Option(
@@ -313,7 +315,12 @@ def annotate(
             "masks-iou: of the masks for the object's own texts. embeddings: mean visual tokens of the regions."
         ),
     ],
-    out: Annotated[Path, Option(metavar="FILE", help="The parquet file to write.")],
+    out: Annotated[
+        Path,
+        Option(
+            metavar="FILE", help="The parquet file to write; of several sets, the folder for a NAME.parquet of each."
+        ),
+    ],
     where: Where = None,
     batch_size: BatchSize = 8,
     max_caption_tokens: Annotated[int, Option(min=1, max=8192, help="Most tokens of a caption.")] = 64,
@@ -325,6 +332,8 @@ def annotate(
     cache_limit: Annotated[str, Option(metavar="SIZE", help="Largest size of the cache.")] = "200GB",
 ) -> None:
     """Write what a model says of every object of a set into a parquet file, for join and for conditions.
+
+    With several sets, each has a file of its name.
 
     Each object once, on any number of processes: accelerate launch --num_processes N -m cli annotate, with the same
     options. May be stopped at any moment: the same command goes on.

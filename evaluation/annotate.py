@@ -1,4 +1,4 @@
-"""Answers of a model about every object of a shard set, as a parquet file that `cli.py join` takes.
+"""Answers of a model about every object of shard sets, as a parquet file for each that `cli.py join` takes.
 
 Samples are split into fixed groups. A process claims a group, asks the model, and appends a line for each sample to a
 file that all processes share; so what is said of an object does not depend on the processes, nor on a kill. When all
@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
@@ -46,10 +47,12 @@ from inference.recipes import explain_shards
 from shards.atomic import atomic_parquet
 from shards.errors import UserError
 from shards.extras import extra
+from shards.output_folder import make_output_folder
 from shards.printable import printable
 from shards.program import command
 from shards.reader import ShardSet
-from shards.sets import open_sets
+from shards.remote import open_set
+from shards.sets import find_sets
 from shards.storage.cache import Cache
 from shards.strict_json import parse_json
 from shards.table_kind import arrow_schema
@@ -57,7 +60,7 @@ from trainer.config import Config, with_values
 from trainer.data.batch import PairBatch, required
 from trainer.data.decoding import Need
 from trainer.data.loader import check_recipe
-from trainer.data.selection import Selection, select
+from trainer.data.selection import Selection, lines_of, select
 from trainer.model.architecture import GRID, VISION_SIZE
 from trainer.model.grounding import IMAGE_SIZE, MEAN, STD
 from trainer.objectives.dual import Dual
@@ -197,9 +200,21 @@ def _packed(vector: NDArray[np.float32]) -> str:
     return base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")
 
 
+@dataclass(frozen=True)
+class _Target:
+    """A set, and the file that is written of it."""
+
+    path: str
+    """The set's folder or URL, as it was given or found."""
+    shards: ShardSet
+    selection: Selection | None
+    """The chosen objects; None: all."""
+    out: Path
+
+
 def annotate(
     model: str,
-    shards: str,
+    shards: Sequence[str],
     what: What,
     out: Path,
     *,
@@ -210,62 +225,100 @@ def annotate(
     dtype: str | None = None,
     cache: Cache | None = None,
 ) -> str | None:
-    """Write what a model says of each object of a set, with key and number of the object.
+    """Write what a model says of each object of some sets, with key and number of the object: a file for each set.
 
-    Any number of processes work together, and the same call goes on after a kill. What is done lies in a folder
-    beside `out`, OUT.partial, until `out` is written.
+    Any number of processes work together, and the same call goes on after a kill. What is done of a set lies in a
+    folder beside its file, FILE.partial, until the file is written.
 
     Args:
         model: as in `evaluation.evaluate`.
-        shards: folder or URL of one set.
+        shards: folders of shard sets, or their URLs; see `shards.sets.find_sets`.
         what: captions, with the IoU of the mask made from each; the IoU of masks made from the object's own texts; or
             mean visual tokens.
-        out: the parquet file.
+        out: the parquet file; of several sets, the folder in which each has a file of its name, such as sav.parquet.
         where: a condition that chooses objects; see `shards.where`.
         batch_size: objects per batch, and samples per group. It decides which objects' captions are swapped.
         max_caption_tokens: most tokens of a caption.
         device: as in `inference.loading.load`; each of several processes has its own.
         dtype: as in `inference.loading.load`.
-        cache: the cache for a set at a URL.
+        cache: the cache for sets at URLs.
 
     Returns:
-        A line that says what was written; None on all processes but the first.
+        A line for each set that says what was written; None on all processes but the first.
 
     Raises:
-        UserError: not one set, or one that does not fit the model; nothing is chosen; `out` or what lies beside it is
-            of another call; what `load` raises.
+        UserError: two sets of one name, or one that does not fit the model; of one nothing is chosen; a file, or what
+            lies beside it, is of another call; what `load` raises.
     """
     with extra("pipeline", where="annotate"):
         import pyarrow  # noqa: F401
     if what not in _ANNOTATORS:
         raise UserError("nothing of this kind", where="--what", met=what, wanted=" or ".join(get_args(What)))
-    opened = _open(shards, cache)
-    selection = select(opened, where)
-    if selection is not None and not selection.samples.any():
-        raise UserError("no object is chosen", where=shards, met=f"where {where}")
-    if not out.absolute().parent.is_dir():
-        raise UserError("no such folder", where=str(out), do="make it, or give another --out")
+    targets = _open(shards, out, where, cache)
     if processes := missing_processes():
         start(processes)
         return None
     state = process_state(device)
     loaded = load(model, str(state.device) if state.num_processes > 1 else device, dtype)
     if state.is_main_process:
-        notes = [explain_shards(loaded, opened.recipe), *(selection.lines() if selection else [])]
+        notes = [*dict.fromkeys(explain_shards(loaded, target.shards.recipe) for target in targets)]
+        notes += lines_of([t.shards for t in targets], [t.selection for t in targets], where)
         print(*map(printable, notes), sep="\n", file=sys.stderr)
     loaded.model.eval().grounding_encoder.float()  # as in evaluation
     settings = {
         "what": what,
-        "set": opened.manifest.checksum,
         "where": where,
-        "tables": dict(selection.chosen.tables) if selection and selection.chosen else {},
         "batch_size": batch_size,
         "max_caption_tokens": max_caption_tokens if what == "captions" else None,
         "dtype": str(loaded.model.embedding.weight.dtype).removeprefix("torch."),
         "model_digest": digest_of(loaded.model),
     }
     config = with_values(Config(), {"max_caption_tokens": max_caption_tokens})
-    work = _Work(opened, selection, _ANNOTATORS[what](Passes(loaded.model, config)), batch_size)
+    annotator = _ANNOTATORS[what](Passes(loaded.model, config))
+    said = [_annotate_set(target, annotator, settings, batch_size, state) for target in targets]
+    is_main = state.is_main_process
+    state.destroy_process_group()
+    return "\n".join(said) if is_main else None
+
+
+def _open(paths: Sequence[str], out: Path, where: str | None, cache: Cache | None) -> list[_Target]:
+    """Open the sets, and check each against the model's sizes and the condition."""
+    found = find_sets(paths, cache)
+    names = [Path(path).resolve().name for path in found]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            met = f"{found[names.index(name)]} and {found[number]}"
+            do = "annotate each by a command of its own"
+            raise UserError("two sets of one name, which is that of their files", where="--shards", met=met, do=do)
+    if len(found) > 1:
+        make_output_folder(out)
+    elif not out.absolute().parent.is_dir():
+        raise UserError("no such folder", where=str(out), do="make it, or give another --out")
+    targets = []
+    for path, name in zip(found, names, strict=True):
+        opened = open_set(path, cache)
+        if not opened.manifest.objects:
+            raise UserError("nothing to annotate", where=path, met="a set without objects")
+        check_recipe(opened.recipe, vision_size=VISION_SIZE, grid=GRID, sam_size=IMAGE_SIZE, mean=MEAN, std=STD)
+        selection = select(opened, where)
+        if selection is not None and not selection.samples.any():
+            raise UserError("no object is chosen", where=path, met=f"where {where}")
+        targets.append(_Target(path, opened, selection, out / f"{name}.parquet" if len(found) > 1 else out))
+    return targets
+
+
+def _annotate_set(
+    target: _Target, annotator: _Annotator, settings: Mapping[str, Any], batch_size: int, state: PartialState
+) -> str:
+    """Write the file of a set, unless it is there; return what was written."""
+    chosen = target.selection.chosen if target.selection else None
+    settings = {
+        **settings,
+        "set": target.shards.manifest.checksum,
+        "tables": dict(chosen.tables) if chosen else {},
+    }
+    out = target.out
+    work = _Work(target.shards, target.selection, annotator, batch_size)
     folder = out.with_name(f"{out.name}.partial")
     text = f"{out}: up to date"
     if not _is_written(out, settings):
@@ -273,25 +326,13 @@ def annotate(
         file = work.run(folder, state.is_main_process)
         state.wait_for_everyone()
         if state.is_main_process:
-            text = f"{work.write(file, out, settings)}; put it beside the set with {command(f'join {shards} {out}')}"
+            text = (
+                f"{work.write(file, out, settings)}; put it beside the set with {command(f'join {target.path} {out}')}"
+            )
         file.close()
     if state.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)
-    is_main = state.is_main_process
-    state.destroy_process_group()
-    return text if is_main else None
-
-
-def _open(path: str, cache: Cache | None) -> ShardSet:
-    """Open the one set at `path`, and check it against the model's sizes."""
-    sets = open_sets([path], cache)
-    if len(sets) != 1:
-        raise UserError("not one set", where=path, met=f"{len(sets)} sets", do="annotate each into a file of its own")
-    (opened,) = sets
-    if not opened.manifest.objects:
-        raise UserError("nothing to annotate", where=path, met="a set without objects")
-    check_recipe(opened.recipe, vision_size=VISION_SIZE, grid=GRID, sam_size=IMAGE_SIZE, mean=MEAN, std=STD)
-    return opened
+    return text
 
 
 def _is_written(out: Path, settings: Mapping[str, Any]) -> bool:
@@ -389,7 +430,9 @@ class _Work:
         claims = Claims(folder / _CLAIMS)
         model = self._annotator.passes.model
         half = model.embedding.weight.dtype == torch.bfloat16
-        bar = tqdm(total=len(self._samples), initial=file.count, unit="sample", disable=not shown, mininterval=0.5)
+        options: dict[str, Any] = {"unit": "sample", "disable": not shown, "mininterval": 0.5}
+        name = printable(self._shards.folder.name)
+        bar = tqdm(total=len(self._samples), initial=file.count, desc=name, **options)
         try:
             with bar, torch.autocast(model.device.type, torch.bfloat16, enabled=half):
                 left: Sequence[int] = range(len(self._groups))

@@ -141,7 +141,7 @@ def test_masks_of_the_own_texts_and_mean_visual_tokens(
     folder = Path(shutil.copytree(refer_set, tmp_path / "refcoco"))
     write_table(folder, 1)
     first: dict[str, Any] = {"where": "position < 2", "batch_size": 3}
-    said = annotate(str(released), str(folder), "masks-iou", tmp_path / "iou.parquet", **first)
+    said = annotate(str(released), [str(folder)], "masks-iou", tmp_path / "iou.parquet", **first)
     assert said and "4 of 5 objects; left out: 1 objects without a text" in said
     PartialState._reset_state()
     file = tmp_path / "numbers.json"
@@ -152,7 +152,7 @@ def test_masks_of_the_own_texts_and_mean_visual_tokens(
     assert statistics.fmean(every) == pytest.approx(json.loads(file.read_text())["all"]["giou"], abs=1e-7)
     assert all(row["iou"] == pytest.approx(statistics.fmean(row["ious"])) and row["frame"] == 0 for row in rows)
     PartialState._reset_state()
-    annotate(str(released), str(folder), "embeddings", tmp_path / "tokens.parquet", **first)
+    annotate(str(released), [str(folder)], "embeddings", tmp_path / "tokens.parquet", **first)
     model = load(str(released), "cpu").model
     rows = pq.read_table(tmp_path / "tokens.parquet").to_pylist()
     for sample in islice(ShardSet(folder), 2):
@@ -167,22 +167,48 @@ def test_masks_of_the_own_texts_and_mean_visual_tokens(
 def test_only_chosen_objects_are_annotated(tabled: Path, released: Path, tmp_path: Path):  # noqa: F811
     out = tmp_path / "some.parquet"
     options: dict[str, Any] = {"where": "position in (1, 3)"}
-    assert annotate(str(released), str(tabled), "embeddings", out, **options).startswith(f"{out}: 2 of 2 objects; put")
+    assert annotate(str(released), [str(tabled)], "embeddings", out, **options).startswith(
+        f"{out}: 2 of 2 objects; put"
+    )
     assert pq.read_table(out)["key"].to_pylist() == [keys_of(tabled)[i] for i in (1, 3)]
     PartialState._reset_state()
-    assert annotate(str(released), str(tabled), "embeddings", out, **options) == f"{out}: up to date"
+    assert annotate(str(released), [str(tabled)], "embeddings", out, **options) == f"{out}: up to date"
     PartialState._reset_state()
     with pytest.raises(UserError, match=r"some.parquet: another file; wanted what this call writes, or none; .*--out"):
-        annotate(str(released), str(tabled), "embeddings", out, **{**options, "where": "position = 1"})
+        annotate(str(released), [str(tabled)], "embeddings", out, **{**options, "where": "position = 1"})
     PartialState._reset_state()
     with pytest.raises(UserError, match="no object is chosen; met where position = 99"):
-        annotate(str(released), str(tabled), "embeddings", tmp_path / "none.parquet", where="position = 99")
+        annotate(str(released), [str(tabled)], "embeddings", tmp_path / "none.parquet", where="position = 99")
     PartialState._reset_state()
     other = tmp_path / "other.parquet"
     (tmp_path / "other.parquet.partial").mkdir()
     (tmp_path / "other.parquet.partial" / "run.json").write_text('{"what": "captions"}')
     with pytest.raises(UserError, match="answers of another run; met what captions"):
-        annotate(str(released), str(tabled), "embeddings", other, **options)
+        annotate(str(released), [str(tabled)], "embeddings", other, **options)
+
+
+def test_each_of_several_sets_has_a_file_of_its_name(tabled: Path, released: Path, tmp_path: Path):  # noqa: F811
+    sets = [tmp_path / "sets" / name for name in ("a", "b")]
+    for number, folder in enumerate(sets):
+        take_sample(tabled, folder, 1, number, 10**9)
+        assert annotate(str(released), [str(folder)], "embeddings", tmp_path / f"{folder.name}.parquet")
+        PartialState._reset_state()
+    out = tmp_path / "said"
+    every: list[Any] = [str(released), [str(tmp_path / "sets")], "embeddings", out]
+    said = annotate(*every)
+    assert said is not None
+    for line, folder in zip(said.splitlines(), sets, strict=True):
+        file = out / f"{folder.name}.parquet"
+        assert line.startswith(f"{file}: 1 of 1 objects; put it ") and line.endswith(f"join {folder} {file}")
+    assert sorted(path.name for path in out.iterdir()) == ["a.parquet", "b.parquet"]
+    for path in out.iterdir():
+        assert path.read_bytes() == (tmp_path / path.name).read_bytes()
+    (out / "b.parquet").unlink()
+    PartialState._reset_state()
+    first, second = (annotate(*every) or "").splitlines()
+    assert first == f"{out}/a.parquet: up to date" and "1 of 1 objects" in second
+    with pytest.raises(UserError, match=r"two sets of one name, .*; met .*sav and .*sav; annotate each"):
+        annotate(str(released), [str(tabled), str(Path(shutil.copytree(tabled, tmp_path / "sav")))], "embeddings", out)
 
 
 @pytest.mark.slow
