@@ -43,7 +43,7 @@ def picture(original: UInt8 | Image.Image, size: int, recipe: Recipe) -> UInt8:
 def pictures(original: UInt8 | Image.Image, sizes: Sequence[int], recipe: Recipe) -> list[UInt8]:
     """Resize as `picture` does to each of several sizes, always from the original."""
     image = original if isinstance(original, Image.Image) else Image.fromarray(original)
-    pixels = b""
+    pixels = None
     resized = []
     for size in sizes:
         # Pillow 13 resizes the columns first where the height shrinks more than the width; `_resample` begins with
@@ -52,12 +52,22 @@ def pictures(original: UInt8 | Image.Image, sizes: Sequence[int], recipe: Recipe
         if _resample is None or not by_rows or image.width * image.height > _MOST_COPIED:
             resized.append(_with_pillow(image, size, recipe))
             continue
-        pixels = pixels or image.tobytes("raw", "RGBX")
+        pixels = _pixels(image) if pixels is None else pixels
         out = np.empty((3, size, size), np.uint8)
         columns, rows = (weights(side, size, recipe.image_filter) for side in image.size)
         _resample.resample(pixels, image.height, image.width, size, columns, rows, out)
         resized.append(out)
     return resized
+
+
+def _pixels(image: Image.Image) -> Any:
+    """Return the pixels of an image of mode RGB, four bytes each: Pillow's own memory where that is in one piece."""
+    import pyarrow as pa
+
+    try:
+        return pa.array(image).flatten().buffers()[1]
+    except (ValueError, TypeError):  # several pieces, or a Pillow before 11.2
+        return image.tobytes("raw", "RGBX")
 
 
 def _with_pillow(image: Image.Image, size: int, recipe: Recipe) -> UInt8:

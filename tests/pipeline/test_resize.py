@@ -50,7 +50,8 @@ def test_the_compiled_loop_and_pillow_give_equal_bytes(kind, monkeypatch):
     rng = np.random.default_rng(7)
     extremes = rng.integers(0, 2, (300, 451, 3), np.uint8) * 255  # where bicubic overshoots the most
     large = rng.integers(0, 256, (1500, 2250, 3), np.uint8)
-    pictures = [extremes, large, large[:427, :640], large[:1024, :1024], large[:1, :3], large[:700, :448]]
+    several = np.tile(large[:500], (4, 1, 1))  # Pillow keeps it in several pieces of memory
+    pictures = [extremes, large, large[:427, :640], large[:1024, :1024], large[:1, :3], large[:700, :448], several]
     compiled = [resize.picture(picture, side, recipe) for picture in pictures for side in (448, 1024)]
     monkeypatch.setattr(resize, "_resample", None)
     pillow = [resize.picture(picture, side, recipe) for picture in pictures for side in (448, 1024)]
@@ -75,7 +76,9 @@ def test_the_compiled_loop_reads_and_writes_nothing_beyond_its_buffers(data):
     ]
     resize._resample.resample(*good)
     bad = [*good]
-    fault = data.draw(st.sampled_from(["pixels", "height", "size", "out", "start", "count", "longer", "fewer"]))
+    fault = data.draw(
+        st.sampled_from(["pixels", "height", "size", "out", "start", "order", "count", "weight", "longer", "fewer"])
+    )
     if fault == "pixels":
         bad[0] = bad[0][:-1]
     elif fault == "height":
@@ -89,6 +92,10 @@ def test_the_compiled_loop_reads_and_writes_nothing_beyond_its_buffers(data):
         at = data.draw(st.integers(0, 447))
         if fault == "start":
             taps[0][at] = data.draw(st.sampled_from([-1, width, 2**31 - 1]))
+        elif fault == "order":
+            taps[0][:2] = 1, 0
+        elif fault == "weight":
+            taps[2][at, 0] = data.draw(st.sampled_from([2**26, -(2**26) - 1]))
         elif fault == "count":
             taps[1][at] = data.draw(st.sampled_from([0, -1, taps[2].shape[1] + 1, 2**31 - 1]))
         elif fault == "longer":
