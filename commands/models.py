@@ -230,6 +230,14 @@ def evaluate(
     ] = None,
     split: Annotated[str | None, Option(help="Only the sets that were made with this --split.")] = None,
     where: Where = None,
+    texts: Annotated[
+        list[str] | None,
+        Option(
+            metavar="NAME",
+            help="Texts that objects have: source, or TABLE.COLUMN of a joined table; several times for several.  "
+            "[default: source]",
+        ),
+    ] = None,
     holdout: Annotated[
         float | None,
         Option(
@@ -282,6 +290,7 @@ def evaluate(
         objective=objective,
         split=split,
         where=where,
+        texts=texts or ["source"],
         holdout=holdout,
         holdout_by=holdout_by,
         limit=limit,

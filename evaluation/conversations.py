@@ -69,7 +69,7 @@ class ConversationReader:
         size: most rows per batch, and most pictures in which masks are predicted, unless one row has more.
         frames: frames of a video in a row, evenly spread.
         no_target: what the true answer to an expression of no object is.
-        selections: the objects that are asked about.
+        selections: the objects that are asked about, and their texts.
     """
 
     def __init__(
@@ -142,8 +142,9 @@ class ConversationReader:
         cells = self._decoder.prompt_masks(stored)
         selection = self._selections.get(shards)
         chosen = None if selection is None else selection.of(position)
+        joined = None if selection is None else selection.texts_of(position)
         counts = cells.sum(axis=(2, 3), dtype=np.int64)
-        texts = SampleTexts(stored.key, shards.manifest.source, stored.meta, counts, chosen)
+        texts = SampleTexts(stored.key, shards.manifest.source, stored.meta, counts, chosen, joined)
         left_out = Counter[str]()
         ask = self._about_objects if self._kind in ("segment", "describe") else self._all_kinds
         rows = self._decoder.rows_of(stored.key, [*ask(texts, left_out)], cells, left_out)

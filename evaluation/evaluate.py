@@ -43,7 +43,7 @@ from trainer.data.batch import Batch, ConversationBatch
 from trainer.data.holdout import held_out_parts
 from trainer.data.loader import check_recipe
 from trainer.data.order import usable_samples
-from trainer.data.selection import lines_of, select
+from trainer.data.selection import OF_SOURCE, lines_of, select
 from trainer.model.architecture import GRID, VISION_SIZE
 from trainer.model.grounding import IMAGE_SIZE, MEAN, STD
 from trainer.model.sa2va import Sa2VA
@@ -65,6 +65,7 @@ def evaluate(
     objective: str | None = None,
     split: str | None = None,
     where: str | None = None,
+    texts: Sequence[str] = OF_SOURCE,
     holdout: float | None = None,
     holdout_by: Group = "picture",
     limit: int | None = None,
@@ -88,6 +89,7 @@ def evaluate(
         split: take only the sets that were made from this split.
         where: ask only about the objects for which this condition over the table of each set is true; sets without
             objects are taken whole.
+        texts: names of the texts that objects have, "source" and TABLE.COLUMN, as of `data.texts`.
         holdout: take only the samples that a training with this `data.holdout` leaves out; 0 takes all; None takes
             those that the model was not trained on, if its folder says so (see `evaluation.new_samples`).
         holdout_by: `data.holdout_by` of that training.
@@ -113,14 +115,15 @@ def evaluate(
     _check_file(json_file, "--json")
     _check_file(predictions, "--predictions")
     sets = _open(shards, split, cache)
-    chosen = objective or _default_objective(sets)
+    texts = tuple(dict.fromkeys(texts))
+    selections = {opened: found for opened in sets if (found := select(opened, where, texts)) is not None}
+    chosen = objective or _default_objective(sets, {} if texts == OF_SOURCE else selections)
     _check_kind(kind, chosen)
     if processes := missing_processes():
         start(processes)
         return None
     record = trained_on(model)
     parts = new_parts(sets, record) if holdout is None else _held_out(sets, holdout, holdout_by)
-    selections = {opened: found for opened in sets if (found := select(opened, where)) is not None}
     parts = [part & usable_samples(s.index, None, selections.get(s)) for s, part in zip(sets, parts, strict=True)]
     samples_of_set = [_sample_refs(opened, part, limit) for opened, part in zip(sets, parts, strict=True)]
     groups = [group for samples in samples_of_set for group in group_samples(samples, batch_size)]
@@ -158,6 +161,7 @@ def evaluate(
                 "limit": limit,
                 "split": split,
                 "where": where,
+                "texts": list(texts),
                 **_settings(chosen, how),
             }
             write_json(json_file, _result(model, loaded, chosen, settings, sets, notes, by_source, by_kind))
@@ -384,8 +388,11 @@ def _sample_refs(shards: ShardSet, kept: NDArray[np.bool_], limit: int | None) -
     return [(shards, int(position)) for position in np.flatnonzero(kept)[:limit]]
 
 
-def _default_objective(sets: Sequence[ShardSet]) -> str:
+def _default_objective(sets: Sequence[ShardSet], selections: Selections) -> str:
     """Return converse if a sample has texts and no region; else segment if all sets have texts, and dual if none has.
+
+    Args:
+        selections: of the sets whose objects have other texts than the source's.
 
     Raises:
         UserError: some sets have texts and some have none.
@@ -394,7 +401,8 @@ def _default_objective(sets: Sequence[ShardSet]) -> str:
         index = shards.index
         if "letters" in (index.dtype.names or ()) and ((index["letters"] > 0) & (index["regions"] == 0)).any():
             return "converse"
-    with_texts = [bool((shards.index["texts"] > 0).any()) for shards in sets]
+    counts = [selections[s].counts("texts") if s in selections else s.index["texts"] for s in sets]
+    with_texts = [bool((of_set > 0).any()) for of_set in counts]
     if all(with_texts):
         return "segment"
     if not any(with_texts):

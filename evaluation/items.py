@@ -42,7 +42,7 @@ THREADS = 2
 SampleRef = tuple[ShardSet, int]
 """A set, and the position of a sample in it."""
 Selections = Mapping[ShardSet, Selection]
-"""The objects that are evaluated, by set; all of a set that is not named."""
+"""The objects that are evaluated and their texts, by set; all of a set that is not named, with the source's texts."""
 EVERYTHING: Selections = MappingProxyType({})
 FramePair = tuple[int, int]
 """Frames of a sample, counted from 0, that are frame 1 and frame 2 of a batch."""
@@ -54,7 +54,7 @@ class Reads(Protocol):
     judging_fields: ClassVar[tuple[str, ...]]
     """Fields of a batch."""
     needs: ClassVar[Need | None]
-    """"texts": an object is an item for each text. Else it is one, if a frame shows it or no cells are read."""
+    """"texts": an object is an item for each of its texts. Else it is one, if a frame shows it or no cells are read."""
     swaps_captions: ClassVar[bool]
     """Whether an item needs another one in its batch."""
 
@@ -175,9 +175,12 @@ def _decode_sample(
     visible = np.stack([sample.decode("prompt_masks", frame).any(axis=(1, 2)) for frame in frames])
     selection = selections.get(shards)
     asked = None if selection is None else selection.of(position)
+    joined = None if selection is None else selection.texts_of(position)
     for number in range(len(sample.meta["objects"])) if asked is None else asked:
         described = sample.meta["objects"][number]
-        texts: list[str | None] = [*usable_texts(described)] if chosen.needs == "texts" else [None]
+        texts: list[str | None] = [None]
+        if chosen.needs == "texts":
+            texts = [*(usable_texts(described) if joined is None else joined.of(number, described))]
         showing = np.flatnonzero(visible[:, number]).tolist()  # frames that show the object
         if not texts:
             sample.left_out[NO_TEXT] += 1

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from skimage import data as photographs
 
-from evaluation.evaluate import evaluate
+from evaluation.conversations import ConversationReader
+from evaluation.evaluate import _default_objective, evaluate
 from evaluation.items import NO_REGION, NO_TEXT, group_samples, make_batches, read_groups
 from evaluation.published.predictions import read_predictions
 from evaluation.scores import Tally, table
@@ -25,6 +28,7 @@ from inference.loading import load
 from pipeline.request import make_request
 from pipeline.run import run
 from shards.errors import UserError
+from shards.join import join_file
 from shards.reader import ShardSet, decode_field
 from shards.recipe import named_recipe
 from shards.table import write_table
@@ -160,6 +164,59 @@ def test_an_evaluation_of_chosen_objects_says_so(released: Path, refer_tabled: P
     assert numbers["all"]["items"] == len(of_second) and numbers["all"]["samples"] == 4
     with pytest.raises(UserError, match=r"no such column; met wrds; wanted words"):
         evaluate(str(released), [str(refer_tabled)], where="wrds > 0", **how)
+
+
+@pytest.mark.parametrize("names", [["captions.caption"], ["source", "captions.caption"]])
+def test_joined_texts_are_asked_for_in_place_of_those_of_the_source_or_beside_them(
+    released: Path, refer_tabled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], names: list[str]
+):
+    folder = Path(shutil.copytree(refer_tabled, tmp_path / "refcoco"))
+    rows = pq.read_table(folder / "objects.parquet", columns=["key", "object"])
+    captions = [None if n % 4 == 1 else f"caption {n}" for n in range(len(rows))]
+    pq.write_table(rows.append_column("caption", pa.array(captions)), tmp_path / "captions.parquet")
+    join_file(folder, tmp_path / "captions.parquet")
+    of_object = iter(captions)
+    expected = Counter[tuple[str, str]]()
+    for sample in (shards := ShardSet(folder)):
+        for item in sample["meta"]["objects"]:
+            texts = [*(item["texts"] if "source" in names else []), next(of_object)]
+            expected.update((sample["__key__"], text) for text in texts if text and text.strip())
+    selections = {shards: select(shards, None, names)}
+    read = [sample for group in read_groups(groups_of(shards), "reverse", selections) for sample in group]
+    assert Counter((sample.key, item.text) for sample in read for item in sample.items) == expected
+    reader = ConversationReader(
+        shards, "segment", load(str(released), "cpu").model.prompts, 8, 5, "refusal", selections
+    )
+    asked = Counter(
+        (batch.keys[batch.sample_of_row[row]], target.phrase)
+        for _, batches in reader.read(groups_of(shards))
+        for batch, _ in batches
+        for row, talk in enumerate(batch.conversations)
+        for target in talk.targets
+    )
+    assert asked == expected
+    if "source" in names:
+        return
+    json_file = tmp_path / "numbers.json"
+    command = ["evaluate", "--model", released, "--shards", folder, "--texts", *names, "--objective", "reverse"]
+    with pytest.raises(SystemExit) as status:
+        command_line([*command, "--json", json_file, "--device", "cpu"])
+    assert not status.value.code
+    numbers = json.loads(json_file.read_text())
+    assert numbers["all"]["items"] == expected.total() == 8 and numbers["texts"] == names
+    said = f"{folder}: texts captions.caption: 3 of 11 objects have none"
+    assert said in numbers["notes"] and said in capsys.readouterr().out
+
+
+def test_objects_have_texts_for_the_default_objective_where_a_joined_table_has_them(sav_set: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(sav_set, tmp_path / "sav"))
+    write_table(folder)
+    rows = pq.read_table(folder / "objects.parquet", columns=["key", "object"])
+    pq.write_table(rows.append_column("caption", pa.array(["x"] * len(rows))), tmp_path / "captions.parquet")
+    join_file(folder, tmp_path / "captions.parquet")
+    shards = ShardSet(folder)
+    joined = {shards: select(shards, None, ["captions.caption"])}
+    assert (_default_objective([shards], {}), _default_objective([shards], joined)) == ("dual", "segment")
 
 
 def test_objects_without_text_are_counted_and_frames_show_the_object(

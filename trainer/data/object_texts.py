@@ -145,7 +145,7 @@ def _letters_of_rows(values: pa.Array) -> NDArray[np.int64]:
 def _found(shards: ShardSet, tables: Mapping[str, JoinedTable], name: str) -> tuple[JoinedTable, str]:
     """Return the table that TABLE.COLUMN names, and the column. Raises `UserError` where it holds no texts."""
     table, _, column = name.partition(".")
-    where = f"data.texts, {shards.folder}"
+    where = f"texts of {shards.folder}"
     if table not in tables:
         do = f"join it with {command(f'join {shards.folder} FILE --as {table}')}"
         raise UserError("no such table was joined", where=where, met=name, wanted=" or ".join(tables), do=do)

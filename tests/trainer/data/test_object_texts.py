@@ -192,7 +192,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_holds_no_texts_is_one_line(captioned, name):
-    with pytest.raises(UserError, match=f"data.texts, {captioned[0]}: {REFUSED[name]}"):
+    with pytest.raises(UserError, match=f"texts of {captioned[0]}: {REFUSED[name]}"):
         loader(captioned[0], texts=[name])
     with pytest.raises(UserError, match=r"data.texts: no shards of this source; met coco; wanted sav"):
         loader(captioned[0], texts={"coco": [name]})
