@@ -1,6 +1,6 @@
 """Whether memory stays flat while a set of thousands of samples is sharded, verified and read for two epochs.
 
-    python -m benchmarks.endurance [--samples 20000] [--workers 2] [--codec zstd] [--plot runs/endurance.png]
+    python -m benchmarks.endurance [--samples 20000] [--workers 2] [--codec gradient] [--plot runs/endurance.png]
 
 The data are the photographs of scikit-image with their outlined objects, as hard links under as many names; they go
 through the real verbs. Every second, two numbers are recorded of the whole process tree: the memory that it holds
@@ -123,7 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Memory over time of sharding, verifying and reading.")
     parser.add_argument("--samples", type=int, default=20_000)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--codec", default="zstd")
+    parser.add_argument("--codec", default="gradient")
     parser.add_argument("--folder", type=Path, help="where the data is written meanwhile: 1.5 MB per sample")
     parser.add_argument("--plot", type=Path, default=Path("runs/endurance.png"))
     parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)

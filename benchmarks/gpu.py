@@ -70,7 +70,7 @@ class Plan:
 
 def plans(small: bool) -> list[Plan]:
     """Return what is measured, in order."""
-    more = ("raw shards", "zstd shards", "normalise: device", *OPTIONS)
+    more = ("raw shards", "gradient shards", "normalise: device", *OPTIONS)
     if small:
         return [Plan("tiny", (*OBJECTIVES, *more), 1.0)]
     return [
@@ -182,7 +182,7 @@ def machine(device: Any) -> dict[str, Any]:
 
 
 def write_shards(folder: Path, samples: int, workers: int) -> None:
-    """Write shards of photographs with two frames, 4 objects and texts, as zstd and raw, unless they are there."""
+    """Write shards of photographs with two frames, 4 objects and texts, as gradient and raw, unless they are there."""
     from demo.make_sav import photograph
     from pipeline.request import make_request
     from pipeline.run import run
@@ -190,7 +190,7 @@ def write_shards(folder: Path, samples: int, workers: int) -> None:
 
     if (folder / "done").exists():
         return
-    for name in ("pictures", "zstd", "raw"):  # of a process that was ended while it wrote
+    for name in ("pictures", "gradient", "raw"):  # of a process that was ended while it wrote
         shutil.rmtree(folder / name, ignore_errors=True)
     root = folder / "pictures"
     root.mkdir(parents=True)
@@ -204,8 +204,8 @@ def write_shards(folder: Path, samples: int, workers: int) -> None:
         for number in range(samples)
     ]
     (root / "samples.jsonl").write_text("\n".join(lines) + "\n")
-    run(make_request("folder", root, shard_bytes=1 << 26), folder / "zstd", workers, 0.0)
-    recode(folder / "zstd", folder / "raw", "raw", workers)
+    run(make_request("folder", root, shard_bytes=1 << 26), folder / "gradient", workers, 0.0)
+    recode(folder / "gradient", folder / "raw", "raw", workers)
     (folder / "done").touch()
 
 
@@ -302,7 +302,7 @@ class Bench:
         """Measure optimiser steps of an objective.
 
         Args:
-            shards: "raw" or "zstd": batches are read from them. None: one batch lies on the device already.
+            shards: "raw" or "gradient": batches are read from them. None: one batch lies on the device already.
         """
         import torch
 

@@ -7,8 +7,9 @@ ready as torch tensors in a batch of 8. `benchmarks/peers.py` holds the other wa
 left out (`pip install sa2va-shards[bench]`).
 
   bound      as many bytes as a uint8 batch holds, copied from the mapped tars into ready batches; float32: three
-             passes of numpy over the small picture, and zeros for the mask; zstd: its decompression alone
-  loader     shards through trainer.data.loader.Loader, codecs raw and zstd
+             passes of numpy over the small picture, and zeros for the mask; zstd, gradient: the decompression
+             of the frames alone, by the system's libzstd
+  loader     shards through trainer.data.loader.Loader, codecs raw, gradient and zstd
   numpy      as loader, without the compiled loops
   cold       as loader, its pages dropped before: from the disk
   disk       the same tars, dropped too, read from one end to the other in pieces of 4 MiB
@@ -29,28 +30,30 @@ threads of this process, tells more on a machine that does other work. Start-up 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import os
 import shutil
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import zstandard
 
 from benchmarks import peers
 from benchmarks.loading_data import EXACT, repeat, write
 from benchmarks.peers import BATCH, Epoch
 from shards import codec, compiled
+from shards.format import Codec
 from shards.reader import ShardSet
 from trainer.data.decoding import Normalise
 from trainer.data.loader import Loader, LoaderOptions
@@ -60,6 +63,7 @@ DELIVERED: dict[Normalise, str] = {"device": "uint8", "host": "float32"}
 _BATCHES = 4  # that a copy goes round: a loader's `prefetch` + 2
 _PIECE = 4 << 20  # bytes of a read of the disk
 _BANDWIDTHS = (1, 3)  # GB/s
+_local = threading.local()
 
 
 @dataclass
@@ -165,20 +169,35 @@ def _finish(batch: Sequence[np.ndarray], views: Sequence[np.ndarray], row: int) 
     masks[row] = 0
 
 
+@cache
+def _libzstd() -> ctypes.CDLL:
+    library = ctypes.CDLL("libzstd.so.1")
+    for name, result in (("createDCtx", ctypes.c_void_p), ("decompressDCtx", ctypes.c_size_t)):
+        getattr(library, f"ZSTD_{name}").restype = result
+    return library
+
+
 def _decompress(batch: Sequence[np.ndarray], views: Sequence[np.ndarray], row: int) -> None:
     small, large, bits = batch
     count = int(views[3][:4].view("<u4")[0])
     end = int(views[3][4:8].view("<u4")[0])
     mask = views[3][4 + 4 * count :][:end]
+    library = _libzstd()
+    if not hasattr(_local, "context"):
+        _local.context = ctypes.c_void_p(library.ZSTD_createDCtx())
     for target, view in ((small, views[0]), (large, views[1]), (bits, mask)):
-        with zstandard.ZstdDecompressor().stream_reader(memoryview(view)) as frame:
-            frame.readinto(memoryview(target[row]))
+        frame = view[len(codec.GRADIENT) :] if codec.codec_of(memoryview(view)) == "gradient" else view
+        into = target[row].ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(target[row].nbytes)
+        of = frame.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(frame.nbytes)
+        if library.ZSTD_decompressDCtx(_local.context, *into, *of) != target[row].nbytes:
+            raise ValueError("not a frame of this size")
 
 
-BOUNDS: dict[str, tuple[str, Row]] = {
+BOUNDS: dict[str, tuple[Codec, Row]] = {
     "bound uint8": ("raw", _copy),
     "bound float32": ("raw", _finish),
     "bound zstd": ("zstd", _decompress),
+    "bound gradient": ("gradient", _decompress),
 }
 
 
@@ -192,7 +211,7 @@ def bound(root: Path, name: str, threads: int) -> Epoch:
     rows.append(np.zeros((1024 * 1024 + 8 * 16 * 16) // 8, np.uint8))
     if name == "bound float32":
         rows = [np.zeros((3, 448, 448), np.float32), rows[1], np.zeros(1024 * 1024, np.uint8)]
-    elif name == "bound zstd":
+    elif stored != "raw":
         rows = [np.zeros(3 * 448**2, np.uint8), np.zeros(3 * 1024**2, np.uint8), np.zeros(1024 * 128, np.uint8)]
     ring = cycle([[np.stack([row] * BATCH) for row in rows] for _ in range(_BATCHES)])
     pool = ThreadPoolExecutor(max(1, threads))
@@ -319,7 +338,8 @@ def measure(ways: Sequence[Way], rounds: int) -> None:
     for way in ways:
         delivered = "float32" if way.name.endswith("float32") else "uint8"
         is_ours = way.name.startswith(("loader", "numpy"))
-        limit = "zstd" if is_ours and " zstd " in way.name else delivered
+        pictures = way.name.split()[1] if is_ours else "raw"
+        limit = delivered if pictures == "raw" else pictures
         bound = same.get((f"bound {limit}", 2)), same.get((f"bound {limit}", way.workers))
         loader = same.get((f"loader raw {delivered}", 2))
         cells = [

@@ -1,6 +1,6 @@
 """What sharding costs beyond the bare work on the same files, and what a second process adds.
 
-    python -m benchmarks.sharding [--source sa1b ...] [--codec zstd raw] [--rate coco ...] [--samples 12] [--seconds 8]
+    python -m benchmarks.sharding [--source sa1b ...] [--codec gradient ...] [--rate coco ...] [--samples 12]
 
 Bare work: decode, two image resizes and mask resizes per sample, written directly with Pillow, numpy and pycocotools;
 annotations are parsed in memory already. Ours: the same files through `pipeline` into a tar in one process, with
@@ -142,7 +142,7 @@ def measure(name: str, codec: Codec, samples: int, seconds: float) -> None:
     rates = {turn: len(metas) / statistics.median(times) for turn, times in clock.items()}
     ratios = [_ratio(times["ours"], times["bare"]) for times in (clock, processor)]
     rows = f"{rates['bare']:8.1f} {rates['ours']:8.1f}   {ratios[0]}   {ratios[1]}"
-    print(f"{name:16} {codec:5} {rows}   {len(clock['bare'])} turns", flush=True)
+    print(f"{name:16} {codec:8} {rows}   {len(clock['bare'])} turns", flush=True)
 
 
 def rates(name: str, codec: Codec, samples: int, seconds: float, shards: int = 8) -> None:
@@ -168,7 +168,7 @@ def rates(name: str, codec: Codec, samples: int, seconds: float, shards: int = 8
     for what, times in clock.items():
         rate = shards * len(metas) / statistics.median(times)
         first = clock[f"{what[:4]}, 1 process on 1 core"]
-        print(f"{name:16} {codec:5} {what:26} {rate:8.1f}   {_ratio(first, times)}", flush=True)
+        print(f"{name:16} {codec:8} {what:26} {rate:8.1f}   {_ratio(first, times)}", flush=True)
 
 
 def _shards(
@@ -237,16 +237,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Sharding against the bare work, as a ratio, and its rates.")
     parser.add_argument("--source", nargs="*", choices=list(BARE), default=list(BARE))
     parser.add_argument("--rate", nargs="*", choices=list(BARE), default=["coco", "sav"])
-    parser.add_argument("--codec", nargs="*", choices=["zstd", "raw"], default=["zstd", "raw"])
+    parser.add_argument("--codec", nargs="*", choices=["gradient", "zstd", "raw"], default=["gradient", "raw"])
     parser.add_argument("--samples", type=int, default=12)
     parser.add_argument("--seconds", type=float, default=8, help="for each line")
     arguments = parser.parse_args()
-    print("source           codec   bare/s   ours/s   ours / bare           by processor time")
+    print("source           codec      bare/s   ours/s   ours / bare           by processor time")
     for name in arguments.source:
         for codec in arguments.codec:
             measure(name, codec, arguments.samples if name != "sa1b" else -(-arguments.samples // 4), arguments.seconds)
     if arguments.rate:
-        print("source           codec                            samples/s   rate / that of 1 process on 1 core")
+        print("source           codec                               samples/s   rate / that of 1 process on 1 core")
     for name in arguments.rate:
         for codec in arguments.codec:
             rates(name, codec, arguments.samples, arguments.seconds)

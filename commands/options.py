@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from typer import Argument, Option
 
-Codec = Literal["zstd", "raw", "jpeg"]
+Codec = Literal["gradient", "zstd", "raw", "jpeg"]
 Group = Literal["sample", "file", "folder", "picture"]
 Dtype = Literal["float32", "bfloat16"]
 
@@ -48,10 +48,11 @@ Without = Annotated[
     ),
 ]
 PictureCodec = Annotated[
-    Codec,
+    Codec | None,
     Option(
-        help="Codec of the pictures: zstd (a third of the bytes) or raw (the fastest to read), both lossless; or jpeg "
-        "(a tenth), which is not."
+        help="Codec of the pictures: gradient (a third of the bytes), raw (the fastest to read) or zstd (for releases "
+        "that do not know gradient), all lossless; or jpeg (a tenth), which is not.  [default: that of the set that "
+        "stands there, else gradient]"
     ),
 ]
 

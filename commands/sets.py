@@ -69,7 +69,9 @@ def verify_shard(
 def recode(
     path: FinishedSet,
     out: NewFolder,
-    codec: Annotated[Codec, Option(help="Codec of the pictures: zstd or raw, both lossless; or jpeg, which is not.")],
+    codec: Annotated[
+        Codec, Option(help="Codec of the pictures: gradient, zstd or raw, all lossless; or jpeg, which is not.")
+    ],
     threads: Annotated[
         int | None, Option(min=1, help="Shards to write at a time.  [default: one per usable processor]")
     ] = None,

@@ -53,7 +53,7 @@ def shard(
         int | None, Option(min=1, help="Processes.  [default: one per usable processor, of the cluster with ray]")
     ] = None,
     shard_size: ShardSize = "1GB",
-    codec: PictureCodec = "zstd",
+    codec: PictureCodec = None,
     limit: Limit = None,
     without: Without = None,
     max_bad: MaxBad = 0.05,
@@ -172,7 +172,7 @@ def estimate(
     mask_slack: MaskSlack = None,
     workers: Workers = None,
     shard_size: ShardSize = "1GB",
-    codec: PictureCodec = "zstd",
+    codec: PictureCodec = None,
     limit: Limit = None,
     without: Without = None,
     samples: Annotated[int, Option(min=1, help="Samples to make and encode, spread over the dataset.")] = 64,

@@ -19,7 +19,7 @@ from pipeline.sources import Source
 from pipeline.walk import NOT_READ
 from pipeline.without import OPTION, Remaining, leave_out_held
 from shards.errors import UserError
-from shards.format import FORMAT, VERSION, Codec
+from shards.format import DEFAULT_CODEC, FORMAT, UNSTATED_CODEC, VERSION, Codec
 from shards.recipe import Recipe
 
 _PROBES = 16
@@ -41,8 +41,8 @@ class Job:
 
     @property
     def stated_options(self) -> dict[str, Any]:
-        """The options as plans and manifests state them: with the codec, unless it is zstd."""
-        return self.options if self.codec == "zstd" else {**self.options, "codec": self.codec}
+        """The options as plans and manifests state them: with the codec, unless it is `UNSTATED_CODEC`."""
+        return self.options if self.codec == UNSTATED_CODEC else {**self.options, "codec": self.codec}
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def find_dataset(request: Request, records: Path) -> RawDataset:
         options["found"] = found
     if request.without:
         options[OPTION] = remaining.option
-    job = Job(source, root, request.recipe, request.codec, options, opened)
+    job = Job(source, root, request.recipe, request.codec or DEFAULT_CODEC, options, opened)
     return RawDataset(job, inputs, remaining.remarks)
 
 
@@ -128,7 +128,7 @@ def _without_held(request: Request, records: Records, inputs: list[RawInput]) ->
     """Return the inputs that the sets of `request.without` do not hold."""
     if not request.without:
         return Remaining(inputs, {}, ())
-    states = FileStates(Job(request.source, request.root, request.recipe, request.codec, {}, records))
+    states = FileStates(Job(request.source, request.root, request.recipe, request.codec or DEFAULT_CODEC, {}, records))
 
     def newest(path: str) -> float:
         return max((state.newest for _, state in states.of_input(path)), default=0.0)

@@ -15,6 +15,7 @@ from pipeline.records import Records
 from pipeline.sources import Source, source_named
 from pipeline.without import OPTION, held_numbers, numbers_of
 from shards.errors import UserError
+from shards.format import UNSTATED_CODEC
 from shards.manifest import Manifest, read_ledger
 from shards.reader import ShardSet
 from shards.sample import Sample
@@ -73,7 +74,7 @@ class Deriver:
             source=source or source_named(manifest.source),
             root=self.root,
             recipe=manifest.recipe,
-            codec=options.pop("codec", "zstd"),
+            codec=options.pop("codec", UNSTATED_CODEC),
             options=options,
             records=Records(self.work / f"{name}.sqlite"),
         )

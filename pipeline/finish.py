@@ -11,9 +11,9 @@ from pipeline.dataset import RawDataset, found_text
 from pipeline.plan import Plan
 from pipeline.set_tables import write_tables
 from pipeline.task import PartInfo, ShardNote
-from pipeline.workspace import Workspace
+from pipeline.workspace import PLAN, Workspace
 from shards.errors import UserError
-from shards.format import INDEX, LEDGER, LOSSY, MANIFEST, VERSION, VERSION_WITHOUT_OBJECTS
+from shards.format import INDEX, LEDGER, LOSSY, MANIFEST, VERSION, VERSION_WITHOUT_OBJECTS, Codec
 from shards.lossy import Psnr
 from shards.manifest import LedgerLine, Manifest, ShardInfo, pack_index, pack_ledger, sha256
 from shards.program import command
@@ -108,6 +108,18 @@ def _manifest(plan: Plan, totals: _Totals, index_sha256: str, ledger_sha256: str
 
 def read_manifest(store: Store) -> Manifest:
     return Manifest.parse(store.read(MANIFEST), f"{store}/{MANIFEST}")
+
+
+def codec_in_use(store: Store) -> Codec | None:
+    """Return the codec of the set, finished or begun, in `store`; None where there is none."""
+    for name in (MANIFEST, PLAN):
+        try:
+            data = store.read(name)
+        except FileNotFoundError:
+            continue
+        where = f"{store}/{name}"
+        return Manifest.parse(data, where).codec if name == MANIFEST else Plan.from_bytes(data, where).codec
+    return None
 
 
 def finished_manifest(store: Store, dataset: RawDataset) -> Manifest | None:

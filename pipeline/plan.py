@@ -19,12 +19,13 @@ from pipeline.dataset import Job, RawDataset, find_dataset, probed_inputs
 from pipeline.raw import RawInput
 from pipeline.request import Request
 from shards.archive import encode_sample
+from shards.codec import ZSTD_VERSION
 from shards.errors import BadInput, UserError
-from shards.format import CODECS, VERSION, Codec
+from shards.format import CODECS, UNSTATED_CODEC, VERSION, Codec
 from shards.recipe import Recipe
 from shards.strict_json import parse_json
 
-_LIBRARIES = ("av", "numpy", "pillow", "pycocotools", "zstandard")
+_LIBRARIES = ("av", "numpy", "pillow", "pycocotools")
 _FALLBACK_BYTES = 4 << 20  # of a sample, where none could be encoded
 _MEMBER_BYTES = 1024  # of a member's header and padding in a tar, about
 
@@ -51,7 +52,7 @@ class Plan:
     """Number of tasks that share the shards."""
     version: int = 1
     """Version of the format. Plans of version 1 do not hold it."""
-    codec: Codec = "zstd"
+    codec: Codec = UNSTATED_CODEC
     """How pictures are stored. In the saved plan it is one of the options."""
 
     @property
@@ -90,7 +91,7 @@ class Plan:
         """
         try:
             body = parse_json(data)
-            codec = body["options"].get("codec", "zstd")
+            codec = body["options"].get("codec", UNSTATED_CODEC)
             plan = cls(**{**body, "recipe": Recipe.from_json(body["recipe"], where), "codec": codec})
             for name in ("inputs", "per_shard", "sample_bytes", "tasks", "version"):
                 if type(count := getattr(plan, name)) is not int or count < 1:
@@ -126,7 +127,7 @@ def make_plan(request: Request, dataset: RawDataset, saved: Plan | None = None) 
         sample_bytes=sample_bytes,
         libraries=library_versions(),
         version=VERSION,
-        codec=request.codec,
+        codec=dataset.job.codec,
     )
 
 
@@ -140,18 +141,21 @@ def trial_plan(request: Request) -> Iterator[tuple[RawDataset, Plan]]:
 
 def library_versions() -> dict[str, str]:
     """Return the versions of the libraries that decode, resize and compress."""
-    return {name: version(name) for name in _LIBRARIES}
+    return {name: version(name) for name in _LIBRARIES} | {"zstd": ZSTD_VERSION}
 
 
 def check_libraries(expected: Mapping[str, str], where: str) -> None:
-    """Raise `UserError` unless the libraries here have the versions expected: the bytes of a set depend on them."""
+    """Raise `UserError` unless the libraries here have the versions expected: the bytes of a set depend on them.
+
+    Libraries that a plan of an older release does not name are not compared.
+    """
     here = library_versions()
-    if differ := [name for name in here if expected.get(name) != here[name]]:
+    if differ := [name for name in here if expected.get(name, here[name]) != here[name]]:
         raise UserError(
             "a set is made with one version of each library",
             where=where,
             met=", ".join(f"{name} {here[name]}" for name in differ),
-            wanted=", ".join(f"{name} {expected.get(name)}" for name in differ),
+            wanted=", ".join(f"{name} {expected[name]}" for name in differ),
             do="install these, or delete the set and begin again",
         )
 

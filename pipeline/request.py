@@ -22,8 +22,8 @@ class Request:
     recipe: Recipe = RECIPES["default"]
     choices: Mapping[str, Any] = field(default_factory=dict)
     """Value of each of the source's choices (`--split`, `--frames`, ...); those left out have their defaults."""
-    codec: Codec = "zstd"
-    """How pictures are stored."""
+    codec: Codec | None = None
+    """How pictures are stored; None: as in the set that stands in the same place, else by `DEFAULT_CODEC`."""
     limit: int | None = None
     """Number of inputs to take, the first ones; None for all."""
     shard_bytes: int = 10**9
@@ -41,7 +41,7 @@ def make_request(
     *,
     recipe: str = "default",
     prompt_pooling: str | None = None,
-    codec: Codec = "zstd",
+    codec: Codec | None = None,
     limit: int | None = None,
     shard_bytes: int = 10**9,
     **choices: Any,

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,7 +21,7 @@ from tqdm import tqdm
 from pipeline.dataset import RawDataset, find_dataset
 from pipeline.engines import AGAIN, EngineName, engine_named
 from pipeline.estimate import check_room, free_bytes
-from pipeline.finish import finish, finished_manifest, read_manifest, too_many_bad
+from pipeline.finish import codec_in_use, finish, finished_manifest, read_manifest, too_many_bad
 from pipeline.plan import Plan, make_plan
 from pipeline.raw_files import check_unchanged
 from pipeline.request import Request
@@ -183,6 +183,8 @@ def _open_run(
     request: Request, store: Store, share: TaskShare | None, overwrite: bool, force: bool
 ) -> Iterator[_OpenRun | Manifest]:
     """Begin a run, or go on with it; the manifest where the finished set of the request stands already."""
+    if request.codec is None and not overwrite:
+        request = replace(request, codec=codec_in_use(store))
     try:
         workspace = Workspace(store, share)
     except OSError as error:

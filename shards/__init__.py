@@ -5,8 +5,8 @@
     samples = shards.open_set("shards/sav")   # map-style: len(samples), samples[0], DataLoader(samples, ...)
     report = shards.verify(["shards/sav"])    # shapes, dtypes, ranges, checksums
 
-Reading needs numpy, zstandard and Pillow alone. `docs/API.md` documents what is exported here and shows loops of one's
-own; `docs/FORMAT.md` specifies the format. All other modules of the package are internal.
+Reading needs numpy, backports.zstd and Pillow alone. `docs/API.md` documents what is exported here and shows loops of
+one's own; `docs/FORMAT.md` specifies the format. All other modules of the package are internal.
 
 The folder of this package may also hold shard sets: they are data, not part of the package.
 """

@@ -20,7 +20,7 @@
 #endif
 
 #define BLOCK 512
-#define INTERFACE 2 /* that of shards/compiled.py, which leaves a module with another one alone */
+#define INTERFACE 3 /* that of shards/compiled.py, which leaves a module with another one alone */
 #define MAX_OBJECTS 4096
 #define LINE 64 /* bytes of packed bits that are unpacked at a time */
 #define LARGE (1 << 16) /* bytes from which on the cache is passed by */
@@ -140,6 +140,9 @@ static int unzip(Worker *worker, const uint8_t *data, size_t length, uint8_t *ou
 
 /* ---- pictures ---- */
 
+/* An empty skippable frame, which a picture of the codec `gradient` begins with: shards.codec.GRADIENT. */
+static const uint8_t gradient[8] = {0x52, 0x2a, 0x4d, 0x18};
+
 /* A row of each plane, with the row above in each plane. */
 static void undo_row(uint8_t *restrict r, uint8_t *restrict g, uint8_t *restrict b, const uint8_t *restrict above_r,
                      const uint8_t *restrict above_g, const uint8_t *restrict above_b, size_t side)
@@ -153,7 +156,7 @@ static void undo_row(uint8_t *restrict r, uint8_t *restrict g, uint8_t *restrict
 }
 
 /* Planes (R - G, G, B - G), each row minus the row above -> (R, G, B), in place. The sums are linear modulo 256. */
-static void undo_filter(uint8_t *planes, size_t side)
+static void undo_up(uint8_t *planes, size_t side)
 {
     uint8_t *r = planes, *g = r + side * side, *b = g + side * side;
     for (size_t x = 0; x < side; x++) {
@@ -162,6 +165,72 @@ static void undo_filter(uint8_t *planes, size_t side)
     }
     for (size_t y = 1; y < side; y++, r += side, g += side, b += side)
         undo_row(r + side, g + side, b + side, r, g, b, side);
+}
+
+#ifdef __SSE2__
+/* Sixteen bytes -> their sums up to each, plus `left`, which holds the sum of all before in each byte and is raised. */
+static inline __m128i sums_up_to(__m128i v, __m128i *left)
+{
+    v = _mm_add_epi8(v, _mm_slli_si128(v, 1));
+    v = _mm_add_epi8(v, _mm_slli_si128(v, 2));
+    v = _mm_add_epi8(v, _mm_slli_si128(v, 4));
+    v = _mm_add_epi8(v, _mm_slli_si128(v, 8));
+    __m128i last = _mm_unpackhi_epi8(v, v); /* the last byte twice in the last word */
+    last = _mm_shuffle_epi32(_mm_shufflehi_epi16(last, 0xff), 0xff);
+    v = _mm_add_epi8(v, *left);
+    *left = _mm_add_epi8(*left, last);
+    return v;
+}
+#endif
+
+/* Planes (R - G, G, B - G) as differences to the left of the differences to the row above -> (R, G, B).
+
+   All sums are linear modulo 256. `out` may not overlap `planes`; it is written past the cache if `is_last`, where
+   nothing here reads it again. `above` has room for a row of each plane. */
+static void undo_gradient(const uint8_t *restrict planes, size_t side, uint8_t *restrict above, uint8_t *restrict out,
+                          int is_last)
+{
+    const size_t area = side * side;
+#ifdef __SSE2__
+    int past_cache = is_last && is_streamed(out, area);
+#endif
+    memset(above, 0, 3 * side);
+    for (size_t y = 0; y < side; y++, planes += side, out += side) {
+        uint8_t left[3] = {0, 0, 0};
+        size_t x = 0;
+#ifdef __SSE2__
+        if (side % 16 == 0) {
+            __m128i sums[3] = {_mm_setzero_si128(), _mm_setzero_si128(), _mm_setzero_si128()}, v[3];
+            for (; x < side; x += 16) {
+                for (int p = 0; p < 3; p++)
+                    v[p] = sums_up_to(_mm_loadu_si128((const __m128i *)(planes + p * area + x)), &sums[p]);
+                v[0] = _mm_add_epi8(v[0], v[1]);
+                v[2] = _mm_add_epi8(v[2], v[1]);
+                for (int p = 0; p < 3; p++) {
+                    __m128i *row = (__m128i *)(above + p * side + x);
+                    v[p] = _mm_add_epi8(v[p], _mm_loadu_si128(row));
+                    _mm_storeu_si128(row, v[p]);
+                    __m128i *to = (__m128i *)(out + p * area + x);
+                    if (past_cache)
+                        _mm_stream_si128(to, v[p]);
+                    else
+                        _mm_storeu_si128(to, v[p]);
+                }
+            }
+            continue;
+        }
+#endif
+        for (; x < side; x++) {
+            for (int p = 0; p < 3; p++)
+                left[p] += planes[p * area + x];
+            out[x] = above[x] += left[0] + left[1];
+            out[area + x] = above[side + x] += left[1];
+            out[2 * area + x] = above[2 * side + x] += left[2] + left[1];
+        }
+    }
+#ifdef __SSE2__
+    _mm_sfence();
+#endif
 }
 
 /* Each byte of a plane -> its value in a table of 256. */
@@ -204,6 +273,11 @@ static int begins_with_header(const Job *job, size_t content)
            !memcmp(job->data.buf, job->header, job->header_length);
 }
 
+static int begins_with_gradient(const Job *job)
+{
+    return (size_t)job->data.len > sizeof gradient && !memcmp(job->data.buf, gradient, sizeof gradient);
+}
+
 static int do_picture(const Job *job, Worker *worker)
 {
     size_t side = job->number, size = 3 * side * side;
@@ -213,12 +287,20 @@ static int do_picture(const Job *job, Worker *worker)
         return 0;
     if (begins_with_header(job, size))
         planes += job->header_length;
-    else {
+    else if (begins_with_gradient(job)) {
+        uint8_t *scratch = scratch_of(worker, (job->table ? 2 : 1) * size + 3 * side);
+        if (!scratch || !unzip(worker, planes + sizeof gradient, job->data.len - sizeof gradient, scratch, size))
+            return 0;
+        if (job->table)
+            decoded = scratch + size + 3 * side;
+        undo_gradient(scratch, side, scratch + size, decoded, !job->table);
+        planes = decoded;
+    } else {
         if (job->table && !(decoded = scratch_of(worker, size)))
             return 0;
         if (!unzip(worker, planes, job->data.len, decoded, size))
             return 0;
-        undo_filter(decoded, side);
+        undo_up(decoded, side);
         planes = decoded;
     }
     if (job->table)
@@ -655,28 +737,45 @@ static void filter_row(const uint8_t *restrict r, const uint8_t *restrict g, con
         }
 }
 
-PyDoc_STRVAR(about_filtered, "filtered(picture, side, out) -> bool\n\n"
-                             "What undo_filter undoes: (3, side, side) bytes -> out, of the same size.\n"
+/* A row -> differences to the left, but for its first byte. */
+static void subtract_left(const uint8_t *restrict row, size_t side, uint8_t *restrict out)
+{
+    out[0] = row[0];
+    for (size_t x = 1; x < side; x++)
+        out[x] = row[x] - row[x - 1];
+}
+
+PyDoc_STRVAR(about_filtered, "filtered(picture, side, is_gradient, out) -> bool\n\n"
+                             "(3, side, side) bytes -> out, of the same size: what undo_gradient undoes, or undo_up.\n"
                              "False where the buffers do not fit.");
 
 static PyObject *filtered(PyObject *Py_UNUSED(module), PyObject *arguments)
 {
     Py_buffer picture, out;
     Py_ssize_t side;
-    if (!PyArg_ParseTuple(arguments, "y*nw*", &picture, &side, &out))
+    int is_gradient;
+    if (!PyArg_ParseTuple(arguments, "y*npw*", &picture, &side, &is_gradient, &out))
         return NULL;
     const uint8_t *from = picture.buf;
-    uint8_t *to = out.buf;
+    uint8_t *to = out.buf, *rows = NULL;
     int fits = side > 0 && side <= 1 << 14 && picture.len == 3 * side * side && out.len == picture.len &&
-               (to + out.len <= from || from + picture.len <= to);
+               (to + out.len <= from || from + picture.len <= to) && (rows = PyMem_RawMalloc(3 * side));
     if (fits) {
         size_t area = side * side;
         Py_BEGIN_ALLOW_THREADS;
-        for (size_t at = 0; at < area; at += side)
-            filter_row(from + at, from + area + at, from + 2 * area + at, at ? side : 0, side, to + at, to + area + at,
-                       to + 2 * area + at);
+        for (size_t at = 0; at < area; at += side) {
+            uint8_t *ends[3] = {to + at, to + area + at, to + 2 * area + at};
+            const uint8_t *r = from + at, *g = r + area, *b = g + area;
+            if (is_gradient) {
+                filter_row(r, g, b, at ? side : 0, side, rows, rows + side, rows + 2 * side);
+                for (int plane = 0; plane < 3; plane++)
+                    subtract_left(rows + plane * side, side, ends[plane]);
+            } else
+                filter_row(r, g, b, at ? side : 0, side, ends[0], ends[1], ends[2]);
+        }
         Py_END_ALLOW_THREADS;
     }
+    PyMem_RawFree(rows);
     PyBuffer_Release(&picture);
     PyBuffer_Release(&out);
     return PyBool_FromLong(fits);

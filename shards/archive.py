@@ -18,9 +18,9 @@ from typing import Any, BinaryIO
 from shards import codec, compiled
 from shards.checksum import crc32
 from shards.errors import BadShard
-from shards.format import KEY, LOSSY, META_EXTENSION, Codec, FieldName
+from shards.format import DEFAULT_CODEC, KEY, LOSSY, META_EXTENSION, Codec, FieldName
 from shards.groups import groups_of
-from shards.lossy import encode_jpeg, psnr
+from shards.lossy import psnr
 from shards.meta import check_meta, pack_meta
 from shards.regular_file import open_regular
 from shards.sample import FrameTensors, Sample, letters_of, usable_objects
@@ -62,12 +62,10 @@ def _encode(frame: FrameTensors, name: FieldName, pictures: Codec) -> bytes:
         return codec.encode_masks(value)
     if name == "prompt_masks":
         return codec.encode_prompts(value)
-    if pictures == "jpeg":
-        return encode_jpeg(value)
-    return codec.encode_raw_picture(value) if pictures == "raw" else codec.encode_picture(value)
+    return codec.encode_picture(value, pictures)
 
 
-def encode_sample(sample: Sample, pictures: Codec = "zstd") -> list[tuple[str, bytes]]:
+def encode_sample(sample: Sample, pictures: Codec = DEFAULT_CODEC) -> list[tuple[str, bytes]]:
     """Return the members of a sample, (name, bytes), in the tar's order.
 
     With a lossy codec the JSON gets `psnr`: each picture is decoded again and compared.
@@ -106,7 +104,7 @@ class ShardWriter:
         pictures: codec of the pictures.
     """
 
-    def __init__(self, file: BinaryIO, pictures: Codec = "zstd") -> None:
+    def __init__(self, file: BinaryIO, pictures: Codec = DEFAULT_CODEC) -> None:
         self._file = file
         self._pictures = pictures
         self._sha256 = hashlib.sha256()

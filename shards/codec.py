@@ -1,80 +1,121 @@
 """Encoding and decoding of the four formats: deterministic, decoded straight into the caller's buffer.
 
-Pictures have one of three codecs. raw: npy. zstd: RGB turned into (R - G, G, B - G), each row minus the row above
-(PNG's "Up" filter), all modulo 256, then one zstd frame. jpeg, the only lossy one: see `shards.lossy`. Masks: one zstd
-frame of packed bits per object, so that each is decoded alone. Prompts: npy. `docs/FORMAT.md` explains the choice.
+Pictures have one of four codecs. raw: npy. gradient: RGB turned into (R - G, G, B - G), each row minus the row above,
+then each column minus the column to its left, all modulo 256, then one zstd frame of Huffman codes without matches.
+zstd, which older sets have: the same without the step to the left, and with matches. jpeg, the only lossy one: see
+`shards.lossy`. Masks: one zstd frame of packed bits per object, so that each is decoded alone. Prompts: npy.
+`docs/FORMAT.md` explains the choice.
 """
 
 from __future__ import annotations
 
 import io
 import math
+import sys
 import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import zstandard
 from numpy.typing import NDArray
 
 from shards import compiled
 from shards.compiled import Job
 from shards.errors import BadShard
 from shards.format import MAX_OBJECTS, Codec
-from shards.lossy import decode_jpeg, is_jpeg
+from shards.lossy import decode_jpeg, encode_jpeg, is_jpeg
+
+if sys.version_info >= (3, 14):
+    from compression import zstd as zstd
+else:
+    from backports import zstd as zstd
 
 Buffer = bytes | memoryview
 UInt8 = NDArray[np.uint8]
 Bool = NDArray[np.bool_]
 
+GRADIENT = b"\x52\x2a\x4d\x18" + bytes(4)
+"""What a picture of the codec `gradient` begins with: an empty skippable frame, which zstd's decoders pass over."""
+ZSTD_VERSION = zstd.zstd_version
+"""Version of the library that compresses. The bytes of what is written depend on it."""
 _LEVEL = 1  # a higher level costs 4 to 7 times the time for 3 % of the size
-_PICTURE_SIZE = 3 * 1024 * 1024  # bytes, for which zstd chooses the other parameters
 _PICTURE_HASH = 8  # log2 of the table's size; finds as much in pictures as zstd's 14, in three quarters of the time
+_WITH_MATCHES: dict[int, int] = {
+    zstd.CompressionParameter.compression_level: _LEVEL,
+    zstd.CompressionParameter.hash_log: _PICTURE_HASH,
+}
+_LITERALS = 1002
+"""The parameter ZSTD_c_literalCompressionMode, which Python has no name for: 1 compresses literals in any case."""
+_WITHOUT_MATCHES: dict[int, int] = {
+    zstd.CompressionParameter.compression_level: _LEVEL,
+    zstd.CompressionParameter.hash_log: zstd.CompressionParameter.hash_log.bounds()[0],
+    zstd.CompressionParameter.target_length: zstd.CompressionParameter.target_length.bounds()[1],  # the longest steps
+    _LITERALS: 1,
+}
+_REPETITIVE = 5
+"""A picture of which Huffman codes take less than this part of its bytes is also tried with matches."""
 _BANDS = 32  # of rows, in a mask
 _BYTES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).view(np.uint64)[:, 0]
 """(256,) uint64: the eight bits of each byte value as eight bytes."""
 _ROW_BLOCKS = 32  # both picture sizes are multiples of it
+_FRAME_HEADER = 18  # bytes, the longest
 _NPY = b"\x93NUMPY"
 _local = threading.local()
 
 
-def _decompressor() -> zstandard.ZstdDecompressor:
-    # A (de)compressor must not be shared by threads.
-    if not hasattr(_local, "decompressor"):
-        _local.decompressor = zstandard.ZstdDecompressor()
-    return _local.decompressor
-
-
 def _compress_mask(data: Any) -> bytes:
+    # A compressor must not be shared by threads.
     if not hasattr(_local, "of_masks"):
-        _local.of_masks = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False, write_content_size=True)
-    return bytes(_local.of_masks.compress(data))
-
-
-def _compress_picture(data: UInt8) -> bytes:
-    if not hasattr(_local, "of_pictures"):
-        chosen = zstandard.ZstdCompressionParameters.from_level(
-            _LEVEL, source_size=_PICTURE_SIZE, hash_log=_PICTURE_HASH, write_checksum=False, write_content_size=True
-        )
-        _local.of_pictures = zstandard.ZstdCompressor(compression_params=chosen)
-    return bytes(_local.of_pictures.compress(data))
+        _local.of_masks = zstd.ZstdCompressor(_LEVEL)
+    return bytes(_local.of_masks.compress(data, zstd.ZstdCompressor.FLUSH_FRAME))
 
 
 def _decompress(data: Buffer, size: int) -> UInt8:
     """Decompress `data`, (size,) uint8; raises `BadShard` unless it is one zstd frame of exactly `size` bytes."""
     try:
-        content = zstandard.get_frame_parameters(data).content_size
-        if content != size:  # checked before anything is decompressed
-            raise BadShard("zstd frame of another size", met=f"{content} bytes", wanted=f"{size} bytes")
-        return np.frombuffer(_decompressor().decompress(data, allow_extra_data=False), np.uint8)
-    except zstandard.ZstdError as error:
+        found = zstd.get_frame_info(data[:_FRAME_HEADER]).decompressed_size
+        if found != size:  # checked before anything is decompressed
+            met = f"{found} bytes" if found is not None else "a frame that does not say it"
+            raise BadShard("zstd frame of another size", met=met, wanted=f"{size} bytes")
+        decompressor = zstd.ZstdDecompressor()
+        content = decompressor.decompress(data)
+    except zstd.ZstdError as error:
         raise BadShard("not a zstd frame", met=str(error), wanted=f"one frame of {size} bytes") from None
+    if not decompressor.eof or decompressor.unused_data:
+        met = f"{len(decompressor.unused_data)} bytes after it" if decompressor.eof else "it is cut off"
+        raise BadShard("not a zstd frame", met=met, wanted=f"one frame of {size} bytes")
+    return np.frombuffer(content, np.uint8)
 
 
-def encode_raw_picture(picture: UInt8) -> bytes:
-    """Encode (3, S, S) uint8 RGB as npy, version 1.0."""
-    return _npy_header("|u1", *picture.shape) + picture.tobytes()
+def encode_picture(picture: UInt8, pictures: Codec) -> bytes:
+    """Encode (3, S, S) uint8 RGB with a codec."""
+    if pictures == "raw":
+        return _npy_header("|u1", *picture.shape) + picture.tobytes()
+    if pictures == "jpeg":
+        return encode_jpeg(picture)
+    filtered = _filter(picture, pictures == "gradient").data
+    if pictures == "zstd":
+        return zstd.compress(filtered, options=_WITH_MATCHES)
+    frame = zstd.compress(filtered, options=_WITHOUT_MATCHES)
+    if _REPETITIVE * len(frame) < filtered.nbytes:
+        frame = min(frame, zstd.compress(filtered, options=_WITH_MATCHES), key=len)
+    return GRADIENT + frame
+
+
+def _filter(picture: UInt8, is_gradient: bool) -> UInt8:
+    """Return the differences of (3, S, S) uint8 RGB that zstd compresses, see above; of both directions or of rows."""
+    filtered = np.empty(picture.shape, np.uint8)
+    if compiled.filtered(picture, is_gradient, filtered):
+        return filtered
+    filtered[:, 0] = picture[:, 0]
+    np.subtract(picture[:, 1:], picture[:, :-1], out=filtered[:, 1:])
+    # All differences are linear modulo 256, so their order does not matter.
+    filtered[0] -= filtered[1]
+    filtered[2] -= filtered[1]
+    if is_gradient:
+        filtered[:, :, 1:] -= filtered[:, :, :-1].copy()
+    return filtered
 
 
 def is_raw(data: Buffer) -> bool:
@@ -84,20 +125,9 @@ def is_raw(data: Buffer) -> bool:
 
 def codec_of(data: Buffer) -> Codec:
     """Return the codec of a picture, from its first bytes; zstd where they match no other."""
+    if bytes(data[: len(GRADIENT)]) == GRADIENT:
+        return "gradient"
     return "raw" if is_raw(data) else "jpeg" if is_jpeg(data) else "zstd"
-
-
-def encode_picture(picture: UInt8) -> bytes:
-    """Encode (3, S, S) uint8 RGB with zstd."""
-    filtered = np.empty(picture.shape, np.uint8)
-    if compiled.filtered(picture, filtered):
-        return _compress_picture(filtered)
-    filtered[:, 0] = picture[:, 0]
-    np.subtract(picture[:, 1:], picture[:, :-1], out=filtered[:, 1:])
-    # Both differences are linear modulo 256, so their order does not matter.
-    filtered[0] -= filtered[1]
-    filtered[2] -= filtered[1]
-    return _compress_picture(filtered)
 
 
 def decode_picture(data: Buffer, size: int, out: UInt8 | None = None) -> UInt8:
@@ -118,7 +148,10 @@ def decode_picture(data: Buffer, size: int, out: UInt8 | None = None) -> UInt8:
     # A prefix sum over rows, in blocks. Each addition covers one row of all blocks: some sixty calls to numpy, not
     # `size`, each without the interpreter lock.
     split = 3, _ROW_BLOCKS, size // _ROW_BLOCKS, size
-    stored = _decompress(data, out.size).reshape(split)
+    if codec_of(data) == "gradient":
+        stored = np.add.accumulate(_decompress(data[len(GRADIENT) :], out.size).reshape(split), -1, np.uint8)
+    else:
+        stored = _decompress(data, out.size).reshape(split)
     blocks = out.reshape(split)
     blocks[:, :, 0] = stored[:, :, 0]
     for row in range(1, split[2]):

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-_INTERFACE = 2
+_INTERFACE = 3
 """Raised together with the C code's where functions of one would not fit the other."""
 try:
     from shards import _decode as _compiled
@@ -77,10 +77,10 @@ def block_sums(picture: NDArray[np.uint8], blocks: int) -> tuple[NDArray[np.uint
     return (sums, ends) if fits and _loops.block_sums(picture, picture.shape[1], blocks, sums, ends) else None
 
 
-def filtered(picture: NDArray[np.uint8], out: NDArray[np.uint8]) -> bool:
+def filtered(picture: NDArray[np.uint8], is_gradient: bool, out: NDArray[np.uint8]) -> bool:
     """Filter (3, S, S) as `shards.codec.encode_picture` does; return whether it is done, and numpy has not to do it."""
     fits = _loops is not None and picture.flags.c_contiguous and picture.ndim == 3 and len(picture) == 3
-    return fits and bool(_loops.filtered(picture, picture.shape[1], out))
+    return fits and bool(_loops.filtered(picture, picture.shape[1], is_gradient, out))
 
 
 Steps: TypeAlias = NDArray[np.int64]

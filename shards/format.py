@@ -33,13 +33,16 @@ FIELDS: tuple[FieldName, ...] = get_args(FieldName)
 PICTURES = FIELDS[:2]
 LAYOUTS = (FIELDS, PICTURES, FIELDS[:1])
 """Fields that every frame of a sample may have. Without objects there are only pictures: both, or `pixel_values`."""
-Codec = Literal["zstd", "raw", "jpeg"]
+Codec = Literal["gradient", "zstd", "raw", "jpeg"]
 """Codec of the pictures of a set. Masks and prompts have one codec each."""
+DEFAULT_CODEC: Codec = "gradient"
+UNSTATED_CODEC: Codec = "zstd"
+"""What a manifest or plan means that names no codec."""
 CODECS: tuple[Codec, ...] = get_args(Codec)
 LOSSY: tuple[Codec, ...] = ("jpeg",)
 # Extensions name the codec (see `shards.codec`). Libraries that decode or unpack members by extension do not know our
 # own and leave the bytes alone.
-_OF_PICTURES: dict[Codec, str] = {"zstd": "up", "raw": "npy", "jpeg": "jpg"}
+_OF_PICTURES: dict[Codec, str] = {"gradient": "grad", "zstd": "up", "raw": "npy", "jpeg": "jpg"}
 _OF_MASKS = {"prompt_masks": "npy", "masks": "bits"}
 _OWN = ("up", "bits")
 _FIELD = re.compile(r"(pixel_values|g_pixel_values|prompt_masks|masks)([1-9][0-9]?)?")

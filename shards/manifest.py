@@ -27,6 +27,7 @@ from shards.format import (
     LOSSY,
     MANIFEST,
     READABLE,
+    UNSTATED_CODEC,
     VERSION,
     VERSION_WITHOUT_OBJECTS,
     Codec,
@@ -110,7 +111,7 @@ class Manifest:
     shards: tuple[ShardInfo, ...]
     index_sha256: str
     ledger_sha256: str
-    codec: Codec = "zstd"
+    codec: Codec = UNSTATED_CODEC
     """Codec of the pictures."""
     selection: str = ""
     """Which of the plan's samples the set holds; "" for all. Inputs, counts and ledger are those of the selection."""
@@ -135,8 +136,8 @@ class Manifest:
     def to_bytes(self) -> bytes:
         """Return the bytes of manifest.json."""
         body = {"format": FORMAT, "recipe_hash": self.recipe.digest, **asdict(self)}
-        if self.codec == "zstd":
-            del body["codec"]  # an absent codec means zstd
+        if self.codec == UNSTATED_CODEC:
+            del body["codec"]
         if not self.selection:
             del body["selection"]
         if self.psnr is None:

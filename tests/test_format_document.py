@@ -70,7 +70,7 @@ def test_plain_webdataset_reads_the_tars(sav_set):
     for stored, expected in zip(plain, samples, strict=True):
         assert stored["json"] == expected["meta"]
         assert np.array_equal(stored["prompt_masks2.npy"], expected["prompt_masks2"])
-        assert isinstance(stored["g_pixel_values1.up"], bytes)
+        assert isinstance(stored["g_pixel_values1.grad"], bytes)
 
 
 def test_plain_webdataset_decodes_raw_pictures(raw_set):
@@ -83,8 +83,8 @@ def test_plain_webdataset_decodes_raw_pictures(raw_set):
 
 @pytest.fixture
 def mixed_set(tmp_path: Path) -> Path:
-    """Samples of one frame and of two, whose JSON has other keys, stored with zstd."""
-    recode(Path(__file__).parent / "shards" / "version_1" / "folder", tmp_path / "mixed", "zstd")
+    """Samples of one frame and of two, whose JSON has other keys, stored as `gradient`."""
+    recode(Path(__file__).parent / "shards" / "version_1" / "folder", tmp_path / "mixed", "gradient")
     assert {"tables.json", "objects.parquet"} <= {path.name for path in (tmp_path / "mixed").iterdir()}
     return tmp_path / "mixed"
 
@@ -110,7 +110,7 @@ def test_webdataset_opens_a_set_of_mixed_samples(mixed_set):
     tars = [str(tar) for tar in sorted(mixed_set.glob("*.tar"))]
     plain = list(webdataset.WebDataset(tars, shardshuffle=False).decode())
     names = [{k.partition(".")[2]: type(v) for k, v in one.items() if "." in k} for one in plain]
-    assert names == [{"up": bytes, "npy": np.ndarray, "bits": bytes}] * 3
+    assert names == [{"grad": bytes, "npy": np.ndarray, "bits": bytes}] * 3
 
 
 def test_no_library_decodes_our_extensions():
@@ -120,4 +120,4 @@ def test_no_library_decodes_our_extensions():
 
     files = (table.IMAGE_EXTENSIONS, table.AUDIO_EXTENSIONS, table.VIDEO_EXTENSIONS, table.DECODERS)
     known = {*decoders, *IMAGE_EXTENSIONS, *(one.lstrip(".") for one in unpacked), *(x for some in files for x in some)}
-    assert {"zst", "npy", "json", "jpg"} <= known and not {"up", "bits"} & known
+    assert {"zst", "npy", "json", "jpg"} <= known and not {"grad", "up", "bits"} & known

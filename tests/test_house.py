@@ -96,7 +96,7 @@ def test_help_imports_nothing_heavy():
         f"for words in ((), *((verb,) for verb in {VERBS!r})):\n"
         "    sys.argv = ['cli.py', *words, '--help']\n"
         "    try:\n        cli.main()\n    except SystemExit as end:\n        assert not end.code\n"
-        "heavy = {'numpy', 'torch', 'PIL', 'transformers', 'zstandard', 'tqdm', 'pyarrow', 'duckdb'}\n"
+        "heavy = {'numpy', 'torch', 'PIL', 'transformers', 'backports.zstd', 'tqdm', 'pyarrow', 'duckdb'}\n"
         "heavy |= {'browsing', 'evaluation', 'gradio', 'starlette', 'uvicorn', 'inference', 'pipeline', 'serving'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
         "trainer = {name for name in sys.modules if name.split('.')[0] == 'trainer'}\n"

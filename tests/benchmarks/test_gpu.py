@@ -44,7 +44,7 @@ def test_all_is_measured_in_the_small_form(
     assert steps.keys() == {*plan.cases} - {"normalise: device"}
     assert all(record["ms"] > 0 and record["tflops"] > 0 and record["loss"] > 0 for record in steps.values())
     assert steps["dual"]["captions"] > 0 and steps["segment"]["captions"] == 0
-    assert all("data_wait" in steps[f"{codec} shards"] for codec in ("raw", "zstd"))
+    assert all("data_wait" in steps[f"{codec} shards"] for codec in ("raw", "gradient"))
     text = page.read_text()
     head, tail = gpu.PAGE.read_text().split(gpu.BEGIN)[0], gpu.PAGE.read_text().split(gpu.END)[1]
     assert text.startswith(head) and text.endswith(tail) and "Not measured yet" not in text

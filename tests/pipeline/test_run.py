@@ -13,7 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.request import make_request
+from pipeline.run import RunSummary, merge, run, run_task
+from pipeline.workspace import TaskShare
 from shards.errors import UserError
+from shards.format import Codec
 from shards.manifest import Manifest, read_index, read_ledger
 from shards.reader import ShardSet
 from shards.storage.store import LocalFolder
@@ -237,3 +241,24 @@ def test_a_finished_set_that_cannot_be_written_to_stands_already(sav_root, sav_s
     other = here(*arguments, "--limit", "2")
     assert other.returncode == 1 and os.strerror(number) in other.stderr
     assert files_of(tmp_path / "sav") == files_of(sav_set)
+
+
+def test_a_set_keeps_its_codec(sav_root, tmp_path):
+    """Without a codec, a request takes that of the set that stands there, finished or begun."""
+
+    def shard(name: str, codec: Codec | None, share: TaskShare | None = None, overwrite: bool = False) -> RunSummary:
+        request = make_request("sav", sav_root, limit=2, shard_bytes=5_000_000, codec=codec)
+        if share:
+            run_task(request, tmp_path / name, share, 1, 0.0)
+            return merge(tmp_path / name, 0.0) if share.index else None
+        return run(request, tmp_path / name, 1, 0.0, overwrite=overwrite)
+
+    assert shard("new", None).manifest.codec == "gradient"
+    assert shard("old", "zstd").manifest.codec == "zstd"
+    again = shard("old", None)
+    assert (again.written_now, again.manifest.codec) == (0, "zstd")
+    assert shard("old", None, overwrite=True).manifest.codec == "gradient"
+    shard("tasks", "raw", TaskShare(0, 2))
+    assert shard("tasks", None, TaskShare(1, 2)).manifest.codec == "raw"
+    with pytest.raises(UserError, match="--overwrite"):
+        shard("tasks", "zstd")

@@ -143,7 +143,7 @@ def test_other_versions_of_libraries_do_not_mix(sav_root, tmp_path, monkeypatch)
 
     share(sav_root, tmp_path / "sav", 0, limit=6, count=2)
     monkeypatch.setattr(pipeline.plan, "version", lambda name: "0.1")
-    with pytest.raises(UserError, match=r"met .*zstandard 0\.1.*wanted .*zstandard"):
+    with pytest.raises(UserError, match=r"met .*numpy 0\.1.*wanted .*numpy"):
         share(sav_root, tmp_path / "sav", 1, limit=6, count=2)
 
 

@@ -108,7 +108,7 @@ def test_against_the_raw_files_the_psnr_is_the_recorded_one(sav_root, lossy, tmp
     samples = stored_samples(lossy)
     for one in samples:
         one.meta["psnr"][PICTURES[1]] = 55.0
-    write_set(changed, replace(Manifest.read(lossy), codec="zstd", psnr=Psnr.summarise(ratios(samples))), samples)
+    write_set(changed, replace(Manifest.read(lossy), codec="gradient", psnr=Psnr.summarise(ratios(samples))), samples)
     assert whats(changed, **how) == {"PSNR against what the raw file gives"}
     assert not whats(changed, allow_lossy=True)  # which the shards alone cannot show
 
@@ -145,7 +145,7 @@ def test_a_lossy_set_without_its_mark_is_refused(few, lossy, changed, tmp_path, 
 def test_a_sample_without_its_psnr_is_refused(lossy, tmp_path):
     first, *others = stored_samples(lossy)
     silent = replace(first, meta={k: v for k, v in first.meta.items() if k != "psnr"})
-    manifest = replace(Manifest.read(lossy), codec="zstd", psnr=Psnr.summarise(ratios(others)))
+    manifest = replace(Manifest.read(lossy), codec="gradient", psnr=Psnr.summarise(ratios(others)))
     write_set(tmp_path / "sav", manifest, [silent, *others])
     assert whats(tmp_path / "sav", allow_lossy=True) == {"PSNR in the JSON"}
 
@@ -259,5 +259,5 @@ def test_psnr_by_hand():
     black = np.zeros_like(picture)
     white = np.full_like(picture, 255)
     assert psnr(black, white) == psnr(white, black) == 0
-    assert encode_picture(picture) != encode_jpeg(picture) == encode_jpeg(picture)
+    assert encode_picture(picture, "gradient") != encode_jpeg(picture) == encode_jpeg(picture)
     assert Psnr.summarise([]) is None and Psnr.summarise([40.0, 50.0]) == Psnr(40.0, 45.0)

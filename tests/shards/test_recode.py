@@ -43,16 +43,19 @@ def test_every_tensor_is_bit_equal(sav_set, raw_set):
             assert np.array_equal(value, new[name]) and (name == "__key__" or value.dtype == new[name].dtype), name
 
 
-def test_the_recoded_set_is_complete_and_records_its_codec(sav_set, raw_set):
+def test_the_recoded_set_is_complete_and_records_its_codec(sav_set, raw_set, tmp_path):
     report = verify([raw_set], workers=2)
     assert report.ok and report.samples == 12, report.table()
     assert json.loads((raw_set / "manifest.json").read_text())["codec"] == "raw"
-    assert "codec" not in json.loads((sav_set / "manifest.json").read_text())
+    assert json.loads((sav_set / "manifest.json").read_text())["codec"] == "gradient"
+    recode(raw_set, tmp_path / "sav", "zstd")
+    assert "codec" not in json.loads((tmp_path / "sav" / "manifest.json").read_text())
     assert not (raw_set / ".work").exists()
 
 
 def test_recoding_there_and_back_gives_the_same_bytes(sav_set, raw_set, tmp_path):
-    recode(raw_set, tmp_path / "sav", "zstd", 2)
+    recode(raw_set, tmp_path / "zstd", "zstd", 2)
+    recode(tmp_path / "zstd", tmp_path / "sav", "gradient", 2)
     assert files_of(tmp_path / "sav") == files_of(sav_set)
 
 

@@ -173,8 +173,8 @@ def test_written_again_in_every_way(mixed_root, mixed_set, tmp_path):
     recode(mixed_set, tmp_path / "raw", "raw", 2)
     assert verify([tmp_path / "raw"]).ok
     check_content(tmp_path / "raw", mixed_root, [*range(8)])
-    recode(tmp_path / "raw", tmp_path / "zstd", "zstd")
-    assert files_of(tmp_path / "zstd") == files_of(mixed_set)
+    recode(tmp_path / "raw", tmp_path / "gradient", "gradient")
+    assert files_of(tmp_path / "gradient") == files_of(mixed_set)
     parts = split(tmp_path / "raw", tmp_path, 0.5, "sample", 600_000)
     chosen = [numbers_of(ShardSet(tmp_path / name)) for name in ("raw-train", "raw-val")]
     assert sorted([*chosen[0], *chosen[1]]) == [*range(8)]
@@ -253,7 +253,7 @@ def test_an_index_of_an_older_release(mixed_set, tmp_path):
     np.save(old / "index.npy", narrow)
     reseal(old)
     assert verify([old]).ok and len(ShardSet(old)[0]) == len(ShardSet(mixed_set)[0])
-    recode(old, tmp_path / "new", "zstd")
+    recode(old, tmp_path / "new", "gradient")
     assert (tmp_path / "new/index.npy").read_bytes() == (mixed_set / "index.npy").read_bytes()
     entry = Entry("a", 0, 512, 0, 1, 1)
     unknown = np.load(io.BytesIO(pack_index([[entry], [replace(entry, key="b", frames=2, letters=3)]])))
@@ -293,11 +293,11 @@ def with_meta(**changes: Any) -> Callable[[Members], Members]:
 
 
 FAULTS = {
-    "g_pixel_values of some frames": ("frames", without("g_pixel_values2.up"), "fields of a sample without objects"),
-    "no pixel_values": ("frames", without("pixel_values1.up"), "fields of a sample without objects"),
+    "g_pixel_values of some frames": ("frames", without("g_pixel_values2.grad"), "fields of a sample without objects"),
+    "no pixel_values": ("frames", without("pixel_values1.grad"), "fields of a sample without objects"),
     "a member that the JSON does not name": (
         "frames",
-        lambda members: {name: data for name, data in members.items() if name != "g_pixel_values2.up"},
+        lambda members: {name: data for name, data in members.items() if name != "g_pixel_values2.grad"},
         "incomplete sample",
     ),
     "masks without objects": ("frames", with_masks, "fields of a sample without objects"),
