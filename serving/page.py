@@ -147,10 +147,11 @@ class Page:
             self._api()  # first, so that its names are its own
             canvases = [note, editor, pointing]
             shown = [talk, question, *canvases]
-            upload.upload(self.open, upload, [*shown, marking], **_QUIET, **_ONE)
+            opening = upload.upload(self.open, upload, [*shown, marking], **_QUIET, **_ONE)
+            opening.failure(lambda: None, None, upload, **_QUIET)  # so that another file can be uploaded
             gr.on([upload.clear, new.click], self.new, None, [*shown, marking, upload], **_QUIET)
             asking = gr.on([ask.click, question.submit], self.ask, [question, editor], shown, **_QUIET, **_ONE)
-            stop.click(self.stop, None, None, cancels=[asking], **_QUIET)
+            stop.click(self.stop, None, talk, cancels=[asking], **_QUIET)
             # "multiple": else a click is lost while the one before is worked on.
             pointing.select(self.point, kind, pointing, trigger_mode="multiple", **_QUIET, **_ONE)
             again.click(self.clear_points, None, pointing, **_QUIET)
@@ -231,13 +232,15 @@ class Page:
             if not isinstance(part, str):
                 session.turns.append(asked + drawing.answer_html(part, session.draw(part)))
                 session.clear_regions()
-        stopped = "<p>Stopped.</p>" if session.stopped else ""
-        yield "".join(session.turns) + stopped, gr.skip(), *_canvases(session)
+        if not session.stopped:
+            yield "".join(session.turns), gr.skip(), *_canvases(session)
 
     @_for_page
-    def stop(self, request: gr.Request) -> None:
-        """End the answer that is generated; its turn is not kept."""
-        self._sessions.get(_key(request)).stopped = True
+    def stop(self, request: gr.Request) -> str:
+        """End the answer that is generated, and show the turns before it: its own is not kept."""
+        session = self._sessions.get(_key(request))
+        running = session.stop()
+        return "".join(session.turns) + ("<p>Stopped.</p>" if running else "")
 
     @_for_page
     def point(self, kind: str, place: gr.SelectData, request: gr.Request) -> Any:

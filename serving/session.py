@@ -57,7 +57,7 @@ class Session:
     working: Lock = field(default_factory=Lock)
     """Held while the model works."""
     parts: Generator[str | Reply, None, None] | None = None
-    """The answer that is generated."""
+    """The answer that is generated; None where none is."""
     closed: bool = False
     stopped: bool = False
     """Whether the answer that is generated is to end."""
@@ -159,16 +159,23 @@ class Session:
             with self.working:
                 part = next(parts, None)
             if part is None:
-                return
+                break
             yield part
         self.end_answer()
 
-    def end_answer(self) -> None:
-        """End what the model generates, if it does."""
+    def stop(self) -> bool:
+        """End what the model generates, if it does; return whether it did."""
+        self.stopped = True
+        return self.end_answer()
+
+    def end_answer(self) -> bool:
+        """End what the model generates, if it does; return whether it did."""
         with self.working:
+            running = self.parts is not None
             if self.parts is not None:
                 self.parts.close()
             self.parts = None
+        return running
 
     def checked(self, text: str, regions: int) -> str:
         """Return the question that is asked: for regions without a question, that for their description.

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.serving.conftest import answer_ids
+
 async_api = pytest.importorskip("playwright.async_api", reason="the package playwright is not installed")
 
 QUESTION = "Please <b>segment</b> ${1 + 1} {{value}} & all."
@@ -149,6 +151,30 @@ def test_a_conversation(address, cat, photos):
 
 
 @pytest.mark.slow
+def test_stop_ends_an_answer_whose_turn_is_not_kept(address, cat, endless, speaker):
+    async def steps(page) -> None:
+        await page.set_input_files("input[type=file]", cat)
+        await page.wait_for_selector("#editor canvas")
+        await page.fill("#question textarea", "What?")
+        await page.click("#ask")
+        await page.wait_for_function("document.querySelector('#talk').innerText.includes('and and')")
+        await page.click("#stop")
+        await page.wait_for_function("document.querySelector('#talk').innerText == 'Stopped.'")
+        said = endless.said
+        endless.ids, endless.said, endless.pause = answer_ids(speaker.model), 0, 0.0
+        await page.wait_for_timeout(300)
+        assert 0 < said < 1500 and endless.said == 0  # the model does not go on
+        await ask(page, QUESTION, 1)
+        assert await page.locator("#talk .question").all_inner_texts() == [QUESTION]
+        assert await page.locator("#talk .answer p").first.inner_text() == SPOKEN
+        await page.click("#stop")
+        await page.wait_for_timeout(300)
+        assert "Stopped." not in await page.locator("#talk").inner_text()  # nothing was said then
+
+    browse(address, steps)
+
+
+@pytest.mark.slow
 def test_on_a_phone_nothing_is_beyond_the_edge_and_mistakes_are_one_line(address, cat, tmp_path):
     (tmp_path / "text.png").write_text("text")
 
@@ -157,7 +183,7 @@ def test_on_a_phone_nothing_is_beyond_the_edge_and_mistakes_are_one_line(address
         message = page.locator(".toast-body")
         await message.wait_for()
         assert "cannot be read as a picture; met none of these formats" in await message.inner_text()
-        await page.reload()
+        await page.wait_for_function("!document.body.innerText.includes('text.png')")  # there is room for another
         await page.set_input_files("input[type=file]", cat)
         await page.wait_for_selector("#editor canvas")
         assert await page.evaluate("document.documentElement.scrollWidth") <= 390

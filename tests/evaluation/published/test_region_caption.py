@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco
 
 from evaluation.published.compare import compare
 from evaluation.published.datasets import opened, region_caption
@@ -99,6 +101,26 @@ def test_captions_are_measured_and_compared(raw, tmp_path, monkeypatch):
     right = sum("is" not in text for key, text in sent.items() if key != first)
     assert found["items"] == len(others)
     assert found["measures"]["METEOR"]["difference"] == pytest.approx((1 - right) / len(others))
+
+
+def test_a_region_without_a_cell_is_not_asked_about_and_the_run_says_so(raw, model_folder, tmp_path, monkeypatch):
+    """It has 2 x 2 pixels, of which the recipe of the released models makes no cell."""
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    root = Path(shutil.copytree(raw, tmp_path / "raw"))
+    file = root / "refcocog" / "instances.json"
+    body = json.loads(file.read_text())
+    small = next(one for one in body["annotations"] if one["id"] == 31)
+    mask = np.zeros(PHOTOS[3].shape[:2], np.uint8)
+    mask[100:102, 100:102] = 1
+    small["segmentation"]["counts"] = coco.encode(np.asfortranarray(mask))["counts"].decode()
+    file.write_text(json.dumps(body))
+    asking = Asking(str(model_folder), tiles=1, max_new_tokens=2, batch_size=8, device="cpu", recipe="sa2va")
+    for _ in range(2):  # the second time nothing is to be done
+        (said,) = benchmark(["region-caption"], root, tmp_path / "out", asking=asking)
+        assert "left out: 1 without an answer" in said
+    folder = tmp_path / "out" / "region-caption-val"
+    assert read_predictions(folder / "predictions.jsonl").of_item.keys() == {n for n in ITEMS if ITEMS[n] != 31}
+    assert json.loads((folder / "results.json").read_text())["counts"]["left_out"] == {"without an answer": 1}
 
 
 @pytest.mark.slow
