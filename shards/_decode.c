@@ -20,7 +20,7 @@
 #endif
 
 #define BLOCK 512
-#define INTERFACE 3 /* that of shards/compiled.py, which leaves a module with another one alone */
+#define INTERFACE 4 /* that of shards/compiled.py, which leaves a module with another one alone */
 #define MAX_OBJECTS 4096
 #define LINE 64 /* bytes of packed bits that are unpacked at a time */
 #define LARGE (1 << 16) /* bytes from which on the cache is passed by */
@@ -398,8 +398,8 @@ static int do_job(const Job *job, Worker *worker)
     }
 }
 
-/* Read a job's tuple: 1, or 0 where it cannot be a job of this module, or -1 with an exception. */
-static int read_job(PyObject *given, Job *job)
+/* Read a job's tuple but for its buffers: 0, or -1 with an exception. */
+static int read_kind(PyObject *given, Job *job)
 {
     memset(job, 0, sizeof *job);
     if (!PyTuple_Check(given) || PyTuple_GET_SIZE(given) < 6) {
@@ -423,6 +423,14 @@ static int read_job(PyObject *given, Job *job)
     }
     if (table != Py_None)
         job->table = (const float *)PyBytes_AS_STRING(table);
+    return 0;
+}
+
+/* Read a job's tuple: 1, or 0 where it cannot be a job of this module, or -1 with an exception. */
+static int read_job(PyObject *given, Job *job)
+{
+    if (read_kind(given, job))
+        return -1;
     if (PyObject_GetBuffer(PyTuple_GET_ITEM(given, 1), &job->data, PyBUF_SIMPLE) ||
         PyObject_GetBuffer(PyTuple_GET_ITEM(given, 2), &job->out, PyBUF_WRITABLE)) {
         PyBuffer_Release(&job->data);
@@ -478,6 +486,161 @@ static PyObject *run(PyObject *Py_UNUSED(module), PyObject *given)
     return left;
 }
 
+/* ---- rows of tensors ---- */
+
+/* What is done for each row of a tensor, whose memory is `job.out`. */
+typedef struct {
+    Job job;
+    Py_ssize_t rows, objects; /* objects of a row; 1 of a picture */
+} Part;
+
+typedef struct {
+    Job job;
+    Py_ssize_t row, part; /* for which it is done */
+} Task;
+
+static int read_part(PyObject *given, Part *part)
+{
+    if (read_kind(given, &part->job) ||
+        PyObject_GetBuffer(PyTuple_GET_ITEM(given, 2), &part->job.out, PyBUF_WRITABLE | PyBUF_ND))
+        return -1;
+    const Py_buffer *out = &part->job.out;
+    int axes = part->job.kind == PICTURE ? 1 : 2;
+    if (out->ndim < axes) {
+        PyBuffer_Release(&part->job.out);
+        PyErr_SetString(PyExc_ValueError, "axes of a tensor");
+        return -1;
+    }
+    part->rows = out->shape[0];
+    part->objects = axes == 1 ? 1 : out->shape[1];
+    return 0;
+}
+
+/* Add what a row's tuple asks for, where there is room for `room` tasks in all: 0, or -1 with an exception. */
+static int add_row(PyObject *given, Py_ssize_t number, const Part *parts, Py_ssize_t count, Task *tasks, Py_ssize_t room,
+                   Py_ssize_t *used)
+{
+    PyObject *objects, *header, *stored, *numbers;
+    Py_ssize_t row;
+    if (!PyArg_ParseTuple(given, "nO!OO!O!", &row, &PyList_Type, &objects, &header, &PyList_Type, &stored, &PyTuple_Type,
+                          &numbers))
+        return -1;
+    int fits = PyTuple_GET_SIZE(numbers) == count && (header == Py_None || PyBytes_Check(header));
+    for (Py_ssize_t p = 0; p < count && fits; p++) {
+        Task task = {parts[p].job, number, p};
+        Py_ssize_t member = PyLong_AsSsize_t(PyTuple_GET_ITEM(numbers, p));
+        Py_ssize_t wanted = task.job.kind == PICTURE ? 1 : PyList_GET_SIZE(objects);
+        if (member == -1) { /* nothing, or an exception */
+            if (PyErr_Occurred())
+                return -1;
+            continue;
+        }
+        fits = member >= 0 && member < PyList_GET_SIZE(stored) && row >= 0 && row < parts[p].rows &&
+               wanted <= parts[p].objects && wanted <= room - *used;
+        if (!fits || !wanted)
+            continue;
+        if (PyObject_GetBuffer(PyList_GET_ITEM(stored, member), &task.job.data, PyBUF_SIMPLE))
+            return -1;
+        task.job.out.obj = NULL; /* the part holds it */
+        task.job.out.len = parts[p].job.out.len / parts[p].rows / parts[p].objects;
+        if (task.job.kind == CELLS && header != Py_None) {
+            task.job.header = (const uint8_t *)PyBytes_AS_STRING(header);
+            task.job.header_length = PyBytes_GET_SIZE(header);
+        }
+        for (Py_ssize_t k = 0; k < wanted; k++, task.job.data.obj = NULL) { /* the first task holds the data */
+            task.job.out.buf = (char *)parts[p].job.out.buf + (row * parts[p].objects + k) * task.job.out.len;
+            tasks[(*used)++] = task;
+            if (task.job.kind != PICTURE)
+                tasks[*used - 1].job.number = k < PyList_GET_SIZE(objects) ? PyLong_AsSsize_t(PyList_GET_ITEM(objects, k)) : -1;
+            if (PyErr_Occurred())
+                return -1;
+        }
+    }
+    if (!fits)
+        PyErr_SetString(PyExc_ValueError, "a row that does not fit the tensors");
+    return fits ? 0 : -1;
+}
+
+/* An upper bound of the tasks of rows; -1 with an exception. */
+static Py_ssize_t count_tasks(PyObject *rows, Py_ssize_t parts)
+{
+    Py_ssize_t tasks = 0;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(rows); i++) {
+        PyObject *row = PyTuple_GET_ITEM(rows, i);
+        if (!PyTuple_Check(row) || PyTuple_GET_SIZE(row) != 5 || !PyList_Check(PyTuple_GET_ITEM(row, 1))) {
+            PyErr_SetString(PyExc_TypeError, "a row is a tuple (row, objects, header, stored, numbers)");
+            return -1;
+        }
+        tasks += parts * (PyList_GET_SIZE(PyTuple_GET_ITEM(row, 1)) + 1);
+    }
+    return tasks;
+}
+
+/* The (row, part) of tasks that are not done, each once. */
+static PyObject *left_of(const Task *tasks, const int8_t *done, Py_ssize_t count)
+{
+    PyObject *left = PyList_New(0);
+    const Task *last = NULL;
+    for (Py_ssize_t i = 0; i < count && left; i++) {
+        if (done[i] || (last && last->row == tasks[i].row && last->part == tasks[i].part))
+            continue;
+        last = &tasks[i];
+        PyObject *pair = Py_BuildValue("(nn)", last->row, last->part);
+        if (!pair || PyList_Append(left, pair))
+            Py_CLEAR(left);
+        Py_XDECREF(pair);
+    }
+    return left;
+}
+
+PyDoc_STRVAR(about_rows,
+             "run_rows(parts, rows) -> list of (position in rows, number of the part) of what is left undone\n\n"
+             "A part is a job (kind, None, out, number, header, table) whose out is a tensor with a picture, or the\n"
+             "masks or the cells of objects, in each row. A row is a tuple (row, objects, header, stored, numbers): its\n"
+             "place in the tensors; the positions of the objects that are decoded; the header of its cells; and the\n"
+             "bytes of members, with the number of each part's among them; -1: the part is not decoded.");
+
+static PyObject *run_rows(PyObject *Py_UNUSED(module), PyObject *arguments)
+{
+    PyObject *given, *sequence, *left = NULL;
+    if (!PyArg_ParseTuple(arguments, "O!O", &PyTuple_Type, &given, &sequence))
+        return NULL;
+    PyObject *rows = PySequence_Tuple(sequence); /* of its own: nobody changes it */
+    Py_ssize_t count = PyTuple_GET_SIZE(given), read = 0, used = 0, room = rows ? count_tasks(rows, count) : -1;
+    if (room < 0) {
+        Py_XDECREF(rows);
+        return NULL;
+    }
+    Part *parts = PyMem_RawMalloc((count + 1) * sizeof *parts);
+    Task *tasks = PyMem_RawMalloc((room + 1) * sizeof *tasks);
+    int8_t *done = PyMem_RawCalloc(room + 1, 1);
+    Worker *worker = take_worker();
+    if (!(parts && tasks && done && worker))
+        PyErr_NoMemory();
+    while (!PyErr_Occurred() && read < count && !read_part(PyTuple_GET_ITEM(given, read), &parts[read]))
+        read++;
+    for (Py_ssize_t i = 0; !PyErr_Occurred() && i < PyTuple_GET_SIZE(rows); i++)
+        add_row(PyTuple_GET_ITEM(rows, i), i, parts, count, tasks, room, &used);
+    if (!PyErr_Occurred()) {
+        Py_BEGIN_ALLOW_THREADS;
+        for (Py_ssize_t i = 0; i < used; i++)
+            done[i] = (int8_t)do_job(&tasks[i].job, worker);
+        Py_END_ALLOW_THREADS;
+        left = left_of(tasks, done, used);
+    }
+    for (Py_ssize_t i = 0; i < used; i++)
+        PyBuffer_Release(&tasks[i].job.data);
+    for (Py_ssize_t i = 0; i < read; i++)
+        PyBuffer_Release(&parts[i].job.out);
+    if (worker)
+        return_worker(worker);
+    PyMem_RawFree(parts);
+    PyMem_RawFree(tasks);
+    PyMem_RawFree(done);
+    Py_DECREF(rows);
+    return left;
+}
+
 /* ---- headers of a tar ---- */
 
 static unsigned sum_of(const void *bytes, Py_ssize_t count)
@@ -511,31 +674,44 @@ static Py_ssize_t size_of_member(const uint8_t *header, const uint8_t *blank, un
     return header[154] || header[155] != ' ' ? -1 : size;
 }
 
+/* Whether these are bytes of shards.format.KEY. */
+static int is_key(const char *key, Py_ssize_t length)
+{
+    for (Py_ssize_t i = 0; i < length; i++)
+        if (!((key[i] >= 'a' && key[i] <= 'z') || (key[i] >= 'A' && key[i] <= 'Z') ||
+              (key[i] >= '0' && key[i] <= '9') || key[i] == '_' || key[i] == '-'))
+            return 0;
+    return length > 0 && length <= 64;
+}
+
 PyDoc_STRVAR(about_members,
-             "exact_members(view, offset, size, key, rests, blank) -> the members' bytes, or None\n\n"
+             "exact_members(view, offset, size, key, rests, begins, blank) -> the members' bytes, or None\n\n"
              "As shards.archive.MappedTar.exact_members; the names are key + rest, and blank is a header without name.");
 
 static PyObject *exact_members(PyObject *Py_UNUSED(module), PyObject *arguments)
 {
-    PyObject *view, *rests, *found = NULL;
+    PyObject *view, *rests, *begins, *found = NULL;
     Py_ssize_t offset, size, lengths[2], blank_length;
     const char *names[2], *blank;
     Py_buffer tar;
-    if (!PyArg_ParseTuple(arguments, "Onny#O!y#", &view, &offset, &size, &names[0], &lengths[0], &PyTuple_Type, &rests,
-                          &blank, &blank_length) ||
+    if (!PyArg_ParseTuple(arguments, "Onny#O!O!y#", &view, &offset, &size, &names[0], &lengths[0], &PyTuple_Type,
+                          &rests, &PyTuple_Type, &begins, &blank, &blank_length) ||
         PyObject_GetBuffer(view, &tar, PyBUF_SIMPLE))
         return NULL;
-    int fits = blank_length == BLOCK && offset >= 0 && size >= 0 && offset <= tar.len && size <= tar.len - offset;
-    Py_ssize_t end = fits ? offset + size : 0, count = PyTuple_GET_SIZE(rests);
+    Py_ssize_t count = PyTuple_GET_SIZE(rests);
+    int fits = blank_length == BLOCK && offset >= 0 && size >= 0 && offset <= tar.len && size <= tar.len - offset &&
+               is_key(names[0], lengths[0]) && PyTuple_GET_SIZE(begins) == count;
+    Py_ssize_t end = fits ? offset + size : 0;
     unsigned sum = 0; /* of a header with blanks for its checksum, but for the 100 bytes of the name and the digits of the size */
     if (fits) {
         found = PyList_New(0);
         sum = sum_of(blank + 100, 24) + sum_of(blank + 135, 13) + 8 * ' ' + sum_of(blank + 156, BLOCK - 156);
     }
     for (Py_ssize_t i = 0; i < count && found; i++) {
-        PyObject *rest = PyTuple_GET_ITEM(rests, i);
-        char *text;
-        if (PyBytes_AsStringAndSize(rest, &text, &lengths[1])) {
+        char *text, *begin;
+        Py_ssize_t begins_with;
+        if (PyBytes_AsStringAndSize(PyTuple_GET_ITEM(rests, i), &text, &lengths[1]) ||
+            PyBytes_AsStringAndSize(PyTuple_GET_ITEM(begins, i), &begin, &begins_with)) {
             Py_CLEAR(found);
             break;
         }
@@ -543,7 +719,7 @@ static PyObject *exact_members(PyObject *Py_UNUSED(module), PyObject *arguments)
         Py_ssize_t start = offset + BLOCK, length = -1;
         if (start <= end)
             length = size_of_member((const uint8_t *)tar.buf + offset, (const uint8_t *)blank, sum, names, lengths);
-        if (length < 0 || length > end - start) {
+        if (length < begins_with || length > end - start || memcmp((const char *)tar.buf + start, begin, begins_with)) {
             Py_CLEAR(found);
             break;
         }
@@ -805,6 +981,7 @@ static PyObject *shuffled(PyObject *Py_UNUSED(module), PyObject *arguments)
 }
 
 static PyMethodDef methods[] = {{"run", run, METH_O, about_run},
+                                {"run_rows", run_rows, METH_VARARGS, about_rows},
                                 {"block_sums", block_sums, METH_VARARGS, about_sums},
                                 {"filtered", filtered, METH_VARARGS, about_filtered},
                                 {"shrunk", shrunk, METH_VARARGS, about_shrunk},

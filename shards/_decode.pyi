@@ -17,8 +17,18 @@ has_zstd: int
 def run(
     jobs: Sequence[tuple[int, bytes | memoryview | NDArray[Any], NDArray[Any], int, bytes | None, bytes | None]],
 ) -> list[int]: ...
+def run_rows(
+    parts: tuple[tuple[int, Any, NDArray[Any], int, bytes | None, bytes | None], ...],
+    rows: Sequence[tuple[int, list[int], bytes | None, list[memoryview], tuple[int, ...]]],
+) -> list[tuple[int, int]]: ...
 def exact_members(
-    view: memoryview, offset: int, size: int, key: bytes, rests: tuple[bytes, ...], blank: bytes
+    view: memoryview,
+    offset: int,
+    size: int,
+    key: bytes,
+    rests: tuple[bytes, ...],
+    begins: tuple[bytes, ...],
+    blank: bytes,
 ) -> list[memoryview] | None: ...
 def filtered(picture: NDArray[Any], side: int, is_gradient: bool, out: NDArray[Any]) -> bool: ...
 def shuffled(numbers: Sequence[int], salt: int) -> list[int]: ...

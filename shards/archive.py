@@ -239,29 +239,36 @@ class MappedTar:
         if size is None:
             raise BadShard("no end of archive", where=str(self.path), wanted="two zero blocks", do="write it again")
 
-    def exact_members(self, offset: int, size: int, key: bytes, rests: tuple[bytes, ...]) -> list[memoryview] | None:
+    def exact_members(
+        self, offset: int, size: int, key: bytes, rests: tuple[bytes, ...], begins: tuple[bytes, ...]
+    ) -> list[memoryview] | None:
         """Return the members' bytes if exactly these members, in this order, fill `size` bytes from `offset` on.
 
         None otherwise. This is the fast path of `members`, which says what is there instead.
 
         Args:
-            key: of the sample.
+            key: of the sample; no members are found of one that is not a `KEY`.
             rests: what follows the key in the members' names.
+            begins: what each member begins with.
         """
         if compiled.is_compiled():
-            return compiled.exact_members(self.view, offset, size, key, rests, _BLANK)
+            return compiled.exact_members(self.view, offset, size, key, rests, begins, _BLANK)
+        if not KEY.fullmatch(key.decode("ascii", "replace")):
+            return None
         end = offset + size
         found = []
-        for name in (key + rest for rest in rests):
+        for rest, begin in zip(rests, begins, strict=True):
             start = offset + BLOCK
             header = bytes(self.view[offset : offset + BLOCK])
             try:
                 length = int(header[124:135], 8)
             except ValueError:
                 return None
-            if not 0 <= length <= end - start or header != plain_header(name, length):
+            if not 0 <= length <= end - start or header != plain_header(key + rest, length):
                 return None
-            found.append(self.view[start : start + length])
+            found.append(member := self.view[start : start + length])
+            if bytes(member[: len(begin)]) != begin:
+                return None
             offset = start + length + -length % BLOCK
         return found if offset == end else None
 

@@ -24,7 +24,7 @@ from shards import compiled
 from shards.compiled import Job
 from shards.errors import BadShard
 from shards.format import MAX_OBJECTS, Codec
-from shards.lossy import decode_jpeg, encode_jpeg, is_jpeg
+from shards.lossy import JPEG, decode_jpeg, encode_jpeg, is_jpeg
 
 if sys.version_info >= (3, 14):
     from compression import zstd as zstd
@@ -61,6 +61,8 @@ _BYTES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).view(np.
 _ROW_BLOCKS = 32  # both picture sizes are multiples of it
 _FRAME_HEADER = 18  # bytes, the longest
 _NPY = b"\x93NUMPY"
+BEGINS: dict[Codec, bytes] = {"gradient": GRADIENT, "zstd": b"\x28\xb5\x2f\xfd", "raw": _NPY, "jpeg": JPEG}
+"""What a sound picture of each codec begins with."""
 _local = threading.local()
 
 
@@ -366,14 +368,9 @@ def encode_prompts(prompts: Bool) -> bytes:
     return _npy_header("|b1", *prompts.shape) + prompts.tobytes()
 
 
-def cells_job(data: Buffer, grid: int, position: int, out: Bool) -> Job:
-    """Return the job that decodes the cells of one object to `out`, (grid, grid) bool."""
-    return compiled.CELLS, data, out, position, _header_of_prompts(len(data), grid), None
-
-
 @lru_cache(maxsize=1024)
-def _header_of_prompts(length: int, grid: int) -> bytes:
-    """Return the header that encoded prompts of this length must have."""
+def header_of_prompts(length: int, grid: int) -> bytes:
+    """Return the header that encoded prompts of this length must have; what precedes the cells of the first object."""
     return _npy_header("|b1", _count_prompts(length, grid), grid, grid)
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-_INTERFACE = 3
+_INTERFACE = 4
 """Raised together with the C code's where functions of one would not fit the other."""
 try:
     from shards import _decode as _compiled
@@ -34,6 +34,9 @@ COPY = 6
 Job: TypeAlias = tuple[int, Any, Any, int, bytes | None, bytes | None]
 """Kind, the bytes of a member, a contiguous array for the result, side of a picture or position of an object, header of
 an npy, and table of normalised values. `shards.codec` makes them."""
+Row: TypeAlias = tuple[int, list[int], bytes | None, list[memoryview], tuple[int, ...]]
+"""What is decoded to a row of tensors: the row, positions of objects, header of their cells, members, and the number of
+each tensor's member; -1 for nothing."""
 _loops: Any = _compiled
 
 
@@ -52,11 +55,35 @@ def run(jobs: Sequence[Job]) -> bool:
     return _loops is not None and not _loops.run(jobs)
 
 
+def left_of_rows(parts: tuple[Job, ...], rows: Sequence[Row]) -> list[tuple[int, int]]:
+    """Decode rows of tensors in one call without the interpreter's lock.
+
+    Args:
+        parts: for each tensor a job without data, whose array is the tensor.
+
+    Returns:
+        The position in `rows` and the number of the part of what Python has to do.
+
+    Raises:
+        ValueError: a row that does not fit the tensors.
+    """
+    if _loops is None:
+        return [(at, part) for at, row in enumerate(rows) for part, number in enumerate(row[4]) if number >= 0]
+    left: list[tuple[int, int]] = _loops.run_rows(parts, rows)
+    return left
+
+
 def exact_members(
-    view: memoryview, offset: int, size: int, key: bytes, rests: tuple[bytes, ...], blank: bytes
+    view: memoryview,
+    offset: int,
+    size: int,
+    key: bytes,
+    rests: tuple[bytes, ...],
+    begins: tuple[bytes, ...],
+    blank: bytes,
 ) -> list[memoryview] | None:
     """See `shards.archive.MappedTar.exact_members`."""
-    found: list[memoryview] | None = _loops.exact_members(view, offset, size, key, rests, blank)
+    found: list[memoryview] | None = _loops.exact_members(view, offset, size, key, rests, begins, blank)
     return found
 
 

@@ -24,7 +24,8 @@ EXACT = 120.0
 """PSNR in dB of a picture that lost nothing, which would be infinite. A single value that is 1 off gives 113."""
 ROUNDED = 0.005
 """Rounding error in dB of a recorded PSNR, which has two decimals."""
-_START = b"\xff\xd8\xff"
+JPEG = b"\xff\xd8\xff"
+"""What a JPEG begins with."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def psnr(stored: UInt8, exact: UInt8) -> float:
 
 def is_jpeg(data: bytes | memoryview) -> bool:
     """Return whether the bytes of a picture are a JPEG."""
-    return bytes(data[: len(_START)]) == _START
+    return bytes(data[: len(JPEG)]) == JPEG
 
 
 def encode_jpeg(picture: UInt8) -> bytes:

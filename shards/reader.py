@@ -17,7 +17,6 @@ from shards.errors import BadShard
 from shards.format import (
     CODECS,
     FIELDS,
-    KEY,
     LAYOUTS,
     LOSSY,
     META_EXTENSION,
@@ -35,8 +34,6 @@ from shards.recipe import Recipe
 
 Array = NDArray[Any]
 _OPEN_TARS = 256  # mapped at a time; far below any limit on open files
-_MASKS = Field("masks", None)
-_MASKS_OF_SEVERAL = Field("masks", 1)
 
 
 def decode_field(
@@ -69,18 +66,31 @@ def decode_field(
     return codec.decode_normalised(data, recipe.vision_size, recipe.mean, recipe.std, out)
 
 
-@lru_cache(maxsize=256)
-def _member_names(
-    frames: int, layout: tuple[FieldName, ...], pictures: Codec, version: int
-) -> tuple[tuple[bytes, ...], tuple[Field, ...], tuple[int, ...]]:
-    """Return what follows the key in the members' names, in the tar's order, and the fields of all but the JSON.
+class Alike:
+    """What samples of a set have in common that have as many frames, with the same fields.
 
-    Also the numbers of those members that are pictures.
+    Args:
+        frames: number of frames; 0 for text alone.
+        layout: fields of each frame.
+        pictures, version: of the set.
     """
-    fields = frame_fields(frames, layout)
-    names = (f".{field}.{field.extension(pictures, version)}".encode() for field in fields)
-    of_pictures = (number for number, field in enumerate(fields, 1) if field.is_picture)
-    return (f".{META_EXTENSION}".encode(), *names), tuple(fields), tuple(of_pictures)
+
+    def __init__(self, frames: int, layout: tuple[FieldName, ...], pictures: Codec, version: int) -> None:
+        self.frames = frames
+        self.fields = tuple(frame_fields(frames, layout))
+        """Fields of the members but the first, which is the JSON, in the tar's order."""
+        self.at = {field: number for number, field in enumerate(self.fields)}
+        """The numbers of the fields."""
+        stored = [f".{field}.{field.extension(pictures, version)}".encode() for field in self.fields]
+        self.rests = (f".{META_EXTENSION}".encode(), *stored)
+        """What follows the key in the members' names."""
+        self.begins = (b"", *(codec.BEGINS[pictures] if field.is_picture else b"" for field in self.fields))
+        """What each member begins with."""
+        self.masks = self.at.get(Field("masks", 1 if frames > 1 else None))
+        """The number of the first masks; None where there are none."""
+
+
+_alike = lru_cache(maxsize=256)(Alike)
 
 
 def stored_fields(
@@ -168,17 +178,17 @@ class StoredSample:
 
     Args:
         tar: its path, for messages.
-        frames: number of frames; 0 for text alone.
+        alike: which members it has.
         json: bytes of its JSON, which is parsed when `meta` is first read.
-        members: encoded bytes by field.
+        stored: bytes of its other members, by the number of their field.
     """
 
     def __init__(
-        self, key: str, tar: Path | str, frames: int, json: memoryview | bytes, members: dict[Field, memoryview]
+        self, key: str, tar: Path | str, alike: Alike, json: memoryview | bytes, stored: list[memoryview]
     ) -> None:
         self.key = key
-        self.frames = frames
-        self.members = members
+        self.alike = alike
+        self.stored = stored
         self._tar = tar
         self._json = json
         self.compare: Callable[[Copies], None] | None = None
@@ -192,14 +202,23 @@ class StoredSample:
         """Tar and key, for messages."""
         return f"{self._tar}: {self.key}"
 
+    @property
+    def frames(self) -> int:
+        """Number of frames; 0 for text alone."""
+        return self.alike.frames
+
+    @property
+    def members(self) -> dict[Field, memoryview]:
+        """Encoded bytes by field; none of a detached sample."""
+        return dict(zip(self.alike.fields, self.stored, strict=False))
+
     @cached_property
     def objects(self) -> int:
         """Number of objects, from its first member of masks; 0 where it has none. Raises `BadShard`."""
-        masks = self.members.get(_MASKS_OF_SEVERAL if self.frames > 1 else _MASKS)
-        if masks is None:
+        if self.alike.masks is None:
             return 0
         try:
-            if not (count := codec.count_masks(masks)):
+            if not (count := codec.count_masks(self.stored[self.alike.masks])):
                 raise BadShard("masks of no object", met="0 masks", wanted="at least 1, or no such member")
             return count
         except BadShard as error:
@@ -214,11 +233,11 @@ class StoredSample:
         if self.compare:
             self.compare(copies)
 
-    def detached(self) -> StoredSample:
-        """Return the sample with a copy of its JSON and without members, so that the mapped file can be released."""
-        detached = StoredSample(self.key, self._tar, self.frames, bytes(self._json), {})
-        detached.objects = self.objects
-        return detached
+    def detach(self) -> None:
+        """Copy the JSON and forget the other members, so that the mapped file can be released. Raises `BadShard`."""
+        self.objects  # noqa: B018  # counted while the masks are at hand
+        self._json = bytes(self._json)
+        self.stored = []
 
     @cached_property
     def meta(self) -> dict[str, Any]:
@@ -273,9 +292,9 @@ class ShardSet:
         if (last := int(self.index["shard"].max())) >= len(self.manifest.shards):
             expected = f"0 to {len(self.manifest.shards) - 1}"
             raise BadShard("index", where=str(self.folder), met=f"shard {last}", wanted=expected)
-        # Frames of the sample opened last, and their fields: the next one is probably alike. 0 where it has none.
+        # Of the sample opened last, to which the next one is probably alike. A set may have no pictures.
         pictures = self.manifest.codec not in LOSSY or self.manifest.psnr is not None
-        self._alike = int(pictures), FIELDS
+        self._alike = self._alike_of(int(pictures), FIELDS)
         self._tar = lru_cache(maxsize=_OPEN_TARS)(self._map)
 
     def _map(self, shard: int) -> MappedTar:
@@ -336,37 +355,35 @@ class ShardSet:
         return sample
 
     def _open(self, tar: MappedTar, key: str, name: bytes, offset: int, size: int) -> StoredSample:
-        pictures = self.manifest.codec
-        frames, layout = self._alike
-        names, fields, of_pictures = _member_names(frames, layout, pictures, self.manifest.version)
-        found = tar.exact_members(offset, size, name, names) if KEY.fullmatch(key) else None
-        if found is None:
-            members = list(tar.members(offset, size))
-            alike = self._layout_of(key, [member for _, member, _ in members])
-            if alike is None:
-                return self._open_unusual(key, tar.path, members)
-            self._alike = frames, layout = alike
-            _, fields, of_pictures = _member_names(frames, layout, pictures, self.manifest.version)
-            found = [data for _, _, data in members]
-        json, *stored = found
-        views = dict(zip(fields, stored, strict=True))
-        for number in of_pictures:
-            if codec.codec_of(found[number]) != pictures:
-                _check_pictures(views, pictures)  # says what is wrong
-        return StoredSample(key, tar.path, frames, json, views)
+        alike = self._alike
+        found = tar.exact_members(offset, size, name, alike.rests, alike.begins)
+        if found is not None:
+            return StoredSample(key, tar.path, alike, found[0], found[1:])
+        members = list(tar.members(offset, size))
+        named = self._named_alike(key, [member for _, member, _ in members])
+        if named is None:
+            return self._open_unusual(key, tar.path, members)
+        self._alike = named
+        json, *stored = (data for _, _, data in members)
+        sample = StoredSample(key, tar.path, named, json, stored)
+        _check_pictures(sample.members, self.manifest.codec)
+        return sample
 
-    def _layout_of(self, key: str, members: list[str]) -> tuple[int, tuple[FieldName, ...]] | None:
-        """Return number and fields of the frames of a sample whose members have these names; None for other names.
+    def _alike_of(self, frames: int, layout: tuple[FieldName, ...]) -> Alike:
+        return _alike(frames, layout, self.manifest.codec, self.manifest.version)
+
+    def _named_alike(self, key: str, members: list[str]) -> Alike | None:
+        """Return what samples are like whose members have these names; None for other names.
 
         Raises:
             BadShard: such a sample cannot stand in this set.
         """
         for layout in LAYOUTS:
             frames = (len(members) - 1) // len(layout)
-            names, *_ = _member_names(frames, layout, self.manifest.codec, self.manifest.version)
-            if members == [key + rest.decode() for rest in names]:
+            alike = self._alike_of(frames, layout)
+            if members == [key + rest.decode() for rest in alike.rests]:
                 self.manifest.check_sample(frames, layout is FIELDS and frames > 0)
-                return frames, layout
+                return alike
         return None
 
     def _compare(self, tar: MappedTar, position: int, copies: Copies) -> None:
@@ -389,7 +406,8 @@ class ShardSet:
         meta = parse_meta(named[META_EXTENSION])
         self.manifest.check_sample(len(meta["frames"]), bool(meta["objects"]))
         stored = stored_fields(meta, named, self.manifest.codec, self.manifest.version)
-        return StoredSample(key, tar, len(meta["frames"]), named[META_EXTENSION], stored)
+        alike = self._alike_of(len(meta["frames"]), tuple(dict.fromkeys(field.name for field in stored)))
+        return StoredSample(key, tar, alike, named[META_EXTENSION], [stored[field] for field in alike.fields])
 
     def sample(self, position: int) -> tuple[dict[str, Any], dict[Field, memoryview]]:
         """Return a sample's JSON and its encoded members, which are views of the mapped file."""

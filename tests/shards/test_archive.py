@@ -13,13 +13,12 @@ from hypothesis import strategies as st
 
 from shards.archive import MappedTar, ShardWriter, group_members, plain_header
 from shards.errors import BadShard
-from shards.format import Field, key_for
+from shards.format import FIELDS, Field, key_for
 from shards.manifest import Manifest
 from shards.meta import parse_meta
-from shards.reader import ShardSet, StoredSample, read_samples
+from shards.reader import Alike, ShardSet, StoredSample, read_samples
 from tests.shards.conftest import stored_samples
 
-MASKS = Field("masks", None)
 MASKS_1 = Field("masks", 1)
 
 
@@ -131,7 +130,8 @@ def test_json_is_checked_at_its_first_access(sav_set, tmp_path):
     with pytest.raises(BadShard, match=rf"{tar}: {damaged.key}: JSON of a sample"):
         _ = damaged.meta
     whole = ShardSet(sav_set).open(0)
-    other = StoredSample("a", "a.tar", 1, memoryview(json.dumps(whole.meta).encode()), {MASKS: whole.members[MASKS_1]})
+    alike = Alike(1, FIELDS[3:], "zstd", 3)
+    other = StoredSample("a", "a.tar", alike, memoryview(json.dumps(whole.meta).encode()), [whole.members[MASKS_1]])
     with pytest.raises(BadShard, match=r"a.tar: a: JSON and members differ; met 2 frames, 1 objects; wanted 1 "):
         _ = other.meta
 

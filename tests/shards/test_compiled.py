@@ -95,6 +95,7 @@ def test_masks_are_equal_bit_for_bit(packed):
 def test_all_jobs_of_a_batch_in_one_call():
     cells = np.random.default_rng(3).random((4, 16, 16)) < 0.5
     encoded = codec.encode_masks(masks())
+    prompts = codec.encode_prompts(cells)
     outs = [
         np.ones((3, 448, 448), np.uint8),
         np.ones((1024, 1024), bool),
@@ -108,7 +109,7 @@ def test_all_jobs_of_a_batch_in_one_call():
         codec.mask_job(encoded, 4, outs[1], packed=False, united=True),
         codec.mask_job(encoded, 2, outs[2], packed=True),
         codec.mask_job(encoded, 3, outs[2], packed=True, united=True),
-        codec.cells_job(codec.encode_prompts(cells), 16, 3, outs[3]),
+        (compiled.CELLS, prompts, outs[3], 3, codec.header_of_prompts(len(prompts), 16), None),
         (compiled.COPY, np.arange(10, dtype=np.uint8), outs[4], 0, None, None),
         codec.mask_job(encoded, 6, outs[1], packed=False),  # no such object
     ]
@@ -279,6 +280,86 @@ def test_filtered_pictures_are_those_of_python(side, name):
         assert not compiled._compiled.filtered(fault, side, name == "gradient", out) and np.array_equal(out, before)
 
 
+def part_of(kind: int, tensor: np.ndarray, side: int = 0, table: bytes | None = None) -> compiled.Job:
+    header = codec.picture_rest(side)[1] if side else None
+    return kind, None, tensor, side, header, table
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_rows_of_tensors_in_one_call(packed):
+    """Two objects of one sample, one of another, and a third sample of which only the picture is taken."""
+    cells = np.random.default_rng(3).random((6, 16, 16)) < 0.5
+    rest = codec.normalised_rest(448, MEAN, STD)
+    pictures = [picture(448), picture(448)[:, ::-1].copy(), picture(448)[::-1].copy()]
+    stored = [
+        [codec.encode_picture(pictures[0], "raw"), codec.encode_prompts(cells), codec.encode_masks(masks())],
+        [
+            codec.encode_picture(pictures[1], "gradient"),
+            codec.encode_prompts(cells[:4]),
+            codec.encode_masks(masks()[:4]),
+        ],
+        [codec.encode_picture(pictures[2], "jpeg")],
+    ]
+    tensors = [
+        np.full((5, 3, 448, 448), 7, np.uint8 if packed else np.float32),
+        np.ones((5, 2, 16, 16), bool),
+        np.ones((5, 2, 1024, 128), np.uint8) if packed else np.ones((5, 2, 1024, 1024), bool),
+    ]
+    parts = (
+        part_of(compiled.PICTURE, tensors[0], 448, None if packed else rest[2]),
+        part_of(compiled.CELLS, tensors[1]),
+        part_of(compiled.PACKED if packed else compiled.MASK, tensors[2]),
+    )
+    headers = [codec.header_of_prompts(len(members[1]), 16) for members in stored[:2]]
+    rows: list[compiled.Row] = [
+        (3, [5, 2], headers[0], stored[0], (0, 1, 2)),
+        (0, [3], headers[1], stored[1], (0, 1, 2)),
+        (1, [0, 1], None, stored[2], (0, -1, -1)),
+    ]
+    assert compiled.left_of_rows(parts, rows) == [(2, 0)]  # a JPEG
+    for row, shown in ((3, pictures[0]), (0, pictures[1])):
+        assert np.array_equal(tensors[0][row], shown if packed else codec.normalise(shown, MEAN, STD))
+    bits = np.packbits(masks(), axis=2) if packed else masks()
+    assert np.array_equal(tensors[1][3], cells[[5, 2]]) and np.array_equal(tensors[2][3], bits[[5, 2]])
+    assert np.array_equal(tensors[1][0, 0], cells[3]) and np.array_equal(tensors[2][0, 0], bits[3])
+    assert (tensors[0][[1, 2, 4]] == 7).all()
+    for tensor in tensors[1:]:  # nothing else is written
+        assert (tensor[[1, 2, 4]] == 1).all() and (tensor[0, 1] == 1).all()
+    lacking = [(0, [5, 2], headers[0], stored[0], (-1, 1, 2)), (1, [2, 4], headers[1], stored[1], (-1, 1, 2))]
+    assert compiled.left_of_rows(parts, lacking) == [(1, 1), (1, 2)]  # there is no object 4
+    with compiled.python_alone():
+        assert compiled.left_of_rows(parts, rows) == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0)]
+
+
+BAD_ROWS = {
+    "row": (5, [0], None, [b""], (0,)),
+    "negative row": (-1, [0], None, [b""], (0,)),
+    "objects": (0, [0, 1, 2], None, [b""], (0,)),
+    "member": (0, [0], None, [b""], (1,)),
+    "negative member": (0, [0], None, [b""], (-2,)),
+    "numbers": (0, [0], None, [b""], (0, 0)),
+    "header": (0, [0], "", [b""], (0,)),
+    "no number": (0, [None], None, [b""], (0,)),
+    "large number": (0, [1 << 70], None, [b""], (0,)),
+    "no member": (0, [0], None, [None], (0,)),
+    "short": (0, [0], None, [b""]),
+    "list": [0, [0], None, [b""], (0,)],
+}
+
+
+@pytest.mark.parametrize("fault", BAD_ROWS)
+def test_rows_that_do_not_fit_the_tensors_are_refused(fault):
+    tensor = np.ones((5, 2, 1024, 128), np.uint8)
+    good = 0, [1, 0], None, [codec.encode_masks(masks()[:2])], (0,)
+    for rows in ([BAD_ROWS[fault]], [good, BAD_ROWS[fault]]):
+        with pytest.raises((TypeError, ValueError, OverflowError)):
+            compiled.left_of_rows((part_of(compiled.PACKED, tensor),), rows)
+        assert (tensor == 1).all()
+    for tensors in (tensor[:, :, ::2], tensor[0, 0, 0], np.frombuffer(bytes(64), np.uint8)):
+        with pytest.raises((ValueError, BufferError)):
+            compiled.left_of_rows((part_of(compiled.PACKED, tensors),), [good])
+
+
 CHANGED_HEADERS = [{}] * 8 + [{"mode": 0o600}, {"mtime": 1}, {"uname": "a"}, {"type": b"2"}]
 
 
@@ -295,12 +376,14 @@ def header_bytes(name: bytes, size: int, **changes: Any) -> bytearray:
 def test_headers_are_compared_as_python_does(data):
     sizes = data.draw(st.lists(st.integers(0, 1600), min_size=1, max_size=3))
     rests = tuple(f".{n}.up".encode() for n in range(len(sizes)))
+    begins = tuple(data.draw(st.sampled_from([b"", b"", b"\0\0", b"a"])) for _ in sizes)
+    key = data.draw(st.sampled_from([b"key"] * 4 + [b"k" * 64, b"k" * 65, b"k.y", b"k/y", b"k\x80", b""]))
     tar = bytearray(512)  # what stands before the sample
-    plain = True
-    for rest, size in zip(rests, sizes, strict=True):
+    plain = key in (b"key", b"k" * 64)
+    for rest, size, begin in zip(rests, sizes, begins, strict=True):
         changes: dict[str, Any] = data.draw(st.sampled_from(CHANGED_HEADERS))
-        plain &= not changes
-        tar += header_bytes(b"key" + rest, size, **changes) + bytes(size + -size % 512)
+        plain &= not changes and bytes(size).startswith(begin)
+        tar += header_bytes(key + rest, size, **changes) + bytes(size + -size % 512)
     size = len(tar) - 512
     fault = data.draw(st.sampled_from(["none", "flip", "cut", "more", "less", "far", "key"]))
     if fault == "flip":
@@ -311,7 +394,7 @@ def test_headers_are_compared_as_python_does(data):
     mapped = MappedTar.__new__(MappedTar)
     mapped.view = memoryview(bytes(tar))
     offset = len(tar) + 99 if fault == "far" else 512
-    asked = offset, size, b"other" if fault == "key" else b"key", rests
+    asked = offset, size, b"other" if fault == "key" else key, rests, begins
     found = mapped.exact_members(*asked)
     with compiled.python_alone():
         expected = mapped.exact_members(*asked)

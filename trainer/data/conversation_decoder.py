@@ -84,9 +84,6 @@ class ConversationPlan:
         sizes = {"pixel_values": len(shown), "g_pixel_values": len(targets), "masks": sum(targets)}
         return cls(sample, sample.meta, tuple(rows), tuple(shown), sizes, copy, notes or Counter())
 
-    def detached(self) -> ConversationPlan:
-        return replace(self, sample=self.sample.detached())
-
     @property
     def predictions(self) -> Iterator[tuple[int, tuple[Target, ...]]]:
         """Each frame of each row with targets, and these targets."""
@@ -199,7 +196,19 @@ class ConversationDecoder(Decoder[ConversationPlan]):
         columns = ([plan.sizes[name] for plan in plans] for name in _TENSORS)
         return [*zip(*(accumulate(column, initial=0) for column in columns), strict=True)][:-1]
 
-    def _fill(self, buffers: Buffers, place: Place, plan: ConversationPlan, work: Work) -> None:
+    def _fill(self, buffers: Buffers, places: Sequence[Place], plans: Sequence[ConversationPlan]) -> None:
+        work = Work(self)
+        for place, plan in zip(places, plans, strict=True):
+            work.begin(plan.sample)
+            try:
+                self._add(buffers, place, plan, work)
+            except Exception:
+                plan.sample.compare_now()  # changed bytes are the better reason to give
+                raise
+        work.do()
+
+    def _add(self, buffers: Buffers, place: Place, plan: ConversationPlan, work: Work) -> None:
+        """Add what decodes a plan's sample to `work`."""
         sample = plan.sample
         arrays = buffers.arrays
         picture, predicted, mask = place

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from math import prod
 from random import Random
@@ -17,7 +17,7 @@ from shards import codec, compiled
 from shards.compiled import Job
 from shards.errors import BadShard, UserError
 from shards.format import Field, FieldName
-from shards.reader import Array, StoredSample, decode_field
+from shards.reader import Alike, Array, StoredSample, decode_field
 from shards.recipe import Recipe
 from trainer.data.batch import Batch
 from trainer.data.copying import Event
@@ -62,9 +62,6 @@ class Plan(Protocol):
     @property
     def sample(self) -> StoredSample:
         """The sample."""
-
-    def detached(self) -> Any:
-        """Return the plan with its sample detached: a batch, which may live long, keeps no tar mapped."""
 
 
 AnyPlan = TypeVar("AnyPlan", bound=Plan)
@@ -114,29 +111,21 @@ class Decoder(ABC, Generic[AnyPlan]):
     def places(self, buffers: Buffers, plans: Sequence[AnyPlan]) -> list[Place]:
         """Return the place of each plan's sample in a batch; make room for the batch in `buffers`."""
 
-    def fill(self, buffers: Buffers, places: Sequence[Place], plans: Sequence[AnyPlan]) -> list[AnyPlan]:
-        """Decode what plans take to their places; return the plans, detached.
+    def fill(self, buffers: Buffers, places: Sequence[Place], plans: Sequence[AnyPlan]) -> None:
+        """Decode what plans take to their places, and detach their samples: a batch, which may live long, maps no tar.
 
         The Python for all samples comes first, then one call decodes them without the interpreter's lock.
 
         Raises:
             BadShard: a sample cannot be decoded, or its bytes have changed.
         """
-        work = Work(self)
-        for place, plan in zip(places, plans, strict=True):
-            work.begin(plan.sample)
-            try:
-                self._fill(buffers, place, plan, work)
-            except Exception:
-                plan.sample.compare_now()  # changed bytes are the better reason to give
-                raise
-        detached = [plan.detached() for plan in plans]
-        work.do()
-        return detached
+        self._fill(buffers, places, plans)
+        for plan in plans:
+            plan.sample.detach()
 
     @abstractmethod
-    def _fill(self, buffers: Buffers, place: Place, plan: AnyPlan, work: Work) -> None:
-        """Add what decodes a plan's sample to `work`."""
+    def _fill(self, buffers: Buffers, places: Sequence[Place], plans: Sequence[AnyPlan]) -> None:
+        """Decode what plans take to their places."""
 
     @abstractmethod
     def batch(self, buffers: Buffers, plans: Sequence[AnyPlan], **known: Any) -> Batch:
@@ -161,25 +150,13 @@ class Decoder(ABC, Generic[AnyPlan]):
         try:
             return decode_field(field, _member(sample, field), self._recipe, objects, out, self._as_stored)
         except BadShard as error:
-            raise error.at(f"{sample.where}.{_stored(sample, field)}") from None
+            raise error.at(f"{sample.where}.{_stored(sample.alike, field)}") from None
 
     def picture(self, sample: StoredSample, field: Field, outs: Sequence[Array], work: Work) -> None:
         """Let `work` decode a picture to each of `outs`."""
         work.add((compiled.PICTURE, _member(sample, field), outs[0], *self._pictures[field.name]), sample, field)
         for out in outs[1:]:
             work.copy(outs[0], out)
-
-    def objects(
-        self, sample: StoredSample, field: Field, objects: Sequence[int], outs: Iterable[Array], work: Work
-    ) -> None:
-        """Let `work` decode the masks or the cells of objects, each to its own of `outs`."""
-        data = _member(sample, field)
-        for number, out in zip(objects, outs, strict=True):
-            if field.name == "masks":
-                job = codec.mask_job(data, number, out, self._as_stored)
-            else:
-                job = codec.cells_job(data, self._recipe.grid, number, out)
-            work.add(job, sample, field)
 
     def union(self, sample: StoredSample, field: Field, objects: Sequence[int], out: Array, work: Work) -> None:
         """Let `work` decode the union of objects' masks, of at least one."""
@@ -188,17 +165,29 @@ class Decoder(ABC, Generic[AnyPlan]):
             work.add(codec.mask_job(data, number, out, self._as_stored, united=turn > 0), sample, field)
 
 
-def _stored(sample: StoredSample, field: Field) -> Field:
-    """Return `field` as a sample stores it: without the frame's number if there is only one frame."""
-    return stored_field(field.name, None) if sample.frames == 1 else field
+def _stored(alike: Alike, field: Field) -> Field:
+    """Return `field` as samples store it: without the frame's number if there is only one frame."""
+    return stored_field(field.name, None) if alike.frames == 1 else field
+
+
+def number_of(alike: Alike, field: Field) -> int:
+    """Return the number of the member that holds a field, which has the frame's number.
+
+    Raises:
+        BadShard: there is none. Its place is the member's name.
+    """
+    stored = _stored(alike, field)
+    number = alike.at.get(stored)
+    if number is None:
+        raise BadShard("a sample without this field", where=str(stored), wanted=str(stored))
+    return number
 
 
 def _member(sample: StoredSample, field: Field) -> memoryview:
-    stored = _stored(sample, field)
-    data = sample.members.get(stored)
-    if data is None:
-        raise BadShard("a sample without this field", where=f"{sample.where}.{stored}", wanted=str(stored))
-    return data
+    try:
+        return sample.stored[number_of(sample.alike, field)]
+    except BadShard as error:
+        raise error.at(f"{sample.where}.{error.where}") from None
 
 
 class Work:
@@ -234,7 +223,7 @@ class Work:
         try:
             self._comparisons[-1][1].append((out, codec.read_picture(data, size)))
         except BadShard as error:
-            raise error.at(f"{sample.where}.{_stored(sample, field)}") from None
+            raise error.at(f"{sample.where}.{_stored(sample.alike, field)}") from None
         return True
 
     def copy(self, source: Array, out: Array) -> None:
@@ -304,6 +293,8 @@ class Buffers:
         """By name, each with as many rows as there is room for."""
         self.arrays: dict[str, Array] = {}
         """The same memory as arrays."""
+        self.parts: tuple[Job, ...] = ()
+        """What decodes a row of each tensor, see `compiled.left_of_rows`; () where rows are decoded singly."""
         self.copied: Event | None = None
         """After the copies that read this memory; None where none is queued."""
 

@@ -405,8 +405,9 @@ class Loader:
         return plans
 
     def _fill(self, buffers: Buffers, places: list[Place], plans: list[Any]) -> list[Any]:
-        """Decode samples to their places; returns their plans, detached."""
-        return self._decoder.fill(buffers, places, plans)
+        """Decode samples to their places; returns their plans."""
+        self._decoder.fill(buffers, places, plans)
+        return plans
 
 
 def _open_entries(paths: Sequence[str], options: LoaderOptions) -> list[Entry]:

@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from shards import codec, compiled
+from shards.compiled import Job, Row
 from shards.errors import BadShard
 from shards.format import Field
 from shards.program import check_set
-from shards.reader import StoredSample
+from shards.reader import Alike, Array, StoredSample
 from shards.recipe import Recipe
 from shards.sample import usable_texts
 from trainer.data.batch import Frame, PairBatch
@@ -26,9 +28,9 @@ from trainer.data.decoding import (
     Normalise,
     Place,
     SampleVisit,
-    Work,
     check_memory,
     nbytes,
+    number_of,
     stored_field,
 )
 from trainer.data.object_texts import ObjectTexts
@@ -45,9 +47,6 @@ class PairPlan(NamedTuple):
     """How often the sample came before in this epoch."""
     texts: ObjectTexts | None
     """Its objects' texts; None: those in its JSON."""
-
-    def detached(self) -> PairPlan:
-        return PairPlan(self.sample.detached(), self.choice, self.copy, self.texts)
 
 
 class PairDecoder(Decoder[PairPlan]):
@@ -85,13 +84,22 @@ class PairDecoder(Decoder[PairPlan]):
         self._need = need
         self._seed = seed
         self._rows = {name: self._row(field.name, objects) for name, field in self._fields.items()}
-        self._parts = lru_cache(maxsize=4096)(self._parts_of)
+        self._numbers = lru_cache(maxsize=4096)(self._numbers_of)
         check_memory(buffers * nbytes(self._rows, dict.fromkeys(self._rows, batch_size)))
 
     def new_buffers(self) -> Buffers:
         buffers = Buffers(self._rows, self._pin, self._buffers)
         buffers.make_room(dict.fromkeys(self._rows, self._batch_size))
+        buffers.parts = tuple(self._part(field, buffers.arrays[name]) for name, field in self._fields.items())
         return buffers
+
+    def _part(self, field: Field, tensor: Array) -> Job:
+        """Return the job of a tensor, see `compiled.left_of_rows`."""
+        if field.is_picture:
+            return compiled.PICTURE, None, tensor, *self._pictures[field.name]
+        if field.name == "prompt_masks":
+            return compiled.CELLS, None, tensor, 0, None, None
+        return codec.mask_job(b"", 0, tensor, self._as_stored)
 
     def plan(self, visit: SampleVisit) -> PairPlan:
         """Choose objects and frames.
@@ -124,28 +132,63 @@ class PairDecoder(Decoder[PairPlan]):
     def places(self, buffers: Buffers, plans: Sequence[PairPlan]) -> list[Place]:
         return [(row,) for row in range(len(plans))]
 
-    def _fill(self, buffers: Buffers, place: Place, plan: PairPlan, work: Work) -> None:
-        (row,) = place
-        sample = plan.sample
-        objects = plan.choice.objects
-        for name, field in self._parts(plan.choice.frames):
-            out = buffers.arrays[name][row]
-            if field.is_picture:
-                self.picture(sample, field, (out,), work)
-            else:
-                self.objects(sample, field, objects, out[: len(objects)], work)
+    def _fill(self, buffers: Buffers, places: Sequence[Place], plans: Sequence[PairPlan]) -> None:
+        rows: list[Row] = []
+        for (row,), (sample, choice, *_) in zip(places, plans, strict=True):
+            try:
+                numbers, cells = self._numbers(sample.alike, choice.frames)
+            except BadShard as error:
+                sample.compare_now()  # changed bytes are the better reason to give
+                raise error.at(f"{sample.where}.{error.where}") from None
+            if sample.compare:
+                numbers = self._compared(buffers, row, sample, numbers)
+            header = None
+            if cells is not None:
+                header = codec.header_of_prompts(len(sample.stored[cells]), self._recipe.grid)
+            rows.append((row, choice.objects, header, sample.stored, numbers))
+        for at, part in compiled.left_of_rows(buffers.parts, rows):
+            row, objects, _, _, numbers = rows[at]
+            sample = plans[at].sample
+            out = buffers.parts[part][2][row]
+            field = sample.alike.fields[numbers[part]]
+            self.decode(sample, field, objects, out if field.is_picture else out[: len(objects)])
 
-    def _parts_of(self, frames: tuple[int, int]) -> list[tuple[str, Field]]:
-        """Return the tensors that are filled where these frames, from 0, are chosen, each with what it is decoded of.
+    def _compared(self, buffers: Buffers, row: int, sample: StoredSample, numbers: Sequence[int]) -> tuple[int, ...]:
+        """Compare a sample's bytes while copying its raw pictures; return the numbers of the others, -1 for these.
 
-        Where they are one, frame 2's `pixel_values` are not filled if frame 1's are there.
+        Raises:
+            BadShard: the bytes have changed, or are not a picture.
+        """
+        left = []
+        copies: list[tuple[Array, Array]] = []
+        for number, part, field in zip(numbers, buffers.parts, self._fields.values(), strict=True):
+            _, _, array, side, _, table = part
+            if number >= 0 and field.is_picture and table is None and codec.is_raw(sample.stored[number]):
+                try:
+                    copies.append((array[row], codec.read_picture(sample.stored[number], side)))
+                except BadShard as error:
+                    sample.compare_now()  # changed bytes are the better reason to give
+                    raise error.at(f"{sample.where}.{sample.alike.fields[number]}") from None
+                number = -1
+            left.append(number)
+        sample.compare_now(copies)
+        return tuple(left)
+
+    def _numbers_of(self, alike: Alike, frames: tuple[int, int]) -> tuple[tuple[int, ...], int | None]:
+        """Return which member each tensor is decoded of where these frames, from 0, are chosen; -1: it is not filled.
+
+        Also the first that holds cells. Where the frames are one, frame 2's `pixel_values` are not filled if frame 1's
+        are there.
         """
         is_twice = frames[0] == frames[1] and "pixel_values1" in self._fields
-        return [
-            (name, stored_field(field.name, frames[(field.frame or 1) - 1] + 1))
+        numbers = [
+            -1
+            if is_twice and name == "pixel_values2"
+            else number_of(alike, stored_field(field.name, frames[(field.frame or 1) - 1] + 1))
             for name, field in self._fields.items()
-            if not (is_twice and name == "pixel_values2")
         ]
+        cells = [number for number in numbers if number >= 0 and alike.fields[number].name == "prompt_masks"]
+        return tuple(numbers), cells[0] if cells else None
 
     def batch(self, buffers: Buffers, plans: Sequence[PairPlan], **known: Any) -> PairBatch:
         counts = [len(plan.choice.objects) for plan in plans]
