@@ -38,6 +38,8 @@ FRAME_TOKENS = 259
 _MOST_PROFILED = 50
 _COLUMN = re.compile(r"[a-z][a-z0-9_]*\.[^.].*", re.DOTALL)
 """A column of a joined table."""
+_SOURCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9+_-]*")
+"""A name of a source."""
 _MANY = 10**9
 """Far more than any run does or any disk holds."""
 
@@ -51,6 +53,11 @@ def _as_size(text: str) -> str:
 
 
 def _as_where(value: Any) -> Any:
+    for name in value if isinstance(value, dict) else ():
+        if not _SOURCE.fullmatch(name):
+            met = f"{shown(value)}, which YAML reads as a mapping for its colon and space"
+            do = "put the whole condition in quotes, in those of the shell once more: \"category = 'a: b'\""
+            raise refuse("not a condition", met=met, wanted="a condition, or {source: condition}", do=do)
     for condition in value.values() if isinstance(value, dict) else [value]:
         if not isinstance(Text().checked(condition), str) and value is not None:
             raise refuse("not a condition", met=shown(condition), wanted="a condition, or {source: condition}")

@@ -33,7 +33,11 @@ def read_yaml(text: bytes | str, where: str) -> Any:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except Exception as error:  # a YAML parser has many ways to fail, RecursionError among them
         problem = getattr(error, "problem", None) or str(error)
-        raise _unreadable(where, problem[:300] or type(error).__name__) from None
+        mark = getattr(error, "problem_mark", None)
+        place = f"{where}, line {mark.line + 1}" if mark is not None and mark.line else where
+        colon = "mapping values are not allowed" in problem or problem.endswith("but got ':'")
+        do = "put quotes around a value that has a colon and a space" if colon else ""
+        raise _unreadable(place, problem[:300] or type(error).__name__, do) from None
     if root is None:
         return {}
     _count(root, where, (), {})
@@ -88,5 +92,5 @@ def _build(node: yaml.Node, where: str) -> str | list[Any] | dict[str, Any] | No
     return merged | content
 
 
-def _unreadable(where: str, text: str) -> UserError:
-    return UserError("cannot be read as YAML", where=where, met=text)
+def _unreadable(where: str, text: str, do: str = "") -> UserError:
+    return UserError("cannot be read as YAML", where=where, met=text, do=do)

@@ -61,6 +61,11 @@ def test_the_saved_configuration_is_the_one_in_effect(tmp_path: Path):
         ("data.sources={sa1b: 0.00001}", "data.sources.sa1b: out of range"),
         ("data.where=[area > 0.1]", "data.where: not a condition; met [area > 0.1]; wanted a condition, or {source: "),
         ("data.where={sav: ' '}", "data.where: empty value"),
+        (
+            "data.where=category = 'a: b'",
+            "data.where: not a condition; met {category = 'a: b'}, which YAML reads as a mapping for its colon",
+        ),
+        ("data.where={sav: category = 'a: b'}", "put quotes around a value that has a colon and a space"),
         ("data.texts=[captions]", "data.texts: not names of texts; met [captions]; wanted source and TABLE.COLUMN"),
         ("data.frames=40", "conversation.max_row_tokens: rows end before their pictures do; met 8192; wanted > 10,360"),
         ("conversation.kinds={sav: talk}", "conversation.kinds.sav: no such kind of conversation; met 'talk'"),

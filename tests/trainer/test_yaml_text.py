@@ -32,6 +32,17 @@ def test_yaml_is_bounded_before_anything_is_built(tmp_path: Path, text: str, mes
         load_config([str(tmp_path / "run.yaml")])
 
 
+def test_a_colon_in_a_value_without_quotes_is_said_with_its_line():
+    text = "data:\n  shards: [x]\n  where: category = 'a: b'\n"
+    with pytest.raises(
+        UserError, match=r"^run\.yaml, line 3: cannot be read as YAML; met .*; put quotes around a value"
+    ):
+        read_yaml(text, "run.yaml")
+    assert read_yaml(text.replace("category = 'a: b'", "\"category = 'a: b'\""), "run.yaml") == {
+        "data": {"shards": ["x"], "where": "category = 'a: b'"}
+    }
+
+
 def test_a_few_aliases_are_accepted(tmp_path: Path):
     (tmp_path / "run.yaml").write_text("rates: &r {lora: 1.0e-3}\nmix: {dual: &d {weight: 2.0}, segment: *d}\n")
     config = load_config([str(tmp_path / "run.yaml")])
