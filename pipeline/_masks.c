@@ -1,6 +1,6 @@
 /* The inner loops of pipeline/cropped.py and pipeline/resize.py for masks: run lengths into the rectangle around their
-   object, a mask's values at the crossings of rows and columns, and
-   the pixels in each cell of a grid.
+   object, a mask's values at the crossings of rows and columns, and the pixels in each cell of a grid. And those of
+   pipeline/sources/sav.py: numbers of 32 bits into bytes and into a mask.
 
    Run lengths are COCO's: lengths of off, on, off, ..., column by column. numpy does the same where this is not
    compiled, with the same result. */
@@ -9,6 +9,13 @@
 #include <Python.h>
 #include <stdint.h>
 #include <string.h>
+
+#define INTERFACE 1 /* as in pipeline/compiled.py */
+#if defined(__x86_64__) && defined(__GLIBC__)
+#define WIDE __attribute__((target_clones("avx2", "default"))) /* twice as fast where the processor has AVX2 */
+#else
+#define WIDE
+#endif
 
 /* Compressed run lengths -> the places at which the runs end. Returns their number; -1 where the text is broken.
    See `_lengths` in pipeline/masks.py for the encoding. */
@@ -78,6 +85,16 @@ static void fill(const int64_t *ends, Py_ssize_t count, int64_t height, const in
     }
 }
 
+/* Whether `pixels` has (height, width) bytes, and the sizes are such that a place in a mask fits 32 bits. */
+static int is_rectangle(const Py_buffer *pixels, Py_ssize_t height, Py_ssize_t width, Py_ssize_t top, Py_ssize_t left)
+{
+    const Py_ssize_t most = 1 << 30;
+    return height >= 0 && height <= most && width >= 0 && width <= most && top >= 0 && top <= most && left >= 0 &&
+           left <= most && pixels->len == height * width;
+}
+
+static uint8_t set_in[256]; /* the number of bits that are set in each byte */
+
 PyDoc_STRVAR(about_crop, "crop(counts, height, width) -> (top, left, bottom, right, columns), or None\n\n"
                          "Decode compressed run lengths to the rectangle around their pixels: (right - left) columns\n"
                          "of (bottom - top) bytes, 0 or 1. None where they are broken, or do not fill the picture.");
@@ -121,129 +138,239 @@ typedef struct {
     int packed;
 } Out;
 
-/* Set the result's pixels that are set in a mask at the crossings of `rows` with columns `first`, first + 1, ...
+/* `count` lines of which the first is the result's line `first`: those of a list that meet a rectangle. */
+typedef struct {
+    const int32_t *line;
+    Py_ssize_t count, first;
+    int32_t start; /* of the rectangle */
+} Lines;
+
+/* The lines, in a list that ascends, from `start` up to `start + length`. */
+static Lines meeting(const Py_buffer *list, Py_ssize_t start, Py_ssize_t length)
+{
+    const int32_t *line = list->buf;
+    Py_ssize_t count = list->len / 4, first = 0, end;
+    while (first < count && line[first] < start)
+        first++;
+    for (end = first; end < count && line[end] >= start && line[end] < start + length;)
+        end++;
+    return (Lines){line + first, end - first, first, start};
+}
+
+/* The values of up to eight columns in a row: the first in the highest bit of `part` bits. */
+static inline int bits_of(const uint8_t *const *from, Py_ssize_t row, int part)
+{
+    int bits = 0;
+    for (int k = 0; k < part; k++)
+        bits |= from[k][row] << (part - 1 - k);
+    return bits;
+}
+
+/* Set the result's pixels that are set in a mask at the crossings of `rows` with `columns`; return their number.
 
    Eight columns at a time: few enough to stay in the cache, and one byte of the result where it is packed. A step from
    row to row in `pixels` is `down`, from column to column `across`. */
-static void crossings(const uint8_t *pixels, Py_ssize_t down, Py_ssize_t across, const int32_t *rows,
-                      Py_ssize_t height, const int32_t *columns, Py_ssize_t width, Out out, Py_ssize_t first)
+static Py_ssize_t crossings(const uint8_t *pixels, Py_ssize_t down, Py_ssize_t across, Lines rows, Lines columns,
+                            Out out)
 {
-    for (Py_ssize_t j = 0, part; j < width; j += part) {
-        Py_ssize_t place = first + j;
+    Py_ssize_t total = 0;
+    for (Py_ssize_t j = 0, part; j < columns.count; j += part) {
+        Py_ssize_t place = columns.first + j;
         const uint8_t *from[8];
-        part = 8 - place % 8 < width - j ? 8 - place % 8 : width - j;
+        part = 8 - place % 8 < columns.count - j ? 8 - place % 8 : columns.count - j;
         for (Py_ssize_t k = 0; k < part; k++)
-            from[k] = pixels + columns[j + k] * across;
-        uint8_t *to = out.start + (out.packed ? place / 8 : place);
-        for (Py_ssize_t i = 0; i < height; i++, to += out.stride) {
-            Py_ssize_t row = rows[i] * down;
-            if (out.packed) {
-                int bits = 0;
-                for (Py_ssize_t k = 0; k < part; k++)
-                    bits = bits << 1 | from[k][row];
+            from[k] = pixels + (columns.line[j + k] - columns.start) * across;
+        uint8_t *to = out.start + rows.first * out.stride + (out.packed ? place / 8 : place);
+        for (Py_ssize_t i = 0; i < rows.count; i++, to += out.stride) {
+            Py_ssize_t row = (rows.line[i] - rows.start) * down;
+            int bits = part == 8 ? bits_of(from, row, 8) : bits_of(from, row, (int)part);
+            total += set_in[bits];
+            if (out.packed)
                 *to |= bits << (8 - place % 8 - part);
-            } else
+            else
                 for (Py_ssize_t k = 0; k < part; k++)
                     to[k] = from[k][row];
         }
     }
-}
-
-static int inside(const Py_buffer *lines, Py_ssize_t length)
-{
-    const int32_t *line = lines->buf;
-    if (lines->len % 4)
-        return 0;
-    for (Py_ssize_t i = 0; i < lines->len / 4; i++)
-        if (line[i] < 0 || line[i] >= length)
-            return 0;
-    return 1;
+    return total;
 }
 
 PyDoc_STRVAR(about_sample,
-             "sample(pixels, height, width, by_columns, rows, columns, out, size, packed, top, left)\n\n"
-             "Copy the values of (height, width) bytes, 0 or 1, at the crossings of rows and columns, int32, into `out`\n"
-             "from its row `top` and column `left` on: `size` columns wide, all 0, a byte or a bit per pixel.");
+             "sample(pixels, height, width, by_columns, top, left, rows, columns, out, size, packed) -> int\n\n"
+             "Copy a mask's values at the crossings of rows and columns into `out`, all 0: `size` columns, a byte or a\n"
+             "bit per pixel. Outside (height, width) bytes, 0 or 1, whose first is in row `top` and column `left`, the\n"
+             "mask is 0. Rows and columns, int32, ascend. Returns the number of values that are 1.");
 
 static PyObject *sample(PyObject *Py_UNUSED(module), PyObject *arguments)
 {
     Py_buffer pixels, rows, columns, out;
-    Py_ssize_t height, width, size, top, left;
+    Py_ssize_t height, width, size, top, left, total = 0;
     int by_columns, packed;
-    if (!PyArg_ParseTuple(arguments, "y*nnpy*y*w*npnn", &pixels, &height, &width, &by_columns, &rows, &columns, &out,
-                          &size, &packed, &top, &left))
+    if (!PyArg_ParseTuple(arguments, "y*nnpnny*y*w*np", &pixels, &height, &width, &by_columns, &top, &left, &rows,
+                          &columns, &out, &size, &packed))
         return NULL;
-    Py_ssize_t high = rows.len / 4, wide = columns.len / 4, stride = packed ? size / 8 : size;
-    if (height < 0 || width < 0 || pixels.len != height * width || !inside(&rows, height) ||
-        !inside(&columns, width) || top < 0 || left < 0 || size < 1 || left + wide > size || (packed && size % 8) ||
-        (top + high) * stride > out.len)
+    Py_ssize_t stride = packed ? size / 8 : size;
+    int fits = is_rectangle(&pixels, height, width, top, left) && size > 0 && columns.len == 4 * size &&
+               rows.len % 4 == 0 && (!packed || size % 8 == 0) && out.len == rows.len / 4 * stride;
+    if (!fits)
         PyErr_SetString(PyExc_ValueError, "buffers do not fit the sizes");
     else {
-        Out result = {(uint8_t *)out.buf + top * stride, stride, packed};
+        Lines down = meeting(&rows, top, height), across = meeting(&columns, left, width);
         Py_BEGIN_ALLOW_THREADS;
-        crossings(pixels.buf, by_columns ? 1 : width, by_columns ? height : 1, rows.buf, high, columns.buf, wide,
-                  result, left);
+        total = crossings(pixels.buf, by_columns ? 1 : width, by_columns ? height : 1, down, across,
+                          (Out){out.buf, stride, packed});
         Py_END_ALLOW_THREADS;
     }
     PyBuffer_Release(&pixels);
     PyBuffer_Release(&rows);
     PyBuffer_Release(&columns);
     PyBuffer_Release(&out);
-    if (PyErr_Occurred())
-        return NULL;
-    Py_RETURN_NONE;
+    return fits ? PyLong_FromSsize_t(total) : NULL;
 }
 
-PyDoc_STRVAR(about_count, "count(pixels, height, width, by_columns, top, bottom, left, right, out)\n\n"
-                          "Count the pixels, 0 or 1, in each cell of a grid: cell (i, j) has the rows from top[i] up to\n"
-                          "bottom[i] and the columns from left[j] up to right[j], int32; `out` gets int32.");
+/* The part of edges of a mask that lies in a rectangle of `length` lines from `start` on. */
+static int32_t inside(int32_t edge, Py_ssize_t start, Py_ssize_t length)
+{
+    return (int32_t)(edge < start ? 0 : edge - start < length ? edge - start : length);
+}
+
+PyDoc_STRVAR(about_count, "count(pixels, height, width, by_columns, top, left, up, down, before, after, out)\n\n"
+                          "Count a mask's pixels in each cell of a grid: cell (i, j) has the rows from up[i] to down[i]\n"
+                          "and the columns from before[j] to after[j], the ends exclusive, int32. `out` gets int32. The\n"
+                          "mask as in `sample`.");
 
 static PyObject *count(PyObject *Py_UNUSED(module), PyObject *arguments)
 {
     Py_buffer pixels, lines[4], out;
-    Py_ssize_t height, width;
+    Py_ssize_t height, width, top, left;
     int by_columns;
-    if (!PyArg_ParseTuple(arguments, "y*nnpy*y*y*y*w*", &pixels, &height, &width, &by_columns, &lines[0], &lines[1],
-                          &lines[2], &lines[3], &out))
+    if (!PyArg_ParseTuple(arguments, "y*nnpnny*y*y*y*w*", &pixels, &height, &width, &by_columns, &top, &left,
+                          &lines[0], &lines[1], &lines[2], &lines[3], &out))
         return NULL;
     Py_ssize_t high = lines[0].len / 4, wide = lines[2].len / 4;
-    int fits = height >= 0 && width >= 0 && pixels.len == height * width && lines[1].len == lines[0].len &&
-               lines[3].len == lines[2].len && out.len == 4 * high * wide;
-    for (int i = 0; i < 4; i++)
-        fits = fits && inside(&lines[i], 1 + (i < 2 ? height : width));
+    int fits = is_rectangle(&pixels, height, width, top, left) && lines[0].len % 4 == 0 && lines[2].len % 4 == 0 &&
+               lines[1].len == lines[0].len && lines[3].len == lines[2].len && out.len == 4 * high * wide;
     if (!fits)
         PyErr_SetString(PyExc_ValueError, "buffers do not fit the sizes");
     else {
-        const int32_t *top = lines[0].buf, *bottom = lines[1].buf, *left = lines[2].buf, *right = lines[3].buf;
+        const int32_t *up = lines[0].buf, *down = lines[1].buf, *before = lines[2].buf, *after = lines[3].buf;
         int32_t *counts = out.buf;
+        Py_ssize_t length = by_columns ? height : width;
         Py_BEGIN_ALLOW_THREADS;
-        for (Py_ssize_t i = 0; i < high; i++)
+        for (Py_ssize_t i = 0; i < high; i++) {
+            int32_t rows[2] = {inside(up[i], top, height), inside(down[i], top, height)};
             for (Py_ssize_t j = 0; j < wide; j++) {
-                int32_t sum = 0;
-                Py_ssize_t first = by_columns ? left[j] : top[i], end = by_columns ? right[j] : bottom[i];
-                Py_ssize_t from = by_columns ? top[i] : left[j], to = by_columns ? bottom[i] : right[j];
-                for (Py_ssize_t line = first; line < end; line++) {
-                    const uint8_t *row = (const uint8_t *)pixels.buf + line * (by_columns ? height : width);
-                    for (Py_ssize_t x = from; x < to; x++)
+                int32_t columns[2] = {inside(before[j], left, width), inside(after[j], left, width)}, sum = 0;
+                const int32_t *outer = by_columns ? columns : rows, *inner = by_columns ? rows : columns;
+                for (Py_ssize_t line = outer[0]; line < outer[1]; line++) {
+                    const uint8_t *row = (const uint8_t *)pixels.buf + line * length;
+                    for (Py_ssize_t x = inner[0]; x < inner[1]; x++)
                         sum += row[x];
                 }
                 counts[i * wide + j] = sum;
             }
+        }
         Py_END_ALLOW_THREADS;
     }
     PyBuffer_Release(&pixels);
     for (int i = 0; i < 4; i++)
         PyBuffer_Release(&lines[i]);
     PyBuffer_Release(&out);
-    if (PyErr_Occurred())
+    if (!fits)
         return NULL;
     Py_RETURN_NONE;
 }
 
+/* Round to bytes, half to even. Returns the bits of the largest value, 0 where none is above 0, and -1 where one is
+   outside of low..high, or no number. */
+WIDE static int32_t round_all(const float *values, Py_ssize_t count, float low, float high, uint8_t *out)
+{
+    int32_t most = 0, outside = 0;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        float value = values[i], moved = value + 0x1.8p23f; /* there floats are whole numbers */
+        int32_t bits, whole;
+        memcpy(&bits, &value, 4); /* above 0 these ascend with the value */
+        memcpy(&whole, &moved, 4);
+        most = bits > most ? bits : most;
+        outside |= !((value >= low) & (value <= high));
+        out[i] = (uint8_t)whole;
+    }
+    return outside ? -1 : most;
+}
+
+PyDoc_STRVAR(about_rounded, "rounded(values, low, high, out) -> float, or None\n\n"
+                            "Round float32 to uint8, half to even. Returns the largest value, 0 where none is above 0.\n"
+                            "None where one is not in low..high, within 0..255 once rounded.");
+
+static PyObject *rounded(PyObject *Py_UNUSED(module), PyObject *arguments)
+{
+    Py_buffer values, out;
+    float low, high, largest;
+    int32_t most = -1;
+    if (!PyArg_ParseTuple(arguments, "y*ffw*", &values, &low, &high, &out))
+        return NULL;
+    int fits = values.len == 4 * out.len;
+    if (!fits)
+        PyErr_SetString(PyExc_ValueError, "buffers do not fit the sizes");
+    else {
+        Py_BEGIN_ALLOW_THREADS;
+        most = round_all(values.buf, out.len, low, high, out.buf);
+        Py_END_ALLOW_THREADS;
+    }
+    PyBuffer_Release(&values);
+    PyBuffer_Release(&out);
+    memcpy(&largest, &most, 4);
+    return !fits ? NULL : most < 0 ? Py_NewRef(Py_None) : PyFloat_FromDouble(largest);
+}
+
+/* 1 where a value is above `half`; returns how many are between `low` and `high`. */
+WIDE static int32_t cut_all(const float *values, Py_ssize_t count, float low, float half, float high, uint8_t *out)
+{
+    int32_t between = 0;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        between += (values[i] > low) & (values[i] < high);
+        out[i] = values[i] > half;
+    }
+    return between;
+}
+
+PyDoc_STRVAR(about_cut, "cut(values, low, half, high, out) -> int\n\n"
+                        "Set bytes to whether each float32 is above `half`; return how many are between low and high.");
+
+static PyObject *cut(PyObject *Py_UNUSED(module), PyObject *arguments)
+{
+    Py_buffer values, out;
+    float low, half, high;
+    int32_t between = 0;
+    if (!PyArg_ParseTuple(arguments, "y*fffw*", &values, &low, &half, &high, &out))
+        return NULL;
+    int fits = values.len == 4 * out.len && out.len <= INT32_MAX;
+    if (!fits)
+        PyErr_SetString(PyExc_ValueError, "buffers do not fit the sizes");
+    else {
+        Py_BEGIN_ALLOW_THREADS;
+        between = cut_all(values.buf, out.len, low, half, high, out.buf);
+        Py_END_ALLOW_THREADS;
+    }
+    PyBuffer_Release(&values);
+    PyBuffer_Release(&out);
+    return fits ? PyLong_FromLong(between) : NULL;
+}
+
 static PyMethodDef methods[] = {{"count", count, METH_VARARGS, about_count},
                                 {"crop", crop, METH_VARARGS, about_crop},
+                                {"cut", cut, METH_VARARGS, about_cut},
+                                {"rounded", rounded, METH_VARARGS, about_rounded},
                                 {"sample", sample, METH_VARARGS, about_sample},
                                 {NULL, NULL, 0, NULL}};
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_masks", NULL, -1, methods, NULL, NULL, NULL, NULL};
 
-PyMODINIT_FUNC PyInit__masks(void) { return PyModule_Create(&definition); }
+PyMODINIT_FUNC PyInit__masks(void)
+{
+    for (int byte = 1; byte < 256; byte++)
+        set_in[byte] = byte % 2 + set_in[byte / 2];
+    PyObject *module = PyModule_Create(&definition);
+    if (module && PyModule_AddIntConstant(module, "INTERFACE", INTERFACE))
+        Py_CLEAR(module);
+    return module;
+}

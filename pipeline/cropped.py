@@ -8,10 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-try:
-    from pipeline import _masks
-except ImportError:  # not compiled: numpy does the same in several times the time
-    _masks = None  # type: ignore[assignment]
+from pipeline.compiled import masks as _masks
 
 Bool = NDArray[np.bool_]
 

@@ -117,8 +117,7 @@ def _cells(mask: Mask, recipe: Recipe) -> Bool:
 
 def _tensors(frame: RawFrame, cells: Bool, kept: list[int], segmentable: bool, recipe: Recipe) -> FrameTensors:
     bits = np.zeros((len(kept), recipe.sam_size, recipe.sam_size // 8), np.uint8)
-    for out, n in zip(bits, kept, strict=True):
-        resize.mask_bits(frame.masks[n], recipe.sam_size, out)
+    pixels = [resize.mask_bits(frame.masks[n], recipe.sam_size, out) for out, n in zip(bits, kept, strict=True)]
     sizes = (recipe.vision_size, recipe.sam_size) if segmentable else (recipe.vision_size,)
     small, *large = resize.pictures(frame.picture, sizes, recipe)
     return FrameTensors(
@@ -126,4 +125,5 @@ def _tensors(frame: RawFrame, cells: Bool, kept: list[int], segmentable: bool, r
         g_pixel_values=large[0] if large else None,
         prompt_masks=cells[kept],
         masks=PackedMasks(bits),
+        mask_pixels=pixels,
     )

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.compiled import masks as _masks
 from pipeline.cropped import Bool, Mask
 from pipeline.weights import weights
 from shards.recipe import PromptPooling, Recipe
@@ -18,15 +19,12 @@ if TYPE_CHECKING:  # functions that need torch import it: processes that write s
     from torch import Tensor
 
 try:
-    from pipeline import _masks
-except ImportError:  # not compiled: numpy does the same in several times the time
-    _masks = None  # type: ignore[assignment]
-try:
     from pipeline import _resample
 except ImportError:  # not compiled, or for another processor: Pillow does the same in three times the time
     _resample = None  # type: ignore[assignment]
 
 UInt8 = NDArray[np.uint8]
+Int32 = NDArray[np.int32]
 
 _MOST_COPIED = 1 << 24  # pixels of four bytes each: larger pictures are not copied
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -142,18 +140,19 @@ def mask(original: Bool | Mask, size: int) -> Bool:
     return _sampled(whole, [_centres(side, size) for side in whole.shape], np.zeros((size, size), np.bool_))
 
 
-def mask_bits(original: Bool | Mask, size: int, out: UInt8) -> None:
-    """Resize a mask (H, W) bool as `mask` does, into packed bits.
+def mask_bits(original: Bool | Mask, size: int, out: UInt8) -> int:
+    """Resize a mask (H, W) bool as `mask` does, into packed bits; return the number of pixels that are set.
 
     Args:
         size: a multiple of 8.
         out: (size, size // 8) uint8, contiguous, all 0; gets eight pixels per byte, the first in the highest bit.
     """
     whole = Mask.from_array(original)
-    if _masks is None:
-        out[...] = np.packbits(mask(whole, size), axis=1)
-    else:
-        _sample(whole, [_centres(side, size) for side in whole.shape], out, size, packed=True)
+    if _masks is not None:
+        return _sample(whole, [_centres(side, size) for side in whole.shape], out, size, packed=True)
+    pixels = mask(whole, size)
+    out[...] = np.packbits(pixels, axis=1)
+    return int(np.count_nonzero(pixels))
 
 
 def prompt_cells(original: Bool | Mask, pooling: PromptPooling, recipe: Recipe) -> Bool:
@@ -168,7 +167,7 @@ def prompt_cells(original: Bool | Mask, pooling: PromptPooling, recipe: Recipe) 
         return _sampled(whole, [_centres(side, grid) for side in whole.shape], cells)
     if pooling == "corner":
         # torch's interpolate(mode="nearest") reads floor(i * H / grid); H / 16 is exact in float32, so integers agree.
-        return _sampled(whole, [np.arange(grid) * side // grid for side in whole.shape], cells)
+        return _sampled(whole, [_edges(side, grid)[0] for side in whole.shape], cells)
     cell = recipe.vision_size // grid
     size = (recipe.vision_size, recipe.vision_size)
     # No formula of integers gives Pillow's rounding here: 448 is no power of two.
@@ -178,15 +177,15 @@ def prompt_cells(original: Bool | Mask, pooling: PromptPooling, recipe: Recipe) 
 
 
 @lru_cache(maxsize=1024)
-def _centres(length: int, size: int) -> NDArray[np.int64]:
-    """Return the pixel at the centre of each of `size` equal parts of `length` pixels: (size,) int64.
+def _centres(length: int, size: int) -> Int32:
+    """Return the pixel at the centre of each of `size` equal parts of `length` pixels: (size,) int32.
 
     Pillow's NEAREST reads the same pixels where `size` is a power of two: its floating point is exact there.
     """
-    return (2 * np.arange(size) + 1) * length // (2 * size)
+    return ((2 * np.arange(size) + 1) * length // (2 * size)).astype(np.int32)
 
 
-def _sampled(whole: Mask, lines: Sequence[NDArray[np.signedinteger]], out: Bool) -> Bool:
+def _sampled(whole: Mask, lines: Sequence[Int32], out: Bool) -> Bool:
     """Copy the mask's values at the crossings of rows and columns into `out`, which is all False, and return it.
 
     Args:
@@ -205,24 +204,21 @@ def _sampled(whole: Mask, lines: Sequence[NDArray[np.signedinteger]], out: Bool)
     return out
 
 
-def _sample(
-    whole: Mask, lines: Sequence[NDArray[np.signedinteger]], out: NDArray[Any], size: int, packed: bool
-) -> None:
-    """Do as `_sampled` with the compiled loop, into `size` columns of a byte or a bit each."""
-    (top, rows), (left, columns) = _inside(whole, lines)
-    pixels, by_columns = _stored(whole)
-    height, width = whole.pixels.shape
-    down, across = rows.astype(np.int32), columns.astype(np.int32)
-    _masks.sample(pixels, height, width, by_columns, down, across, out.data, size, packed, top, left)
+def _sample(whole: Mask, lines: Sequence[Int32], out: NDArray[Any], size: int, packed: bool) -> int:
+    """Do as `_sampled` with the compiled loop, into `size` columns of a byte or a bit each; return how many are set."""
+    set_pixels: int = _masks.sample(*_stored(whole), *lines, out, size, packed)
+    return set_pixels
 
 
-def _stored(whole: Mask) -> tuple[memoryview, bool]:
-    """Return the pixels in the rectangle around the object as they are stored, and whether that is by columns."""
+def _stored(whole: Mask) -> tuple[Bool, int, int, bool, int, int]:
+    """Return the pixels in the rectangle around the object as they are stored, its height and width, whether they are
+    stored by columns, and its top and left."""
     by_columns = not whole.pixels.flags.c_contiguous
-    return np.ascontiguousarray(whole.pixels.T if by_columns else whole.pixels).data, by_columns
+    pixels = np.ascontiguousarray(whole.pixels.T if by_columns else whole.pixels)
+    return pixels, *whole.pixels.shape, by_columns, whole.top, whole.left
 
 
-def _inside(whole: Mask, lines: Sequence[NDArray[np.signedinteger]]) -> list[tuple[int, NDArray[np.signedinteger]]]:
+def _inside(whole: Mask, lines: Sequence[Int32]) -> list[tuple[int, Int32]]:
     """Return for rows and columns: the first one that meets the rectangle around the object, and all, counted in it."""
     found = []
     for line, start, length in zip(lines, (whole.top, whole.left), whole.pixels.shape, strict=True):
@@ -246,29 +242,26 @@ def coverage(original: Bool | Mask, grid: int) -> NDArray[np.float32]:
 
 
 @lru_cache(maxsize=1024)
-def _edges(length: int, grid: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return where each of `grid` cells of `length` pixels begins and ends: two (grid,) int64."""
-    steps = np.arange(grid + 1, dtype=np.int64)
-    return steps[:-1] * length // grid, -(-steps[1:] * length // grid)
+def _edges(length: int, grid: int) -> tuple[Int32, Int32]:
+    """Return where each of `grid` cells of `length` pixels begins and ends: two (grid,) int32."""
+    steps = np.arange(grid + 1)
+    return (steps[:-1] * length // grid).astype(np.int32), (-(-steps[1:] * length // grid)).astype(np.int32)
 
 
-def _pixels_in_cells(whole: Mask, rows: Sequence[NDArray[np.int64]], columns: Sequence[NDArray[np.int64]]) -> Any:
+def _pixels_in_cells(whole: Mask, rows: Sequence[Int32], columns: Sequence[Int32]) -> Any:
     """Count the pixels of a mask in each cell: (R, C) integers.
 
     Args:
         rows: (first, end) of each of R rows of cells.
         columns: (first, end) of each of C columns of cells.
     """
-    height, width = whole.pixels.shape  # of the rectangle around the object
-    # np.clip takes several times as long for a few numbers.
-    top, bottom = (np.minimum(np.maximum(edge - whole.top, 0), height) for edge in rows)
-    left, right = (np.minimum(np.maximum(edge - whole.left, 0), width) for edge in columns)
     if _masks is not None:
-        pixels, by_columns = _stored(whole)
-        up, down, before, after = (edge.astype(np.int32) for edge in (top, bottom, left, right))
-        counts = np.empty((len(top), len(left)), np.int32)
-        _masks.count(pixels, height, width, by_columns, up, down, before, after, counts)
+        counts = np.empty((len(rows[0]), len(columns[0])), np.int32)
+        _masks.count(*_stored(whole), *rows, *columns, counts)
         return counts
+    height, width = whole.pixels.shape  # of the rectangle around the object
+    top, bottom = (np.clip(edge - whole.top, 0, height) for edge in rows)
+    left, right = (np.clip(edge - whole.left, 0, width) for edge in columns)
     sums = np.zeros((height, width + 1), np.int32)  # up to each edge
     np.cumsum(whole.pixels, axis=1, out=sums[:, 1:])
     in_column = np.zeros((height + 1, len(left)), np.int64)
@@ -282,9 +275,8 @@ def fill_small(cells: Bool, original: Bool | Mask, recipe: Recipe) -> Bool:
     Ties go in row-major order. An object that has a pixel never has an empty prompt.
     """
     filled = cells.copy()
-    share = coverage(original, recipe.grid).ravel()
-    for cell in np.argsort(-share, kind="stable"):
-        if filled.sum() >= recipe.min_prompt_cells or share[cell] <= 0:
-            break
-        filled.ravel()[cell] = True
+    missing = max(0, recipe.min_prompt_cells - int(np.count_nonzero(cells)))
+    share = np.where(cells, np.float32(0), coverage(original, recipe.grid)).ravel()
+    touched = np.flatnonzero(share)
+    filled.ravel()[touched[np.argsort(-share[touched], kind="stable")[:missing]]] = True
     return filled

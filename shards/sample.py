@@ -25,6 +25,8 @@ class FrameTensors:
     """(N, 16, 16) bool: the ViT's tokens that cover the region."""
     masks: Bool | PackedMasks
     """(N, 1024, 1024) bool."""
+    mask_pixels: Sequence[int] | None = None
+    """(N,) number of pixels set in each of the masks; None where they were not counted."""
 
     def __post_init__(self) -> None:
         pictures = (self.pixel_values, self.g_pixel_values)

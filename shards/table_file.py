@@ -124,7 +124,7 @@ class PartWriter:
         self._kind = kind
         self._rows: list[Row] = []
         self._sink = pa.BufferOutputStream()
-        options = pa.ipc.IpcWriteOptions(compression="zstd")
+        options = pa.ipc.IpcWriteOptions(compression="zstd", use_threads=False)
         self._writer = pa.ipc.new_stream(self._sink, kind.plain_schema, options=options)
 
     def add(self, rows: Sequence[Row]) -> None:

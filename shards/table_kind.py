@@ -79,15 +79,21 @@ class SampleContent(ABC):
         counts = np.empty(self._shape, np.uint32)
         pixels = 1
         for frame in range(len(counts) if counts.size else 0):
-            first = 0
-            for bits in self._bits(frame):
-                pixels = 8 * bits[0].size
-                words = bits.reshape(len(bits), -1).view(np.uint64)
-                for begin in range(0, len(words), _COUNTED):
-                    some = np.bitwise_count(words[begin : begin + _COUNTED])
-                    np.sum(some, axis=1, dtype=np.uint32, out=counts[frame, first : first + len(some)])
-                    first += len(some)
+            pixels = self._count(frame, counts[frame])
         return counts / pixels
+
+    def _count(self, frame: int, counts: NDArray[np.uint32]) -> int:
+        """Put the number of pixels that are set in each mask of a frame into `counts`; return that of all of a mask."""
+        first = 0
+        pixels = 1
+        for bits in self._bits(frame):
+            pixels = 8 * bits[0].size
+            words = bits.reshape(len(bits), -1).view(np.uint64)
+            for begin in range(0, len(words), _COUNTED):
+                some = np.bitwise_count(words[begin : begin + _COUNTED])
+                np.sum(some, axis=1, dtype=np.uint32, out=counts[first : first + len(some)])
+                first += len(some)
+        return pixels
 
     @cached_property
     def cells(self) -> NDArray[np.int64]:
@@ -160,6 +166,13 @@ class WrittenContent(SampleContent):
 
     def _prompts(self, frame: int) -> Bool:
         return self._sample.frames[frame].prompt_masks
+
+    def _count(self, frame: int, counts: NDArray[np.uint32]) -> int:
+        tensors = self._sample.frames[frame]
+        if tensors.mask_pixels is None:
+            return super()._count(frame, counts)
+        counts[:] = tensors.mask_pixels
+        return int(np.prod(tensors.masks.shape[1:]))
 
     def _bits(self, frame: int) -> Iterator[UInt8]:
         masks = self._sample.frames[frame].masks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.boundary import input_errors
+from pipeline.compiled import masks as _loops
 from pipeline.cropped import Mask
 from pipeline.npz import read_npz
 from pipeline.raw import RawFrame, RawInput, RawObject, RawSample
@@ -28,6 +30,17 @@ SOFT = "mask pixels strictly between the two levels"
 UNIT_RANGE = "files with values in [0, 1]"
 
 Float = NDArray[np.float32]
+UInt8 = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class _Array:
+    values: Float
+    """Finite, in [0, 255] but for the tolerance."""
+    most: np.float32
+    """The largest of them; 0 where none is above 0."""
+    rounded: UInt8 | None
+    """None where they are to be rounded yet."""
 
 
 class Sav(Source):
@@ -51,7 +64,7 @@ class Sav(Source):
                     arrays = _read(root / item.path)
             except BadInput:
                 continue  # it goes to the ledger when its turn comes
-            if max(arrays["frame1"].max(), arrays["frame2"].max()) > 1 + _TOLERANCE:
+            if max(arrays["frame1"].most, arrays["frame2"].most) > 1 + _TOLERANCE:
                 return {"value_range": 255}
             if _fractional(arrays):
                 return {"value_range": 1}
@@ -77,10 +90,10 @@ def _is_pair(name: str) -> bool:
     return name.startswith("masklet_data_") and name.lower().endswith(".npz")
 
 
-def _read(path: Path) -> dict[str, Float]:
-    """Return the four arrays as float32: frames (H, W, 3), masks (H, W), finite and in [0, 255]."""
+def _read(path: Path) -> dict[str, _Array]:
+    """Return the four arrays: frames (H, W, 3), masks (H, W)."""
     arrays = read_npz(path, _ARRAYS, max_values=3 * _MAX_SIDE * _MAX_SIDE)
-    checked: dict[str, Float] = {}
+    checked: dict[str, _Array] = {}
     for name, array in arrays.items():
         if name.startswith("frame") and array.ndim == 3 and array.shape[2] != 3 and array.shape[0] == 3:
             array = array.transpose(1, 2, 0)
@@ -88,16 +101,10 @@ def _read(path: Path) -> dict[str, Float]:
         fits = array.ndim == 3 and array.shape[2] == 3 if name.startswith("frame") else array.ndim == 2
         if not fits or not all(1 <= side <= _MAX_SIDE for side in array.shape[:2]):
             raise BadInput("wrong shape", met=f"{name} {array.shape}", wanted=f"{expected}, sides 1 to {_MAX_SIDE}")
-        low = array.min()
-        high = array.max()
-        if not (np.isfinite(low) and np.isfinite(high)):
-            raise BadInput("NaN or infinite values", met=f"{name}: {low} to {high}", wanted="finite values")
-        if low < -_TOLERANCE or high > 255 + _TOLERANCE:
-            raise BadInput("values outside the range", met=f"{name}: {low} to {high}", wanted="0 to 255 or 0 to 1")
-        checked[name] = array.astype(np.float32, copy=False)
+        checked[name] = _rounded(array) or _in_range(name, array)
     for number in (1, 2):
-        frame = checked[f"frame{number}"]
-        mask = checked[f"mask{number}"]
+        frame = checked[f"frame{number}"].values
+        mask = checked[f"mask{number}"].values
         if frame.shape[:2] != mask.shape:
             raise BadInput(
                 "wrong shape",
@@ -107,28 +114,54 @@ def _read(path: Path) -> dict[str, Float]:
     return checked
 
 
-def _fractional(arrays: dict[str, Float]) -> bool:
-    return any(bool(np.any(arrays[name] % 1)) for name in ("frame1", "frame2"))
+def _rounded(array: NDArray[Any]) -> _Array | None:
+    """Check and round an array in one pass; None where that cannot be done, or a value is out of range."""
+    if _loops is None or array.dtype != np.float32 or not array.flags.c_contiguous:
+        return None
+    rounded = np.empty(array.shape, np.uint8)
+    most = _loops.rounded(array, -_TOLERANCE, 255 + _TOLERANCE, rounded)
+    return None if most is None else _Array(array, np.float32(most), rounded)
 
 
-def _value_range(arrays: dict[str, Float], of_the_set: int) -> int:
+def _in_range(name: str, array: NDArray[Any]) -> _Array:
+    """Check an array; raises `BadInput`."""
+    low = array.min()
+    high = array.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise BadInput("NaN or infinite values", met=f"{name}: {low} to {high}", wanted="finite values")
+    if low < -_TOLERANCE or high > 255 + _TOLERANCE:
+        raise BadInput("values outside the range", met=f"{name}: {low} to {high}", wanted="0 to 255 or 0 to 1")
+    return _Array(array.astype(np.float32, copy=False), np.float32(max(high, 0)), None)
+
+
+def _fractional(arrays: dict[str, _Array]) -> bool:
+    return any(bool(np.any(arrays[name].values % 1)) for name in ("frame1", "frame2"))
+
+
+def _value_range(arrays: dict[str, _Array], of_the_set: int) -> int:
     """Return the maximum of this file's range: 255 or 1."""
-    if max(arrays["frame1"].max(), arrays["frame2"].max()) > 1 + _TOLERANCE:
+    if max(arrays["frame1"].most, arrays["frame2"].most) > 1 + _TOLERANCE:
         return 255
     # No value is above 1. Fractions show a file in [0, 1]; zeros and ones alone could have either range.
     return 1 if _fractional(arrays) else of_the_set
 
 
-def _picture(frame: Float, top: int) -> NDArray[np.uint8]:
+def _picture(frame: _Array, top: int) -> UInt8:
     # Values within the tolerance round to 0 and 255: none needs to be clipped.
-    scaled = frame if top == 255 else frame * np.float32(255)
+    if top == 255 and frame.rounded is not None:
+        return frame.rounded
+    scaled = frame.values if top == 255 else frame.values * np.float32(255)
     picture = np.empty_like(scaled, np.uint8)
     np.rint(scaled, out=picture, casting="unsafe", dtype=np.float32)  # converted while it is in the processor's cache
     return np.ascontiguousarray(picture)
 
 
-def _binary(mask: Float) -> tuple[NDArray[np.bool_], int]:
+def _binary(mask: _Array) -> tuple[NDArray[np.bool_], int]:
     """Return the mask cut at half of its range, 0..255 or 0..1, and the number of pixels strictly in between."""
-    top = np.float32(255 if mask.max() > 1 + _TOLERANCE else 1)
-    soft = int(np.count_nonzero((mask > _TOLERANCE) & (mask < top - _TOLERANCE)))
-    return np.ascontiguousarray(mask > top / 2), soft
+    top = np.float32(255 if mask.most > 1 + _TOLERANCE else 1)
+    values = mask.values
+    if _loops is not None and values.flags.c_contiguous:
+        cut = np.empty(values.shape, np.bool_)
+        return cut, _loops.cut(values, _TOLERANCE, top / 2, top - _TOLERANCE, cut)
+    soft = int(np.count_nonzero((values > _TOLERANCE) & (values < top - _TOLERANCE)))
+    return np.ascontiguousarray(values > top / 2), soft

@@ -233,14 +233,14 @@ def test_the_compiled_loop_and_numpy_sample_the_same_pixels(mask, size, by_colum
         pytest.skip("not compiled here")
     stored = Mask.from_array(np.asfortranarray(mask) if by_columns else mask)
     bits = np.zeros((size, size // 8), np.uint8)
-    resize.mask_bits(stored, size, bits)
+    pixels = resize.mask_bits(stored, size, bits)
     compiled = resize.mask(stored, size)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resize, "_masks", None)
         expected = resize.mask(stored, size)
         in_numpy = np.zeros_like(bits)
         covered = resize.coverage(stored, 16)
-        resize.mask_bits(stored, size, in_numpy)
+        assert resize.mask_bits(stored, size, in_numpy) == expected.sum() == pixels
     centres = (2 * np.arange(size) + 1)[:, None] * mask.shape // (2 * size)
     assert np.array_equal(expected, mask[np.ix_(centres[:, 0], centres[:, 1])])
     assert np.array_equal(compiled, expected) and np.array_equal(bits, in_numpy)
@@ -248,7 +248,7 @@ def test_the_compiled_loop_and_numpy_sample_the_same_pixels(mask, size, by_colum
     assert np.array_equal(resize.coverage(stored, 16), covered)
 
 
-PLACES = {"rows": [4], "columns": [-1], "width": 5, "size": 0, "left": 8, "top": 8, "out": [0] * 7}
+PLACES = {"pixels": [1] * 17, "rows": [0] * 9, "columns": [0] * 7, "width": 5, "size": 0, "left": -1, "top": 1 << 31}
 
 
 @pytest.mark.parametrize(("what", "value"), PLACES.items())
@@ -256,9 +256,11 @@ def test_the_compiled_loop_refuses_places_outside_its_buffers(what, value):
     if resize._masks is None:
         pytest.skip("not compiled here")
     good = {"pixels": np.ones((4, 4), np.uint8), "height": 4, "width": 4, "by_columns": False}
-    good |= {"rows": np.zeros(1, np.int32), "columns": np.zeros(1, np.int32)}
-    good |= {"out": np.zeros((8, 8), np.uint8), "size": 8, "packed": False, "top": 0, "left": 0}
-    resize._masks.sample(*good.values())
+    good |= {"top": 2, "left": 3, "rows": np.arange(8, dtype=np.int32), "columns": np.arange(8, dtype=np.int32)}
+    good |= {"out": np.zeros((8, 8), np.uint8), "size": 8, "packed": False}
+    assert resize._masks.sample(*good.values()) == 16 == good["out"][2:6, 3:7].sum()
+    lines = {"rows": np.array([0, 3, 5, -(2**31), 9, 2, 2**31 - 1, 2], np.int32)}  # they do not ascend
+    assert resize._masks.sample(*(good | lines | {"out": np.zeros((8, 8), np.uint8)}).values()) == 8
     bad = good | {what: np.array(value, good[what].dtype) if isinstance(value, list) else value}
     with pytest.raises(ValueError, match="do not fit"):
         resize._masks.sample(*bad.values())

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -20,10 +22,11 @@ def test_a_sample_in_memory_has_the_content_that_is_read_back(codec, mixed_set, 
             FrameTensors(f.pixel_values, f.g_pixel_values, f.prompt_masks, PackedMasks(np.packbits(f.masks, axis=-1)))
             for f in sample.frames
         ]
+        counted = [replace(f, mask_pixels=[int(mask.sum()) for mask in f.masks]) for f in frames]
         found = StoredContent(stored, position)
         arrays = stored[position]
         numbers = [""] if len(frames) == 1 else [*range(1, len(frames) + 1)]
-        for one in (sample, Sample(sample.key, sample.meta, tuple(frames))):
+        for one in (sample, *(Sample(sample.key, sample.meta, tuple(some)) for some in (frames, counted))):
             content = WrittenContent(one, position, encode_sample(one, codec), codec)
             assert (content.key, content.position, content.meta) == (found.key, position, found.meta)
             assert [*map(np.ndarray.tobytes, content.pictures())] == [*map(np.ndarray.tobytes, found.pictures())]

@@ -7,10 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from pipeline.dataset import find_inputs
 from pipeline.raw import RawInput
 from pipeline.records import Records
+from pipeline.sources import sav
 from pipeline.sources.sav import SOFT, Sav
 from shards.errors import BadInput
 
@@ -189,3 +193,30 @@ def test_files_are_found_below_the_root_in_the_order_of_their_paths(tmp_path):
         (tmp_path / name).touch()
     expected = ["a/c/masklet_data_00000.npz", "a/masklet_data_00001.npz", "b/masklet_data_00000.npz"]
     assert [item.path for item in found(tmp_path, tmp_path / "records.sqlite")] == expected
+
+
+EDGES = [0.5, 1.5, 254.5, 127.5, 0.001, 1.001, 0.999, 254.999, 255.001, -0.001]  # of ranges, and between two bytes
+NEAR = [np.nextafter(np.float32(edge), np.float32(to)).item() for edge in EDGES for to in (-1e9, edge, 1e9)]
+VALUES = st.floats(0, 255, width=32) | st.sampled_from([*NEAR, 0.0, -0.0, 1e-45])
+OUTSIDE = st.sampled_from([np.nan, -np.nan, np.inf, -np.inf, 256.0, -1.0, 3e38])
+
+
+@given(arrays(np.float32, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=VALUES), st.none() | OUTSIDE)
+def test_the_compiled_loops_and_numpy_read_the_same_values(values, outside):
+    if sav._loops is None:
+        pytest.skip("not compiled here")
+    if outside is not None:
+        values[-1, -1] = outside
+    found = sav._rounded(values)
+    if not np.all((values >= np.float32(-0.001)) & (values <= np.float32(255.001))):
+        assert found is None
+        with pytest.raises(BadInput):
+            sav._in_range("frame1", values)
+        return
+    assert found.most == max(values.max(), 0) == sav._in_range("frame1", values).most
+    assert np.array_equal(found.rounded, np.rint(values).astype(np.uint8))
+    mask, soft = sav._binary(found)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sav, "_loops", None)
+        expected, expected_soft = sav._binary(found)
+    assert np.array_equal(mask, expected) and mask.dtype == np.bool_ and soft == expected_soft
