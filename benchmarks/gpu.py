@@ -166,14 +166,17 @@ def measure(plan: Plan, folder: Path, small: bool) -> Iterator[dict[str, Any]]:
 
 
 def machine(device: Any) -> dict[str, Any]:
-    """Return names and versions."""
+    """Return names and versions, and whether shards are read by the compiled part."""
     import torch
     import transformers
+
+    from shards.compiled import is_compiled
 
     versions = {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "reader": "compiled" if is_compiled() else "Python",
     }
     if device.type != "cuda":
         return {"device": f"CPU, {torch.get_num_threads()} thread(s)", **versions}

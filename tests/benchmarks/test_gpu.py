@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from benchmarks import gpu
+from shards.compiled import is_compiled
 
 
 def printed(command: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
@@ -37,6 +38,7 @@ def test_all_is_measured_in_the_small_form(
     gpu.main()
     first, *found = [json.loads(line) for line in records.read_text().splitlines()]
     assert {"device", "python", "torch"} <= first["machine"].keys()
+    assert first["machine"]["reader"] == ("compiled" if is_compiled() else "Python")
     [plan] = gpu.plans(small=True)
     assert [record["what"] for record in found] == [*plan.cases]
     assert not [record for record in found if "left out" in record]
