@@ -196,7 +196,7 @@ class ConversationDecoder(Decoder[ConversationPlan]):
         columns = ([plan.sizes[name] for plan in plans] for name in _TENSORS)
         return [*zip(*(accumulate(column, initial=0) for column in columns), strict=True)][:-1]
 
-    def _fill(self, buffers: Buffers, places: Sequence[Place], plans: Sequence[ConversationPlan]) -> None:
+    def fill(self, buffers: Buffers, places: Sequence[Place], plans: Sequence[ConversationPlan]) -> None:
         work = Work(self)
         for place, plan in zip(places, plans, strict=True):
             work.begin(plan.sample)

@@ -111,21 +111,15 @@ class Decoder(ABC, Generic[AnyPlan]):
     def places(self, buffers: Buffers, plans: Sequence[AnyPlan]) -> list[Place]:
         """Return the place of each plan's sample in a batch; make room for the batch in `buffers`."""
 
+    @abstractmethod
     def fill(self, buffers: Buffers, places: Sequence[Place], plans: Sequence[AnyPlan]) -> None:
-        """Decode what plans take to their places, and detach their samples: a batch, which may live long, maps no tar.
+        """Decode what plans take to their places.
 
         The Python for all samples comes first, then one call decodes them without the interpreter's lock.
 
         Raises:
             BadShard: a sample cannot be decoded, or its bytes have changed.
         """
-        self._fill(buffers, places, plans)
-        for plan in plans:
-            plan.sample.detach()
-
-    @abstractmethod
-    def _fill(self, buffers: Buffers, places: Sequence[Place], plans: Sequence[AnyPlan]) -> None:
-        """Decode what plans take to their places."""
 
     @abstractmethod
     def batch(self, buffers: Buffers, plans: Sequence[AnyPlan], **known: Any) -> Batch:

@@ -405,8 +405,10 @@ class Loader:
         return plans
 
     def _fill(self, buffers: Buffers, places: list[Place], plans: list[Any]) -> list[Any]:
-        """Decode samples to their places; returns their plans."""
+        """Decode samples to their places; returns their plans. A batch, which may live long, keeps no tar mapped."""
         self._decoder.fill(buffers, places, plans)
+        for plan in plans:
+            plan.sample.detach()
         return plans
 
 

@@ -132,7 +132,7 @@ class PairDecoder(Decoder[PairPlan]):
     def places(self, buffers: Buffers, plans: Sequence[PairPlan]) -> list[Place]:
         return [(row,) for row in range(len(plans))]
 
-    def _fill(self, buffers: Buffers, places: Sequence[Place], plans: Sequence[PairPlan]) -> None:
+    def fill(self, buffers: Buffers, places: Sequence[Place], plans: Sequence[PairPlan]) -> None:
         rows: list[Row] = []
         for (row,), (sample, choice, *_) in zip(places, plans, strict=True):
             try:
