@@ -130,7 +130,7 @@ def test_a_shard_whose_part_is_lost_is_written_again(tasks, sav_root, sav_set, f
             merge(tasks, 0.05)
     else:
         part.unlink()
-    with pytest.raises(UserError, match="1 of 4 missing: sav-000001"):
+    with pytest.raises(UserError, match="1 of 3 missing: sav-000001"):
         merge(tasks, 0.05)
     run_task(sav_request(sav_root), tasks, TaskShare(0, 1), 1)
     merge(tasks, 0.05)
