@@ -139,7 +139,9 @@ class Predictor:
         self.autocast = loaded.model.embedding.weight.dtype == torch.bfloat16
         """Whether the model computes under autocast to bfloat16."""
         self.model = loaded.model.eval()
-        self.model.grounding_encoder.float()
+        sam = self.model.grounding_encoder
+        if any(t.is_floating_point() and t.dtype != torch.float32 for t in (*sam.parameters(), *sam.buffers())):
+            sam.float()  # not where nothing changes: it would shard the parameters of a training (FSDP) again
         self.recipe = (named_recipe(recipe) if isinstance(recipe, str) else recipe) or recipe_of(loaded)
         self.memory_dtype = DTYPES[memory_dtype]
         self.most_tiles = most_tiles

@@ -119,6 +119,28 @@ def resharded(module: nn.Module) -> nn.Module:
     return module
 
 
+@contextmanager
+def whole(module: nn.Module, accelerator: Accelerator) -> Iterator[None]:
+    """Let each process hold all parameters, and run the layers by itself; nothing is done where none are sharded.
+
+    All processes have to call this, in the module's forward. Nothing may be trained meanwhile.
+    """
+    if not is_sharded(module):
+        yield
+        return
+    layers = [layer for layer in module.modules() if isinstance(layer, FSDPModule)]
+    assert isinstance(module, FSDPModule)
+    module.set_reshard_after_forward(False)
+    for layer in layers:
+        layer.unshard()
+    try:
+        yield
+    finally:
+        module.set_reshard_after_forward(accelerator.state.fsdp_plugin.reshard_after_forward)
+        for layer in layers:
+            layer.reshard()
+
+
 def any_process_of(module: nn.Module) -> Callable[[bool], bool]:
     """Return a function that says whether its argument is true on any process; `bool` where they need not agree.
 

@@ -44,7 +44,8 @@ def lay_out(
     """
     prepared, stepper = accelerator.prepare(module, optimizer)
     if fsdp.is_sharded(module):
-        register_fsdp_forward_method(module, "judge")
+        for name in ("judge", "call"):
+            register_fsdp_forward_method(module, name)
     module.teacher.reset(module)
     return prepared, stepper
 

@@ -28,6 +28,7 @@ from inference.pictures import write_json
 from inference.predictor import Predictor
 from shards.errors import BadInput, UserError
 from shards.strict_json import parse_json
+from trainer.fsdp import host_copy
 
 _CLAIMS = ".claims"
 _PAUSE = 0.5  # seconds between looks at groups that other processes answer
@@ -210,12 +211,19 @@ def _made_by(predictor: Predictor) -> dict[str, str]:
 
 
 def digest_of(model: torch.nn.Module) -> str:
-    """Return the SHA-256 of a model's weights: names, dtypes, shapes and bytes, in the order of the names."""
+    """Return the SHA-256 of a model's weights: names, dtypes, shapes and bytes, in the order of the names.
+
+    The tensors are those of `state_dict`, which itself would shard the parameters of a training (FSDP) again.
+    """
+    tensors: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    for place, module in model.named_modules(remove_duplicate=False):
+        own = dict(module.named_buffers(recurse=False)).items()
+        tensors |= {f"{place}.{n}".strip("."): b for n, b in own if n not in module._non_persistent_buffers_set}
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         for part in _plain(tensor):
             digest.update(f"{name} {part.dtype} {[*part.shape]}".encode())
-            digest.update(part.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+            digest.update(host_copy(part).reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

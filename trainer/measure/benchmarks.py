@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Protocol
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch import nn
 
-from shards.errors import UserError
 from shards.recipe import Recipe
+from trainer import fsdp
 from trainer.agreement import decided_by_main
 from trainer.checkpoints.rng import random_state, set_random_state
 from trainer.config import BenchmarkConfig, Config
@@ -61,7 +60,7 @@ class Benchmarks:
         accelerator: of the run.
 
     Raises:
-        UserError: a benchmark that does not exist, no such split or data, or a layout that shards the model.
+        UserError: a benchmark that does not exist, or no such split or data.
     """
 
     def __init__(self, config: Config, accelerator: Accelerator) -> None:
@@ -69,9 +68,6 @@ class Benchmarks:
         self._accelerator = accelerator
         self._opened: Measuring | None = None
         if config.eval.benchmarks:
-            if accelerator.distributed_type == DistributedType.FSDP:
-                expected = "a layout that leaves each process the whole model: DDP or ZeRO-2"
-                raise UserError("not supported", where="eval.benchmarks", met="FSDP", wanted=expected)
             self._opened = _open(config.eval.benchmarks, config.eval.answer_tokens)
 
     def is_due(self, step: int) -> bool:
@@ -101,9 +97,14 @@ class Benchmarks:
         decided_by_main(accelerator, start)
         loaded = LoadedModel(loop.model, ModelInfo(recipe=recipe))
         half = self._config.mixed_precision == "bf16"
-        with _undisturbed(loop, accelerator), evaluating(loop), uncompiled(loop.model):
+
+        def answer() -> None:
             frames = frames_shown(self._config)
-            opened.answer(loaded, folder, half, frames if frames > 1 else None)
+            with fsdp.whole(loop, accelerator), _undisturbed(loop, accelerator):
+                opened.answer(loaded, folder, half, frames if frames > 1 else None)
+
+        with evaluating(loop), uncompiled(loop.model):
+            loop.call(answer)
         accelerator.wait_for_everyone()
         values = decided_by_main(accelerator, lambda: opened.measure(folder))
         if journal:
@@ -122,12 +123,17 @@ def _open(entries: Sequence[BenchmarkConfig], answer_tokens: int) -> Measuring:
 
 @contextmanager
 def _undisturbed(loop: Step, accelerator: Accelerator) -> Iterator[None]:
-    """Put back random states, and SAM 2's weights, which prediction makes float32: the tensors that DDP knows."""
+    """Make SAM 2 float32, which prediction needs. Put back its tensors, which DDP knows, and random states."""
     sam: nn.Module = loop.model.grounding_encoder
     parameters = [(parameter, parameter.data) for parameter in sam.parameters()]
     buffers = [(module, dict(module._buffers)) for module in sam.modules()]
     state = random_state(accelerator.device)
     try:
+        for parameter, data in parameters:
+            parameter.data = data.float()  # `Module.float` would shard those of FSDP again
+        for module, of_module in buffers:
+            floating = {name: b for name, b in of_module.items() if b is not None and b.is_floating_point()}
+            module._buffers.update({name: buffer.float() for name, buffer in floating.items()})
         yield
     finally:
         for parameter, data in parameters:

@@ -6,7 +6,7 @@ were called.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -82,6 +82,11 @@ class Step(nn.Module):
         """Judge the student, without dropout, on a batch with the objective's `judging_fields`."""
         with evaluating(self):
             return self._objective(objective).judge(batch.to(self.model.device))
+
+    @torch.no_grad()
+    def call(self, work: Callable[[], None]) -> None:
+        """Do `work` as this module's forward."""
+        work()
 
     def _objective(self, name: str) -> Objective[Any]:
         return load_objective(name)(self.passes, self.teacher)

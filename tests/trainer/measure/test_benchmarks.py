@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate.utils import DistributedType
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from evaluation.published.in_training import Opened
@@ -20,10 +19,10 @@ from shards.errors import UserError
 from tests.evaluation.published.conftest import root  # noqa: F401 (a fixture)
 from tests.fresh_accelerate import reset_accelerate
 from tests.models import composed_once  # noqa: F401 (a fixture)
-from tests.trainer.runs import SMALL, assert_same, finish, records
+from tests.trainer.runs import SMALL, assert_same, environment_of, finish, records
 from trainer.checkpoints.resume import Beginning
 from trainer.config import load_config
-from trainer.measure.benchmarks import Benchmarks, _undisturbed
+from trainer.measure.benchmarks import _undisturbed
 from trainer.measure.curves import benchmark_charts, draw
 from trainer.model.sa2va import build
 from trainer.released.loaded import LoadedModel
@@ -117,10 +116,22 @@ def test_a_benchmark_without_a_measure_ends_the_run(root, tmp_path, monkeypatch)
     opened.close()
 
 
-def test_a_layout_that_shards_the_model_is_refused(root):  # noqa: F811
-    config = load_config(["data.shards=[/none]", asked(root)])
-    with pytest.raises(UserError, match=r"eval\.benchmarks: not supported; met FSDP"):
-        Benchmarks(config, SimpleNamespace(distributed_type=DistributedType.FSDP))
+@pytest.mark.slow
+def test_sharded_parameters_are_whole_for_the_benchmarks(sav_set, root, tmp_path):  # noqa: F811
+    """The two processes answer different numbers of items, as one process does, before and after the only step."""
+    arguments = [f"data.shards=[{sav_set}]", "steps=1", "batch_size=1", "data.holdout=0", "eval.every=1"]
+    arguments += ["checkpoint.every=1", "eval.answer_tokens=2", *SMALL, "mixed_precision=bf16", "model.dtype=bfloat16"]
+    main([*arguments, f"output_dir={tmp_path / 'one'}", "accumulation=2", asked(root, limit=3)])
+    sharded = {"processes": 2, "environment": environment_of("fsdp2.yaml")}
+    for name, more in (("with", [asked(root, limit=3)]), ("without", [])):
+        finish([*arguments, f"output_dir={tmp_path / name}", "accumulation=1", *more], tmp_path / "log", **sharded)
+    assert "sharded parameters (FSDP2)" in (tmp_path / "log").read_text()
+    assert_same(tmp_path / "with", tmp_path / "without")
+    for step in ("000000", "000001"):
+        place = f"benchmarks/step-{step}/refcoco-val/predictions.jsonl"
+        one, two = (read_predictions(tmp_path / name / place) for name in ("one", "with"))
+        assert len(two.of_item) == 3 and two.repeated == 0
+        assert {k: p.answer for k, p in two.of_item.items()} == {k: p.answer for k, p in one.of_item.items()}
 
 
 def test_a_run_that_goes_on_measures_no_step_twice():
