@@ -13,6 +13,8 @@ from packaging.requirements import Requirement
 REPOSITORY = Path(__file__).parents[1]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
 DISTRIBUTIONS = {
+    "backports": "backports.zstd",
+    "compression": "backports.zstd",  # the standard library's name for it, from Python 3.14 on
     "megatron": "megatron-energon",
     "PIL": "pillow",
     "yaml": "pyyaml",

@@ -19,7 +19,7 @@ NEEDED = {
     "torchvision": ">=0.25",
     "transformers": ">=5.10,<6",
     "accelerate": ">=1.10,<2",
-    "peft": ">=0.17,<1",
+    "peft": ">=0.19,<1",
     "sam2": ">=1.1,<2",
 }
 """Versions of packages, as in pyproject.toml."""

@@ -26,7 +26,7 @@ def test_versions(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(machine.metadata, "requires", lambda name: ["numpy", "torch==2.1.0"])
     first, second = machine.check_versions()
     assert first.level == second.level == "fail"
-    assert "peft 0.1.0, wanted >=0.17,<1" in first.text and "was built for torch ==2.1.0" in second.text
+    assert "peft 0.1.0, wanted >=0.19,<1" in first.text and "was built for torch ==2.1.0" in second.text
 
 
 def test_a_gpu_without_bf16(monkeypatch: pytest.MonkeyPatch):
