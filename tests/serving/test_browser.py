@@ -93,8 +93,8 @@ async def paint(page) -> None:
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     await page.mouse.move(x - 50, y)
     await page.mouse.down()
-    for n in range(11):
-        await page.mouse.move(x - 50 + 10 * n, y, steps=2)
+    for n in range(1, 6):
+        await page.mouse.move(x - 50 + 20 * n, y)
     await page.mouse.up()
     await page.wait_for_timeout(500)
 
