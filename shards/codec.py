@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from functools import lru_cache
+from struct import Struct
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,7 @@ _BYTES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).view(np.
 """(256,) uint64: the eight bits of each byte value as eight bytes."""
 _ROW_BLOCKS = 32  # both picture sizes are multiples of it
 _FRAME_HEADER = 18  # bytes, the longest
+_UINT32 = Struct("<I")
 _NPY = b"\x93NUMPY"
 BEGINS: dict[Codec, bytes] = {"gradient": GRADIENT, "zstd": b"\x28\xb5\x2f\xfd", "raw": _NPY, "jpeg": JPEG}
 """What a sound picture of each codec begins with."""
@@ -262,9 +264,10 @@ def encode_masks(masks: Bool | PackedMasks) -> bytes:
 
 def count_masks(data: Buffer) -> int:
     """Return the number of objects of an encoded `masks` member; raises `BadShard`."""
-    count = int.from_bytes(data[:4], "little") if len(data) >= 4 else -1
-    if not 0 <= count <= min(MAX_OBJECTS, len(data) // 4 - 1):
-        raise BadShard("impossible number of masks", met=str(count), wanted=f"0 to {max(0, len(data) // 4 - 1)}")
+    most = len(data) // 4 - 1
+    count: int = _UINT32.unpack_from(data)[0] if most >= 0 else -1
+    if not (0 <= count <= most and count <= MAX_OBJECTS):
+        raise BadShard("impossible number of masks", met=str(count), wanted=f"0 to {max(0, most)}")
     return count
 
 

@@ -191,6 +191,7 @@ class StoredSample:
         self.stored = stored
         self._tar = tar
         self._json = json
+        self._objects: int | None = None  # Python 3.11 takes half a microsecond to lock a cached_property
         self.compare: Callable[[Copies], None] | None = None
         """Compares the sample's bytes with the index while it copies arrays that are views of them. Raises `BadShard`.
 
@@ -212,9 +213,14 @@ class StoredSample:
         """Encoded bytes by field; none of a detached sample."""
         return dict(zip(self.alike.fields, self.stored, strict=False))
 
-    @cached_property
+    @property
     def objects(self) -> int:
         """Number of objects, from its first member of masks; 0 where it has none. Raises `BadShard`."""
+        if self._objects is None:
+            self._objects = self._count_objects()
+        return self._objects
+
+    def _count_objects(self) -> int:
         if self.alike.masks is None:
             return 0
         try:
@@ -335,7 +341,8 @@ class ShardSet:
             BadShard: the bytes have changed since they were written, or the index does not point at a whole sample of
                 this key.
         """
-        name, shard, offset, size, crc = self._places[position].item()
+        place: Any = self._places.item(position)
+        name, shard, offset, size, crc = place
         key = name.decode("ascii", "replace")
         tar = self._tar(shard)
         compare = None
@@ -388,7 +395,8 @@ class ShardSet:
 
     def _compare(self, tar: MappedTar, position: int, copies: Copies) -> None:
         """Compare a sample's bytes with the index while copying arrays out of them; raises `BadShard`."""
-        name, _, offset, size, crc = self._places[position].item()
+        place: Any = self._places.item(position)
+        name, _, offset, size, crc = place
         _check_crc32(crc32_while_copying(tar.view[offset : offset + size], copies), crc, tar, name.decode("ascii"))
         self._checked[position] = 1
 

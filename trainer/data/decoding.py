@@ -289,6 +289,8 @@ class Buffers:
         """The same memory as arrays."""
         self.parts: tuple[Job, ...] = ()
         """What decodes a row of each tensor, see `compiled.left_of_rows`; () where rows are decoded singly."""
+        self.views: dict[int, Any] = {}
+        """What full batches of so many samples hand over of the memory: it is the same each time."""
         self.copied: Event | None = None
         """After the copies that read this memory; None where none is queued."""
 
@@ -310,6 +312,7 @@ class Buffers:
         if not grown:
             return
         check_memory(self._together * nbytes(self._rows, held | grown))
+        self.views.clear()
         for name, count in grown.items():
             shape, dtype = self._rows[name]
             # numpy allocates huge pages, to which writing is a tenth faster.

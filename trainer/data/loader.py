@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from threading import Lock
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -256,16 +257,12 @@ class Loader:
         batches = self._batches_of(len(order))
         first = consumed // together
         ring = self._idle.pop() if self._idle else self._new_ring()
-        pending: deque[tuple[Buffers, list[Future[list[Any]]]]] = deque()
+        pending: deque[_Submitted] = deque()
         pool = ThreadPoolExecutor(options.threads, "shards") if options.threads else _ImmediateExecutor()
         depth = options.prefetch if options.threads else 0
-        plans = BatchPlans(
-            # One task for a batch: what threads plan of it at a time is Python, which runs in one of them alone.
-            lambda number: pool.submit(self._plan, self._own(order, number), epoch),
-            range(first, batches),
-            ahead=max(depth, options.accumulation - 1) + bool(options.threads),
-        )
+        plans = BatchPlans(lambda number: self._plan(self._own(order, number), epoch))
         upcoming = iter(range(first, batches))
+        planned = 0
         ahead = self._ahead(order[first * together : self._samples_of(len(order))], epoch)
         counts: Counter[str] = Counter()
         used = ring.turn
@@ -273,26 +270,32 @@ class Loader:
         try:
             for done in range(first, batches):
                 started = time.perf_counter()
-                plans.begin(done)
+                plans.forget(done - 1)
+                while len(pending) <= depth and (number := next(upcoming, None)) is not None:
+                    buffers = ring.next()
+                    pending.append(_Submitted(buffers, number, pool.submit(self._decode, pool, buffers, plans, number)))
+                if options.threads and options.accumulation > depth:  # plans are needed when their step begins
+                    for number in range(max(planned, done + depth + 1), min(done + options.accumulation + 1, batches)):
+                        pool.submit(plans.of, number)
+                        planned = number + 1
                 if done == first or done % options.accumulation == 0:
                     counts = self._counts_of_step(plans, done)
-                while len(pending) <= depth and (number := next(upcoming, None)) is not None:
-                    pending.append(self._submit(pool, ring.next(), plans.of(number)))
                 at = partial(self._place, epoch=epoch, samples=len(order))
                 submitted = pending.popleft()
                 if not options.copies:
-                    batch = self._batch(*submitted, **at(done))
+                    batch = self._batch(submitted, plans, step_counts=counts, **at(done))
                 else:
-                    batch, event = copied or self._copied(options.copies, *submitted, **at(done))
+                    batch, event = copied or self._copied(options.copies, submitted, plans, **at(done))
                     options.copies.use(batch, event)
+                    batch = replace(batch, step_counts=counts)
                     copied = None
-                    if pending and all(part.done() and not part.exception() for part in pending[0][1]):
-                        copied = self._copied(options.copies, *pending[0], **at(done + 1))
+                    if pending and pending[0].is_decoded():
+                        copied = self._copied(options.copies, pending[0], plans, **at(done + 1))
                 self.wait_seconds += time.perf_counter() - started
                 used += 1
                 if ahead:
                     ahead.consumed((done + 1 - first) * together)
-                yield replace(batch, step_counts=counts)
+                yield batch
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             if ahead:
@@ -301,16 +304,17 @@ class Loader:
             if options.part == "train":  # the held-out part is read too rarely to keep its memory
                 self._idle.append(ring)
 
-    def _batch(self, buffers: Buffers, parts: list[Future[list[Any]]], **place: Any) -> Batch:
-        """Return a batch that was submitted, when it is decoded."""
-        return self._decoder.batch(buffers, [plan for part in parts for plan in part.result()], **place)
+    def _batch(self, submitted: _Submitted, plans: BatchPlans, **known: Any) -> Batch:
+        """Return a batch that was submitted, when it is decoded; `known` holds other fields of it."""
+        submitted.wait()
+        return self._decoder.batch(submitted.buffers, plans.of(submitted.number), **known)
 
     def _copied(
-        self, copies: Copies[Batch], buffers: Buffers, parts: list[Future[list[Any]]], **place: Any
+        self, copies: Copies[Batch], submitted: _Submitted, plans: BatchPlans, **known: Any
     ) -> tuple[Batch, Event]:
         """Begin to copy a batch that was submitted."""
-        batch, event = copies.begin(self._batch(buffers, parts, **place))
-        buffers.copied = event
+        batch, event = copies.begin(self._batch(submitted, plans, **known))
+        submitted.buffers.copied = event
         return batch, event
 
     def _place(self, number: int, *, epoch: int, samples: int) -> dict[str, Any]:
@@ -371,15 +375,19 @@ class Loader:
     def _new_ring(self) -> Ring:
         return Ring([self._decoder.new_buffers() for _ in range(self._options.prefetch + 2)])
 
-    def _submit(self, pool: Executor, buffers: Buffers, plans: list[Any]) -> tuple[Buffers, list[Future[list[Any]]]]:
-        """Let each thread decode a run of samples."""
-        places = self._decoder.places(buffers, plans)
-        parts = self._parts(len(plans))
-        return buffers, [pool.submit(self._fill, buffers, places[part], plans[part]) for part in parts]
+    def _decode(self, pool: Executor, buffers: Buffers, plans: BatchPlans, number: int) -> list[Future[None]]:
+        """Plan and decode batch `number`; return what other threads do of it."""
+        made = plans.of(number)
+        places = self._decoder.places(buffers, made)
+        own, *others = self._parts(len(made))
+        left = [pool.submit(self._fill, buffers, places[part], made[part]) for part in others]
+        self._fill(buffers, places[own], made[own])
+        return left
 
     def _parts(self, count: int) -> list[slice]:
-        """Divide `count` samples into a run for each thread."""
-        size = -(-count // max(1, self._options.threads))
+        """Divide `count` samples into runs, enough of them in all batches that are decoded ahead for each thread."""
+        runs = -(-max(1, self._options.threads) // max(1, self._options.prefetch))
+        size = -(-count // runs)
         return [slice(begin, begin + size) for begin in range(0, count, size)]
 
     def _plan(self, positions: list[int], epoch: int) -> list[Any]:
@@ -404,12 +412,11 @@ class Loader:
                 raise
         return plans
 
-    def _fill(self, buffers: Buffers, places: list[Place], plans: list[Any]) -> list[Any]:
-        """Decode samples to their places; returns their plans. A batch, which may live long, keeps no tar mapped."""
+    def _fill(self, buffers: Buffers, places: list[Place], plans: list[Any]) -> None:
+        """Decode samples to their places, and detach them: a batch, which may live long, keeps no tar mapped."""
         self._decoder.fill(buffers, places, plans)
         for plan in plans:
             plan.sample.detach()
-        return plans
 
 
 def _open_entries(paths: Sequence[str], options: LoaderOptions) -> list[Entry]:
@@ -478,31 +485,50 @@ def _decoder_for(options: LoaderOptions, recipe: Recipe) -> Decoder[Any]:
 
 
 class BatchPlans:
-    """Plans of an epoch's batches, made ahead.
+    """Plans of an epoch's batches, each made once, by the thread that needs it first.
 
     Args:
-        submit: begins to make the plans of a batch.
-        numbers: of the batches.
-        ahead: so many batches are planned, or begun to be, beyond the one in use.
+        make: makes the plans of a batch, one per sample.
     """
 
-    def __init__(self, submit: Callable[[int], Future[list[Any]]], numbers: range, ahead: int) -> None:
-        self._submit = submit
-        self._upcoming = iter(numbers)
-        self._last = numbers.start - 1
-        self._ahead = ahead
-        self._plans: dict[int, Future[list[Any]]] = {}
-
-    def begin(self, number: int) -> None:
-        """Forget the plans of the batches before `number`, and begin to make others ahead."""
-        self._plans.pop(number - 1, None)
-        while self._last < number + self._ahead and (upcoming := next(self._upcoming, None)) is not None:
-            self._plans[upcoming] = self._submit(upcoming)
-            self._last = upcoming
+    def __init__(self, make: Callable[[int], list[Any]]) -> None:
+        self._make = make
+        self._plans: dict[int, list[Any]] = {}
+        self._locks: dict[int, Lock] = {}
 
     def of(self, number: int) -> list[Any]:
-        """Return the plans of batch `number`, one per sample; wait until they are made."""
-        return self._plans[number].result()
+        """Return the plans of batch `number`."""
+        with self._locks.setdefault(number, Lock()):
+            if number not in self._plans:
+                self._plans[number] = self._make(number)
+            return self._plans[number]
+
+    def forget(self, number: int) -> None:
+        """Forget the plans of batch `number`."""
+        self._plans.pop(number, None)
+        self._locks.pop(number, None)
+
+
+class _Submitted(NamedTuple):
+    """A batch that is being decoded."""
+
+    buffers: Buffers
+    number: int
+    task: Future[list[Future[None]]]
+    """Decodes a part of the batch, and returns what other threads do."""
+
+    def wait(self) -> None:
+        """Wait until the batch is decoded; raises what a thread raised."""
+        for part in self.task.result():
+            part.result()
+
+    def is_decoded(self) -> bool:
+        """Return whether it is decoded, without an error."""
+        return _is_good(self.task) and all(map(_is_good, self.task.result()))
+
+
+def _is_good(task: Future[Any]) -> bool:
+    return task.done() and not task.exception()
 
 
 class _ImmediateExecutor(Executor):

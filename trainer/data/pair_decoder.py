@@ -18,7 +18,7 @@ from shards.reader import Alike, Array, StoredSample
 from shards.recipe import Recipe
 from shards.sample import usable_texts
 from trainer.data.batch import Frame, PairBatch
-from trainer.data.choice import Choice, choose, salt_of, shuffled, take_in_turn
+from trainer.data.choice import Choice, choose, salts_after, shuffled, take_in_turn
 from trainer.data.decoding import (
     NEEDED,
     Buffers,
@@ -82,7 +82,7 @@ class PairDecoder(Decoder[PairPlan]):
         self._batch_size = batch_size
         self._objects = objects
         self._need = need
-        self._seed = seed
+        self._salt = salts_after(seed)
         self._rows = {name: self._row(field.name, objects) for name, field in self._fields.items()}
         self._numbers = lru_cache(maxsize=4096)(self._numbers_of)
         check_memory(buffers * nbytes(self._rows, dict.fromkeys(self._rows, batch_size)))
@@ -108,7 +108,7 @@ class PairDecoder(Decoder[PairPlan]):
             BadShard: the sample cannot be decoded, or has no object that has what is needed.
         """
         sample = visit.sample
-        salt = salt_of(self._seed, sample.key)
+        salt = self._salt(sample.key)
         if not self._need:
             among = range(sample.objects) if visit.chosen is None else visit.chosen
             taken = take_in_turn(shuffled(among, salt), self._objects, visit.number)
@@ -192,19 +192,14 @@ class PairDecoder(Decoder[PairPlan]):
 
     def batch(self, buffers: Buffers, plans: Sequence[PairPlan], **known: Any) -> PairBatch:
         counts = [len(plan.choice.objects) for plan in plans]
-        full = all(count == self._objects for count in counts)
-        frames: tuple[dict[str, torch.Tensor], ...] = ({}, {})
-        for name, field in self._fields.items():
-            tensor = buffers.tensors[name][: len(plans)]
-            if field.name in _OF_OBJECTS:
-                if full:
-                    tensor = tensor.flatten(0, 1)
-                else:
-                    tensor = tensor[torch.tensor([[k < count for k in range(self._objects)] for count in counts])]
-            frames[(field.frame or 1) - 1][field.name] = tensor
+        if min(counts) == self._objects:
+            frames = buffers.views.get(len(counts)) or self._frames(buffers, counts)
+            buffers.views[len(counts)] = frames
+        else:
+            frames = self._frames(buffers, counts)
         chosen = [plan.choice.frames for plan in plans]
         return PairBatch(
-            frames=(Frame(**frames[0]), Frame(**frames[1])),
+            frames=frames,
             # Through numpy: torch takes three times as long to read a list.
             image_of_object=torch.from_numpy(np.arange(len(counts)).repeat(counts)),
             paired=torch.from_numpy(np.array([first != second for first, second in chosen], np.bool_)),
@@ -218,6 +213,19 @@ class PairDecoder(Decoder[PairPlan]):
             copies=[plan.copy for plan in plans],
             **known,
         )
+
+    def _frames(self, buffers: Buffers, counts: Sequence[int]) -> tuple[Frame, Frame]:
+        """Return the frames of samples with so many objects."""
+        frames: tuple[dict[str, torch.Tensor], ...] = ({}, {})
+        for name, field in self._fields.items():
+            tensor = buffers.tensors[name][: len(counts)]
+            if field.name in _OF_OBJECTS:
+                if min(counts) == self._objects:
+                    tensor = tensor.flatten(0, 1)
+                else:
+                    tensor = tensor[torch.tensor([[k < count for k in range(self._objects)] for count in counts])]
+            frames[(field.frame or 1) - 1][field.name] = tensor
+        return Frame(**frames[0]), Frame(**frames[1])
 
 
 def _texts_of_chosen(plan: PairPlan) -> list[list[str]]:

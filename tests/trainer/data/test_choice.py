@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards import compiled
-from trainer.data.choice import Choice, choose, salt_of, shuffled, take_in_turn
+from trainer.data.choice import Choice, choose, salt_of, salts_after, shuffled, take_in_turn
 
 
 @settings(max_examples=200)
@@ -87,6 +88,12 @@ def test_the_order_is_spread_evenly_over_samples():
     first = Counter(shuffled(range(5), salt_of(0, f"sample{n}"))[0] for n in range(5000))
     assert sum((count - 1000) ** 2 / 1000 for count in first.values()) < 20  # chi-square, 4 degrees of freedom
     assert salt_of(0, "a") != salt_of(1, "a") != salt_of(1, "b")
+    for seed, name in ((0, "a"), (12, "sa_1-ü/x"), (-1, "")):
+        assert salts_after(seed)(name) == salt_of(seed, name) and salts_after(seed, "b")(name) == salt_of(
+            seed, "b", name
+        )
+        digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).hexdigest()
+        assert salt_of(seed, name).to_bytes(8, "little").hex() == digest
     assert shuffled([4, 9, 2], 1) == shuffled([4, 9, 2], 1)
 
 

@@ -3,7 +3,9 @@
 import json
 import logging
 import shutil
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
 from pathlib import Path
 
@@ -25,7 +27,7 @@ from tests.batches import make_loader, tensors_of
 from tests.pipeline.sources.test_folder import write as write_lines
 from tests.pipeline.sources.test_folder import write_pictures
 from trainer.data.choice import hash64
-from trainer.data.loader import Loader, check_recipe
+from trainer.data.loader import BatchPlans, Loader, check_recipe
 from trainer.objectives.noise import object_generators
 
 FIELDS = ("pixel_values1", "prompt_masks1", "pixel_values2", "g_pixel_values2", "masks2")
@@ -329,6 +331,45 @@ def test_masks_of_several_objects_are_packed(coco_set, sav_set):
     loaders = [make_loader([coco_set, sav_set], **options, normalise=where) for where in ("host", "device")]
     masks = [next(loader.epoch(0)).frames[0].masks for loader in loaders]
     assert 5 < len(masks[0]) < 10 and np.array_equal(np.packbits(masks[0].numpy(), axis=2), masks[1].numpy())
+
+
+def test_plans_are_made_once_whoever_asks_first():
+    made: list[int] = []
+
+    def make(number: int) -> list[int]:
+        made.append(number)
+        time.sleep(0.01)
+        if number == 2:
+            raise UserError("broken")
+        return [number]
+
+    plans = BatchPlans(make)
+    with ThreadPoolExecutor(8) as pool:
+        asked = [number for number in (0, 1) for _ in range(8)]
+        assert [*pool.map(plans.of, asked)] == [[number] for number in asked]
+    assert sorted(made) == [0, 1]
+    plans.forget(0)
+    assert plans.of(1) == [1] and plans.of(0) == [0] and made[2:] == [0]
+    for _ in range(2):  # whoever asks is told
+        with pytest.raises(UserError, match="broken"):
+            plans.of(2)
+
+
+@pytest.mark.parametrize(("threads", "prefetch"), [(1, 0), (4, 0), (4, 1), (3, 2), (5, 8)])
+def test_batches_are_the_same_however_they_are_divided(unequal_set, threads, prefetch):
+    """Also where steps hold more batches than are decoded ahead."""
+    how = {"fields": FIELDS, "batch_size": 2, "accumulation": 3, "objects_per_sample": 2}
+    alone = loader(unequal_set, threads=0, **how)
+    divided = loader(unequal_set, threads=threads, prefetch=prefetch, **how)
+    count = 0
+    for one, other in zip(alone.epoch(1), divided.epoch(1), strict=True):
+        count += 1
+        assert (one.keys, one.objects, one.turns, one.step_counts) == (
+            *(other.keys, other.objects, other.turns, other.step_counts),
+        )
+        one, other = tensors_of(one), tensors_of(other)
+        assert all(torch.equal(one[field], other[field]) for field in FIELDS)
+    assert count == 6
 
 
 def test_too_few_samples_for_one_batch(sav_set):
