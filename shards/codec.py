@@ -95,7 +95,7 @@ def _decompress(data: Buffer, size: int) -> UInt8:
 def encode_picture(picture: UInt8, pictures: Codec) -> bytes:
     """Encode (3, S, S) uint8 RGB with a codec."""
     if pictures == "raw":
-        return _npy_header("|u1", *picture.shape) + picture.tobytes()
+        return b"".join((_npy_header("|u1", *picture.shape), np.ascontiguousarray(picture).data))
     if pictures == "jpeg":
         return encode_jpeg(picture)
     filtered = _filter(picture, pictures == "gradient").data
