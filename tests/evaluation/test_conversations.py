@@ -124,6 +124,15 @@ def test_all_that_the_texts_ask_for_is_a_row_once(mixed_set: Path, size: int):
     assert left_out == {"samples without a conversation of kind referring": 1}
 
 
+def test_a_sample_is_decoded_into_one_batch_after_another(mixed_set: Path):
+    shards = ShardSet(mixed_set)
+    reader = ConversationReader(shards, None, build("tiny").prompts, 1, frames=2, no_target="refusal")
+    asked = (reader._ask(shards, number) for number in range(len(shards)))
+    sample = next(sample for sample in asked if sample.plan.sizes["masks"])
+    one, other = (reader._batch(reader._ring.next(), [sample])[0] for _ in range(2))
+    assert one.tensors() and all(map(torch.equal, one.tensors(), other.tensors()))
+
+
 @pytest.mark.parametrize("kind", ["segment", "describe"])
 def test_each_text_of_each_object_is_a_row_once(mixed_set: Path, kind: str):
     """In the first frame that shows the object."""
