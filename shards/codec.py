@@ -83,7 +83,7 @@ def _decompress(data: Buffer, size: int) -> UInt8:
             met = f"{found} bytes" if found is not None else "a frame that does not say it"
             raise BadShard("zstd frame of another size", met=met, wanted=f"{size} bytes")
         decompressor = zstd.ZstdDecompressor()
-        content = decompressor.decompress(data)
+        content = decompressor.decompress(data, size + 1)  # never more, whatever the frame holds
     except zstd.ZstdError as error:
         raise BadShard("not a zstd frame", met=str(error), wanted=f"one frame of {size} bytes") from None
     if not decompressor.eof or decompressor.unused_data:

@@ -1,6 +1,7 @@
 """Every codec returns each bit, and refuses what it has not written."""
 
 import io
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision import transforms as T
 
-from shards import codec
+from shards import codec, compiled
 from shards.codec import zstd
 from shards.errors import BadShard
 
@@ -42,6 +43,19 @@ def test_pictures_round_trip(seed, size, smooth, name):
     out = np.empty((2, 3, size, size), np.uint8)
     codec.decode_picture(memoryview(encoded), size, out[1])
     assert np.array_equal(out[1], picture)
+
+
+def test_a_frame_that_holds_more_than_it_says_takes_no_memory():
+    size = 3 * 448 * 448
+    block = (1 << 17 << 3 | 1 << 1).to_bytes(3, "little") + b"x"  # RFC 8878: a byte, 131,072 times; not the last block
+    frame = b"\x28\xb5\x2f\xfd\x80\x58" + size.to_bytes(4, "little") + 10_000 * block  # a window of 2 MB; 1.3 GB
+    for data in (frame, codec.GRADIENT + frame):
+        tracemalloc.start()
+        with compiled.python_alone(), pytest.raises(BadShard, match="not a zstd frame"):
+            codec.decode_picture(data, 448)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert most < 10 * size
 
 
 @pytest.mark.parametrize("smooth", [False, True])
