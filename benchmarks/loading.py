@@ -1,6 +1,6 @@
 """How fast batches come: the loader, other libraries, decoding on the fly, and the bound that memory sets.
 
-    python -m benchmarks.loading [--only loader,bound] [--rounds 5] [--samples 16] [--repeats 12] [--data FOLDER]
+    python -m benchmarks.loading [--only loader,bound] [--rounds 5] [--threads 0 1 2] [--samples 16] [--data FOLDER]
 
 One sample is one picture of 2250 x 1500 with 100 masks (SA-1B's layout), of which one is taken; all four tensors are
 ready as torch tensors in a batch of 8. `benchmarks/peers.py` holds the other ways; those whose library is missing are
@@ -237,14 +237,14 @@ def bound(root: Path, name: str, threads: int) -> Epoch:
     return epoch
 
 
-def all_ways(root: Path, chosen: Callable[[str], bool]) -> Iterator[Way]:
-    """How the data below `root` can be read, those whose name is wanted."""
+def all_ways(root: Path, chosen: Callable[[str], bool], counts: Sequence[int]) -> Iterator[Way]:
+    """How the data below `root` can be read, those whose name is wanted; `counts`: threads of bounds and loaders."""
 
     def stored(folder: str) -> int:
         sizes = [path.stat().st_size for path in (root / folder).rglob("*") if path.is_file()]
         return sum(sizes) // len(ShardSet(root / "raw"))
 
-    for threads in (0, 1, 2):
+    for threads in counts:
         for name, (folder, _) in BOUNDS.items():
             if chosen(name):
                 yield Way(name, threads, stored(folder), partial(bound, root, name, threads))
@@ -368,6 +368,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=16, help="photographs")
     parser.add_argument("--repeats", type=int, default=12, help="how often each stands in an epoch")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, nargs="*", default=[0, 1, 2], help="of bounds and loaders")
     parser.add_argument("--only", default="", help="parts of the names of what to measure, with commas between")
     parser.add_argument(
         "--data", type=Path, help="folder for the data, kept for another run; a temporary one by default"
@@ -386,7 +387,7 @@ def main() -> None:
             print(f"anonymous memory above the start, MB, after each of 10 epochs of a loader: {megabytes}", flush=True)
         if chosen("bandwidth"):
             print_bandwidths(root)
-        ways = [*all_ways(root, chosen)]
+        ways = [*all_ways(root, chosen, arguments.threads)]
         os.sync()
         if ways:
             measure(ways, arguments.rounds)
