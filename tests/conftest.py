@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+from tqdm import tqdm
 
 import cli
 from demo.make_sav import write
@@ -28,6 +30,9 @@ from tests.fresh_accelerate import reset_accelerate
 from tests.servers import FaultyServer, s3_server, serving
 
 Process = subprocess.CompletedProcess[str]
+
+# tqdm's own lock is shared with forks: one that is killed while it holds it would stop this process for ever.
+tqdm.set_lock(threading.RLock())
 
 # The same examples in each run, and no limit of time, which a busy machine would exceed. Other examples:
 # pytest --hypothesis-profile=default
