@@ -131,7 +131,8 @@ class ConversationReader:
 
     def _batch(self, buffers: Buffers, samples: Sequence[AskedSample]) -> tuple[ConversationBatch, list[str]]:
         plans = [sample.plan for sample in samples]
-        self._decoder.fill(buffers, self._decoder.places(buffers, plans), plans)
+        buffers.make_room(self._decoder.rows(plans))
+        self._decoder.fill(buffers, self._decoder.places(plans), plans)
         batch = self._decoder.batch(buffers, plans)
         sources = [sample.shards.manifest.source for sample in samples for _ in sample.plan.rows]
         return batch, sources

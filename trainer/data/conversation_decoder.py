@@ -191,8 +191,10 @@ class ConversationDecoder(Decoder[ConversationPlan]):
             "frames": together["g_pixel_values"],
         }
 
-    def places(self, buffers: Buffers, plans: Sequence[ConversationPlan]) -> list[Place]:
-        buffers.make_room(_sums(plans))
+    def rows(self, plans: Sequence[ConversationPlan]) -> Mapping[str, int]:
+        return _sums(plans)
+
+    def places(self, plans: Sequence[ConversationPlan]) -> list[Place]:
         columns = ([plan.sizes[name] for plan in plans] for name in _TENSORS)
         return [*zip(*(accumulate(column, initial=0) for column in columns), strict=True)][:-1]
 

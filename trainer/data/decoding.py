@@ -107,9 +107,13 @@ class Decoder(ABC, Generic[AnyPlan]):
     def new_buffers(self) -> Buffers:
         """Return memory for one batch."""
 
+    def rows(self, plans: Sequence[AnyPlan]) -> Mapping[str, int]:
+        """Return how many rows of each tensor the batch of these plans takes; {} where all batches take as many."""
+        return {}
+
     @abstractmethod
-    def places(self, buffers: Buffers, plans: Sequence[AnyPlan]) -> list[Place]:
-        """Return the place of each plan's sample in a batch; make room for the batch in `buffers`."""
+    def places(self, plans: Sequence[AnyPlan]) -> list[Place]:
+        """Return the place of each plan's sample in a batch."""
 
     @abstractmethod
     def fill(self, buffers: Buffers, places: Sequence[Place], plans: Sequence[AnyPlan]) -> None:
@@ -300,8 +304,14 @@ class Buffers:
             self.copied.synchronize()
             self.copied = None
 
+    def has_room(self, counts: Mapping[str, int]) -> bool:
+        """Return whether there is room for so many rows of each tensor."""
+        return all(name in self.arrays and count <= len(self.arrays[name]) for name, count in counts.items())
+
     def make_room(self, counts: Mapping[str, int]) -> None:
         """Make room for so many rows of each tensor. What a tensor that has to grow held is lost to it.
+
+        For the main thread alone: page-locked memory belongs to the thread's GPU, which in others is the first one.
 
         Raises:
             UserError: all buffers together would not fit this machine's memory.

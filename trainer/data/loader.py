@@ -283,14 +283,14 @@ class Loader:
                 at = partial(self._place, epoch=epoch, samples=len(order))
                 submitted = pending.popleft()
                 if not options.copies:
-                    batch = self._batch(submitted, plans, step_counts=counts, **at(done))
+                    batch = self._batch(pool, submitted, plans, step_counts=counts, **at(done))
                 else:
-                    batch, event = copied or self._copied(options.copies, submitted, plans, **at(done))
+                    batch, event = copied or self._copied(options.copies, pool, submitted, plans, **at(done))
                     options.copies.use(batch, event)
                     batch = replace(batch, step_counts=counts)
                     copied = None
                     if pending and pending[0].is_decoded():
-                        copied = self._copied(options.copies, pending[0], plans, **at(done + 1))
+                        copied = self._copied(options.copies, pool, pending[0], plans, **at(done + 1))
                 self.wait_seconds += time.perf_counter() - started
                 used += 1
                 if ahead:
@@ -304,16 +304,22 @@ class Loader:
             if options.part == "train":  # the held-out part is read too rarely to keep its memory
                 self._idle.append(ring)
 
-    def _batch(self, submitted: _Submitted, plans: BatchPlans, **known: Any) -> Batch:
+    def _batch(self, pool: Executor, submitted: _Submitted, plans: BatchPlans, **known: Any) -> Batch:
         """Return a batch that was submitted, when it is decoded; `known` holds other fields of it."""
-        submitted.wait()
-        return self._decoder.batch(submitted.buffers, plans.of(submitted.number), **known)
+        buffers, number, task = submitted
+        parts = task.result()
+        if parts is None:
+            buffers.make_room(self._decoder.rows(plans.of(number)))
+            parts = self._decode(pool, buffers, plans, number)
+        for part in parts or ():
+            part.result()
+        return self._decoder.batch(buffers, plans.of(number), **known)
 
     def _copied(
-        self, copies: Copies[Batch], submitted: _Submitted, plans: BatchPlans, **known: Any
+        self, copies: Copies[Batch], pool: Executor, submitted: _Submitted, plans: BatchPlans, **known: Any
     ) -> tuple[Batch, Event]:
         """Begin to copy a batch that was submitted."""
-        batch, event = copies.begin(self._batch(submitted, plans, **known))
+        batch, event = copies.begin(self._batch(pool, submitted, plans, **known))
         submitted.buffers.copied = event
         return batch, event
 
@@ -375,10 +381,15 @@ class Loader:
     def _new_ring(self) -> Ring:
         return Ring([self._decoder.new_buffers() for _ in range(self._options.prefetch + 2)])
 
-    def _decode(self, pool: Executor, buffers: Buffers, plans: BatchPlans, number: int) -> list[Future[None]]:
-        """Plan and decode batch `number`; return what other threads do of it."""
+    def _decode(self, pool: Executor, buffers: Buffers, plans: BatchPlans, number: int) -> list[Future[None]] | None:
+        """Plan and decode batch `number`; return what other threads do of it.
+
+        None: it is planned alone, for `buffers` have no room for it, which the main thread has to make.
+        """
         made = plans.of(number)
-        places = self._decoder.places(buffers, made)
+        if not buffers.has_room(self._decoder.rows(made)):
+            return None
+        places = self._decoder.places(made)
         own, *others = self._parts(len(made))
         left = [pool.submit(self._fill, buffers, places[part], made[part]) for part in others]
         self._fill(buffers, places[own], made[own])
@@ -514,17 +525,15 @@ class _Submitted(NamedTuple):
 
     buffers: Buffers
     number: int
-    task: Future[list[Future[None]]]
-    """Decodes a part of the batch, and returns what other threads do."""
-
-    def wait(self) -> None:
-        """Wait until the batch is decoded; raises what a thread raised."""
-        for part in self.task.result():
-            part.result()
+    task: Future[list[Future[None]] | None]
+    """Of `Loader._decode`."""
 
     def is_decoded(self) -> bool:
         """Return whether it is decoded, without an error."""
-        return _is_good(self.task) and all(map(_is_good, self.task.result()))
+        if not _is_good(self.task):
+            return False
+        parts = self.task.result()
+        return parts is not None and all(map(_is_good, parts))
 
 
 def _is_good(task: Future[Any]) -> bool:

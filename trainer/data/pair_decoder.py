@@ -129,7 +129,7 @@ class PairDecoder(Decoder[PairPlan]):
     def counts(self, plans: Sequence[PairPlan]) -> dict[str, int]:
         return {"objects": sum(len(plan.choice.objects) for plan in plans)}
 
-    def places(self, buffers: Buffers, plans: Sequence[PairPlan]) -> list[Place]:
+    def places(self, plans: Sequence[PairPlan]) -> list[Place]:
         return [(row,) for row in range(len(plans))]
 
     def fill(self, buffers: Buffers, places: Sequence[Place], plans: Sequence[PairPlan]) -> None:
