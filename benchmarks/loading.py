@@ -75,6 +75,8 @@ class Way:
     stored: int
     """Bytes a sample."""
     make: Callable[[], Epoch]
+    before: Callable[[], None] = lambda: None
+    """Called before each epoch; not timed."""
     epoch: Epoch | None = None
     start: float = 0.0
     rates: list[float] = field(default_factory=list)
@@ -83,6 +85,7 @@ class Way:
 
     def turn(self) -> None:
         """One epoch, timed; the first one from the start of its processes."""
+        self.before()
         started = time.perf_counter()
         worked = time.process_time()
         if self.epoch is None:
@@ -104,18 +107,13 @@ def ours(folder: Path, threads: int, where: Normalise) -> Epoch:
 
 
 def cold(folder: Path, threads: int) -> Epoch:
-    """A loader of its own in each epoch, after the kernel has forgotten the tars, which nobody maps by then."""
-
-    def epoch() -> Iterator[Any]:
-        gc.collect()
-        _forget(folder)
-        return ours(folder, threads, "device")()
-
-    return epoch
+    """A loader of its own in each epoch, so that nobody maps the tars between two."""
+    return lambda: ours(folder, threads, "device")()
 
 
 def _forget(folder: Path) -> None:
     """Let the kernel drop the pages of a set's tars."""
+    gc.collect()  # a mapped page is not dropped
     for tar in folder.glob("*.tar"):
         with open(tar, "rb") as file:
             os.fsync(file.fileno())
@@ -123,12 +121,11 @@ def _forget(folder: Path) -> None:
 
 
 def disk(folder: Path) -> Epoch:
-    """Read the forgotten tars of a set from one end to the other; the batches come when all is read."""
+    """Read the tars of a set from one end to the other; the batches come when all is read."""
     batches = len(ShardSet(folder)) // BATCH
     piece = bytearray(_PIECE)
 
     def epoch() -> Iterator[int]:
-        _forget(folder)
         for tar in sorted(folder.glob("*.tar")):
             with open(tar, "rb", buffering=0) as file:
                 while file.readinto(piece):
@@ -254,10 +251,11 @@ def all_ways(root: Path, chosen: Callable[[str], bool], counts: Sequence[int]) -
                     if chosen(name := f"{kind} {pictures} {delivered}"):
                         yield Way(name, threads, stored(pictures), partial(make, root / pictures, threads, where))
     for pictures in EXACT:
+        tars = root / f"cold-{pictures}"
         if chosen(name := f"cold {pictures} uint8"):
-            yield Way(name, 2, stored(pictures), partial(cold, root / f"cold-{pictures}", 2))
+            yield Way(name, 2, stored(pictures), partial(cold, tars, 2), partial(_forget, tars))
         if chosen(name := f"disk {pictures} uint8"):
-            yield Way(name, 1, stored(pictures), partial(disk, root / f"cold-{pictures}"))
+            yield Way(name, 1, stored(pictures), partial(disk, tars), partial(_forget, tars))
     for kind, pattern in (("2250 x 1500", "sa1b/*.jpg"), ("SAV npz", "sav/*/*.npz")):
         paths = sorted(root.glob(pattern)) * 2
         size = sum(path.stat().st_size for path in paths) // len(paths)
