@@ -23,7 +23,7 @@ class Request:
     choices: Mapping[str, Any] = field(default_factory=dict)
     """Value of each of the source's choices (`--split`, `--frames`, ...); those left out have their defaults."""
     codec: Codec | None = None
-    """How pictures are stored; None: as in the set that stands in the same place, else by `DEFAULT_CODEC`."""
+    """Codec of the pictures; None: that of the set that stands in the same place, else `DEFAULT_CODEC`."""
     limit: int | None = None
     """Number of inputs to take, the first ones; None for all."""
     shard_bytes: int = 10**9

@@ -488,7 +488,7 @@ static PyObject *run(PyObject *Py_UNUSED(module), PyObject *given)
 
 /* ---- rows of tensors ---- */
 
-/* What is done for each row of a tensor, whose memory is `job.out`. */
+/* A job that is done for each row of a tensor, whose memory is `job.out`. */
 typedef struct {
     Job job;
     Py_ssize_t rows, objects; /* objects of a row; 1 of a picture */

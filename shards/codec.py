@@ -37,7 +37,7 @@ UInt8 = NDArray[np.uint8]
 Bool = NDArray[np.bool_]
 
 GRADIENT = b"\x52\x2a\x4d\x18" + bytes(4)
-"""What a picture of the codec `gradient` begins with: an empty skippable frame, which zstd's decoders pass over."""
+"""First bytes of a picture of the codec `gradient`: an empty skippable frame, which zstd's decoders pass over."""
 ZSTD_VERSION = zstd.zstd_version
 """Version of the library that compresses. The bytes of what is written depend on it."""
 _LEVEL = 1  # a higher level costs 4 to 7 times the time for 3 % of the size
@@ -64,7 +64,7 @@ _FRAME_HEADER = 18  # bytes, the longest
 _UINT32 = Struct("<I")
 _NPY = b"\x93NUMPY"
 BEGINS: dict[Codec, bytes] = {"gradient": GRADIENT, "zstd": b"\x28\xb5\x2f\xfd", "raw": _NPY, "jpeg": JPEG}
-"""What a sound picture of each codec begins with."""
+"""First bytes of a sound picture of each codec."""
 _local = threading.local()
 
 

@@ -35,8 +35,8 @@ Job: TypeAlias = tuple[int, Any, Any, int, bytes | None, bytes | None]
 """Kind, the bytes of a member, a contiguous array for the result, side of a picture or position of an object, header of
 an npy, and table of normalised values. `shards.codec` makes them."""
 Row: TypeAlias = tuple[int, list[int], bytes | None, list[memoryview], tuple[int, ...]]
-"""What is decoded to a row of tensors: the row, positions of objects, header of their cells, members, and the number of
-each tensor's member; -1 for nothing."""
+"""A row of tensors and what is decoded to it: the row, positions of objects, header of their cells, members, and the
+number of each tensor's member; -1 for nothing."""
 _loops: Any = _compiled
 
 

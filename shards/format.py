@@ -37,7 +37,7 @@ Codec = Literal["gradient", "zstd", "raw", "jpeg"]
 """Codec of the pictures of a set. Masks and prompts have one codec each."""
 DEFAULT_CODEC: Codec = "gradient"
 UNSTATED_CODEC: Codec = "zstd"
-"""What a manifest or plan means that names no codec."""
+"""Codec of a manifest or plan that names none."""
 CODECS: tuple[Codec, ...] = get_args(Codec)
 LOSSY: tuple[Codec, ...] = ("jpeg",)
 # Extensions name the codec (see `shards.codec`). Libraries that decode or unpack members by extension do not know our

@@ -25,7 +25,7 @@ EXACT = 120.0
 ROUNDED = 0.005
 """Rounding error in dB of a recorded PSNR, which has two decimals."""
 JPEG = b"\xff\xd8\xff"
-"""What a JPEG begins with."""
+"""First bytes of a JPEG."""
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def decode_field(
 
 
 class Alike:
-    """What samples of a set have in common that have as many frames, with the same fields.
+    """Members that samples of a set have in common: those with as many frames, of the same fields.
 
     Args:
         frames: number of frames; 0 for text alone.
@@ -83,9 +83,9 @@ class Alike:
         """The numbers of the fields."""
         stored = [f".{field}.{field.extension(pictures, version)}".encode() for field in self.fields]
         self.rests = (f".{META_EXTENSION}".encode(), *stored)
-        """What follows the key in the members' names."""
+        """Ends of the members' names, after the key."""
         self.begins = (b"", *(codec.BEGINS[pictures] if field.is_picture else b"" for field in self.fields))
-        """What each member begins with."""
+        """First bytes of each member; b"" where they may be any."""
         self.masks = self.at.get(Field("masks", 1 if frames > 1 else None))
         """The number of the first masks; None where there are none."""
 

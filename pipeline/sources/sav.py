@@ -35,6 +35,8 @@ UInt8 = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class _Array:
+    """A frame or a mask of a pair, checked."""
+
     values: Float
     """Finite, in [0, 255] but for the tolerance."""
     most: np.float32

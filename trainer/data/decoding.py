@@ -292,9 +292,9 @@ class Buffers:
         self.arrays: dict[str, Array] = {}
         """The same memory as arrays."""
         self.parts: tuple[Job, ...] = ()
-        """What decodes a row of each tensor, see `compiled.left_of_rows`; () where rows are decoded singly."""
+        """Jobs that decode a row of each tensor, see `compiled.left_of_rows`; () where rows are decoded singly."""
         self.views: dict[int, Any] = {}
-        """What full batches of so many samples hand over of the memory: it is the same each time."""
+        """Views of the memory that full batches hand over, by number of samples: they are the same each time."""
         self.copied: Event | None = None
         """After the copies that read this memory; None where none is queued."""
 

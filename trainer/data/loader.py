@@ -526,7 +526,7 @@ class _Submitted(NamedTuple):
     buffers: Buffers
     number: int
     task: Future[list[Future[None]] | None]
-    """Of `Loader._decode`."""
+    """The call of `Loader._decode`."""
 
     def is_decoded(self) -> bool:
         """Return whether it is decoded, without an error."""
