@@ -165,17 +165,17 @@ class Session:
 
     def stop(self) -> bool:
         """End what the model generates, if it does; return whether it did."""
+        running = self.parts is not None  # before the thread that generates sees `stopped`, and ends it itself
         self.stopped = True
-        return self.end_answer()
+        self.end_answer()
+        return running
 
-    def end_answer(self) -> bool:
-        """End what the model generates, if it does; return whether it did."""
+    def end_answer(self) -> None:
+        """End what the model generates, if it does."""
         with self.working:
-            running = self.parts is not None
             if self.parts is not None:
                 self.parts.close()
             self.parts = None
-        return running
 
     def checked(self, text: str, regions: int) -> str:
         """Return the question that is asked: for regions without a question, that for their description.

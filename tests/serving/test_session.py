@@ -12,7 +12,7 @@ from PIL import Image
 
 from inference.chat import Reply
 from inference.predictor import Predictor
-from serving.session import Sessions
+from serving.session import Session, Sessions
 from shards.errors import UserError
 from tests.inference.videos import read_h264, write_h264
 from tests.serving.conftest import LIMITS
@@ -121,3 +121,21 @@ def test_too_large_or_no_picture(sessions: Sessions, photos, tmp_path, monkeypat
             sessions.start("x", tmp_path / name)
         assert str(tmp_path) not in str(caught.value)
     assert len(sessions) == 0 and not [*(tmp_path / "kept").iterdir()]
+
+
+def test_stop_says_that_an_answer_was_ended_whichever_thread_ends_it(tmp_path):
+    class EndedByTheOther:
+        """A lock: while `stop` waits for it, the thread that generates sees `stopped`, and ends its answer."""
+
+        def __enter__(self) -> None:
+            if session.stopped:
+                session.parts = None
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+    session = Session(None, LIMITS, tmp_path, np.zeros((8, 8, 3), np.uint8), None, working=EndedByTheOther())
+    assert not session.stop()
+    session.stopped = False
+    session.parts = iter(())
+    assert session.stop() and session.parts is None
