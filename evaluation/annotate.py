@@ -275,10 +275,10 @@ def annotate(
     }
     config = with_values(Config(), {"max_caption_tokens": max_caption_tokens})
     annotator = _ANNOTATORS[what](Passes(loaded.model, config))
-    said = [_annotate_set(target, annotator, settings, batch_size, state) for target in targets]
+    lines = [_annotate_set(target, annotator, settings, batch_size, state) for target in targets]
     is_main = state.is_main_process
     state.destroy_process_group()
-    return "\n".join(said) if is_main else None
+    return "\n".join(lines) if is_main else None
 
 
 def _open(paths: Sequence[str], out: Path, where: str | None, cache: Cache | None) -> list[_Target]:

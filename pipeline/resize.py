@@ -137,7 +137,7 @@ def mask_prompts(logits: Tensor, height: int, width: int, size: int) -> Tensor:
 def mask(original: Bool | Mask, size: int) -> Bool:
     """Resize a mask (H, W) bool to (size, size) bool: the value at each pixel's centre (Pillow's NEAREST)."""
     whole = Mask.from_array(original)
-    return _sampled(whole, [_centres(side, size) for side in whole.shape], np.zeros((size, size), np.bool_))
+    return _values_at(whole, [_centres(side, size) for side in whole.shape], np.zeros((size, size), np.bool_))
 
 
 def mask_bits(original: Bool | Mask, size: int, out: UInt8) -> int:
@@ -149,7 +149,7 @@ def mask_bits(original: Bool | Mask, size: int, out: UInt8) -> int:
     """
     whole = Mask.from_array(original)
     if _masks is not None:
-        return _sample(whole, [_centres(side, size) for side in whole.shape], out, size, packed=True)
+        return _values_at_compiled(whole, [_centres(side, size) for side in whole.shape], out, size, packed=True)
     pixels = mask(whole, size)
     out[...] = np.packbits(pixels, axis=1)
     return int(np.count_nonzero(pixels))
@@ -164,10 +164,10 @@ def prompt_cells(original: Bool | Mask, pooling: PromptPooling, recipe: Recipe) 
     grid = recipe.grid
     cells = np.zeros((grid, grid), np.bool_)
     if pooling == "center":
-        return _sampled(whole, [_centres(side, grid) for side in whole.shape], cells)
+        return _values_at(whole, [_centres(side, grid) for side in whole.shape], cells)
     if pooling == "corner":
         # torch's interpolate(mode="nearest") reads floor(i * H / grid); H / 16 is exact in float32, so integers agree.
-        return _sampled(whole, [_edges(side, grid)[0] for side in whole.shape], cells)
+        return _values_at(whole, [_edges(side, grid)[0] for side in whole.shape], cells)
     cell = recipe.vision_size // grid
     size = (recipe.vision_size, recipe.vision_size)
     # No formula of integers gives Pillow's rounding here: 448 is no power of two.
@@ -185,7 +185,7 @@ def _centres(length: int, size: int) -> Int32:
     return ((2 * np.arange(size) + 1) * length // (2 * size)).astype(np.int32)
 
 
-def _sampled(whole: Mask, lines: Sequence[Int32], out: Bool) -> Bool:
+def _values_at(whole: Mask, lines: Sequence[Int32], out: Bool) -> Bool:
     """Copy the mask's values at the crossings of rows and columns into `out`, which is all False, and return it.
 
     Args:
@@ -193,7 +193,7 @@ def _sampled(whole: Mask, lines: Sequence[Int32], out: Bool) -> Bool:
         out: contiguous.
     """
     if _masks is not None:
-        _sample(whole, lines, out, out.shape[1], packed=False)
+        _values_at_compiled(whole, lines, out, out.shape[1], packed=False)
         return out
     (top, rows), (left, columns) = _inside(whole, lines)
     place = out[top : top + len(rows), left : left + len(columns)]
@@ -204,13 +204,13 @@ def _sampled(whole: Mask, lines: Sequence[Int32], out: Bool) -> Bool:
     return out
 
 
-def _sample(whole: Mask, lines: Sequence[Int32], out: NDArray[Any], size: int, packed: bool) -> int:
-    """Do as `_sampled` with the compiled loop, into `size` columns of a byte or a bit each; return how many are set."""
-    set_pixels: int = _masks.sample(*_stored(whole), *lines, out, size, packed)
+def _values_at_compiled(whole: Mask, lines: Sequence[Int32], out: NDArray[Any], size: int, packed: bool) -> int:
+    """Do as `_values_at` in compiled code, into `size` columns of a byte or a bit each; return how many are set."""
+    set_pixels: int = _masks.sample(*_pixels_as_stored(whole), *lines, out, size, packed)
     return set_pixels
 
 
-def _stored(whole: Mask) -> tuple[Bool, int, int, bool, int, int]:
+def _pixels_as_stored(whole: Mask) -> tuple[Bool, int, int, bool, int, int]:
     """Return the pixels in the rectangle around the object as they are stored, its height and width, whether they are
     stored by columns, and its top and left."""
     by_columns = not whole.pixels.flags.c_contiguous
@@ -257,7 +257,7 @@ def _pixels_in_cells(whole: Mask, rows: Sequence[Int32], columns: Sequence[Int32
     """
     if _masks is not None:
         counts = np.empty((len(rows[0]), len(columns[0])), np.int32)
-        _masks.count(*_stored(whole), *rows, *columns, counts)
+        _masks.count(*_pixels_as_stored(whole), *rows, *columns, counts)
         return counts
     height, width = whole.pixels.shape  # of the rectangle around the object
     top, bottom = (np.clip(edge - whole.top, 0, height) for edge in rows)

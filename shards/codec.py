@@ -129,9 +129,7 @@ def is_raw(data: Buffer) -> bool:
 
 def codec_of(data: Buffer) -> Codec:
     """Return the codec of a picture, from its first bytes; zstd where they match no other."""
-    if bytes(data[: len(GRADIENT)]) == GRADIENT:
-        return "gradient"
-    return "raw" if is_raw(data) else "jpeg" if is_jpeg(data) else "zstd"
+    return next((name for name, begin in BEGINS.items() if bytes(data[: len(begin)]) == begin), "zstd")
 
 
 def decode_picture(data: Buffer, size: int, out: UInt8 | None = None) -> UInt8:
