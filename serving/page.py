@@ -6,6 +6,7 @@ import functools
 import html
 import inspect
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,8 @@ _GREETING = "Upload a picture or a video, then ask about it."
 _HINTS = 'Such as "Please segment the cat.", "What is in the picture?", or "What is region1?" for a marked region.'
 _ONE: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}  # one answer at a time
 _QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+_SHOWN_EVERY = 0.2
+"""Seconds between two parts of an answer: with each the page sends what is in its editor (gradio 6)."""
 _ON_IT, _BESIDE_IT, _BOX = "It is here", "It is not here", "Box: two corners"
 
 
@@ -150,8 +153,10 @@ class Page:
             opening = upload.upload(self.open, upload, [*shown, marking], **_QUIET, **_ONE)
             opening.failure(lambda: None, None, upload, **_QUIET)  # so that another file can be uploaded
             gr.on([upload.clear, new.click], self.new, None, [*shown, marking, upload], **_QUIET)
-            asking = gr.on([ask.click, question.submit], self.ask, [question, editor], shown, **_QUIET, **_ONE)
-            stop.click(self.stop, None, talk, cancels=[asking], **_QUIET)
+            asking = gr.on([ask.click, question.submit], self.ask, [question, editor], [talk, question], **_QUIET)
+            asking.success(self.answer, None, [talk, *canvases], **_QUIET, **_ONE)
+            # No `cancels`: gradio would close the stream of events, which holds what this very event returns.
+            stop.click(self.stop, None, talk, **_QUIET)
             # "multiple": else a click is lost while the one before is worked on.
             pointing.select(self.point, kind, pointing, trigger_mode="multiple", **_QUIET, **_ONE)
             again.click(self.clear_points, None, pointing, **_QUIET)
@@ -203,44 +208,56 @@ class Page:
     def open(self, upload: str | None, request: gr.Request) -> tuple[Any, ...]:
         """Begin a conversation about an upload."""
         session = self._sessions.start(_key(request), self._uploaded(upload))
-        what = "picture" if session.frames is None else f"video of {len(session.frames):,} frames"
-        return f"<p>Ask about the {what}.</p>", "", *_canvases(session), gr.update(visible=session.frames is None)
+        return _turns(session), "", *_canvases(session), gr.update(visible=session.frames is None)
 
     @_for_page
     def new(self, request: gr.Request) -> tuple[Any, ...]:
         """End the conversation."""
         self._sessions.end(_key(request))
-        return f"<p>{_GREETING}</p>", "", "", None, None, gr.update(visible=False), None
+        return self._talk(request), "", "", None, None, gr.update(visible=False), None
 
     @_for_page
-    def ask(self, question: str, painted: dict[str, Any] | None, request: gr.Request) -> Iterator[tuple[Any, ...]]:
-        """Ask a question, and show the answer as it grows."""
+    def ask(self, question: str, painted: dict[str, Any] | None, request: gr.Request) -> tuple[str, str]:
+        """Take a question, and show it: the model may be busy with another visitor's."""
         session = self._sessions.get(_key(request))
-        regions = session.regions_with(_layers(painted))
-        text = session.checked(question, len(regions))
-        stream = session.stream(text, regions)
-        picture = drawing.save(session.marked(regions), session.folder) if regions else None
-        asked = drawing.question_html(text, picture)
-        earlier = "".join(session.turns)
+        asked = session.ask(question, _layers(painted))
+        return "".join(session.turns) + drawing.streaming_html(asked, ""), ""
+
+    @_for_page
+    def answer(self, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+        """Answer the question that waits, and show the answer as it grows; last, what the conversation is now."""
         unchanged = [gr.skip()] * 3
-        yield earlier + drawing.streaming_html(asked, ""), "", *unchanged
+        session = self._sessions.get(_key(request))
+        waiting = session.waiting
+        if waiting is None:  # it was stopped
+            yield gr.skip(), *unchanged
+            return
+        text, regions, asked = waiting
+        earlier = "".join(session.turns)
+        stream = session.stream(text, regions)
+        session.waiting = None
+        shown = 0.0
         for part in stream:
-            plain = part if isinstance(part, str) else part.plain
-            yield earlier + drawing.streaming_html(asked, plain), gr.skip(), *unchanged
-            if session.closed:
-                return
-            if not isinstance(part, str):
+            if isinstance(part, str):
+                if time.monotonic() - shown > _SHOWN_EVERY:
+                    shown = time.monotonic()
+                    yield earlier + drawing.streaming_html(asked, part), *unchanged
+                continue
+            yield earlier + drawing.streaming_html(asked, part.plain), *unchanged
+            if not session.closed:
                 session.turns.append(asked + drawing.answer_html(part, session.draw(part)))
                 session.clear_regions()
-        if not session.stopped:
-            yield "".join(session.turns), gr.skip(), *_canvases(session)
+                session.stopped = False  # too late
+        if session.closed:
+            yield self._talk(request), *unchanged
+        else:
+            yield _turns(session), *(unchanged if session.stopped else _canvases(session))
 
     @_for_page
-    def stop(self, request: gr.Request) -> str:
-        """End the answer that is generated, and show the turns before it: its own is not kept."""
+    def stop(self, request: gr.Request) -> Any:
+        """End the answer that is generated: its turn is not kept, and `answer` shows the turns before it."""
         session = self._sessions.get(_key(request))
-        running = session.stop()
-        return "".join(session.turns) + ("<p>Stopped.</p>" if running else "")
+        return _turns(session) if session.stop() else gr.skip()
 
     @_for_page
     def point(self, kind: str, place: gr.SelectData, request: gr.Request) -> Any:
@@ -327,6 +344,13 @@ class Page:
         """End the conversation."""
         self._sessions.end(_key(request))
 
+    def _talk(self, request: gr.Request) -> str:
+        """Return what the page shows of its conversation, as HTML; without one, how to begin it."""
+        try:
+            return _turns(self._sessions.get(_key(request)))
+        except UserError:
+            return f"<p>{_GREETING}</p>"
+
     @contextmanager
     def _conversation(self, file: str | None, request: gr.Request) -> Iterator[Session]:
         """Give the conversation of a call; without a key of the caller's it ends with the call."""
@@ -350,6 +374,14 @@ class Page:
 
 def _key(request: gr.Request) -> str:
     return str(request.session_hash or uuid4().hex)
+
+
+def _turns(session: Session) -> str:
+    """Return the turns of a conversation as HTML; without any, what can be asked about."""
+    if session.turns or session.stopped:
+        return "".join(session.turns) + ("<p>Stopped.</p>" if session.stopped else "")
+    what = "picture" if session.frames is None else f"video of {len(session.frames):,} frames"
+    return f"<p>Ask about the {what}.</p>"
 
 
 def _layers(painted: dict[str, Any] | None) -> Sequence[Any]:

@@ -56,6 +56,8 @@ class Session:
     """Question and answer of each turn, as HTML."""
     working: Lock = field(default_factory=Lock)
     """Held while the model works."""
+    waiting: tuple[str, list[Bool], str] | None = None
+    """A checked question, its new regions (H, W), and both as HTML: the model has not begun to answer it."""
     parts: Generator[str | Reply, None, None] | None = None
     """The answer that is generated; None where none is."""
     closed: bool = False
@@ -144,31 +146,48 @@ class Session:
         places = [(int(x) // self.step, int(y) // self.step) for x, y in [*self.points, *corner]]
         return drawing.dotted(self.marked(self.regions_with(())), places, [*self.labels, *[True for _ in corner]])
 
+    def ask(self, text: str, layers: Sequence[UInt8]) -> str:
+        """Take a question, which waits for the model, with the regions that are marked; return both as HTML.
+
+        Raises:
+            UserError: another question is answered, or as `checked` and `regions_with`.
+        """
+        if self.parts is not None:
+            raise UserError("the question before is being answered", do="wait for its answer, or stop it")
+        regions = self.regions_with(layers)
+        text = self.checked(text, len(regions))
+        asked = drawing.question_html(text, drawing.save(self.marked(regions), self.folder) if regions else None)
+        self.stopped = False
+        self.waiting = text, regions, asked
+        return asked
+
     def stream(self, text: str, regions: Sequence[Bool]) -> Iterator[str | Reply]:
         """Ask a checked question about new regions (H, W); yield the answer so far, last the reply.
 
         Raises:
             UserError: at once, as `Chat.stream`.
         """
-        self.stopped = False
-        return self._until_stopped(self.chat.stream(text, np.stack(regions) if regions else None))
+        self.parts = self.chat.stream(text, np.stack(regions) if regions else None)
+        return self._until_stopped(self.parts)
 
     def _until_stopped(self, parts: Generator[str | Reply, None, None]) -> Iterator[str | Reply]:
-        self.parts = parts
-        while not (self.stopped or self.closed):
-            with self.working:
-                part = next(parts, None)
-            if part is None:
-                break
-            yield part
-        self.end_answer()
+        try:
+            while not (self.stopped or self.closed):
+                with self.working:
+                    part = next(parts, None)
+                if part is None:
+                    break
+                yield part
+        finally:  # also where the page that asked has gone
+            self.end_answer()
 
     def stop(self) -> bool:
-        """End what the model generates, if it does; return whether it did."""
-        running = self.parts is not None  # before the thread that generates sees `stopped`, and ends it itself
-        self.stopped = True
-        self.end_answer()
-        return running
+        """Let the answer that is generated end after the model's present step; return whether its question waited."""
+        waited = self.waiting is not None
+        if waited or self.parts is not None:
+            self.stopped = True
+        self.waiting = None
+        return waited
 
     def end_answer(self) -> None:
         """End what the model generates, if it does."""

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.serving.conftest import answer_ids
+from tests.serving.conftest import Scripted, answer_ids
 
 async_api = pytest.importorskip("playwright.async_api", reason="the package playwright is not installed")
 
@@ -150,23 +150,41 @@ def test_a_conversation(address, cat, photos):
     browse(address, steps)
 
 
+async def begin(page, cat: Path) -> None:
+    """Upload the picture, ask, and wait until the answer grows."""
+    await page.set_input_files("input[type=file]", cat)
+    await page.wait_for_selector("#editor canvas")
+    await page.fill("#question textarea", "What?")
+    await page.click("#ask")
+    await page.wait_for_function("document.querySelector('#talk').innerText.includes('and and')")
+
+
+async def is_at_rest(page, endless: Scripted) -> None:
+    """Check that the model ends where it is: the token that is being made when Stop is pressed is made."""
+    said = 0
+    for _ in range(40):
+        said = endless.said
+        await page.wait_for_timeout(500)
+        if endless.said == said:
+            break
+    assert 0 < endless.said == said < 1500
+
+
+STOPPED = "document.querySelector('#talk').innerText == 'Stopped.'"
+
+
 @pytest.mark.slow
 def test_stop_ends_an_answer_whose_turn_is_not_kept(address, cat, endless, speaker):
     async def steps(page) -> None:
-        await page.set_input_files("input[type=file]", cat)
-        await page.wait_for_selector("#editor canvas")
-        await page.fill("#question textarea", "What?")
+        await begin(page, cat)
+        await page.fill("#question textarea", "And?")
         await page.click("#ask")
-        await page.wait_for_function("document.querySelector('#talk').innerText.includes('and and')")
+        message = page.locator(".toast-body")
+        await message.wait_for()
+        assert "the question before is being answered" in await message.inner_text()
         await page.click("#stop")
-        await page.wait_for_function("document.querySelector('#talk').innerText == 'Stopped.'")
-        said = 0
-        for _ in range(40):  # the token that is being made when Stop is pressed is made
-            said = endless.said
-            await page.wait_for_timeout(500)
-            if endless.said == said:
-                break
-        assert 0 < endless.said == said < 1500  # the model does not go on
+        await page.wait_for_function(STOPPED)
+        await is_at_rest(page, endless)
         endless.ids, endless.said, endless.pause = answer_ids(speaker.model), 0, 0.0
         await ask(page, QUESTION, 1)
         assert await page.locator("#talk .question").all_inner_texts() == [QUESTION]
@@ -174,6 +192,45 @@ def test_stop_ends_an_answer_whose_turn_is_not_kept(address, cat, endless, speak
         await page.click("#stop")
         await page.wait_for_timeout(300)
         assert "Stopped." not in await page.locator("#talk").inner_text()  # nothing was said then
+
+    browse(address, steps)
+
+
+@pytest.mark.slow
+def test_stop_takes_back_a_question_that_waits_for_another_visitors_answer(address, cat, endless):
+    async def steps(page) -> None:
+        await begin(page, cat)
+        other = await page.context.browser.new_page()
+        await other.goto(address)
+        await other.set_input_files("input[type=file]", cat)
+        await other.wait_for_timeout(1000)  # an upload waits for the model, too
+        await page.click("#stop")
+        await page.wait_for_function(STOPPED)
+        await other.wait_for_selector("#editor canvas")
+        await page.fill("#question textarea", "What?")
+        await page.click("#ask")
+        await page.wait_for_function("document.querySelector('#talk').innerText.includes('and and')")
+        await other.fill("#question textarea", "Where?")
+        await other.click("#ask")
+        await other.wait_for_function("document.querySelector('#talk').innerText.includes('Where?')")
+        await other.click("#stop")
+        await other.wait_for_function(STOPPED)
+        await page.click("#stop")
+        await page.wait_for_function(STOPPED)
+        await is_at_rest(page, endless)  # the question that waited is not answered
+        assert await other.locator("#talk").inner_text() == "Stopped."
+
+    browse(address, steps)
+
+
+@pytest.mark.slow
+def test_a_new_conversation_ends_an_answer(address, cat, endless):
+    async def steps(page) -> None:
+        await begin(page, cat)
+        await page.click("#new")
+        await page.wait_for_function("document.querySelector('#talk').innerText.startsWith('Upload a picture')")
+        await is_at_rest(page, endless)
+        assert (await page.locator("#talk").inner_text()).startswith("Upload a picture")
 
     browse(address, steps)
 

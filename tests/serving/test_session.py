@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -123,19 +124,48 @@ def test_too_large_or_no_picture(sessions: Sessions, photos, tmp_path, monkeypat
     assert len(sessions) == 0 and not [*(tmp_path / "kept").iterdir()]
 
 
-def test_stop_says_that_an_answer_was_ended_whichever_thread_ends_it(tmp_path):
-    class EndedByTheOther:
-        """A lock: while `stop` waits for it, the thread that generates sees `stopped`, and ends its answer."""
+class Endless:
+    """A conversation whose answers do not end; `ended` counts those that were closed."""
 
-        def __enter__(self) -> None:
-            if session.stopped:
-                session.parts = None
+    turns = ()
+    regions = 0
+    ended = 0
 
-        def __exit__(self, *error: object) -> None:
-            pass
+    def stream(self, text: str, regions: np.ndarray | None) -> Iterator[str]:
+        try:
+            while True:
+                yield text
+        finally:
+            self.ended += 1
 
-    session = Session(None, LIMITS, tmp_path, np.zeros((8, 8, 3), np.uint8), None, working=EndedByTheOther())
-    assert not session.stop()
-    session.stopped = False
-    session.parts = iter(())
-    assert session.stop() and session.parts is None
+
+@pytest.fixture
+def endless_session(tmp_path) -> Session:
+    return Session(Endless(), LIMITS, tmp_path, np.zeros((8, 8, 3), np.uint8), None)
+
+
+def test_stop_ends_an_answer_after_its_present_part(endless_session):
+    session = endless_session
+    assert not session.stop() and not session.stopped  # there was none
+    session.ask("What?", ())
+    parts = session.stream("What?", [])
+    session.waiting = None
+    assert next(parts) == "What?"
+    with pytest.raises(UserError, match="the question before is being answered"):
+        session.ask("And?", ())
+    assert not session.stop() and session.stopped
+    assert [*parts] == [] and session.parts is None and session.chat.ended == 1
+    session.ask("And?", ())
+    assert not session.stopped and next(session.stream("And?", [])) == "And?"
+
+
+def test_stop_takes_a_question_back_that_waits(endless_session):
+    endless_session.ask("What?", ())
+    assert endless_session.stop() and endless_session.stopped and endless_session.waiting is None
+
+
+def test_an_answer_ends_where_its_page_has_gone(endless_session):
+    parts = endless_session.stream("What?", [])
+    next(parts)
+    parts.close()  # as gradio drops it
+    assert endless_session.parts is None and endless_session.chat.ended == 1
