@@ -5,10 +5,8 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -24,6 +22,7 @@ from shards.storage.store import LocalFolder
 from shards.table import TABLE
 from shards.table_list import LIST, PICTURES
 from tests.conftest import files_of, shard_sav
+from tests.killed import killed_at
 
 REPOSITORY = Path(__file__).parents[2]
 FILES = ["index.npy", "ledger.jsonl", "manifest.json", TABLE, PICTURES]
@@ -72,10 +71,7 @@ def test_killed_at_any_moment_the_same_command_goes_on(sav_root, sav_set, tmp_pa
     call = command(sav_root, tmp_path, "--workers", "2", "--shard-size", "10MB")
     kills = 0
     for _ in range(pytestconfig.getoption("kills")):
-        process = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(moments.uniform(0.2, 3.0))
-        process.send_signal(signal.SIGKILL)
-        kills += process.wait() == -signal.SIGKILL
+        kills += killed_at(moments.randint(4, 60), tmp_path, call, moments.uniform(0, 0.5))
         for tar in (tmp_path / "sav").glob("*.tar"):
             assert tar.read_bytes() == (sav_set / tar.name).read_bytes()  # under its final name it is whole
     assert kills

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from shards.recode import recode
 from shards.select import split
 from shards.stats import measure_sets
 from tests.conftest import files_of
+from tests.killed import killed_at
 from tests.shards.conftest import change_frame
 
 REPOSITORY = Path(__file__).parents[2]
@@ -27,7 +27,7 @@ REPOSITORY = Path(__file__).parents[2]
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", ["recode", "split"])
 def test_kill_9_at_any_moment(sav_set, raw_set, tmp_path, verb):
-    """Each kill comes after something has been written; the same command goes on and ends with the same bytes."""
+    """The same command goes on, and ends with the same bytes."""
     out = tmp_path / "out"
     whole = tmp_path / "whole"
     moments = random.Random(7)
@@ -40,13 +40,7 @@ def test_kill_9_at_any_moment(sav_set, raw_set, tmp_path, verb):
     command = [sys.executable, str(REPOSITORY / "cli.py"), verb, str(sav_set), "--out", str(out), *more]
     killed = 0
     for _ in range(3):
-        before = files_of(out)
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None and sorted(map(str, out.rglob("*"))) == sorted(str(out / name) for name in before):
-            time.sleep(0.001)
-        time.sleep(moments.uniform(0, 0.05))
-        process.kill()
-        killed += process.wait() < 0
+        killed += killed_at(moments.randint(4, 16), out, command, moments.uniform(0, 0.05))
         for tar in out.rglob("*.tar"):  # under its final name it is whole
             assert tar.read_bytes() == (whole / tar.relative_to(out)).read_bytes()
     assert killed
