@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing as mp
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ import torch
 from torch.distributed import TCPStore
 
 import cli
+from evaluation.appended import AppendedFile
 
 _FORKS = mp.get_context("forkserver")
 _FORKS.set_forkserver_preload(["trainer.train", "evaluation.evaluate", "tests.joined"])
@@ -79,6 +81,22 @@ def command_line(arguments: Sequence[object]) -> None:
     """`cli.py ...` in this process."""
     with patch.object(sys, "argv", ["cli.py", *map(str, arguments)]):
         cli.main()
+
+
+def dies_after_a_line(arguments: Sequence[object]) -> None:
+    """`cli.py ...` in this process; the last one is killed once it has appended lines, before others append any."""
+    append = AppendedFile.append
+    dies = os.environ.get("RANK", "0") == str(int(os.environ.get("WORLD_SIZE", "1")) - 1)
+
+    def in_turn(file: AppendedFile, lines: Sequence[Any]) -> None:
+        while lines and not dies and not file.path.stat().st_size:
+            time.sleep(0.01)
+        append(file, lines)
+        if lines and dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with patch.object(AppendedFile, "append", in_turn):
+        command_line(arguments)
 
 
 def _run(

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import statistics
-import time
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ from shards.table import write_table
 from shards.where import choose
 from tests.batches import make_loader
 from tests.evaluation.test_evaluate import refer_set, released  # noqa: F401 (fixtures)
-from tests.joined import Joined, command_line
+from tests.joined import Joined, command_line, dies_after_a_line
 from trainer.model.sa2va import Sa2VA
 
 TOKENS = 5
@@ -221,13 +219,8 @@ def test_killed_processes_are_gone_on_with_and_each_object_is_there_once(
     out = tmp_path / "run7.parquet"
     lines = tmp_path / "run7.parquet.partial" / "samples.jsonl"
     arguments = command(released, tabled, out)
-    joined = Joined(1, command_line, arguments, log=tmp_path / "log")
-    while not (lines.exists() and lines.stat().st_size):
-        assert joined.poll() is None, (tmp_path / "log").read_text()
-        time.sleep(0.01)
-    for process in joined.processes:
-        os.kill(process.pid, signal.SIGKILL)
-    joined.wait()
+    joined = Joined(1, dies_after_a_line, arguments, log=tmp_path / "log")
+    assert joined.wait() == [-signal.SIGKILL], (tmp_path / "log").read_text()
     done = {json.loads(line)["sample"] for line in lines.read_bytes().splitlines()}
     assert 0 < len(done) < 4 and not out.exists()
     with open(lines, "ab") as file:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
-import os
 import signal
-import time
 import zipfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,7 +22,7 @@ from evaluation.published.predictions import Prediction, encode, read_prediction
 from evaluation.published.run import Asking, benchmark, open_benchmarks
 from inference.predictor import Predictor
 from shards.errors import UserError
-from tests.joined import Joined, command_line
+from tests.joined import Joined, dies_after_a_line
 from tests.pipeline.sources import videos as v
 from trainer.released.folder import load_original_decoder, save_model
 from trainer.released.loaded import LoadedModel
@@ -286,12 +284,8 @@ def test_two_processes_of_which_one_is_killed_answer_videos_as_one_does(talker, 
     settings = json.loads((alone / "run.json").read_text())
     assert (settings["video_frames"], settings["propagate"]) == ("uniform, 2 of them", "sam2")
 
-    run = Joined(2, command_line, [*options, tmp_path / "two"], log=tmp_path / "log")
+    run = Joined(2, dies_after_a_line, [*options, tmp_path / "two"], log=tmp_path / "log")
     file = tmp_path / "two/mevis-valid_u/predictions.jsonl"
-    while not (file.exists() and file.stat().st_size):
-        assert all(process.is_alive() for process in run.processes)
-        time.sleep(0.01)
-    os.kill(run.processes[1].pid, signal.SIGKILL)
     assert run.wait() == [0, -signal.SIGKILL]  # the other answers all that is left
     found = read_predictions(file)
     expected = read_predictions(alone / "predictions.jsonl").of_item
