@@ -84,7 +84,7 @@ def shard(
     """
     from pipeline import show
     from pipeline.plan import trial_plan
-    from pipeline.run import run, run_task
+    from pipeline.run import run, run_task, with_codec_in_use
     from pipeline.without import sets_besides
     from pipeline.workspace import task_share
     from shards.size import parse_size
@@ -95,7 +95,7 @@ def shard(
         place = _place(out, request.source.name)
         request = replace(request, without=sets_besides(without or (), place))
         if dry_run:
-            with trial_plan(request) as found:
+            with trial_plan(with_codec_in_use(request, place, overwrite)) as found:
                 show.show_plan(*found, place)
                 return found
         if share:
@@ -183,13 +183,15 @@ def estimate(
     """
     from pipeline.estimate import estimate as probe
     from pipeline.estimate import free_bytes
+    from pipeline.run import with_codec_in_use
     from pipeline.show import show_estimate
     from pipeline.without import sets_besides
     from shards.size import parse_size
 
     def make(request: Request) -> Result:
         place = _place(out, request.source.name)
-        found = probe(replace(request, without=sets_besides(without or (), place)), samples)
+        request = replace(request, without=sets_besides(without or (), place))
+        found = probe(with_codec_in_use(request, place), samples)
         free = None if "://" in out else free_bytes(Path(out))
         show_estimate(found, place, free, workers or usable_processors())
         return found

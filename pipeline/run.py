@@ -75,6 +75,17 @@ class _OpenRun:
     plan: Plan
 
 
+def with_codec_in_use(request: Request, out: str | Path | Store, overwrite: bool = False) -> Request:
+    """Return a request whose codec is that of the set in `out`, where it names none and the set is to be gone on with.
+
+    Raises:
+        UserError: `out` is an object store that cannot be read.
+    """
+    if request.codec is not None or overwrite:
+        return request
+    return replace(request, codec=codec_in_use(store_at(out) if isinstance(out, (str, Path)) else out))
+
+
 def run(
     request: Request,
     out: str | Path,
@@ -183,8 +194,7 @@ def _open_run(
     request: Request, store: Store, share: TaskShare | None, overwrite: bool, force: bool
 ) -> Iterator[_OpenRun | Manifest]:
     """Begin a run, or go on with it; the manifest where the finished set of the request stands already."""
-    if request.codec is None and not overwrite:
-        request = replace(request, codec=codec_in_use(store))
+    request = with_codec_in_use(request, store, overwrite)
     try:
         workspace = Workspace(store, share)
     except OSError as error:

@@ -179,6 +179,18 @@ def test_a_full_disk_leaves_nothing_torn(sav_root, sav_set, tmp_path, monkeypatc
     assert files_of(tmp_path / "sav") == files_of(sav_set)
 
 
+def test_a_dry_run_and_an_estimate_speak_of_the_codec_of_the_set_that_stands_there(here, sav_root, tmp_path):
+    assert " gradient" in here(*command(sav_root, tmp_path, "--dry-run")[2:]).stdout
+    sizes = {}
+    for codec in ("gradient", "raw"):
+        shard_sav(sav_root, tmp_path / "sav", limit=2, codec=codec, overwrite=True)
+        assert f" {codec}" in here(*command(sav_root, tmp_path, "--limit", "2", "--dry-run")[2:]).stdout
+        estimate = ["estimate", *command(sav_root, tmp_path, "--limit", "2")[3:]]
+        [sizes[codec]] = [line for line in here(*estimate).stdout.splitlines() if " bytes " in line]
+    assert sizes["gradient"] != sizes["raw"]
+    assert " gradient" in here(*command(sav_root, tmp_path, "--dry-run", "--overwrite")[2:]).stdout
+
+
 def test_dry_run_writes_nothing(here, sav_root, tmp_path):
     assert (
         "12" in here(*command(sav_root, tmp_path / "out", "--dry-run")[2:]).stdout and not (tmp_path / "out").exists()
