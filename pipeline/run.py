@@ -79,7 +79,7 @@ def with_codec_in_use(request: Request, out: str | Path | Store, overwrite: bool
     """Return a request whose codec is that of the set in `out`, where it names none and the set is to be gone on with.
 
     Raises:
-        UserError: `out` is an object store that cannot be read.
+        UserError: no set can be in `out`, or what is there cannot be read.
     """
     if request.codec is not None or overwrite:
         return request

@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -43,7 +43,7 @@ _HINTS = 'Such as "Please segment the cat.", "What is in the picture?", or "What
 _ONE: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}  # one answer at a time
 _QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 _SHOWN_EVERY = 0.2
-"""Seconds between two parts of an answer: with each the page sends what is in its editor (gradio 6)."""
+"""Least seconds between two parts of an answer: at each of them gradio's page uploads the picture in its editor."""
 _ON_IT, _BESIDE_IT, _BOX = "It is here", "It is not here", "Box: two corners"
 
 
@@ -154,8 +154,11 @@ class Page:
             opening.failure(lambda: None, None, upload, **_QUIET)  # so that another file can be uploaded
             gr.on([upload.clear, new.click], self.new, None, [*shown, marking, upload], **_QUIET)
             asking = gr.on([ask.click, question.submit], self.ask, [question, editor], [talk, question], **_QUIET)
-            asking.success(self.answer, None, [talk, *canvases], **_QUIET, **_ONE)
-            # No `cancels`: gradio would close the stream of events, which holds what this very event returns.
+            # "multiple": else gradio's page does not begin an answer before the end of the one before has arrived.
+            outputs = [talk, *canvases]
+            answering = asking.success(self.answer, None, outputs, trigger_mode="multiple", **_QUIET, **_ONE)
+            answering.failure(self.failed, None, [talk, question], **_QUIET)
+            # No `cancels`: with it gradio's page closes its stream of events before what Stop returns has arrived.
             stop.click(self.stop, None, talk, **_QUIET)
             # "multiple": else a click is lost while the one before is worked on.
             pointing.select(self.point, kind, pointing, trigger_mode="multiple", **_QUIET, **_ONE)
@@ -220,38 +223,56 @@ class Page:
     def ask(self, question: str, painted: dict[str, Any] | None, request: gr.Request) -> tuple[str, str]:
         """Take a question, and show it: the model may be busy with another visitor's."""
         session = self._sessions.get(_key(request))
-        asked = session.ask(question, _layers(painted))
-        return "".join(session.turns) + drawing.streaming_html(asked, ""), ""
+        session.ask(question, _layers(painted))
+        return _turns(session), ""
 
     @_for_page
     def answer(self, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         """Answer the question that waits, and show the answer as it grows; last, what the conversation is now."""
         unchanged = [gr.skip()] * 3
-        session = self._sessions.get(_key(request))
-        waiting = session.waiting
-        if waiting is None:  # it was stopped
-            yield gr.skip(), *unchanged
+        try:
+            session = self._sessions.get(_key(request))
+        except UserError:  # the conversation ended while the question waited
+            yield self._talk(request), *unchanged
             return
-        text, regions, asked = waiting
-        earlier = "".join(session.turns)
-        stream = session.stream(text, regions)
-        session.waiting = None
-        shown = 0.0
-        for part in stream:
-            if isinstance(part, str):
-                if time.monotonic() - shown > _SHOWN_EVERY:
-                    shown = time.monotonic()
-                    yield earlier + drawing.streaming_html(asked, part), *unchanged
-                continue
-            yield earlier + drawing.streaming_html(asked, part.plain), *unchanged
-            if not session.closed:
-                session.turns.append(asked + drawing.answer_html(part, session.draw(part)))
-                session.clear_regions()
-                session.stopped = False  # too late
+        with session.taken_question() as question:
+            if question is None:  # it was stopped
+                yield gr.skip(), *unchanged
+                return
+            for shown in self._parts(session, *question):
+                yield shown, *unchanged
         if session.closed:
             yield self._talk(request), *unchanged
         else:
             yield _turns(session), *(unchanged if session.stopped else _canvases(session))
+
+    def _parts(self, session: Session, text: str, regions: Sequence[Bool], asked: str) -> Iterator[str]:
+        """Answer a question, and yield the turns before it and its answer as far as it is there, as HTML."""
+        earlier = "".join(session.turns)
+        shown = 0.0
+        with closing(session.stream(text, regions)) as stream:
+            for part in stream:
+                if isinstance(part, str):
+                    if time.monotonic() - shown > _SHOWN_EVERY:
+                        shown = time.monotonic()
+                        yield earlier + drawing.streaming_html(asked, part)
+                    continue
+                yield earlier + drawing.streaming_html(asked, part.plain)
+                drawn = session.draw(part)
+                if not session.closed:
+                    session.turns.append(asked + drawing.answer_html(part, drawn))
+                    session.clear_regions()
+                    session.stopped = False  # too late
+
+    @_for_page
+    def failed(self, request: gr.Request) -> tuple[str, str]:
+        """Show the turns before a question that could not be answered, and give back its text."""
+        try:
+            session = self._sessions.get(_key(request))
+        except UserError:
+            return self._talk(request), ""
+        session.waiting = None
+        return _turns(session), session.text
 
     @_for_page
     def stop(self, request: gr.Request) -> Any:
@@ -378,6 +399,8 @@ def _key(request: gr.Request) -> str:
 
 def _turns(session: Session) -> str:
     """Return the turns of a conversation as HTML; without any, what can be asked about."""
+    if session.waiting is not None:
+        return "".join(session.turns) + drawing.streaming_html(session.waiting[-1], "")
     if session.turns or session.stopped:
         return "".join(session.turns) + ("<p>Stopped.</p>" if session.stopped else "")
     what = "picture" if session.frames is None else f"video of {len(session.frames):,} frames"

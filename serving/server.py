@@ -84,7 +84,8 @@ def serving(
         folder = Path(name).resolve()
         sessions = Sessions(predictor, limits, folder, say)
         page = Page(sessions, folder).build(title)
-        page.queue(max_size=limits.waiting, api_open=False)
+        # Stop, New and clicks stand in it, too: those of a page must not be refused because questions wait.
+        page.queue(max_size=limits.waiting + 4 * limits.sessions, api_open=False)
         guard = Middleware(Guard, limits=limits, folder=folder, local=host in _LOCAL)
         try:
             _, address, _ = page.launch(

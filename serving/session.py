@@ -6,9 +6,10 @@ import os
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
+from threading import Lock, RLock
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -54,15 +55,19 @@ class Session:
     """(H, W): the region that clicks or a box have made."""
     turns: list[str] = field(default_factory=list)
     """Question and answer of each turn, as HTML."""
-    working: Lock = field(default_factory=Lock)
-    """Held while the model works."""
+    working: RLock = field(default_factory=RLock)
+    """Held while the model works; again by the same thread where an answer that was dropped ends within a step."""
     waiting: tuple[str, list[Bool], str] | None = None
     """A checked question, its new regions (H, W), and both as HTML: the model has not begun to answer it."""
+    text: str = ""
+    """The last question as it was typed."""
+    answering: bool = False
+    """Whether a question of the page is being answered."""
     parts: Generator[str | Reply, None, None] | None = None
     """The answer that is generated; None where none is."""
     closed: bool = False
     stopped: bool = False
-    """Whether the answer that is generated is to end."""
+    """Whether the last question was stopped: its answer ends, or has ended, and is not kept."""
     step: int = field(init=False)
     """Side of the square of the picture's pixels that is one pixel on the page."""
     shown: UInt8 = field(init=False)
@@ -146,22 +151,32 @@ class Session:
         places = [(int(x) // self.step, int(y) // self.step) for x, y in [*self.points, *corner]]
         return drawing.dotted(self.marked(self.regions_with(())), places, [*self.labels, *[True for _ in corner]])
 
-    def ask(self, text: str, layers: Sequence[UInt8]) -> str:
-        """Take a question, which waits for the model, with the regions that are marked; return both as HTML.
+    def ask(self, text: str, layers: Sequence[UInt8]) -> None:
+        """Take a question, which waits for the model, with the regions that are marked.
 
         Raises:
-            UserError: another question is answered, or as `checked` and `regions_with`.
+            UserError: another question waits or is being answered, or as `checked` and `regions_with`.
         """
-        if self.parts is not None:
-            raise UserError("the question before is being answered", do="wait for its answer, or stop it")
+        if self.answering or self.waiting is not None:
+            raise UserError("the question before is not answered yet", do="wait for its answer, or stop it")
         regions = self.regions_with(layers)
-        text = self.checked(text, len(regions))
-        asked = drawing.question_html(text, drawing.save(self.marked(regions), self.folder) if regions else None)
+        checked = self.checked(text, len(regions))
+        asked = drawing.question_html(checked, drawing.save(self.marked(regions), self.folder) if regions else None)
         self.stopped = False
-        self.waiting = text, regions, asked
-        return asked
+        self.text = text
+        self.waiting = checked, regions, asked
 
-    def stream(self, text: str, regions: Sequence[Bool]) -> Iterator[str | Reply]:
+    @contextmanager
+    def taken_question(self) -> Iterator[tuple[str, list[Bool], str] | None]:
+        """Take the question that waits, None without one; it is being answered as long as the context lasts."""
+        self.answering = True  # first: `stop` must find the question in one of the two states
+        question, self.waiting = self.waiting, None
+        try:
+            yield question
+        finally:
+            self.answering = False
+
+    def stream(self, text: str, regions: Sequence[Bool]) -> Generator[str | Reply, None, None]:
         """Ask a checked question about new regions (H, W); yield the answer so far, last the reply.
 
         Raises:
@@ -170,7 +185,7 @@ class Session:
         self.parts = self.chat.stream(text, np.stack(regions) if regions else None)
         return self._until_stopped(self.parts)
 
-    def _until_stopped(self, parts: Generator[str | Reply, None, None]) -> Iterator[str | Reply]:
+    def _until_stopped(self, parts: Generator[str | Reply, None, None]) -> Generator[str | Reply, None, None]:
         try:
             while not (self.stopped or self.closed):
                 with self.working:
@@ -184,7 +199,7 @@ class Session:
     def stop(self) -> bool:
         """Let the answer that is generated end after the model's present step; return whether its question waited."""
         waited = self.waiting is not None
-        if waited or self.parts is not None:
+        if waited or self.answering:
             self.stopped = True
         self.waiting = None
         return waited
@@ -222,17 +237,27 @@ class Session:
     def draw(self, reply: Reply) -> Path | None:
         """Write the picture, or of a video the video, with the masks of a reply over it; None without masks.
 
-        The masks of a video are computed here, frame by frame.
+        The masks of a video are computed here, frame by frame, until the conversation is closed.
+
+        Raises:
+            UserError: the video cannot be written.
         """
         numbers = [phrase.numbers for phrase in reply.phrases]
-        if not any(numbers):
+        if self.closed or not any(numbers):
             return None
         if self.frames is None or reply.track is None:
             return drawing.save(drawing.overlay(self.shown, self._shrunk(reply.masks, numbers)), self.folder)
         path = self.folder / f"{uuid4().hex}.mp4"
-        with write_video(path, self.frames.rate) as add:
-            for frame, masks in zip(self.frames, reply.track.masks, strict=True):
-                add(drawing.overlay(drawing.shrunk(frame, self.step), self._shrunk(masks, numbers)))
+        try:
+            with write_video(path, self.frames.rate) as add:
+                for frame, masks in zip(self.frames, reply.track.masks, strict=True):
+                    if self.closed:
+                        break
+                    add(drawing.overlay(drawing.shrunk(frame, self.step), self._shrunk(masks, numbers)))
+        except UserError as error:
+            if self.closed:  # the folder has gone
+                return None
+            raise _without_paths(error, self.folder) from None
         return path
 
     def _shrunk(self, masks: Bool, numbers: Sequence[range]) -> list[Bool]:
@@ -273,7 +298,7 @@ class Sessions:
         self._say = say
         self._kept: OrderedDict[str, Session] = OrderedDict()
         self._lock = Lock()
-        self._working = Lock()
+        self._working = RLock()
 
     def __len__(self) -> int:
         return len(self._kept)

@@ -84,7 +84,7 @@ def command_line(arguments: Sequence[object]) -> None:
 
 
 def dies_after_a_line(arguments: Sequence[object]) -> None:
-    """`cli.py ...` in this process; the last one is killed once it has appended lines, before others append any."""
+    """`cli.py ...` in this process. The last one is killed once it has appended lines; others append after it."""
     append = AppendedFile.append
     dies = os.environ.get("RANK", "0") == str(int(os.environ.get("WORLD_SIZE", "1")) - 1)
 

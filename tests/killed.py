@@ -1,9 +1,10 @@
-"""Programs that are killed with SIGKILL at their n-th use of a folder: such moments are the same on every machine."""
+"""Programs that are killed with SIGKILL at their n-th use of a folder: it comes on fast and on slow machines."""
 
 from __future__ import annotations
 
 import signal
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,6 +42,8 @@ def killed_at(use: int, folder: Path, command: Sequence[str], seconds: float = 0
     """
     interpreter, *program = command
     call = [interpreter, "-c", PROGRAM, str(folder), str(use), str(seconds), *program]
-    done = subprocess.run(call, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr
-    return done.returncode != 0
+    with tempfile.TemporaryFile("w+") as errors:  # no pipe: its end would come with that of the last worker
+        code = subprocess.run(call, stdout=subprocess.DEVNULL, stderr=errors).returncode
+        errors.seek(0)
+        assert code in (0, -signal.SIGKILL), errors.read()
+    return code != 0

@@ -6,6 +6,7 @@ import gc
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image
 
 from inference.chat import Reply
 from inference.predictor import Predictor
-from serving.session import Session, Sessions
+from serving.session import Sessions
 from shards.errors import UserError
 from tests.inference.videos import read_h264, write_h264
 from tests.serving.conftest import LIMITS
@@ -124,48 +125,17 @@ def test_too_large_or_no_picture(sessions: Sessions, photos, tmp_path, monkeypat
     assert len(sessions) == 0 and not [*(tmp_path / "kept").iterdir()]
 
 
-class Endless:
-    """A conversation whose answers do not end; `ended` counts those that were closed."""
+def test_a_video_is_no_longer_drawn_where_its_conversation_has_ended(sessions: Sessions, photos, tmp_path):
+    write_h264(tmp_path / "video.mp4", [photos[0][:64, :64]] * 3, 5)
+    session = sessions.start("x", tmp_path / "video.mp4")
+    made = []
 
-    turns = ()
-    regions = 0
-    ended = 0
+    def masks() -> Iterator[np.ndarray]:
+        for frame in range(3):
+            made.append(frame)
+            yield np.ones((1, 64, 64), np.bool_)
+            sessions.end("x")
 
-    def stream(self, text: str, regions: np.ndarray | None) -> Iterator[str]:
-        try:
-            while True:
-                yield text
-        finally:
-            self.ended += 1
-
-
-@pytest.fixture
-def endless_session(tmp_path) -> Session:
-    return Session(Endless(), LIMITS, tmp_path, np.zeros((8, 8, 3), np.uint8), None)
-
-
-def test_stop_ends_an_answer_after_its_present_part(endless_session):
-    session = endless_session
-    assert not session.stop() and not session.stopped  # there was none
-    session.ask("What?", ())
-    parts = session.stream("What?", [])
-    session.waiting = None
-    assert next(parts) == "What?"
-    with pytest.raises(UserError, match="the question before is being answered"):
-        session.ask("And?", ())
-    assert not session.stop() and session.stopped
-    assert [*parts] == [] and session.parts is None and session.chat.ended == 1
-    session.ask("And?", ())
-    assert not session.stopped and next(session.stream("And?", [])) == "And?"
-
-
-def test_stop_takes_a_question_back_that_waits(endless_session):
-    endless_session.ask("What?", ())
-    assert endless_session.stop() and endless_session.stopped and endless_session.waiting is None
-
-
-def test_an_answer_ends_where_its_page_has_gone(endless_session):
-    parts = endless_session.stream("What?", [])
-    next(parts)
-    parts.close()  # as gradio drops it
-    assert endless_session.parts is None and endless_session.chat.ended == 1
+    reply = SimpleNamespace(phrases=[SimpleNamespace(numbers=range(1))], track=SimpleNamespace(masks=masks()))
+    assert session.draw(reply) is None and made == [0, 1]
+    assert [*(tmp_path / "kept").iterdir()] == []

@@ -286,7 +286,7 @@ def test_two_processes_of_which_one_is_killed_answer_videos_as_one_does(talker, 
 
     run = Joined(2, dies_after_a_line, [*options, tmp_path / "two"], log=tmp_path / "log")
     file = tmp_path / "two/mevis-valid_u/predictions.jsonl"
-    assert run.wait() == [0, -signal.SIGKILL]  # the other answers all that is left
+    assert run.wait() == [0, -signal.SIGKILL], (tmp_path / "log").read_text()  # the other answers all that is left
     found = read_predictions(file)
     expected = read_predictions(alone / "predictions.jsonl").of_item
     assert found.of_item == expected and found.repeated == 0
