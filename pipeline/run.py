@@ -10,7 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -180,6 +180,9 @@ def merge(out: str | Path, max_bad: float) -> RunSummary:
             do = "give the place that the tasks wrote to, down to the name of the source"
             raise UserError("no shard set here", where=str(store), do=do)
         if not kept:
+            if isinstance(store, LocalFolder):  # a run was killed when it had emptied the workspace
+                with suppress(OSError):
+                    store.work.rmdir()
             return RunSummary(read_manifest(store), str(store), 0, time.monotonic() - started)
         with Workspace(store) as workspace:
             plan = workspace.saved_plan()

@@ -53,16 +53,19 @@ def atomic_write(path: Path, data: bytes, temporary_folder: Path | None = None) 
 
 
 @contextmanager
-def atomic_parquet(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+def atomic_parquet(path: Path, schema: pa.Schema, temporary_folder: Path | None = None) -> Iterator[pq.ParquetWriter]:
     """Yield a writer of a parquet file that is renamed to `path` once it is whole and synced; see `atomic_file`.
 
     Its temporary name is always the same, so that nothing of a killed process stays beside the file that the next one
     writes. Only one process at a time may write it.
+
+    Args:
+        temporary_folder: on the disk of `path`; the folder of `path` by default.
     """
     import pyarrow.parquet as pq
 
     with (
-        atomic_file(path, path.with_name(f".{path.name}.tmp")) as file,
+        atomic_file(path, (temporary_folder or path.parent) / f".{path.name}.tmp") as file,
         pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer,
     ):
         yield writer

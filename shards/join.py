@@ -27,7 +27,16 @@ from shards.processors import usable_processors
 from shards.program import command
 from shards.reader import ShardSet
 from shards.table import COLUMNS, TABLE, open_table, read_batches, table_path
-from shards.table_list import OWN, JoinedInfo, TableInfo, check_file, drop_table, read_tables, record_table
+from shards.table_list import (
+    OWN,
+    JoinedInfo,
+    TableInfo,
+    check_file,
+    drop_table,
+    read_tables,
+    record_table,
+    remove_list_leftovers,
+)
 
 if TYPE_CHECKING:
     import duckdb
@@ -44,7 +53,7 @@ _LOCK = ".join.lock"
 _SPILL = ".join.spill"
 _VERSION = 1
 _MEMORY = "1GB"
-"""Memory that DuckDB may use; the rest of a join is in `_SPILL`."""
+"""Memory that DuckDB may use; the rest of a join is in `_SPILL`, and so is the table while it is written."""
 _STEP = 2048  # rows, of which a row group has a multiple
 _ROW_GROUP = 32 * _STEP  # most rows
 _GROUP_BYTES = 64 << 20  # of a row group, about, and of rows that are kept before they are written to their buckets
@@ -164,6 +173,7 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         shutil.rmtree(folder / _SPILL, ignore_errors=True)
+        remove_list_leftovers(folder)
         lock.unlink(missing_ok=True)
         os.close(held)
 
@@ -485,7 +495,7 @@ def write_joined(
             fields = [pa.field(name, _arrow_type(kind)) for name, kind in source.columns.items()]
             meta = {"version": _VERSION, "manifest": manifest}
             schema = pa.schema(fields, {_META: json.dumps(meta, sort_keys=True)})
-            with atomic_parquet(path, schema) as writer:
+            with atomic_parquet(path, schema, path.parent / _SPILL) as writer:
                 without = _write_rows(writer, schema, buckets, count, group, bar.update)
     except pa.ArrowException as error:
         raise UserError("cannot join", where=str(source.path), met=str(error)[:200]) from None

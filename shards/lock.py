@@ -7,6 +7,7 @@ import fcntl
 import os
 import time
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 from shards.errors import UserError
@@ -49,6 +50,30 @@ def hold_lock(path: Path, exclusive: bool) -> int:
 def share_lock(descriptor: int, path: Path) -> None:
     """Turn the exclusive lock at `path` into a shared one."""
     _lock(descriptor, fcntl.LOCK_SH, path)
+
+
+def remove_leftovers(lock: Path, others: Iterable[Path] = ()) -> None:
+    """Remove the lock file of a killed run, and `others`, files that were written under this lock.
+
+    A run that has nothing to write calls it. It does nothing where there is no lock file, where another run holds it or
+    may hold it (the file system has no locks), and where the folder is read-only.
+
+    Args:
+        others: looked for when the lock is held.
+    """
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(descriptor).st_ino == os.stat(lock).st_ino:
+            for path in (*others, lock):
+                path.unlink(missing_ok=True)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
 
 
 def _lock(descriptor: int, kind: int, path: Path) -> None:

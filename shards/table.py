@@ -19,7 +19,7 @@ from shards.ahead import run_ahead
 from shards.atomic import sync_folder
 from shards.errors import BadShard, UserError
 from shards.extras import extra
-from shards.lock import hold_lock
+from shards.lock import hold_lock, remove_leftovers
 from shards.object_rows import COLUMNS as COLUMNS
 from shards.object_rows import OBJECTS_TABLE
 from shards.printable import printable
@@ -28,7 +28,7 @@ from shards.reader import ShardSet
 from shards.report import Failure, Report
 from shards.table_file import KINDS, ROW_GROUP, write_files
 from shards.table_kind import METADATA, VERSION, Row, StoredContent, TableKind
-from shards.table_list import OBJECTS, TableInfo, check_file, read_tables, record_table
+from shards.table_list import OBJECTS, TableInfo, check_file, read_tables, record_table, remove_list_leftovers
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -87,7 +87,8 @@ def write_tables(
 ) -> dict[str, tuple[int, bool]]:
     """Write the tables of the set in `folder` that are not there.
 
-    Tables of another state of the set are replaced. The bytes depend on the set and the version of pyarrow alone.
+    Tables of another state of the set are replaced. The bytes depend on the set and the version of pyarrow alone. What
+    a killed call left unfinished is removed, also where there is nothing to write.
 
     Args:
         threads: samples that are decoded at a time.
@@ -116,11 +117,14 @@ def write_table(folder: Path, threads: int = 1, overwrite: bool = False) -> tupl
 
 def _write(shards: ShardSet, kinds: Sequence[TableKind], threads: int) -> dict[TableKind, TableInfo]:
     """Write tables beside the tars, and put them into the list. All of them are made in one pass over the samples."""
-    if not kinds:
-        return {}
     folder = shards.folder
     lock = folder / f".{TABLE}.lock"
-    paths = {kind: folder / f".{kind.name}.tmp" for kind in kinds}
+    unfinished = {kind: folder / f".{kind.name}.tmp" for kind in KINDS}
+    if not kinds:
+        remove_leftovers(lock, unfinished.values())
+        remove_list_leftovers(folder)
+        return {}
+    paths = {kind: unfinished[kind] for kind in kinds}
     held = hold_lock(lock, exclusive=True)
     try:
         with tqdm(total=len(shards), unit="sample", desc=printable(folder.name), mininterval=0.5) as bar:
@@ -130,7 +134,7 @@ def _write(shards: ShardSet, kinds: Sequence[TableKind], threads: int) -> dict[T
             sync_folder(folder)
             record_table(folder, shards.manifest, kind.name, written[kind])
     finally:
-        for path in (*paths.values(), lock):
+        for path in (*unfinished.values(), lock):  # those of other kinds are of a killed run
             path.unlink(missing_ok=True)
         os.close(held)
     return written

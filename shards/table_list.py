@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from shards.atomic import atomic_write
 from shards.checksum import file_sha256
 from shards.errors import UserError
-from shards.lock import hold_lock
+from shards.lock import hold_lock, remove_leftovers
 from shards.manifest import Manifest, sha256
 from shards.program import command
 from shards.regular_file import read_regular
@@ -201,13 +201,22 @@ def _change_list(folder: Path, manifest: Manifest, name: str, info: TableInfo | 
             tables = {}
         tables.pop(name, None)
         data = pack_tables(manifest, tables if info is None else {**tables, name: info})
+        for leftover in _unfinished(folder):  # of a process that was killed while it held the lock
+            leftover.unlink()
         if not (folder / LIST).exists() or read_regular(folder / LIST) != data:
-            for leftover in folder.glob(f".{LIST}.*.tmp"):  # of a process that was killed while it held the lock
-                leftover.unlink()
             atomic_write(folder / LIST, data)
     finally:
         lock.unlink(missing_ok=True)
         os.close(held)
+
+
+def remove_list_leftovers(folder: Path) -> None:
+    """Remove what a run that was killed while it changed the list of the set in `folder` left beside it."""
+    remove_leftovers(folder / _LOCK, _unfinished(folder))
+
+
+def _unfinished(folder: Path) -> Iterator[Path]:
+    yield from folder.glob(f".{LIST}.*.tmp")
 
 
 def check_list(folder: Path, manifest: Manifest, report: Report) -> None:

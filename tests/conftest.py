@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -177,19 +175,6 @@ def without_tables(folder: Path) -> Path:
     for path in (*folder.glob("*.parquet"), folder / LIST):
         path.unlink(missing_ok=True)
     return folder
-
-
-def kill_after(seconds: float, call: Callable[[], object]) -> None:
-    """Call a function in a fork of this process, and kill it with SIGKILL after so many seconds, or let it end."""
-    child = os.fork()
-    if not child:
-        try:
-            call()
-        finally:
-            os._exit(0)
-    time.sleep(seconds)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
+import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from inspect import getsource
 from pathlib import Path
 
-PROGRAM = """
+
+def die_at(use: int, folder: str, seconds: float) -> None:
+    """Let this process, but not its forks, kill itself at its use of a path in `folder`, counted from 1."""
+    leading, used = os.getpid(), 0
+
+    def hook(event: str, values: tuple[object, ...]) -> None:
+        nonlocal used
+        if os.getpid() == leading and any(isinstance(v, (str, bytes)) and folder in os.fsdecode(v) for v in values):
+            used += 1
+            if used == use:
+                time.sleep(seconds)
+                os.kill(leading, signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+PROGRAM = f"""
+from __future__ import annotations
 import os, runpy, signal, sys, time
 
-folder, last, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+{getsource(die_at)}
+die_at(int(sys.argv[2]), sys.argv[1], float(sys.argv[3]))
 sys.argv = sys.argv[4:]
-leading, used = os.getpid(), 0
-
-def use(event, values):
-    global used
-    if os.getpid() == leading and any(isinstance(v, (str, bytes)) and folder in os.fsdecode(v) for v in values):
-        used += 1
-        if used == last:
-            time.sleep(seconds)
-            os.kill(leading, signal.SIGKILL)
-
-sys.addaudithook(use)
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
@@ -46,4 +57,24 @@ def killed_at(use: int, folder: Path, command: Sequence[str], seconds: float = 0
         code = subprocess.run(call, stdout=subprocess.DEVNULL, stderr=errors).returncode
         errors.seek(0)
         assert code in (0, -signal.SIGKILL), errors.read()
+    return code != 0
+
+
+def fork_killed_at(use: int, folder: Path, call: Callable[[], object]) -> bool:
+    """Call a function in a fork of this process, and kill that at its use of a path in `folder`, counted from 1.
+
+    Returns:
+        Whether it was killed: False where the function returned before.
+    """
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            die_at(use, str(folder), 0.0)
+            call()
+            code = 0
+        finally:
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, -signal.SIGKILL)
     return code != 0

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import os
-import uuid
 import zipfile
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from evaluation.published.predictions import Predictions, frame_of
 from evaluation.published.scoring import UNANSWERED, Scored
 from pipeline.cropped import Bool
 from shards.errors import BadInput, UserError
+from shards.lock import hold_lock
 
 SUBMISSION = "submission.zip"
 _WHITE = 255
@@ -45,9 +46,8 @@ def write_submission(opened: OpenBenchmark, predictions: Predictions, file: Path
     top = _TOP.get(opened.benchmark.name, "")
     items: list[tuple[Asked, Item]] = []
     left_out: Counter[str] = Counter()
-    partial = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:  # PNGs are compressed already
+        with _new_zip(file) as archive:
             for asked in opened.asked:
                 answered = [item for item in asked.items if item.id in predictions.of_item]
                 left_out[UNANSWERED] += len(asked.items) - len(answered)
@@ -65,16 +65,36 @@ def write_submission(opened: OpenBenchmark, predictions: Predictions, file: Path
                     left_out[f"of {opened.benchmark.units} that cannot be read: {error.what}"] += len(answered)
                     continue
                 items += [(asked, item) for item in answered]
-        if not items:
-            met = f"{len(predictions.of_item):,} predictions, none of {opened.benchmark.name} {opened.split}"
-            raise UserError("nothing to hand in", where=where, met=met, do="check --on and --split")
-        os.replace(partial, file)
+            if not items:
+                met = f"{len(predictions.of_item):,} predictions, none of {opened.benchmark.name} {opened.split}"
+                raise UserError("nothing to hand in", where=where, met=met, do="check --on and --split")
     except OSError as error:
         raise UserError("cannot be written", where=str(file), met=error.strerror or str(error)) from None
-    finally:
+    return Scored(opened.benchmark, tuple(items), np.zeros((len(items), 0)), +left_out)
+
+
+@contextmanager
+def _new_zip(file: Path) -> Iterator[zipfile.ZipFile]:
+    """Yield a new zip, which is renamed to `file` at the end; an exception removes it.
+
+    Its temporary name is always the same, so that the next run writes over what a killed one left. It is locked.
+
+    Raises:
+        UserError: another run writes it.
+        OSError: it cannot be written.
+    """
+    partial = file.with_name(f".{file.name}.tmp")
+    held = hold_lock(partial, exclusive=True)
+    try:
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:  # PNGs are compressed already
+            yield archive
+        os.replace(partial, file)
+    except BaseException:  # after the renaming, the name may be that of another run's file
         with suppress(OSError):
             partial.unlink(missing_ok=True)
-    return Scored(opened.benchmark, tuple(items), np.zeros((len(items), 0)), +left_out)
+        raise
+    finally:
+        os.close(held)
 
 
 def _png(mask: Bool) -> bytes:

@@ -87,6 +87,9 @@ def test_the_bytes_do_not_depend_on_workers_tasks_or_a_kill(sav_root, sav_set, t
     monkeypatch.undo()
     merge(tasks, 0.05)
     assert files_of(tasks) == files_of(sav_set)
+    (tasks / WORK).mkdir()  # as a kill at the very end leaves it
+    merge(tasks, 0.05)
+    assert not (tasks / WORK).exists()
 
 
 def forget_part(folder: Path) -> None:

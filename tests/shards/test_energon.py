@@ -17,7 +17,8 @@ from shards.energon import prepare
 from shards.errors import UserError
 from shards.reader import ShardSet
 from shards.verification import verify
-from tests.conftest import files_of, kill_after
+from tests.conftest import files_of
+from tests.killed import fork_killed_at
 
 NAMES = {"dataset.yaml", "split.yaml", "sample_loader.py", "index.sqlite", "index.uuid", ".info.json"}
 
@@ -47,8 +48,10 @@ def test_killed_at_random_moments_it_is_complete_or_not_there(prepared, sav_set,
     chance = random.Random(17)
     expected = files_of(prepared)
     folder = Path(shutil.copytree(sav_set, tmp_path / "again"))
+    kills = 0
     for _ in range(pytestconfig.getoption("kills")):
-        kill_after(chance.uniform(0.001, 0.03), lambda: prepare(folder, 0.25))
+        kills += fork_killed_at(chance.randint(1, 45), folder, lambda: prepare(folder, 0.25))
+        assert kills
         found = files_of(folder)
         assert ".nv-meta/.info.json" not in found or found.items() >= expected.items()
     prepare(folder, 0.25)

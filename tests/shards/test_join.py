@@ -208,21 +208,22 @@ def test_a_table_of_an_earlier_state_is_refused_and_joined_again(tabled: Path, t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["replace", "record", "spill"])
+@pytest.mark.parametrize("moment", ["replace", "record", "spill", "listed"])
 def test_a_killed_join_leaves_nothing_half_written(
     tabled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ):
-    """Killed before the table is renamed, before it is listed, or when its rows are in buckets."""
+    """Killed before the table is renamed, before or after it is listed, or when its rows are in buckets."""
     file = write(later(tabled), tmp_path / "late.parquet")
     before = files_of(tabled)
-    name = {"replace": "os.replace", "record": "shards.join.record_table", "spill": "shards.join._write_rows"}[moment]
+    names = {"replace": "os.replace", "record": "shards.join.record_table", "spill": "shards.join._write_rows"}
+    name = names.get(moment, "os.unlink")
     program = f"""
 import os, sys, signal
 from pathlib import Path
 import shards.join
 real = {name}
 def kill(*args):
-    if "late" in str(args) or {moment!r} == "spill":
+    if {{"spill": "", "listed": ".tables.lock"}}.get({moment!r}, "late") in str(args):
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*args)
 {name} = kill
@@ -230,10 +231,14 @@ shards.join.join_file(Path({str(tabled)!r}), Path({str(file)!r}))
 """
     assert subprocess.run([sys.executable, "-c", program], stderr=subprocess.DEVNULL).returncode == -signal.SIGKILL
     killed = {name: data for name, data in files_of(tabled).items() if not name.startswith(".")}
-    whole = {"late.parquet"} if moment == "record" else set()
+    whole = {"late.parquet"} if moment in ("record", "listed") else set()
     assert {name for name in killed if killed[name] != before.get(name)} - {LIST} == whole
-    joined = join_file(tabled, file)
-    assert not joined.was_there and {name for name in files_of(tabled) if name.startswith(".")} == set()
+    if moment != "listed":  # what was left of a table goes with the join of another one
+        join_file(tabled, write(later(tabled), tmp_path / "other.parquet"))
+        assert not [*tabled.glob(".*")]
+        drop(tabled, "other")
+    assert join_file(tabled, file).was_there == (moment == "listed")
+    assert not [*tabled.glob(".*")]
     assert choose(ShardSet(tabled), "score >= 0").counts.any()
 
 

@@ -20,7 +20,8 @@ from shards.select import sample
 from shards.table import write_table
 from shards.verification import verify
 from tests.cards import snippets
-from tests.conftest import files_of, kill_after, without_tables
+from tests.conftest import files_of, without_tables
+from tests.killed import fork_killed_at
 
 FREE = {"sav", "sav-video", "openimages", "mevis"}
 """Sources whose owners let everybody pass on all pictures, as docs/SHARING.md lists them."""
@@ -93,8 +94,10 @@ def test_killed_at_random_moments_it_goes_on_in_a_folder(small_set, tmp_path, py
     """By kill -9 of a forked process. Nothing that is half written stays, and no manifest stands before the end."""
     chance = random.Random(18)
     expected = files_of(small_set)
+    kills = 0
     for _ in range(pytestconfig.getoption("kills")):
-        kill_after(chance.uniform(0.02, 0.3), lambda: publish(small_set, str(tmp_path)))
+        kills += fork_killed_at(chance.randint(1, 80), tmp_path, lambda: publish(small_set, str(tmp_path)))
+        assert kills
         found = files_of(tmp_path)
         assert "manifest.json" not in found or found.items() >= expected.items()
         assert all(found[name] == expected[name] for name in found.keys() & expected.keys())

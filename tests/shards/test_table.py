@@ -1,4 +1,5 @@
 import json
+import os
 import random
 import re
 import shutil
@@ -13,11 +14,13 @@ import pytest
 
 from shards import table, table_file
 from shards.errors import UserError
+from shards.lock import hold_lock
 from shards.reader import ShardSet
 from shards.report import Report
 from shards.table import TABLE, check_tables, open_table, rows_of, write_table, write_tables
 from shards.table_list import LIST, TableInfo, record_table
-from tests.conftest import files_of, kill_after, without_tables
+from tests.conftest import files_of, without_tables
+from tests.killed import fork_killed_at
 from tests.shards.conftest import stored_samples, write_set
 
 VERSION_1 = Path(__file__).with_name("version_1")
@@ -201,13 +204,36 @@ def test_the_queries_of_the_document(small_set, tmp_path, monkeypatch, capsys):
         assert f"sav    ┆ {len(rows)}" in capsys.readouterr().out
 
 
-def test_killed_at_random_moments_each_table_is_whole_or_not_there(sav_set, tmp_path, pytestconfig):
+def test_killed_at_any_moment_each_table_is_whole_or_not_there_and_nothing_stays(tiny_set, tmp_path, pytestconfig):
+    """All of the late moments: with both tables listed, the next call has nothing to write, but files to remove."""
     chance = random.Random(17)
-    expected = files_of(sav_set)
-    folder = without_tables(Path(shutil.copytree(sav_set, tmp_path / "set")))
-    for _ in range(pytestconfig.getoption("kills")):
-        kill_after(chance.uniform(0.02, 0.4), lambda: write_tables(folder))
+    expected = files_of(tiny_set)
+    folder = Path(shutil.copytree(tiny_set, tmp_path / "set"))
+    random_moments = [chance.randint(1, 19) for _ in range(pytestconfig.getoption("kills"))]
+    left_at_the_end = set()
+    for moment in (*random_moments, *range(20, 37)):
+        without_tables(folder)
+        killed = fork_killed_at(moment, folder, lambda: write_tables(folder))
         found = files_of(folder)
         assert all(found[name] == expected[name] for name in found if name.endswith(".parquet") and name[0] != ".")
+        assert killed or moment > 20
+        both_were_there = all(was_there for _, was_there in write_tables(folder).values())
+        if killed and both_were_there:
+            left_at_the_end |= found.keys() - expected.keys()
+        assert files_of(folder) == expected
+    assert {".objects.parquet.lock", ".tables.lock"} <= left_at_the_end
+
+
+def test_what_another_run_holds_is_left_alone(tiny_set, tmp_path):
+    """A call that has nothing to write does not wait for it either."""
+    folder = Path(shutil.copytree(tiny_set, tmp_path / "set"))
+    held = hold_lock(folder / ".objects.parquet.lock", exclusive=True)
+    (folder / ".pictures.parquet.tmp").write_bytes(b"half")
+    running = files_of(folder)
+    try:
+        write_tables(folder)
+        assert files_of(folder) == running
+    finally:
+        os.close(held)
     write_tables(folder)
-    assert files_of(folder) == expected
+    assert files_of(folder) == files_of(tiny_set)

@@ -22,6 +22,7 @@ from evaluation.published.predictions import Prediction, encode, read_prediction
 from evaluation.published.run import Asking, benchmark, open_benchmarks
 from inference.predictor import Predictor
 from shards.errors import UserError
+from tests.conftest import files_of
 from tests.joined import Joined, dies_after_a_line
 from tests.pipeline.sources import videos as v
 from trainer.released.folder import load_original_decoder, save_model
@@ -219,6 +220,11 @@ def test_ref_youtube_vos_is_handed_in_without_the_videos_of_its_test_split(tmp_p
     assert results["counts"]["items"] == 1
     with zipfile.ZipFile(tmp_path / "out" / "submission.zip") as archive:
         assert archive.namelist() == [f"Annotations/v/0/{frame}.png" for frame in FRAMES]
+    before = files_of(tmp_path / "out")
+    (tmp_path / "out" / ".submission.zip.tmp").write_bytes(b"half, of a killed run" * 1000)
+    measure("ref-youtube-vos", root, tmp_path / "out", {"v/0": LEFT})
+    assert files_of(tmp_path / "out").keys() == before.keys()
+    assert files_of(tmp_path / "out")["submission.zip"] == before["submission.zip"]
     (root / "valid/Annotations").mkdir()
     assert taken_by_all(root) == ["ref-youtube-vos"]
 

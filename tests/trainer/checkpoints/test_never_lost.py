@@ -79,6 +79,9 @@ def test_kill_9_at_any_moment(arguments: list[str], undisturbed: Path, tmp_path:
     run.wait()
     assert "Held-out samples after step 0" in (out / "report.html").read_text()
     print(f"killed after {records(out)[-1:]} and {sorted(p.name for p in (out / 'checkpoints').iterdir())}")
+    # TensorBoard reads files in the order of the second in their names, then by process.
+    last = max(int(file.name.split(".")[3]) for file in (out / "tensorboard").glob("events.out.tfevents.*"))
+    time.sleep(max(0.0, last + 1 - time.time()))
     main([*arguments, f"output_dir={out}"])
     assert_same(out, undisturbed)
     assert recorded_steps(out) == recorded_steps(undisturbed)
