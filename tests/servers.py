@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -150,12 +151,25 @@ def serving(root: Path | None = None, upstream: int | None = None) -> AbstractCo
     return running(FaultyServer(root, upstream))
 
 
+_PORTS = count(20_000 + os.getpid() % 100 * 100)
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that stays free until a program takes it.
+
+    Linux gives ports from 32768 on to those who ask for any, and no other test process comes to these here.
+    """
+    for port in _PORTS:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError
+
+
 @contextmanager
 def s3_server() -> Iterator[int]:
     """The port of an S3-compatible server, in a separate process, with an empty bucket `bucket`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     code = f"from moto.server import main; main(['-H', '127.0.0.1', '-p', '{port}'])"
     environment = {**os.environ, "MOTO_S3_DEFAULT_KEY_BUFFER_SIZE": str(64 << 20)}
     process = subprocess.Popen(

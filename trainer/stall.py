@@ -94,16 +94,21 @@ class StallWatch:
         pause = min(self._notice / 6, _LONGEST_PAUSE)
         before: dict[int, tuple[Beat, float]] = {}
         quiet = self._notice
-        while not self._left.wait(pause):
-            with suppress(OSError):  # a full disk does not end a run
-                self._write()
+        left = False
+        while not left:
+            left = self._left.wait(pause)  # then one last look: that the process went on is logged in any case
+            if not left:
+                with suppress(OSError):  # a full disk does not end a run
+                    self._write()
             waited = time.monotonic() - self._since
             if waited < self._notice / 2:
-                if before and quiet > self._notice:
+                if quiet > self._notice:
                     log.warning("process %d goes on", self._rank)
                 before = {}
                 quiet = self._notice
                 continue
+            if left:
+                return
             for rank, beat in self._others().items():
                 if rank not in before or before[rank][0].beat != beat.beat:
                     before[rank] = beat, time.monotonic()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -14,6 +13,7 @@ import pytest
 import cli
 from browsing.server import listen
 from tests.conftest import files_of
+from tests.servers import free_port
 
 
 @pytest.mark.slow
@@ -54,8 +54,7 @@ def test_a_busy_port_is_one_line_and_the_next_free_one_is_taken(here, sets):
             done.stderr
             == f"error: --port {busy}: cannot listen there; met Address already in use; give another --port\n"
         )
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     with listen(port) as again:
         assert again.getsockname()[1] == port
     assert not Path("runs/browse").joinpath("sav.marks.jsonl").exists()

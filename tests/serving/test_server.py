@@ -10,19 +10,18 @@ import threading
 import time
 from urllib.request import urlopen
 
+from tests.servers import free_port
 from trainer.model.sa2va import Sa2VA
 from trainer.released.loaded import LoadedModel
 
 
 def test_ctrl_c_ends_it_in_one_line(here, talker: Sa2VA, monkeypatch):
     monkeypatch.setattr("inference.loading.load", lambda *_: LoadedModel(talker))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     pages = []
 
     def interrupt() -> None:
-        until = time.monotonic() + 60
+        until = time.monotonic() + 300
         while not pages and time.monotonic() < until:
             try:
                 pages.append(urlopen(f"http://127.0.0.1:{port}/", timeout=5).read())

@@ -7,7 +7,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -18,6 +19,8 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 from tests.conftest import files_of
 from tests.joined import JOINED, Joined
 from trainer.command import run_command
+from trainer.data.batch import Batch
+from trainer.data.stream import Stream
 from trainer.train import main
 
 REPOSITORY = Path(__file__).parents[2]
@@ -43,12 +46,15 @@ def talk_arguments(mix_sets: Path) -> list[str]:
 STATE_OF_THE_RUN = ("trained.safetensors", "teacher.safetensors", "optimizer.safetensors", "rng.json")
 
 
-def begin_run(arguments: list[str], log: Path, processes: int) -> subprocess.Popen[str]:
+def begin_run(arguments: list[str], log: Path, processes: int, modules: Path | None = None) -> subprocess.Popen[str]:
     """`accelerate launch --num_processes N trainer/train.py ...`, as a user types it. It leads a process group.
 
-    Its output goes to the file `log`.
+    Args:
+        log: the file that gets its output.
+        modules: a folder of more modules.
     """
-    environment = {k: v for k, v in os.environ.items() if k not in JOINED} | {"PYTHONPATH": str(REPOSITORY)}
+    path = f"{modules}:{REPOSITORY}" if modules else str(REPOSITORY)
+    environment = {k: v for k, v in os.environ.items() if k not in JOINED} | {"PYTHONPATH": path}
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
     with log.open("w") as file:
         return subprocess.Popen(
@@ -71,6 +77,26 @@ def train(arguments: list[str]) -> None:
     """`trainer/train.py` in this process."""
     with patch.object(sys, "argv", ["trainer/train.py", *arguments]):
         run_command(main, None)
+
+
+def train_signalled(arguments: list[str], number: int, step: int, file: Path | None = None) -> None:
+    """Train; the second process sends itself the signal `number` as it begins its `step`-th step, from 1.
+
+    Args:
+        file: the signal comes when this exists.
+    """
+    original = Stream.step
+    begun = count(1)
+
+    def signalling(stream: Stream) -> Iterator[tuple[str, Batch]]:
+        if os.environ["RANK"] == "1" and next(begun) == step:
+            while file and not file.exists():
+                time.sleep(0.01)
+            os.kill(os.getpid(), number)
+        return original(stream)
+
+    with patch.object(Stream, "step", signalling):
+        train(arguments)
 
 
 def finish(arguments: list[str], log: Path, processes: int, **how: Any) -> str:
@@ -109,8 +135,11 @@ def losses(folder: Path) -> list[tuple[int, float]]:
 def wait_for(condition: Callable[[], object], process: subprocess.Popen[str] | Joined, seconds: float = 200) -> None:
     """Wait until `condition` holds. Fail if `process` ends before."""
     until = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, "it ended before"
+    while True:
+        ended = process.poll() is not None  # asked first: what it did last may fulfil the condition
+        if condition():
+            return
+        assert not ended, "it ended before"
         assert time.monotonic() < until, "nothing happened"
         time.sleep(0.02)
 

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import psutil
 import pytest
 
-from tests.trainer.runs import SMALL, fork_run
+from tests.joined import Joined
+from tests.trainer.runs import SMALL, train_signalled, wait_for
 from trainer.command import run_command
 from trainer.stall import StallWatch
 
@@ -28,9 +30,10 @@ def test_a_silent_process_and_a_slow_one_are_named(tmp_path: Path, caplog):
     watches = [StallWatch(tmp_path, rank, 3, 1.5, 1800) for rank in range(3)]
     with closing(watches[0]) as first, closing(watches[1]) as second, closing(watches[2]) as third:
         for watch in watches:
-            watch.start()
             watch.at("step 7")
         second.advance()
+        for watch in watches:
+            watch.start()
         soon(lambda: len(list((tmp_path / ".processes").glob("?.json"))) == 3)
         third._left.set()  # as a process that is stopped: it writes no more
         where = rf"\({re.escape(first._host)}, pid {os.getpid()}\), at step 7, which"
@@ -39,17 +42,32 @@ def test_a_silent_process_and_a_slow_one_are_named(tmp_path: Path, caplog):
         )
         # On a busy machine the first lines may say more.
         soon(lambda: any(re.fullmatch(f"{behind}the run ends after 1800 s .*", line) for line in caplog.messages))
-        for watch in (first, second):
-            watch.at("step 8")
-        soon(lambda: "process 1 goes on" in caplog.text)
+        first.at("step 8")
+
+        def goes_on() -> bool:
+            second.at("step 8")
+            return "process 1 goes on" in caplog.text
+
+        soon(goes_on)
     (tmp_path / ".processes" / "2.json").unlink(missing_ok=True)
     assert not list(tmp_path.glob(".processes/*"))
+
+
+def test_a_process_that_goes_on_and_ends_before_the_next_look_says_so(tmp_path: Path, caplog):
+    with closing(StallWatch(tmp_path, 0, 2, 1, 9)) as watch:  # the other one never starts
+        watch.start()
+        soon(lambda: "process 0 waits at start" in caplog.text)
+        watch.at("step 1")
+    assert caplog.messages[-1] == "process 0 goes on"
 
 
 def test_equal_progress_is_not_logged_and_a_run_of_one_process_writes_nothing(tmp_path: Path, caplog):
     with closing(StallWatch(tmp_path, 0, 2, 1, 9)) as first, closing(StallWatch(tmp_path, 1, 2, 1, 9)) as second:
         first.start()
         second.start()
+        soon(lambda: len(list((tmp_path / ".processes").glob("?.json"))) == 2)
+        first._since = second._since = time.monotonic()
+        caplog.clear()  # on a machine that is very busy one waited for the other's file
         time.sleep(1.6)
         assert not caplog.messages or "no sign of life" in caplog.text  # on a machine that is very busy
     with closing(StallWatch(tmp_path / "alone", 0, 1, 1, 9)) as alone:
@@ -61,18 +79,18 @@ def test_equal_progress_is_not_logged_and_a_run_of_one_process_writes_nothing(tm
 def test_a_stopped_process_is_named_by_the_other_and_the_run_ends_well(sav_set: Path, tmp_path: Path):
     arguments = [f"data.shards=[{sav_set}]", "data.holdout=0", "batch_size=1", "accumulation=1", *SMALL, "steps=4"]
     arguments += ["stall_notice=2", f"output_dir={tmp_path / 'run'}"]
-    run = fork_run(arguments, tmp_path / "said", processes=2)
     output = tmp_path / "said"
-    soon(lambda: "step 00002/00004" in output.read_text() or run.poll() is not None, 300)
-    stopped = run.processes[1]
-    assert stopped.pid is not None
-    os.kill(stopped.pid, signal.SIGSTOP)
+    beats = tmp_path / "run" / ".processes" / "1.json"
+    run = Joined(2, train_signalled, arguments, signal.SIGSTOP, 3, beats, log=output)
+    stopped = psutil.Process(run.processes[1].pid)
+    wait_for(lambda: stopped.status() == psutil.STATUS_STOPPED, run)
+    before = len(output.read_text())
     line = re.compile(rf"process 0 waits at .*step .* for process 1 \(\S+, pid {stopped.pid}\), at .*no sign of life")
     try:
-        soon(lambda: line.search(output.read_text()))
+        soon(lambda: line.search(output.read_text(), before))
     finally:
-        os.kill(stopped.pid, signal.SIGCONT)
-    assert run.wait() == [0, 0] and "process 0 goes on" in output.read_text(), output.read_text()
+        stopped.send_signal(signal.SIGCONT)
+    assert run.wait() == [0, 0] and "process 0 goes on" in output.read_text()[before:], output.read_text()
     assert "step 00004/00004" in output.read_text() and not (tmp_path / "run" / ".processes").exists()
 
 

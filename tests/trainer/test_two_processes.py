@@ -24,6 +24,7 @@ from tests import mixed
 from tests.batches import make_loader
 from tests.conftest import files_of
 from tests.joined import JOINED, Joined
+from tests.servers import free_port
 from tests.trainer.runs import (
     REPOSITORY,
     SMALL,
@@ -32,11 +33,11 @@ from tests.trainer.runs import (
     begin_run,
     environment_of,
     finish,
-    fork_run,
     losses,
     records,
     talk_arguments,
     train,
+    train_signalled,
     wait_for,
 )
 from trainer.config import load_config
@@ -88,29 +89,42 @@ def test_two_processes_end_with_the_weights_of_one(two_processes: Path, tmp_path
         assert one == pytest.approx(two, rel=1e-4)
 
 
+KILLED = """
+import os, signal
+
+if os.environ.get("RANK") == "1":
+    from itertools import count
+    from trainer.data.stream import Stream
+
+    original, begun = Stream.step, count(1)
+
+    def step(stream):
+        if next(begun) == {}:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(stream)
+
+    Stream.step = step
+"""
+"""A module that Python imports by itself as it starts. Seconds after a start, a kill -9 from outside comes too late."""
+
+
 def test_two_processes_of_which_one_is_killed(two_processes: Path, tmp_path: Path):
-    """As a user starts them. kill -9 of the second process ends the run for both, at once; the same command goes on,
-    and ends where processes did that no launcher started."""
+    """As a user starts them. kill -9 of the second process, in step 3 or 4, ends the run for both, at once; the same
+    command goes on, and ends where processes did that no launcher started."""
     out = tmp_path / "run"
     command = [*given_to_two(two_processes), "batch_size=1", f"output_dir={out}"]
-    process = begin_run(command, tmp_path / "said", processes=2)
-    after = random.randrange(2)
-    wait_for(lambda: len(losses(out)) > after, process)
-    children = psutil.Process(process.pid).children(recursive=True)
-    [second] = [child for child in children if child.environ().get("RANK") == "1"]
-    second.kill()
-    assert process.wait(timeout=180) == 1
-    assert not any(child.is_running() for child in children)
-    assert len(losses(out)) < 4
+    killed_in = random.choice((3, 4))  # the checkpoint of step 1 stands before step 2 ends
+    modules = tmp_path / "modules"
+    modules.mkdir()
+    (modules / "sitecustomize.py").write_text(KILLED.format(killed_in))
+    process = begin_run(command, tmp_path / "said", 2, modules)
+    assert process.wait(timeout=400) == 1, (tmp_path / "said").read_text()[-3000:]
+    alive = psutil.process_iter(["environ", "cmdline"])
+    assert [one.info["cmdline"] for one in alive if str(modules) in str(one.info["environ"])] == []
+    assert len(losses(out)) == killed_in - 1
     assert "2 process(es) on cpu" in (tmp_path / "said").read_text()
     assert "going on after step" in finish(command, tmp_path / "said again", processes=2)
     assert_same(out, two_processes)
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return int(free.getsockname()[1])
 
 
 def stub(folder: Path, name: str, *lines: str) -> None:
@@ -226,13 +240,10 @@ def test_two_preempted_processes_resume_as_one(two_processes: Path, tmp_path: Pa
     takes them; sums are rounded in another order."""
     out = tmp_path / "run"
     command = [*given_to_two(two_processes), f"output_dir={out}"]
-    run = fork_run([*command, "batch_size=1"], tmp_path / "said", processes=2)
-    wait_for(lambda: losses(out), run)
-    run.processes[1].terminate()
+    run = Joined(2, train_signalled, [*command, "batch_size=1"], signal.SIGTERM, 2, log=tmp_path / "said")
     assert run.wait() == [128 + signal.SIGTERM] * 2
-    done = len(losses(out))
-    assert f"stopped by SIGTERM after step {done}" in (tmp_path / "said").read_text()
-    assert done < 4 and losses(out) == losses(two_processes)[:done]
+    assert "stopped by SIGTERM after step 2" in (tmp_path / "said").read_text()
+    assert losses(out) == losses(two_processes)[:2]
     with pytest.raises(UserError, match="not the global batch of the run to resume; met 2; wanted 4"):
         main([*command, "batch_size=1"])
     main([*command, "batch_size=2"])
@@ -248,11 +259,10 @@ def test_conversations_of_two_preempted_processes_go_on_in_one(mix_sets: Path, t
     command = [*talk_arguments(mix_sets), "lora.dropout=0", "accumulation=1"]
     main([*command, "batch_size=2", f"output_dir={tmp_path / 'one'}"])
     out = tmp_path / "run"
-    run = fork_run([*command, "batch_size=1", f"output_dir={out}"], tmp_path / "said", processes=2)
-    wait_for(lambda: losses(out), run)
-    run.processes[1].terminate()
+    arguments = [*command, "batch_size=1", f"output_dir={out}"]
+    run = Joined(2, train_signalled, arguments, signal.SIGTERM, 2, log=tmp_path / "said")
     assert run.wait() == [128 + signal.SIGTERM] * 2, (tmp_path / "said").read_text()[-3000:]
-    assert 0 < len(losses(out)) < 4
+    assert len(losses(out)) == 2
     main([*command, "batch_size=2", f"output_dir={out}"])
     for one, two in zip(losses(out), losses(tmp_path / "one"), strict=True):
         assert one == pytest.approx(two, rel=1e-4)

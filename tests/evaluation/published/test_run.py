@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import time
 from pathlib import Path
 
@@ -173,7 +171,7 @@ def test_one_process_two_and_killed_ones_give_the_same_answers(
         assert any(process.is_alive() for process in run.processes)
         time.sleep(0.01)
     for process in run.processes:
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.join()
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(lines[0] + lines[0][:100])  # as a kill in the middle of a line leaves it
