@@ -2,8 +2,8 @@
    object, a mask's values at the crossings of rows and columns, and the pixels in each cell of a grid. And those of
    pipeline/sources/sav.py: numbers of 32 bits into bytes and into a mask.
 
-   Run lengths are COCO's: lengths of off, on, off, ..., column by column. numpy does the same where this is not
-   compiled, with the same result. */
+   Run lengths are COCO's: lengths of off, on, off, ..., column by column. Where this is not compiled,
+   pycocotools and numpy give the same. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -85,7 +85,7 @@ static void fill(const int64_t *ends, Py_ssize_t count, int64_t height, const in
     }
 }
 
-/* Whether `pixels` has (height, width) bytes, and the sizes are such that a place in a mask fits 32 bits. */
+/* Whether `pixels` has (height, width) bytes, and its rows and columns are small enough to be counted. */
 static int is_rectangle(const Py_buffer *pixels, Py_ssize_t height, Py_ssize_t width, Py_ssize_t top, Py_ssize_t left)
 {
     const Py_ssize_t most = 1 << 30;
@@ -111,7 +111,7 @@ static PyObject *crop(PyObject *Py_UNUSED(module), PyObject *arguments)
     if (!ends)
         PyErr_NoMemory();
     else if (height < 1 || width < 1 || (count = parse(text.buf, text.len, ends)) < 1 ||
-             ends[count - 1] != (int64_t)height * width)
+             width > ((int64_t)1 << 48) / height || ends[count - 1] != (int64_t)height * width)
         found = Py_NewRef(Py_None);
     else {
         around(ends, count, height, box);
@@ -162,7 +162,7 @@ static inline int bits_of(const uint8_t *const *from, Py_ssize_t row, int part)
 {
     int bits = 0;
     for (int k = 0; k < part; k++)
-        bits |= from[k][row] << (part - 1 - k);
+        bits |= (from[k][row] != 0) << (part - 1 - k);
     return bits;
 }
 
@@ -189,7 +189,7 @@ static Py_ssize_t crossings(const uint8_t *pixels, Py_ssize_t down, Py_ssize_t a
                 *to |= bits << (8 - place % 8 - part);
             else
                 for (Py_ssize_t k = 0; k < part; k++)
-                    to[k] = from[k][row];
+                    to[k] = from[k][row] != 0;
         }
     }
     return total;
@@ -265,7 +265,7 @@ static PyObject *count(PyObject *Py_UNUSED(module), PyObject *arguments)
                 for (Py_ssize_t line = outer[0]; line < outer[1]; line++) {
                     const uint8_t *row = (const uint8_t *)pixels.buf + line * length;
                     for (Py_ssize_t x = inner[0]; x < inner[1]; x++)
-                        sum += row[x];
+                        sum += row[x] != 0;
                 }
                 counts[i * wide + j] = sum;
             }

@@ -1,4 +1,4 @@
-"""The compiled loops of `pipeline/_masks.c`, or None: numpy does the same, bit for bit, in several times the time."""
+"""The compiled loops of `pipeline/_masks.c`, or None: Python gives the same bits, in several times the time."""
 
 from __future__ import annotations
 

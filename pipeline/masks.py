@@ -188,7 +188,8 @@ def _lengths(counts: str | bytes) -> NDArray[np.int64]:
 
 
 def _bytes(counts: str | bytes) -> bytes:
-    return counts.encode("latin-1", "replace") if isinstance(counts, str) else counts
+    # Not as "latin-1": it would turn a letter that it lacks into "?", which is a code of run lengths.
+    return counts.encode("utf-8", "surrogatepass") if isinstance(counts, str) else counts
 
 
 def _decode(counts: Any, height: int, width: int) -> Mask:

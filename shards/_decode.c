@@ -1,8 +1,9 @@
 /* The loops of reading: many members decoded in one call, without the interpreter's lock.
 
    A job that these loops are not sure about, such as a JPEG or a damaged member, is left undone. Its caller then does
-   it in Python (`shards/codec.py`), which gives the same bits and says what is wrong. So there are no error messages
-   here. Nothing is read or written before the lengths of both buffers were checked.
+   it in Python (`shards/codec.py`), which says what is wrong. Sound members give the same bits either way; of a damaged
+   zstd frame two versions of zstd may make different ones, which the CRC-32 of the sample tells. Nothing is read or
+   written before the lengths of both buffers were checked.
 
    zstd is the shared library of the system, which needs no header files to compile. Where it is missing, jobs that need
    it are left undone. There are no floating-point operations: normalised values are looked up in a table.
@@ -23,7 +24,7 @@
 #define INTERFACE 4 /* that of shards/compiled.py, which leaves a module with another one alone */
 #define MAX_OBJECTS 4096
 #define LINE 64 /* bytes of packed bits that are unpacked at a time */
-#define LARGE (1 << 16) /* bytes from which on the cache is passed by */
+#define LARGE (1 << 16) /* from this many bytes on, writes go past the cache */
 
 static uint64_t pixels_of[256]; /* the eight bits of each byte value as eight bytes, the highest bit first */
 
@@ -130,12 +131,20 @@ static uint8_t *scratch_of(Worker *worker, size_t size)
     return worker->scratch;
 }
 
+/* Whether a whole frame's window is over 128 MiB, which Python's decoder refuses. */
+static int is_wide(const uint8_t *frame)
+{
+    const uint8_t single_segment = 0x20; /* of the frame header's descriptor: there is no window */
+    return !(frame[4] & single_segment) && frame[5] > (27 - 10) << 3;
+}
+
 /* Whether `data` is one zstd frame that says it holds `size` bytes, and does. Never writes more than these. */
 static int unzip(Worker *worker, const uint8_t *data, size_t length, uint8_t *out, size_t size)
 {
     static const uint8_t magic[4] = {0x28, 0xb5, 0x2f, 0xfd};
     return has_zstd && length > 4 && !memcmp(data, magic, 4) && content_size(data, length) == size &&
-           frame_size(data, length) == length && decompress(worker->context, out, size, data, length) == size;
+           frame_size(data, length) == length && !is_wide(data) &&
+           decompress(worker->context, out, size, data, length) == size;
 }
 
 /* ---- pictures ---- */
@@ -333,6 +342,23 @@ static void unpack(const uint8_t *bits, size_t size, uint8_t *out)
     zero(out + 8 * written, 8 * (size - written));
 }
 
+/* Set the pixels in `out` whose bits are set. */
+static void unite(const uint8_t *bits, size_t size, uint8_t *out)
+{
+    static const uint8_t zeros[LINE];
+    for (size_t begin = 0; begin < size; begin += LINE) {
+        size_t length = size - begin < LINE ? size - begin : LINE;
+        if (!memcmp(bits + begin, zeros, length))
+            continue;
+        for (size_t i = begin; i < begin + length; i++) {
+            uint64_t eight;
+            memcpy(&eight, out + 8 * i, 8);
+            eight |= pixels_of[bits[i]];
+            memcpy(out + 8 * i, &eight, 8);
+        }
+    }
+}
+
 static int do_mask(const Job *job, Worker *worker)
 {
     const uint8_t *data = job->data.buf;
@@ -349,18 +375,28 @@ static int do_mask(const Job *job, Worker *worker)
     size_t start = position ? number_at(ends + 4 * (position - 1)) : 0, end = number_at(ends + 4 * position);
     if (number_at(ends + 4 * (count - 1)) != length || start > end || end > length)
         return 0;
-    uint8_t *bits = job->kind == PACKED ? job->out.buf : scratch_of(worker, job->out.len + size);
+    uint8_t *bits = job->kind == PACKED ? job->out.buf : scratch_of(worker, size);
     if (!bits || !unzip(worker, frames + start, end - start, bits, size))
         return 0;
-    uint8_t *decoded = job->kind == MASK ? job->out.buf : bits;
-    if (!packed)
-        unpack(bits, size, decoded = united ? bits + size : job->out.buf);
-    if (united) {
-        uint8_t *restrict out = job->out.buf;
-        for (Py_ssize_t i = 0; i < job->out.len; i++)
-            out[i] |= decoded[i];
-    }
+    uint8_t *restrict out = job->out.buf;
+    if (job->kind == MASK)
+        unpack(bits, size, out);
+    else if (job->kind == MASK_UNION)
+        unite(bits, size, out);
+    else if (united)
+        for (size_t i = 0; i < size; i++)
+            out[i] |= bits[i];
     return 1;
+}
+
+/* The number of objects in the header of an npy (N, G, G). */
+static size_t count_in(const uint8_t *header, size_t length)
+{
+    const uint8_t *at = memchr(header, '(', length), *end = header + length;
+    size_t count = 0;
+    while (at && ++at < end && *at >= '0' && *at <= '9')
+        count = 10 * count + (*at - '0');
+    return count;
 }
 
 static int do_cells(const Job *job)
@@ -369,7 +405,8 @@ static int do_cells(const Job *job)
     if (job->header_length > job->data.len || job->number < 0 || !area)
         return 0;
     size_t content = job->data.len - job->header_length;
-    if (!begins_with_header(job, content) || content % area || (size_t)job->number >= content / area)
+    if (!begins_with_header(job, content) || content != area * count_in(job->header, job->header_length) ||
+        (size_t)job->number >= content / area)
         return 0;
     const uint8_t *cells = (const uint8_t *)job->data.buf + job->header_length + job->number * area;
     for (size_t i = 0; i < area; i++)
@@ -407,7 +444,7 @@ static int read_kind(PyObject *given, Job *job)
         return -1;
     }
     Py_ssize_t kind = PyLong_AsSsize_t(PyTuple_GET_ITEM(given, 0));
-    job->number = PyLong_AsSsize_t(PyTuple_GET_ITEM(given, 3));
+    job->number = PyNumber_AsSsize_t(PyTuple_GET_ITEM(given, 3), NULL);
     if (PyErr_Occurred())
         return -1;
     PyObject *header = PyTuple_GET_ITEM(given, 4), *table = PyTuple_GET_ITEM(given, 5);
@@ -551,7 +588,8 @@ static int add_row(PyObject *given, Py_ssize_t number, const Part *parts, Py_ssi
             task.job.out.buf = (char *)parts[p].job.out.buf + (row * parts[p].objects + k) * task.job.out.len;
             tasks[(*used)++] = task;
             if (task.job.kind != PICTURE)
-                tasks[*used - 1].job.number = k < PyList_GET_SIZE(objects) ? PyLong_AsSsize_t(PyList_GET_ITEM(objects, k)) : -1;
+                tasks[*used - 1].job.number =
+                    k < PyList_GET_SIZE(objects) ? PyNumber_AsSsize_t(PyList_GET_ITEM(objects, k), NULL) : -1;
             if (PyErr_Occurred())
                 return -1;
         }
@@ -690,19 +728,21 @@ PyDoc_STRVAR(about_members,
 
 static PyObject *exact_members(PyObject *Py_UNUSED(module), PyObject *arguments)
 {
-    PyObject *view, *rests, *begins, *found = NULL;
+    PyObject *view, *rests, *begins, *place[2], *found = NULL;
     Py_ssize_t offset, size, lengths[2], blank_length;
     const char *names[2], *blank;
     Py_buffer tar;
-    if (!PyArg_ParseTuple(arguments, "Onny#O!O!y#", &view, &offset, &size, &names[0], &lengths[0], &PyTuple_Type,
+    if (!PyArg_ParseTuple(arguments, "OOOy#O!O!y#", &view, &place[0], &place[1], &names[0], &lengths[0], &PyTuple_Type,
                           &rests, &PyTuple_Type, &begins, &blank, &blank_length) ||
+        ((offset = PyNumber_AsSsize_t(place[0], NULL)) == -1 && PyErr_Occurred()) || /* too large a number is cut */
+        ((size = PyNumber_AsSsize_t(place[1], NULL)) == -1 && PyErr_Occurred()) ||
         PyObject_GetBuffer(view, &tar, PyBUF_SIMPLE))
         return NULL;
     Py_ssize_t count = PyTuple_GET_SIZE(rests);
     int fits = blank_length == BLOCK && offset >= 0 && size >= 0 && offset <= tar.len && size <= tar.len - offset &&
                is_key(names[0], lengths[0]) && PyTuple_GET_SIZE(begins) == count;
     Py_ssize_t end = fits ? offset + size : 0;
-    unsigned sum = 0; /* of a header with blanks for its checksum, but for the 100 bytes of the name and the digits of the size */
+    unsigned sum = 0; /* of the header's bytes that do not depend on name and size, its checksum counted as blanks */
     if (fits) {
         found = PyList_New(0);
         sum = sum_of(blank + 100, 24) + sum_of(blank + 135, 13) + 8 * ' ' + sum_of(blank + 156, BLOCK - 156);

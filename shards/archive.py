@@ -227,12 +227,12 @@ class MappedTar:
                     met=f"{name!r}, type {kind!r}",
                     wanted="KEY.FIELD.EXTENSION",
                 )
-            if length < 0 or stop > end:
+            if length < 0 or stop > min(end, len(self.view)):
                 raise BadShard(
                     "member leaves its place",
                     where=self._at(offset),
                     met=f"{length} bytes",
-                    wanted=f"<= {end - start}",
+                    wanted=f"<= {min(end, len(self.view)) - start}",
                 )
             yield offset, name, self.view[start:stop]
             offset = stop + -length % BLOCK
@@ -256,6 +256,8 @@ class MappedTar:
         if not KEY.fullmatch(key.decode("ascii", "replace")):
             return None
         end = offset + size
+        if end > len(self.view):
+            return None
         found = []
         for rest, begin in zip(rests, begins, strict=True):
             start = offset + BLOCK

@@ -1,7 +1,8 @@
-"""The compiled part of reading, `shards/_decode.c`: bit-equal to the Python way in `shards/codec.py`.
+"""The compiled part of reading, `shards/_decode.c`: of sound members bit-equal to the Python way in `shards/codec.py`.
 
-Where it is not compiled, or is switched off, the Python way is used. Both give the same errors: what the compiled part
-leaves undone is done in Python, which says what is wrong.
+Where it is not compiled, or is switched off, the Python way is used. What the compiled part leaves undone is done in
+Python, which says what is wrong. Of a damaged zstd frame two versions of zstd, the system's and Python's, may make
+different bits, or only one of them an error: the CRC-32 of the sample tells.
 """
 
 from __future__ import annotations

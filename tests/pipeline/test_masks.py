@@ -95,6 +95,15 @@ def test_run_lengths_that_do_not_fill_the_picture_are_refused(counts):
         from_coco({"size": [3, 4], "counts": counts}, 3, 4)
 
 
+@pytest.mark.parametrize("foreign", ["\u20ac", "\udc80", "\xff"])
+def test_run_lengths_with_foreign_letters_are_refused(foreign):
+    """No letter may be taken for "?", which is a code of run lengths."""
+    sound = coco.encode(np.asfortranarray(np.ones((30, 20), np.uint8)))["counts"].decode()
+    for place in range(len(sound) + 1):
+        with pytest.raises(BadInput):
+            read_coco({"size": [30, 20], "counts": sound[:place] + foreign + sound[place:]}, 30, 20)
+
+
 def test_run_lengths_of_another_size_are_refused():
     packed = coco.encode(np.asfortranarray(np.ones((4, 3), np.uint8)))
     with pytest.raises(BadInput, match=r"differ in size; met size \[4, 3\]; wanted \[3, 4\]"):

@@ -248,6 +248,27 @@ def test_the_compiled_loop_and_numpy_sample_the_same_pixels(mask, size, by_colum
     assert np.array_equal(resize.coverage(stored, 16), covered)
 
 
+@pytest.mark.parametrize("loops", ["compiled", "numpy"])
+@pytest.mark.parametrize("by_columns", [False, True])
+def test_any_byte_but_zero_is_a_pixel_of_the_mask(loops, by_columns, monkeypatch):
+    """Pillow stores True as 255 in a picture of mode "1", and numpy takes it over as bool."""
+    if loops == "numpy":
+        monkeypatch.setattr(resize, "_masks", None)
+    picture = Image.new("1", (61, 40))
+    picture.paste(1, (3, 5, 60, 38))
+    foreign = np.asarray(picture)
+    assert foreign.view(np.uint8).max() == 255
+    plain = foreign.view(np.uint8) != 0
+    found = []
+    for mask in (plain, foreign):
+        stored = Mask.from_array(np.asfortranarray(mask) if by_columns else mask)
+        bits = np.zeros((64, 8), np.uint8)
+        pixels = resize.mask_bits(stored, 64, bits)
+        pixels_set = resize.mask(stored, 64).view(np.uint8) != 0
+        found.append((pixels, bits.tobytes(), resize.coverage(stored, 16).tobytes(), pixels_set.tobytes()))
+    assert found[0] == found[1]
+
+
 PLACES = {"pixels": [1] * 17, "rows": [0] * 9, "columns": [0] * 7, "width": 5, "size": 0, "left": -1, "top": 1 << 31}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import tarfile
 from collections.abc import Callable
 from typing import Any
@@ -135,6 +136,12 @@ GOOD = {
 }
 
 
+def versions_of_zstd_differ() -> bool:
+    """Whether the compiled part's library of the system is of another version than Python's."""
+    (major, minor, release) = zstd.zstd_version_info
+    return ctypes.CDLL("libzstd.so.1").ZSTD_versionNumber() != 10_000 * major + 100 * minor + release
+
+
 @pytest.mark.parametrize("kind", GOOD)
 @settings(max_examples=40)
 @given(data=st.data())
@@ -154,8 +161,10 @@ def test_damaged_members_give_the_errors_of_the_python_way(kind, data):
         bit = data.draw(st.integers(0, 8 * (len(good) if damage == "flip" else 24) - 1))
         bad[bit // 8] ^= 1 << bit % 8
     ours, python = both(lambda: decode(bytes(bad)))
-    # Of a window that is said to be smaller than it is, one version of zstd complains and another does not.
-    assert ours == python or (damage in ("flip", "head") and ours == outcome(lambda: decode(good)))
+    # Of a damaged frame two versions of zstd may make different bits, or only one of them an error.
+    if ours != python:
+        assert damage in ("flip", "head")
+        assert ours == outcome(lambda: decode(good)) or versions_of_zstd_differ()
 
 
 FRAME = zstd.compress(bytes(range(256)) * 512, 1)
@@ -168,6 +177,7 @@ LIES: dict[str, bytes] = {
     "a frame to be skipped after it": FRAME + b"\x50\x2a\x4d\x18\x01\x00\x00\x00x",
     "a terabyte": b"\x28\xb5\x2f\xfd\xe0" + (1 << 40).to_bytes(8, "little") + FRAME[9:],
     "a dictionary": b"\x28\xb5\x2f\xfd\xa1\x07" + (1 << 17).to_bytes(4, "little") + b"\x02\x00\x10\x07",
+    "a window of 256 MiB": b"\x28\xb5\x2f\xfd\x80\x90" + (1 << 17).to_bytes(4, "little") + b"\x03\x00\x10\x07",
     "nothing": b"",
 }
 
@@ -181,6 +191,40 @@ def test_frames_that_lie_are_refused_and_write_nothing_beyond_their_place(lie):
     ours, python = both(lambda: codec.decode_masks(member, 1024, [0], out, packed=True))
     assert isinstance(ours, str) and ours == python
     assert (around[:64] == 7).all() and (around[-64:] == 7).all()
+
+
+def test_positions_may_be_numbers_of_numpy_and_of_any_size():
+    member = codec.encode_masks(masks()[:4])
+    for positions in ([*np.flatnonzero([1, 0, 0, 1])], np.array([0, 3]), [1 << 70], [-(1 << 70)]):
+        ours, python = both(lambda positions=positions: codec.decode_masks(member, 1024, positions))
+        assert ours == python and isinstance(ours, str) == (abs(positions[0]) > 3)
+
+
+@pytest.mark.parametrize(("said", "objects"), [(MAX_OBJECTS, MAX_OBJECTS + 1), (4, 8), (8, 4)])
+def test_prompts_whose_header_says_another_number_are_left_undone(said, objects):
+    header, _, _ = codec.encode_prompts(np.zeros((said, 16, 16), bool)).partition(b"\n")
+    data = header + b"\n" + bytes(256 * objects)
+    out = np.full((1, 16, 16), 7, np.uint8).view(bool)
+    for number in (0, min(said, objects) - 1, objects - 1):
+        assert compiled.left_undone([(compiled.CELLS, data, out, number, header + b"\n", None)]) == [0]
+    with pytest.raises(BadShard, match="not the npy of this field"):
+        codec.decode_prompts(data, 16, [0])
+
+
+@pytest.mark.parametrize(("offset", "size"), [(1 << 63, 512), (512, 1 << 63), (1 << 70, 1 << 70)])
+def test_places_of_any_size_hold_no_members(offset, size):
+    mapped = MappedTar.__new__(MappedTar)
+    mapped.path, mapped.view = "x.tar", memoryview(bytes(2048))
+    ours, python = both(lambda: mapped.exact_members(offset, size, b"key", (b".up",), (b"",)) or np.zeros(0))
+    assert ours == python == outcome(lambda: np.zeros(0))
+
+
+def test_a_member_that_the_end_of_the_file_cuts_off_is_refused():
+    tar = header_bytes(b"key.up", 40) + bytes(18)
+    mapped = MappedTar.__new__(MappedTar)
+    mapped.path, mapped.view = "x.tar", memoryview(bytes(tar))
+    with pytest.raises(BadShard, match=r"member leaves its place.*met 40 bytes; wanted <= 18"):
+        [*mapped.members(0, 1024)]
 
 
 @pytest.mark.parametrize("fault", ["out", "read-only", "strided", "side", "kind", "header", "table", "short", "number"])
@@ -199,10 +243,12 @@ def test_jobs_that_do_not_fit_their_buffers_are_left_or_refused(fault):
         good[3] = 449
     elif fault == "header":
         good[4] = good[4][:-1]
-    if fault in ("out", "read-only", "strided", "side", "header"):
+    elif fault == "number":
+        good[3] = 1 << 70
+    if fault in ("out", "read-only", "strided", "side", "header", "number"):
         assert compiled.left_undone([tuple(good)]) == [0]
         return
-    bad = {"kind": (0, 7), "table": (5, good[5][:-1]), "number": (3, 1 << 70), "short": (5, None)}
+    bad = {"kind": (0, 7), "table": (5, good[5][:-1]), "short": (5, None)}
     position, value = bad[fault]
     good[position] = value
     with pytest.raises((TypeError, ValueError, OverflowError)):
@@ -340,7 +386,6 @@ BAD_ROWS = {
     "numbers": (0, [0], None, [b""], (0, 0)),
     "header": (0, [0], "", [b""], (0,)),
     "no number": (0, [None], None, [b""], (0,)),
-    "large number": (0, [1 << 70], None, [b""], (0,)),
     "no member": (0, [0], None, [None], (0,)),
     "short": (0, [0], None, [b""]),
     "list": [0, [0], None, [b""], (0,)],
@@ -398,8 +443,7 @@ def test_headers_are_compared_as_python_does(data):
     found = mapped.exact_members(*asked)
     with compiled.python_alone():
         expected = mapped.exact_members(*asked)
-    if fault != "cut":  # a member that ends beyond the file is left to `members`
-        assert found == expected
+    assert found == expected
     assert found is None or [len(member) for member in found] == sizes
     if fault == "none":
         assert (found is not None) == plain
