@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 from starlette.middleware import Middleware
@@ -27,14 +27,19 @@ _LOCAL = ("127.0.0.1", "localhost", "::1")
 _FONTS = ["system-ui", "sans-serif"]  # gradio's own come from other machines
 
 
-def check_address(host: str, port: int | None) -> int:
-    """Return `port`, or the first free one from 7860 on.
+def check_address(host: str, port: int | None) -> None:
+    """Check that `port`, or one from 7860 on, can be listened on.
 
     Raises:
         UserError: the address cannot be listened on.
     """
+    next(_free_ports(host, port))
+
+
+def _free_ports(host: str, port: int | None) -> Iterator[int]:
+    """Yield `port`, or those from 7860 on, where each is free when it is yielded; raises `UserError` after the last."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    reason = ""
+    reason = "another program has just taken it, or the server does not start"
     for candidate in [port] if port is not None else range(7860, 7960):
         with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -42,8 +47,10 @@ def check_address(host: str, port: int | None) -> int:
                 probe.bind((host, candidate))
             except OSError as error:
                 reason = error.strerror or str(error)
-            else:
-                return candidate
+                if isinstance(error, socket.gaierror):  # a host that has no address has none for other ports
+                    break
+                continue
+        yield candidate
     where = f"--host {host}" + ("" if port is None else f" --port {port}")
     raise UserError("cannot listen there", where=where, met=reason, do="give another --port or --host")
 
@@ -75,7 +82,7 @@ def serving(
         UserError: the address cannot be listened on.
     """
     limits = limits or Limits()
-    port = check_address(host, port)
+    check_address(host, port)
     with (
         tempfile.TemporaryDirectory(prefix="sa2va-serve-") as name,
         _settings(GRADIO_TEMP_DIR=name, GRADIO_EXAMPLES_CACHE=name, GRADIO_ANALYTICS_ENABLED="False"),
@@ -88,9 +95,10 @@ def serving(
         page.queue(max_size=limits.waiting + 4 * limits.sessions, api_open=False)
         guard = Middleware(Guard, limits=limits, folder=folder, local=host in _LOCAL)
         try:
-            _, address, _ = page.launch(
-                server_name=host,
-                server_port=port,
+            yield _launch(
+                page,
+                host,
+                port,
                 share=False,
                 prevent_thread_lock=True,
                 quiet=True,
@@ -107,10 +115,20 @@ def serving(
                 css=CSS,
                 app_kwargs={"middleware": [guard]},
             )
-            yield address
         finally:
             sessions.close()
             page.close(verbose=False)
+
+
+def _launch(page: gr.Blocks, host: str, port: int | None, **options: Any) -> str:
+    """Start the server and return its address; another program may take a free port first: the next one is tried."""
+    ports = _free_ports(host, port)
+    while True:
+        try:
+            return page.launch(server_name=host, server_port=next(ports), **options)[1]
+        except OSError as error:
+            if error.errno is not None:  # gradio's own, of a port that is taken, has none
+                raise
 
 
 @contextmanager

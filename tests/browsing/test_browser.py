@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from shards.format import INDEX, MANIFEST
 from shards.manifest import sha256
 from shards.reader import ShardSet
 from shards.table import write_table
-from tests.serving.test_browser import browse
+from tests.serving.test_browser import Watch, browse
 from tests.shards.conftest import stored_samples, write_set
 
 NAME = "s<b>\"' &%2f#?é"
@@ -49,11 +50,10 @@ def collection(small_set: Path, tmp_path: Path) -> Collection:
 
 async def until(page, condition: str) -> None:
     """Wait until an expression is true. Playwright's own way would evaluate it inside the page, which forbids that."""
-    for _ in range(600):
-        if await page.evaluate(condition):
-            return
+    end = time.monotonic() + 60
+    while not await page.evaluate(condition):
+        assert time.monotonic() < end, f"never true: {condition}"
         await page.wait_for_timeout(20)
-    raise AssertionError(f"never true: {condition}")
 
 
 async def shown_keys(page) -> list[str]:
@@ -133,18 +133,21 @@ def test_filter_open_next_mark_export(collection, tmp_path):
         await page.evaluate(
             "document.querySelector('#grid').scrollTop = document.querySelector('#grid').scrollHeight / 2"
         )
-        await page.wait_for_timeout(400)
+        cell = "document.querySelectorAll('.cell')[14]"
+        place = f"+new URLSearchParams({cell}?.search).get('at')"
+        await until(page, f"{0.49 * MANY} < {place} && {place} < {0.51 * MANY}")
         await shown_keys(page)
         link = await page.locator(".cell").nth(14).get_attribute("href")
-        assert 0.49 * MANY < int(link.split("at=")[1].split("&")[0]) < 0.51 * MANY
         assert await page.locator(".cell").count() < 80
         before = await page.locator(f".cell[href='{link}']").bounding_box()
         await page.mouse.move(600, 500)
         await page.mouse.wheel(0, 100)
+        selector = json.dumps(f'.cell[href="{link}"]')
+        moved = f"{before['y']} - document.querySelector({selector})?.getBoundingClientRect().y"
+        await until(page, f"{moved} >= 90")
         await page.wait_for_timeout(100)
-        after = await page.locator(f".cell[href='{link}']").bounding_box()
-        assert 90 <= before["y"] - after["y"] <= 110  # a short step is as long as it looks
+        assert 90 <= await page.evaluate(moved) <= 110  # a short step is as long as it looks
         assert await page.title() != "run"
 
     with serving(make_app(collection, dict.fromkeys(collection.sets, Marks(marks)))) as address:
-        browse(address, steps, fails="where=")
+        browse(address, steps, watch=Watch(fails="where="))

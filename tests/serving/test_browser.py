@@ -6,6 +6,7 @@ import asyncio
 import io
 import shutil
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,13 +23,37 @@ QUESTION = "Please <b>segment</b> ${1 + 1} {{value}} & all."
 SPOKEN = "A cat with an <b>eye</b> & ear."
 
 
-def browse(address: str, steps: Callable[[Any], Awaitable[None]], width: int = 1280, fails: str = "\n") -> None:
+@dataclass
+class Watch:
+    """What pages ask for, and their errors. Answers of addresses with `fails` may be errors."""
+
+    fails: str = "\n"
+    asked: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    async def open(self, browser: Any, address: str, width: int = 1280) -> Any:
+        """Open a page as a visitor of its own."""
+        page = await browser.new_page(viewport={"width": width, "height": 900})
+        page.set_default_timeout(60_000)
+        page.on("request", lambda request: self.asked.append(request.url))
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("response", self._note)
+        await page.goto(address)
+        return page
+
+    def _note(self, answer: Any) -> None:
+        if answer.status >= 400 and self.fails not in answer.url:
+            self.errors.append(answer.url)
+
+
+def browse(
+    address: str, steps: Callable[[Any], Awaitable[None]], width: int = 1280, watch: Watch | None = None
+) -> None:
     """Take steps on the page in Chromium without a window: playwright's own, or one that is installed.
 
-    Nothing may be asked of another server, fail to load, or raise an error on the way, but addresses with `fails`.
+    Nothing may be asked of another server, fail to load, or raise an error on the way, in any page of `watch`.
     """
-    asked: list[str] = []
-    errors: list[str] = []
+    watch = watch or Watch()
 
     async def run() -> bool:
         async with async_api.async_playwright() as playwright:
@@ -38,24 +63,15 @@ def browse(address: str, steps: Callable[[Any], Awaitable[None]], width: int = 1
             if not paths:
                 return False
             browser = await playwright.chromium.launch(executable_path=paths[0], args=["--no-sandbox"])  # for root
-            page = await browser.new_page(viewport={"width": width, "height": 900})
-            page.set_default_timeout(60_000)
-            page.on("request", lambda request: asked.append(request.url))
-            page.on("pageerror", lambda error: errors.append(str(error)))
-            page.on(
-                "response",
-                lambda answer: errors.append(answer.url) if answer.status >= 400 and fails not in answer.url else None,
-            )
-            await page.goto(address)
-            await steps(page)
+            await steps(await watch.open(browser, address, width))
             await browser.close()
             return True
 
     if not asyncio.run(run()):
         pytest.skip("no Chromium: neither playwright's own nor chromium, chromium-browser or google-chrome on PATH")
-    hosts = {urlsplit(url).netloc for url in asked if not url.startswith(("blob:", "data:"))}
+    hosts = {urlsplit(url).netloc for url in watch.asked if not url.startswith(("blob:", "data:"))}
     assert hosts == {urlsplit(address).netloc}
-    assert errors == []
+    assert watch.errors == []
 
 
 async def ask(page, text: str, turns: int) -> None:
@@ -200,9 +216,7 @@ def test_stop_ends_an_answer_whose_turn_is_not_kept(address, cat, endless, speak
 def test_stop_takes_back_a_question_that_waits_for_another_visitors_answer(address, cat, endless):
     async def steps(page) -> None:
         await begin(page, cat)
-        other = await page.context.browser.new_page()
-        other.set_default_timeout(60_000)
-        await other.goto(address)
+        other = await watch.open(page.context.browser, address)
         await other.set_input_files("input[type=file]", cat)
         await other.wait_for_timeout(1000)  # an upload waits for the model, too
         await page.click("#stop")
@@ -221,7 +235,8 @@ def test_stop_takes_back_a_question_that_waits_for_another_visitors_answer(addre
         await is_at_rest(page, endless)  # the question that waited is not answered
         assert await other.locator("#talk").inner_text() == "Stopped."
 
-    browse(address, steps)
+    watch = Watch()
+    browse(address, steps, watch=watch)
 
 
 @pytest.mark.slow

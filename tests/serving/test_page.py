@@ -20,7 +20,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "SERVING.md"
 
 @pytest.fixture
 def client(address: str) -> Client:
-    return Client(address, verbose=False)
+    return Client(address, verbose=False, httpx_kwargs={"timeout": 60})
 
 
 def ask(client: Client, *values: object) -> dict:
@@ -120,7 +120,7 @@ def raw_call(client: Client, name: str, file: dict) -> None:
 def client_post(client: Client, path: str, body: dict) -> dict:
     import httpx
 
-    return httpx.post(f"{client.src.rstrip('/')}/{path}", json=body).json()
+    return httpx.post(f"{client.src.rstrip('/')}/{path}", json=body, timeout=60).json()
 
 
 def client_get(client: Client, path: str) -> str:

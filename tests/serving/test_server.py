@@ -8,8 +8,15 @@ import socket
 import sys
 import threading
 import time
+from contextlib import ExitStack, suppress
+from urllib.parse import urlsplit
 from urllib.request import urlopen
 
+import pytest
+from gradio import http_server
+
+from serving.server import serving
+from shards.errors import UserError
 from tests.servers import free_port
 from trainer.model.sa2va import Sa2VA
 from trainer.released.loaded import LoadedModel
@@ -40,6 +47,33 @@ def test_ctrl_c_ends_it_in_one_line(here, talker: Sa2VA, monkeypatch):
     address = f"http://127.0.0.1:{port}/"
     assert done.stdout == f"{address}  (pictures and videos of at most 3MB; Ctrl-C stops)\nstopped\n"
     assert "Traceback" not in done.stderr and signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_port_that_is_taken_after_the_check(monkeypatch):
+    """Two servers that start at once find the same free port: the second one takes the next, or says so in one line."""
+    start = http_server.start_server
+    found = []
+
+    def start_later(*, server_port: int, **settings):
+        found.append(server_port)
+        with ExitStack() as others:
+            if len(found) == 1:
+                with suppress(OSError):  # another test may have been as quick
+                    others.enter_context(socket.create_server(("127.0.0.1", server_port)))
+            return start(server_port=server_port, **settings)
+
+    monkeypatch.setattr(http_server, "start_server", start_later)
+    monkeypatch.setenv("GRADIO_SERVER_PORT", "9")
+    with serving(None) as address:
+        assert 7860 <= found[0] < found[-1] == urlsplit(address).port < 7960
+        assert b"Sa2VA" in urlopen(address, timeout=60).read()
+        assert b"/ask" in urlopen(f"{address}gradio_api/info", timeout=60).read()
+    found.clear()
+    port = free_port()
+    message = f"--host 127.0.0.1 --port {port}: cannot listen there; met another program has just taken it"
+    with pytest.raises(UserError, match=message), serving(None, port=port):
+        pass
+    assert found == [port]
 
 
 def test_mistakes_are_one_line(here, monkeypatch):

@@ -43,9 +43,11 @@ def test_each_prompt_is_asked_once_whatever_happens(tmp_path):
 @pytest.mark.parametrize("fault", ["500", "429", "stall", "cut", "cut in the middle", "drip", "html", "no choices"])
 def test_a_fault_that_passes_is_tried_again(tmp_path, fault):
     with judge_server({"one": "B"}, {"one": [fault, fault]}) as server:
-        timeout = 2.0 if fault in ("stall", "drip") else 60.0  # the reply must come within it
-        assert ask(server.url, tmp_path, ["one"], timeout=timeout) == ({"one": "B"}, {})
-        assert server.prompts == ["one"] * 3
+        waits = fault in ("stall", "drip")
+        settings = {"timeout": 1.0, "attempts": 10} if waits else {}  # a reply that is late is asked for again
+        assert ask(server.url, tmp_path, ["one"], **settings) == ({"one": "B"}, {})
+        times = len(server.asked)
+        assert (times >= 3 if waits else times == 3) and server.prompts == ["one"] * times
 
 
 @pytest.mark.parametrize("fault", ["html", "no choices", "no text", "null", "deep", "endless"])
@@ -69,11 +71,11 @@ def test_an_answer_without_a_reply_is_told_and_not_kept(tmp_path, fault):
     ],
 )
 def test_a_fault_that_lasts_is_one_line(tmp_path, fault, message):
-    with judge_server({}, {"*": [fault] * 99}) as server, pytest.raises(UserError, match=message) as raised:
+    with judge_server({}, {"*": [fault] * 9999}) as server, pytest.raises(UserError, match=message) as raised:
         timeout = 0.2 if fault == "stall" else 60.0
-        ask(server.url, tmp_path, [str(n) for n in range(20)], key="secret", timeout=timeout)
+        ask(server.url, tmp_path, [str(n) for n in range(1000)], key="secret", timeout=timeout)
     assert str(server.server_port) in str(raised.value) and "secret" not in str(raised.value)
-    assert len(server.asked) <= 20
+    assert len(server.asked) < 500
 
 
 def test_what_was_replied_before_a_failure_is_kept(tmp_path):
