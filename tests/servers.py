@@ -151,7 +151,7 @@ def serving(root: Path | None = None, upstream: int | None = None) -> AbstractCo
     return running(FaultyServer(root, upstream))
 
 
-_PORTS = count(20_000 + os.getpid() % 100 * 100)
+_PORTS = count(20_000 + os.getpid() % 90 * 100)
 
 
 def free_port() -> int:

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -33,17 +32,23 @@ def visible(folder: Path) -> list[str]:
 
 @pytest.fixture
 def array(sav_root, tmp_path):
-    """Return a function that starts a task of an array as Slurm does: with docs/slurm.sbatch."""
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/python").symlink_to(sys.executable)
+    """Return a function that starts a task of an array as Slurm does: with docs/slurm.sbatch.
+
+    With `killed_at` it kills itself at that use of a path that begins so.
+    """
     arguments = ["--source", "sav", "--root", str(sav_root), "--out", str(tmp_path), "--shard-size", "10MB"]
 
-    def start(index: int) -> subprocess.Popen[str]:
-        slurm = {"SLURM_ARRAY_TASK_ID": str(index), "SLURM_ARRAY_TASK_COUNT": str(TASKS), "SLURM_CPUS_PER_TASK": "1"}
+    def start(index: int, killed_at: tuple[int, str] | None = None) -> subprocess.Popen[str]:
+        modules = f"{tmp_path}:{REPOSITORY}" if killed_at else str(REPOSITORY)
+        if killed_at:  # Python imports this module by itself
+            module = f"from tests.killed import die_at\ndie_at(*{killed_at}, 0.0)\n"
+            (tmp_path / "sitecustomize.py").write_text(module)
+        slurm = {"PYTHONPATH": modules, "SLURM_SUBMIT_DIR": str(REPOSITORY)}
+        slurm |= {"SLURM_ARRAY_TASK_ID": str(index), "SLURM_ARRAY_TASK_COUNT": str(TASKS), "SLURM_CPUS_PER_TASK": "1"}
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         return subprocess.Popen(
             ["bash", str(REPOSITORY / "docs/slurm.sbatch"), *arguments],
-            env={**os.environ, **slurm, "PATH": path, "SLURM_SUBMIT_DIR": str(REPOSITORY)},
+            env={**os.environ, **slurm, "PATH": path},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -55,19 +60,14 @@ def array(sav_root, tmp_path):
 @pytest.mark.slow
 def test_an_array_with_a_killed_task(here, array, sav_set, tmp_path):
     out = tmp_path / "sav"
-    tasks = [array(index) for index in range(TASKS)]
-    until = time.monotonic() + 120
-    while not [*out.glob(".work/*.tmp")]:  # one of them has begun to write
-        assert time.monotonic() < until
-        time.sleep(0.02)
-    tasks[0].send_signal(signal.SIGKILL)
+    # Task 0 opens the name of the input that it reads, then the tar, and removes the first when the tar has grown.
+    tasks = [array(0, killed_at=(3, f"{out}/.work/sav-000000.")), array(1)]
     printed = [task.communicate() for task in tasks]
     assert [task.returncode for task in tasks] == [-signal.SIGKILL, 0], printed
     for word in ("samples written", f"task 1 of {TASKS}", f"cli.py merge {out}"):
         assert word in printed[1][0]
     assert "sample/s" in printed[1][1]
-    if (first := out / "sav-000000.tar").exists():  # killed after that
-        first.unlink()
+    assert sorted(path.name.split(".", 2)[2] for path in out.glob(".work/sav-000000.*")) == ["reading.tmp", "tmp"]
     for tar in out.glob("*.tar"):
         assert tar.read_bytes() == (sav_set / tar.name).read_bytes()
     merged = here("merge", out)
