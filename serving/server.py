@@ -123,9 +123,10 @@ def serving(
 def _launch(page: gr.Blocks, host: str, port: int | None, **options: Any) -> str:
     """Start the server and return its address; another program may take a free port first: the next one is tried."""
     ports = _free_ports(host, port)
+    name = f"[{host}]" if ":" in host else host  # as addresses of pages have it
     while True:
         try:
-            return page.launch(server_name=host, server_port=next(ports), **options)[1]
+            return page.launch(server_name=name, server_port=next(ports), **options)[1]
         except OSError as error:
             if error.errno is not None:  # gradio's own, of a port that is taken, has none
                 raise

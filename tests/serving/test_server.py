@@ -76,6 +76,16 @@ def test_a_port_that_is_taken_after_the_check(monkeypatch):
     assert found == [port]
 
 
+def test_an_address_of_ip_version_6():
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with serving(None, host="::1") as address:
+        assert address == f"http://[::1]:{urlsplit(address).port}/"
+        assert b"Sa2VA" in urlopen(address, timeout=60).read()
+
+
 def test_mistakes_are_one_line(here, monkeypatch):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
