@@ -25,7 +25,7 @@ SPOKEN = "A cat with an <b>eye</b> & ear."
 
 @dataclass
 class Watch:
-    """What pages ask for, and their errors. Answers of addresses with `fails` may be errors."""
+    """Opens pages, and notes what they ask for and their errors. Answers of addresses with `fails` may be errors."""
 
     fails: str = "\n"
     asked: list[str] = field(default_factory=list)
