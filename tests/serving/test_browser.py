@@ -177,13 +177,13 @@ async def begin(page, cat: Path) -> None:
 
 async def is_at_rest(page, endless: Scripted) -> None:
     """Check that the model says nothing for two seconds: the token that is made when Stop is pressed is still made."""
-    said = -1
+    before = -1
     for _ in range(20):
-        if said == endless.said:
+        if before == endless.said:
             break
-        said = endless.said
+        before = endless.said
         await page.wait_for_timeout(2000)
-    assert 0 < endless.said == said < 1500
+    assert 0 < endless.said == before < 1500
 
 
 STOPPED = "document.querySelector('#talk').innerText == 'Stopped.'"

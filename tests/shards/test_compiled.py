@@ -163,7 +163,7 @@ def test_damaged_members_give_the_errors_of_the_python_way(kind, data):
     ours, python = both(lambda: decode(bytes(bad)))
     # Of a damaged frame two versions of zstd may make different bits, or only one of them an error.
     if ours != python:
-        assert damage in ("flip", "head")
+        assert damage in ("flip", "head") and kind != "raw"
         assert ours == outcome(lambda: decode(good)) or versions_of_zstd_differ()
 
 
@@ -198,6 +198,10 @@ def test_positions_may_be_numbers_of_numpy_and_of_any_size():
     for positions in ([*np.flatnonzero([1, 0, 0, 1])], np.array([0, 3]), [1 << 70], [-(1 << 70)]):
         ours, python = both(lambda positions=positions: codec.decode_masks(member, 1024, positions))
         assert ours == python and isinstance(ours, str) == (abs(positions[0]) > 3)
+    tensor = np.ones((1, 1, 1024, 128), np.uint8)
+    for number in (1 << 70, -(1 << 70)):
+        row = 0, [number], None, [member], (0,)
+        assert compiled.left_of_rows((part_of(compiled.PACKED, tensor),), [row]) == [(0, 0)] and (tensor == 1).all()
 
 
 @pytest.mark.parametrize(("said", "objects"), [(MAX_OBJECTS, MAX_OBJECTS + 1), (4, 8), (8, 4)])

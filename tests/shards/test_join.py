@@ -231,8 +231,8 @@ shards.join.join_file(Path({str(tabled)!r}), Path({str(file)!r}))
 """
     assert subprocess.run([sys.executable, "-c", program], stderr=subprocess.DEVNULL).returncode == -signal.SIGKILL
     killed = {name: data for name, data in files_of(tabled).items() if not name.startswith(".")}
-    whole = {"late.parquet"} if moment in ("record", "listed") else set()
-    assert {name for name in killed if killed[name] != before.get(name)} - {LIST} == whole
+    complete = {"late.parquet"} if moment in ("record", "listed") else set()
+    assert {name for name in killed if killed[name] != before.get(name)} - {LIST} == complete
     if moment != "listed":  # what was left of a table goes with the join of another one
         join_file(tabled, write(later(tabled), tmp_path / "other.parquet"))
         assert not [*tabled.glob(".*")]
